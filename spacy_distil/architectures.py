@@ -1,0 +1,90 @@
+"""The architecture `spacy-distil.DistilTransformer.v1`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from spacy.tokens import Doc
+from thinc.api import Model
+from thinc.types import Floats2d
+
+from spacy_distil.encoding.pooling import PoolingName
+from spacy_distil.shim import EncoderSettings, EncoderShim, get_encoder
+
+InT = list[Doc]
+OutT = list[Floats2d]
+
+
+def DistilTransformer(
+    name: str,
+    window: int | None = None,
+    overlap: int = 32,
+    max_batch_pieces: int | None = None,
+    pooling: PoolingName = "mean",
+    mixed_precision: bool = False,
+    device: str = "auto",
+    frozen: bool = False,
+    learn_rate_scale: float = 1.0,
+    layer_decay: float = 1.0,
+) -> Model[InT, OutT]:
+    """A transformer encoder as a token-to-vector layer: one (n_tokens, width) array per doc.
+
+    It is the model of a `distil_transformer` component, and can stand inside any pipe that takes a
+    `tok2vec`.
+
+    name: directory or hub name of a Hugging Face encoder, which initialization loads.
+    window: most pieces encoded together, special ones included; null for as many as the encoder
+        takes. A longer doc is split into several windows between tokens; nothing is truncated.
+    overlap: pieces that neighbouring windows of a long doc share; their vectors are averaged.
+    max_batch_pieces: most padded pieces in one forward, which bounds memory in prediction; null for
+        1,536 on a CPU and 16,384 elsewhere.
+    pooling: the vector of a token is the "mean" of its pieces' vectors or that of the "first".
+    mixed_precision: bfloat16 (float16 on GPUs without it) where the device is a CUDA GPU.
+    device: "auto" (CUDA, else MPS, else CPU), or a torch device such as "cpu" or "cuda:1".
+    frozen: use the weights as they are; updates train the heads alone.
+    learn_rate_scale: factor on the learning rate of `[training.optimizer]` for the encoder.
+    layer_decay: a further factor for each layer below the uppermost.
+    """
+    settings = EncoderSettings(
+        name=name,
+        window=window,
+        overlap=overlap,
+        max_batch_pieces=max_batch_pieces,
+        pooling=pooling,
+        mixed_precision=mixed_precision,
+        device=device,
+        frozen=frozen,
+        learn_rate_scale=learn_rate_scale,
+        layer_decay=layer_decay,
+    )
+    return Model(
+        "distil_transformer",
+        forward,
+        init=init,
+        dims={"nO": None},
+        shims=[EncoderShim(settings)],
+    )
+
+
+def forward(model: Model[InT, OutT], docs: InT, is_train: bool) -> tuple[OutT, Callable]:
+    encoder = get_encoder(model)
+    if not is_train or not encoder.is_trainable:
+        return encoder.predict(docs, model.ops), _backprop_nothing
+    tokvecs, backprop = encoder.begin_update(docs, model.ops)
+    return tokvecs, partial(_backprop, model, backprop)
+
+
+def init(model: Model[InT, OutT], X: InT | None = None, Y: OutT | None = None) -> None:
+    encoder = get_encoder(model)
+    encoder.load_pretrained()
+    model.set_dim("nO", encoder.width, force=True)
+
+
+def _backprop(model: Model[InT, OutT], backprop: Callable, d_tokvecs: OutT) -> InT:
+    backprop(model.ops.xp.concatenate(d_tokvecs) if d_tokvecs else model.ops.alloc2f(0, 0))
+    return []
+
+
+def _backprop_nothing(d_tokvecs: OutT) -> InT:
+    return []

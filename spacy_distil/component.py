@@ -1,0 +1,246 @@
+"""The component `distil_transformer`: to spaCy a `Tok2Vec`, with an `update` of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spacy.language import Language
+from spacy.pipeline.tok2vec import Tok2Vec, Tok2VecListener
+from spacy.tokens import Doc
+from spacy.training import Example, validate_examples, validate_get_examples
+from spacy.vocab import Vocab
+from thinc.api import Config, Model, Optimizer
+from thinc.types import Floats2d
+
+from spacy_distil.errors import ConfigError
+from spacy_distil.shim import get_encoder
+
+DEFAULT_MODEL = Config().from_str(
+    """
+[model]
+@architectures = "spacy-distil.DistilTransformer.v1"
+name = "distilbert-base-uncased"
+"""
+)["model"]
+
+
+@Language.factory(
+    "distil_transformer", assigns=["doc.tensor"], default_config={"model": DEFAULT_MODEL}
+)
+def make_distil_transformer(
+    nlp: Language, name: str, model: Model[list[Doc], list[Floats2d]]
+) -> DistilTransformerPipe:
+    """Construct the component.
+
+    model: a `spacy-distil.DistilTransformer.v1`.
+    """
+    return DistilTransformerPipe(nlp.vocab, model, name)
+
+
+@dataclass
+class OpenBatch:
+    """A batch between the encoder's forward and its backward pass.
+
+    d_tokvecs: the listeners' gradients, summed up, (n_tokens of all docs, width).
+    n_tokens: number of tokens of each doc.
+    backprop: takes `d_tokvecs` split by doc.
+    waiting: ids of the listeners that have not reported a gradient yet.
+    optimizer: of a step that was asked for before any gradient was there.
+    """
+
+    d_tokvecs: Floats2d
+    n_tokens: list[int]
+    backprop: Callable[[list[Floats2d]], Any]
+    waiting: set[int]
+    has_gradient: bool = False
+    optimizer: Optimizer | None = field(default=None, repr=False)
+
+    def split(self) -> list[Floats2d]:
+        """The gradient of each doc, (n_tokens, width): views."""
+        parts = []
+        begin = 0
+        for n in self.n_tokens:
+            parts.append(self.d_tokvecs[begin : begin + n])
+            begin += n
+        return parts
+
+
+class DistilTransformerPipe(Tok2Vec):
+    """A transformer encoder shared by all pipes that listen to it.
+
+    It writes `doc.tensor`, (n_tokens, width). In training each listener reports its gradient once;
+    the encoder runs backward when the last of them has, or, where some stay silent (frozen, or
+    without gold in this batch), at the next `finish_update` or `update`. An optimizer step that is
+    asked for in between, as `nlp.update(sgd=...)` does, waits for the backward pass.
+    """
+
+    def __init__(
+        self, vocab: Vocab, model: Model[list[Doc], list[Floats2d]], name: str = "transformer"
+    ) -> None:
+        super().__init__(vocab, model, name)
+        self._open: OpenBatch | None = None
+        get_encoder(model)  # raises where the model is none of ours
+
+    def add_listener(self, listener: Tok2VecListener, component_name: str) -> None:
+        super().add_listener(listener, component_name)
+        self._fit_width(listener, component_name)
+
+    # Prediction
+
+    def predict(self, docs: Iterable[Doc]) -> list[Floats2d]:
+        """Token vectors of each doc, (n_tokens, width) float32."""
+        if self._open is not None and self._open.has_gradient:
+            self._close()
+        return get_encoder(self.model).predict(list(docs), self.model.ops)
+
+    # Training
+
+    def update(
+        self,
+        examples: Iterable[Example],
+        *,
+        drop: float = 0.0,
+        sgd: Optimizer | None = None,
+        losses: dict[str, float] | None = None,
+    ) -> dict[str, float]:
+        """Encode a batch for the listeners, and get ready to learn from their gradients.
+
+        drop: not used; dropout is that of the encoder's own config.
+        sgd: an optimizer, to take a step as soon as the gradients are there.
+        losses: gets the sum of the squared gradients that come back, under the component's name.
+        """
+        self._close()
+        losses = {} if losses is None else losses
+        losses.setdefault(self.name, 0.0)
+        examples = list(examples)
+        validate_examples(examples, "DistilTransformerPipe.update")
+        if not self.listeners:
+            return losses
+        docs = [example.predicted for example in examples]
+        tokvecs, backprop = self.model.begin_update(docs)
+        self._open = opened = OpenBatch(
+            d_tokvecs=self.model.ops.alloc2f(sum(map(len, docs)), self.model.get_dim("nO")),
+            n_tokens=[len(doc) for doc in docs],
+            backprop=backprop,
+            waiting={id(listener) for listener in self.listeners},
+            optimizer=sgd or None,
+        )
+        batch_id = Tok2VecListener.get_batch_id(docs)
+        for listener in self.listeners:
+            listener.receive(batch_id, tokvecs, self._collector(opened, id(listener), losses))
+        return losses
+
+    def finish_update(self, sgd: Optimizer) -> None:
+        """Take an optimizer step; once the gradients are there, if a batch is waiting for them."""
+        if self._open is not None:
+            if not self._open.has_gradient:
+                self._open.optimizer = sgd
+                return
+            self._close()
+        self.model.finish_update(sgd)
+
+    def _collector(
+        self, batch: OpenBatch, listener_id: int, losses: dict[str, float]
+    ) -> Callable[[list[Floats2d]], list[Doc]]:
+        """The callback that one listener reports its gradient with."""
+
+        def collect(d_tokvecs: list[Floats2d]) -> list[Doc]:
+            if self._open is not batch:
+                raise RuntimeError(
+                    f"A pipe that listens to {self.name!r} backpropagated a batch that is closed: "
+                    "each listener reports its gradient once, before the encoder's next update."
+                )
+            total = 0.0
+            for own, reported in zip(batch.split(), d_tokvecs, strict=True):
+                if len(own):
+                    own += reported
+                    total += (reported**2).sum()
+            losses[self.name] += float(total)
+            batch.has_gradient = True
+            batch.waiting.discard(listener_id)
+            if not batch.waiting:
+                self._close()
+            return []
+
+        return collect
+
+    def _close(self) -> None:
+        """End the open batch: backward pass, a step if one waits, and no reference kept."""
+        batch, self._open = self._open, None
+        if batch is None:
+            return
+        for listener in self.listeners:
+            # A listener that keeps a batch would refuse to read doc.tensor once we are frozen.
+            listener.receive(None, None, None)  # type: ignore[arg-type]
+        if batch.has_gradient:
+            batch.backprop(batch.split())
+            if batch.optimizer is not None:
+                self.model.finish_update(batch.optimizer)
+
+    # Initialization and serialization
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Language | None = None,
+    ) -> None:
+        """Load the encoder by its `name`, and tell the listeners its width."""
+        validate_get_examples(get_examples, "DistilTransformerPipe.initialize")
+        self._open = None
+        self.model.initialize()
+        self._fit_widths()
+
+    def to_bytes(self, *, exclude: Sequence[str] = ()) -> bytes:
+        self._close_if_learned()
+        return super().to_bytes(exclude=exclude)
+
+    def from_bytes(self, data: bytes, *, exclude: Sequence[str] = ()) -> DistilTransformerPipe:
+        super().from_bytes(data, exclude=exclude)
+        self._fit_widths()
+        return self
+
+    def to_disk(self, path: str | Path, *, exclude: Sequence[str] = ()) -> None:
+        """Write `config.json`, `model.safetensors` and `tokenizer.json` into a directory."""
+        self._close_if_learned()
+        if "model" not in exclude:
+            get_encoder(self.model).to_disk(path)
+
+    def from_disk(self, path: str | Path, *, exclude: Sequence[str] = ()) -> DistilTransformerPipe:
+        """Read what `to_disk` wrote. Raises WeightsError where it cannot be used."""
+        if "model" not in exclude:
+            encoder = get_encoder(self.model).from_disk(path)
+            self.model.set_dim("nO", encoder.width, force=True)
+            self._fit_widths()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._close_if_learned()
+        return {**self.__dict__, "_open": None}
+
+    def _close_if_learned(self) -> None:
+        if self._open is not None and self._open.has_gradient:
+            self._close()
+
+    def _fit_widths(self) -> None:
+        for name in self.listening_components:
+            for listener in self.listener_map[name]:
+                self._fit_width(listener, name)
+
+    def _fit_width(self, listener: Tok2VecListener, component_name: str) -> None:
+        """Give a listener our width, or refuse the one that it has."""
+        width = self.model.maybe_get_dim("nO")
+        if width is None:
+            return
+        if listener.maybe_get_dim("nO") is None:
+            listener.set_dim("nO", width)
+        elif listener.get_dim("nO") != width:
+            raise ConfigError(
+                f"{component_name!r} listens for vectors of width {listener.get_dim('nO')}, but "
+                f"{self.name!r} makes vectors of width {width}. Set width = {width} in "
+                f"[components.{component_name}.model.tok2vec], or leave it out with "
+                "spacy-distil.Listener.v1, and train the pipe again."
+            )

@@ -1,0 +1,32 @@
+"""Which pieces belong to which token: by overlap of characters, many to many."""
+
+from __future__ import annotations
+
+import numpy as np
+from spacy.attrs import LENGTH, SPACY
+from spacy.tokens import Doc
+
+from spacy_distil.encoding.pieces import Pieces
+
+
+def token_offsets(doc: Doc) -> tuple[np.ndarray, np.ndarray]:
+    """Character offsets of the tokens of a doc, each (n_tokens,) int64, end exclusive."""
+    attrs = doc.to_array([LENGTH, SPACY]).astype(np.int64).reshape(-1, 2)
+    lengths, spaces = attrs[:, 0], attrs[:, 1]
+    ends = np.cumsum(lengths + spaces) - spaces
+    return ends - lengths, ends
+
+
+def align(
+    token_starts: np.ndarray, token_ends: np.ndarray, pieces: Pieces
+) -> tuple[np.ndarray, np.ndarray]:
+    """The range of pieces that overlap each token.
+
+    token_starts, token_ends: (n_tokens,) character offsets.
+    RETURNS (first, last): each (n_tokens,) int64; the pieces of token t are first[t]:last[t], which
+        is empty for a token without a piece (whitespace, control characters). A piece may lie in the
+        range of several tokens.
+    """
+    first = np.searchsorted(pieces.ends, token_starts, side="right")
+    last = np.searchsorted(pieces.starts, token_ends, side="left")
+    return first, np.maximum(first, last)

@@ -1,0 +1,68 @@
+"""Batches: windows of like length, padded to the longest, under a budget of padded pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows that go through the encoder in one forward.
+
+    ids: (n_windows, length) int64, piece ids; special pieces at both ends, padded on the right.
+    mask: (n_windows, length) int64, 1 for pieces and special pieces, 0 for padding.
+    positions: (n_rows,) int64, where the doc's own pieces stand in the flattened
+        (n_windows * length) grid; special pieces and padding are not among them.
+    rows: (n_rows,) int64, the row of each of these pieces in the packed matrix of all windows.
+    """
+
+    ids: np.ndarray
+    mask: np.ndarray
+    positions: np.ndarray
+    rows: np.ndarray
+
+
+def make_batches(
+    windows: Sequence[np.ndarray],
+    *,
+    prefix: Sequence[int],
+    suffix: Sequence[int],
+    pad_id: int,
+    max_batch_pieces: int,
+) -> Iterator[Batch]:
+    """Pack windows into batches, longest first.
+
+    windows: piece ids of each window, (n,) int64 with n > 0.
+    prefix, suffix: ids of the special pieces around each window.
+    max_batch_pieces: the most padded pieces in a batch, special pieces included; a single window
+        that is larger is a batch of its own.
+    """
+    if not windows:
+        return
+    sizes = np.array([len(window) for window in windows])
+    offsets = np.cumsum(sizes) - sizes
+    order = np.argsort(-sizes, kind="stable")
+    n_special = len(prefix) + len(suffix)
+    begin = 0
+    while begin < len(order):
+        # Sorted by length: the first window is the longest of its batch.
+        length = int(sizes[order[begin]]) + n_special
+        chosen = order[begin : begin + max(1, max_batch_pieces // length)]
+        begin += len(chosen)
+        column = np.arange(length)
+        ends = len(prefix) + sizes[chosen, None]
+        own = (column >= len(prefix)) & (column < ends)
+        ids = np.full((len(chosen), length), pad_id, dtype=np.int64)
+        ids[:, : len(prefix)] = prefix
+        ids[own] = np.concatenate([windows[i] for i in chosen])
+        for i, piece in enumerate(suffix):
+            np.put_along_axis(ids, ends + i, piece, axis=1)
+        yield Batch(
+            ids=ids,
+            mask=(column < ends + len(suffix)).astype(np.int64),
+            positions=np.flatnonzero(own),
+            rows=np.concatenate([np.arange(offsets[i], offsets[i] + sizes[i]) for i in chosen]),
+        )

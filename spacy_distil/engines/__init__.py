@@ -1,0 +1,5 @@
+"""Engines: batches of pieces to hidden states, arrays in and arrays out."""
+
+from spacy_distil.engines.base import Backprop, Engine, StepSettings, TrainableEngine
+
+__all__ = ["Backprop", "Engine", "StepSettings", "TrainableEngine"]

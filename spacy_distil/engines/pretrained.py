@@ -1,0 +1,113 @@
+"""Encoders and tokenizers of Hugging Face models, as they come from a directory or the hub."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from spacy_distil.encoding import PieceTokenizer
+from spacy_distil.errors import ConfigError, WeightsError
+
+
+def load_encoder(name: str) -> transformers.PreTrainedModel:
+    """Load an encoder, in float32 and without its pooler, by directory or hub name.
+
+    Raises ConfigError for a model that is no encoder, WeightsError where weights are missing.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if config.is_encoder_decoder or getattr(config, "is_decoder", False):
+            raise ConfigError(
+                f"name = {name!r} is a {config.model_type!r} model with a decoder; "
+                "distil_transformer takes encoders such as BERT, DistilBERT and RoBERTa."
+            )
+        with _quiet():
+            model, info = transformers.AutoModel.from_pretrained(
+                name,
+                config=config,
+                # The other format is a pickle, which can run code.
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **without_pooler(config),
+            )
+    except ConfigError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WeightsError(
+            f"No encoder could be loaded from name = {name!r}: {error}\n"
+            "Expected a directory with config.json, model.safetensors and a tokenizer, or the name "
+            "of such a model on the Hugging Face hub (which needs the network)."
+        ) from error
+    # A checkpoint may hold more than the encoder (pooler, heads), but not less.
+    refuse_gaps(f"name = {name!r}", info["missing_keys"], (), info["mismatched_keys"])
+    return model.float()
+
+
+def load_tokenizer(name: str) -> PieceTokenizer:
+    """Load the fast tokenizer of a Hugging Face model by directory or hub name."""
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                name, use_fast=True, trust_remote_code=False
+            )
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"No tokenizer could be loaded from name = {name!r}: {error}") from error
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"name = {name!r} has no fast tokenizer (tokenizer.json), which gives the character "
+            "offsets that align pieces with tokens."
+        )
+    return PieceTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+
+
+def without_pooler(config: transformers.PretrainedConfig) -> dict[str, bool]:
+    """Arguments that leave out the pooler, which nothing here uses, where a family has one."""
+    model_class = transformers.MODEL_MAPPING[type(config)]
+    takes = inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+
+
+def refuse_gaps(
+    source: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Iterable[tuple[str, Any, Any]],
+) -> None:
+    """Raise WeightsError where weights do not fit a config, naming the first few.
+
+    mismatched: name, shape found and shape expected of each.
+    """
+    problems = [
+        *(f"{name} is missing" for name in sorted(missing)),
+        *(f"{name} is not part of the encoder" for name in sorted(unexpected)),
+        *(
+            f"{name} has shape {tuple(found)}, expected {tuple(wanted)}"
+            for name, found, wanted in mismatched
+        ),
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise WeightsError(
+            f"The weights of {source} do not fit config.json: {'; '.join(problems[:5])}{more}."
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report on heads and poolers that are left out on purpose."""
+    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()

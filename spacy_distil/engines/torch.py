@@ -1,0 +1,227 @@
+"""The torch engine: trains, on CPU and GPU. The one module that runs an encoder with torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from thinc.api import Ops
+from thinc.types import Floats2d
+from thinc.util import torch2xp, xp2torch
+
+from spacy_distil.encoding import Batch
+from spacy_distil.engines.base import Backprop, StepSettings
+from spacy_distil.engines.files import CONFIG, WEIGHTS, parse_config
+from spacy_distil.engines.pretrained import load_encoder, refuse_gaps, without_pooler
+from spacy_distil.errors import ConfigError, WeightsError
+
+# A forked child inherits a pool of threads that do not exist there: the first parallel operation
+# would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+class TorchEngine:
+    """A transformers encoder.
+
+    The module rests in evaluation mode and is put into training mode for the forward of an update
+    alone, so that threads that predict never see it change.
+    """
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        *,
+        device: str = "auto",
+        mixed_precision: bool = False,
+    ) -> None:
+        self.device = choose_device(device)
+        self._model = model.to(self.device).eval()
+        self._autocast: torch.dtype | None = None
+        if mixed_precision and self.device.type == "cuda":
+            bf16 = torch.cuda.is_bf16_supported()
+            self._autocast = torch.bfloat16 if bf16 else torch.float16
+        # Only float16 is narrow enough to need loss scaling.
+        self._scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self._autocast is torch.float16
+        )
+        self._optimizer: torch.optim.AdamW | None = None
+
+    @classmethod
+    def from_name(cls, name: str, **settings: Any) -> TorchEngine:
+        """Load a Hugging Face model by directory or hub name."""
+        return cls(load_encoder(name), **settings)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], **settings: Any) -> TorchEngine:
+        """Load what `to_files` returned or `save` wrote."""
+        return cls(_load_files(files), **settings)
+
+    @property
+    def width(self) -> int:
+        return self._model.config.hidden_size
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self._model.parameters())
+
+    @property
+    def device_name(self) -> str:
+        if self.device.type == "cuda":
+            return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+        return str(self.device)
+
+    @property
+    def model(self) -> transformers.PreTrainedModel:
+        """The module itself, for what is not the engine's business."""
+        return self._model
+
+    def predict(self, batch: Batch, ops: Ops) -> Floats2d:
+        with torch.inference_mode():
+            return _to_array(self._forward(batch), ops)
+
+    def begin_update(self, batch: Batch, ops: Ops) -> tuple[Floats2d, Backprop]:
+        self._model.train()
+        try:
+            rows = self._forward(batch)
+        finally:
+            self._model.eval()
+
+        def backprop(d_rows: Floats2d) -> None:
+            gradient = xp2torch(d_rows, device=self.device).to(rows.dtype)
+            rows.backward(self._scaler.scale(gradient))
+
+        return _to_array(rows.detach(), ops), backprop
+
+    def step(self, settings: StepSettings) -> None:
+        if self._optimizer is None:
+            self._optimizer = self._make_optimizer()
+        optimizer = self._optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learn_rate * settings.layer_decay ** group["depth"]
+            group["betas"] = (settings.beta1, settings.beta2)
+            group["eps"] = settings.eps
+            group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0
+        self._scaler.unscale_(optimizer)
+        if settings.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.grad_clip)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    def save(self, directory: Path) -> None:
+        for name, content in self.to_files().items():
+            (directory / name).write_bytes(content)
+
+    def to_files(self) -> dict[str, bytes]:
+        weights = {k: v.detach().cpu().contiguous() for k, v in self._model.state_dict().items()}
+        config = json.loads(self._model.config.to_json_string())
+        config["architectures"] = [type(self._model).__name__]
+        return {
+            CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("utf8"),
+            # transformers reads only files that say which framework wrote them.
+            WEIGHTS: safetensors.save(weights, metadata={"format": "pt"}),
+        }
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        """Hidden states at the batch's positions, (n_rows, width)."""
+        ids, mask, positions = (
+            torch.from_numpy(array).to(self.device)
+            for array in (batch.ids, batch.mask, batch.positions)
+        )
+        autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if self._autocast is not None:
+            autocast = torch.autocast(self.device.type, dtype=self._autocast)
+        with autocast:
+            # Ids and mask are what every encoder takes; whatever else a tokenizer would print,
+            # such as token types, has a default that means "one text".
+            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions).float()
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+        n_layers = self._model.config.num_hidden_layers
+        for name, parameter in self._model.named_parameters():
+            layer = re.search(r"\blayer\.(\d+)\.", name)
+            # Layers count down from the top, which is 0; what lies below all of them is lowest.
+            depth = n_layers - 1 - int(layer[1]) if layer else n_layers
+            groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)
+        return torch.optim.AdamW(
+            [
+                {"params": parameters, "depth": depth, "decays": decays}
+                for (depth, decays), parameters in groups.items()
+            ],
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+
+
+def choose_device(device: str) -> torch.device:
+    """The torch device of a setting: "auto" is the first of CUDA, MPS, CPU that is there.
+
+    Raises ConfigError for a device that torch does not know or does not see.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device = {device!r} cannot be used: {error}\n"
+            'Write "auto", "cpu", "mps", "cuda" or "cuda:N" of a GPU that torch sees '
+            f"(it sees {torch.cuda.device_count()})."
+        ) from error
+    return chosen
+
+
+def _to_array(tensor: torch.Tensor, ops: Ops) -> Floats2d:
+    if ops.device_type == "gpu" and tensor.device.type == "cuda":
+        return torch2xp(tensor, ops=ops)
+    return ops.asarray2f(tensor.cpu().numpy())
+
+
+def _load_files(files: Mapping[str, bytes]) -> transformers.PreTrainedModel:
+    try:
+        weights = safetensors.load(files[WEIGHTS])
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{WEIGHTS} ({len(files[WEIGHTS]):,} bytes) cannot be read: {error}. "
+            "It is truncated or no safetensors file; save or copy the pipeline again."
+        ) from error
+    settings = parse_config(files)
+    try:
+        config_class = transformers.CONFIG_MAPPING[settings["model_type"]]
+    except KeyError as error:
+        raise WeightsError(
+            f"{CONFIG} has model_type {settings['model_type']!r}, which transformers "
+            f"{transformers.__version__} does not know. Install a newer transformers."
+        ) from error
+    config = config_class.from_dict(settings)
+    # No memory and no time for random weights: the saved ones take their place.
+    with init_empty_weights(include_buffers=False):
+        model = transformers.AutoModel.from_config(config, **without_pooler(config))
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    refuse_gaps(
+        WEIGHTS,
+        expected.keys() - weights.keys(),
+        weights.keys() - expected.keys(),
+        [
+            (name, tuple(weights[name].shape), tuple(shape))
+            for name, shape in expected.items()
+            if name in weights and weights[name].shape != shape
+        ],
+    )
+    model.load_state_dict(weights, assign=True)
+    return model.float()

@@ -1,0 +1,343 @@
+"""The encoder inside a thinc model: docs to token vectors, with its weights and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import srsly
+from spacy.tokens import Doc
+from thinc.api import Model, Ops, Optimizer
+from thinc.shims import Shim
+from thinc.types import Floats2d
+
+from spacy_distil.encoding import (
+    POOLINGS,
+    Batch,
+    EncodedDocs,
+    PieceTokenizer,
+    encode_docs,
+    make_batches,
+)
+from spacy_distil.encoding.pooling import PoolingName
+from spacy_distil.engines import Backprop, Engine, StepSettings, TrainableEngine
+from spacy_distil.engines.files import TOKENIZER, parse_config, read_files
+from spacy_distil.errors import ConfigError, WeightsError, require
+
+if TYPE_CHECKING:
+    from spacy_distil.engines.torch import TorchEngine
+
+logger = logging.getLogger("spacy")
+
+# Padded pieces in a batch where the settings leave it open: on a CPU more only costs memory, a GPU
+# wants work.
+CPU_BATCH_PIECES = 1536
+GPU_BATCH_PIECES = 16384
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """The settings of `spacy-distil.DistilTransformer.v1`, which documents them."""
+
+    name: str
+    window: int | None
+    overlap: int
+    max_batch_pieces: int | None
+    pooling: PoolingName
+    mixed_precision: bool
+    device: str
+    frozen: bool
+    learn_rate_scale: float
+    layer_decay: float
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"pooling = {self.pooling!r}: expected one of {', '.join(POOLINGS)}.")
+        for setting, least in (("window", 8), ("overlap", 0), ("max_batch_pieces", 1)):
+            value = getattr(self, setting)
+            if value is not None and value < least:
+                raise ConfigError(f"{setting} = {value}: expected at least {least}.")
+        if self.learn_rate_scale < 0:
+            raise ConfigError(f"learn_rate_scale = {self.learn_rate_scale}: expected 0 or more.")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay = {self.layer_decay}: expected above 0, at most 1.")
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """What loading brings.
+
+    window: most pieces in a window, special ones included.
+    pad_id: the piece that fills up shorter windows of a batch.
+    """
+
+    engine: Engine
+    tokenizer: PieceTokenizer
+    window: int
+    pad_id: int
+
+
+class EncoderShim(Shim):
+    """Docs to token vectors through an engine.
+
+    Empty until `load_pretrained`, `from_bytes` or `from_disk` fills it. Its weights are learned by
+    the engine's own optimizer, which takes its learning rate, moments, weight decay and gradient
+    clipping from thinc's at each step. Averages of the weights (thinc's `use_averages`) are kept
+    for the heads alone.
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__(None)
+        self.settings = settings
+        self._loaded: LoadedEncoder | None = None
+        self._has_gradients = False
+
+    @property
+    def loaded(self) -> LoadedEncoder:
+        """Weights and tokenizer. Raises WeightsError where there are none yet."""
+        if self._loaded is None:
+            raise WeightsError(
+                "The encoder has no weights yet. Call nlp.initialize(), which loads them from "
+                f"name = {self.settings.name!r}, or load a saved pipeline."
+            )
+        return self._loaded
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there are weights."""
+        return self._loaded is not None
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the encoder. Raises WeightsError where nothing is loaded."""
+        return self.loaded.engine
+
+    @property
+    def width(self) -> int:
+        """Width of the token vectors."""
+        return self.engine.width
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights."""
+        return self.engine.n_parameters
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether updates change the weights."""
+        return not self.settings.frozen and self.settings.learn_rate_scale > 0
+
+    # From docs to token vectors
+
+    def predict(self, docs: Sequence[Doc], ops: Ops) -> list[Floats2d]:
+        """Token vectors of each doc, (n_tokens, width), each an array of its own."""
+        encoded = self._encode(docs)
+        rows = ops.alloc2f(encoded.pooling.n_rows, self.width)
+        for batch in self._batches(encoded):
+            rows[ops.asarray(batch.rows)] = self.engine.predict(batch, ops)
+        tokens = encoded.pooling.forward(ops, rows)
+        return [part.copy() for part in _split(tokens, encoded.n_tokens)]
+
+    def begin_update(self, docs: Sequence[Doc], ops: Ops) -> tuple[list[Floats2d], Callable]:
+        """As `predict`, with a callback that takes the gradient of all token vectors packed,
+        (n_tokens of all docs, width), and gathers that of the weights. Call it once.
+
+        The graphs of all batches live until then.
+        """
+        engine = self.engine
+        if not isinstance(engine, TrainableEngine):
+            raise ConfigError(
+                "This encoder cannot be trained: it was made for inference. Train the pipeline it "
+                "was made from, or set frozen = true."
+            )
+        encoded = self._encode(docs)
+        rows = ops.alloc2f(encoded.pooling.n_rows, self.width)
+        backprops: list[tuple[Any, Backprop]] = []
+        for batch in self._batches(encoded):
+            index = ops.asarray(batch.rows)
+            rows[index], backprop = engine.begin_update(batch, ops)
+            backprops.append((index, backprop))
+
+        def backprop_docs(d_tokens: Floats2d) -> None:
+            d_rows = encoded.pooling.backward(ops, d_tokens)
+            while backprops:
+                index, backprop = backprops.pop()
+                backprop(d_rows[index])
+            self._has_gradients = True
+
+        return _split(encoded.pooling.forward(ops, rows), encoded.n_tokens), backprop_docs
+
+    def __call__(self, inputs: tuple[Sequence[Doc], Ops], is_train: bool) -> Any:
+        """thinc's way to call a shim."""
+        if is_train:
+            return self.begin_update(*inputs)
+        return self.predict(*inputs), lambda d_tokens: None
+
+    def finish_update(self, optimizer: Optimizer) -> None:
+        """Apply the gathered gradients, if there are any, as `optimizer` is set at this step."""
+        if not self._has_gradients:
+            return
+        if optimizer.use_radam or optimizer.b1 <= 0 or not optimizer.L2_is_weight_decay:
+            raise ConfigError(
+                "distil_transformer trains with AdamW. Set [training.optimizer] to "
+                '@optimizers = "Adam.v1" with L2_is_weight_decay = true.'
+            )
+        cast(TrainableEngine, self.engine).step(
+            StepSettings(
+                learn_rate=optimizer.learn_rate * self.settings.learn_rate_scale,
+                layer_decay=self.settings.layer_decay,
+                beta1=optimizer.b1,
+                beta2=optimizer.b2,
+                eps=optimizer.eps,
+                weight_decay=optimizer.L2,
+                grad_clip=optimizer.grad_clip,
+            )
+        )
+        self._has_gradients = False
+
+    # Loading and saving
+
+    def load_pretrained(self) -> None:
+        """Load encoder and tokenizer by `name`, a directory or a name on the hub."""
+        engine_class = _torch_engine()
+        from spacy_distil.engines.pretrained import load_tokenizer
+
+        name = self.settings.name
+        engine = engine_class.from_name(
+            name, device=self.settings.device, mixed_precision=self.settings.mixed_precision
+        )
+        self._fill(engine, load_tokenizer(name), json.loads(engine.model.config.to_json_string()))
+        logger.info("distil_transformer: %s on %s", name, engine.device_name)
+
+    def to_disk(self, path: str | Path) -> None:
+        """Write the encoder's three files into a directory."""
+        directory = Path(path)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in self._to_files().items():
+            (directory / name).write_bytes(content)
+
+    def from_disk(self, path: str | Path) -> EncoderShim:
+        """Read the encoder's three files from a directory."""
+        try:
+            return self._from_files(read_files(Path(path)))
+        except WeightsError as error:
+            raise WeightsError(f"The encoder in {path} cannot be loaded. {error}") from error
+
+    def to_bytes(self) -> bytes:
+        return srsly.msgpack_dumps(self._to_files() if self.is_loaded else {})
+
+    def from_bytes(self, data: bytes) -> EncoderShim:
+        files = srsly.msgpack_loads(data)
+        return self._from_files(files) if files else self
+
+    def copy(self) -> EncoderShim:
+        """An encoder of the same weights that learns on its own."""
+        return EncoderShim(self.settings).from_bytes(self.to_bytes())
+
+    def to_device(self, device_type: str, device_id: int) -> None:
+        """thinc moves its own arrays only: the encoder's device is a setting of its own."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "data": self.to_bytes()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["settings"])  # type: ignore[misc]
+        self.from_bytes(state["data"])
+
+    def _to_files(self) -> dict[str, bytes]:
+        return {**self.engine.to_files(), TOKENIZER: self.loaded.tokenizer.to_str().encode("utf8")}
+
+    def _from_files(self, files: Mapping[str, bytes]) -> EncoderShim:
+        config = parse_config(files)
+        engine = _torch_engine().from_files(
+            files, device=self.settings.device, mixed_precision=self.settings.mixed_precision
+        )
+        tokenizer = PieceTokenizer.from_str(files[TOKENIZER].decode("utf8"))
+        self._fill(engine, tokenizer, config)
+        return self
+
+    def _fill(self, engine: Engine, tokenizer: PieceTokenizer, config: dict[str, Any]) -> None:
+        if tokenizer.vocab_size > config["vocab_size"]:
+            raise WeightsError(
+                f"The tokenizer has {tokenizer.vocab_size:,} pieces, the encoder embeddings for "
+                f"{config['vocab_size']:,} only. They do not belong together."
+            )
+        longest = longest_window(config)
+        window = self.settings.window or longest
+        if window > longest:
+            raise ConfigError(
+                f"window = {window}: this encoder takes at most {longest} pieces at once. "
+                f"Set window to {longest} or less; longer docs are split into windows."
+            )
+        if self.settings.overlap > (window - tokenizer.n_special) // 2:
+            raise ConfigError(
+                f"overlap = {self.settings.overlap}: expected at most half of the window of "
+                f"{window} pieces less {tokenizer.n_special} special ones."
+            )
+        self._loaded = LoadedEncoder(engine, tokenizer, window, config.get("pad_token_id") or 0)
+        self._has_gradients = False
+
+    def _encode(self, docs: Sequence[Doc]) -> EncodedDocs:
+        return encode_docs(
+            docs,
+            self.loaded.tokenizer,
+            window=self.loaded.window,
+            overlap=self.settings.overlap,
+            pooling=self.settings.pooling,
+        )
+
+    def _batches(self, encoded: EncodedDocs) -> Iterator[Batch]:
+        tokenizer = self.loaded.tokenizer
+        on_cpu = self.engine.device_name == "cpu"
+        return make_batches(
+            encoded.windows,
+            prefix=tokenizer.prefix,
+            suffix=tokenizer.suffix,
+            pad_id=self.loaded.pad_id,
+            max_batch_pieces=self.settings.max_batch_pieces
+            or (CPU_BATCH_PIECES if on_cpu else GPU_BATCH_PIECES),
+        )
+
+
+def longest_window(config: Mapping[str, Any]) -> int:
+    """Most pieces, special ones included, that an encoder takes at once.
+
+    config: a transformers `config.json`.
+    """
+    positions = int(config["max_position_embeddings"])
+    if config["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        # Their positions count from the padding id on, and that one is never used.
+        positions -= int(config.get("pad_token_id", 1)) + 1
+    return positions
+
+
+def get_encoder(model: Model) -> EncoderShim:
+    """The encoder of a model that `spacy-distil.DistilTransformer.v1` made."""
+    for shim in model.shims:
+        if isinstance(shim, EncoderShim):
+            return shim
+    raise ConfigError(
+        f"The model of a distil_transformer must be spacy-distil.DistilTransformer.v1, "
+        f"not {model.name!r}."
+    )
+
+
+def _torch_engine() -> type[TorchEngine]:
+    for module in ("torch", "transformers", "accelerate"):
+        require(module, extra="train", purpose="An encoder that is not converted to ONNX")
+    from spacy_distil.engines.torch import TorchEngine
+
+    return TorchEngine
+
+
+def _split(tokens: Floats2d, n_tokens: Sequence[int]) -> list[Floats2d]:
+    parts = []
+    begin = 0
+    for n in n_tokens:
+        parts.append(tokens[begin : begin + n])
+        begin += n
+    return parts
