@@ -1,0 +1,122 @@
+"""Train a pipeline for some epochs, once for each seed, with `spacy train`.
+
+    python -m scripts.train CONFIG OUT_DIR --corpus DIR --epochs 8 --seeds 0,1 [--section.key value]
+
+The pipeline of seed N is OUT_DIR/seed-N/model-best; the one that scores best on the development
+documents is copied to OUT_DIR/best. A seed that is finished is not trained again, so that an
+interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from spacy.cli._util import parse_config_overrides
+from spacy.util import load_config
+from wasabi import msg
+from weasel.util import get_checksum
+
+from scripts._script import friendly_errors
+from spacy_distil.errors import ConfigError, CorpusError
+
+EVALUATIONS = 10
+FINISHED = "finished.json"
+
+
+def count_steps(config_path: Path, corpus_dir: Path, epochs: float) -> int:
+    """Optimizer steps that `epochs` passes over the training corpus take."""
+    size = load_config(config_path)["training"]["batcher"]["size"]
+    if not isinstance(size, int):
+        raise ConfigError(
+            f"{config_path}: [training.batcher] size = {size!r} is no number of words, so epochs "
+            "cannot be turned into steps"
+        )
+    summary = corpus_dir / "corpus.json"
+    if not summary.is_file():
+        raise CorpusError(f"No such file: {summary}. Run the project's 'corpus' command first.")
+    tokens = json.loads(summary.read_text(encoding="utf8"))["splits"]["train"]["tokens"]
+    return max(EVALUATIONS, math.ceil(epochs * tokens / size))
+
+
+def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_id: int) -> None:
+    """Train one pipeline, unless it has been trained before from the very same inputs."""
+    inputs = [config_path, *(Path(v) for k, v in settings.items() if k.startswith("paths."))]
+    run = {
+        "settings": {name: str(value) for name, value in settings.items()},
+        "inputs": {str(path): get_checksum(path) for path in inputs if path.exists()},
+    }
+    finished = out_dir / FINISHED
+    if finished.is_file() and json.loads(finished.read_text(encoding="utf8")) == run:
+        msg.info(f"{out_dir} is trained already")
+        return
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    command = ["spacy", "train", str(config_path), "--output", str(out_dir)]
+    options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    subprocess.run([sys.executable, "-m", *command, "--gpu-id", str(gpu_id), *options], check=True)
+    finished.write_text(json.dumps(run, indent=2) + "\n", encoding="utf8")
+
+
+def dev_score(pipeline: Path) -> float:
+    """The score that `spacy train` chose the pipeline by."""
+    weights = load_config(pipeline / "config.cfg")["training"]["score_weights"]
+    scores = json.loads((pipeline / "meta.json").read_text(encoding="utf8"))["performance"]
+    return sum(weight * (scores.get(name) or 0.0) for name, weight in weights.items() if weight)
+
+
+def copy_best(out_dir: Path, seeds: list[int]) -> None:
+    """Copy the seed that scores best on the development documents to OUT_DIR/best."""
+    pipelines = [out_dir / f"seed-{seed}" / "model-best" for seed in seeds]
+    best = max(pipelines, key=dev_score)
+    shutil.rmtree(out_dir / "best", ignore_errors=True)
+    shutil.copytree(best, out_dir / "best")
+    msg.good(f"{out_dir / 'best'} is {best.parent.name}")
+
+
+def parse_seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"seeds = {text!r}: expected whole numbers with commas between them"
+        ) from error
+
+
+def main(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
+    out_dir: Annotated[Path, typer.Argument(help="Where the seeds' directories go")],
+    corpus: Annotated[Path, typer.Option(help="Directory with train.spacy, dev.spacy")],
+    epochs: Annotated[float, typer.Option(help="Passes over the training corpus", min=0)],
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
+    gpu_id: Annotated[int, typer.Option(help="GPU for spaCy's own layers; -1 for none")] = -1,
+) -> None:
+    """Train a pipeline for some epochs, once for each seed, with `spacy train`."""
+    with friendly_errors():
+        steps = count_steps(config, corpus, epochs)
+        overrides = parse_config_overrides(context.args)
+        numbers = parse_seeds(seeds)
+        for seed in numbers:
+            settings = {
+                "paths.train": corpus / "train.spacy",
+                "paths.dev": corpus / "dev.spacy",
+                "system.seed": seed,
+                "training.max_steps": steps,
+                "training.eval_frequency": max(1, steps // EVALUATIONS),
+                **overrides,
+            }
+            train_seed(config, out_dir / f"seed-{seed}", settings, gpu_id)
+        copy_best(out_dir, numbers)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False)
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(main)
+    app()

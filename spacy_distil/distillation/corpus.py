@@ -1,0 +1,208 @@
+"""The corpus as training sees it: memory-mapped blocks, tokenised once and kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spacy_distil.distillation import packing, reading
+from spacy_distil.errors import ConfigError, CorpusError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from spacy_distil.distillation.config import CorpusSettings
+    from spacy_distil.distillation.teachers import Teacher
+
+# Part of the fingerprint: raise it when reading or packing changes what comes out.
+FORMAT = 1
+
+
+class Blocks:
+    """Some blocks of a memory-mapped arrow file.
+
+    dataset: with the column "pieces".
+    rows: (n,) which of its rows belong here, in order.
+    """
+
+    def __init__(self, dataset: Dataset, rows: np.ndarray) -> None:
+        self.dataset = dataset.with_format("arrow")
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: Sequence[int]) -> list[np.ndarray]:
+        """The pieces of some blocks, (length,) int32 each."""
+        column = self.dataset[self.rows[list(places)]]["pieces"].combine_chunks()
+        flat = column.flatten().to_numpy()
+        return np.split(flat, np.cumsum(column.value_lengths().to_numpy())[:-1])
+
+
+@dataclass(frozen=True)
+class Source:
+    """What blocks were made from and how many came of it, as the card records it.
+
+    files: names and sizes in bytes.
+    fingerprint: of files, tokenizer and packing.
+    """
+
+    files: list[tuple[str, int]]
+    blocks: int
+    pieces: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The blocks to train on and those held out. held_out: may be empty."""
+
+    train: Blocks
+    held_out: Blocks
+    sources: dict[str, Source]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Files that are to become blocks.
+
+    setting: where they come from, for errors. limit: of blocks. fingerprint: see `Source`.
+    """
+
+    setting: str
+    files: list[Path]
+    limit: int | None
+    fingerprint: str
+
+
+def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, Plan]:
+    """Find the files of "train" and, where there are any, of "dev". Nothing is written."""
+    if settings.block_size > teacher.longest_block:
+        raise ConfigError(
+            f"corpus.block_size = {settings.block_size}: the teacher has positions for blocks of "
+            f"at most {teacher.longest_block} pieces"
+        )
+    wanted = {"train": (settings.train, settings.max_blocks)}
+    if settings.dev:
+        wanted["dev"] = (settings.dev, settings.max_dev_blocks)
+    plans = {}
+    for name, (paths, limit) in wanted.items():
+        setting = f"corpus.{name}"
+        files = reading.find_files(paths, setting=setting)
+        if not files:
+            raise CorpusError(
+                f"{setting} is empty: name the text to distil on, in the config or with "
+                f"--{setting} PATH ({', '.join(reading.SUFFIXES)}, or a directory of such)"
+            )
+        fingerprint = _fingerprint(files, teacher, settings.block_size, limit)
+        plans[name] = Plan(setting, files, limit, fingerprint)
+    return plans
+
+
+def load_corpus(
+    plans: Mapping[str, Plan], settings: CorpusSettings, teacher: Teacher, *, cache: Path
+) -> Corpus:
+    """Read, tokenise and pack the files, or find it done in the cache."""
+    loaded = {name: _load(plan, settings, teacher, cache) for name, plan in plans.items()}
+    sources = {name: source for name, (_, source) in loaded.items()}
+    data, source = loaded["train"]
+    rows = np.arange(source.blocks)
+    if "dev" in loaded:
+        dev, dev_source = loaded["dev"]
+        return Corpus(Blocks(data, rows), Blocks(dev, np.arange(dev_source.blocks)), sources)
+    held_out = _held_out_rows(source.blocks, settings.dev_fraction, settings.max_dev_blocks)
+    return Corpus(Blocks(data, np.setdiff1d(rows, held_out)), Blocks(data, held_out), sources)
+
+
+def _held_out_rows(n_blocks: int, fraction: float, limit: int | None) -> np.ndarray:
+    """Evenly spaced blocks, so that a corpus sorted by source is held out in proportion.
+
+    At least one where anything is to be held out, and never all.
+    """
+    if fraction == 0:
+        return np.arange(0)
+    count = max(1, round(n_blocks * fraction))
+    count = count if limit is None else min(count, limit)
+    if count >= n_blocks:
+        raise CorpusError(
+            f"corpus.train makes {n_blocks} blocks, and corpus.dev_fraction = {fraction} holds "
+            f"{count} of them out: nothing is left to train on. Give more text, a smaller "
+            f"corpus.block_size, or set corpus.dev_fraction to 0"
+        )
+    return (np.arange(count) * n_blocks + n_blocks // 2) // count
+
+
+def _load(
+    plan: Plan, settings: CorpusSettings, teacher: Teacher, cache: Path
+) -> tuple[Dataset, Source]:
+    from datasets import Dataset
+
+    directory = cache / plan.fingerprint
+    if not (directory / "source.json").exists():
+        _build(plan, settings, teacher, directory)
+    counts = json.loads((directory / "source.json").read_text(encoding="utf-8"))
+    files = [(str(path), path.stat().st_size) for path in plan.files]
+    data = Dataset.from_file(str(directory / "blocks.arrow"))
+    return data, Source(files, counts["blocks"], counts["pieces"], plan.fingerprint)
+
+
+def _build(plan: Plan, settings: CorpusSettings, teacher: Teacher, directory: Path) -> None:
+    """Write blocks under a temporary name, then rename: what is in the cache is whole."""
+    tokenizer = teacher.tokenizer
+
+    def parts() -> Iterator[reading.Part]:
+        for file in plan.files:
+            yield from reading.read_parts(file)
+
+    unfinished = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        n_blocks, n_pieces = packing.write_blocks(
+            packing.pack(
+                packing.tokenize(parts(), tokenizer),
+                block_size=settings.block_size,
+                first=tokenizer.cls_token_id,
+                last=tokenizer.sep_token_id,
+            ),
+            unfinished / "blocks.arrow",
+            limit=plan.limit,
+        )
+        if n_blocks == 0:
+            raise CorpusError(f"{plan.setting}: no text in {', '.join(map(str, plan.files))}")
+        counts = json.dumps({"blocks": n_blocks, "pieces": n_pieces})
+        (unfinished / "source.json").write_text(counts, encoding="utf-8")
+        try:
+            unfinished.rename(directory)
+        except OSError:
+            if not (directory / "source.json").exists():
+                raise  # otherwise another process was faster, with the same outcome
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _fingerprint(
+    files: Sequence[Path], teacher: Teacher, block_size: int, limit: int | None
+) -> str:
+    """Of contents, not of names and times: a copied or freshly checked-out corpus is the same."""
+    tokenizer = teacher.tokenizer
+    settings = (FORMAT, block_size, limit, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=12)
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for file in files:
+        digest.update(f"{file.suffix} {file.stat().st_size}".encode())
+        try:
+            with file.open("rb") as content:
+                while chunk := content.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise CorpusError(f"{file} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()

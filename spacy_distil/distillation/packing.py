@@ -1,0 +1,96 @@
+"""From documents to blocks of pieces, each full, in an arrow file.
+
+A block is `[CLS] pieces [SEP]`; where a document ends inside a block, a `[SEP]` stands between it
+and the next. A document that does not fit goes on in the next block: no piece is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa  # type: ignore[import-untyped]
+
+from spacy_distil.distillation.reading import Part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# How much text the tokenizer is given in one call, and how many blocks make an arrow batch.
+CALL_CHARACTERS = 1_000_000
+ARROW_BLOCKS = 1_000
+SCHEMA = pa.schema([("pieces", pa.list_(pa.int32()))])
+
+
+def tokenize(
+    parts: Iterable[Part], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[list[int], bool]]:
+    """Pieces of each part, without special pieces, and whether its document ends there.
+
+    Text that spells a special piece, such as "[MASK]", is text here.
+    """
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        for call in _calls(parts):
+            encodings = backend.encode_batch_fast([p.text for p in call], add_special_tokens=False)
+            yield from ((e.ids, p.ends) for e, p in zip(encodings, call, strict=True))
+    finally:
+        backend.encode_special_tokens = before
+
+
+def _calls(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    call: list[Part] = []
+    size = 0
+    for part in parts:
+        call.append(part)
+        size += len(part.text)
+        if size > CALL_CHARACTERS:
+            yield call
+            call, size = [], 0
+    yield call
+
+
+def pack(
+    tokenized: Iterable[tuple[Sequence[int], bool]], *, block_size: int, first: int, last: int
+) -> Iterator[list[int]]:
+    """Pack documents into blocks of `block_size` pieces; only the very last may be shorter.
+
+    tokenized: see `tokenize`. first, last: the pieces that open and close a block; `last` also
+        separates documents.
+    """
+    room = block_size - 2
+    stream: list[int] = []
+    for pieces, ends in tokenized:
+        stream += pieces
+        if ends and stream and stream[-1] != last:
+            stream.append(last)
+        start = 0
+        while len(stream) - start > room:  # more than room: the last block is never empty
+            start += stream[start] == last  # a separator need not open a block
+            if len(stream) - start <= room:
+                break
+            yield [first, *stream[start : start + room], last]
+            start += room
+        del stream[:start]
+    if stream and stream[0] == last:
+        del stream[0]
+    if stream and stream[-1] == last:
+        stream.pop()
+    if stream:
+        yield [first, *stream, last]
+
+
+def write_blocks(blocks: Iterator[list[int]], path: Path, *, limit: int | None) -> tuple[int, int]:
+    """Write blocks to an arrow file. limit: of blocks. Returns the numbers of blocks and pieces."""
+    n_blocks = n_pieces = 0
+    blocks = islice(blocks, limit)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+        while some := list(islice(blocks, ARROW_BLOCKS)):
+            writer.write_batch(pa.record_batch([pa.array(some, SCHEMA[0].type)], schema=SCHEMA))
+            n_blocks += len(some)
+            n_pieces += sum(map(len, some))
+    return n_blocks, n_pieces

@@ -1,0 +1,117 @@
+"""Tiny teachers of each family, saved as ordinary model directories, and text for them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    BertConfig,
+    DistilBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+WORDS = [f"{onset}{rest}" for onset in "bdfgklmnprst" for rest in ("a", "e", "i", "o", "u")]
+SPECIAL = {
+    "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+    "roberta": {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"},
+}
+SPECIAL["distilbert"] = SPECIAL["bert"]
+FAMILIES = ("bert", "distilbert", "roberta")
+
+
+def tiny_config(
+    family: str, *, vocab_size: int, layers: int = 4
+) -> BertConfig | DistilBertConfig | RobertaConfig:
+    """Width 16, room for blocks of 32 pieces."""
+    if family == "distilbert":
+        return DistilBertConfig(
+            vocab_size=vocab_size,
+            dim=16,
+            n_layers=layers,
+            n_heads=2,
+            hidden_dim=32,
+            max_position_embeddings=32,
+        )
+    kind, positions = (BertConfig, 32) if family == "bert" else (RobertaConfig, 34)
+    return kind(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=positions,
+        type_vocab_size=1,
+    )
+
+
+def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """Whole words of `WORDS`, which truncates and pads to 8, as saved tokenizers may."""
+    special = SPECIAL[family]
+    pieces = [*special.values(), *WORDS]
+    if family == "roberta":
+        pieces.append(pieces.pop(4))  # the mask piece comes last there
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token=special["unk"]))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.enable_truncation(8)
+    backend.enable_padding(length=8, pad_id=vocab[special["pad"]], pad_token=special["pad"])
+    names = {f"{role}_token": piece for role, piece in special.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes teachers: `teacher_dir("bert", head=True)` is the directory of one with a head."""
+    made: dict[tuple[str, bool], Path] = {}
+
+    def make(family: str, *, head: bool) -> Path:
+        if (family, head) not in made:
+            torch.manual_seed(7)
+            path = tmp_path_factory.mktemp(f"{family}-{'head' if head else 'bare'}")
+            tokenizer = tiny_tokenizer(family)
+            config = tiny_config(family, vocab_size=len(tokenizer))
+            kind = AutoModelForMaskedLM if head else AutoModel
+            model = kind.from_config(config)
+            for parameter in model.parameters():  # as initialised, layers hardly do anything
+                parameter.data += 0.2 * torch.randn_like(parameter)
+            model.save_pretrained(path)
+            tokenizer.save_pretrained(path)
+            made[family, head] = path
+        return made[family, head]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 3,000 words in 60 documents, in which each word tells much about the next."""
+    rng = random.Random(3)
+    documents = []
+    for _ in range(60):
+        place = rng.randrange(len(WORDS))
+        words = []
+        for _ in range(50):
+            words.append(WORDS[place])
+            place = (place + rng.choice([1, 1, 1, 7])) % len(WORDS)
+        documents.append("\n".join([" ".join(words[:25]), " ".join(words[25:])]))
+    path = tmp_path_factory.mktemp("text") / "sample.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from threads, and sums come out the same everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
