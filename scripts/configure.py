@@ -1,0 +1,202 @@
+"""Cut training config templates down to what a corpus can train.
+
+    python -m scripts.configure CORPUS_DIR OUT_DIR TEMPLATE [TEMPLATE ...]
+
+reads `corpus.json` and writes each template to OUT_DIR with the pipes that the corpus has
+annotations for, so that one set of templates serves corpora with any subset of the layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import spacy
+import typer
+from confection import ConfigValidationError
+from spacy.util import load_config
+from thinc.api import Config
+from wasabi import msg
+
+from scripts._script import friendly_errors
+from spacy_distil.errors import ConfigError, CorpusError
+
+LAYERS = ("pos", "tag", "ents", "cats")
+# Factory -> the annotation layer that it learns, and the score that stands for it.
+HEADS = {
+    "morphologizer": ("pos", "pos_acc"),
+    "tagger": ("tag", "tag_acc"),
+    "ner": ("ents", "ents_f"),
+    "textcat": ("cats", "cats_score"),
+    "textcat_multilabel": ("cats", "cats_score"),
+}
+
+
+def read_summary(corpus_dir: Path) -> dict[str, Any]:
+    """The `corpus.json` that `scripts/corpus.py` wrote."""
+    path = corpus_dir / "corpus.json"
+    if not path.is_file():
+        raise CorpusError(f"No such file: {path}. Run the project's 'corpus' command first.")
+    try:
+        summary = json.loads(path.read_text(encoding="utf8"))
+        if all(isinstance(summary[key], dict) for key in ("layers", "scored")):
+            return summary
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise CorpusError(f"{path}: expected an object with 'layers' and 'scored', as corpus.py writes")
+
+
+def configure(template: Config, summary: Mapping[str, Any], *, lang: str | None = None) -> Config:
+    """A copy of `template` with the pipes that the corpus can train.
+
+    template: a training config, not interpolated.
+    summary: contents of `corpus.json`.
+    lang: language of the pipeline; the corpus's own if None.
+    """
+    layers, scored = summary["layers"], summary["scored"]
+    if not any(layers.get(layer) for layer, _ in HEADS.values()):
+        raise CorpusError(
+            "The corpus has none of the annotations that a pipe could learn: "
+            "no part of speech, no tag, no entity, no category"
+        )
+    config = template.copy()
+    config["nlp"]["lang"] = lang or summary["lang"]
+    kept: dict[str, str] = {}  # factory of each head that stays -> its score
+    for name in list(config["nlp"]["pipeline"]):
+        factory = config["components"][name].get("factory")
+        if factory in HEADS:
+            layer, score = HEADS[factory]
+            if not layers.get(layer):
+                remove(config, name)
+            else:
+                if layer == "cats":
+                    factory = set_exclusive(config, name, bool(layers.get("cats_exclusive")))
+                kept[factory] = score
+    if not kept:
+        have = [layer for layer in LAYERS if layers.get(layer)]
+        raise ConfigError(
+            f"The template's pipeline {template['nlp']['pipeline']} has no pipe for what the "
+            f"corpus annotates: {', '.join(have)}"
+        )
+    config["training"]["score_weights"] = score_weights(kept, scored)
+    try:
+        config.interpolate()
+    except ConfigValidationError as error:
+        raise ConfigError(f"The config refers to a block that was removed: {error}") from error
+    return config
+
+
+def remove(config: Config, name: str) -> None:
+    """Take a pipe out of the pipeline, and its name out of all settings that list pipes."""
+    config["nlp"]["pipeline"].remove(name)
+    for names in (config["nlp"].get("disabled"), *lists_of_pipes(config)):
+        if isinstance(names, list) and name in names:
+            names.remove(name)
+    config["components"].pop(name)
+    config.get("initialize", {}).get("components", {}).pop(name, None)
+
+
+def lists_of_pipes(config: Config) -> list[list[str] | None]:
+    training = config["training"]
+    return [training.get("frozen_components"), training.get("annotating_components")]
+
+
+def set_exclusive(config: Config, name: str, exclusive: bool) -> str:
+    """Make the text classifier one of exclusive labels, or of independent ones.
+
+    The pipe is called what its factory is called. Returns that.
+    """
+    factory = "textcat" if exclusive else "textcat_multilabel"
+    settings = config["components"].pop(name)
+    settings["factory"] = factory
+    _set_everywhere(settings.get("model", {}), "exclusive_classes", exclusive)
+    if not exclusive:
+        # Of `textcat` alone: with independent labels each has a threshold.
+        settings.get("scorer", {}).pop("exclusive", None)
+    config["components"][factory] = settings
+    initialize = config.get("initialize", {}).get("components", {})
+    if name in initialize:
+        initialize[factory] = initialize.pop(name)
+    for names in (
+        config["nlp"]["pipeline"],
+        config["nlp"].get("disabled"),
+        *lists_of_pipes(config),
+    ):
+        if isinstance(names, list):
+            names[:] = [factory if other == name else other for other in names]
+    return factory
+
+
+def _set_everywhere(block: dict[str, Any], key: str, value: object) -> None:
+    for name, content in block.items():
+        if name == key:
+            block[name] = value
+        elif isinstance(content, dict):
+            _set_everywhere(content, key, value)
+
+
+def score_weights(kept: Mapping[str, str], scored: Mapping[str, bool]) -> dict[str, float | None]:
+    """Even weights for the heads that the development documents can score, null for the rest.
+
+    kept: factory -> score. Every other score of these factories is set to null, because spaCy adds
+    each factory's own default weights to what a config leaves out.
+    """
+    counted = [score for factory, score in kept.items() if scored.get(HEADS[factory][0])]
+    if not counted:
+        raise CorpusError(
+            "The development documents have none of the annotations that the training documents "
+            "have, so nothing could be scored while training. Give other documents with --dev"
+        )
+    nlp = spacy.blank("xx")  # knows the factories
+    weights: dict[str, float | None] = {}
+    for factory, score in kept.items():
+        weights[score] = round(1 / len(counted), 4) if score in counted else None
+        for other in nlp.get_factory_meta(factory).default_score_weights or ():
+            weights.setdefault(other, None)
+    return weights
+
+
+def write_configs(
+    corpus_dir: Path, out_dir: Path, templates: Sequence[Path], *, lang: str | None = None
+) -> list[Path]:
+    """Write every template to `out_dir` under its own name; returns the paths."""
+    summary = read_summary(corpus_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in templates:
+        if not path.is_file():
+            raise ConfigError(f"No such template: {path}")
+        template = load_config(path, interpolate=False)
+        config = configure(template, summary, lang=lang)
+        config.to_disk(out_dir / path.name)
+        written.append(out_dir / path.name)
+        pipes = config["nlp"]["pipeline"]
+        msg.good(f"{out_dir / path.name}: {', '.join(pipes)}")
+    lost = [layer for layer in LAYERS if not summary["layers"].get(layer)]
+    if lost:
+        msg.info(f"The corpus has no annotation of: {', '.join(lost)}")
+    unscored = [
+        layer
+        for layer in LAYERS
+        if summary["layers"].get(layer) and not summary["scored"].get(layer)
+    ]
+    if unscored:
+        msg.warn(f"The development documents cannot score: {', '.join(unscored)}")
+    return written
+
+
+def main(
+    corpus_dir: Annotated[Path, typer.Argument(help="Directory with corpus.json")],
+    out_dir: Annotated[Path, typer.Argument(help="Where to write the configs")],
+    templates: Annotated[list[Path], typer.Argument(help="Config templates")],
+    lang: Annotated[str | None, typer.Option(help="Default: the corpus's language")] = None,
+) -> None:
+    """Write training configs with the pipes that a corpus can train."""
+    with friendly_errors():
+        write_configs(corpus_dir, out_dir, templates, lang=lang)
+
+
+if __name__ == "__main__":
+    typer.run(main)
