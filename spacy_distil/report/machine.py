@@ -1,0 +1,55 @@
+"""The machine and the software that a measurement was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from spacy_distil.errors import require
+
+PACKAGES = (
+    "spacy-distil",
+    "spacy",
+    "thinc",
+    "numpy",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "spacy-transformers",
+    "onnxruntime",
+)
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU, cores, memory, platform and versions; `None` for a package that is not installed."""
+    psutil = require("psutil", extra="report", purpose="Describing the machine")
+    return {
+        "cpu": cpu_model(),
+        "cores": psutil.cpu_count(logical=False),
+        "logical_cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.machine()}",
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in PACKAGES},
+    }
+
+
+def cpu_model() -> str:
+    """The CPU's name as it gives it itself, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

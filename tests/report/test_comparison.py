@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import pytest
+import spacy
+from PIL import Image
+from spacy.training import Corpus
+
+from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.report import compare
+from spacy_distil.report.bootstrap import percentiles
+from spacy_distil.report.comparison import aggregate, retain
+from spacy_distil.report.results import Report
+from spacy_distil.report.scores import Scores, score_pipeline
+from tests.report.conftest import Trained
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("project")
+    (directory / "README.md").write_text("# R\n<!-- table:start -->\n<!-- table:end -->\n")
+    return directory / "metrics" / "sample"
+
+
+@pytest.fixture(scope="module")
+def report(trained: Trained, output: Path) -> Report:
+    return compare(
+        trained.test,
+        [
+            ("teacher", str(trained.full)),
+            ("student", str(trained.partial)),
+            ("teacher", str(trained.seed)),
+        ],
+        output,
+        teacher="teacher",
+        repeats=2,
+        load_repeats=1,
+        threads=1,
+        title="A title",
+        readme=output.parents[1] / "README.md",
+        section="table",
+        command="compare it",
+    )
+
+
+def evaluate(path: Path, test: Path) -> dict[str, Any]:
+    nlp = spacy.load(path)
+    return nlp.evaluate(list(Corpus(test)(nlp)))
+
+
+def test_rows_are_means_over_seeds(report: Report, trained: Trained) -> None:
+    assert [(row.name, len(row.pipelines)) for row in report.rows] == [
+        ("teacher", 2),
+        ("student", 1),
+    ]
+    teacher, student = report.rows
+    seeds = [evaluate(path, trained.test) for path in (trained.full, trained.seed)]
+    for key, figure in teacher.scores.items():
+        values = [seed[key] for seed in seeds]
+        assert figure.seeds == values
+        assert figure.mean == pytest.approx(mean(values))
+        assert figure.std == pytest.approx(stdev(values))
+        assert figure.interval is not None
+        assert figure.interval[0] < figure.mean < figure.interval[1]
+    assert student.scores["ents_f"].std is None
+    assert "pos_acc" in teacher.scores
+    assert "pos_acc" not in student.scores
+
+
+def test_retention_is_student_over_teacher(report: Report, trained: Trained) -> None:
+    teacher, student = report.rows
+    mine = evaluate(trained.partial, trained.test)
+    theirs = [evaluate(path, trained.test) for path in (trained.full, trained.seed)]
+    assert set(student.retention) == {"ents_f", "cats_macro_f"}
+    for key, retention in student.retention.items():
+        assert retention.value == pytest.approx(mine[key] / mean(one[key] for one in theirs))
+        assert retention.interval is not None
+        assert retention.interval[0] < retention.value < retention.interval[1]
+    assert {key: kept.value for key, kept in teacher.retention.items()} == {
+        "pos_acc": 1.0,
+        "tag_acc": 1.0,
+        "ents_f": 1.0,
+        "cats_macro_f": 1.0,
+    }
+
+
+def test_speed_and_size_are_of_the_first_seed(report: Report, trained: Trained) -> None:
+    for row, path in zip(report.rows, (trained.full, trained.partial), strict=True):
+        assert len(row.speed.passes) == 2
+        assert row.n_bytes == sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        assert {one.words for one in row.speed.passes} == {report.n_words}
+    teacher, student = report.rows
+    for row, path in ((teacher, trained.full), (student, trained.partial)):
+        weights = sum(file.stat().st_size for file in path.rglob("model"))
+        assert row.n_parameters * 4 == pytest.approx(weights, rel=0.02), "four bytes for each"
+
+
+def test_rounds_take_turns(report: Report) -> None:
+    passes = sorted(
+        (one.at, one.at + one.seconds, row.name) for row in report.rows for one in row.speed.passes
+    )
+    assert [name for _, _, name in passes] == ["teacher", "student"] * 2
+    # One at a time: a pass has ended before the next begins, and warming up before all of them.
+    assert all(end <= start for (_, end, _), (start, _, _) in pairwise(passes))
+    for row in report.rows:
+        assert row.speed.warm_up is not None
+        assert row.speed.warm_up.at < passes[0][0]
+        assert len(row.speed.loads) == 1
+        assert row.speed.peak_rss_bytes > 50e6
+
+
+def test_json_has_everything(report: Report, output: Path) -> None:
+    data = json.loads((output / "compare.json").read_text(encoding="utf-8"))
+    assert data == json.loads(json.dumps(report.to_dict()))
+    assert data["command"] == "compare it"
+    assert data["n_docs"] == 40
+    assert data["machine"]["versions"]["spacy"] == spacy.__version__
+    teacher = data["rows"][0]
+    assert teacher["scores"]["ents_f"]["mean"] == report.rows[0].scores["ents_f"].mean
+    assert len(teacher["speed"]["raw"]["passes"]) == 2
+    assert teacher["full_scores"][0]["ents_per_type"].keys() == {"PERSON"}
+
+
+def test_markdown_and_readme(output: Path) -> None:
+    markdown = (output / "compare.md").read_text(encoding="utf-8")
+    assert markdown.startswith("### A title\n")
+    assert "| teacher (2 seeds) |" in markdown
+    readme = (output.parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("<!-- table:start -->")[2].partition("<!-- table:end -->")[0]
+    # Seen from the README, the plot lies elsewhere.
+    assert section.strip() == markdown.strip().replace(
+        "(compare.png)", "(metrics/sample/compare.png)"
+    )
+
+
+def test_plot_is_a_picture_with_content(report: Report, output: Path) -> None:
+    with Image.open(output / "compare.png") as image:
+        assert image.format == "PNG"
+        assert image.width > 600
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    colours = {tuple(colour) for colour in np.unique(pixels, axis=0).tolist()}
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours, "a row is missing"
+
+
+def make_scores(hits: list[int]) -> Scores:
+    """Of documents with ten tokens each."""
+    counts = np.array([(n, 10 - n, 10 - n) for n in hits])
+    return Scores(
+        values={"pos_acc": sum(hits) / (10 * len(hits))},
+        counts={"pos": counts},
+        full={},
+        n_parameters=0,
+        n_bytes=0,
+        n_docs=len(hits),
+        n_words=10 * len(hits),
+    )
+
+
+def test_the_interval_is_of_the_mean_over_seeds() -> None:
+    """Seeds that err on different documents make a mean that moves less than each of them."""
+    first, second = make_scores([2, 10] * 20), make_scores([10, 2] * 20)
+    alone = aggregate([first])["pos_acc"]
+    both = aggregate([first, second])["pos_acc"]
+    assert alone.interval is not None
+    assert alone.interval[1] - alone.interval[0] > 0.1
+    assert both.interval == pytest.approx((0.6, 0.6))
+    assert both.std == 0.0
+
+
+def test_retention_is_paired() -> None:
+    """A student that keeps nine tenths on every document keeps them on any of them."""
+    teacher, student = make_scores([10, 10, 0, 10] * 10), make_scores([9, 9, 0, 9] * 10)
+    retention = retain([student], [teacher])["pos_acc"]
+    assert retention.value == pytest.approx(0.9)
+    assert retention.interval == pytest.approx((0.9, 0.9))
+
+
+def test_no_retention_of_nothing() -> None:
+    assert retain([make_scores([1, 2])], [make_scores([0, 0])]) == {}
+
+
+def test_intervals_by_hand(trained: Trained) -> None:
+    """The F of resampled documents, one resample at a time."""
+    scores = score_pipeline(str(trained.partial), trained.test)
+    counts = scores.counts["ents"]
+    rng = np.random.default_rng(7)
+    samples = []
+    for _ in range(2000):
+        tp, fp, fn = counts[rng.integers(len(counts), size=len(counts))].sum(axis=0)
+        samples.append(2 * tp / (2 * tp + fp + fn))
+    low, high = percentiles(np.array(samples))
+    interval = aggregate([scores])["ents_f"].interval
+    assert interval == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+def test_what_cannot_work_is_said_at_once(trained: Trained, tmp_path: Path) -> None:
+    one = [("a", str(trained.full))]
+    with pytest.raises(ConfigError, match="teacher = 'b': expected one of the pipelines' names, a"):
+        compare(trained.test, one, tmp_path / "out", teacher="b")
+    with pytest.raises(ConfigError, match="No pipelines to compare"):
+        compare(trained.test, [], tmp_path / "out")
+    with pytest.raises(ConfigError, match="No pipeline 'training/nowhere'"):
+        compare(trained.test, [*one, ("a", "training/nowhere")], tmp_path / "out")
+    with pytest.raises(CorpusError, match="No test documents"):
+        compare(tmp_path / "none.spacy", one, tmp_path / "out")
+    with pytest.raises(ConfigError, match="repeats = 0: expected at least 1"):
+        compare(trained.test, one, tmp_path / "out", repeats=0)
+    with pytest.raises(ConfigError, match="limit = -1"):
+        compare(trained.test, one, tmp_path / "out", limit=-1)
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers")
+    with pytest.raises(ConfigError, match="<!-- compare:start -->"):
+        compare(trained.test, one, tmp_path / "out", readme=readme)
+    with pytest.raises(ConfigError, match="is a file: expected a directory"):
+        compare(trained.test, one, readme)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import spacy
+
+from spacy_distil.report.speed import (
+    Load,
+    Pass,
+    Speed,
+    Worker,
+    WorkerError,
+    cpu_environment,
+)
+
+TEXTS = ["One two three.", "Four five.", ""]
+N_WORDS = 4 + 3
+# A pipeline package that prints while it loads, from Python and from below it.
+NOISY = """
+import os, torch
+from spacy.util import load_model_from_init_py
+
+def load(**overrides):
+    print("threads", torch.get_num_threads(), "gpu", torch.cuda.is_available())
+    os.system("echo from below")
+    return load_model_from_init_py(__file__, **overrides)
+"""
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    file = tmp_path / "texts.json"
+    file.write_text(json.dumps(TEXTS))
+    return file
+
+
+@pytest.fixture
+def noisy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    package = tmp_path / "site" / "en_noisy"
+    package.mkdir(parents=True)
+    nlp = spacy.blank("en")
+    nlp.to_disk(package / "en_noisy-0.0.1")
+    (package / "__init__.py").write_text(NOISY)
+    (package / "meta.json").write_text(
+        json.dumps({**nlp.meta, "name": "noisy", "version": "0.0.1"})
+    )
+    info = package.parent / "en_noisy-0.0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: en_noisy\nVersion: 0.0.1\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    return "en_noisy"
+
+
+def test_a_process_measures_until_it_is_killed(noisy: str, texts: Path) -> None:
+    with Worker(noisy, texts, threads=1, batch_size=8) as worker:
+        load = worker.load
+        assert load.cold_start_seconds > load.load_seconds + load.first_doc_seconds > 0
+        # What the pipeline prints is not taken for an answer; it runs on the CPU, in one thread.
+        assert worker.run(since=0.0).words == N_WORDS
+        assert worker.peak_rss_bytes() > 20e6
+        worker._process.kill()
+        worker._process.wait()
+        said = r"(?s)Measuring en_noisy failed.*code -9.*threads 1 gpu False.*"
+        with pytest.raises(WorkerError, match=said) as error:
+            worker.run(since=0.0)
+        assert "from below" in str(error.value)
+
+
+def test_a_process_says_why_it_ended(tmp_path: Path, texts: Path) -> None:
+    broken = tmp_path / "broken"
+    spacy.blank("en").to_disk(broken)
+    (broken / "config.cfg").write_text("[nlp\n")
+    with pytest.raises(WorkerError, match=r"(?s)Measuring .*broken failed.*code 1.*config"):
+        Worker(str(broken), texts, threads=1, batch_size=8)
+
+
+def test_threads_and_devices_by_environment() -> None:
+    environment = cpu_environment(3)
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert environment["OMP_NUM_THREADS"] == environment["RAYON_NUM_THREADS"] == "3"
+
+
+def test_summary_is_of_the_median() -> None:
+    speed = Speed(
+        loads=[Load(3.0, 1.0, 0.1), Load(9.0, 8.0, 0.1), Load(4.0, 2.0, 0.1)],
+        warm_up=Pass(at=0.0, words=100, seconds=100.0),
+        passes=[Pass(1.0, 100, 1.0), Pass(2.0, 100, 0.5), Pass(3.0, 100, 4.0)],
+        peak_rss_bytes=7,
+    )
+    summary = speed.summary()
+    raw = summary.pop("raw")
+    assert summary == {
+        "words_per_second": 100.0,
+        "words_per_second_min": 25.0,
+        "words_per_second_max": 200.0,
+        "peak_rss_bytes": 7,
+        "load_seconds": 2.0,
+        "cold_start_seconds": 4.0,
+    }
+    assert raw["passes"][1] == {"at": 2.0, "words": 100, "seconds": 0.5}
+
+
+def test_peak_memory_is_the_process_s_own() -> None:
+    """Not that of the one that started it, which getrusage's ru_maxrss would include."""
+    worker = Path(__file__).parents[2] / "spacy_distil" / "report" / "worker.py"
+    child = f"import runpy; print(runpy.run_path({str(worker)!r})['peak_rss']())"
+    parent = (
+        "import subprocess, sys\n"
+        "held = bytearray(300_000_000)\n"
+        "held[::4096] = b'1' * len(held[::4096])\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 1e6 < int(out.stdout) < 100e6

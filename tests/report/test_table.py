@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spacy_distil.errors import ConfigError
+from spacy_distil.report.results import Figure, Report, Retention, Row, Settings
+from spacy_distil.report.speed import Load, Pass, Speed
+from spacy_distil.report.table import (
+    check_section,
+    make_tables,
+    replace_section,
+    to_markdown,
+    to_text,
+)
+
+MACHINE: dict[str, Any] = {
+    "cpu": "Abacus 3",
+    "cores": 2,
+    "logical_cores": 4,
+    "memory_bytes": 8 * 2**30,
+    "system": "Linux x86_64",
+    "platform": "Linux-6.1-x86_64",
+    "python": "3.11.7",
+    "versions": {"spacy": "3.8.0", "torch": None},
+}
+
+
+def make_row(
+    name: str,
+    *,
+    scores: dict[str, Figure],
+    retention: dict[str, Retention],
+    seconds: float,
+    seeds: int = 1,
+) -> Row:
+    return Row(
+        name=name,
+        pipelines=[f"training/{name}-{i}" for i in range(seeds)],
+        scores=scores,
+        retention=retention,
+        n_parameters=22_713_216,
+        n_bytes=91_234_567,
+        speed=Speed([Load(2.5, 1.25, 0.1)], None, [Pass(0.0, 1000, seconds)], 512_000_000),
+        full_scores=[{}] * seeds,
+    )
+
+
+@pytest.fixture
+def report() -> Report:
+    teacher = {
+        "pos_acc": Figure(0.965, None, [0.965], (0.96, 0.97)),
+        "ents_f": Figure(0.7, None, [0.7], None),
+    }
+    student = {"pos_acc": Figure(0.96, 0.0012, [0.959, 0.961], (0.955, 0.9651))}
+    return Report(
+        title="EWT",
+        test="corpus/test.spacy",
+        n_docs=316,
+        n_words=25_684,
+        teacher="teacher",
+        settings=Settings(5, 3, 2, 256, 0, 2000, 0, 0.95),
+        machine=MACHINE,
+        date="2025-01-31T12:00:00+00:00",
+        command="",
+        rows=[
+            make_row("teacher", scores=teacher, retention={}, seconds=0.5),
+            make_row(
+                "student",
+                scores=student,
+                retention={"pos_acc": Retention(0.99482, (0.991, 0.999))},
+                seconds=0.2,
+                seeds=2,
+            ),
+        ],
+    )
+
+
+def test_cells(report: Report) -> None:
+    scores, retention, speed = make_tables(report)
+    assert scores.header == ["pipeline", "UPOS acc", "NER F"]
+    assert scores.rows == [
+        ["teacher", "96.50 [96.0, 97.0]", "70.0"],
+        ["student (2 seeds)", "96.00 ± 0.12 [95.5, 96.5]", "–"],  # noqa: RUF001
+    ]
+    assert retention.header == ["pipeline", "UPOS acc"]
+    assert retention.rows == [["student (2 seeds)", "99.48 [99.1, 99.9]"]]
+    assert speed.header[:3] == ["pipeline", "words/s", "× teacher"]  # noqa: RUF001
+    assert speed.rows[1] == [
+        "student",
+        "5,000 (5,000–5,000)",  # noqa: RUF001
+        "2.50",
+        "22.7 M",
+        "91.2",
+        "512",
+        "1.25",
+        "2.50",
+    ]
+
+
+def test_without_a_teacher(report: Report) -> None:
+    alone = Report(**{**vars(report), "teacher": None})
+    scores, speed = make_tables(alone)
+    assert scores.header == ["pipeline", "UPOS acc", "NER F"]
+    assert len(speed.header) == len(speed.rows[0]) == 7
+
+
+def test_markdown_names_the_machine_and_links_the_plot(report: Report) -> None:
+    markdown = to_markdown(report, plot="metrics/compare.png")
+    assert markdown.startswith("### EWT\n")
+    assert "| teacher | 96.50 [96.0, 97.0] | 70.0 |\n" in markdown
+    assert "|---|---:|---:|\n" in markdown
+    assert "(metrics/compare.png)" in markdown
+    assert "Abacus 3, 2 cores (4 logical), 8 GiB of memory; Linux x86_64" in markdown
+    assert "spacy 3.8.0. 2025-01-31." in markdown
+    assert "316 documents, 25,684 spaCy tokens" in markdown
+
+
+def test_text_has_every_table(report: Report) -> None:
+    text = to_text(report)
+    for expected in ("Scores", "Retention", "Speed and size", "70.0", "99.48", "5,000"):
+        assert expected in text
+
+
+def test_section_is_replaced_between_its_markers(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("a\n<!-- x:start -->\nold\n<!-- x:end -->\nb <!-- y:start --><!-- y:end -->\n")
+    replace_section(file, "x", "first\n")
+    replace_section(file, "x", "new\n")
+    assert file.read_text() == (
+        "a\n<!-- x:start -->\nnew\n<!-- x:end -->\nb <!-- y:start --><!-- y:end -->\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no markers",
+        "<!-- x:start -->",
+        "<!-- x:end --> <!-- x:start -->",
+        "<!-- x:start --> <!-- x:start --> <!-- x:end -->",
+    ],
+)
+def test_markers_that_do_not_fit(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="expected <!-- x:start --> and, after it, <!-- x:end"):
+        replace_section(file, "x", "new")
+    assert file.read_text() == text
+
+
+def test_no_file_to_replace_in(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"No file .*README\.md"):
+        check_section(tmp_path / "README.md", "x")
