@@ -40,7 +40,8 @@ def DistilTransformer(
     max_batch_pieces: most padded pieces in one forward, which bounds memory in prediction; null for
         1,536 on a CPU and 16,384 elsewhere.
     pooling: the vector of a token is the "mean" of its pieces' vectors or that of the "first".
-    mixed_precision: bfloat16 (float16 on GPUs without it) where the device is a CUDA GPU.
+    mixed_precision: bfloat16 on CUDA GPUs (float16 on those without it), and, in training alone, on
+        CPUs that have instructions for it. Weights stay in float32.
     device: "auto" (CUDA, else MPS, else CPU), or a torch device such as "cpu" or "cuda:1".
     frozen: use the weights as they are; updates train the heads alone.
     learn_rate_scale: factor on the learning rate of `[training.optimizer]` for the encoder.
@@ -70,8 +71,8 @@ def DistilTransformer(
 def forward(model: Model[InT, OutT], docs: InT, is_train: bool) -> tuple[OutT, Callable]:
     encoder = get_encoder(model)
     if not is_train or not encoder.is_trainable:
-        return encoder.predict(docs, model.ops), _backprop_nothing
-    tokvecs, backprop = encoder.begin_update(docs, model.ops)
+        return encoder.predict_docs(docs, model.ops), _backprop_nothing
+    tokvecs, backprop = encoder.begin_update_docs(docs, model.ops)
     return tokvecs, partial(_backprop, model, backprop)
 
 

@@ -44,15 +44,15 @@ def make_distil_transformer(
 class OpenBatch:
     """A batch between the encoder's forward and its backward pass.
 
+    docs: what was encoded.
     d_tokvecs: the listeners' gradients, summed up, (n_tokens of all docs, width).
-    n_tokens: number of tokens of each doc.
     backprop: takes `d_tokvecs` split by doc.
     waiting: ids of the listeners that have not reported a gradient yet.
     optimizer: of a step that was asked for before any gradient was there.
     """
 
+    docs: list[Doc]
     d_tokvecs: Floats2d
-    n_tokens: list[int]
     backprop: Callable[[list[Floats2d]], Any]
     waiting: set[int]
     has_gradient: bool = False
@@ -62,10 +62,18 @@ class OpenBatch:
         """The gradient of each doc, (n_tokens, width): views."""
         parts = []
         begin = 0
-        for n in self.n_tokens:
-            parts.append(self.d_tokvecs[begin : begin + n])
-            begin += n
+        for doc in self.docs:
+            parts.append(self.d_tokvecs[begin : begin + len(doc)])
+            begin += len(doc)
         return parts
+
+    def is_over(self, docs: list[Doc]) -> bool:
+        """Whether a prediction for `docs` means that the batch is done with: its listeners have
+        reported, or never will, because these are other docs than the ones to be annotated between
+        its forward and its backward pass.
+        """
+        own = set(map(id, self.docs))
+        return self.has_gradient or any(id(doc) not in own for doc in docs)
 
 
 class DistilTransformerPipe(Tok2Vec):
@@ -92,9 +100,10 @@ class DistilTransformerPipe(Tok2Vec):
 
     def predict(self, docs: Iterable[Doc]) -> list[Floats2d]:
         """Token vectors of each doc, (n_tokens, width) float32."""
-        if self._open is not None and self._open.has_gradient:
+        docs = list(docs)
+        if self._open is not None and self._open.is_over(docs):
             self._close()
-        return get_encoder(self.model).predict(list(docs), self.model.ops)
+        return get_encoder(self.model).predict_docs(docs, self.model.ops)
 
     # Training
 
@@ -122,8 +131,8 @@ class DistilTransformerPipe(Tok2Vec):
         docs = [example.predicted for example in examples]
         tokvecs, backprop = self.model.begin_update(docs)
         self._open = opened = OpenBatch(
+            docs=docs,
             d_tokvecs=self.model.ops.alloc2f(sum(map(len, docs)), self.model.get_dim("nO")),
-            n_tokens=[len(doc) for doc in docs],
             backprop=backprop,
             waiting={id(listener) for listener in self.listeners},
             optimizer=sgd or None,
@@ -147,13 +156,13 @@ class DistilTransformerPipe(Tok2Vec):
     ) -> Callable[[list[Floats2d]], list[Doc]]:
         """The callback that one listener reports its gradient with."""
 
-        def collect(d_tokvecs: list[Floats2d]) -> list[Doc]:
-            if self._open is not batch:
+        def collect(d_tokvecs: list[Any]) -> list[Doc]:
+            if self._open is not batch or listener_id not in batch.waiting:
                 raise RuntimeError(
-                    f"A pipe that listens to {self.name!r} backpropagated a batch that is closed: "
+                    f"A pipe that listens to {self.name!r} reported a gradient twice, or too late: "
                     "each listener reports its gradient once, before the encoder's next update."
                 )
-            total = 0.0
+            total = 0.0  # an array of the device from the first doc on: one synchronization
             for own, reported in zip(batch.split(), d_tokvecs, strict=True):
                 if len(own):
                     own += reported
@@ -177,8 +186,9 @@ class DistilTransformerPipe(Tok2Vec):
             listener.receive(None, None, None)  # type: ignore[arg-type]
         if batch.has_gradient:
             batch.backprop(batch.split())
-            if batch.optimizer is not None:
-                self.model.finish_update(batch.optimizer)
+        if batch.optimizer is not None:
+            # Also where this batch brought nothing: earlier ones may have gathered gradients.
+            self.model.finish_update(batch.optimizer)
 
     # Initialization and serialization
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from spacy.pipeline.tok2vec import Tok2VecListener
 from spacy.pipeline.tok2vec import forward as forward_tok2vec
@@ -43,14 +44,15 @@ class DistilListener(Tok2VecListener):
 def forward(model: DistilListener, docs: InT, is_train: bool) -> tuple[OutT, Callable]:
     if not is_train or model._batch_id is not None:
         return forward_tok2vec(model, docs, is_train)
-    # No update has come from upstream: it is frozen, and has annotated the docs if they have tokens.
+    # No update has come from upstream: it is frozen, and has annotated the docs.
     if any(len(doc) and not doc.tensor.size for doc in docs):
         raise ConfigError(
-            f"A pipe listens to {model.upstream_name!r}, which is frozen and has set no doc.tensor. "
+            f"A pipe listens to {model.upstream_name!r}, which is frozen and set no doc.tensor. "
             "Add the encoder's component to [training] annotating_components."
         )
     width = model.get_dim("nO")
-    return [doc.tensor if len(doc) else model.ops.alloc2f(0, width) for doc in docs], _backprop
+    outputs: list[Any] = [doc.tensor if len(doc) else model.ops.alloc2f(0, width) for doc in docs]
+    return outputs, _backprop
 
 
 def _backprop(d_tokvecs: OutT) -> InT:

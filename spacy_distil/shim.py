@@ -22,6 +22,7 @@ from spacy_distil.encoding import (
     PieceTokenizer,
     encode_docs,
     make_batches,
+    to_ops,
 )
 from spacy_distil.encoding.pooling import PoolingName
 from spacy_distil.engines import Backprop, Engine, StepSettings, TrainableEngine
@@ -133,17 +134,19 @@ class EncoderShim(Shim):
 
     # From docs to token vectors
 
-    def predict(self, docs: Sequence[Doc], ops: Ops) -> list[Floats2d]:
+    def predict_docs(self, docs: Sequence[Doc], ops: Ops) -> list[Floats2d]:
         """Token vectors of each doc, (n_tokens, width), each an array of its own."""
         encoded = self._encode(docs)
         rows = ops.alloc2f(encoded.pooling.n_rows, self.width)
         for batch in self._batches(encoded):
-            rows[ops.asarray(batch.rows)] = self.engine.predict(batch, ops)
+            rows[to_ops(ops, batch.rows)] = self.engine.predict(batch, ops)
         tokens = encoded.pooling.forward(ops, rows)
         return [part.copy() for part in _split(tokens, encoded.n_tokens)]
 
-    def begin_update(self, docs: Sequence[Doc], ops: Ops) -> tuple[list[Floats2d], Callable]:
-        """As `predict`, with a callback that takes the gradient of all token vectors packed,
+    def begin_update_docs(
+        self, docs: Sequence[Doc], ops: Ops
+    ) -> tuple[list[Floats2d], Callable[[Floats2d], None]]:
+        """As `predict_docs`, with a callback that takes the gradient of all token vectors packed,
         (n_tokens of all docs, width), and gathers that of the weights. Call it once.
 
         The graphs of all batches live until then.
@@ -158,7 +161,7 @@ class EncoderShim(Shim):
         rows = ops.alloc2f(encoded.pooling.n_rows, self.width)
         backprops: list[tuple[Any, Backprop]] = []
         for batch in self._batches(encoded):
-            index = ops.asarray(batch.rows)
+            index = to_ops(ops, batch.rows)
             rows[index], backprop = engine.begin_update(batch, ops)
             backprops.append((index, backprop))
 
@@ -167,15 +170,9 @@ class EncoderShim(Shim):
             while backprops:
                 index, backprop = backprops.pop()
                 backprop(d_rows[index])
-            self._has_gradients = True
+                self._has_gradients = True
 
         return _split(encoded.pooling.forward(ops, rows), encoded.n_tokens), backprop_docs
-
-    def __call__(self, inputs: tuple[Sequence[Doc], Ops], is_train: bool) -> Any:
-        """thinc's way to call a shim."""
-        if is_train:
-            return self.begin_update(*inputs)
-        return self.predict(*inputs), lambda d_tokens: None
 
     def finish_update(self, optimizer: Optimizer) -> None:
         """Apply the gathered gradients, if there are any, as `optimizer` is set at this step."""
@@ -256,7 +253,7 @@ class EncoderShim(Shim):
         engine = _torch_engine().from_files(
             files, device=self.settings.device, mixed_precision=self.settings.mixed_precision
         )
-        tokenizer = PieceTokenizer.from_str(files[TOKENIZER].decode("utf8"))
+        tokenizer = PieceTokenizer.from_str(files[TOKENIZER])
         self._fill(engine, tokenizer, config)
         return self
 

@@ -30,6 +30,7 @@ from spacy_distil.distillation.distiller import Distiller
 from spacy_distil.distillation.loop import count_steps, train
 from spacy_distil.distillation.students import choose_layers, make_student
 from spacy_distil.distillation.teachers import Teacher, load_teacher, quiet_transformers
+from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.errors import ConfigError, require
 
 if TYPE_CHECKING:
@@ -166,12 +167,8 @@ def _accelerator(gpu_id: int | None, settings: TrainingSettings, output: Path) -
     cpu = gpu_id is not None and gpu_id < 0
     precision = settings.mixed_precision
     if precision == "auto":
-        has_bf16 = (
-            not cpu
-            and torch.cuda.is_available()
-            and torch.cuda.is_bf16_supported(including_emulation=False)
-        )
-        precision = "bf16" if has_bf16 else "no"
+        device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+        precision = "bf16" if has_native_bf16(device) else "no"
     if settings.tensorboard:
         require("tensorboard", extra="train", purpose="training.tensorboard = true")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -87,7 +87,7 @@ warmup = 0.05
 weight_decay = 0.01
 # Norm that the gradient of a step is clipped to.
 clip = 1.0
-# "bf16", "no", or "auto": bf16 on a GPU that has it.
+# "bf16", "no", or "auto": bf16 on a GPU or CPU that has instructions for it.
 mixed_precision = "auto"
 # Steps between entries in the log, held-out evaluations and checkpoints.
 log_frequency = 20

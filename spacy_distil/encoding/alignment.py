@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from spacy.attrs import LENGTH, SPACY
+from spacy.attrs import LENGTH, SPACY  # type: ignore[import-not-found]
 from spacy.tokens import Doc
 
 from spacy_distil.encoding.pieces import Pieces
@@ -23,9 +23,9 @@ def align(
     """The range of pieces that overlap each token.
 
     token_starts, token_ends: (n_tokens,) character offsets.
-    RETURNS (first, last): each (n_tokens,) int64; the pieces of token t are first[t]:last[t], which
-        is empty for a token without a piece (whitespace, control characters). A piece may lie in the
-        range of several tokens.
+    RETURNS (first, last): each (n_tokens,) int64; the pieces of token t are first[t]:last[t],
+        which is empty for a token without a piece (whitespace, control characters). A piece may lie
+        in the range of several tokens.
     """
     first = np.searchsorted(pieces.ends, token_starts, side="right")
     last = np.searchsorted(pieces.starts, token_ends, side="left")

@@ -52,15 +52,15 @@ class PieceTokenizer:
         self.suffix: list[int] = probe.ids[own[-1] + 1 :]
 
     @classmethod
-    def from_str(cls, json: str) -> PieceTokenizer:
-        """Read the text of a `tokenizer.json`.
+    def from_str(cls, json: str | bytes) -> PieceTokenizer:
+        """Read the text of a `tokenizer.json`, or its UTF-8.
 
         Raises WeightsError where it is not one.
         """
         from tokenizers import Tokenizer
 
         try:
-            tokenizer = Tokenizer.from_str(json)
+            tokenizer = Tokenizer.from_buffer(json if isinstance(json, bytes) else json.encode())
         except Exception as error:  # tokenizers raises bare Exception
             raise WeightsError(f"tokenizer.json cannot be read: {error}") from error
         return cls(tokenizer)

@@ -55,7 +55,7 @@ class Pooling:
 
     def forward(self, ops: Ops, rows: Floats2d) -> Floats2d:
         """Token vectors, (n_tokens, width), of piece vectors, (n_rows, width)."""
-        entries = rows[ops.asarray(self.columns)] * ops.asarray(self.weights)[:, None]
+        entries = rows[to_ops(ops, self.columns)] * to_ops(ops, self.weights)[:, None]
         return _sum_groups(ops, entries, self.lengths)
 
     def backward(self, ops: Ops, d_tokens: Floats2d) -> Floats2d:
@@ -64,11 +64,16 @@ class Pooling:
         # Grouped by row instead of by token: a sum per row, with no scattered additions.
         order = np.argsort(self.columns, kind="stable")
         per_row = np.bincount(self.columns, minlength=self.n_rows)
-        entries = d_tokens[ops.asarray(tokens[order])] * ops.asarray(self.weights[order])[:, None]
+        entries = d_tokens[to_ops(ops, tokens[order])] * to_ops(ops, self.weights[order])[:, None]
         return _sum_groups(ops, entries, per_row.astype("i"))
+
+
+def to_ops(ops: Ops, array: np.ndarray) -> Any:
+    """A numpy array as one of `ops`; thinc's stubs know no other way to say it."""
+    return ops.asarray(array)  # type: ignore[arg-type]
 
 
 def _sum_groups(ops: Ops, entries: Any, lengths: np.ndarray) -> Floats2d:
     if len(entries) == 0:
         return ops.alloc2f(len(lengths), entries.shape[1])
-    return ops.reduce_sum(entries, ops.asarray1i(lengths))
+    return ops.reduce_sum(entries, to_ops(ops, lengths))

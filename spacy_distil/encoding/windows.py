@@ -30,6 +30,10 @@ def split_windows(
             windows.append((start, n_pieces))
             return windows
         end = _last_cut(cuts, after=start, until=end)
+        if windows and end <= windows[-1][1]:
+            # The overlap leaves no room for the token that comes next.
+            start = end
+            continue
         windows.append((start, end))
         start = _last_cut(cuts, after=start, until=max(end - overlap, start + 1), otherwise=end)
 

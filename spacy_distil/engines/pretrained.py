@@ -35,6 +35,8 @@ def load_encoder(name: str) -> transformers.PreTrainedModel:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                # Refused below, with their names.
+                ignore_mismatched_sizes=True,
                 **without_pooler(config),
             )
     except ConfigError:
@@ -46,7 +48,13 @@ def load_encoder(name: str) -> transformers.PreTrainedModel:
             "of such a model on the Hugging Face hub (which needs the network)."
         ) from error
     # A checkpoint may hold more than the encoder (pooler, heads), but not less.
-    refuse_gaps(f"name = {name!r}", info["missing_keys"], (), info["mismatched_keys"])
+    weights = model.state_dict()
+    mismatched = [
+        # transformers 4.53 names the weight alone.
+        (entry, None, weights[entry].shape) if isinstance(entry, str) else entry
+        for entry in info["mismatched_keys"]
+    ]
+    refuse_gaps(f"name = {name!r}", info["missing_keys"], (), mismatched)
     return model.float()
 
 
@@ -57,12 +65,18 @@ def load_tokenizer(name: str) -> PieceTokenizer:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 name, use_fast=True, trust_remote_code=False
             )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # it tries several formats, and each fails in its own way
         raise WeightsError(f"No tokenizer could be loaded from name = {name!r}: {error}") from error
     if not tokenizer.is_fast:
         raise ConfigError(
             f"name = {name!r} has no fast tokenizer (tokenizer.json), which gives the character "
             "offsets that align pieces with tokens."
+        )
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        # What transformers 5 makes of a directory without a tokenizer.
+        raise WeightsError(
+            f"No tokenizer could be loaded from name = {name!r}: it has special pieces only. "
+            "Expected tokenizer.json, or a vocabulary that it can be made from."
         )
     return PieceTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
 
@@ -82,13 +96,14 @@ def refuse_gaps(
 ) -> None:
     """Raise WeightsError where weights do not fit a config, naming the first few.
 
-    mismatched: name, shape found and shape expected of each.
+    mismatched: name, shape found (None where it is not known) and shape expected of each.
     """
     problems = [
         *(f"{name} is missing" for name in sorted(missing)),
         *(f"{name} is not part of the encoder" for name in sorted(unexpected)),
         *(
-            f"{name} has shape {tuple(found)}, expected {tuple(wanted)}"
+            f"{name} has {f'shape {tuple(found)}' if found else 'another shape'}, "
+            f"expected {tuple(wanted)}"
             for name, found, wanted in mismatched
         ),
     ]

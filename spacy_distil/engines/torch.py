@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -19,9 +19,10 @@ from thinc.api import Ops
 from thinc.types import Floats2d
 from thinc.util import torch2xp, xp2torch
 
-from spacy_distil.encoding import Batch
+from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.base import Backprop, StepSettings
 from spacy_distil.engines.files import CONFIG, WEIGHTS, parse_config
+from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.engines.pretrained import load_encoder, refuse_gaps, without_pooler
 from spacy_distil.errors import ConfigError, WeightsError
 
@@ -48,9 +49,10 @@ class TorchEngine:
         self.device = choose_device(device)
         self._model = model.to(self.device).eval()
         self._autocast: torch.dtype | None = None
-        if mixed_precision and self.device.type == "cuda":
-            bf16 = torch.cuda.is_bf16_supported()
-            self._autocast = torch.bfloat16 if bf16 else torch.float16
+        if mixed_precision and has_native_bf16(self.device):
+            self._autocast = torch.bfloat16
+        elif mixed_precision and self.device.type == "cuda":
+            self._autocast = torch.float16
         # Only float16 is narrow enough to need loss scaling.
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self._autocast is torch.float16
@@ -87,13 +89,15 @@ class TorchEngine:
         return self._model
 
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
+        # On a CPU predictions stay in float32, so that they are the same on every CPU.
+        precision = self._autocast if self.device.type == "cuda" else None
         with torch.inference_mode():
-            return _to_array(self._forward(batch), ops)
+            return _to_array(self._forward(batch, precision), ops)
 
     def begin_update(self, batch: Batch, ops: Ops) -> tuple[Floats2d, Backprop]:
         self._model.train()
         try:
-            rows = self._forward(batch)
+            rows = self._forward(batch, self._autocast)
         finally:
             self._model.eval()
 
@@ -133,15 +137,15 @@ class TorchEngine:
             WEIGHTS: safetensors.save(weights, metadata={"format": "pt"}),
         }
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
+    def _forward(self, batch: Batch, precision: torch.dtype | None) -> torch.Tensor:
         """Hidden states at the batch's positions, (n_rows, width)."""
         ids, mask, positions = (
             torch.from_numpy(array).to(self.device)
             for array in (batch.ids, batch.mask, batch.positions)
         )
         autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
-        if self._autocast is not None:
-            autocast = torch.autocast(self.device.type, dtype=self._autocast)
+        if precision is not None:
+            autocast = torch.autocast(self.device.type, dtype=precision)
         with autocast:
             # Ids and mask are what every encoder takes; whatever else a tokenizer would print,
             # such as token types, has a default that means "one text".
@@ -188,8 +192,8 @@ def choose_device(device: str) -> torch.device:
 
 def _to_array(tensor: torch.Tensor, ops: Ops) -> Floats2d:
     if ops.device_type == "gpu" and tensor.device.type == "cuda":
-        return torch2xp(tensor, ops=ops)
-    return ops.asarray2f(tensor.cpu().numpy())
+        return cast(Floats2d, torch2xp(tensor, ops=ops))
+    return to_ops(ops, tensor.cpu().numpy())
 
 
 def _load_files(files: Mapping[str, bytes]) -> transformers.PreTrainedModel:
@@ -208,10 +212,16 @@ def _load_files(files: Mapping[str, bytes]) -> transformers.PreTrainedModel:
             f"{CONFIG} has model_type {settings['model_type']!r}, which transformers "
             f"{transformers.__version__} does not know. Install a newer transformers."
         ) from error
-    config = config_class.from_dict(settings)
-    # No memory and no time for random weights: the saved ones take their place.
-    with init_empty_weights(include_buffers=False):
-        model = transformers.AutoModel.from_config(config, **without_pooler(config))
+    try:
+        config = config_class.from_dict(settings)
+        # No memory and no time for random weights: the saved ones take their place.
+        with init_empty_weights(include_buffers=False):
+            model = transformers.AutoModel.from_config(config, **without_pooler(config))
+    except Exception as error:  # each version and family of transformers raises its own
+        raise WeightsError(
+            f"{CONFIG} describes no encoder that transformers {transformers.__version__} can "
+            f"build: {error}"
+        ) from error
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     refuse_gaps(
         WEIGHTS,
