@@ -22,8 +22,8 @@ from typing import Annotated, Any
 
 import typer
 from wasabi import msg
-from weasel.cli.assets import project_assets  # type: ignore[import-untyped]
-from weasel.util import get_checksum, load_project_config  # type: ignore[import-untyped]
+from weasel.cli.assets import project_assets
+from weasel.util import get_checksum, load_project_config
 
 from scripts._script import friendly_errors
 from scripts.corpus import Dataset

@@ -52,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("packages_dir", type=Path, help="where `spacy package` wrote to")
     parser.add_argument("--project", type=Path, default=Path(), help="spacy-distil's sources")
-    parser.add_argument("--extra", default="train", help="extra of spacy-distil to install")
     parser.add_argument("--constraints", type=Path, help="pip constraints file")
     parser.add_argument("--text", default=TEXT, help="what the pipeline runs on")
     args = parser.parse_args(argv)
@@ -60,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         smoke_test(
             find_wheel(args.packages_dir),
             project=args.project,
-            extra=args.extra,
             constraints=args.constraints,
             text=args.text,
         )
@@ -84,12 +82,10 @@ def find_wheel(packages_dir: Path) -> Path:
     return wheels[0].resolve()
 
 
-def smoke_test(
-    wheel: Path, *, project: Path, extra: str, constraints: Path | None, text: str
-) -> None:
+def smoke_test(wheel: Path, *, project: Path, constraints: Path | None, text: str) -> None:
     """Raise SmokeTestError where `wheel` cannot be installed, loaded or run on `text`.
 
-    project: directory with the sources of spacy-distil. extra: one of its extras, empty for none.
+    project: directory with the sources of spacy-distil, whose extras the wheel itself asks for.
     """
     if not (project / "setup.cfg").is_file():
         raise SmokeTestError(f"{project} has no setup.cfg: expected spacy-distil's sources there.")
@@ -105,10 +101,8 @@ def smoke_test(
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         if constraints is not None:
             install += ["--constraint", str(constraints.resolve())]
-        with _timed(f"Installed {wheel.name} and spacy-distil{f'[{extra}]' if extra else ''}"):
-            _run(
-                [*install, f"{sources}[{extra}]" if extra else str(sources), str(wheel)], directory
-            )
+        with _timed(f"Installed {wheel.name} and spacy-distil"):
+            _run([*install, str(sources), str(wheel)], directory)
         elsewhere = directory / "elsewhere"
         elsewhere.mkdir()
         # A wheel's file name begins with its distribution, which is the module.

@@ -11,10 +11,13 @@ from spacy.language import Language
 from spacy.pipeline.tok2vec import Tok2Vec, Tok2VecListener
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
+from spacy.util import get_minor_version_range
 from spacy.vocab import Vocab
 from thinc.api import Config, Model, Optimizer
 from thinc.types import Floats2d
+from wasabi import msg
 
+from spacy_distil import __version__
 from spacy_distil.errors import ConfigError
 from spacy_distil.shim import get_encoder
 
@@ -203,6 +206,10 @@ class DistilTransformerPipe(Tok2Vec):
         self._open = None
         self.model.initialize()
         self._fit_widths()
+        encoder = get_encoder(self.model)
+        msg.info(f"{self.name}: {encoder.settings.name} on {encoder.engine.device_name}")
+        if nlp is not None:
+            _require_extra(nlp)
 
     def to_bytes(self, *, exclude: Sequence[str] = ()) -> bytes:
         self._close_if_learned()
@@ -254,3 +261,10 @@ class DistilTransformerPipe(Tok2Vec):
                 f"[components.{component_name}.model.tok2vec], or leave it out with "
                 "spacy-distil.Listener.v1, and train the pipe again."
             )
+
+
+def _require_extra(nlp: Language) -> None:
+    """Have `spacy package` write down the extra too: the engine of this pipeline needs torch."""
+    requirements = nlp.meta.setdefault("requirements", [])
+    if not any(requirement.startswith("spacy-distil") for requirement in requirements):
+        requirements.append(f"spacy-distil[train]{get_minor_version_range(__version__)}")

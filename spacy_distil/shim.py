@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ from spacy_distil.errors import ConfigError, WeightsError, require
 if TYPE_CHECKING:
     from spacy_distil.engines.torch import TorchEngine
 
-logger = logging.getLogger("spacy")
 
 # Padded pieces in a batch where the settings leave it open: on a CPU more only costs memory, a GPU
 # wants work.
@@ -208,7 +206,6 @@ class EncoderShim(Shim):
             name, device=self.settings.device, mixed_precision=self.settings.mixed_precision
         )
         self._fill(engine, load_tokenizer(name), json.loads(engine.model.config.to_json_string()))
-        logger.info("distil_transformer: %s on %s", name, engine.device_name)
 
     def to_disk(self, path: str | Path) -> None:
         """Write the encoder's three files into a directory."""

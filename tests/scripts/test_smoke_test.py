@@ -38,9 +38,9 @@ def test_no_wheel_and_several(tmp_path: Path) -> None:
 def test_sources_and_constraints_must_be_there(tmp_path: Path) -> None:
     wheel = add_wheel(tmp_path, "en_one-0.1.0")
     with pytest.raises(SmokeTestError, match=r"has no setup\.cfg"):
-        smoke_test(wheel, project=tmp_path, extra="", constraints=None, text="a")
+        smoke_test(wheel, project=tmp_path, constraints=None, text="a")
     with pytest.raises(SmokeTestError, match="No constraints file"):
-        smoke_test(wheel, project=ROOT, extra="", constraints=tmp_path / "none.txt", text="a")
+        smoke_test(wheel, project=ROOT, constraints=tmp_path / "none.txt", text="a")
 
 
 def test_a_broken_wheel_fails_with_what_pip_said(
@@ -48,7 +48,7 @@ def test_a_broken_wheel_fails_with_what_pip_said(
 ) -> None:
     add_wheel(tmp_path, "en_one-0.1.0")
     with pytest.raises(SystemExit) as stopped:
-        main([str(tmp_path), "--project", str(ROOT), "--extra", ""])
+        main([str(tmp_path), "--project", str(ROOT)])
     assert "en_one-0.1.0-py3-none-any.whl" in str(stopped.value.code)
     assert "ended with code 1" in str(stopped.value.code)
 
@@ -66,7 +66,7 @@ def test_a_packaged_pipeline_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     package = [sys.executable, "-m", "spacy", "package", str(tmp_path / "pipeline"), str(packages)]
     package += ["--name", "smoke", "--version", "0.1.0", "--build", "wheel"]
     subprocess.run(package, check=True, capture_output=True)
-    arguments = [str(packages), "--project", str(ROOT), "--extra", ""]
+    arguments = [str(packages), "--project", str(ROOT)]
     main([*arguments, "--constraints", str(ROOT / "constraints.txt"), "--text", "Ada left."])
     printed = capsys.readouterr().out
     assert "Installed en_smoke-0.1.0-py3-none-any.whl and spacy-distil: " in printed
