@@ -25,9 +25,8 @@ from wasabi import msg
 from weasel.cli.assets import project_assets
 from weasel.util import get_checksum, load_project_config
 
-from scripts._script import friendly_errors
 from scripts.corpus import Dataset
-from spacy_distil.errors import CorpusError, WeightsError, require
+from spacy_distil.errors import CorpusError, WeightsError, friendly_errors, require
 
 # Files of a Hugging Face model directory that an encoder is loaded from.
 MODEL_FILES = (

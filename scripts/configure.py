@@ -20,8 +20,7 @@ from spacy.util import load_config
 from thinc.api import Config
 from wasabi import msg
 
-from scripts._script import friendly_errors
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
 
 LAYERS = ("pos", "tag", "ents", "cats")
 # Factory -> the annotation layer that it learns, and the score that stands for it.

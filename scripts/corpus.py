@@ -25,8 +25,7 @@ from wasabi import msg
 from scripts._conllu import Document, join_entities, read_conllu, read_iob2, read_lines, repair_iob
 from scripts._custom import read_docs
 from scripts._notes import Notes
-from scripts._script import friendly_errors
-from spacy_distil.errors import CorpusError
+from spacy_distil.errors import CorpusError, friendly_errors
 
 SPLITS = ("train", "dev", "test")
 GENRES = ("answers", "email", "newsgroup", "reviews", "weblog")

@@ -14,8 +14,7 @@ from typing import Annotated
 
 import typer
 
-from scripts._script import friendly_errors
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, friendly_errors
 
 
 def main(

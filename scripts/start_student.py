@@ -16,8 +16,7 @@ from typing import Annotated
 import typer
 from wasabi import msg
 
-from scripts._script import friendly_errors
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, friendly_errors
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 

@@ -23,8 +23,7 @@ from spacy.util import load_config
 from wasabi import msg
 from weasel.util import get_checksum
 
-from scripts._script import friendly_errors
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
 
 EVALUATIONS = 10
 FINISHED = "finished.json"

@@ -18,6 +18,7 @@ from thinc.types import Floats2d
 from wasabi import msg
 
 from spacy_distil import __version__
+from spacy_distil.encoding import split_docs
 from spacy_distil.errors import ConfigError
 from spacy_distil.shim import get_encoder
 
@@ -63,12 +64,7 @@ class OpenBatch:
 
     def split(self) -> list[Floats2d]:
         """The gradient of each doc, (n_tokens, width): views."""
-        parts = []
-        begin = 0
-        for doc in self.docs:
-            parts.append(self.d_tokvecs[begin : begin + len(doc)])
-            begin += len(doc)
-        return parts
+        return split_docs(self.d_tokvecs, [len(doc) for doc in self.docs])
 
     def is_over(self, docs: list[Doc]) -> bool:
         """Whether a prediction for `docs` means that the batch is done with: its listeners have

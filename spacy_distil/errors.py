@@ -7,7 +7,12 @@ message without a traceback.
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
+
+from wasabi import msg
 
 
 class DistilError(Exception):
@@ -47,3 +52,13 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             f"{purpose} needs '{missing}', which is not installed. "
             f"Install it with: pip install 'spacy-distil[{extra}]'"
         ) from error
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """Print a `DistilError` as spaCy's commands print theirs, and exit with 1."""
+    try:
+        yield
+    except DistilError as error:
+        msg.fail(type(error).__name__.removesuffix("Error"), str(error))
+        sys.exit(1)

@@ -21,11 +21,12 @@ from spacy_distil.encoding import (
     PieceTokenizer,
     encode_docs,
     make_batches,
+    split_docs,
     to_ops,
 )
 from spacy_distil.encoding.pooling import PoolingName
 from spacy_distil.engines import Backprop, Engine, StepSettings, TrainableEngine
-from spacy_distil.engines.files import TOKENIZER, parse_config, read_files
+from spacy_distil.engines.files import TOKENIZER, longest_window, parse_config, read_files
 from spacy_distil.errors import ConfigError, WeightsError, require
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class EncoderShim(Shim):
         for batch in self._batches(encoded):
             rows[to_ops(ops, batch.rows)] = self.engine.predict(batch, ops)
         tokens = encoded.pooling.forward(ops, rows)
-        return [part.copy() for part in _split(tokens, encoded.n_tokens)]
+        return [part.copy() for part in split_docs(tokens, encoded.n_tokens)]
 
     def begin_update_docs(
         self, docs: Sequence[Doc], ops: Ops
@@ -170,7 +171,7 @@ class EncoderShim(Shim):
                 backprop(d_rows[index])
                 self._has_gradients = True
 
-        return _split(encoded.pooling.forward(ops, rows), encoded.n_tokens), backprop_docs
+        return split_docs(encoded.pooling.forward(ops, rows), encoded.n_tokens), backprop_docs
 
     def finish_update(self, optimizer: Optimizer) -> None:
         """Apply the gathered gradients, if there are any, as `optimizer` is set at this step."""
@@ -297,18 +298,6 @@ class EncoderShim(Shim):
         )
 
 
-def longest_window(config: Mapping[str, Any]) -> int:
-    """Most pieces, special ones included, that an encoder takes at once.
-
-    config: a transformers `config.json`.
-    """
-    positions = int(config["max_position_embeddings"])
-    if config["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        # Their positions count from the padding id on, and that one is never used.
-        positions -= int(config.get("pad_token_id", 1)) + 1
-    return positions
-
-
 def get_encoder(model: Model) -> EncoderShim:
     """The encoder of a model that `spacy-distil.DistilTransformer.v1` made."""
     for shim in model.shims:
@@ -326,12 +315,3 @@ def _torch_engine() -> type[TorchEngine]:
     from spacy_distil.engines.torch import TorchEngine
 
     return TorchEngine
-
-
-def _split(tokens: Floats2d, n_tokens: Sequence[int]) -> list[Floats2d]:
-    parts = []
-    begin = 0
-    for n in n_tokens:
-        parts.append(tokens[begin : begin + n])
-        begin += n
-    return parts

@@ -12,8 +12,7 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli import distil_cli
-from spacy_distil.cli._util import friendly_errors
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, friendly_errors
 
 
 @distil_cli.command("compare", no_args_is_help=True)

@@ -9,7 +9,7 @@ import typer
 from spacy.cli._util import parse_config_overrides
 
 from spacy_distil.cli import distil_cli
-from spacy_distil.cli._util import friendly_errors
+from spacy_distil.errors import friendly_errors
 
 
 @distil_cli.command(

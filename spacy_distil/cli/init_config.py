@@ -10,9 +10,8 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli import distil_cli
-from spacy_distil.cli._util import friendly_errors
 from spacy_distil.distillation.template import ENCODER_CONFIG
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, friendly_errors
 
 
 class Kind(str, Enum):

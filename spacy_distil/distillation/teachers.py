@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from spacy_distil.engines.files import longest_window
+from spacy_distil.engines.pretrained import quiet_transformers
 from spacy_distil.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
@@ -46,11 +47,7 @@ class Teacher:
     @property
     def longest_block(self) -> int:
         """How many pieces, special ones included, its position embeddings have room for."""
-        config = self.model.config
-        positions = int(config.max_position_embeddings)
-        # RoBERTa counts positions from the one after the padding piece's id.
-        reserved = 0 if config.model_type in ("bert", "distilbert") else config.pad_token_id + 1
-        return positions - reserved
+        return longest_window(self.model.config.to_dict())
 
 
 def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
@@ -143,20 +140,3 @@ def _loading(name: str) -> Iterator[None]:
             "earlier; a local teacher is given by its directory"
         )
         raise WeightsError(f"teacher.name = {name!r} cannot be loaded: {error}\n{hint}") from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep load reports and progress bars of transformers off the terminal."""
-    from transformers.utils import logging as chatter
-
-    level = chatter.get_verbosity()
-    bars = chatter.is_progress_bar_enabled()
-    chatter.set_verbosity(logging.ERROR)
-    chatter.disable_progress_bar()
-    try:
-        yield
-    finally:
-        chatter.set_verbosity(level)
-        if bars:
-            chatter.enable_progress_bar()

@@ -6,7 +6,7 @@ Only numpy and `tokenizers`: every engine, and every machine that runs a pipelin
 from spacy_distil.encoding.batches import Batch, make_batches
 from spacy_distil.encoding.encode import EncodedDocs, encode_docs
 from spacy_distil.encoding.pieces import PieceTokenizer
-from spacy_distil.encoding.pooling import POOLINGS, Pooling, to_ops
+from spacy_distil.encoding.pooling import POOLINGS, Pooling, split_docs, to_ops
 
 __all__ = [
     "POOLINGS",
@@ -16,5 +16,6 @@ __all__ = [
     "Pooling",
     "encode_docs",
     "make_batches",
+    "split_docs",
     "to_ops",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -66,6 +67,12 @@ class Pooling:
         per_row = np.bincount(self.columns, minlength=self.n_rows)
         entries = d_tokens[to_ops(ops, tokens[order])] * to_ops(ops, self.weights[order])[:, None]
         return _sum_groups(ops, entries, per_row.astype("i"))
+
+
+def split_docs(tokens: Floats2d, n_tokens: Sequence[int]) -> list[Floats2d]:
+    """The packed token vectors of several docs, (n_tokens of all, width), doc by doc: views."""
+    ends = np.cumsum(n_tokens)
+    return [tokens[end - n : end] for n, end in zip(n_tokens, ends, strict=True)]
 
 
 def to_ops(ops: Ops, array: np.ndarray) -> Any:

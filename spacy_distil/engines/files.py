@@ -43,3 +43,15 @@ def parse_config(files: Mapping[str, bytes]) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise WeightsError(f'{CONFIG} names no "model_type", so the encoder cannot be built.')
     return config
+
+
+def longest_window(config: Mapping[str, Any]) -> int:
+    """Most pieces, special ones included, that an encoder takes at once.
+
+    config: a transformers `config.json`.
+    """
+    positions = int(config["max_position_embeddings"])
+    if config["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        # Their positions count from the padding id on, and that one is never used.
+        positions -= int(config.get("pad_token_id", 1)) + 1
+    return positions

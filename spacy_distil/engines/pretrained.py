@@ -27,7 +27,7 @@ def load_encoder(name: str) -> transformers.PreTrainedModel:
                 f"name = {name!r} is a {config.model_type!r} model with a decoder; "
                 "distil_transformer takes encoders such as BERT, DistilBERT and RoBERTa."
             )
-        with _quiet():
+        with quiet_transformers():
             model, info = transformers.AutoModel.from_pretrained(
                 name,
                 config=config,
@@ -61,7 +61,7 @@ def load_encoder(name: str) -> transformers.PreTrainedModel:
 def load_tokenizer(name: str) -> PieceTokenizer:
     """Load the fast tokenizer of a Hugging Face model by directory or hub name."""
     try:
-        with _quiet():
+        with quiet_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 name, use_fast=True, trust_remote_code=False
             )
@@ -115,8 +115,8 @@ def refuse_gaps(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report on heads and poolers that are left out on purpose."""
+def quiet_transformers() -> Iterator[None]:
+    """Without progress bars, and without reports on weights that are left out on purpose."""
     verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
