@@ -49,6 +49,7 @@ class EncoderSettings:
     max_batch_pieces: int | None
     pooling: PoolingName
     mixed_precision: bool
+    attention_dropout: float | None
     device: str
     frozen: bool
     learn_rate_scale: float
@@ -63,8 +64,18 @@ class EncoderSettings:
                 raise ConfigError(f"{setting} = {value}: expected at least {least}.")
         if self.learn_rate_scale < 0:
             raise ConfigError(f"learn_rate_scale = {self.learn_rate_scale}: expected 0 or more.")
+        if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
+            raise ConfigError(
+                f"attention_dropout = {self.attention_dropout}: expected null, or 0 to below 1."
+            )
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay = {self.layer_decay}: expected above 0, at most 1.")
+
+    @property
+    def for_engine(self) -> dict[str, Any]:
+        """The settings that are the torch engine's."""
+        names = ("device", "mixed_precision", "attention_dropout")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -203,9 +214,7 @@ class EncoderShim(Shim):
         from spacy_distil.engines.pretrained import load_tokenizer
 
         name = self.settings.name
-        engine = engine_class.from_name(
-            name, device=self.settings.device, mixed_precision=self.settings.mixed_precision
-        )
+        engine = engine_class.from_name(name, **self.settings.for_engine)
         self._fill(engine, load_tokenizer(name), json.loads(engine.model.config.to_json_string()))
 
     def to_disk(self, path: str | Path) -> None:
@@ -248,9 +257,7 @@ class EncoderShim(Shim):
 
     def _from_files(self, files: Mapping[str, bytes]) -> EncoderShim:
         config = parse_config(files)
-        engine = _torch_engine().from_files(
-            files, device=self.settings.device, mixed_precision=self.settings.mixed_precision
-        )
+        engine = _torch_engine().from_files(files, **self.settings.for_engine)
         tokenizer = PieceTokenizer.from_str(files[TOKENIZER])
         self._fill(engine, tokenizer, config)
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,13 @@ from spacy_distil.errors import WeightsError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+# A forked child inherits a pool of threads that do not exist there: with TOKENIZERS_PARALLELISM=true
+# in the environment, `tokenizers` would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        after_in_child=lambda: os.environ.__setitem__("TOKENIZERS_PARALLELISM", "false")
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.errors import ConfigError, WeightsError
 
 
-def load_encoder(name: str) -> transformers.PreTrainedModel:
+def load_encoder(
+    name: str, *, attention_dropout: float | None = None
+) -> transformers.PreTrainedModel:
     """Load an encoder, in float32 and without its pooler, by directory or hub name.
 
     Raises ConfigError for a model that is no encoder, WeightsError where weights are missing.
@@ -27,6 +29,7 @@ def load_encoder(name: str) -> transformers.PreTrainedModel:
                 f"name = {name!r} is a {config.model_type!r} model with a decoder; "
                 "distil_transformer takes encoders such as BERT, DistilBERT and RoBERTa."
             )
+        set_attention_dropout(config, attention_dropout)
         with quiet_transformers():
             model, info = transformers.AutoModel.from_pretrained(
                 name,
@@ -79,6 +82,22 @@ def load_tokenizer(name: str) -> PieceTokenizer:
             "Expected tokenizer.json, or a vocabulary that it can be made from."
         )
     return PieceTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+
+
+def set_attention_dropout(
+    config: transformers.PretrainedConfig, attention_dropout: float | None
+) -> None:
+    """Set the dropout of attention probabilities in an encoder's config; None leaves it alone."""
+    if attention_dropout is None:
+        return
+    for name in ("attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, attention_dropout)
+            return
+    raise ConfigError(
+        f"attention_dropout = {attention_dropout}: a {config.model_type!r} encoder has no such "
+        "setting. Leave it null."
+    )
 
 
 def without_pooler(config: transformers.PretrainedConfig) -> dict[str, bool]:

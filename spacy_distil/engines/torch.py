@@ -23,7 +23,12 @@ from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.base import Backprop, StepSettings
 from spacy_distil.engines.files import CONFIG, WEIGHTS, parse_config
 from spacy_distil.engines.precision import has_native_bf16
-from spacy_distil.engines.pretrained import load_encoder, refuse_gaps, without_pooler
+from spacy_distil.engines.pretrained import (
+    load_encoder,
+    refuse_gaps,
+    set_attention_dropout,
+    without_pooler,
+)
 from spacy_distil.errors import ConfigError, WeightsError
 
 # A forked child inherits a pool of threads that do not exist there: the first parallel operation
@@ -60,14 +65,18 @@ class TorchEngine:
         self._optimizer: torch.optim.AdamW | None = None
 
     @classmethod
-    def from_name(cls, name: str, **settings: Any) -> TorchEngine:
+    def from_name(
+        cls, name: str, *, attention_dropout: float | None = None, **settings: Any
+    ) -> TorchEngine:
         """Load a Hugging Face model by directory or hub name."""
-        return cls(load_encoder(name), **settings)
+        return cls(load_encoder(name, attention_dropout=attention_dropout), **settings)
 
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes], **settings: Any) -> TorchEngine:
+    def from_files(
+        cls, files: Mapping[str, bytes], *, attention_dropout: float | None = None, **settings: Any
+    ) -> TorchEngine:
         """Load what `to_files` returned or `save` wrote."""
-        return cls(_load_files(files), **settings)
+        return cls(_load_files(files, attention_dropout), **settings)
 
     @property
     def width(self) -> int:
@@ -196,7 +205,9 @@ def _to_array(tensor: torch.Tensor, ops: Ops) -> Floats2d:
     return to_ops(ops, tensor.cpu().numpy())
 
 
-def _load_files(files: Mapping[str, bytes]) -> transformers.PreTrainedModel:
+def _load_files(
+    files: Mapping[str, bytes], attention_dropout: float | None
+) -> transformers.PreTrainedModel:
     try:
         weights = safetensors.load(files[WEIGHTS])
     except SafetensorError as error:
@@ -214,6 +225,7 @@ def _load_files(files: Mapping[str, bytes]) -> transformers.PreTrainedModel:
         ) from error
     try:
         config = config_class.from_dict(settings)
+        set_attention_dropout(config, attention_dropout)
         # No memory and no time for random weights: the saved ones take their place.
         with init_empty_weights(include_buffers=False):
             model = transformers.AutoModel.from_config(config, **without_pooler(config))
