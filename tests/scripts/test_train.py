@@ -1,0 +1,130 @@
+"""scripts.train, scripts.evaluate, scripts.start_student and scripts.clean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import spacy
+from safetensors.numpy import load_file
+from spacy.tokens import Doc, DocBin
+from typer.testing import CliRunner
+
+from scripts import clean, evaluate, start_student, train
+from spacy_distil.errors import ConfigError, CorpusError
+
+CONFIG = Path(__file__).parents[2] / "configs" / "cnn.cfg"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Twelve tagged docs, as scripts.corpus writes them."""
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    vocab = spacy.blank("en").vocab
+    docs = [Doc(vocab, words=["We", "ran"], tags=["PRON", "VERB"]) for _ in range(12)]
+    for split in ("train", "dev", "test"):
+        DocBin(docs=docs).to_disk(directory / f"{split}.spacy")
+    summary = {"splits": {"train": {"tokens": 24}}}
+    (directory / "corpus.json").write_text(json.dumps(summary))
+    return directory
+
+
+@pytest.fixture
+def tagger_config(tmp_path: Path) -> Path:
+    """The CNN config with nothing but a small tagger."""
+    config = spacy.util.load_config(CONFIG, interpolate=False)
+    config["nlp"]["pipeline"] = ["tok2vec", "tagger"]
+    config["components"]["tok2vec"]["model"]["embed"]["rows"] = [50, 50, 50, 50]
+    for name in ("morphologizer", "ner", "textcat"):
+        del config["components"][name]
+    config["training"]["score_weights"] = {"tag_acc": 1.0}
+    config["training"]["batcher"]["size"] = 8
+    path = tmp_path / "tagger.cfg"
+    config.to_disk(path)
+    return path
+
+
+def run_train(config: Path, output: Path, corpus: Path, seeds: str) -> None:
+    context = type("Context", (), {"args": []})()
+    train.main(context, config, output, corpus, epochs=4, seeds=seeds, gpu_id=-1)
+
+
+def test_epochs_become_steps(corpus: Path, tagger_config: Path) -> None:
+    assert train.count_steps(tagger_config, corpus, epochs=4) == 12  # 4 * 24 tokens / 8
+    assert train.count_steps(tagger_config, corpus, epochs=0.1) == train.EVALUATIONS
+    with pytest.raises(CorpusError, match=r"corpus\.json"):
+        train.count_steps(tagger_config, corpus / "no", epochs=1)
+
+
+def test_seeds_are_numbers() -> None:
+    assert train.parse_seeds("0, 1,22") == [0, 1, 22]
+    with pytest.raises(ConfigError, match="'a,b'"):
+        train.parse_seeds("a,b")
+
+
+def test_train_and_evaluate_each_seed_once(
+    corpus: Path, tagger_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "pipelines"
+    run_train(tagger_config, output, corpus, "0,1")
+    assert spacy.load(output / "best").pipe_names == ["tok2vec", "tagger"]
+    first = (output / "seed-1" / "model-best" / "meta.json").stat().st_mtime_ns
+
+    # Killed before the second seed had finished: only that one is trained again.
+    (output / "seed-0" / train.FINISHED).unlink()
+    capfd.readouterr()
+    run_train(tagger_config, output, corpus, "0,1")
+    printed = capfd.readouterr().out
+    assert "seed-1 is trained already" in printed.replace("\n", " ")
+    assert "seed-0 is trained already" not in printed.replace("\n", " ")
+    assert (output / "seed-1" / "model-best" / "meta.json").stat().st_mtime_ns == first
+
+    # Other training documents: what was trained on the old ones does not count.
+    docs = list(DocBin().from_disk(corpus / "test.spacy").get_docs(spacy.blank("en").vocab))
+    DocBin(docs=docs[:6]).to_disk(corpus / "train.spacy")
+    run_train(tagger_config, output, corpus, "1")
+    assert (output / "seed-1" / "model-best" / "meta.json").stat().st_mtime_ns != first
+
+    evaluate.main(output, tmp_path / "metrics" / "tagger", corpus, gpu_id=-1)
+    scores = json.loads((tmp_path / "metrics" / "tagger-seed-1.json").read_text())
+    assert scores["tag_acc"] == pytest.approx(1.0)
+
+
+def test_evaluate_needs_pipelines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(tmp_path, tmp_path / "metrics", tmp_path)
+    assert "has no seed-N" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["teacher", "finetuned", "distilled"])
+def test_the_student_starts_from_what_was_chosen(
+    source: str, teacher_dir: Path, tmp_path: Path
+) -> None:
+    sources = dict.fromkeys(("teacher", "distilled", "finetuned"), tmp_path / "elsewhere")
+    sources[source] = teacher_dir
+    output = tmp_path / "start"
+    chosen = start_student.Source(source)
+    start_student.main(chosen, output, **sources, layers="first", n_layers=1)
+    before = load_file(teacher_dir / "model.safetensors")
+    after = load_file(output / "model.safetensors")
+    # A distilled encoder is taken as it is, of the others the first layer.
+    layers = {key.split("layer.")[1].split(".")[0] for key in after if "layer." in key}
+    assert layers == (set("012345") if source == "distilled" else {"0"})
+    for key, value in after.items():
+        assert (value == before[key]).all()
+
+
+def test_clean_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = clean.typer.Typer()
+    app.command()(clean.main)
+    inside = tmp_path / "project"
+    (inside / "training" / "x").mkdir(parents=True)
+    outside = tmp_path / "precious"
+    outside.mkdir()
+    monkeypatch.chdir(inside)
+    assert CliRunner().invoke(app, ["training", "not-there"]).exit_code == 0
+    assert not (inside / "training").exists()
+    assert CliRunner().invoke(app, [str(outside)]).exit_code == 1
+    assert outside.exists()
