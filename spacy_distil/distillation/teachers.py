@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from spacy_distil.engines.files import longest_window
-from spacy_distil.engines.pretrained import quiet_transformers
+from spacy_distil.engines.pretrained import load_fast_tokenizer, quiet_transformers
 from spacy_distil.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
@@ -91,17 +91,7 @@ def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
 
 
 def _load_tokenizer(name: str, where: dict[str, Any], *, vocab_size: int) -> Any:
-    from transformers import AutoTokenizer
-
-    with quiet_transformers(), _loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, use_fast=True, trust_remote_code=False, **where
-        )
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            f"teacher.name = {name!r}: its tokenizer has no tokenizer.json and cannot be converted "
-            f"to one. Save the teacher with a fast tokenizer"
-        )
+    tokenizer = load_fast_tokenizer(name, setting="teacher.name", **where)
     for role in ("cls", "sep", "pad", "mask"):
         if getattr(tokenizer, f"{role}_token_id") is None:
             raise ConfigError(f"teacher.name = {name!r}: its tokenizer has no {role} piece")

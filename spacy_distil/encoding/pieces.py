@@ -14,8 +14,8 @@ from spacy_distil.errors import WeightsError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# A forked child inherits a pool of threads that do not exist there: with TOKENIZERS_PARALLELISM=true
-# in the environment, `tokenizers` would wait for them for ever.
+# A forked child inherits a pool of threads that do not exist there: `tokenizers` would wait for
+# them for ever, if TOKENIZERS_PARALLELISM=true in the environment tells it to use them.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         after_in_child=lambda: os.environ.__setitem__("TOKENIZERS_PARALLELISM", "false")

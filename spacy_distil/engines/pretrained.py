@@ -62,26 +62,43 @@ def load_encoder(
 
 
 def load_tokenizer(name: str) -> PieceTokenizer:
-    """Load the fast tokenizer of a Hugging Face model by directory or hub name."""
+    """Load the tokenizer of a Hugging Face model by directory or hub name, as encoding wants it."""
+    tokenizer = load_fast_tokenizer(name, setting="name")
+    return PieceTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+
+
+def load_fast_tokenizer(name: str, *, setting: str, **where: Any) -> Any:
+    """Load the fast tokenizer of a Hugging Face model.
+
+    name: directory or hub name.
+    setting: what the name is called where the user wrote it, for errors.
+    where: arguments that say which version on the hub, such as `revision`.
+    """
     try:
         with quiet_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                name, use_fast=True, trust_remote_code=False
-            )
+            try:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    name, use_fast=True, trust_remote_code=False, **where
+                )
+            except ValueError:
+                # A class that only a newer transformers knows; tokenizer.json says all there is.
+                tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, **where)
     except Exception as error:  # it tries several formats, and each fails in its own way
-        raise WeightsError(f"No tokenizer could be loaded from name = {name!r}: {error}") from error
+        raise WeightsError(
+            f"No tokenizer could be loaded from {setting} = {name!r}: {error}"
+        ) from error
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"name = {name!r} has no fast tokenizer (tokenizer.json), which gives the character "
-            "offsets that align pieces with tokens."
+            f"{setting} = {name!r} has no fast tokenizer (tokenizer.json), which gives the "
+            "character offsets that align pieces with tokens."
         )
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         # What transformers 5 makes of a directory without a tokenizer.
         raise WeightsError(
-            f"No tokenizer could be loaded from name = {name!r}: it has special pieces only. "
+            f"No tokenizer could be loaded from {setting} = {name!r}: it has special pieces only. "
             "Expected tokenizer.json, or a vocabulary that it can be made from."
         )
-    return PieceTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    return tokenizer
 
 
 def set_attention_dropout(

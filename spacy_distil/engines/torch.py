@@ -225,7 +225,10 @@ def _load_files(
         ) from error
     try:
         config = config_class.from_dict(settings)
-        set_attention_dropout(config, attention_dropout)
+    except Exception as error:  # each version and family of transformers raises its own
+        raise WeightsError(f"{CONFIG} is no {settings['model_type']} config: {error}") from error
+    set_attention_dropout(config, attention_dropout)
+    try:
         # No memory and no time for random weights: the saved ones take their place.
         with init_empty_weights(include_buffers=False):
             model = transformers.AutoModel.from_config(config, **without_pooler(config))

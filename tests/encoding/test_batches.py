@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spacy_distil.encoding import Batch, make_batches
+
+PAD = 0
+IDS = st.lists(st.lists(st.integers(100, 999), min_size=1, max_size=20), max_size=15)
+SPECIAL = st.lists(st.integers(1, 9), max_size=2)
+
+
+@given(windows=IDS, prefix=SPECIAL, suffix=SPECIAL, budget=st.integers(1, 120))
+@settings(max_examples=300, deadline=None)
+def test_each_window_stands_once_in_a_row_of_a_batch(
+    windows: list[list[int]], prefix: list[int], suffix: list[int], budget: int
+) -> None:
+    batches = list(
+        make_batches(
+            [np.array(window) for window in windows],
+            prefix=prefix,
+            suffix=suffix,
+            pad_id=PAD,
+            max_batch_pieces=budget,
+        )
+    )
+    rows = [row for batch in batches for row in lines(batch)]
+    assert sorted(rows) == sorted([*prefix, *window, *suffix] for window in windows)
+    # Each piece has its row in the packed matrix, exactly once.
+    packed = np.full(sum(map(len, windows)), -1)
+    for batch in batches:
+        assert (packed[batch.rows] == -1).all()
+        packed[batch.rows] = batch.ids.ravel()[batch.positions]
+    assert packed.tolist() == [piece for window in windows for piece in window]
+
+
+def lines(batch: Batch) -> list[list[int]]:
+    """The rows of a batch without their padding, which must stand at the right."""
+    assert batch.ids.shape == batch.mask.shape
+    assert batch.ids.dtype == batch.mask.dtype == np.int64
+    for ids, mask in zip(batch.ids, batch.mask, strict=True):
+        assert (np.diff(mask) <= 0).all()
+        assert (ids[mask == 0] == PAD).all()
+    return [ids[mask == 1].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+
+
+@given(windows=IDS, budget=st.integers(1, 120))
+@settings(max_examples=200, deadline=None)
+def test_budget_and_order(windows: list[list[int]], budget: int) -> None:
+    batches = list(
+        make_batches(
+            [np.array(window) for window in windows],
+            prefix=[1],
+            suffix=[2],
+            pad_id=PAD,
+            max_batch_pieces=budget,
+        )
+    )
+    for batch in batches:
+        assert batch.ids.size <= budget or len(batch.ids) == 1
+        assert batch.mask[0].all()  # no wider than its longest window
+    lengths = [int(mask.sum()) for batch in batches for mask in batch.mask]
+    assert lengths == sorted(lengths, reverse=True)
+    for batch, following in pairwise(batches):
+        # One more window of the following batch would not have fitted.
+        assert batch.ids.size + batch.ids.shape[1] > budget
+        assert following.ids.shape[1] <= batch.ids.shape[1]

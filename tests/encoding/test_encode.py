@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import spacy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from thinc.api import NumpyOps
+
+from spacy_distil.encoding import PieceTokenizer, encode_docs
+from tests.util import SENTENCES, build_tokenizer
+
+NLP = spacy.blank("en")
+TOKENIZER = PieceTokenizer(build_tokenizer("bert"))
+OPS = NumpyOps()
+TEXTS = st.lists(
+    st.one_of(st.text(max_size=20), st.lists(st.sampled_from(SENTENCES), max_size=3).map("".join)),
+    max_size=5,
+)
+
+
+@given(texts=TEXTS, window=st.integers(8, 40), overlap=st.integers(0, 10))
+@settings(max_examples=100, deadline=None)
+def test_docs_keep_to_themselves(texts: list[str], window: int, overlap: int) -> None:
+    """Whatever is encoded with a doc, and in however many windows, its tokens get its pieces."""
+    docs = [NLP.make_doc(text) for text in texts]
+    encoded = encode_docs(docs, TOKENIZER, window=window, overlap=overlap, pooling="mean")
+    assert encoded.n_tokens == [len(doc) for doc in docs]
+    assert all(0 < len(ids) <= window - TOKENIZER.n_special for ids in encoded.windows)
+    # With its id as a piece's vector, a token's is the mean of its pieces' ids in each way.
+    rows: Any = np.concatenate([*encoded.windows, np.zeros(0)])[:, None].astype("f")
+    together: Any = encoded.pooling.forward(OPS, rows)
+    alone = []
+    for doc in docs:
+        one = encode_docs([doc], TOKENIZER, window=10_000, overlap=0, pooling="mean")
+        ids: Any = TOKENIZER([doc.text])[0].ids
+        assert [window.tolist() for window in one.windows] == ([ids.tolist()] if len(ids) else [])
+        alone.append(one.pooling.forward(OPS, ids[:, None].astype("f")))
+    np.testing.assert_allclose(together, np.concatenate([*alone, np.zeros((0, 1))]), rtol=1e-4)
+
+
+def test_no_docs() -> None:
+    encoded = encode_docs([], TOKENIZER, window=10, overlap=0, pooling="mean")
+    assert encoded.windows == []
+    assert encoded.n_tokens == []
+    assert encoded.pooling.forward(OPS, OPS.alloc2f(0, 4)).shape == (0, 4)
+
+
+def test_docs_without_pieces_have_no_window() -> None:
+    docs = [NLP.make_doc(text) for text in ("", "   ", "\n\n", "\x00")]
+    encoded = encode_docs(docs, TOKENIZER, window=10, overlap=0, pooling="mean")
+    assert encoded.windows == []
+    assert encoded.n_tokens == [len(doc) for doc in docs]

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from spacy_distil.engines.pretrained import load_encoder, load_tokenizer
+from spacy_distil.errors import ConfigError, WeightsError
+from tests.util import build_tokenizer, same
+
+
+@pytest.fixture
+def broken_dir(bert_dir: Path, tmp_path: Path) -> Path:
+    """A copy of an encoder, to break."""
+    return Path(shutil.copytree(bert_dir, tmp_path / "broken"))
+
+
+def test_an_encoder_is_loaded_in_float32_without_pooler(encoder_dir: Path) -> None:
+    model = load_encoder(str(encoder_dir))
+    assert not any("pooler" in name for name in model.state_dict())
+    assert all(parameter.dtype is torch.float32 for parameter in model.parameters())
+    saved = load_file(encoder_dir / "model.safetensors")
+    ours = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    assert same(ours, {name: saved[name].numpy() for name in ours}, atol=0)
+
+
+def test_half_precision_files_are_loaded_in_float32(broken_dir: Path) -> None:
+    transformers.AutoModel.from_pretrained(broken_dir).to(torch.bfloat16).save_pretrained(
+        broken_dir
+    )
+    assert {p.dtype for p in load_encoder(str(broken_dir)).parameters()} == {torch.float32}
+
+
+def test_heads_of_a_checkpoint_are_left_out(bert_dir: Path, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(bert_dir)
+    whole = transformers.AutoModelForMaskedLM.from_config(config)
+    whole.save_pretrained(tmp_path)
+    ours = {k: v.numpy() for k, v in load_encoder(str(tmp_path)).state_dict().items()}
+    saved = {k: v.numpy() for k, v in whole.bert.state_dict().items()}
+    assert same(ours, {name: saved[name] for name in ours}, atol=0)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    name = str(tmp_path / "nowhere")
+    with pytest.raises(WeightsError, match=r"No encoder could be loaded from name = .*nowhere"):
+        load_encoder(name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_an_error(broken_dir: Path, name: str) -> None:
+    (broken_dir / name).unlink()
+    with pytest.raises(WeightsError, match=name):
+        load_encoder(str(broken_dir))
+
+
+def test_truncated_weights_are_an_error(broken_dir: Path) -> None:
+    path = broken_dir / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="No encoder could be loaded from name"):
+        load_encoder(str(broken_dir))
+
+
+def test_a_missing_weight_is_not_made_up(broken_dir: Path) -> None:
+    path = broken_dir / "model.safetensors"
+    weights = load_file(path)
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"encoder\.layer\.1\.output\.dense\.weight is missing"):
+        load_encoder(str(broken_dir))
+
+
+def test_weights_of_another_shape_are_refused(broken_dir: Path) -> None:
+    path = broken_dir / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "intermediate_size": 65}))
+    with pytest.raises(WeightsError, match=r"dense\.weight has .*shape.*, expected \(65, 32\)"):
+        load_encoder(str(broken_dir))
+
+
+def test_an_unknown_model_type_is_an_error(broken_dir: Path) -> None:
+    path = broken_dir / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "nobody"}))
+    with pytest.raises(WeightsError, match="nobody"):
+        load_encoder(str(broken_dir))
+
+
+def test_a_pickle_is_not_read(bert_dir: Path, broken_dir: Path) -> None:
+    weights = load_file(broken_dir / "model.safetensors")
+    (broken_dir / "model.safetensors").unlink()
+    torch.save(weights, broken_dir / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="safetensors"):
+        load_encoder(str(broken_dir))
+
+
+def test_a_decoder_is_refused(tmp_path: Path) -> None:
+    transformers.T5Config().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="'t5' model with a decoder"):
+        load_encoder(str(tmp_path))
+
+
+def test_code_of_a_model_is_not_run(broken_dir: Path) -> None:
+    path = broken_dir / "config.json"
+    config = json.loads(path.read_text())
+    config["model_type"] = "own"
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    path.write_text(json.dumps(config))
+    witness = broken_dir / "witness"
+    (broken_dir / "own.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    with pytest.raises(WeightsError):
+        load_encoder(str(broken_dir))
+    assert not witness.exists()
+
+
+def test_a_missing_tokenizer_is_an_error(encoder_dir: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(encoder_dir / name, tmp_path)
+    with pytest.raises(
+        WeightsError, match=f"No tokenizer could be loaded from name = '{tmp_path}'"
+    ):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_of_an_unknown_class_is_read_from_its_file(broken_dir: Path) -> None:
+    """transformers 5 writes down classes that 4 does not know."""
+    path = broken_dir / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "Newer"}))
+    text = "Ann visited Zürich"
+    ids = load_tokenizer(str(broken_dir))([text])[0].ids.tolist()
+    assert ids == build_tokenizer("bert").encode(text, add_special_tokens=False).ids
+
+
+def test_the_tokenizer_is_the_saved_one(encoder_dirs: dict[str, Path]) -> None:
+    for family, directory in encoder_dirs.items():
+        text = "Ann visited Zürich — unbelievable!"
+        ids = load_tokenizer(str(directory))([text])[0].ids.tolist()
+        assert ids == build_tokenizer(family).encode(text, add_special_tokens=False).ids
+
+
+def test_a_directory_is_loaded_without_the_network(
+    bert_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the network")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    load_encoder(str(bert_dir))
+    load_tokenizer(str(bert_dir))

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from spacy_distil import errors
+
+
+def test_an_installed_module_is_imported() -> None:
+    assert errors.require("math", extra="train", purpose="Counting") is math
+
+
+def test_a_missing_module_names_its_extra() -> None:
+    with pytest.raises(errors.MissingExtraError) as error:
+        errors.require("no_such_module.inside", extra="train", purpose="Counting")
+    assert str(error.value) == (
+        "Counting needs 'no_such_module', which is not installed. "
+        "Install it with: pip install 'spacy-distil[train]'"
+    )
+
+
+def test_a_broken_module_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_installed.py").write_text("import no_such_dependency\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency") as error:
+        errors.require("half_installed", extra="train", purpose="Counting")
+    assert not isinstance(error.value, errors.MissingExtraError)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (errors.ConfigError, ValueError),
+        (errors.WeightsError, ValueError),
+        (errors.CorpusError, ValueError),
+        (errors.MissingExtraError, ImportError),
+    ],
+)
+def test_errors_can_be_caught_together_and_by_kind(
+    error: type[Exception], kind: type[Exception]
+) -> None:
+    assert issubclass(error, errors.DistilError)
+    assert issubclass(error, kind)

@@ -1,0 +1,199 @@
+"""spaCy's own commands and loops, with several pipes listening to one encoder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import spacy
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from spacy.tokens import DocBin
+
+from tests.util import SENTENCES, WIDTH, adam, make_examples, make_nlp
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs" / "transformer.cfg"
+PIPES = ("tagger", "morphologizer", "ner", "textcat")
+
+
+def run(*args: str | Path, timeout: float = 300, **variables: str) -> str:
+    """Run Python with arguments; what it prints."""
+    with subprocess.Popen(
+        [sys.executable, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", **variables},
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            raise
+    assert process.returncode == 0, output
+    return output
+
+
+def test_a_pipeline_learns_16_docs(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, PIPES)
+    examples = make_examples(nlp)
+    optimizer = adam(5e-3)
+    first = nlp.update(examples, sgd=optimizer)
+    for _ in range(30):
+        losses = nlp.update(examples, sgd=optimizer)
+    for name in PIPES:
+        assert losses[name] < 0.2 * first[name], name
+    scores = nlp.evaluate(make_examples(nlp))
+    for score in ("tag_acc", "pos_acc", "morph_acc", "ents_f", "cats_macro_f"):
+        assert scores[score] > 0.95, score
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two files of docs as spaCy's commands read them."""
+    nlp = spacy.blank("en")
+    paths = {}
+    for split, start in (("train", 0), ("dev", 100)):
+        examples = make_examples(nlp, 24, start=start)
+        paths[split] = tmp_path_factory.mktemp("corpus") / f"{split}.spacy"
+        DocBin(docs=[each.reference for each in examples], store_user_data=True).to_disk(
+            paths[split]
+        )
+    return paths
+
+
+@pytest.fixture(scope="module")
+def trained(
+    corpus: dict[str, Path], bert_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A pipeline that `spacy train` made with the project's config."""
+    output = tmp_path_factory.mktemp("training")
+    out = run(
+        "-m", "spacy", "train", CONFIG, "--output", output,
+        "--paths.train", corpus["train"], "--paths.dev", corpus["dev"],
+        "--paths.encoder", bert_dir, "--components.transformer.model.window", "64",
+        "--training.max_steps", "4",
+        "--training.eval_frequency", "2", "--training.batcher.size", "60",
+    )  # fmt: skip
+    assert "Saved pipeline to output directory" in out
+    return output / "model-last"
+
+
+def test_the_trained_pipeline_is_loaded(trained: Path) -> None:
+    nlp = spacy.load(trained)
+    assert nlp.pipe_names == ["transformer", "morphologizer", "tagger", "ner", "textcat"]
+    assert {path.name for path in (trained / "transformer").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+    doc = nlp("Ann visited Rome in spring.")
+    assert doc.tensor.shape == (len(doc), WIDTH)
+    assert all(token.tag_ for token in doc)
+    assert doc.cats.keys() == {"travel", "food"}
+    texts = [*SENTENCES, "", "  "] * 4
+    for piped, text in zip(nlp.pipe(texts, batch_size=5), texts, strict=True):
+        alone = nlp(text)
+        np.testing.assert_allclose(piped.tensor, alone.tensor, rtol=0, atol=1e-5)
+        assert [token.tag_ for token in piped] == [token.tag_ for token in alone]
+
+
+def test_training_moved_the_encoder(trained: Path, bert_dir: Path) -> None:
+    from safetensors.numpy import load_file
+
+    before = load_file(bert_dir / "model.safetensors")
+    after = load_file(trained / "transformer" / "model.safetensors")
+    moved = max(float(np.abs(after[name] - before[name]).max()) for name in after)
+    assert 1e-6 < moved < 1e-2
+
+
+def test_evaluate(trained: Path, corpus: dict[str, Path], tmp_path: Path) -> None:
+    run("-m", "spacy", "evaluate", trained, corpus["dev"], "--output", tmp_path / "metrics.json")
+    scores = json.loads((tmp_path / "metrics.json").read_text())
+    for score in ("tag_acc", "pos_acc", "ents_f", "cats_score"):
+        assert 0 <= scores[score] <= 1
+    assert scores["speed"] > 0
+
+
+def test_package(trained: Path, tmp_path: Path) -> None:
+    run(
+        "-m", "spacy", "package", trained, tmp_path,
+        "--name", "tiny", "--version", "1.2.3", "--build", "wheel",
+    )  # fmt: skip
+    wheel = tmp_path / "en_tiny-1.2.3" / "dist" / "en_tiny-1.2.3-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read("en_tiny-1.2.3.dist-info/METADATA").decode().splitlines()
+        names = archive.namelist()
+    required = [Requirement(line.partition(":")[2]) for line in metadata if "Requires-Dist" in line]
+    (ours,) = (each for each in required if each.name == "spacy-distil")
+    assert ours.specifier == SpecifierSet(">=0.1.0,<0.2.0")
+    assert ours.extras == {"train"}  # its engine needs torch
+    assert "en_tiny/en_tiny-1.2.3/transformer/model.safetensors" in names
+
+
+def test_fill_config_and_debug_config(
+    corpus: dict[str, Path], bert_dir: Path, tmp_path: Path
+) -> None:
+    from spacy.cli._util import app
+    from typer.testing import CliRunner
+
+    paths = {"encoder": bert_dir, **corpus}
+    text = CONFIG.read_text()
+    for name, path in paths.items():
+        text = text.replace(f"\n{name} = null", f'\n{name} = "{path}"')
+    (tmp_path / "base.cfg").write_text(text)
+    filled = str(tmp_path / "filled.cfg")
+    for command in (
+        ["init", "fill-config", str(tmp_path / "base.cfg"), filled],
+        ["debug", "config", filled],
+    ):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    assert "Config is valid" in result.output
+
+
+# Processes
+
+
+@pytest.mark.parametrize("parallelism", ["", "true"])
+def test_pipe_in_two_processes_after_a_forward_with_threads(
+    trained: Path, parallelism: str
+) -> None:
+    """A child that waits for threads of its parent would hang."""
+    out = run(
+        "-c",
+        textwrap.dedent(
+            f"""
+            import numpy as np
+            import spacy
+            import torch
+
+            torch.set_num_threads(2)
+            nlp = spacy.load({str(trained)!r})
+            texts = ["Ann visited Rome. " * 20, "", "We like pizza."] * 20
+            # Large enough for torch to share the work among its threads.
+            torch.nn.Linear(512, 512)(torch.ones(2048, 512))
+            alone = [doc.tensor for doc in nlp.pipe(texts)]
+            together = [doc.tensor for doc in nlp.pipe(texts, n_process=2, batch_size=10)]
+            for a, b in zip(alone, together, strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+            print("same", len(together))
+            """
+        ),
+        timeout=120,
+        TOKENIZERS_PARALLELISM=parallelism,
+    )
+    assert "same 60" in out

@@ -1,0 +1,95 @@
+"""project.yml, the configs and the README belong together."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import spacy
+import srsly
+from weasel.cli.document import project_document
+from weasel.util import load_project_config
+
+from spacy_distil.distillation.config import load_config
+
+ROOT = Path(__file__).parents[1]
+PROJECT = load_project_config(ROOT)
+COMMANDS = {command["name"]: command for command in PROJECT["commands"]}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_command_runs_is_among_its_dependencies(name: str) -> None:
+    """weasel runs a command again when a dependency has changed: also when its code has."""
+    command = COMMANDS[name]
+    for line in command["script"]:
+        for module in re.findall(r"-m scripts\.(\w+)", line):
+            assert f"scripts/{module}.py" in command["deps"]
+            assert (ROOT / "scripts" / f"{module}.py").is_file()
+        for path in re.findall(r"\bconfigs/\w+\.cfg", line.replace("/configs/", "/")):
+            assert path in command["deps"]
+
+
+def test_every_dependency_is_committed_or_made_before() -> None:
+    made: set[str] = set()
+    for name in PROJECT["workflows"]["all"]:
+        for dep in COMMANDS[name].get("deps", []):
+            known = (ROOT / dep).exists() and not dep.startswith(("assets", "training", "metrics"))
+            assert known or any(f"{dep}/".startswith(f"{o}/") or o.startswith(dep) for o in made)
+        made.update(COMMANDS[name].get("outputs", []))
+
+
+def test_nothing_is_downloaded_unasked() -> None:
+    assert all(asset["extra"] for asset in PROJECT["assets"])
+
+
+@pytest.mark.parametrize("name", ["transformer.cfg", "cnn.cfg"])
+def test_training_configs_are_whole(name: str) -> None:
+    config = spacy.util.load_config(
+        ROOT / "configs" / name,
+        overrides={"paths.train": "a", "paths.dev": "b"}
+        | ({"paths.encoder": "c"} if name == "transformer.cfg" else {}),
+        interpolate=True,
+    )
+    nlp = spacy.util.load_model_from_config(config, auto_fill=True)
+    assert nlp.pipe_names[1:] == ["morphologizer", "tagger", "ner", "textcat"]
+    assert config["training"]["batcher"]["discard_oversize"] is False
+
+
+def test_distil_config_is_valid() -> None:
+    overrides = {"corpus.train": ["text.txt"]}
+    assert set(load_config(ROOT / "configs" / "distil.cfg", overrides).objectives) == {
+        "soft_targets",
+        "masked_lm",
+        "cosine",
+    }
+
+
+def test_readme_documents_the_project(tmp_path: Path) -> None:
+    """`python -m spacy project document --output README.md` changes nothing."""
+    fresh = tmp_path / "README.md"
+    project_document(ROOT, fresh)
+    marker = re.compile(r"<!-- WEASEL: .* START .*?<!-- WEASEL: .*? END [^>]*>", re.DOTALL)
+    found = [marker.search(path.read_text(encoding="utf8")) for path in (ROOT / "README.md", fresh)]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].group() == found[1].group()
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf8")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf8")
+    command = next(line for line in readme.splitlines() if line.endswith("-m pytest"))
+    setup, _, test = command.rpartition(" && ")
+    assert test in ci
+    assert setup.split("-c ")[1] in ci
+
+
+def test_both_sets_of_constraints_fit_the_package() -> None:
+    for name, major in (("constraints.txt", "4"), ("constraints-transformers-5.txt", "5")):
+        pins = dict(
+            line.split("==") for line in (ROOT / name).read_text(encoding="utf8").split() if line
+        )
+        assert pins["transformers"].startswith(major)
+        assert "+" not in pins["torch"]
+    assert srsly.read_yaml(ROOT / "project.yml")["vars"]["dataset"] == "sample"

@@ -1,0 +1,494 @@
+"""The component's own `update`, and what goes wrong with spaCy's and thinc's parts in its place."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import spacy
+import torch
+from spacy.tokens import Doc
+from spacy.training import Example
+from thinc.api import Model, PyTorchWrapper, chain, with_array
+
+from tests.util import (
+    LISTENER,
+    SENTENCES,
+    STOCK_LISTENER,
+    WIDTH,
+    adam,
+    add_heads,
+    copied,
+    encoder_of,
+    initialize_nlp,
+    make_examples,
+    make_nlp,
+    same,
+    torch_model_of,
+    weights_of,
+)
+
+ALL = ("tagger", "textcat", "ner")
+
+
+# The stock parts: spaCy's Tok2Vec around a torch module in thinc's wrapper
+
+
+@spacy.registry.architectures("spacy-distil.tests.StockTok2Vec.v1")
+def stock_tok2vec(dropout: float) -> Model[list[Doc], list[Any]]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(
+            torch.nn.Linear(16, 32), torch.nn.Dropout(dropout), torch.nn.Tanh(),
+            torch.nn.Linear(32, WIDTH),
+        )  # fmt: skip
+    return chain(Model("bits", _bits), with_array(PyTorchWrapper(module)))
+
+
+def _bits(model: Model, docs: list[Doc], is_train: bool) -> tuple[list[np.ndarray], Callable]:
+    """The lowest bits of each token's hash."""
+    ids = [doc.to_array("ORTH").reshape(-1, 1) for doc in docs]
+    bits = [((each >> np.arange(16, dtype="uint64")) & np.uint64(1)).astype("f") for each in ids]
+    return bits, lambda gradient: []
+
+
+def make_stock(pipes: Sequence[str], dropout: float = 0.0, listener: Any = STOCK_LISTENER) -> Any:
+    nlp = spacy.blank("en")
+    model = {"@architectures": "spacy-distil.tests.StockTok2Vec.v1", "dropout": dropout}
+    nlp.add_pipe("tok2vec", name="transformer", config={"model": model})
+    add_heads(nlp, pipes, listener)
+    initialize_nlp(nlp)
+    return nlp
+
+
+def stock_module(nlp: Any) -> torch.nn.Module:
+    (module,) = (
+        shim._model for node in nlp.get_pipe("transformer").model.walk() for shim in node.shims
+    )
+    return module
+
+
+def stock_weights(nlp: Any) -> dict[str, np.ndarray]:
+    return copied(stock_module(nlp))
+
+
+def step(nlp: Any, optimizer: Any, exclude: Sequence[str] = ()) -> None:
+    """As spaCy's training loop takes it."""
+    for name, pipe in nlp.pipeline:
+        if name not in exclude:
+            pipe.finish_update(optimizer)
+
+
+def listeners_of(nlp: Any) -> list[Any]:
+    return nlp.get_pipe("transformer").listeners
+
+
+# A last head that is frozen, or has no gold in the batch
+
+
+def test_a_frozen_last_head_does_not_stop_the_gradient(bert_dir: Path) -> None:
+    nlp, without = make_nlp(bert_dir, ["tagger", "ner"]), make_nlp(bert_dir, ["tagger"])
+    before = weights_of(nlp)
+    optimizers = adam(), adam()
+    for i in range(2):
+        nlp.update(make_examples(nlp, start=16 * i), sgd=False, exclude=["ner"])
+        step(nlp, optimizers[0], exclude=["ner"])
+        without.update(make_examples(without, start=16 * i), sgd=False)
+        step(without, optimizers[1])
+    assert not same(before, weights_of(nlp), atol=1e-4)
+    assert same(weights_of(without), weights_of(nlp))
+
+
+def test_stock_a_frozen_last_head_stops_the_gradient() -> None:
+    nlp = make_stock(["tagger", "ner"])
+    before = stock_weights(nlp)
+    for _ in range(2):
+        nlp.update(make_examples(nlp), sgd=False, exclude=["ner"])
+        step(nlp, adam(), exclude=["ner"])
+    assert same(before, stock_weights(nlp), atol=0)
+
+
+@pytest.mark.parametrize(
+    ("last", "gold"),
+    # Missing classes are "no" to the exclusive textcat, so that it always learns.
+    [("ner", "entities"), ("tagger", "tags"), ("textcat_multilabel", "cats")],
+)
+def test_a_last_head_without_gold_does_not_stop_the_gradient(
+    bert_dir: Path, last: str, gold: str
+) -> None:
+    first = "textcat" if last == "tagger" else "tagger"
+    nlp, without = make_nlp(bert_dir, [first, last]), make_nlp(bert_dir, [first])
+    before = weights_of(nlp)
+    nlp.update(make_examples(nlp, drop=[gold]), sgd=False)
+    step(nlp, adam())
+    without.update(make_examples(without), sgd=False)
+    step(without, adam())
+    assert not same(before, weights_of(nlp), atol=1e-4)
+    assert same(weights_of(without), weights_of(nlp))
+
+
+def test_stock_a_last_head_without_gold_stops_the_gradient() -> None:
+    nlp = make_stock(["tagger", "ner"])
+    before = stock_weights(nlp)
+    nlp.update(make_examples(nlp, drop=["entities"]), sgd=False)
+    step(nlp, adam())
+    assert same(before, stock_weights(nlp), atol=0)
+
+
+def test_a_batch_without_any_gold_leaves_what_earlier_ones_gathered(bert_dir: Path) -> None:
+    """The step comes at last, when the silent batch is over."""
+    nlp, reference = make_nlp(bert_dir, ["ner"]), make_nlp(bert_dir, ["ner"])
+    nlp.update(make_examples(nlp), sgd=False)
+    nlp.update(make_examples(nlp, drop=["entities"]), sgd=False)
+    step(nlp, adam())
+    reference.update(make_examples(reference), sgd=False)
+    step(reference, adam())
+    nlp(SENTENCES[0])
+    assert same(weights_of(reference), weights_of(nlp))
+
+
+# nlp.update with an optimizer
+
+
+def naive_loop(nlp: Any, n: int, optimizer: Any, **kwargs: Any) -> None:
+    """Backward and step, apart."""
+    for i in range(n):
+        nlp.update(make_examples(nlp, start=16 * i, **kwargs), sgd=False)
+        step(nlp, optimizer)
+
+
+@pytest.mark.parametrize("drop", [(), ("entities",)], ids=["gold", "last-without-gold"])
+def test_updates_with_an_optimizer_equal_the_naive_loop(
+    bert_dir: Path, drop: Sequence[str]
+) -> None:
+    nlp, reference = make_nlp(bert_dir, ALL), make_nlp(bert_dir, ALL)
+    before = weights_of(nlp)
+    naive_loop(reference, 4, adam(), drop=drop)
+    optimizer = adam()
+    for i in range(4):
+        nlp.update(make_examples(nlp, start=16 * i, drop=drop), sgd=optimizer)
+        if i == 0 and not drop:
+            assert not same(before, weights_of(nlp), atol=1e-4)
+    nlp(SENTENCES[0])  # a step that waits for a silent head is taken before the next prediction
+    assert same(weights_of(reference), weights_of(nlp))
+    for name in ALL:
+        assert _flat(nlp, name) == pytest.approx(_flat(reference, name), abs=1e-6)
+
+
+def _flat(nlp: Any, name: str) -> np.ndarray:
+    """The weights of a head in one row."""
+    model = nlp.get_pipe(name).model
+    return np.concatenate(
+        [
+            node.get_param(key).ravel()
+            for node in model.walk()
+            for key in node.param_names
+            if node.has_param(key)
+        ]
+    )
+
+
+def test_stock_the_first_update_with_an_optimizer_changes_nothing() -> None:
+    nlp, reference = make_stock(["tagger"]), make_stock(["tagger"])
+    before = stock_weights(nlp)
+    optimizer = adam()
+    nlp.update(make_examples(nlp), sgd=optimizer)
+    assert same(before, stock_weights(nlp), atol=0)
+    for i in range(1, 4):
+        nlp.update(make_examples(nlp, start=16 * i), sgd=optimizer)
+    naive_loop(reference, 4, adam())
+    assert not same(stock_weights(reference), stock_weights(nlp), atol=1e-4)
+
+
+def test_without_an_optimizer_spacy_makes_its_own(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger"])
+    before = weights_of(nlp)
+    nlp.update(make_examples(nlp))
+    assert not same(before, weights_of(nlp), atol=1e-5)
+
+
+def test_the_component_takes_an_optimizer_itself(bert_dir: Path) -> None:
+    """As the heads do, where they are updated one by one."""
+    nlp, reference = make_nlp(bert_dir, ["tagger"]), make_nlp(bert_dir, ["tagger"])
+    naive_loop(reference, 1, adam())
+    examples, optimizer = make_examples(nlp), adam()
+    nlp.get_pipe("transformer").update(examples, sgd=optimizer)
+    nlp.get_pipe("tagger").update(examples, sgd=optimizer)
+    assert same(weights_of(reference), weights_of(nlp))
+
+
+# Training, then freezing
+
+
+@pytest.mark.parametrize("listener", [LISTENER, STOCK_LISTENER], ids=["ours", "stock"])
+@pytest.mark.parametrize("drop", [(), ("entities",)], ids=["gold", "without-gold"])
+def test_training_then_freezing(bert_dir: Path, listener: Any, drop: Sequence[str]) -> None:
+    nlp = make_nlp(bert_dir, ["tagger", "ner"], listener=listener)
+    optimizer = adam()
+    nlp.update(make_examples(nlp, drop=drop), sgd=optimizer)
+    nlp.update(make_examples(nlp, start=16), sgd=optimizer)
+    trained, tagger = weights_of(nlp), _flat(nlp, "tagger").copy()
+    for i in range(2):
+        nlp.update(
+            make_examples(nlp, start=16 * i + 32, drop=drop),
+            sgd=optimizer,
+            exclude=["transformer"],
+            annotates=["transformer"],
+        )
+    assert same(trained, weights_of(nlp), atol=0)
+    assert np.abs(_flat(nlp, "tagger") - tagger).max() > 1e-4
+
+
+def test_freezing_after_a_batch_that_nobody_learned_from(bert_dir: Path) -> None:
+    """The batch stays open, and must not be taken for the next one."""
+    nlp = make_nlp(bert_dir, ["ner"])
+    nlp.update(make_examples(nlp, drop=["entities"]), sgd=adam())
+    trained = weights_of(nlp)
+    nlp.update(make_examples(nlp), sgd=adam(), exclude=["transformer"], annotates=["transformer"])
+    nlp.get_pipe("transformer").finish_update(adam())
+    assert same(trained, weights_of(nlp), atol=0)
+
+
+def test_stock_training_then_freezing_is_an_error() -> None:
+    nlp = make_stock(["tagger"])
+    nlp.update(make_examples(nlp), sgd=adam())
+    with pytest.raises(ValueError, match="E953"):
+        nlp.update(
+            make_examples(nlp, start=16),
+            sgd=adam(),
+            exclude=["transformer"],
+            annotates=["transformer"],
+        )
+
+
+# Threads
+
+
+def in_threads(n: int, work: Callable[[int], None]) -> None:
+    """Run `work` in n threads, and raise what it raises."""
+    errors: list[BaseException] = []
+
+    def run(i: int) -> None:
+        try:
+            work(i)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+def test_two_threads_share_a_pipeline(dropout_dir: Path) -> None:
+    nlp = make_nlp(dropout_dir)
+    texts = [SENTENCES[i % len(SENTENCES)] for i in range(30)]
+    expected = {text: nlp(text).tensor for text in SENTENCES}
+    right: list[bool] = []
+
+    def work(_: int) -> None:
+        for text in texts:
+            right.append(np.allclose(nlp(text).tensor, expected[text], rtol=0, atol=1e-5))
+
+    in_threads(2, work)
+    assert len(right) == 60
+    assert all(right)
+
+
+def interleaved(nlp: Any, module: torch.nn.Module) -> bool:
+    """Whether a prediction is right if another one begins and ends while it runs."""
+    expected = nlp(SENTENCES[0]).tensor
+    entered, other_is_done = threading.Event(), threading.Event()
+    result: list[np.ndarray] = []
+
+    def hold(*args: Any) -> None:
+        if threading.current_thread().name == "held":
+            entered.set()
+            assert other_is_done.wait(timeout=30)
+
+    handle = next(module.children()).register_forward_pre_hook(hold)
+    held = threading.Thread(
+        target=lambda: result.append(nlp(SENTENCES[0]).tensor), name="held", daemon=True
+    )
+    held.start()
+    assert entered.wait(timeout=30)
+    nlp(SENTENCES[1])
+    other_is_done.set()
+    held.join(timeout=30)
+    handle.remove()
+    return np.allclose(result[0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_prediction_within_another(dropout_dir: Path) -> None:
+    nlp = make_nlp(dropout_dir)
+    assert interleaved(nlp, torch_model_of(nlp))
+
+
+def test_stock_a_prediction_within_another_switches_dropout_on() -> None:
+    nlp = make_stock([], dropout=0.5)
+    assert not interleaved(nlp, stock_module(nlp))
+
+
+# Empty docs
+
+
+def with_empty_docs(nlp: Any) -> list[Example]:
+    empty = [Example.from_dict(nlp.make_doc(""), {"cats": {"travel": 1.0, "food": 0.0}})]
+    return [*empty, *make_examples(nlp, 4), *empty]
+
+
+def test_empty_docs_under_a_frozen_annotating_encoder(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ALL)
+    trained, tagger = weights_of(nlp), _flat(nlp, "tagger").copy()
+    nlp.update(with_empty_docs(nlp), sgd=adam(), exclude=["transformer"], annotates=["transformer"])
+    assert same(trained, weights_of(nlp), atol=0)
+    assert np.abs(_flat(nlp, "tagger") - tagger).max() > 1e-4
+
+
+def test_stock_empty_docs_under_a_frozen_annotating_encoder_are_an_error(bert_dir: Path) -> None:
+    """It is the stock listener that refuses them, whatever it listens to."""
+    for nlp in (make_stock(ALL), make_nlp(bert_dir, ALL, listener=STOCK_LISTENER)):
+        with pytest.raises(ValueError, match="E203"):
+            nlp.update(
+                with_empty_docs(nlp), sgd=adam(), exclude=["transformer"], annotates=["transformer"]
+            )
+
+
+def test_empty_docs_in_training(bert_dir: Path) -> None:
+    nlp, reference = make_nlp(bert_dir, ALL), make_nlp(bert_dir, ALL)
+    nlp.update(with_empty_docs(nlp), sgd=adam())
+    reference.update(make_examples(reference, 4), sgd=adam())
+    assert nlp(SENTENCES[0]).tensor.shape == reference(SENTENCES[0]).tensor.shape
+    optimizer = adam()
+    empty = [Example.from_dict(nlp.make_doc(""), {"cats": {"travel": 1.0, "food": 0.0}})]
+    trained = weights_of(nlp)
+    nlp.update(empty * 3, sgd=optimizer)
+    assert same(trained, weights_of(nlp), atol=0)
+
+
+# Accumulation, freezing by a setting, annotating
+
+
+def test_gradients_accumulate(bert_dir: Path) -> None:
+    pipes = ["tagger", "textcat"]  # the ner's loss depends on its own choices
+    nlp, joined = make_nlp(bert_dir, pipes), make_nlp(bert_dir, pipes)
+    examples = make_examples(nlp, 32)
+    nlp.update(examples[:16], sgd=False)
+    nlp.update(examples[16:], sgd=False)
+    step(nlp, adam())
+    joined.update(make_examples(joined, 32), sgd=False)
+    step(joined, adam())
+    assert same(weights_of(joined), weights_of(nlp))
+    for name in pipes:
+        assert _flat(nlp, name) == pytest.approx(_flat(joined, name), abs=1e-6)
+
+
+def test_frozen_by_a_setting_the_heads_learn_alone(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger", "ner"], frozen=True)
+    before, tagger = weights_of(nlp), _flat(nlp, "tagger").copy()
+    optimizer, losses = adam(), {}
+    for i in range(2):
+        losses = nlp.update(make_examples(nlp, start=16 * i), sgd=optimizer)
+    assert same(before, weights_of(nlp), atol=0)
+    assert np.abs(_flat(nlp, "tagger") - tagger).max() > 1e-4
+    assert losses["tagger"] > 0
+    assert not any(p.requires_grad and p.grad is not None for p in torch_model_of(nlp).parameters())
+
+
+def test_annotating_while_training(bert_dir: Path) -> None:
+    nlp, reference = make_nlp(bert_dir, ALL), make_nlp(bert_dir, ALL)
+    optimizers = adam(), adam()
+    for i in range(3):
+        nlp.update(
+            make_examples(nlp, start=16 * i),
+            sgd=optimizers[0],
+            annotates=["transformer", "tagger"],
+        )
+        reference.update(make_examples(reference, start=16 * i), sgd=optimizers[1])
+    assert same(weights_of(reference), weights_of(nlp))
+
+
+def test_losses_contain_the_component(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger", "ner"])
+    losses = nlp.update(make_examples(nlp), sgd=adam())
+    assert losses.keys() == {"transformer", "tagger", "ner"}
+    assert losses["transformer"] > 0
+    assert nlp.get_pipe("transformer").update(make_examples(nlp)) == {"transformer": 0.0}
+
+
+def test_dropout_of_the_encoder_is_on_in_updates(dropout_dir: Path) -> None:
+    nlp = make_nlp(dropout_dir, ["tagger"])
+    examples = make_examples(nlp)
+    nlp.get_pipe("transformer").update(examples)
+    (listener,) = listeners_of(nlp)
+    in_training = np.concatenate(listener._outputs)
+    vectors = nlp.get_pipe("transformer").predict([example.predicted for example in examples])
+    assert np.abs(in_training - np.concatenate(vectors)).max() > 0.1
+
+
+# References
+
+
+@pytest.mark.parametrize("drop", [(), ("entities",)], ids=["gold", "last-without-gold"])
+def test_nothing_is_kept_after_a_step(bert_dir: Path, drop: Sequence[str]) -> None:
+    nlp = make_nlp(bert_dir, ["tagger", "ner"])
+    examples = make_examples(nlp, drop=drop)
+    nlp.get_pipe("transformer").update(examples)
+    kept = weakref.ref(listeners_of(nlp)[0]._outputs[0].base)
+    assert kept() is not None
+    nlp.get_pipe("tagger").update(examples)
+    nlp.get_pipe("ner").update(examples)
+    step(nlp, adam())
+    assert all(listener._outputs is None for listener in listeners_of(nlp))
+    assert all(listener._backprop is None for listener in listeners_of(nlp))
+    gc.collect()
+    assert kept() is None
+    assert not [o for o in gc.get_objects() if type(o) is torch.Tensor and o.grad_fn is not None]
+
+
+def test_stock_outputs_are_kept_after_a_step() -> None:
+    nlp = make_stock(["tagger"])
+    nlp.update(make_examples(nlp), sgd=adam())
+    assert listeners_of(nlp)[0]._outputs is not None
+
+
+@pytest.mark.parametrize("pipes", [["tagger"], ["tagger", "ner"]])
+def test_a_listener_that_reports_twice_is_an_error(bert_dir: Path, pipes: list[str]) -> None:
+    nlp = make_nlp(bert_dir, pipes)
+    examples = make_examples(nlp)
+    nlp.get_pipe("transformer").update(examples)
+    tagger = nlp.get_pipe("tagger").model
+    predictions, backprop = tagger.begin_update([example.predicted for example in examples])
+    backprop(predictions)
+    with pytest.raises(RuntimeError, match="listens to 'transformer' reported a gradient twice"):
+        backprop(predictions)
+
+
+def test_a_gradient_of_an_earlier_batch_is_an_error(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger"])
+    examples = make_examples(nlp)
+    nlp.get_pipe("transformer").update(examples)
+    predictions, backprop = nlp.get_pipe("tagger").model.begin_update(
+        [example.predicted for example in examples]
+    )
+    nlp.get_pipe("transformer").update(examples)
+    with pytest.raises(RuntimeError, match="or too late"):
+        backprop(predictions)
+
+
+def test_an_encoder_without_listeners_is_left_alone(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir)
+    before = weights_of(nlp)
+    assert nlp.update(make_examples(nlp), sgd=adam()) == {"transformer": 0.0}
+    assert same(before, weights_of(nlp), atol=0)
+    assert not encoder_of(nlp)._has_gradients
