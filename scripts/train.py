@@ -29,9 +29,10 @@ EVALUATIONS = 10
 FINISHED = "finished.json"
 
 
-def count_steps(config_path: Path, corpus_dir: Path, epochs: float) -> int:
-    """Optimizer steps that `epochs` passes over the training corpus take."""
-    size = load_config(config_path)["training"]["batcher"]["size"]
+def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, int]:
+    """Settings for `epochs` passes over the training corpus: steps, evaluations and warm-up."""
+    training = load_config(config_path)["training"]
+    size = training["batcher"]["size"]
     if not isinstance(size, int):
         raise ConfigError(
             f"{config_path}: [training.batcher] size = {size!r} is no number of words, so epochs "
@@ -41,7 +42,13 @@ def count_steps(config_path: Path, corpus_dir: Path, epochs: float) -> int:
     if not summary.is_file():
         raise CorpusError(f"No such file: {summary}. Run the project's 'corpus' command first.")
     tokens = json.loads(summary.read_text(encoding="utf8"))["splits"]["train"]["tokens"]
-    return max(EVALUATIONS, math.ceil(epochs * tokens / size))
+    steps = max(EVALUATIONS, math.ceil(epochs * tokens / size))
+    settings = {"training.max_steps": steps, "training.eval_frequency": steps // EVALUATIONS}
+    learn_rate = training["optimizer"]["learn_rate"]
+    if isinstance(learn_rate, dict) and "warmup_steps" in learn_rate:
+        warmup = min(learn_rate["warmup_steps"], steps // 10)
+        settings["training.optimizer.learn_rate.warmup_steps"] = warmup
+    return settings
 
 
 def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_id: int) -> None:
@@ -99,7 +106,7 @@ def main(
 ) -> None:
     """Train a pipeline for some epochs, once for each seed, with `spacy train`."""
     with friendly_errors():
-        steps = count_steps(config, corpus, epochs)
+        steps = schedule(config, corpus, epochs)
         overrides = parse_config_overrides(context.args)
         numbers = parse_seeds(seeds)
         for seed in numbers:
@@ -107,8 +114,7 @@ def main(
                 "paths.train": corpus / "train.spacy",
                 "paths.dev": corpus / "dev.spacy",
                 "system.seed": seed,
-                "training.max_steps": steps,
-                "training.eval_frequency": max(1, steps // EVALUATIONS),
+                **steps,
                 **overrides,
             }
             train_seed(config, out_dir / f"seed-{seed}", settings, gpu_id)

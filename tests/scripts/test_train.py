@@ -52,10 +52,20 @@ def run_train(config: Path, output: Path, corpus: Path, seeds: str) -> None:
 
 
 def test_epochs_become_steps(corpus: Path, tagger_config: Path) -> None:
-    assert train.count_steps(tagger_config, corpus, epochs=4) == 12  # 4 * 24 tokens / 8
-    assert train.count_steps(tagger_config, corpus, epochs=0.1) == train.EVALUATIONS
+    settings = train.schedule(tagger_config, corpus, epochs=40)
+    assert settings == {"training.max_steps": 120, "training.eval_frequency": 12}  # 40 * 24 / 8
+    few = train.schedule(tagger_config, corpus, epochs=0.1)
+    assert few == {"training.max_steps": train.EVALUATIONS, "training.eval_frequency": 1}
     with pytest.raises(CorpusError, match=r"corpus\.json"):
-        train.count_steps(tagger_config, corpus / "no", epochs=1)
+        train.schedule(tagger_config, corpus / "no", epochs=1)
+
+
+def test_warm_up_is_a_tenth_of_a_short_run(corpus: Path, tmp_path: Path) -> None:
+    transformer = CONFIG.with_name("transformer.cfg")
+    key = "training.optimizer.learn_rate.warmup_steps"
+    (corpus / "corpus.json").write_text('{"splits": {"train": {"tokens": 50000}}}')
+    assert train.schedule(transformer, corpus, epochs=1)[key] == 5
+    assert train.schedule(transformer, corpus, epochs=100)[key] == 100
 
 
 def test_seeds_are_numbers() -> None:
