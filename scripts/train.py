@@ -26,11 +26,18 @@ from weasel.util import get_checksum
 from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
 
 EVALUATIONS = 10
+# Where there are fewer steps in an epoch, batches get smaller, down to so many words.
+STEPS_PER_EPOCH = 100
+FEWEST_WORDS = 100
 FINISHED = "finished.json"
 
 
 def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, int]:
-    """Settings for `epochs` passes over the training corpus: steps, evaluations and warm-up."""
+    """Settings for `epochs` passes over the training corpus: batches, steps, warm-up, evaluations.
+
+    A small corpus gets smaller batches than the config says: some steps have to be taken before
+    heads that start at random have learned anything.
+    """
     training = load_config(config_path)["training"]
     size = training["batcher"]["size"]
     if not isinstance(size, int):
@@ -42,8 +49,13 @@ def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, in
     if not summary.is_file():
         raise CorpusError(f"No such file: {summary}. Run the project's 'corpus' command first.")
     tokens = json.loads(summary.read_text(encoding="utf8"))["splits"]["train"]["tokens"]
+    size = min(size, max(FEWEST_WORDS, tokens // STEPS_PER_EPOCH))
     steps = max(EVALUATIONS, math.ceil(epochs * tokens / size))
-    settings = {"training.max_steps": steps, "training.eval_frequency": steps // EVALUATIONS}
+    settings = {
+        "training.batcher.size": size,
+        "training.max_steps": steps,
+        "training.eval_frequency": steps // EVALUATIONS,
+    }
     learn_rate = training["optimizer"]["learn_rate"]
     if isinstance(learn_rate, dict) and "warmup_steps" in learn_rate:
         warmup = min(learn_rate["warmup_steps"], steps // 10)

@@ -53,9 +53,12 @@ def run_train(config: Path, output: Path, corpus: Path, seeds: str) -> None:
 
 def test_epochs_become_steps(corpus: Path, tagger_config: Path) -> None:
     settings = train.schedule(tagger_config, corpus, epochs=40)
-    assert settings == {"training.max_steps": 120, "training.eval_frequency": 12}  # 40 * 24 / 8
-    few = train.schedule(tagger_config, corpus, epochs=0.1)
-    assert few == {"training.max_steps": train.EVALUATIONS, "training.eval_frequency": 1}
+    assert settings == {
+        "training.batcher.size": 8,
+        "training.max_steps": 120,  # 40 epochs of 24 words in batches of 8
+        "training.eval_frequency": 12,
+    }
+    assert train.schedule(tagger_config, corpus, epochs=0.1)["training.max_steps"] == 10
     with pytest.raises(CorpusError, match=r"corpus\.json"):
         train.schedule(tagger_config, corpus / "no", epochs=1)
 
@@ -63,9 +66,18 @@ def test_epochs_become_steps(corpus: Path, tagger_config: Path) -> None:
 def test_warm_up_is_a_tenth_of_a_short_run(corpus: Path, tmp_path: Path) -> None:
     transformer = CONFIG.with_name("transformer.cfg")
     key = "training.optimizer.learn_rate.warmup_steps"
-    (corpus / "corpus.json").write_text('{"splits": {"train": {"tokens": 50000}}}')
-    assert train.schedule(transformer, corpus, epochs=1)[key] == 5
+    (corpus / "corpus.json").write_text('{"splits": {"train": {"tokens": 150000}}}')
+    assert train.schedule(transformer, corpus, epochs=1)[key] == 15
     assert train.schedule(transformer, corpus, epochs=100)[key] == 100
+
+
+def test_small_corpora_have_smaller_batches(corpus: Path) -> None:
+    transformer = CONFIG.with_name("transformer.cfg")
+    for tokens, size in ((300_000, 1000), (40_000, 400), (24, 100)):
+        (corpus / "corpus.json").write_text(f'{{"splits": {{"train": {{"tokens": {tokens}}}}}}}')
+        settings = train.schedule(transformer, corpus, epochs=3)
+        assert settings["training.batcher.size"] == size
+        assert settings["training.max_steps"] == max(10, 3 * tokens // size)
 
 
 def test_seeds_are_numbers() -> None:
