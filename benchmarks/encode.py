@@ -119,7 +119,7 @@ def main(
             for name, s in measure(task, subjects, repeats).items()
         ]
         header = (task.__name__, "words/s", "range")
-        msg.table(rows, header=header, divider=True, aligns=("l", "r", "r"))
+        msg.table(rows, header=header, divider=True, aligns=("l", "r", "r"), max_col=60)
 
 
 if __name__ == "__main__":
