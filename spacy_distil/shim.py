@@ -26,7 +26,13 @@ from spacy_distil.encoding import (
 )
 from spacy_distil.encoding.pooling import PoolingName
 from spacy_distil.engines import Backprop, Engine, StepSettings, TrainableEngine
-from spacy_distil.engines.files import TOKENIZER, longest_window, parse_config, read_files
+from spacy_distil.engines.files import (
+    TOKENIZER,
+    longest_window,
+    parse_config,
+    read_files,
+    write_files,
+)
 from spacy_distil.errors import ConfigError, WeightsError, require
 
 if TYPE_CHECKING:
@@ -219,10 +225,7 @@ class EncoderShim(Shim):
 
     def to_disk(self, path: str | Path) -> None:
         """Write the encoder's three files into a directory."""
-        directory = Path(path)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in self._to_files().items():
-            (directory / name).write_bytes(content)
+        write_files(Path(path), self._to_files())
 
     def from_disk(self, path: str | Path) -> EncoderShim:
         """Read the encoder's three files from a directory."""

@@ -44,8 +44,5 @@ class Checkpoints:
         """Put everything back as it was after `step`."""
         accelerator.load_state(str(self._path(step)))
 
-    def remove(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
-
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from thinc.api import Ops
@@ -34,11 +33,8 @@ class Engine(Protocol):
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
         """Last hidden states at `batch.positions`: (n_rows, width) float32, an array of `ops`."""
 
-    def save(self, directory: Path) -> None:
-        """Write `config.json` and the weights into an existing directory."""
-
     def to_files(self) -> dict[str, bytes]:
-        """The same files as bytes, by name."""
+        """`config.json` and the weights: what each file of a saved encoder holds, by name."""
 
 
 @runtime_checkable

@@ -31,6 +31,13 @@ def read_files(directory: Path) -> dict[str, bytes]:
     return files
 
 
+def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write an encoder's files, by name, into a directory, which is made where it is missing."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+
+
 def parse_config(files: Mapping[str, bytes]) -> dict[str, Any]:
     """The encoder's `config.json`.
 

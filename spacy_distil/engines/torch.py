@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -75,7 +74,7 @@ class TorchEngine:
     def from_files(
         cls, files: Mapping[str, bytes], *, attention_dropout: float | None = None, **settings: Any
     ) -> TorchEngine:
-        """Load what `to_files` returned or `save` wrote."""
+        """Load what `to_files` returned."""
         return cls(_load_files(files, attention_dropout), **settings)
 
     @property
@@ -131,10 +130,6 @@ class TorchEngine:
         self._scaler.step(optimizer)
         self._scaler.update()
         optimizer.zero_grad(set_to_none=True)
-
-    def save(self, directory: Path) -> None:
-        for name, content in self.to_files().items():
-            (directory / name).write_bytes(content)
 
     def to_files(self) -> dict[str, bytes]:
         weights = {k: v.detach().cpu().contiguous() for k, v in self._model.state_dict().items()}

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from spacy_distil.encoding import Batch, PieceTokenizer, make_batches
 from spacy_distil.encoding.windows import split_windows
 from spacy_distil.engines import StepSettings, TrainableEngine
+from spacy_distil.engines.files import write_files
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.engines.torch import TorchEngine, choose_device
 from spacy_distil.errors import ConfigError, WeightsError
@@ -343,7 +344,7 @@ def test_files_round_trip(encoder_dir: Path) -> None:
 
 def test_saved_files_load_with_transformers(encoder_dir: Path, tmp_path: Path) -> None:
     engine, _, _ = read(encoder_dir)
-    engine.save(tmp_path)
+    write_files(tmp_path, engine.to_files())
     model, info = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert all("pooler" in name for name in info["missing_keys"])
     assert not info["unexpected_keys"]
