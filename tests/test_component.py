@@ -189,8 +189,8 @@ def test_a_bad_setting_is_named(encoder_dir: Path, settings: dict[str, Any], mes
 
 def test_a_bad_pooling_is_named(bert_dir: Path) -> None:
     model = registry.architectures.get("spacy-distil.DistilTransformer.v1")
-    with pytest.raises(ConfigError, match="pooling = 'max': expected one of mean, first"):
-        model(str(bert_dir), pooling="max")
+    with pytest.raises(ConfigError, match="pooling = 'middle': expected one of mean, first"):
+        model(str(bert_dir), pooling="middle")
 
 
 def test_the_largest_window_and_overlap_work(encoder_dir: Path) -> None:

@@ -27,6 +27,12 @@ def align(
         which is empty for a token without a piece (whitespace, control characters). A piece may lie
         in the range of several tokens.
     """
-    first = np.searchsorted(pieces.ends, token_starts, side="right")
-    last = np.searchsorted(pieces.starts, token_ends, side="left")
-    return first, np.maximum(first, last)
+    # A byte-level tokenizer makes pieces of spaces too, and gives them no characters.
+    own = np.flatnonzero(pieces.ends > pieces.starts)
+    first = np.searchsorted(pieces.ends[own], token_starts, side="right")
+    last = np.searchsorted(pieces.starts[own], token_ends, side="left")
+    if len(own) == len(pieces.ids):
+        return first, np.maximum(first, last)
+    begins = np.append(own, len(pieces.ids))[first]
+    ends = np.append(0, own + 1)[last]
+    return begins, np.maximum(begins, ends)

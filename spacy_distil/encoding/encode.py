@@ -47,7 +47,7 @@ def encode_docs(
     firsts: list[np.ndarray] = []
     lasts: list[np.ndarray] = []
     n_pieces = 0
-    for doc, pieces in zip(docs, tokenizer([doc.text for doc in docs]), strict=True):
+    for doc, pieces in zip(docs, tokenizer([_text(doc) for doc in docs]), strict=True):
         first, last = align(*token_offsets(doc), pieces)
         for start, end in split_windows(
             len(pieces.ids), first, last, capacity=capacity, overlap=overlap
@@ -64,6 +64,14 @@ def encode_docs(
         ),
         [len(doc) for doc in docs],
     )
+
+
+def _text(doc: Doc) -> str:
+    """What its tokens cover: without the space that the last of them may be followed by, of which
+    some tokenizers would make a piece.
+    """
+    text = doc.text
+    return text[:-1] if len(doc) and doc[-1].whitespace_ else text
 
 
 def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:

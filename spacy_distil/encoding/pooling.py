@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 from thinc.api import Ops
 from thinc.types import Floats2d
 
-PoolingName = Literal["mean", "first"]
+PoolingName = Literal["mean", "first", "last", "sum", "max"]
 POOLINGS: tuple[str, ...] = get_args(PoolingName)
+
+# Takes the gradient of the token vectors, returns that of the piece vectors, (n_rows, width).
+Backprop = Callable[[Floats2d], Floats2d]
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """A sparse matrix (n_tokens, n_rows): token vectors are weighted sums of piece vectors.
+    """Which rows make up each token's vector, and how.
 
-    One row per piece of each window, so that a piece in the overlap of two windows has two rows,
-    which are averaged. A token without pieces is a zero vector and passes no gradient.
+    One row per piece of each window, so that a piece in the overlap of two windows has two rows.
+    Both count, in the order of the windows, as in the reductions of spacy-transformers. A token
+    without pieces is a zero vector and passes no gradient.
 
     columns: (n_entries,) int64, the row of each entry, grouped by token.
-    weights: (n_entries,) float32; they sum to 1 for each token that has pieces.
+    weights: (n_entries,) float32; a token's vector is the weighted sum of its entries' rows. `None`
+        where it is their maximum instead, number by number.
     lengths: (n_tokens,) int32, number of entries of each token.
     n_rows: number of rows of all windows.
     """
 
     columns: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray | None
     lengths: np.ndarray
     n_rows: int
 
@@ -36,37 +42,76 @@ class Pooling:
     def from_alignment(
         cls, kind: PoolingName, first: np.ndarray, last: np.ndarray, row_pieces: np.ndarray
     ) -> Pooling:
-        """Build the matrix.
+        """Choose the entries.
 
-        kind: "mean" of a token's pieces, or its "first" piece alone.
+        kind: the "mean" of a token's pieces, the "first" or the "last" of them alone, their "sum"
+            or their "max".
         first, last: (n_tokens,) pieces of each token, as `align` returns them.
         row_pieces: (n_rows,) the piece that each row encodes; every piece has a row.
         """
-        if kind == "first":
-            last = np.minimum(last, first + 1)
         order = np.argsort(row_pieces, kind="stable")
         rows_per_piece = np.bincount(row_pieces, minlength=int(last.max(initial=0)))
-        begins = np.concatenate([[0], np.cumsum(rows_per_piece)])
-        lengths = begins[last] - begins[first]
-        # Entry k of a token is order[begins[first] + k].
+        bounds = np.concatenate([[0], np.cumsum(rows_per_piece)])
+        # A token's rows are order[begins:ends].
+        begins, ends = bounds[first], bounds[last]
+        if kind == "first":
+            ends = np.minimum(ends, begins + 1)
+        elif kind == "last":
+            begins = np.maximum(begins, ends - 1)
+        lengths = ends - begins
         steps = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        columns = order[np.repeat(begins[first], lengths) + steps]
-        weights = 1.0 / (np.repeat(last - first, lengths) * rows_per_piece[row_pieces[columns]])
-        return cls(columns, weights.astype("f"), lengths.astype("i"), len(row_pieces))
+        columns = order[np.repeat(begins, lengths) + steps]
+        weights = None
+        if kind == "mean":
+            # Each piece weighs the same, in however many windows it is.
+            pieces = np.repeat(last - first, lengths)
+            weights = (1.0 / (pieces * rows_per_piece[row_pieces[columns]])).astype("f")
+        elif kind != "max":
+            weights = np.ones(len(columns), dtype="f")
+        return cls(columns, weights, lengths.astype("i"), len(row_pieces))
 
-    def forward(self, ops: Ops, rows: Floats2d) -> Floats2d:
+    def forward(self, ops: Ops, rows: Floats2d) -> tuple[Floats2d, Backprop]:
         """Token vectors, (n_tokens, width), of piece vectors, (n_rows, width)."""
+        if self.weights is None:
+            return self._forward_max(ops, rows)
         entries = rows[to_ops(ops, self.columns)] * to_ops(ops, self.weights)[:, None]
-        return _sum_groups(ops, entries, self.lengths)
+        return _sum_groups(ops, entries, self.lengths), partial(self._backprop_sum, ops)
 
-    def backward(self, ops: Ops, d_tokens: Floats2d) -> Floats2d:
-        """Gradient of the piece vectors, (n_rows, width), of that of the token vectors."""
+    def _backprop_sum(self, ops: Ops, d_tokens: Floats2d) -> Floats2d:
+        assert self.weights is not None
         tokens = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        # Grouped by row instead of by token: a sum per row, with no scattered additions.
-        order = np.argsort(self.columns, kind="stable")
-        per_row = np.bincount(self.columns, minlength=self.n_rows)
+        order, per_row = self._by_row()
         entries = d_tokens[to_ops(ops, tokens[order])] * to_ops(ops, self.weights[order])[:, None]
-        return _sum_groups(ops, entries, per_row.astype("i"))
+        return _sum_groups(ops, entries, per_row)
+
+    def _forward_max(self, ops: Ops, rows: Floats2d) -> tuple[Floats2d, Backprop]:
+        tokens = ops.alloc2f(len(self.lengths), rows.shape[1])
+        # thinc wants no empty groups.
+        owners = np.flatnonzero(self.lengths)
+        which: Any = None
+        if len(owners):
+            index, lengths = to_ops(ops, owners), to_ops(ops, self.lengths[owners])
+            tokens[index], which = ops.reduce_max(rows[to_ops(ops, self.columns)], lengths)
+        return tokens, partial(self._backprop_max, ops, which)
+
+    def _backprop_max(self, ops: Ops, which: Any, d_tokens: Floats2d) -> Floats2d:
+        """which: (n_owners, width) int32, where the maximum lies among the entries of each token
+        that has any; `None` where none has.
+        """
+        owners = np.flatnonzero(self.lengths)
+        if not len(owners):
+            return ops.alloc2f(self.n_rows, d_tokens.shape[1])
+        index, lengths = to_ops(ops, owners), to_ops(ops, self.lengths[owners])
+        entries = ops.backprop_reduce_max(d_tokens[index], which, lengths)
+        order, per_row = self._by_row()
+        return _sum_groups(ops, entries[to_ops(ops, order)], per_row)
+
+    def _by_row(self) -> tuple[np.ndarray, np.ndarray]:
+        """The entries grouped by row instead of by token, so that gradients are a sum per row, with
+        no scattered additions: their order, (n_entries,), and the number of each row, (n_rows,).
+        """
+        order = np.argsort(self.columns, kind="stable")
+        return order, np.bincount(self.columns, minlength=self.n_rows).astype("i")
 
 
 def split_docs(tokens: Floats2d, n_tokens: Sequence[int]) -> list[Floats2d]:

@@ -146,3 +146,19 @@ def test_offsets_that_step_back_lose_no_token() -> None:
     pieces = _to_pieces(SimpleNamespace(ids=[5, 6, 7, 8], offsets=offsets))
     first, last = align(np.arange(4), np.arange(1, 5), pieces)
     assert list(zip(first, last, strict=True)) == [(0, 1), (1, 3), (1, 3), (3, 4)]
+
+
+def test_pieces_without_characters_belong_to_no_token() -> None:
+    """As a byte-level tokenizer makes them of the spaces of "a   b cd", before, in and after the
+    token of spaces.
+    """
+    offsets = [(0, 1), (2, 2), (3, 3), (4, 5), (6, 6), (6, 7), (7, 7), (7, 8), (8, 8)]
+    pieces = _to_pieces(SimpleNamespace(ids=list(range(9)), offsets=offsets))
+    first, last = align(np.array([0, 2, 4, 6]), np.array([1, 4, 5, 8]), pieces)
+    assert [list(range(a, b)) for a, b in zip(first, last, strict=True)] == [
+        [0],
+        [],
+        [3],
+        # What lies between the pieces of a token is in its range.
+        [5, 6, 7],
+    ]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,13 +31,14 @@ def test_docs_keep_to_themselves(texts: list[str], window: int, overlap: int) ->
     assert all(0 < len(ids) <= window - TOKENIZER.n_special for ids in encoded.windows)
     # With its id as a piece's vector, a token's is the mean of its pieces' ids in each way.
     rows: Any = np.concatenate([*encoded.windows, np.zeros(0)])[:, None].astype("f")
-    together: Any = encoded.pooling.forward(OPS, rows)
+    together: Any
+    together, _ = encoded.pooling.forward(OPS, rows)
     alone = []
     for doc in docs:
         one = encode_docs([doc], TOKENIZER, window=10_000, overlap=0, pooling="mean")
         ids: Any = TOKENIZER([doc.text])[0].ids
         assert [window.tolist() for window in one.windows] == ([ids.tolist()] if len(ids) else [])
-        alone.append(one.pooling.forward(OPS, ids[:, None].astype("f")))
+        alone.append(one.pooling.forward(OPS, ids[:, None].astype("f"))[0])
     np.testing.assert_allclose(together, np.concatenate([*alone, np.zeros((0, 1))]), rtol=1e-4)
 
 
@@ -44,7 +46,7 @@ def test_no_docs() -> None:
     encoded = encode_docs([], TOKENIZER, window=10, overlap=0, pooling="mean")
     assert encoded.windows == []
     assert encoded.n_tokens == []
-    assert encoded.pooling.forward(OPS, OPS.alloc2f(0, 4)).shape == (0, 4)
+    assert encoded.pooling.forward(OPS, OPS.alloc2f(0, 4))[0].shape == (0, 4)
 
 
 def test_docs_without_pieces_have_no_window() -> None:
@@ -52,3 +54,12 @@ def test_docs_without_pieces_have_no_window() -> None:
     encoded = encode_docs(docs, TOKENIZER, window=10, overlap=0, pooling="mean")
     assert encoded.windows == []
     assert encoded.n_tokens == [len(doc) for doc in docs]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_space_after_the_last_token_changes_nothing(family: str) -> None:
+    tokenizer = PieceTokenizer(build_tokenizer(family))
+    docs = [NLP.make_doc(text) for text in ("Ann is here", "Ann is here ")]
+    assert docs[1][-1].whitespace_
+    encoded = encode_docs(docs, tokenizer, window=50, overlap=0, pooling="mean")
+    assert encoded.windows[0].tolist() == encoded.windows[1].tolist()

@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import thinc.api
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from thinc.api import NumpyOps
+from thinc.types import Ragged
 
 from spacy_distil.encoding import POOLINGS, Pooling
 from spacy_distil.encoding.pooling import PoolingName
@@ -15,16 +17,33 @@ OPS = NumpyOps()
 WIDTH = 3
 
 
-def dense(kind: str, first: np.ndarray, last: np.ndarray, row_pieces: np.ndarray) -> np.ndarray:
-    """The matrix (n_tokens, n_rows), entry by entry."""
-    matrix = np.zeros((len(first), len(row_pieces)))
-    for t, (start, end) in enumerate(zip(first, last, strict=True)):
-        pieces = list(range(start, end))[: 1 if kind == "first" else None]
-        for piece in pieces:
-            rows = [r for r, of in enumerate(row_pieces) if of == piece]
-            for row in rows:
-                matrix[t, row] += 1 / len(pieces) / len(rows)
-    return matrix
+def reduced(kind: str, entries: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The vector of one token from the rows of its pieces, (n, WIDTH), in order."""
+    if not len(entries):
+        return np.zeros(WIDTH)
+    return {
+        "mean": (entries * weights[:, None]).sum(axis=0),
+        "first": entries[0],
+        "last": entries[-1],
+        "sum": entries.sum(axis=0),
+        "max": entries.max(axis=0),
+    }[kind]
+
+
+def naive(
+    kind: str, rows: np.ndarray, first: np.ndarray, last: np.ndarray, row_pieces: np.ndarray
+) -> np.ndarray:
+    """Token vectors, (n_tokens, WIDTH) float64, token by token and piece by piece."""
+    tokens = []
+    for start, end in zip(first, last, strict=True):
+        columns, weights = [], []
+        for piece in range(start, end):
+            own = [row for row, of in enumerate(row_pieces) if of == piece]
+            columns += own
+            weights += [1 / (end - start) / len(own)] * len(own)
+        entries = rows[np.array(columns, dtype=int)].astype("d")
+        tokens.append(reduced(kind, entries, np.array(weights)))
+    return np.array(tokens).reshape(-1, WIDTH)
 
 
 @st.composite
@@ -41,33 +60,64 @@ def alignments(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("kind", POOLINGS)
 @given(alignment=alignments(), seed=st.integers(0, 100))
-@settings(max_examples=200, deadline=None)
-def test_pooling_is_a_matrix_product(
+@settings(max_examples=60, deadline=None)
+def test_forward_and_backward_against_loops_and_differences(
     kind: PoolingName, alignment: tuple[Any, Any, Any], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    pooling = Pooling.from_alignment(kind, *alignment)
-    matrix = dense(kind, *alignment)
-    rows: Any = rng.normal(size=(matrix.shape[1], WIDTH)).astype("f")
-    d_tokens: Any = rng.normal(size=(matrix.shape[0], WIDTH)).astype("f")
-    tokens: Any = pooling.forward(OPS, rows)
-    d_rows: Any = pooling.backward(OPS, d_tokens)
-    assert tokens.dtype == d_rows.dtype == np.float32
-    assert tokens.shape == d_tokens.shape
-    assert d_rows.shape == rows.shape
-    np.testing.assert_allclose(tokens, matrix @ rows, atol=1e-5)
-    np.testing.assert_allclose(d_rows, matrix.T @ d_tokens, atol=1e-5)
+    n_tokens, n_rows = len(alignment[0]), len(alignment[2])
+    # Numbers far enough from each other that no step below changes which is the largest.
+    numbers = rng.permutation(n_rows * WIDTH) - n_rows * WIDTH / 2
+    rows: Any = numbers.reshape(n_rows, WIDTH).astype("f")
+    tokens: Any
+    tokens, backprop = Pooling.from_alignment(kind, *alignment).forward(OPS, rows)
+    assert tokens.dtype == np.float32
+    assert tokens.shape == (n_tokens, WIDTH)
+    np.testing.assert_allclose(tokens, naive(kind, rows, *alignment), atol=1e-4)
+
+    d_tokens: Any = rng.normal(size=(n_tokens, WIDTH)).astype("f")
+    d_rows: Any = backprop(d_tokens)
+    assert d_rows.dtype == np.float32
+    expected = np.zeros(rows.shape)
+    for index in np.ndindex(*rows.shape):
+        up, down = rows.astype("d"), rows.astype("d")
+        up[index] += 0.25
+        down[index] -= 0.25
+        difference = naive(kind, up, *alignment) - naive(kind, down, *alignment)
+        expected[index] = (difference * d_tokens).sum() / 0.5
+    np.testing.assert_allclose(d_rows, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_windows_overlap_as_in_spacy_transformers(kind: PoolingName) -> None:
+    """Its alignment lists the pieces of a token window by window, and a reduce layer of thinc takes
+    them in that order.
+    """
+    # Tokens of 1, 2 and 1 pieces; the second stands in both windows, pieces 0-2 and 1-3.
+    first, last = np.array([0, 1, 3]), np.array([1, 3, 4])
+    row_pieces = np.array([0, 1, 2, 1, 2, 3])
+    rows: Any = np.random.default_rng(0).normal(size=(6, WIDTH)).astype("f")
+    lengths: Any = np.array([1, 4, 1], dtype="i")
+    entries = Ragged(rows, lengths)
+    reference = getattr(thinc.api, f"reduce_{kind}")().predict(entries)
+    tokens: Any
+    tokens, _ = Pooling.from_alignment(kind, first, last, row_pieces).forward(OPS, rows)
+    np.testing.assert_allclose(tokens, reference, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", POOLINGS)
 def test_a_token_without_pieces_is_zero_and_passes_no_gradient(kind: PoolingName) -> None:
     first, last = np.array([0, 2, 2]), np.array([2, 2, 3])
     pooling = Pooling.from_alignment(kind, first, last, np.arange(3))
-    ones: Any = np.ones((3, WIDTH), dtype="f")
-    assert not pooling.forward(OPS, ones)[1].any()
+    # Negative, so that a zero is not the largest.
+    rows: Any = np.full((3, WIDTH), -1.0, dtype="f")
+    tokens: Any
+    tokens, backprop = pooling.forward(OPS, rows)
+    assert not tokens[1].any()
+    assert tokens[[0, 2]].all()
     d_tokens: Any = np.zeros((3, WIDTH), dtype="f")
     d_tokens[1] = 5
-    assert not pooling.backward(OPS, d_tokens).any()
+    assert not backprop(d_tokens).any()
 
 
 @pytest.mark.parametrize("kind", POOLINGS)
@@ -75,5 +125,7 @@ def test_a_token_without_pieces_is_zero_and_passes_no_gradient(kind: PoolingName
 def test_no_pieces_at_all(kind: PoolingName, n_tokens: int) -> None:
     none = np.zeros(n_tokens, dtype=np.int64)
     pooling = Pooling.from_alignment(kind, none, none, np.zeros(0, dtype=np.int64))
-    assert pooling.forward(OPS, OPS.alloc2f(0, WIDTH)).tolist() == [[0.0] * WIDTH] * n_tokens
-    assert pooling.backward(OPS, OPS.alloc2f(n_tokens, WIDTH)).shape == (0, WIDTH)
+    tokens: Any
+    tokens, backprop = pooling.forward(OPS, OPS.alloc2f(0, WIDTH))
+    assert tokens.tolist() == [[0.0] * WIDTH] * n_tokens
+    assert backprop(OPS.alloc2f(n_tokens, WIDTH)).shape == (0, WIDTH)
