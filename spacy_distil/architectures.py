@@ -10,6 +10,7 @@ from thinc.api import Model
 from thinc.types import Floats2d
 
 from spacy_distil.encoding.pooling import PoolingName
+from spacy_distil.engines.files import EngineName
 from spacy_distil.shim import EncoderSettings, EncoderShim, get_encoder
 
 InT = list[Doc]
@@ -18,6 +19,7 @@ OutT = list[Floats2d]
 
 def DistilTransformer(
     name: str,
+    engine: EngineName = "torch",
     window: int | None = None,
     overlap: int = 32,
     max_batch_pieces: int | None = None,
@@ -25,6 +27,7 @@ def DistilTransformer(
     mixed_precision: bool = False,
     attention_dropout: float | None = None,
     device: str = "auto",
+    threads: int | None = None,
     frozen: bool = False,
     learn_rate_scale: float = 1.0,
     layer_decay: float = 1.0,
@@ -35,23 +38,30 @@ def DistilTransformer(
     `tok2vec`.
 
     name: directory or hub name of a Hugging Face encoder, which initialization loads.
+    engine: "torch" trains and predicts; "onnx" predicts, on the CPU and without torch, and is what
+        `spacy distil quantize` makes of a trained pipeline.
     window: most pieces encoded together, special ones included; null for as many as the encoder
         takes. A longer doc is split into several windows between tokens; nothing is truncated.
-    overlap: pieces that neighbouring windows of a long doc share; their vectors are averaged.
+    overlap: pieces that neighbouring windows of a long doc share; `pooling` joins their vectors.
     max_batch_pieces: most padded pieces in one forward, which bounds memory in prediction; null for
-        1,536 on a CPU and 16,384 elsewhere.
-    pooling: the vector of a token is the "mean" of its pieces' vectors or that of the "first".
+        what suits the engine and its device.
+    pooling: the vector of a token is the "mean" of its pieces' vectors, that of the "first" or the
+        "last" of them, their "sum", or their "max", number by number. In an overlap the vectors
+        that a piece has in both windows count.
     mixed_precision: bfloat16 on CUDA GPUs (float16 on those without it), and, in training alone, on
         CPUs that have instructions for it. Weights stay in float32.
     attention_dropout: share of attention probabilities dropped in training; null for what the
         encoder's config says. 0 lets torch fuse attention: far less time and memory on a CPU.
     device: "auto" (CUDA, else MPS, else CPU), or a torch device such as "cpu" or "cuda:1".
+    threads: of the ONNX engine; null for what OMP_NUM_THREADS says, else 1 in a worker process of
+        `n_process`, else as many as there are cores. torch has settings of its own.
     frozen: use the weights as they are; updates train the heads alone.
     learn_rate_scale: factor on the learning rate of `[training.optimizer]` for the encoder.
     layer_decay: a further factor for each layer below the uppermost.
     """
     settings = EncoderSettings(
         name=name,
+        engine=engine,
         window=window,
         overlap=overlap,
         max_batch_pieces=max_batch_pieces,
@@ -59,6 +69,7 @@ def DistilTransformer(
         mixed_precision=mixed_precision,
         attention_dropout=attention_dropout,
         device=device,
+        threads=threads,
         frozen=frozen,
         learn_rate_scale=learn_rate_scale,
         layer_decay=layer_decay,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from spacy.language import Language
 from spacy.pipeline.tok2vec import Tok2Vec, Tok2VecListener
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
-from spacy.util import get_minor_version_range
+from spacy.util import get_minor_version_range, minibatch
 from spacy.vocab import Vocab
 from thinc.api import Config, Model, Optimizer
 from thinc.types import Floats2d
@@ -19,8 +23,11 @@ from wasabi import msg
 
 from spacy_distil import __version__
 from spacy_distil.encoding import split_docs
+from spacy_distil.engines.files import EngineName
 from spacy_distil.errors import ConfigError
 from spacy_distil.shim import get_encoder
+
+T = TypeVar("T")
 
 DEFAULT_MODEL = Config().from_str(
     """
@@ -100,9 +107,36 @@ class DistilTransformerPipe(Tok2Vec):
     def predict(self, docs: Iterable[Doc]) -> list[Floats2d]:
         """Token vectors of each doc, (n_tokens, width) float32."""
         docs = list(docs)
-        if self._open is not None and self._open.is_over(docs):
-            self._close()
+        self._close_for(docs)
         return get_encoder(self.model).predict_docs(docs, self.model.ops)
+
+    def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
+        """Apply the pipe to a stream of docs, a batch ahead of the pipes that come next.
+
+        The next batch is encoded in a thread while the other pipes, which leave most cores idle,
+        process the docs of this one. Batches of one doc are not: whoever asks for these wants each
+        doc before the next is read. Nor is anything on a GPU, whose current device is a thread's.
+        """
+        if batch_size == 1 or self.model.ops.device_type != "cpu":
+            yield from super().pipe(stream, batch_size=batch_size)
+            return
+        handle_error = self.get_error_handler()
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            batches = map(partial(self._submit, executor), minibatch(stream, size=batch_size))
+            for docs, tokvecs in _one_ahead(batches):
+                try:
+                    self.set_annotations(docs, tokvecs.result())
+                except Exception as error:
+                    handle_error(self.name, self, docs, error)
+                else:
+                    yield from docs
+
+    def _submit(
+        self, executor: ThreadPoolExecutor, docs: list[Doc]
+    ) -> tuple[list[Doc], Future[list[Floats2d]]]:
+        self._close_for(docs)
+        encode = get_encoder(self.model).predict_docs
+        return docs, executor.submit(encode, docs, self.model.ops)
 
     # Training
 
@@ -175,6 +209,11 @@ class DistilTransformerPipe(Tok2Vec):
 
         return collect
 
+    def _close_for(self, docs: list[Doc]) -> None:
+        """End the open batch if these docs are predicted after it."""
+        if self._open is not None and self._open.is_over(docs):
+            self._close()
+
     def _close(self) -> None:
         """End the open batch: backward pass, a step if one waits, and no reference kept."""
         batch, self._open = self._open, None
@@ -205,7 +244,7 @@ class DistilTransformerPipe(Tok2Vec):
         encoder = get_encoder(self.model)
         msg.info(f"{self.name}: {encoder.settings.name} on {encoder.engine.device_name}")
         if nlp is not None:
-            _require_extra(nlp)
+            set_requirement(nlp.meta, encoder.settings.engine)
 
     def to_bytes(self, *, exclude: Sequence[str] = ()) -> bytes:
         self._close_if_learned()
@@ -217,7 +256,7 @@ class DistilTransformerPipe(Tok2Vec):
         return self
 
     def to_disk(self, path: str | Path, *, exclude: Sequence[str] = ()) -> None:
-        """Write `config.json`, `model.safetensors` and `tokenizer.json` into a directory."""
+        """Write config, weights or graph, and tokenizer into a directory: see `engines/files`."""
         self._close_if_learned()
         if "model" not in exclude:
             get_encoder(self.model).to_disk(path)
@@ -259,8 +298,21 @@ class DistilTransformerPipe(Tok2Vec):
             )
 
 
-def _require_extra(nlp: Language) -> None:
-    """Have `spacy package` write down the extra too: the engine of this pipeline needs torch."""
-    requirements = nlp.meta.setdefault("requirements", [])
-    if not any(requirement.startswith("spacy-distil") for requirement in requirements):
-        requirements.append(f"spacy-distil[train]{get_minor_version_range(__version__)}")
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each after the next one has been made."""
+    ahead = deque(islice(items, 1))
+    for item in items:
+        ahead.append(item)
+        yield ahead.popleft()
+    yield from ahead
+
+
+def set_requirement(meta: dict[str, Any], engine: EngineName) -> None:
+    """Write into a pipeline's meta what its encoder needs, extra included.
+
+    `spacy package` finds out by itself that a pipeline needs spacy-distil, but not which extra.
+    """
+    extra = "[train]" if engine == "torch" else ""
+    others = [one for one in meta.get("requirements", []) if not one.startswith("spacy-distil")]
+    ours = f"spacy-distil{extra}{get_minor_version_range(__version__)}"
+    meta["requirements"] = [*others, ours]

@@ -27,22 +27,27 @@ from spacy_distil.encoding import (
 from spacy_distil.encoding.pooling import PoolingName
 from spacy_distil.engines import Backprop, Engine, StepSettings, TrainableEngine
 from spacy_distil.engines.files import (
+    MODELS,
     TOKENIZER,
+    EngineName,
+    check_engine,
     longest_window,
     parse_config,
     read_files,
     write_files,
 )
+from spacy_distil.engines.onnx import OnnxEngine
 from spacy_distil.errors import ConfigError, WeightsError, require
 
 if TYPE_CHECKING:
     from spacy_distil.engines.torch import TorchEngine
 
 
-# Padded pieces in a batch where the settings leave it open: on a CPU more only costs memory, a GPU
-# wants work.
-CPU_BATCH_PIECES = 1536
-GPU_BATCH_PIECES = 16384
+LEAST = {"window": 8, "overlap": 0, "max_batch_pieces": 1, "threads": 1}
+ENGINE_SETTINGS: dict[EngineName, tuple[str, ...]] = {
+    "torch": ("device", "mixed_precision", "attention_dropout"),
+    "onnx": ("threads",),
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class EncoderSettings:
     """The settings of `spacy-distil.DistilTransformer.v1`, which documents them."""
 
     name: str
+    engine: EngineName
     window: int | None
     overlap: int
     max_batch_pieces: int | None
@@ -57,14 +63,17 @@ class EncoderSettings:
     mixed_precision: bool
     attention_dropout: float | None
     device: str
+    threads: int | None
     frozen: bool
     learn_rate_scale: float
     layer_decay: float
 
     def __post_init__(self) -> None:
+        if self.engine not in MODELS:
+            raise ConfigError(f"engine = {self.engine!r}: expected one of {', '.join(MODELS)}.")
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling = {self.pooling!r}: expected one of {', '.join(POOLINGS)}.")
-        for setting, least in (("window", 8), ("overlap", 0), ("max_batch_pieces", 1)):
+        for setting, least in LEAST.items():
             value = getattr(self, setting)
             if value is not None and value < least:
                 raise ConfigError(f"{setting} = {value}: expected at least {least}.")
@@ -79,9 +88,8 @@ class EncoderSettings:
 
     @property
     def for_engine(self) -> dict[str, Any]:
-        """The settings that are the torch engine's."""
-        names = ("device", "mixed_precision", "attention_dropout")
-        return {name: getattr(self, name) for name in names}
+        """The settings that are the engine's."""
+        return {name: getattr(self, name) for name in ENGINE_SETTINGS[self.engine]}
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,7 @@ class EncoderShim(Shim):
         rows = ops.alloc2f(encoded.pooling.n_rows, self.width)
         for batch in self._batches(encoded):
             rows[to_ops(ops, batch.rows)] = self.engine.predict(batch, ops)
-        tokens = encoded.pooling.forward(ops, rows)
+        tokens, _ = encoded.pooling.forward(ops, rows)
         return [part.copy() for part in split_docs(tokens, encoded.n_tokens)]
 
     def begin_update_docs(
@@ -170,8 +178,10 @@ class EncoderShim(Shim):
         engine = self.engine
         if not isinstance(engine, TrainableEngine):
             raise ConfigError(
-                "This encoder cannot be trained: it was made for inference. Train the pipeline it "
-                "was made from, or set frozen = true."
+                f"This encoder cannot be trained: engine = {self.settings.engine!r} is made for "
+                "prediction. Train the pipeline that it was made from and run 'spacy distil "
+                "quantize' again, or train the other pipes alone: add the encoder to [training] "
+                "frozen_components and annotating_components, or set frozen = true in its model."
             )
         encoded = self._encode(docs)
         rows = ops.alloc2f(encoded.pooling.n_rows, self.width)
@@ -182,13 +192,14 @@ class EncoderShim(Shim):
             backprops.append((index, backprop))
 
         def backprop_docs(d_tokens: Floats2d) -> None:
-            d_rows = encoded.pooling.backward(ops, d_tokens)
+            d_rows = backprop_pooling(d_tokens)
             while backprops:
                 index, backprop = backprops.pop()
                 backprop(d_rows[index])
                 self._has_gradients = True
 
-        return split_docs(encoded.pooling.forward(ops, rows), encoded.n_tokens), backprop_docs
+        tokens, backprop_pooling = encoded.pooling.forward(ops, rows)
+        return split_docs(tokens, encoded.n_tokens), backprop_docs
 
     def finish_update(self, optimizer: Optimizer) -> None:
         """Apply the gathered gradients, if there are any, as `optimizer` is set at this step."""
@@ -215,7 +226,12 @@ class EncoderShim(Shim):
     # Loading and saving
 
     def load_pretrained(self) -> None:
-        """Load encoder and tokenizer by `name`, a directory or a name on the hub."""
+        """Load encoder and tokenizer by `name`: a directory, or, for the torch engine, a name on
+        the hub.
+        """
+        if self.settings.engine == "onnx":
+            self.from_disk(self.settings.name)
+            return
         engine_class = _torch_engine()
         from spacy_distil.engines.pretrained import load_tokenizer
 
@@ -225,21 +241,21 @@ class EncoderShim(Shim):
 
     def to_disk(self, path: str | Path) -> None:
         """Write the encoder's three files into a directory."""
-        write_files(Path(path), self._to_files())
+        write_files(Path(path), self.to_files())
 
     def from_disk(self, path: str | Path) -> EncoderShim:
         """Read the encoder's three files from a directory."""
         try:
-            return self._from_files(read_files(Path(path)))
+            return self.from_files(read_files(Path(path), self.settings.engine))
         except WeightsError as error:
             raise WeightsError(f"The encoder in {path} cannot be loaded. {error}") from error
 
     def to_bytes(self) -> bytes:
-        return srsly.msgpack_dumps(self._to_files() if self.is_loaded else {})
+        return srsly.msgpack_dumps(self.to_files() if self.is_loaded else {})
 
     def from_bytes(self, data: bytes) -> EncoderShim:
         files = srsly.msgpack_loads(data)
-        return self._from_files(files) if files else self
+        return self.from_files(files) if files else self
 
     def copy(self) -> EncoderShim:
         """An encoder of the same weights that learns on its own."""
@@ -255,12 +271,16 @@ class EncoderShim(Shim):
         self.__init__(state["settings"])  # type: ignore[misc]
         self.from_bytes(state["data"])
 
-    def _to_files(self) -> dict[str, bytes]:
+    def to_files(self) -> dict[str, bytes]:
+        """What each file of the saved encoder holds, by name."""
         return {**self.engine.to_files(), TOKENIZER: self.loaded.tokenizer.to_str().encode("utf8")}
 
-    def _from_files(self, files: Mapping[str, bytes]) -> EncoderShim:
+    def from_files(self, files: Mapping[str, bytes]) -> EncoderShim:
+        """Load what `to_files` returned. Raises WeightsError where it cannot be used."""
+        check_engine(files, self.settings.engine)
         config = parse_config(files)
-        engine = _torch_engine().from_files(files, **self.settings.for_engine)
+        engine_class = OnnxEngine if self.settings.engine == "onnx" else _torch_engine()
+        engine = engine_class.from_files(files, **self.settings.for_engine)
         tokenizer = PieceTokenizer.from_str(files[TOKENIZER])
         self._fill(engine, tokenizer, config)
         return self
@@ -297,14 +317,12 @@ class EncoderShim(Shim):
 
     def _batches(self, encoded: EncodedDocs) -> Iterator[Batch]:
         tokenizer = self.loaded.tokenizer
-        on_cpu = self.engine.device_name == "cpu"
         return make_batches(
             encoded.windows,
             prefix=tokenizer.prefix,
             suffix=tokenizer.suffix,
             pad_id=self.loaded.pad_id,
-            max_batch_pieces=self.settings.max_batch_pieces
-            or (CPU_BATCH_PIECES if on_cpu else GPU_BATCH_PIECES),
+            max_batch_pieces=self.settings.max_batch_pieces or self.engine.batch_pieces,
         )
 
 

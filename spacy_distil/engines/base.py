@@ -30,6 +30,10 @@ class Engine(Protocol):
     def device_name(self) -> str:
         """Where it runs, for people to read."""
 
+    @property
+    def batch_pieces(self) -> int:
+        """Padded pieces in a batch where the settings leave it open."""
+
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
         """Last hidden states at `batch.positions`: (n_rows, width) float32, an array of `ops`."""
 

@@ -3,39 +3,67 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spacy_distil.errors import WeightsError
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+WEIGHTS = "model.safetensors"
+GRAPH = "model.onnx"
+
+EngineName = Literal["torch", "onnx"]
+# What each engine runs: its third file, beside config and tokenizer.
+MODELS: dict[EngineName, str] = {"torch": WEIGHTS, "onnx": GRAPH}
 
 
-def read_files(directory: Path) -> dict[str, bytes]:
-    """The encoder's files as bytes, by name.
+def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
+    """The files of an encoder for `engine` as bytes, by name.
 
     Raises WeightsError where the directory or one of them is missing.
     """
     files = {}
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
+    for name in (CONFIG, MODELS[engine], TOKENIZER):
         path = directory / name
         if not path.is_file():
+            check_engine([each.name for each in directory.glob("*")], engine)
             raise WeightsError(
                 f"{path} is missing. A saved encoder is the three files "
-                f"{CONFIG}, {WEIGHTS} and {TOKENIZER}; save or copy the pipeline again."
+                f"{CONFIG}, {MODELS[engine]} and {TOKENIZER}; save or copy the pipeline again."
             )
         files[name] = path.read_bytes()
     return files
 
 
+def check_engine(names: Collection[str], engine: EngineName) -> None:
+    """Raise WeightsError where an encoder's files, by name, are those of another engine."""
+    others = [other for other, model in MODELS.items() if model in names]
+    if others and engine not in others:
+        quantize = ", or make an ONNX pipeline with 'spacy distil quantize'"
+        raise WeightsError(
+            f"{MODELS[engine]} is missing, which engine = {engine!r} runs; {MODELS[others[0]]} is "
+            f"there. Set engine = {others[0]!r}{quantize if engine == 'onnx' else ''}."
+        )
+
+
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write an encoder's files, by name, into a directory, which is made where it is missing."""
+    """Write an encoder's files, by name, into a directory, which is made where it is missing.
+
+    Another engine's model is deleted, so that the directory holds one encoder.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    for name in MODELS.values():
+        if name not in files:
+            (directory / name).unlink(missing_ok=True)
     for name, content in files.items():
         (directory / name).write_bytes(content)
+
+
+def dump_config(config: Mapping[str, Any]) -> bytes:
+    """The bytes of a `config.json`."""
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("utf8")
 
 
 def parse_config(files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -52,13 +80,20 @@ def parse_config(files: Mapping[str, bytes]) -> dict[str, Any]:
     return config
 
 
+def first_position(config: Mapping[str, Any]) -> int:
+    """Index of the position embedding of a window's first piece.
+
+    config: a transformers `config.json`.
+    """
+    if config["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        # Their positions count from the padding id on, and that one is never used.
+        return int(config.get("pad_token_id", 1)) + 1
+    return 0
+
+
 def longest_window(config: Mapping[str, Any]) -> int:
     """Most pieces, special ones included, that an encoder takes at once.
 
     config: a transformers `config.json`.
     """
-    positions = int(config["max_position_embeddings"])
-    if config["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        # Their positions count from the padding id on, and that one is never used.
-        positions -= int(config.get("pad_token_id", 1)) + 1
-    return positions
+    return int(config["max_position_embeddings"]) - first_position(config)

@@ -20,7 +20,7 @@ from thinc.util import torch2xp, xp2torch
 
 from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.base import Backprop, StepSettings
-from spacy_distil.engines.files import CONFIG, WEIGHTS, parse_config
+from spacy_distil.engines.files import CONFIG, WEIGHTS, dump_config, parse_config
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.engines.pretrained import (
     load_encoder,
@@ -29,6 +29,10 @@ from spacy_distil.engines.pretrained import (
     without_pooler,
 )
 from spacy_distil.errors import ConfigError, WeightsError
+
+# On a CPU larger batches only cost memory, a GPU wants work.
+CPU_BATCH_PIECES = 1536
+GPU_BATCH_PIECES = 16384
 
 # A forked child inherits a pool of threads that do not exist there: the first parallel operation
 # would wait for them for ever.
@@ -92,6 +96,10 @@ class TorchEngine:
         return str(self.device)
 
     @property
+    def batch_pieces(self) -> int:
+        return CPU_BATCH_PIECES if self.device.type == "cpu" else GPU_BATCH_PIECES
+
+    @property
     def model(self) -> transformers.PreTrainedModel:
         """The module itself, for what is not the engine's business."""
         return self._model
@@ -136,7 +144,7 @@ class TorchEngine:
         config = json.loads(self._model.config.to_json_string())
         config["architectures"] = [type(self._model).__name__]
         return {
-            CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("utf8"),
+            CONFIG: dump_config(config),
             # transformers reads only files that say which framework wrote them.
             WEIGHTS: safetensors.save(weights, metadata={"format": "pt"}),
         }

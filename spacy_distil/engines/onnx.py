@@ -1,0 +1,173 @@
+"""The ONNX engine: runs a frozen encoder on the CPU, with ONNX Runtime and without torch."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+from weakref import WeakSet
+
+from thinc.api import Ops
+from thinc.types import Floats2d
+
+from spacy_distil import __version__
+from spacy_distil.encoding import Batch, to_ops
+from spacy_distil.engines.files import CONFIG, GRAPH, dump_config, parse_config
+from spacy_distil.errors import ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+# What the graph's inputs and its output are called.
+IDS, MASK, POSITIONS, ROWS = "ids", "mask", "positions", "rows"
+# What a layer works on should fit into a core's cache.
+BATCH_PIECES = 512
+# The part of config.json that is this engine's own, and its format.
+SECTION = "spacy_distil"
+FORMAT = 1
+
+
+class OnnxEngine:
+    """An encoder as an ONNX graph, float32 or int8.
+
+    It keeps the graph's bytes, and opens a session in each process anew: a session can be neither
+    pickled nor used after a fork. Sessions serve any number of threads at once.
+    """
+
+    _alive: ClassVar[WeakSet[OnnxEngine]] = WeakSet()
+
+    def __init__(self, config: Mapping[str, Any], graph: bytes, *, threads: int | None) -> None:
+        """config: contents of `config.json`.
+
+        graph: a serialized model, as `spacy_distil.export.graph` builds it.
+        threads: CPU threads; None for what the environment says, see `count_threads`.
+        """
+        self._config = dict(config)
+        self._graph = graph
+        self._threads = threads
+        self._opened: InferenceSession | None = None
+        self._lock = threading.Lock()
+        self._alive.add(self)
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], *, threads: int | None = None) -> OnnxEngine:
+        """Load what `to_files` returned.
+
+        Raises WeightsError where it is damaged, or of another format.
+        """
+        config = parse_config(files)
+        section = config.get(SECTION)
+        if not isinstance(section, dict):
+            section = {}
+        if section.get("format") != FORMAT:
+            raise WeightsError(
+                f"{GRAPH} is of format {section.get('format')!r}, and spacy-distil {__version__} "
+                f"reads format {FORMAT}. Make it anew with 'spacy distil quantize', from the pipeline that it "
+                "was made from."
+            )
+        engine = cls(config, files[GRAPH], threads=threads)
+        # What cannot be run is found out now.
+        (output,) = engine._session().get_outputs()
+        if output.shape[-1] != section.get("width"):
+            raise WeightsError(
+                f"{GRAPH} makes vectors of width {output.shape[-1]}, and {CONFIG} says "
+                f"{section.get('width')!r}. They do not belong together."
+            )
+        return engine
+
+    @property
+    def width(self) -> int:
+        return int(self._config[SECTION]["width"])
+
+    @property
+    def n_parameters(self) -> int:
+        return int(self._config[SECTION]["n_parameters"])
+
+    @property
+    def device_name(self) -> str:
+        return "cpu"
+
+    @property
+    def batch_pieces(self) -> int:
+        return BATCH_PIECES
+
+    def predict(self, batch: Batch, ops: Ops) -> Floats2d:
+        feed = {IDS: batch.ids, MASK: batch.mask, POSITIONS: batch.positions}
+        (rows,) = self._session().run([ROWS], feed)
+        return cast(Floats2d, to_ops(ops, rows))
+
+    def to_files(self) -> dict[str, bytes]:
+        return {CONFIG: dump_config(self._config), GRAPH: self._graph}
+
+    def _session(self) -> InferenceSession:
+        if self._opened is None:
+            with self._lock:
+                if self._opened is None:
+                    self._opened = self._open()
+        return self._opened
+
+    @classmethod
+    def _forget_sessions(cls) -> None:
+        """In a forked child, which has none of the threads that sessions of its parent work with.
+
+        Such a session can not even be deleted, since that would wait for its threads for ever: it
+        is given one reference too many. The lock may be held by a thread that is not there.
+        """
+        for engine in cls._alive:
+            if engine._opened is not None:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine._opened))
+            engine._opened = None
+            engine._lock = threading.Lock()
+
+    def _open(self) -> InferenceSession:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = count_threads(self._threads)
+        options.inter_op_num_threads = 1
+        # The graph has its final operators already; "optimizing" it would bring back slower ones.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        try:
+            return onnxruntime.InferenceSession(
+                self._graph, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime has no base class for its own
+            raise WeightsError(
+                f"{GRAPH} ({len(self._graph):,} bytes) cannot be run by ONNX Runtime "
+                f"{onnxruntime.__version__}: {error}. It is damaged, or made for a newer version: "
+                "save or copy the pipeline again, or update onnxruntime."
+            ) from error
+
+
+def count_threads(setting: int | None) -> int:
+    """Threads of a session: the setting, else OMP_NUM_THREADS, else 1 in a worker process of
+    `n_process` (the others have the other cores), else one for each core that this process may
+    use, else 0, which is one for each physical core.
+
+    Raises ConfigError where OMP_NUM_THREADS is no number.
+    """
+    if setting is not None:
+        return setting
+    # OpenMP allows a list of numbers, one for each level of nesting.
+    variable = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if variable:
+        if not variable.isdecimal() or not int(variable):
+            raise ConfigError(
+                f"OMP_NUM_THREADS = {os.environ['OMP_NUM_THREADS']!r}: expected a number of "
+                "threads, 1 or more."
+            )
+        return int(variable)
+    if multiprocessing.parent_process() is not None:
+        return 1
+    # ONNX Runtime counts all cores, also those that `taskset` or a container keeps from us.
+    if hasattr(os, "sched_getaffinity") and os.cpu_count() != len(os.sched_getaffinity(0)):
+        return len(os.sched_getaffinity(0))
+    return 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=OnnxEngine._forget_sessions)
