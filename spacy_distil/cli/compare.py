@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -76,6 +74,7 @@ def compare_cli(
     """
     with friendly_errors():
         from spacy_distil.report import compare
+        from spacy_distil.report.machine import command_line
         from spacy_distil.report.table import to_text
 
         report = compare(
@@ -91,7 +90,7 @@ def compare_cli(
             title=title,
             readme=readme,
             section=section,
-            command=_command(),
+            command=command_line(),
             log=msg.info,
         )
     print(to_text(report))
@@ -113,10 +112,3 @@ def _split(value: str) -> list[tuple[str, str]]:
     if not found:
         raise ConfigError(f"--pipeline {value}: nothing matches {pipeline}. Train it first.")
     return [(name, path) for path in found]
-
-
-def _command() -> str:
-    """The command line, with the module's name in place of its file's."""
-    program, *arguments = sys.argv
-    module = "python -m spacy" if Path(program).parent.name == "spacy" else Path(program).name
-    return f"{module} {shlex.join(arguments)}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from spacy_distil.documents import read_jsonl, read_lines
 from spacy_distil.errors import CorpusError
 
 SUFFIXES = (".txt", ".jsonl", ".spacy")
@@ -61,7 +61,7 @@ def _read_text(path: Path) -> Iterator[Part]:
     """One paragraph per line, a blank line between documents."""
     paragraphs: list[str] = []
     size = 0
-    for _, line in _lines(path):
+    for _, line in read_lines(path):
         line = line.strip()
         if line:
             paragraphs.append(line)
@@ -77,22 +77,7 @@ def _read_text(path: Path) -> Iterator[Part]:
 
 def _read_jsonl(path: Path) -> Iterator[Part]:
     """One document per line: {"text": "..."}; other keys are ignored."""
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(
-                f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}). "
-                f'Each line must be an object such as {{"text": "..."}}'
-            ) from error
-        text = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise CorpusError(
-                f'{path}, line {number}: no "text" in {line.strip()[:80]!r}. '
-                f'Each line must be an object such as {{"text": "..."}}'
-            )
+    for text in read_jsonl(path):
         yield Part(text, ends=True)
 
 
@@ -111,17 +96,3 @@ def _read_spacy(path: Path) -> Iterator[Part]:
         ) from error
     for doc in docs.get_docs(Vocab()):
         yield Part(doc.text, ends=True)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file, a byte order mark dropped."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise CorpusError(
-                    f"{path}, line {number}: byte {error.object[error.start]:#04x} at position "
-                    f"{error.start} is not UTF-8. Convert the file, for example with: "
-                    f"iconv -f latin1 -t utf-8"
-                ) from error

@@ -1,5 +1,6 @@
-"""Evaluation and speed of pipelines side by side, as tables and a plot."""
+"""Evaluation and speed of pipelines side by side, as tables and plots."""
 
+from spacy_distil.report.benchmarking import benchmark
 from spacy_distil.report.comparison import compare
 
-__all__ = ["compare"]
+__all__ = ["benchmark", "compare"]

@@ -12,18 +12,18 @@ from statistics import mean, stdev
 import numpy as np
 import spacy
 
+from spacy_distil.documents import check_test_set, read_examples
 from spacy_distil.errors import ConfigError, require
+from spacy_distil.pipelines import check_pipeline
 from spacy_distil.report import bootstrap
 from spacy_distil.report.machine import describe_machine
 from spacy_distil.report.plot import draw
+from spacy_distil.report.process import Subject
 from spacy_distil.report.results import Figure, Report, Retention, Row, Settings
 from spacy_distil.report.scores import (
     COLUMNS,
     Column,
     Scores,
-    check_pipeline,
-    check_test_set,
-    read_examples,
     score_pipeline,
 )
 from spacy_distil.report.speed import LOAD_REPEATS, measure
@@ -85,7 +85,7 @@ def compare(
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = describe_machine()
 
-    first = {name: seeds[0] for name, seeds in groups.items()}
+    first = {name: Subject(seeds[0]) for name, seeds in groups.items()}
     texts = [
         example.reference.text for example in read_examples(spacy.blank("xx"), test, limit=limit)
     ]
@@ -96,7 +96,7 @@ def compare(
         repeats=repeats,
         load_repeats=load_repeats,
         threads=threads,
-        batch_size=batch_size,
+        batch_sizes=[batch_size],
         log=log,
     )
     scores: dict[str, list[Scores]] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,13 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def command_line() -> str:
+    """How this process was called, with the module's name in place of its file's."""
+    program, *arguments = sys.argv
+    module = "python -m spacy" if Path(program).parent.name == "spacy" else Path(program).name
+    return f"{module} {shlex.join(arguments)}"
 
 
 def _version(package: str) -> str | None:

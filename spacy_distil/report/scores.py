@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import spacy
 from spacy.language import Language
 from spacy.pipeline import MultiLabel_TextCategorizer, TextCategorizer
 from spacy.scorer import MISSING_VALUES, Scorer
-from spacy.training import Corpus, Example
+from spacy.training import Example
 
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.documents import read_examples
+from spacy_distil.pipelines import count_bytes, load_pipeline
 from spacy_distil.report.bootstrap import Counts, Floats, Metric
 
 
@@ -96,55 +94,6 @@ class Scores:
     n_words: int
 
 
-def check_test_set(path: Path) -> None:
-    """Raise CorpusError where there are no annotated documents at `path`."""
-    if not path.exists():
-        raise CorpusError(
-            f"No test documents at {path}. Expected a .spacy file, or a directory of them."
-        )
-    if path.is_file() and path.suffix != ".spacy":
-        raise CorpusError(
-            f"Cannot read {path}: expected a .spacy file, as `python -m spacy convert` writes it."
-        )
-
-
-def read_examples(nlp: Language, path: Path, *, limit: int = 0) -> list[Example]:
-    """The documents at `path` as `python -m spacy evaluate` reads them.
-
-    path: a .spacy file, or a directory of them.
-    limit: the first N documents; 0 for all.
-    """
-    check_test_set(path)
-    try:
-        examples = list(Corpus(path, limit=limit)(nlp))
-    except (ValueError, EOFError, KeyError, TypeError, zlib.error, zipfile.BadZipFile) as error:
-        raise CorpusError(f"Cannot read {path} as .spacy: {error}. Write it anew.") from error
-    if not examples:
-        raise CorpusError(f"{path} has no documents with tokens in it; one is needed at least.")
-    return examples
-
-
-def load_pipeline(pipeline: str) -> Language:
-    """The pipeline of that path or package name."""
-    check_pipeline(pipeline)
-    return spacy.load(pipeline)
-
-
-def check_pipeline(pipeline: str) -> None:
-    """Raise ConfigError where `pipeline` is neither a saved pipeline nor an installed package."""
-    if spacy.util.is_package(pipeline) or (Path(pipeline) / "meta.json").is_file():
-        return
-    if Path(pipeline).exists():
-        raise ConfigError(
-            f"{pipeline} is not a saved spaCy pipeline: it has no meta.json. "
-            "`spacy train` saves one as model-best."
-        )
-    raise ConfigError(
-        f"No pipeline {pipeline!r}: expected the directory of a saved spaCy pipeline, "
-        "or the name of an installed pipeline package."
-    )
-
-
 def score_pipeline(pipeline: str, test: Path, *, batch_size: int = 256, limit: int = 0) -> Scores:
     """Load a pipeline and score it with spaCy's scorer, on the device that it picks.
 
@@ -162,7 +111,7 @@ def score_pipeline(pipeline: str, test: Path, *, batch_size: int = 256, limit: i
     values = {
         column.key: full[column.key]
         for column in COLUMNS
-        if full.get(column.key) is not None and _has_gold(keeper.examples, column.counts)
+        if full.get(column.key) is not None and has_gold(keeper.examples, column.counts)
     }
     return Scores(
         values=values,
@@ -185,7 +134,7 @@ class _KeepingScorer(Scorer):
         return super().score(self.examples, per_component=per_component)
 
 
-def _has_gold(examples: Sequence[Example], counts: str) -> bool:
+def has_gold(examples: Sequence[Example], counts: str) -> bool:
     """Whether anything is annotated. spaCy's scorer gives 0 for categories that are not."""
     return counts != "cats" or any(example.reference.cats for example in examples)
 
@@ -329,8 +278,3 @@ def _count_shim(shim: Any) -> int:
     if module is None or not hasattr(module, "parameters"):
         return 0
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def count_bytes(path: Path) -> int:
-    """Size of all files under a directory."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from wasabi import table as wasabi_table
 
 from spacy_distil.errors import ConfigError
 from spacy_distil.report.bootstrap import Interval
+from spacy_distil.report.layout import EN_DASH, MISSING, TIMES, count, measured_on, with_range
 from spacy_distil.report.results import Figure, Report, Retention, Row
 from spacy_distil.report.scores import COLUMNS
-
-EN_DASH = "\N{EN DASH}"
-TIMES = "\N{MULTIPLICATION SIGN}"
-MISSING = EN_DASH
-
-
-@dataclass(frozen=True)
-class Table:
-    """title: its heading. header: its columns' names, first that of the rows' names."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
+from spacy_distil.tables import Table
 
 
 def make_tables(report: Report) -> list[Table]:
@@ -43,7 +27,7 @@ def to_markdown(report: Report, *, plot: str | None = None) -> str:
     plot: where the plot lies, as the Markdown file has to link to it.
     """
     parts = [f"### {report.title}"] if report.title else []
-    parts += [_markdown(table) for table in make_tables(report)]
+    parts += [table.to_markdown() for table in make_tables(report)]
     if plot is not None:
         parts.append(f"![Accuracy against speed]({plot})")
     parts.append(describe(report))
@@ -52,21 +36,12 @@ def to_markdown(report: Report, *, plot: str | None = None) -> str:
 
 def to_text(report: Report) -> str:
     """All tables, for the terminal."""
-    texts = []
-    for table in make_tables(report):
-        aligns: list[Literal["l", "r"]] = ["r"] * len(table.header)
-        aligns[0] = "l"
-        text = wasabi_table(table.rows, header=table.header, divider=True, aligns=aligns)
-        texts.append(f"{table.title}\n{text}")
-    return "\n".join(texts)
+    return "\n".join(table.to_text() for table in make_tables(report))
 
 
 def describe(report: Report) -> str:
     """How it was measured, and on what."""
-    settings, machine = report.settings, report.machine
-    versions = ", ".join(
-        f"{package} {version}" for package, version in machine["versions"].items() if version
-    )
+    settings = report.settings
     spread = (
         "± is the standard deviation over seeds; "
         if any(len(row.pipelines) > 1 for row in report.rows)
@@ -77,14 +52,11 @@ def describe(report: Report) -> str:
         f"from spaCy's scorer; {spread}brackets hold the {settings.level:.0%} bootstrap interval "
         f"over documents. Words/s: spaCy tokens per second of wall time through `nlp.pipe` from "
         f"raw texts, median (min{EN_DASH}max) of {settings.repeats} interleaved rounds on the CPU, "
-        f"{settings.threads} {'thread' if settings.threads == 1 else 'threads'}, batches of "
+        f"{count(settings.threads, 'thread')}, batches of "
         f"{settings.batch_size} documents. Peak memory of one pass, load time and cold start "
         f"(process start to first doc): each pipeline in a process of its own, in the environment "
         f"named here.\n\n"
-        f"Measured on {machine['cpu']}, {machine['cores'] or machine['logical_cores']} cores "
-        f"({machine['logical_cores']} logical), {machine['memory_bytes'] / 2**30:.0f} GiB of "
-        f"memory; {machine['system']}; Python {machine['python']}; {versions}. "
-        f"{report.date[:10]}."
+        f"{measured_on(report.machine, report.date)}"
     )
 
 
@@ -114,41 +86,28 @@ def _retention(report: Report, teacher: str) -> Table:
 
 
 def _speed(report: Report) -> Table:
-    summaries = {row.name: row.speed.summary() for row in report.rows}
+    batch_size = report.settings.batch_size
+    rates = {row.name: row.speed.words_per_second(batch_size) for row in report.rows}
     header = ["pipeline", "words/s", "parameters", "MB on disk", "peak RSS, MB"]
     header += ["load, s", "cold start, s"]
     if report.teacher is not None:
         header.insert(2, f"{TIMES} {report.teacher}")
     rows = []
     for row in report.rows:
-        speed = summaries[row.name]
         cells = [
             row.name,
-            f"{speed['words_per_second']:,.0f} "
-            f"({speed['words_per_second_min']:,.0f}{EN_DASH}{speed['words_per_second_max']:,.0f})",
+            with_range(rates[row.name], "{:,.0f}"),
             _millions(row.n_parameters),
             f"{row.n_bytes / 1e6:,.1f}",
-            f"{speed['peak_rss_bytes'] / 1e6:,.0f}",
-            f"{speed['load_seconds']:.2f}",
-            f"{speed['cold_start_seconds']:.2f}",
+            f"{row.speed.peak_rss_bytes / 1e6:,.0f}",
+            f"{row.speed.load_seconds:.2f}",
+            f"{row.speed.cold_start_seconds:.2f}",
         ]
         if report.teacher is not None:
-            times = speed["words_per_second"] / summaries[report.teacher]["words_per_second"]
+            times = rates[row.name].median / rates[report.teacher].median
             cells.insert(2, f"{times:.2f}")
         rows.append(cells)
     return Table(title="Speed and size", header=header, rows=rows)
-
-
-def _markdown(table: Table) -> str:
-    lines = [f"**{table.title}**", ""]
-    lines.append(_line(table.header))
-    lines.append("|---|" + "---:|" * (len(table.header) - 1))
-    lines += [_line(row) for row in table.rows]
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _name(row: Row) -> str:

@@ -15,17 +15,16 @@ from spacy.training import Corpus, Example
 from thinc.api import Linear, Model, PyTorchWrapper, chain
 from thinc.shims import Shim
 
+from spacy_distil.documents import read_examples
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.pipelines import check_pipeline, count_bytes
 from spacy_distil.report.scores import (
     COLUMNS,
-    check_pipeline,
-    count_bytes,
     count_documents,
     count_parameters,
     f_score,
     macro_f_score,
     precision,
-    read_examples,
     recall,
     score_pipeline,
 )

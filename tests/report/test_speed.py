@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import spacy
 
-from spacy_distil.report.speed import (
+from spacy_distil.report.process import (
     Load,
     Pass,
-    Speed,
+    Subject,
     Worker,
     WorkerError,
     cpu_environment,
 )
+from spacy_distil.report.speed import Speed
 
 TEXTS = ["One two three.", "Four five.", ""]
 N_WORDS = 4 + 3
@@ -56,17 +57,17 @@ def noisy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_process_measures_until_it_is_killed(noisy: str, texts: Path) -> None:
-    with Worker(noisy, texts, threads=1, batch_size=8) as worker:
+    with Worker(Subject(noisy), texts, threads=1) as worker:
         load = worker.load
         assert load.cold_start_seconds > load.load_seconds + load.first_doc_seconds > 0
         # What the pipeline prints is not taken for an answer; it runs on the CPU, in one thread.
-        assert worker.run(since=0.0).words == N_WORDS
+        assert worker.run(8, since=0.0).words == N_WORDS
         assert worker.peak_rss_bytes() > 20e6
         worker._process.kill()
         worker._process.wait()
         said = r"(?s)Measuring en_noisy failed.*code -9.*threads 1 gpu False.*"
         with pytest.raises(WorkerError, match=said) as error:
-            worker.run(since=0.0)
+            worker.run(8, since=0.0)
         assert "from below" in str(error.value)
 
 
@@ -75,7 +76,7 @@ def test_a_process_says_why_it_ended(tmp_path: Path, texts: Path) -> None:
     spacy.blank("en").to_disk(broken)
     (broken / "config.cfg").write_text("[nlp\n")
     with pytest.raises(WorkerError, match=r"(?s)Measuring .*broken failed.*code 1.*config"):
-        Worker(str(broken), texts, threads=1, batch_size=8)
+        Worker(Subject(str(broken)), texts, threads=1)
 
 
 def test_threads_and_devices_by_environment() -> None:
@@ -87,8 +88,8 @@ def test_threads_and_devices_by_environment() -> None:
 def test_summary_is_of_the_median() -> None:
     speed = Speed(
         loads=[Load(3.0, 1.0, 0.1), Load(9.0, 8.0, 0.1), Load(4.0, 2.0, 0.1)],
-        warm_up=Pass(at=0.0, words=100, seconds=100.0),
-        passes=[Pass(1.0, 100, 1.0), Pass(2.0, 100, 0.5), Pass(3.0, 100, 4.0)],
+        warm_up=Pass(at=0.0, words=100, seconds=100.0, batch_size=8),
+        passes=[Pass(1.0, 100, 1.0, 8), Pass(2.0, 100, 0.5, 8), Pass(3.0, 100, 4.0, 8)],
         peak_rss_bytes=7,
     )
     summary = speed.summary()
@@ -101,7 +102,7 @@ def test_summary_is_of_the_median() -> None:
         "load_seconds": 2.0,
         "cold_start_seconds": 4.0,
     }
-    assert raw["passes"][1] == {"at": 2.0, "words": 100, "seconds": 0.5}
+    assert raw["passes"][1] == {"at": 2.0, "words": 100, "seconds": 0.5, "batch_size": 8}
 
 
 def test_peak_memory_is_the_process_s_own() -> None:

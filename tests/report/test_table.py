@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from spacy_distil.errors import ConfigError
+from spacy_distil.report.process import Load, Pass
 from spacy_distil.report.results import Figure, Report, Retention, Row, Settings
-from spacy_distil.report.speed import Load, Pass, Speed
+from spacy_distil.report.speed import Speed
 from spacy_distil.report.table import (
     check_section,
     make_tables,
@@ -43,7 +44,11 @@ def make_row(
         retention=retention,
         n_parameters=22_713_216,
         n_bytes=91_234_567,
-        speed=Speed([Load(2.5, 1.25, 0.1)], None, [Pass(0.0, 1000, seconds)], 512_000_000),
+        speed=Speed(
+            [Load(2.5, 1.25, 0.1)],
+            passes=[Pass(0.0, 1000, seconds, 256)],
+            peak_rss_bytes=512_000_000,
+        ),
         full_scores=[{}] * seeds,
     )
 

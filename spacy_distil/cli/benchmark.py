@@ -1,0 +1,149 @@
+"""`python -m spacy distil benchmark`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from wasabi import msg
+
+from spacy_distil.cli import distil_cli
+from spacy_distil.errors import ConfigError, friendly_errors
+
+if TYPE_CHECKING:
+    from spacy_distil.report.process import Subject
+
+
+@distil_cli.command("benchmark", no_args_is_help=True)
+def benchmark_cli(
+    pipeline: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PIPELINE...",
+            help="Pipelines by directory or package name, any that spaCy loads; NAME=PIPELINE "
+            "gives one a name in the tables.",
+        ),
+    ],
+    texts: Annotated[
+        Path,
+        typer.Option(
+            "--texts",
+            "-t",
+            help="What to process: .txt with one text per line, .jsonl with a "
+            '{"text": ...} per line, or .spacy.',
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Directory for benchmark.json, benchmark.md and benchmark.png."
+        ),
+    ] = None,
+    batch_sizes: Annotated[
+        str, typer.Option("--batch-sizes", metavar="N,...", help="Documents at a time.")
+    ] = "1,16,256",
+    threads: Annotated[
+        str, typer.Option("--threads", metavar="N,...", help="CPU threads of each process.")
+    ] = "1,2",
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed rounds; the median counts.")] = 5,
+    load_repeats: Annotated[
+        int, typer.Option("--load-repeats", help="Timed starts in a fresh process.")
+    ] = 3,
+    latency_texts: Annotated[
+        int,
+        typer.Option("--latency-texts", help="Texts processed one at a time in each round."),
+    ] = 100,
+    pin_cores: Annotated[
+        int | None,
+        typer.Option("--pin-cores", metavar="N", help="Confine each process to N cores (Linux)."),
+    ] = None,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--python",
+            metavar="NAME=PYTHON",
+            help="Interpreter that runs the pipeline of that name, in an environment of its own "
+            "with spaCy in it. Repeat it for each pipeline.",
+        ),
+    ] = None,
+    gold: Annotated[
+        Path | None,
+        typer.Option(
+            "--gold",
+            metavar="TEST.spacy",
+            help="Annotated documents to score on: the plot is then accuracy against speed.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", help="Only the first N texts and gold documents; 0 for all.")
+    ] = 0,
+    title: Annotated[str, typer.Option("--title", help="Heading of the tables and the plot.")] = "",
+) -> None:
+    """Measure pipelines on the CPU: words/s, latency, memory, load time and size.
+
+    Each pipeline runs in a process of its own, in rounds that take turns; medians and spread are
+    reported. No pipeline needs spacy-distil.
+    """
+    with friendly_errors():
+        from spacy_distil.report import benchmark
+        from spacy_distil.report.benchmark_table import to_text
+        from spacy_distil.report.machine import command_line
+
+        result = benchmark(
+            _subjects(pipeline, python or []),
+            texts,
+            output,
+            batch_sizes=_numbers(batch_sizes, "--batch-sizes"),
+            threads=_numbers(threads, "--threads"),
+            repeats=repeats,
+            load_repeats=load_repeats,
+            latency_texts=latency_texts,
+            pin_cores=pin_cores,
+            gold=gold,
+            limit=limit,
+            title=title,
+            command=command_line(),
+            log=msg.info,
+        )
+    print(to_text(result))
+    if output is not None:
+        msg.good(f"Saved benchmark.json, benchmark.md and benchmark.png to {output}")
+
+
+def _subjects(pipelines: list[str], pythons: list[str]) -> dict[str, Subject]:
+    """Pipelines by name, each with its interpreter."""
+    from spacy_distil.report.process import Subject
+
+    interpreters: dict[str, str] = {}
+    for value in pythons:
+        name, equals, python = (part.strip() for part in value.partition("="))
+        if not (name and equals and python):
+            raise ConfigError(f"--python {value}: expected NAME=PYTHON, such as cnn=bin/python.")
+        interpreters[name] = python
+    subjects: dict[str, Subject] = {}
+    for value in pipelines:
+        name, equals, pipeline = (part.strip() for part in value.partition("="))
+        if not equals or Path(value).exists():
+            name = pipeline = value
+        if not (name and pipeline):
+            raise ConfigError(f"{value}: expected PIPELINE or NAME=PIPELINE.")
+        if name in subjects:
+            raise ConfigError(
+                f"{value}: there is a pipeline {name!r} already. Name them NAME=PATH."
+            )
+        subjects[name] = Subject(pipeline, interpreters.pop(name, None))
+    if interpreters:
+        raise ConfigError(
+            f"--python {', '.join(interpreters)}: expected names of pipelines, "
+            f"{', '.join(subjects)}."
+        )
+    return subjects
+
+
+def _numbers(value: str, option: str) -> list[int]:
+    """Whole numbers between commas, each once."""
+    try:
+        return list(dict.fromkeys(int(part) for part in value.split(",")))
+    except ValueError:
+        raise ConfigError(f"{option} {value}: expected whole numbers, such as 1,16,256.") from None

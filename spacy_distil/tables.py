@@ -1,0 +1,36 @@
+"""Tables as Markdown, and as text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from wasabi import table as wasabi_table
+
+
+@dataclass(frozen=True)
+class Table:
+    """title: its heading. header: its columns' names, first that of the rows' names."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def to_text(self) -> str:
+        """For the terminal: names to the left, numbers to the right."""
+        aligns: list[Literal["l", "r"]] = ["r"] * len(self.header)
+        aligns[0] = "l"
+        text = wasabi_table(self.rows, header=self.header, divider=True, aligns=aligns)
+        return f"{self.title}\n{text}"
+
+    def to_markdown(self) -> str:
+        lines = [f"**{self.title}**", ""]
+        lines.append(_line(self.header))
+        lines.append("|---|" + "---:|" * (len(self.header) - 1))
+        lines += [_line(row) for row in self.rows]
+        return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
