@@ -19,6 +19,6 @@ distil_cli = typer.Typer(
 app.add_typer(distil_cli, name="distil")
 
 # Each module registers its command on `distil_cli`.
-from spacy_distil.cli import compare, encoder, init_config  # noqa: E402
+from spacy_distil.cli import benchmark, compare, convert, encoder, init_config, quantize  # noqa: E402
 
-__all__ = ["compare", "distil_cli", "encoder", "init_config"]
+__all__ = ["benchmark", "compare", "convert", "distil_cli", "encoder", "init_config", "quantize"]

@@ -15,11 +15,27 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 # A forked child inherits a pool of threads that do not exist there: `tokenizers` would wait for
-# them for ever, if TOKENIZERS_PARALLELISM=true in the environment tells it to use them.
+# them for ever where this variable is "true", and prints a warning at each fork where it is not
+# set. It looks at it before Python's own hooks run in the child.
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
+_parents: list[str | None] = []
+
+
+def _before_fork() -> None:
+    _parents.append(os.environ.get(_PARALLELISM))
+    os.environ[_PARALLELISM] = "false"
+
+
+def _after_fork_in_parent() -> None:
+    value = _parents.pop()
+    if value is None:
+        del os.environ[_PARALLELISM]
+    else:
+        os.environ[_PARALLELISM] = value
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        after_in_child=lambda: os.environ.__setitem__("TOKENIZERS_PARALLELISM", "false")
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
 
 
 @dataclass(frozen=True)

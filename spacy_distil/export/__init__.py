@@ -1,0 +1,1 @@
+"""Pipelines into faster ones of the same weights."""

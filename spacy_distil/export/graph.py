@@ -1,0 +1,259 @@
+"""An encoder as an ONNX graph: built from its weights, without torch and without tracing.
+
+Every product with weights can be computed in int8. Weights are rounded once, with a scale for each
+column (output). Activations are rounded as they come, with a scale for each ROW, that is for each
+piece (ZeroQuant's token-wise quantization, Yao et al. 2022, arXiv 2206.01861, section 4.1): so a
+doc's vectors do not depend on which other docs are in its batch, which they do with ONNX Runtime's
+own dynamic quantization, whose scale is that of the whole batch, and no calibration is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from spacy_distil.engines.onnx import IDS, MASK, POSITIONS, ROWS
+from spacy_distil.export.weights import EncoderWeights, Layer, Linear, Norm
+
+# Operators of ONNX Runtime that the standard has not.
+CONTRIB = "com.microsoft"
+# What ONNX Runtime has read since 1.18.
+OPSET, IR_VERSION = 18, 9
+# gelu(x) is nowhere smaller, in either of its forms.
+GELU_MINIMUM = -0.17005
+# No row's scale is smaller: rows of zeros stay zeros.
+_TINY = np.float32(1e-12)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What is computed in int8; the rest is float32.
+
+    layers: indices of layers.
+    embeddings: whether the embeddings of pieces are kept in int8 too, with a scale for each piece.
+    reduced_range: weights use 7 of the 8 bits, so that sums of two products fit into 16 bits, which
+        is where CPUs without VNNI instructions (AVX2) saturate.
+    """
+
+    layers: frozenset[int] = frozenset()
+    embeddings: bool = False
+    reduced_range: bool = False
+
+
+def build_graph(weights: EncoderWeights, precision: Precision) -> bytes:
+    """The serialized graph that `spacy_distil.engines.onnx.OnnxEngine` runs.
+
+    Inputs: ids and mask, (n_windows, length) int64, windows padded on the right; positions,
+    (n_rows,) int64. Output: rows, (n_rows, width) float32: the last hidden states at positions of
+    the flattened (n_windows * length) grid.
+    """
+    return _GraphBuilder(weights, precision).build()
+
+
+def quantize_columns(weight: np.ndarray, *, reduced_range: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Round a matrix to int8, symmetrically, with a scale for each column.
+
+    weight: (n_in, n_out) float32.
+    RETURNS (rounded, scales): (n_in, n_out) int8 and (n_out,) float32; their product is near
+        `weight`.
+    """
+    limit = 63 if reduced_range else 127
+    scales = np.maximum(np.abs(weight).max(axis=0) / limit, _TINY).astype("f")
+    return np.round(weight / scales).astype(np.int8), scales
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """Rows rounded to uint8: (values - zero_point) * scales is near them, less their minimum.
+
+    values, scales: names in the graph, (..., n_in) uint8 and (..., 1) float32.
+    """
+
+    values: str
+    scales: str
+    zero_point: int
+
+
+class _GraphBuilder:
+    def __init__(self, weights: EncoderWeights, precision: Precision) -> None:
+        self.weights = weights
+        self.precision = precision
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.scalars: dict[tuple[str, float], str] = {}
+
+    def build(self) -> bytes:
+        width = self.weights.width
+        lengths = self.op("ReduceSum", MASK, self.constant(np.array([1])), keepdims=0)
+        lengths = self.op("Cast", lengths, to=TensorProto.INT32)
+        hidden = self.embed()
+        for i, layer in enumerate(self.weights.layers):
+            hidden = self.layer(hidden, layer, lengths, in_int8=i in self.precision.layers)
+        flat = self.op("Reshape", hidden, self.constant(np.array([-1, width])))
+        self.nodes.append(helper.make_node("Gather", [flat, POSITIONS], [ROWS]))
+        grid = ["n_windows", "length"]
+        graph = helper.make_graph(
+            self.nodes,
+            "encoder",
+            inputs=[
+                helper.make_tensor_value_info(IDS, TensorProto.INT64, grid),
+                helper.make_tensor_value_info(MASK, TensorProto.INT64, grid),
+                helper.make_tensor_value_info(POSITIONS, TensorProto.INT64, ["n_rows"]),
+            ],
+            outputs=[helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, ["n_rows", width])],
+            initializer=self.constants,
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
+            ir_version=IR_VERSION,
+            producer_name="spacy-distil",
+        )
+        return model.SerializeToString()
+
+    # Parts of an encoder: each takes and returns names of values in the graph.
+
+    def embed(self) -> str:
+        """Embeddings of pieces and positions, (n_windows, length, width)."""
+        w = self.weights
+        if self.precision.embeddings:
+            rounded, scales = quantize_columns(w.pieces.T, reduced_range=False)
+            pieces = self.op("Gather", self.constant(rounded.T), IDS)
+            pieces = self.op("Cast", pieces, to=TensorProto.FLOAT)
+            scale = self.op("Gather", self.constant(scales[:, None]), IDS)
+            pieces = self.op("Mul", pieces, scale)
+        else:
+            pieces = self.op("Gather", self.constant(w.pieces), IDS)
+        length = self.op("Shape", IDS, start=1)
+        zero = self.constant(np.array([0]))
+        positions = self.op("Slice", self.constant(w.positions), zero, length, zero)
+        hidden = self.norm(self.op("Add", pieces, positions), w.embedding_norm)
+        if w.projection is not None:
+            hidden = self.add_bias(self.product(hidden, w.projection), w.projection.bias)
+        return hidden
+
+    def layer(self, hidden: str, layer: Layer, lengths: str, *, in_int8: bool) -> str:
+        """One layer. hidden: (n_windows, length, width); lengths: (n_windows,) int32."""
+        rounded = self.round_rows(hidden) if in_int8 else None
+        heads = [
+            self.product(hidden, linear, rounded)
+            for linear in (layer.query, layer.key, layer.value)
+        ]
+        biases = [linear.bias for linear in (layer.query, layer.key, layer.value)]
+        attended = self.op(
+            "MultiHeadAttention",
+            *heads,
+            self.constant(np.concatenate(biases)),
+            lengths,
+            domain=CONTRIB,
+            num_heads=self.weights.n_heads,
+        )
+        rounded = self.round_rows(attended) if in_int8 else None
+        summand = self.product(attended, layer.attention_out, rounded)
+        hidden = self.residual(hidden, summand, layer.attention_out.bias, layer.attention_norm)
+        rounded = self.round_rows(hidden) if in_int8 else None
+        inner = self.activate(self.product(hidden, layer.up, rounded), layer.up.bias)
+        bias = layer.down.bias
+        rounded = None
+        if in_int8:
+            minimum = 0.0 if self.weights.activation == "relu" else GELU_MINIMUM
+            rounded = self.round_rows(inner, minimum=minimum)
+            # What is subtracted from every number before the product comes back here.
+            bias = bias + minimum * self.rounded_weight(layer.down.weight).sum(axis=0)
+        return self.residual(
+            hidden, self.product(inner, layer.down, rounded), bias, layer.output_norm
+        )
+
+    def activate(self, inner: str, bias: np.ndarray) -> str:
+        if self.weights.activation == "relu":
+            return self.op("Relu", self.add_bias(inner, bias))
+        operator = "BiasGelu" if self.weights.activation == "gelu" else "FastGelu"
+        return self.op(operator, inner, self.constant(bias), domain=CONTRIB)
+
+    def residual(self, hidden: str, summand: str, bias: np.ndarray, norm: Norm) -> str:
+        # Not ONNX Runtime's SkipLayerNormalization, which is one operator and several times slower.
+        return self.norm(self.op("Add", hidden, self.add_bias(summand, bias)), norm)
+
+    def norm(self, hidden: str, norm: Norm) -> str:
+        return self.op(
+            "LayerNormalization",
+            hidden,
+            self.constant(norm.weight),
+            self.constant(norm.bias),
+            epsilon=self.weights.epsilon,
+        )
+
+    def add_bias(self, value: str, bias: np.ndarray) -> str:
+        return self.op("Add", value, self.constant(bias))
+
+    # Products with weights
+
+    def product(self, value: str, linear: Linear, rounded: _Rounded | None = None) -> str:
+        """value @ weight, without the bias; `rounded` in place of the value, where it is given."""
+        if rounded is None:
+            return self.op("MatMul", value, self.constant(linear.weight))
+        weight, scales = self.quantize(linear.weight)
+        result = self.op(
+            "MatMulIntegerToFloat",
+            rounded.values,
+            self.constant(weight),
+            self.scalar(1.0),
+            self.constant(scales),
+            self.scalar(rounded.zero_point, np.uint8),
+            domain=CONTRIB,
+        )
+        return self.op("Mul", result, rounded.scales)
+
+    def round_rows(self, value: str, *, minimum: float | None = None) -> _Rounded:
+        """Round each row to uint8 by its own largest number.
+
+        minimum: no number is smaller; it is subtracted, and all 8 bits serve what lies above.
+            Where it is None, the range is symmetric.
+        """
+        if minimum is None:
+            zero_point, steps, largest = 128, 127.0, self.op("Abs", value)
+        else:
+            if minimum:
+                value = self.op("Sub", value, self.scalar(minimum))
+            zero_point, steps, largest = 0, 255.0, value
+        largest = self.op("ReduceMax", largest, self.constant(np.array([-1])), keepdims=1)
+        scales = self.op("Mul", largest, self.scalar(1.0 / steps))
+        scales = self.op("Max", scales, self.scalar(float(_TINY)))
+        values = self.op("Mul", value, self.op("Reciprocal", scales))
+        values = self.op(
+            "QuantizeLinear", values, self.scalar(1.0), self.scalar(zero_point, np.uint8)
+        )
+        return _Rounded(values, scales, zero_point)
+
+    def quantize(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return quantize_columns(weight, reduced_range=self.precision.reduced_range)
+
+    def rounded_weight(self, weight: np.ndarray) -> np.ndarray:
+        """The matrix that the product really multiplies by."""
+        rounded, scales = self.quantize(weight)
+        return rounded.astype(np.float64) * scales
+
+    # Nodes and constants
+
+    def op(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node and return the name of its output."""
+        name = f"{operator}_{len(self.nodes)}"
+        node = helper.make_node(operator, inputs, [name], name=name, domain=domain, **attributes)
+        self.nodes.append(node)
+        return name
+
+    def constant(self, value: np.ndarray) -> str:
+        name = f"constant_{len(self.constants)}"
+        value = value.astype("f") if value.dtype == np.float64 else value
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def scalar(self, value: float, dtype: type = np.float32) -> str:
+        key = (dtype.__name__, value)
+        if key not in self.scalars:
+            self.scalars[key] = self.constant(np.array(value, dtype))
+        return self.scalars[key]

@@ -1,0 +1,370 @@
+"""Vocabulary pruning: pieces that a corpus never uses go, and their embeddings with them.
+
+For WordPiece, which takes the longest piece that fits, again and again. Fewer pieces never make
+another one fit, so text made of pieces that stay is encoded as before. Single characters stay as
+well: a word whose pieces are gone comes in smaller ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spacy_distil.encoding import PieceTokenizer
+from spacy_distil.engines.files import CONFIG, TOKENIZER, WEIGHTS, dump_config, parse_config
+from spacy_distil.errors import ConfigError, CorpusError, WeightsError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+# Of BERT, DistilBERT and ELECTRA, whatever stands before it.
+_EMBEDDINGS = "embeddings.word_embeddings.weight"
+# Texts tokenized at a time: bounds memory on a large corpus.
+_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class PrunedVocabulary:
+    """What is left of a vocabulary.
+
+    tokenizer_json: text of the new tokenizer.json, whose ids have no gaps.
+    kept_ids: (n_kept,) int64, old ids in the order of the new ones, which is the old order: the new
+        embeddings are `old[kept_ids]`.
+    counts: (n_before,) int64, how often each old id occurs in the corpus.
+    dropped: piece to its count in the corpus, in the order of the old ids.
+    """
+
+    tokenizer_json: str
+    kept_ids: np.ndarray
+    counts: np.ndarray
+    dropped: dict[str, int]
+
+    @property
+    def n_before(self) -> int:
+        """Number of pieces before."""
+        return len(self.kept_ids) + len(self.dropped)
+
+    @property
+    def n_kept(self) -> int:
+        """Number of pieces that are left."""
+        return len(self.kept_ids)
+
+
+@dataclass(frozen=True)
+class PruningLoss:
+    """What pruning does to texts. A word is what the tokenizer splits into pieces.
+
+    n_words: words of the texts.
+    changed: share of the words that get other pieces than before.
+    pieces_before, pieces_after: pieces per word.
+    unknown_before, unknown_after: share of the words that are an unknown piece.
+    """
+
+    n_words: int
+    changed: float
+    pieces_before: float
+    pieces_after: float
+    unknown_before: float
+    unknown_after: float
+
+
+def prune_vocabulary(
+    tokenizer_json: str, texts: Iterable[str], *, min_count: int = 1, keep: int | None = None
+) -> PrunedVocabulary:
+    """Drop pieces that are not seen in texts.
+
+    Special and added pieces always stay, and so do all single characters that text can have, at
+    the start of a word and within it. Where all pieces that are seen stay as well, the texts are
+    encoded as before.
+
+    tokenizer_json: text of a tokenizer.json with a WordPiece model.
+    texts: the corpus.
+    min_count: keep the pieces that occur as often in the corpus.
+    keep: number of pieces to prune down to, those that always stay among them, in place of a
+        `min_count`: the most frequent ones. Where fewer are seen, unseen ones that text can have
+        fill up in the order of their ids, which is that of their frequency in BERT's vocabularies.
+    """
+    if min_count < 1:
+        raise ConfigError(f"min_count = {min_count}: expected at least 1.")
+    if keep is not None and min_count != 1:
+        raise ConfigError(
+            f"min_count = {min_count} and keep = {keep}: expected one of them. The number of "
+            "pieces that keep asks for says how often they have to occur."
+        )
+    content = _parse(tokenizer_json)
+    tokenizer = _make_tokenizer(tokenizer_json)
+    pieces = {i: piece for piece, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+    counts = _count(tokenizer, content["model"], texts, n_ids=max(pieces) + 1)
+    prefix = content["model"]["continuing_subword_prefix"]
+    always = _special_ids(content).union(
+        i
+        for i, piece in pieces.items()
+        if len(piece.removeprefix(prefix)) == 1 and _can_occur(tokenizer, piece, prefix)
+    )
+    # The most frequent first, and of equals the lower id.
+    others = (int(i) for i in np.argsort(-counts, kind="stable"))
+    others = (i for i in others if i in pieces and i not in always)
+    if keep is None:
+        kept = always.union(i for i in others if counts[i] >= min_count)
+    elif keep < len(always):
+        raise ConfigError(
+            f"keep = {keep}: expected at least {len(always)}. That many pieces of this vocabulary "
+            "are special ones or single characters, which always stay."
+        )
+    else:
+        usable = (i for i in others if counts[i] or _can_occur(tokenizer, pieces[i], prefix))
+        kept = always.union(islice(usable, keep - len(always)))
+    new_ids = {old: new for new, old in enumerate(sorted(kept))}
+    return PrunedVocabulary(
+        tokenizer_json=json.dumps(_renumber(content, new_ids), ensure_ascii=False),
+        kept_ids=np.array(list(new_ids), dtype=np.int64),
+        counts=counts,
+        dropped={pieces[i]: int(counts[i]) for i in sorted(pieces) if i not in kept},
+    )
+
+
+def prune_encoder(files: Mapping[str, bytes], pruned: PrunedVocabulary) -> dict[str, bytes]:
+    """The files of an encoder with the pruned vocabulary: those given, three of them rewritten.
+
+    files: `config.json`, `model.safetensors` and `tokenizer.json`, whose vocabulary was pruned.
+    """
+    from safetensors.numpy import load, save
+
+    if WEIGHTS not in files:
+        raise WeightsError(
+            f"There is no {WEIGHTS} among {', '.join(sorted(files))}. A vocabulary is pruned "
+            "before its encoder is converted: start from the pipeline that was trained."
+        )
+    weights = load(files[WEIGHTS])
+    names = [name for name in weights if f".{name}".endswith(f".{_EMBEDDINGS}")]
+    if len(names) != 1:
+        raise WeightsError(
+            f"{WEIGHTS} has {len(names)} tensors {_EMBEDDINGS}, expected one, as in BERT, "
+            "DistilBERT and ELECTRA. Leave vocabulary pruning out."
+        )
+    embeddings = weights[names[0]]
+    if len(embeddings) <= pruned.kept_ids[-1]:
+        raise WeightsError(
+            f"{names[0]} has {len(embeddings):,} rows, but the tokenizer whose vocabulary was "
+            f"pruned has a piece {pruned.kept_ids[-1]:,}. They do not belong together."
+        )
+    weights[names[0]] = embeddings[pruned.kept_ids]
+    config = _renumber_config(parse_config(files), pruned.kept_ids)
+    return {
+        **files,
+        CONFIG: dump_config(config),
+        # transformers reads only files that name their format.
+        WEIGHTS: save(weights, metadata={"format": "pt"}),
+        TOKENIZER: pruned.tokenizer_json.encode(),
+    }
+
+
+def pruning_loss(old: PieceTokenizer, new: PieceTokenizer, texts: Iterable[str]) -> PruningLoss:
+    """What a pruned vocabulary does to texts, best those that it was not pruned to.
+
+    old, new: the tokenizers before and after.
+    """
+    before, after = (_make_tokenizer(tokenizer.to_str()) for tokenizer in (old, new))
+    n_words = n_changed = 0
+    # Columns: before, after.
+    n_pieces, n_unknown = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.int64)
+    for batch in _batches(texts):
+        encoded = (t.encode_batch(batch, add_special_tokens=False) for t in (before, after))
+        for pair in zip(*encoded, strict=True):
+            words = [_words(encoding) for encoding in pair]
+            n_words += len(words[0])
+            n_changed += sum(a != b for a, b in zip(*words, strict=True))
+            n_pieces += [len(encoding.ids) for encoding in pair]
+            n_unknown += [
+                encoding.tokens.count(tokenizer.model.unk_token)
+                for encoding, tokenizer in zip(pair, (before, after), strict=True)
+            ]
+    if n_words == 0:
+        raise CorpusError("No word in the texts to measure pruning on; one is needed at least.")
+    return PruningLoss(
+        n_words=n_words,
+        changed=n_changed / n_words,
+        pieces_before=float(n_pieces[0] / n_words),
+        pieces_after=float(n_pieces[1] / n_words),
+        unknown_before=float(n_unknown[0] / n_words),
+        unknown_after=float(n_unknown[1] / n_words),
+    )
+
+
+def _parse(tokenizer_json: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(tokenizer_json)
+        kind = content["model"]["type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{TOKENIZER} is not a saved tokenizer with a model and its type: {error!r}."
+        ) from error
+    if kind != "WordPiece":
+        raise ConfigError(
+            f"The tokenizer's model is {kind}; only the vocabulary of a WordPiece model can be "
+            "pruned (BERT, DistilBERT, ELECTRA). Leave vocabulary pruning out."
+        )
+    return content
+
+
+def _make_tokenizer(tokenizer_json: str) -> Tokenizer:
+    """A tokenizer that reads text as `PieceTokenizer` does."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _count(
+    tokenizer: Tokenizer, model: Mapping[str, Any], texts: Iterable[str], *, n_ids: int
+) -> np.ndarray:
+    """How often each id occurs: (n_ids,) int64.
+
+    The pieces that fit the start of an unknown word count too: without them shorter ones might
+    fit, and the word would not be unknown any more.
+    """
+    counts = np.zeros(n_ids, dtype=np.int64)
+    unknown = model["vocab"].get(model["unk_token"])
+    for batch in _batches(texts):
+        encodings = tokenizer.encode_batch(batch, add_special_tokens=False)
+        for text, encoding in zip(batch, encodings, strict=True):
+            ids = encoding.ids
+            counts += np.bincount(np.array(ids, dtype=np.int64), minlength=n_ids)
+            if unknown not in ids:
+                continue
+            for i, (start, end) in zip(ids, encoding.offsets, strict=True):
+                if i == unknown:
+                    for tried in _start_of_unknown(tokenizer, model, text[start:end]):
+                        counts[tried] += 1
+    if not counts.any():
+        raise CorpusError("The corpus to prune the vocabulary to has no text in it.")
+    return counts
+
+
+def _start_of_unknown(tokenizer: Tokenizer, model: Mapping[str, Any], word: str) -> Iterator[int]:
+    """The ids that WordPiece finds before it gives a word up."""
+    if tokenizer.normalizer is not None:
+        word = tokenizer.normalizer.normalize_str(word).strip()
+    if len(word) > model["max_input_chars_per_word"]:
+        return
+    start, prefix = 0, ""
+    while start < len(word):
+        for end in range(len(word), start, -1):
+            found = model["vocab"].get(prefix + word[start:end])
+            if found is not None:
+                yield found
+                start, prefix = end, model["continuing_subword_prefix"]
+                break
+        else:
+            return
+
+
+def _can_occur(tokenizer: Tokenizer, piece: str, prefix: str) -> bool:
+    """Whether text can have this piece: not where text is split or normalized within it.
+
+    "[unused1]" cannot occur, nor "##." where punctuation is a word by itself.
+    """
+    text = piece.removeprefix(prefix)
+    if text != piece:
+        text *= 2  # so that it stands within a word
+    normal = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
+    if tokenizer.pre_tokenizer is None:
+        return normal == text
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)] == [text]
+
+
+def _special_ids(content: Mapping[str, Any]) -> set[int]:
+    """Ids that something in the tokenizer refers to: they stay."""
+    ids = {added["id"] for added in content["added_tokens"]}
+    unknown = content["model"]["vocab"].get(content["model"]["unk_token"])
+    if unknown is not None:
+        ids.add(unknown)
+
+    def collect(i: int) -> int:
+        ids.add(i)
+        return i
+
+    _map_processor(content.get("post_processor"), collect)
+    _map_padding(content.get("padding"), collect)
+    return ids
+
+
+def _renumber(content: Mapping[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+    """The content of tokenizer.json with the ids that are left. new_ids: old id to new."""
+    model = content["model"]
+    by_id = sorted(model["vocab"].items(), key=lambda item: item[1])
+    vocab = {piece: new_ids[i] for piece, i in by_id if i in new_ids}
+    return {
+        **content,
+        "padding": _map_padding(content.get("padding"), new_ids.__getitem__),
+        "added_tokens": [
+            {**added, "id": new_ids[added["id"]]} for added in content["added_tokens"]
+        ],
+        "post_processor": _map_processor(content.get("post_processor"), new_ids.__getitem__),
+        "model": {**model, "vocab": vocab},
+    }
+
+
+def _map_padding(padding: Any, new: Callable[[int], int]) -> Any:
+    return padding and {**padding, "pad_id": new(padding["pad_id"])}
+
+
+def _map_processor(processor: Any, new: Callable[[int], int]) -> Any:
+    """A post-processor with other ids of the special pieces that it adds."""
+    if processor is None:
+        return None
+    mapped = dict(processor)
+    if processor["type"] == "Sequence":
+        mapped["processors"] = [_map_processor(each, new) for each in processor["processors"]]
+    elif processor["type"] == "TemplateProcessing":
+        mapped["special_tokens"] = {
+            name: {**special, "ids": [new(i) for i in special["ids"]]}
+            for name, special in processor["special_tokens"].items()
+        }
+    else:  # BertProcessing, RobertaProcessing: (piece, id)
+        for end in ("sep", "cls"):
+            if end in processor:
+                piece, i = processor[end]
+                mapped[end] = [piece, new(i)]
+    return mapped
+
+
+def _renumber_config(config: Mapping[str, Any], kept_ids: np.ndarray) -> dict[str, Any]:
+    """`config.json` with the new number of pieces and the new ids of the special ones."""
+    new_ids = {int(old): new for new, old in enumerate(kept_ids)}
+    renumbered = {**config, "vocab_size": len(kept_ids)}
+    for setting, value in config.items():
+        if setting.endswith("_token_id") and isinstance(value, int):
+            if value not in new_ids:
+                raise WeightsError(
+                    f"{setting} = {value} in {CONFIG} is none of the special pieces in "
+                    f"{TOKENIZER}. They do not belong together."
+                )
+            renumbered[setting] = new_ids[value]
+    return renumbered
+
+
+def _words(encoding: Encoding) -> list[list[str]]:
+    """The pieces of each word."""
+    words: list[list[str]] = []
+    last = None
+    for word, piece in zip(encoding.word_ids, encoding.tokens, strict=True):
+        if word != last:
+            words.append([])
+            last = word
+        words[-1].append(piece)
+    return words
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch

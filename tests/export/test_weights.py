@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from spacy_distil.engines.files import CONFIG, WEIGHTS
+from spacy_distil.engines.torch import TorchEngine
+from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.export.weights import count_parameters, read_weights
+from tests.util import LAYERS, WIDTH
+
+Files = dict[str, bytes]
+
+
+def files_of(directory: Path) -> Files:
+    return TorchEngine.from_name(str(directory), device="cpu").to_files()
+
+
+@pytest.fixture(scope="module")
+def files(encoder_dirs: dict[str, Path]) -> Files:
+    return files_of(encoder_dirs["bert"])
+
+
+def with_config(files: Files, **changes: Any) -> Files:
+    config = {**json.loads(files[CONFIG]), **changes}
+    return {
+        **files,
+        CONFIG: json.dumps({k: v for k, v in config.items() if v != "absent"}).encode(),
+    }
+
+
+def test_all_families_have_one_form(encoder_dir: Path) -> None:
+    files = files_of(encoder_dir)
+    raw, config = load(files[WEIGHTS]), json.loads(files[CONFIG])
+    weights = read_weights(files)
+    assert weights.width == WIDTH
+    assert (len(weights.layers), weights.n_heads, weights.activation) == (LAYERS, 4, "gelu")
+    assert weights.epsilon == config.get("layer_norm_eps", 1e-12)
+    # 72 pieces in a window, whatever stands before the first one's position.
+    embedding = WIDTH // 2 if config["model_type"] == "electra" else WIDTH
+    assert weights.positions.shape == (72, embedding)
+    assert weights.pieces.shape == (config["vocab_size"], embedding)
+    assert (weights.projection is not None) == (embedding != WIDTH)
+    shapes = {part: linear.weight.shape for part, linear in vars(weights.layers[0]).items()}
+    assert shapes == {
+        **dict.fromkeys(("query", "key", "value", "attention_out"), (WIDTH, WIDTH)),
+        **dict.fromkeys(("attention_norm", "output_norm"), (WIDTH,)),
+        "up": (WIDTH, 2 * WIDTH),
+        "down": (2 * WIDTH, WIDTH),
+    }
+    # Each tensor is read once: no two parts hold the same numbers, and none is left over.
+    parts = [part for layer in weights.layers for part in vars(layer).values()]
+    parts += [weights.embedding_norm, *([weights.projection] if weights.projection else [])]
+    read = {part.weight.tobytes() for part in parts} | {part.bias.tobytes() for part in parts}
+    assert len(read) == 2 * len(parts)
+    stored = {
+        value.T.tobytes()
+        for name, value in raw.items()
+        if not name.startswith("embeddings.") or "LayerNorm" in name
+    }
+    assert read == stored
+
+
+def test_positions_start_after_the_padding_of_roberta(encoder_dirs: dict[str, Path]) -> None:
+    for family, first in (("bert", 0), ("roberta", 2)):
+        files = files_of(encoder_dirs[family])
+        raw = load(files[WEIGHTS])
+        expected = raw["embeddings.position_embeddings.weight"][first]
+        expected = expected + raw["embeddings.token_type_embeddings.weight"][0]
+        np.testing.assert_array_equal(read_weights(files).positions[0], expected)
+
+
+def test_number_of_weights(encoder_dir: Path) -> None:
+    engine = TorchEngine.from_name(str(encoder_dir), device="cpu")
+    assert count_parameters(engine.to_files()) == engine.n_parameters
+
+
+def test_weights_of_half_precision_are_read_as_float32(files: Files) -> None:
+    halves = {name: value.astype(np.float16) for name, value in load(files[WEIGHTS]).items()}
+    weights = read_weights({**files, WEIGHTS: save(halves)})
+    assert weights.pieces.dtype == weights.layers[0].up.weight.dtype == np.float32
+    np.testing.assert_allclose(weights.pieces, read_weights(files).pieces, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model_type": "mpnet"},
+            "A 'mpnet' encoder cannot be turned into an ONNX graph: expected one of bert, "
+            "camembert, distilbert, electra, roberta, xlm-roberta",
+        ),
+        (
+            {"hidden_act": "silu"},
+            "the activation 'silu' cannot .* expected one of gelu, gelu_new, relu",
+        ),
+        (
+            {"position_embedding_type": "relative_key"},
+            "'relative_key' position embeddings cannot .* expected absolute ones",
+        ),
+    ],
+)
+def test_what_has_no_graph_is_named(files: Files, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_weights(with_config(files, **changes))
+
+
+def test_the_activation_of_distilbert_has_a_name_of_its_own(
+    encoder_dirs: dict[str, Path],
+) -> None:
+    files = files_of(encoder_dirs["distilbert"])
+    assert read_weights(with_config(files, activation="relu", hidden_act="silu")).activation == (
+        "relu"
+    )
+    with pytest.raises(ConfigError, match="'tanh'"):
+        read_weights(with_config(files, activation="tanh"))
+
+
+def _truncate(files: Files) -> Files:
+    return {**files, WEIGHTS: files[WEIGHTS][:-100]}
+
+
+def _drop(files: Files) -> Files:
+    weights = load(files[WEIGHTS])
+    del weights["encoder.layer.1.output.dense.bias"]
+    return {**files, WEIGHTS: save(weights)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_truncate, r"model\.safetensors cannot be read"),
+        (_drop, r"'encoder\.layer\.1\.output\.dense\.bias' is missing"),
+        (
+            lambda files: with_config(files, num_hidden_layers=3),
+            r"'encoder\.layer\.2\.attention\.self\.query\.weight' is missing",
+        ),
+        (
+            lambda files: with_config(files, num_attention_heads="absent"),
+            "'num_attention_heads' is missing",
+        ),
+        (lambda files: with_config(files, model_type="absent"), 'names no "model_type"'),
+    ],
+)
+def test_damage_is_named(files: Files, change: Callable[[Files], Files], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        read_weights(change(files))
