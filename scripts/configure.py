@@ -28,9 +28,12 @@ HEADS = {
     "morphologizer": ("pos", "pos_acc"),
     "tagger": ("tag", "tag_acc"),
     "ner": ("ents", "ents_f"),
+    "distil_ner": ("ents", "ents_f"),
     "textcat": ("cats", "cats_score"),
     "textcat_multilabel": ("cats", "cats_score"),
 }
+# Factories of entity recognizers to choose from; the templates have the first.
+NER = ("ner", "distil_ner")
 
 
 def read_summary(corpus_dir: Path) -> dict[str, Any]:
@@ -47,13 +50,23 @@ def read_summary(corpus_dir: Path) -> dict[str, Any]:
     raise CorpusError(f"{path}: expected an object with 'layers' and 'scored', as corpus.py writes")
 
 
-def configure(template: Config, summary: Mapping[str, Any], *, lang: str | None = None) -> Config:
+def configure(
+    template: Config,
+    summary: Mapping[str, Any],
+    *,
+    lang: str | None = None,
+    ner: str = NER[0],
+) -> Config:
     """A copy of `template` with the pipes that the corpus can train.
 
     template: a training config, not interpolated.
     summary: contents of `corpus.json`.
     lang: language of the pipeline; the corpus's own if None.
+    ner: "distil_ner" to put that in place of spaCy's `ner` where the pipeline has a
+        `distil_transformer`. A pipeline of spaCy's own layers keeps spaCy's own.
     """
+    if ner not in NER:
+        raise ConfigError(f"Expected one of {', '.join(NER)} as entity recognizer, got {ner!r}")
     layers, scored = summary["layers"], summary["scored"]
     if not any(layers.get(layer) for layer, _ in HEADS.values()):
         raise CorpusError(
@@ -62,6 +75,8 @@ def configure(template: Config, summary: Mapping[str, Any], *, lang: str | None 
         )
     config = template.copy()
     config["nlp"]["lang"] = lang or summary["lang"]
+    if ner == "distil_ner":
+        use_distil_ner(config)
     kept: dict[str, str] = {}  # factory of each head that stays -> its score
     for name in list(config["nlp"]["pipeline"]):
         factory = config["components"][name].get("factory")
@@ -100,6 +115,22 @@ def remove(config: Config, name: str) -> None:
 def lists_of_pipes(config: Config) -> list[list[str] | None]:
     training = config["training"]
     return [training.get("frozen_components"), training.get("annotating_components")]
+
+
+def use_distil_ner(config: Config) -> None:
+    """Put `distil_ner` in place of `ner`, under the same name and on the same token vectors."""
+    components = config["components"]
+    if not any(each.get("factory") == "distil_transformer" for each in components.values()):
+        return
+    for name, settings in components.items():
+        if settings.get("factory") == "ner":
+            chosen: dict[str, Any] = {"factory": "distil_ner"}
+            if "model" in settings:
+                model = {"@architectures": "spacy.Tagger.v2", "nO": None}
+                chosen["model"] = {**model, "tok2vec": settings["model"]["tok2vec"]}
+            if "scorer" in settings:
+                chosen["scorer"] = settings["scorer"]
+            components[name] = chosen
 
 
 def set_exclusive(config: Config, name: str, exclusive: bool) -> str:
@@ -158,7 +189,12 @@ def score_weights(kept: Mapping[str, str], scored: Mapping[str, bool]) -> dict[s
 
 
 def write_configs(
-    corpus_dir: Path, out_dir: Path, templates: Sequence[Path], *, lang: str | None = None
+    corpus_dir: Path,
+    out_dir: Path,
+    templates: Sequence[Path],
+    *,
+    lang: str | None = None,
+    ner: str = NER[0],
 ) -> list[Path]:
     """Write every template to `out_dir` under its own name; returns the paths."""
     summary = read_summary(corpus_dir)
@@ -168,7 +204,7 @@ def write_configs(
         if not path.is_file():
             raise ConfigError(f"No such template: {path}")
         template = load_config(path, interpolate=False)
-        config = configure(template, summary, lang=lang)
+        config = configure(template, summary, lang=lang, ner=ner)
         config.to_disk(out_dir / path.name)
         written.append(out_dir / path.name)
         pipes = config["nlp"]["pipeline"]
@@ -191,10 +227,11 @@ def main(
     out_dir: Annotated[Path, typer.Argument(help="Where to write the configs")],
     templates: Annotated[list[Path], typer.Argument(help="Config templates")],
     lang: Annotated[str | None, typer.Option(help="Default: the corpus's language")] = None,
+    ner: Annotated[str, typer.Option(help=f"Entity recognizer: {' or '.join(NER)}")] = NER[0],
 ) -> None:
     """Write training configs with the pipes that a corpus can train."""
     with friendly_errors():
-        write_configs(corpus_dir, out_dir, templates, lang=lang)
+        write_configs(corpus_dir, out_dir, templates, lang=lang, ner=ner)
 
 
 if __name__ == "__main__":

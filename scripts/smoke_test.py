@@ -1,10 +1,12 @@
 """Install a packaged pipeline into a fresh environment, and run it on a text.
 
-    python scripts/smoke_test.py packages --constraints constraints.txt
+    python scripts/smoke_test.py packages --constraints constraints.txt --without torch
 
 Makes a virtual environment, installs into it the one wheel under PACKAGES_DIR and spacy-distil from
-its sources, and loads the pipeline from a directory that has nothing to do with the project. Ends
-with a status other than 0, and with what was printed, where anything of that fails.
+its sources, with the extras that the wheel asks for, and loads the pipeline from a directory that
+has nothing to do with the project. Says how large the environment is, and how long it takes from
+the start of the process to the first document. Ends with a status other than 0, and with what was
+printed, where anything of that fails, or where a module of --without can be imported.
 """
 
 from __future__ import annotations
@@ -16,19 +18,24 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 TEXT = "Ada Lovelace moved from London to Paris. The trains were late, but the soup was good."
 
-# Runs in the fresh environment: argv is the package's name and the text.
+# Runs in the fresh environment: argv is the package's name, the text and the modules that must be
+# missing.
 CHECK = """
-import importlib, sys
+import importlib, importlib.util, sys
 import spacy
 
-name, text = sys.argv[1:]
+name, text, *without = sys.argv[1:]
+found = [module for module in without if importlib.util.find_spec(module)]
+if found:
+    sys.exit(f"The pipeline is to run without {', '.join(found)}, but its wheel brings that along.")
 doc = importlib.import_module(name).load()(text)
 again = spacy.load(name)(text)
 for one in (doc, again):
@@ -40,6 +47,9 @@ if not len(doc):
 if [(t.pos_, t.ent_type_) for t in doc] != [(t.pos_, t.ent_type_) for t in again]:
     sys.exit("import and spacy.load gave pipelines that differ.")
 """
+# The same without what only a check does; argv is the package's name and the text.
+COLD_START = "import sys, spacy; spacy.load(sys.argv[1])(sys.argv[2])"
+COLD_STARTS = 3
 
 
 class SmokeTestError(Exception):
@@ -54,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--project", type=Path, default=Path(), help="spacy-distil's sources")
     parser.add_argument("--constraints", type=Path, help="pip constraints file")
     parser.add_argument("--text", default=TEXT, help="what the pipeline runs on")
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="must not be there once the wheel is installed; can be repeated",
+    )
     args = parser.parse_args(argv)
     try:
         smoke_test(
@@ -61,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             project=args.project,
             constraints=args.constraints,
             text=args.text,
+            without=args.without,
         )
     except SmokeTestError as error:
         sys.exit(f"Smoke test failed. {error}")
@@ -82,10 +100,18 @@ def find_wheel(packages_dir: Path) -> Path:
     return wheels[0].resolve()
 
 
-def smoke_test(wheel: Path, *, project: Path, constraints: Path | None, text: str) -> None:
+def smoke_test(
+    wheel: Path,
+    *,
+    project: Path,
+    constraints: Path | None,
+    text: str,
+    without: Sequence[str] = (),
+) -> None:
     """Raise SmokeTestError where `wheel` cannot be installed, loaded or run on `text`.
 
     project: directory with the sources of spacy-distil, whose extras the wheel itself asks for.
+    without: modules that must not be installed with the wheel.
     """
     if not (project / "setup.cfg").is_file():
         raise SmokeTestError(f"{project} has no setup.cfg: expected spacy-distil's sources there.")
@@ -103,12 +129,19 @@ def smoke_test(wheel: Path, *, project: Path, constraints: Path | None, text: st
             install += ["--constraint", str(constraints.resolve())]
         with _timed(f"Installed {wheel.name} and spacy-distil"):
             _run([*install, str(sources), str(wheel)], directory)
+        print(f"Size of the environment: {_count_bytes(directory / 'env') / 1e6:,.0f} MB")
         elsewhere = directory / "elsewhere"
         elsewhere.mkdir()
         # A wheel's file name begins with its distribution, which is the module.
         module = wheel.name.split("-")[0]
         with _timed(f"Loaded and ran {module}"):
-            print(_run([str(python), "-c", CHECK, module, text], elsewhere), end="")
+            print(_run([str(python), "-c", CHECK, module, text, *without], elsewhere), end="")
+        cold = [str(python), "-c", COLD_START, module, text]
+        seconds = [_seconds(lambda: _run(cold, elsewhere)) for _ in range(COLD_STARTS)]
+        print(
+            f"From the start of the process to the first document: {median(seconds):.1f} s "
+            f"(median of {COLD_STARTS})"
+        )
     finally:
         with _timed("Removed the environment"):
             shutil.rmtree(directory, ignore_errors=True)
@@ -130,6 +163,18 @@ def _copy_sources(project: Path, target: Path) -> Path:
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     return target
+
+
+def _count_bytes(directory: Path) -> int:
+    """Size of all files below `directory`; what links point to is not counted."""
+    files = (path for path in directory.rglob("*") if not path.is_symlink())
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = perf_counter()
+    run()
+    return perf_counter() - start
 
 
 def _run(command: Sequence[str], directory: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import srsly
 from weasel.cli.document import project_document
 from weasel.util import load_project_config
 
+from scripts.configure import NER
 from spacy_distil.distillation.config import load_config
+from spacy_distil.export.quantize import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = load_project_config(ROOT)
@@ -83,6 +87,32 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     setup, _, test = command.rpartition(" && ")
     assert test in ci
     assert setup.split("-c ")[1] in ci
+
+
+def test_ci_sees_every_step_skipped_that_has_an_output() -> None:
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf8")
+    steps = re.search(r"^for step in (.*); do$", ci, re.MULTILINE)
+    assert steps is not None
+    assert set(steps.group(1).split()) == {
+        name for name in PROJECT["workflows"]["all"] if COMMANDS[name].get("outputs")
+    }
+
+
+def test_what_is_packaged_is_quantized_and_compared() -> None:
+    """And its seeds are compared, as the student's are."""
+    quantized = "training/sample/quantized"
+    assert quantized in COMMANDS["quantize"]["outputs"]
+    assert f"package {quantized}/best " in COMMANDS["package"]["script"][0]
+    assert f" {quantized} " in " ".join(COMMANDS["evaluate"]["script"])
+    compare = shlex.split(COMMANDS["compare"]["script"][0])
+    rows = [after for before, after in pairwise(compare) if before == "--pipeline"]
+    assert f"student int8={quantized}/seed-*/model-best" in rows
+    assert "--without torch --without transformers" in COMMANDS["smoke-test"]["script"][0]
+
+
+def test_variables_have_values_that_the_scripts_know() -> None:
+    assert PROJECT["vars"]["ner"] in NER
+    assert PROJECT["vars"]["precision"] in PRECISIONS
 
 
 def test_both_sets_of_constraints_fit_the_package() -> None:

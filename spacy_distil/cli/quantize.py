@@ -51,7 +51,7 @@ def quantize_cli(
             "--min-agreement",
             help="Write nothing where the predictions of a pipe agree less (0 to 1).",
         ),
-    ] = 0.97,
+    ] = 0.95,
     max_fp32_layers: Annotated[
         int | None,
         typer.Option(

@@ -68,14 +68,15 @@ def quantize_columns(weight: np.ndarray, *, reduced_range: bool) -> tuple[np.nda
 
 @dataclass(frozen=True)
 class _Rounded:
-    """Rows rounded to uint8: (values - zero_point) * scales is near them, less their minimum.
+    """Rows rounded to uint8, near (values - zero_point) * largest / steps.
 
-    values, scales: names in the graph, (..., n_in) uint8 and (..., 1) float32.
+    values, largest: names in the graph, (..., n_in) uint8 and (..., 1) float32.
     """
 
     values: str
-    scales: str
+    largest: str
     zero_point: int
+    steps: float
 
 
 class _GraphBuilder:
@@ -84,7 +85,7 @@ class _GraphBuilder:
         self.precision = precision
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.scalars: dict[tuple[str, float], str] = {}
+        self.numbers: dict[tuple[Any, ...], str] = {}
 
     def build(self) -> bytes:
         width = self.weights.width
@@ -202,11 +203,11 @@ class _GraphBuilder:
             rounded.values,
             self.constant(weight),
             self.scalar(1.0),
-            self.constant(scales),
+            self.constant(scales / rounded.steps),
             self.scalar(rounded.zero_point, np.uint8),
             domain=CONTRIB,
         )
-        return self.op("Mul", result, rounded.scales)
+        return self.op("Mul", result, rounded.largest)
 
     def round_rows(self, value: str, *, minimum: float | None = None) -> _Rounded:
         """Round each row to uint8 by its own largest number.
@@ -221,13 +222,12 @@ class _GraphBuilder:
                 value = self.op("Sub", value, self.scalar(minimum))
             zero_point, steps, largest = 0, 255.0, value
         largest = self.op("ReduceMax", largest, self.constant(np.array([-1])), keepdims=1)
-        scales = self.op("Mul", largest, self.scalar(1.0 / steps))
-        scales = self.op("Max", scales, self.scalar(float(_TINY)))
-        values = self.op("Mul", value, self.op("Reciprocal", scales))
+        # A row of zeros is multiplied by infinity here, and by zero after the product.
+        values = self.op("Mul", value, self.op("Div", self.scalar(steps), largest))
         values = self.op(
             "QuantizeLinear", values, self.scalar(1.0), self.scalar(zero_point, np.uint8)
         )
-        return _Rounded(values, scales, zero_point)
+        return _Rounded(values, largest, zero_point, steps)
 
     def quantize(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return quantize_columns(weight, reduced_range=self.precision.reduced_range)
@@ -247,13 +247,13 @@ class _GraphBuilder:
         return name
 
     def constant(self, value: np.ndarray) -> str:
-        name = f"constant_{len(self.constants)}"
         value = value.astype("f") if value.dtype == np.float64 else value
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        name = f"constant_{len(self.constants)}"
+        if value.size == 1:  # numbers recur
+            name = self.numbers.setdefault((value.dtype.str, value.shape, value.item()), name)
+        if name == f"constant_{len(self.constants)}":
+            self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
     def scalar(self, value: float, dtype: type = np.float32) -> str:
-        key = (dtype.__name__, value)
-        if key not in self.scalars:
-            self.scalars[key] = self.constant(np.array(value, dtype))
-        return self.scalars[key]
+        return self.constant(np.array(value, dtype))

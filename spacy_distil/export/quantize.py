@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,7 +19,7 @@ from spacy_distil.documents import Documents, example_documents, read_documents
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.files import TOKENIZER
 from spacy_distil.errors import ConfigError, require
-from spacy_distil.export.agreement import Agreement, measure_agreement
+from spacy_distil.export.agreement import Agreement, Measure, measure_agreement
 from spacy_distil.export.output import check_output, staged
 from spacy_distil.pipelines import load_pipeline
 
@@ -79,7 +80,7 @@ def quantize(
     precision: PrecisionName = "int8",
     documents: Path | None = None,
     limit: int = 0,
-    min_agreement: float = 0.97,
+    min_agreement: float = 0.95,
     max_fp32_layers: int | None = None,
     reduced_range: bool = False,
     prune_vocab: Path | None = None,
@@ -167,6 +168,9 @@ def quantize(
             paths=(Path(str(original.path)), directory),
             log=log,
         )
+        if agreement.candidate_scores:
+            # What stands there is the original's.
+            _update_meta(directory, performance=agreement.candidate_scores)
     return Quantization(
         precision=precision,
         reduced_range=reduced_range,
@@ -249,6 +253,11 @@ def _write(
     srsly.write_json(directory / "meta.json", meta)
 
 
+def _update_meta(directory: Path, **entries: Any) -> None:
+    path = directory / "meta.json"
+    srsly.write_json(path, {**srsly.read_json(path), **entries})
+
+
 def _blocks(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The settings of each encoder."""
     for value in config.values():
@@ -259,16 +268,15 @@ def _blocks(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _refused(agreement: Agreement, least: float) -> str | None:
-    """What agrees too little, in words."""
-    bad = [
-        one
-        for one in agreement.measures
-        # Rounded: one of 49 is no more than one.
-        if round(one.n * (1 - one.agreement), 6) > max(1, one.n * (1 - least))
-    ]
-    vectors = agreement.vectors
-    if not agreement.measures and vectors is not None and vectors.cosine < least:
-        return f"Token vectors agree with the original's by a mean cosine of {vectors.cosine:.4f}"
+    """What agrees too little, in words; not what a few units would show by chance, which is up to
+    two standard deviations more differences than are allowed.
+    """
+
+    def is_bad(measure: Measure) -> bool:
+        allowed = measure.n * (1 - least)
+        return measure.n * (1 - measure.agreement) > allowed + 2 * sqrt(allowed)
+
+    bad = [measure for measure in agreement.measures if is_bad(measure)]
     if not bad:
         return None
     worst = min(bad, key=lambda measure: measure.agreement)

@@ -205,3 +205,42 @@ def test_the_projects_own_templates(tmp_path: Path) -> None:
         assert "${" in path.read_text(encoding="utf8")  # variables stay variables
     with pytest.raises(ConfigError, match="No such template"):
         write_configs(tmp_path, tmp_path / "out", [tmp_path / "none.cfg"])
+
+
+def test_distil_ner_in_place_of_ner(tmp_path: Path) -> None:
+    """Under the same name, on the same vectors; a pipeline of spaCy's own layers keeps its own."""
+    (tmp_path / "corpus.json").write_text(json.dumps(summary("pos ents")), encoding="utf8")
+    templates = [ROOT / "configs" / "transformer.cfg", ROOT / "configs" / "cnn.cfg"]
+    ours, cnn = write_configs(tmp_path, tmp_path / "out", templates, ner="distil_ner")
+    config = load_config(ours, interpolate=False)
+    before = load_config(templates[0], interpolate=False)
+    assert config["nlp"]["pipeline"] == ["transformer", "morphologizer", "ner"]
+    head = config["components"]["ner"]
+    assert head["factory"] == "distil_ner"
+    assert head["model"]["@architectures"] == "spacy.Tagger.v2"
+    assert head["model"]["tok2vec"] == before["components"]["ner"]["model"]["tok2vec"]
+    assert weights(config) == {"pos_acc": 0.5, "ents_f": 0.5}
+    assert load_config(cnn)["components"]["ner"]["factory"] == "ner"
+    nlp = load_model_from_config(
+        load_config(ours, overrides={"paths.encoder": "nowhere"}), auto_fill=True
+    )
+    assert nlp.get_pipe_meta("ner").factory == "distil_ner"
+    # No weight of spaCy's own is added.
+    assert {k for k, v in nlp.config["training"]["score_weights"].items() if v} == {
+        "pos_acc",
+        "ents_f",
+    }
+
+
+def test_a_template_with_distil_ner_keeps_it() -> None:
+    config = template()
+    config["components"]["ner"]["factory"] = "distil_ner"
+    configured = configure(config, summary("ents"))
+    assert configured["components"]["ner"]["factory"] == "distil_ner"
+    assert weights(configured) == {"ents_f": 1.0}
+    assert configure(config, summary("cats"))["nlp"]["pipeline"] == ["tok2vec", "textcat"]
+
+
+def test_unknown_entity_recognizer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one of ner, distil_ner as entity recognizer, got 'crf'"):
+        configure(template(), summary("ents"), ner="crf")

@@ -8,7 +8,7 @@ import pytest
 import spacy
 from spacy.pipeline import EntityRuler
 
-from scripts.smoke_test import SmokeTestError, find_wheel, main, smoke_test
+from scripts.smoke_test import CHECK, SmokeTestError, find_wheel, main, smoke_test
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +53,13 @@ def test_a_broken_wheel_fails_with_what_pip_said(
     assert "ended with code 1" in str(stopped.value.code)
 
 
+def test_what_the_wheel_must_not_bring_along_is_found() -> None:
+    command = [sys.executable, "-c", CHECK, "en_one", "a", "no_such_module", "spacy"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is to run without spacy, but" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_packaged_pipeline_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Packaged as the project does, with rules in place of weights."""
@@ -66,8 +73,9 @@ def test_a_packaged_pipeline_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     package = [sys.executable, "-m", "spacy", "package", str(tmp_path / "pipeline"), str(packages)]
     package += ["--name", "smoke", "--version", "0.1.0", "--build", "wheel"]
     subprocess.run(package, check=True, capture_output=True)
-    arguments = [str(packages), "--project", str(ROOT)]
+    arguments = [str(packages), "--project", str(ROOT), "--without", "torch"]
     main([*arguments, "--constraints", str(ROOT / "constraints.txt"), "--text", "Ada left."])
     printed = capsys.readouterr().out
     assert "Installed en_smoke-0.1.0-py3-none-any.whl and spacy-distil: " in printed
+    assert "From the start of the process to the first document: " in printed
     assert printed.count("ents: [('Ada', 'PERSON')]") == 2

@@ -1,0 +1,87 @@
+"""Quantize every seed of a pipeline, with `spacy distil quantize`.
+
+    python -m scripts.quantize PIPELINES OUT_DIR --corpus DEV.spacy --reports DIR --seeds 0,1
+
+PIPELINES/seed-N/model-best becomes OUT_DIR/seed-N/model-best, so that what scores, compares and
+packages the one directory does so with the other; what was measured goes to DIR/seed-N.json. The
+best seed is the one that was best before, and is copied to OUT_DIR/best. Further options are those
+of `spacy distil quantize`. A seed that is finished is not quantized again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from wasabi import msg
+from weasel.util import get_checksum
+
+from scripts.train import FINISHED, copy_best, parse_seeds
+from spacy_distil.errors import ConfigError, friendly_errors
+
+
+def quantize_seed(
+    pipeline: Path, out_dir: Path, corpus: Path, report: Path, options: Sequence[str]
+) -> None:
+    """Quantize one pipeline, unless that has been done before with the very same inputs.
+
+    pipeline: directory of a trained pipeline; OUT_DIR/model-best is the quantized one.
+    corpus: documents that the two are compared on.
+    report: JSON file for what was measured.
+    options: of `spacy distil quantize`.
+    """
+    run = {
+        "options": list(options),
+        "inputs": {str(path): get_checksum(path) for path in (pipeline, corpus)},
+    }
+    finished = out_dir / FINISHED
+    if (
+        finished.is_file()
+        and report.is_file()
+        and json.loads(finished.read_text(encoding="utf8")) == run
+    ):
+        msg.info(f"{out_dir} is quantized already")
+        return
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    command = ["spacy", "distil", "quantize", str(pipeline), str(out_dir / "model-best")]
+    command += ["--corpus", str(corpus), "--report", str(report), *options]
+    done = subprocess.run([sys.executable, "-m", *command])
+    if done.returncode != 0:
+        # It has said why: most likely that the two agree too little.
+        sys.exit(done.returncode)
+    finished.write_text(json.dumps(run, indent=2) + "\n", encoding="utf8")
+
+
+def main(
+    context: typer.Context,
+    pipelines: Annotated[Path, typer.Argument(help="Directory that scripts.train wrote")],
+    out_dir: Annotated[Path, typer.Argument(help="Where the seeds' directories go")],
+    corpus: Annotated[Path, typer.Option(help="Documents to check on: .spacy")],
+    reports: Annotated[Path, typer.Option(help="Directory for what was measured")],
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
+) -> None:
+    """Quantize every seed of a pipeline, with `spacy distil quantize`."""
+    with friendly_errors():
+        numbers = parse_seeds(seeds)
+        sources = [pipelines / f"seed-{seed}" / "model-best" for seed in numbers]
+        for path in (*sources, corpus):
+            if not path.exists():
+                raise ConfigError(f"{path} does not exist. Train the pipeline first.")
+        for seed, source in zip(numbers, sources, strict=True):
+            name = f"seed-{seed}"
+            report = reports / f"{name}.json"
+            quantize_seed(source, out_dir / name, corpus, report, context.args)
+        copy_best(out_dir, numbers)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False)
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(main)
+    app()

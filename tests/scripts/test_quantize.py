@@ -1,0 +1,94 @@
+"""scripts.quantize."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import spacy
+from spacy.tokens import DocBin
+
+from scripts import quantize
+from scripts.train import FINISHED
+from tests.util import encoder_of, make_examples, make_nlp
+
+FP32 = ("--precision", "fp32")
+
+
+@pytest.fixture
+def pipelines(bert_dir: Path, tmp_path: Path) -> Path:
+    """Two seeds as scripts.train leaves them; the second is the better one."""
+    directory = tmp_path / "student"
+    nlp = make_nlp(bert_dir, ["tagger"])
+    for seed, score in enumerate((0.25, 0.75)):
+        nlp.meta["performance"] = {"tag_acc": score}
+        (directory / f"seed-{seed}").mkdir(parents=True)
+        nlp.to_disk(directory / f"seed-{seed}" / "model-best")
+    return directory
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "dev.spacy"
+    examples = make_examples(spacy.blank("en"))
+    DocBin(docs=[example.reference for example in examples]).to_disk(path)
+    return path
+
+
+def run(pipelines: Path, corpus: Path, options: tuple[str, ...], seeds: str = "0,1") -> Path:
+    """Run the script; returns where it writes to."""
+    output = pipelines.parent / "quantized"
+    context = type("Context", (), {"args": list(options)})()
+    quantize.main(context, pipelines, output, corpus, output.with_name("reports"), seeds)
+    return output
+
+
+def test_each_seed_is_quantized_once(
+    pipelines: Path, corpus: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = run(pipelines, corpus, FP32)
+    for seed in (0, 1):
+        report = json.loads((output.with_name("reports") / f"seed-{seed}.json").read_text())
+        assert report["precision"] == "fp32"
+        assert report["agreement"]["n_docs"] == 16
+        assert report["agreement"]["lowest"]["agreement"] == 1
+    best = spacy.load(output / "best")
+    assert best.meta["performance"] == {"tag_acc": 0.75}
+    assert encoder_of(best).settings.engine == "onnx"
+    text = "Ann visited Rome."
+    trained = spacy.load(pipelines / "seed-1" / "model-best")
+    assert [token.tag_ for token in best(text)] == [token.tag_ for token in trained(text)]
+
+    # Killed before the second seed had finished: only that one is quantized again.
+    times = [path.stat().st_mtime_ns for path in graphs(output)]
+    (output / "seed-1" / FINISHED).unlink()
+    capfd.readouterr()
+    run(pipelines, corpus, FP32)
+    assert "seed-0 is quantized already" in capfd.readouterr().out.replace("\n", " ")
+    again = [path.stat().st_mtime_ns for path in graphs(output)]
+    assert again[0] == times[0]
+    assert again[1] != times[1]
+
+    # Other documents: what was checked on the old ones does not count.
+    corpus.write_bytes(b"no documents")
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run(pipelines, corpus, FP32, seeds="0")
+    assert stopped.value.code == 1
+    assert "Traceback" not in capfd.readouterr().err
+    assert not (output / "seed-0").exists()
+
+
+def graphs(output: Path) -> list[Path]:
+    return [output / f"seed-{n}" / "model-best" / "transformer" / "model.onnx" for n in (0, 1)]
+
+
+def test_pipelines_must_be_there(
+    pipelines: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(pipelines, corpus, (), seeds="0,7")
+    printed = capsys.readouterr().out
+    assert "seed-7/model-best does not exist" in " ".join(printed.split())
+    assert not (pipelines.parent / "quantized").exists()
