@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.util import FAMILIES, write_encoder
+from tests.util import FAMILIES, adam, make_examples, make_nlp, write_encoder
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -42,6 +42,28 @@ def encoder_dir(request: pytest.FixtureRequest, encoder_dirs: dict[str, Path]) -
 def dropout_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random BERT that drops half of everything while it trains."""
     return write_encoder(tmp_path_factory.mktemp("dropout") / "bert", "bert", dropout=0.5)
+
+
+@pytest.fixture(scope="session")
+def torch_pipeline(bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tagger, an entity recognizer and a text classifier that have learned 16 docs."""
+    nlp = make_nlp(bert_dir, ["tagger", "ner", "textcat"])
+    examples, optimizer = make_examples(nlp), adam(5e-3)
+    for _ in range(25):
+        nlp.update(examples, sgd=optimizer)
+    path = tmp_path_factory.mktemp("pipelines") / "torch"
+    nlp.to_disk(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def onnx_pipeline(torch_pipeline: Path) -> Path:
+    """The same in int8 on ONNX Runtime."""
+    from spacy_distil.export.quantize import quantize
+
+    path = torch_pipeline.parent / "onnx"
+    quantize(torch_pipeline, path)
+    return path
 
 
 @pytest.fixture(scope="session")

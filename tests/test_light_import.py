@@ -7,6 +7,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "onnx")
 
 # An interpreter without them, and without spacy-transformers, whose factory spaCy would import.
@@ -43,7 +45,7 @@ def test_without_torch_and_transformers(bert_dir: Path) -> None:
     out = run_python(
         f"""
         import spacy_distil, spacy_distil.component, spacy_distil.architectures
-        import spacy_distil.listener, spacy_distil.encoding, spacy_distil.engines
+        import spacy_distil.listener, spacy_distil.ner, spacy_distil.encoding, spacy_distil.engines
         import spacy, spacy_distil.cli
 
         nlp = spacy.blank("en")
@@ -51,6 +53,7 @@ def test_without_torch_and_transformers(bert_dir: Path) -> None:
         listener = {{"@architectures": "spacy-distil.Listener.v1"}}
         model = {{"@architectures": "spacy.Tagger.v2", "tok2vec": listener}}
         nlp.add_pipe("tagger", config={{"model": model}}).add_label("X")
+        nlp.add_pipe("distil_ner", config={{"model": model}}).add_label("X")
         print(nlp.pipe_names)
 
         from spacy_distil.errors import MissingExtraError
@@ -72,7 +75,7 @@ def test_without_torch_and_transformers(bert_dir: Path) -> None:
         block=True,
     )
     pipes, error, encoded, heavy = out.splitlines()
-    assert pipes == "['distil_transformer', 'tagger']"
+    assert pipes == "['distil_transformer', 'tagger', 'distil_ner']"
     assert error == (
         "An encoder that is not converted to ONNX needs 'torch', which is not installed. "
         "Install it with: pip install 'spacy-distil[train]'"
@@ -99,6 +102,83 @@ def test_a_saved_pipeline_names_the_extra(bert_dir: Path, tmp_path: Path) -> Non
     assert "pip install 'spacy-distil[train]'" in out
 
 
+def test_an_onnx_pipeline_runs_without_torch(onnx_pipeline: Path) -> None:
+    """And says what training it would need."""
+    import spacy
+
+    texts = ["Ann visited Rome in spring .", "", "  ", "We like unbelievable pizza in Oslo ."]
+    out = run_python(
+        f"""
+        import spacy
+
+        nlp = spacy.load({str(onnx_pipeline)!r})
+        for doc in nlp.pipe({texts!r}):
+            ents = [(ent.text, ent.label_) for ent in doc.ents]
+            print([token.tag_ for token in doc], ents, max(doc.cats, key=doc.cats.get))
+        print(sorted(set(sys.modules) & set({HEAVY!r})))
+
+        from spacy.training import Example
+        from spacy_distil.errors import ConfigError
+        try:
+            nlp.update([Example.from_dict(nlp.make_doc("a"), {{"tags": ["NN"]}})])
+        except ConfigError as error:
+            print(error)
+        """,
+        block=True,
+    )
+    *predicted, heavy, error = out.splitlines()
+    nlp = spacy.load(onnx_pipeline)
+    expected = [
+        f"{[token.tag_ for token in doc]} {[(ent.text, ent.label_) for ent in doc.ents]} "
+        f"{max(doc.cats, key=lambda label: doc.cats[label])}"
+        for doc in nlp.pipe(texts)
+    ]
+    assert predicted == expected
+    assert "'LOC'" in expected[0]
+    assert heavy == "[]"
+    assert "run 'spacy distil quantize' again" in error
+
+
+def test_onnx_runtime_does_not_report_to_its_makers(onnx_pipeline: Path) -> None:
+    """It would, in a thread of its own."""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("threads are not to be counted here")
+    settings = {"components": {"transformer": {"model": {"threads": 1}}}}
+    out = run_python(
+        f"""
+        import os
+        import spacy
+
+        os.environ.pop("ORT_DISABLE_TELEMETRY", None)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        before = len(os.listdir("/proc/self/task"))
+        nlp = spacy.load({str(onnx_pipeline)!r}, config={settings!r})
+        nlp("Ann visited Rome.")
+        print("onnxruntime" in sys.modules, len(os.listdir("/proc/self/task")) - before)
+        """,
+        block=True,
+    )
+    assert out.split() == ["True", "0"]
+
+
+def test_quantizing_names_the_extra(torch_pipeline: Path, tmp_path: Path) -> None:
+    out = run_python(
+        f"""
+        from pathlib import Path
+        from spacy_distil.errors import MissingExtraError
+        from spacy_distil.export.quantize import quantize
+        try:
+            quantize({str(torch_pipeline)!r}, Path({str(tmp_path / "out")!r}))
+        except MissingExtraError as error:
+            print(error)
+        """,
+        block=True,
+    )
+    assert "'onnx', which is not installed" in out
+    assert "pip install 'spacy-distil[export]'" in out
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_without_torch_and_transformers() -> None:
     out = run_python(
         """
@@ -112,7 +192,7 @@ def test_help_without_torch_and_transformers() -> None:
         block=True,
     )
     assert "Distil transformers into small, fast spaCy pipelines." in out
-    for command in ("encoder", "init-config", "compare"):
+    for command in ("benchmark", "compare", "convert", "encoder", "init-config", "quantize"):
         assert command in out
 
 
@@ -129,6 +209,7 @@ def test_imports_add_nothing_heavy_to_those_of_spacy() -> None:
         before = set(sys.modules)
         assert "spacy_distil" not in before
         import spacy_distil.component, spacy_distil.architectures, spacy_distil.listener
+        import spacy_distil.ner
         import spacy_distil.cli
         added = {{name.split(".")[0] for name in set(sys.modules) - before}}
         print(sorted(added & set({slow!r})))
@@ -148,6 +229,7 @@ def test_a_process_that_does_not_use_the_factory_pays_almost_nothing() -> None:
         assert "spacy_distil" not in sys.modules
         start = time.perf_counter()
         import spacy_distil.component, spacy_distil.architectures, spacy_distil.listener
+        import spacy_distil.ner
         print(time.perf_counter() - start)
         """,
         block=True,

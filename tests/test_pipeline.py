@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,11 @@ import spacy
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from spacy.tokens import DocBin
+from thinc.api import Config
 
-from tests.util import SENTENCES, WIDTH, adam, make_examples, make_nlp
+from spacy_distil.errors import ConfigError
+from tests.test_light_import import BLOCK, run_python
+from tests.util import SENTENCES, WIDTH, adam, encoder_of, make_examples, make_nlp
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "transformer.cfg"
@@ -144,6 +149,29 @@ def test_package(trained: Path, tmp_path: Path) -> None:
     assert "en_tiny/en_tiny-1.2.3/transformer/model.safetensors" in names
 
 
+def test_package_of_an_onnx_pipeline(onnx_pipeline: Path, tmp_path: Path) -> None:
+    """The base install runs it."""
+    run(
+        "-m", "spacy", "package", onnx_pipeline, tmp_path,
+        "--name", "tiny", "--version", "1.2.3", "--build", "wheel",
+    )  # fmt: skip
+    wheel = tmp_path / "en_tiny-1.2.3" / "dist" / "en_tiny-1.2.3-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read("en_tiny-1.2.3.dist-info/METADATA").decode().splitlines()
+        names = archive.namelist()
+    required = [Requirement(line.partition(":")[2]) for line in metadata if "Requires-Dist" in line]
+    (ours,) = (each for each in required if each.name == "spacy-distil")
+    assert ours.specifier == SpecifierSet(">=0.1.0,<0.2.0")
+    assert not ours.extras
+    assert not {each.name for each in required} & {"torch", "transformers", "onnx"}
+    folder = "en_tiny/en_tiny-1.2.3/transformer"
+    assert {name.rpartition("/")[2] for name in names if name.startswith(f"{folder}/")} == {
+        "config.json",
+        "model.onnx",
+        "tokenizer.json",
+    }
+
+
 def test_fill_config_and_debug_config(
     corpus: dict[str, Path], bert_dir: Path, tmp_path: Path
 ) -> None:
@@ -165,7 +193,9 @@ def test_fill_config_and_debug_config(
     assert "Config is valid" in result.output
 
 
-# Processes
+# Processes and threads
+
+TWO_THREADS = {"components": {"transformer": {"model": {"threads": 2}}}}
 
 
 @pytest.mark.parametrize("parallelism", ["", "true"])
@@ -197,3 +227,143 @@ def test_pipe_in_two_processes_after_a_forward_with_threads(
         TOKENIZERS_PARALLELISM=parallelism,
     )
     assert "same 60" in out
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_an_onnx_pipeline_in_two_processes_after_a_prediction(
+    onnx_pipeline: Path, tmp_path: Path, method: str
+) -> None:
+    """A child that waited for its parent's threads, even to delete them, would hang."""
+    code = f"""
+    import multiprocessing
+    import time
+
+    import numpy as np
+    import spacy
+
+    if __name__ == "__main__":
+        multiprocessing.set_start_method({method!r})
+        nlp = spacy.load({str(onnx_pipeline)!r}, config={TWO_THREADS!r})
+        texts = ["Ann visited Rome. " * 20, "", "We like pizza."] * 20
+        alone = [doc.tensor for doc in nlp.pipe(texts)]
+        time.sleep(0.5)  # until the session's threads sleep, and would have to be woken
+        together = [doc.tensor for doc in nlp.pipe(texts, n_process=2, batch_size=10)]
+        for a, b in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(a, b)
+        print("same", len(together))
+    """
+    script = tmp_path / "pipe.py"  # a process that is spawned reads it again
+    script.write_text(BLOCK + textwrap.dedent(code))
+    assert "same 60" in run(script, timeout=120)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_ends_with_its_copy_of_a_session(onnx_pipeline: Path) -> None:
+    """Whether it predicts, forgets the pipeline, or does nothing."""
+    out = run_python(
+        f"""
+        import os, time
+        import spacy
+
+        nlp = spacy.load({str(onnx_pipeline)!r}, config={TWO_THREADS!r})
+        texts = ["Ann visited Rome. " * 20] * 20
+        for _ in nlp.pipe(texts):
+            pass
+        time.sleep(0.5)
+        for case in ("predicts", "forgets", "ends"):
+            child = os.fork()
+            if child == 0:
+                if case == "predicts":
+                    nlp(texts[0])
+                elif case == "forgets":
+                    nlp.remove_pipe("transformer")
+                sys.exit(3)
+            for _ in range(600):
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    break
+                time.sleep(0.05)
+            else:
+                os.kill(child, 9)
+                sys.exit(f"the child that {{case}} hangs")
+            assert os.waitstatus_to_exitcode(status) == 3, case
+        print("all ended")
+        """,
+        block=True,
+    )
+    assert "all ended" in out
+
+
+def test_threads_share_an_onnx_pipeline(onnx_pipeline: Path) -> None:
+    nlp = spacy.load(onnx_pipeline)
+    texts = [each.text for each in make_examples(nlp, 12, start=300)]
+    expected = [nlp(text) for text in texts]
+
+    def work(i: int) -> bool:
+        docs = [nlp(texts[i % 12])] if i % 2 else list(nlp.pipe(texts))
+        wanted = [expected[i % 12]] if i % 2 else expected
+        return all(
+            np.array_equal(doc.tensor, other.tensor)
+            and [token.tag_ for token in doc] == [token.tag_ for token in other]
+            and doc.cats == other.cats
+            for doc, other in zip(docs, wanted, strict=True)
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(60)))
+
+
+# Training the heads of a frozen encoder
+
+
+def test_an_onnx_encoder_is_not_trained(onnx_pipeline: Path) -> None:
+    nlp = spacy.load(onnx_pipeline)
+    message = (
+        "This encoder cannot be trained: engine = 'onnx' is made for prediction. Train the "
+        "pipeline that it was made from and run 'spacy distil quantize' again, or train the other "
+        "pipes alone: add the encoder to [training] frozen_components and annotating_components, "
+        "or set frozen = true in its model."
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        nlp.update(make_examples(nlp), sgd=adam())
+
+
+@pytest.mark.parametrize("way", ["frozen_components", "frozen = true"])
+def test_heads_are_trained_on_an_onnx_encoder(onnx_pipeline: Path, way: str) -> None:
+    settings = {"frozen": way == "frozen = true"}
+    nlp = spacy.load(onnx_pipeline, config={"components": {"transformer": {"model": settings}}})
+    files = encoder_of(nlp).to_files()
+    examples = make_examples(nlp)
+    for example in examples:  # the contrary of what it knows
+        example.reference.cats = {k: 1.0 - v for k, v in example.reference.cats.items()}
+    optimizer = adam(5e-3)
+    frozen = [] if settings["frozen"] else ["transformer"]
+    losses = [
+        nlp.update(examples, sgd=optimizer, exclude=frozen, annotates=frozen)["textcat"]
+        for _ in range(40)
+    ]
+    assert losses[-1] < 0.8 * losses[0]
+    assert encoder_of(nlp).to_files() == files
+
+
+def test_spacy_train_on_an_onnx_encoder(
+    onnx_pipeline: Path, corpus: dict[str, Path], tmp_path: Path
+) -> None:
+    """Sourced, frozen and annotating, as the message says."""
+    text = CONFIG.read_text()
+    nlp = spacy.load(onnx_pipeline)
+    config = Config().from_str(text, interpolate=False)
+    config["nlp"]["pipeline"] = ["transformer", "tagger"]
+    source = {"source": str(onnx_pipeline)}
+    config["components"] = {"transformer": source, "tagger": config["components"]["tagger"]}
+    config["training"]["frozen_components"] = ["transformer"]
+    config["training"]["annotating_components"] = ["transformer"]
+    config.to_disk(tmp_path / "train.cfg")
+    run(
+        "-m", "spacy", "train", tmp_path / "train.cfg", "--output", tmp_path / "out",
+        "--paths.train", corpus["train"], "--paths.dev", corpus["dev"],
+        "--training.max_steps", "4", "--training.eval_frequency", "2",
+    )  # fmt: skip
+    trained = spacy.load(tmp_path / "out" / "model-last")
+    assert encoder_of(trained).to_files() == encoder_of(nlp).to_files()
+    assert all(token.tag_ for token in trained("Ann visited Rome ."))

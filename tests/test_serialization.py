@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -14,7 +15,10 @@ import pytest
 import spacy
 import transformers
 
+from spacy_distil.architectures import DistilTransformer
 from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.export.encoders import SourceEncoder
+from spacy_distil.export.graph import Precision
 from tests.util import (
     SENTENCES,
     adam,
@@ -25,6 +29,7 @@ from tests.util import (
     same,
     torch_model_of,
     weights_of,
+    write_encoder,
 )
 
 PIPES = ("tagger", "ner", "textcat")
@@ -282,3 +287,118 @@ def test_weights_are_not_initialized_at_loading(
         monkeypatch.setattr(torch.Tensor, name, refuse)
     nlp = spacy.load(saved)
     assert torch_model_of(nlp).device.type != "meta"
+
+
+# The ONNX engine
+
+
+@pytest.fixture(scope="module")
+def converted(onnx_pipeline: Path) -> Any:
+    """A pipeline whose encoder runs on ONNX Runtime. Not to be changed."""
+    return spacy.load(onnx_pipeline)
+
+
+@pytest.fixture
+def saved_onnx(converted: Any, tmp_path: Path) -> Path:
+    """That pipeline on disk, to break."""
+    converted.to_disk(tmp_path / "onnx")
+    return tmp_path / "onnx"
+
+
+def test_onnx_through_disk(converted: Any, onnx_pipeline: Path, saved_onnx: Path) -> None:
+    loaded = spacy.load(saved_onnx)
+    assert_same_predictions(converted, loaded)
+    folders = [
+        {path.name: path.read_bytes() for path in (pipeline / "transformer").iterdir()}
+        for pipeline in (onnx_pipeline, saved_onnx)
+    ]
+    assert folders[0].keys() == {"config.json", "model.onnx", "tokenizer.json"}
+    assert folders[0] == folders[1]
+    # Into a pipeline that exists and runs another graph.
+    name = loaded.config["components"]["transformer"]["model"]["name"]
+    untrained = SourceEncoder(encoder_of(make_nlp(name)))
+    encoder_of(loaded).from_files(untrained.to_files(Precision()))
+    with pytest.raises(AssertionError):
+        assert_same_predictions(converted, loaded)
+    assert_same_predictions(converted, loaded.from_disk(saved_onnx))
+
+
+def test_onnx_through_bytes(converted: Any) -> None:
+    other = spacy.blank("en").from_config(converted.config)
+    assert_same_predictions(converted, other.from_bytes(converted.to_bytes()))
+
+
+@pytest.mark.parametrize("how", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy])
+def test_onnx_through_pickle_and_deepcopy(converted: Any, how: Callable[[Any], Any]) -> None:
+    docs = [converted.make_doc(text) for text in SENTENCES]
+    pipe = converted.get_pipe("transformer")
+    for original, duplicate in ((pipe, how(pipe)), (pipe.model, how(pipe.model))):
+        for a, b in zip(original.predict(docs), duplicate.predict(docs), strict=True):
+            np.testing.assert_array_equal(a, b)
+    copied = pipe.model.copy()
+    assert copied.shims[0].engine is not encoder_of(converted).engine
+    for a, b in zip(pipe.predict(docs), copied.predict(docs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_onnx_with_replaced_listeners(converted: Any, saved_onnx: Path, tmp_path: Path) -> None:
+    nlp: Any = spacy.load(saved_onnx)
+    nlp.replace_listeners("transformer", "tagger", ["model.tok2vec"])
+    assert_same_predictions(converted, nlp)
+    nlp.to_disk(tmp_path / "replaced")
+    assert_same_predictions(converted, spacy.load(tmp_path / "replaced"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.onnx", "tokenizer.json"])
+def test_a_missing_or_truncated_file_of_onnx_is_named(saved_onnx: Path, name: str) -> None:
+    path = saved_onnx / "transformer" / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=name) as error:
+        spacy.load(saved_onnx)
+    assert f"The encoder in {saved_onnx / 'transformer'} cannot be loaded" in str(error.value)
+    path.unlink()
+    with pytest.raises(WeightsError, match=f"{path} is missing"):
+        spacy.load(saved_onnx)
+
+
+def test_another_format_of_onnx_is_named(saved_onnx: Path) -> None:
+    path = saved_onnx / "transformer" / "config.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
+    with pytest.raises(WeightsError, match=r"model\.onnx is of format 7, .* reads format 1"):
+        spacy.load(saved_onnx)
+
+
+def test_a_graph_of_another_encoder_is_named(saved_onnx: Path, tmp_path: Path) -> None:
+    other = make_nlp(write_encoder(tmp_path / "narrow", "bert", width=16))
+    files = SourceEncoder(encoder_of(other)).to_files(Precision())
+    (saved_onnx / "transformer" / "model.onnx").write_bytes(files["model.onnx"])
+    with pytest.raises(WeightsError, match="They do not belong together"):
+        spacy.load(saved_onnx)
+
+
+def test_files_of_the_other_engine_are_named(torch_pipeline: Path, onnx_pipeline: Path) -> None:
+    for pipeline, engine, there in (
+        (torch_pipeline, "onnx", "model.safetensors is there. Set engine = 'torch'"),
+        (onnx_pipeline, "torch", "model.onnx is there. Set engine = 'onnx'"),
+    ):
+        changes = {"components": {"transformer": {"model": {"engine": engine}}}}
+        with pytest.raises(WeightsError, match=re.escape(there)):
+            spacy.load(pipeline, config=changes)
+        nlp = spacy.load(pipeline)
+        config = nlp.config
+        config["components"]["transformer"]["model"]["engine"] = engine
+        with pytest.raises(WeightsError, match=re.escape(there)):
+            spacy.blank("en").from_config(config).from_bytes(nlp.to_bytes())
+
+
+def test_an_encoder_is_initialized_from_onnx_files(converted: Any, onnx_pipeline: Path) -> None:
+    nlp = make_nlp(onnx_pipeline / "transformer", engine="onnx")
+    np.testing.assert_array_equal(nlp(SENTENCES[0]).tensor, converted(SENTENCES[0]).tensor)
+    assert nlp.meta["requirements"] == ["spacy-distil>=0.1.0,<0.2.0"]
+
+
+def test_another_engine_is_refused_by_name(bert_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="engine = 'jax': expected one of torch, onnx"):
+        DistilTransformer(str(bert_dir), engine="jax")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="threads = 0: expected at least 1"):
+        DistilTransformer(str(bert_dir), threads=0)

@@ -21,7 +21,7 @@ from spacy_distil.shim import EncoderShim, get_encoder
 # Types that spaCy's stubs do not know.
 registry: Any = spacy.registry
 
-FAMILIES = ("bert", "distilbert", "roberta")
+FAMILIES = ("bert", "distilbert", "electra", "roberta")
 WIDTH = 32
 LAYERS = 2
 LISTENER = {"@architectures": "spacy-distil.Listener.v1"}
@@ -95,17 +95,21 @@ def write_encoder(
     positions: int = 72,
     dropout: float = 0.0,
     width: int = WIDTH,
+    layers: int = LAYERS,
+    activation: str = "gelu",
     seed: int = 0,
 ) -> Path:
     """Write a random encoder and its tokenizer as a Hugging Face model directory.
 
     positions: most pieces in a window, special ones included.
+    activation: of the feed-forward layers.
     """
     tokenizer = build_tokenizer(family)
     common = {"vocab_size": tokenizer.get_vocab_size(), "initializer_range": 0.1}
     bert = {
         "hidden_size": width,
-        "num_hidden_layers": LAYERS,
+        "hidden_act": activation,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "intermediate_size": 2 * width,
         "hidden_dropout_prob": dropout,
@@ -114,6 +118,12 @@ def write_encoder(
     config: Any
     if family == "bert":
         config = transformers.BertConfig(**common, **bert, max_position_embeddings=positions)
+        special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    elif family == "electra":
+        # Embeddings of another width than the layers', as in the small models of this family.
+        config = transformers.ElectraConfig(
+            **common, **bert, embedding_size=width // 2, max_position_embeddings=positions
+        )
         special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
     elif family == "roberta":
         config = transformers.RobertaConfig(
@@ -130,7 +140,8 @@ def write_encoder(
         config = transformers.DistilBertConfig(
             **common,
             dim=width,
-            n_layers=LAYERS,
+            activation=activation,
+            n_layers=layers,
             n_heads=4,
             hidden_dim=2 * width,
             dropout=dropout,

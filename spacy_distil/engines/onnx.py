@@ -65,8 +65,8 @@ class OnnxEngine:
         if section.get("format") != FORMAT:
             raise WeightsError(
                 f"{GRAPH} is of format {section.get('format')!r}, and spacy-distil {__version__} "
-                f"reads format {FORMAT}. Make it anew with 'spacy distil quantize', from the pipeline that it "
-                "was made from."
+                f"reads format {FORMAT}. Make it anew with 'spacy distil quantize', from the "
+                "pipeline that it was made from."
             )
         engine = cls(config, files[GRAPH], threads=threads)
         # What cannot be run is found out now.
@@ -123,6 +123,9 @@ class OnnxEngine:
             engine._lock = threading.Lock()
 
     def _open(self) -> InferenceSession:
+        # Since 1.29 ONNX Runtime reports to its makers over the network, from a thread for which
+        # every forked child waits when it ends, unless this is said before the import.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

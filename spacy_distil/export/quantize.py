@@ -97,9 +97,9 @@ def quantize(
     documents: what to check the result on: .spacy (scored too), .txt or .jsonl; `None` for a few
         sentences in the pipeline's language that come with spaCy.
     limit: only the first N documents; 0 for all.
-    min_agreement: least agreement of each pipe's predictions with the original's; one document or
-        token is always allowed to differ, since in a few of them it says nothing. Of a pipeline
-        that predicts nothing, least mean cosine of its token vectors.
+    min_agreement: least agreement of each pipe's predictions with the original's, but for what a
+        few documents would show by chance. Of a pipeline that predicts nothing, least mean cosine
+        of its token vectors.
     max_fp32_layers: how many layers of each encoder may stay in float32 to reach it, the most
         sensitive first; `None` for half of them.
     reduced_range: keep int8 weights to 7 bits, for CPUs without VNNI.
@@ -276,6 +276,9 @@ def _refused(agreement: Agreement, least: float) -> str | None:
         allowed = measure.n * (1 - least)
         return measure.n * (1 - measure.agreement) > allowed + 2 * sqrt(allowed)
 
+    vectors = agreement.vectors
+    if not agreement.measures and vectors is not None and vectors.cosine < least:
+        return f"Token vectors agree with the original's by a mean cosine of {vectors.cosine:.6f}"
     bad = [measure for measure in agreement.measures if is_bad(measure)]
     if not bad:
         return None

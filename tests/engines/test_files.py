@@ -5,22 +5,86 @@ from pathlib import Path
 
 import pytest
 
-from spacy_distil.engines.files import CONFIG, TOKENIZER, WEIGHTS, parse_config, read_files
+from spacy_distil.engines.files import (
+    CONFIG,
+    GRAPH,
+    MODELS,
+    TOKENIZER,
+    WEIGHTS,
+    EngineName,
+    check_engine,
+    parse_config,
+    read_files,
+    write_files,
+)
 from spacy_distil.errors import WeightsError
 
 
 def test_three_files_are_read(bert_dir: Path) -> None:
-    files = read_files(bert_dir)
+    files = read_files(bert_dir, "torch")
     assert files == {name: (bert_dir / name).read_bytes() for name in (CONFIG, WEIGHTS, TOKENIZER)}
 
 
-@pytest.mark.parametrize("missing", [CONFIG, WEIGHTS, TOKENIZER])
-def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
-    for name in {CONFIG, WEIGHTS, TOKENIZER} - {missing}:
+def test_each_engine_has_its_model(tmp_path: Path) -> None:
+    for name in (CONFIG, WEIGHTS, GRAPH, TOKENIZER):
+        (tmp_path / name).write_text(name)
+    assert read_files(tmp_path, "torch").keys() == {CONFIG, WEIGHTS, TOKENIZER}
+    assert read_files(tmp_path, "onnx").keys() == {CONFIG, GRAPH, TOKENIZER}
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("missing", [CONFIG, "the model", TOKENIZER])
+def test_a_missing_file_is_named(tmp_path: Path, missing: str, engine: EngineName) -> None:
+    missing = MODELS[engine] if missing == "the model" else missing
+    for name in {CONFIG, MODELS[engine], TOKENIZER} - {missing}:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(WeightsError, match=missing) as error:
-        read_files(tmp_path)
+        read_files(tmp_path, engine)
     assert str(error.value).startswith(f"{tmp_path / missing} is missing")
+    assert f"the three files {CONFIG}, {MODELS[engine]} and {TOKENIZER}" in str(error.value)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"none.config\.json is missing"):
+        read_files(tmp_path / "none", "onnx")
+
+
+@pytest.mark.parametrize(
+    ("engine", "there", "message"),
+    [
+        (
+            "torch",
+            GRAPH,
+            r"model\.safetensors is missing, which engine = 'torch' runs; model\.onnx is there\. "
+            r"Set engine = 'onnx'\.$",
+        ),
+        (
+            "onnx",
+            WEIGHTS,
+            r"model\.onnx is missing, which engine = 'onnx' runs; model\.safetensors is there\. "
+            r"Set engine = 'torch', or make an ONNX pipeline with 'spacy distil quantize'\.$",
+        ),
+    ],
+)
+def test_the_file_of_another_engine_is_named(
+    tmp_path: Path, engine: EngineName, there: str, message: str
+) -> None:
+    for name in (CONFIG, there, TOKENIZER):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(WeightsError, match=message):
+        read_files(tmp_path, engine)
+    with pytest.raises(WeightsError, match=message):
+        check_engine({CONFIG, there, TOKENIZER}, engine)
+
+
+def test_written_files_take_the_place_of_another_engine_s(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "encoder"
+    for model in (WEIGHTS, GRAPH, WEIGHTS):
+        files = {CONFIG: b"{}", model: model.encode(), TOKENIZER: b"t"}
+        write_files(directory, files)
+        (directory / "README.md").write_bytes(b"mine")
+        found = {path.name: path.read_bytes() for path in directory.iterdir()}
+        assert found == {**files, "README.md": b"mine"}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"{}", b'{"model_type": 3}'])
@@ -30,4 +94,6 @@ def test_a_broken_config_is_named(content: bytes) -> None:
 
 
 def test_config(bert_dir: Path) -> None:
-    assert parse_config(read_files(bert_dir)) == json.loads((bert_dir / CONFIG).read_text())
+    assert parse_config(read_files(bert_dir, "torch")) == json.loads(
+        (bert_dir / CONFIG).read_text()
+    )

@@ -114,7 +114,8 @@ def naive_token_vectors(
                 [
                     i
                     for i, (start, end) in enumerate(encoding.offsets)
-                    if start < token.idx + len(token) and end > token.idx
+                    # A byte-level tokenizer gives the pieces of spaces no characters.
+                    if max(start, token.idx) < min(end, token.idx + len(token))
                 ]
                 for token in doc
             ]

@@ -26,6 +26,8 @@ from tests.util import LAYERS, WIDTH, write_encoder
 
 FLOAT = Precision()
 INT8 = Precision(frozenset(range(LAYERS)), embeddings=True)
+# Of windows.
+SHORT = [3, 9, 1, 8, 5, 9, 6, 2, 7, 9, 4, 8, 5, 1, 6, 7, 10, 3]
 
 
 def weights_in(directory: Path) -> EncoderWeights:
@@ -177,20 +179,20 @@ class Naive:
 
 def assert_mostly_close(found: np.ndarray, expected: np.ndarray, exact: np.ndarray) -> None:
     """But for the rare number that lies so near the middle of two steps that float32 and float64
-    round it to different ones, which shows in the rows of its window.
+    round it to different ones, which shows in all rows of its window.
 
     exact: what no rounding would give, to tell how far off is far.
     """
     rounding = np.abs(expected - exact).max()
     assert rounding > 1e-3
-    assert np.isclose(found, expected, rtol=0, atol=2e-5).all(1).mean() > 0.9
+    assert np.isclose(found, expected, rtol=0, atol=2e-5).all(1).mean() > 0.75
     assert np.abs(found - expected).max() < rounding
 
 
 @pytest.mark.parametrize("reduced_range", [False, True])
 def test_int8_is_the_rounding_that_is_documented(encoder_dir: Path, reduced_range: bool) -> None:
     weights = weights_in(encoder_dir)
-    windows = random_windows(len(weights.pieces), [3, 12, 1, 25, 9, 9, 14, 6])
+    windows = random_windows(len(weights.pieces), SHORT)
     precision = Precision(INT8.layers, embeddings=True, reduced_range=reduced_range)
     exact = Naive(weights, FLOAT)(windows)
     found = run(build_graph(weights, precision), windows)
@@ -200,7 +202,7 @@ def test_int8_is_the_rounding_that_is_documented(encoder_dir: Path, reduced_rang
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 def test_int8_with_activations(tmp_path: Path, activation: str) -> None:
     weights = weights_in(write_encoder(tmp_path, "bert", activation=activation))
-    windows = random_windows(len(weights.pieces), [3, 12, 25, 8])
+    windows = random_windows(len(weights.pieces), SHORT)
     exact = Naive(weights, FLOAT)(windows)
     found = run(build_graph(weights, INT8), windows)
     assert_mostly_close(found, Naive(weights, INT8)(windows), exact)
@@ -213,7 +215,7 @@ def test_int8_with_activations(tmp_path: Path, activation: str) -> None:
 )
 def test_parts_in_int8(bert_dir: Path, precision: Precision) -> None:
     weights = weights_in(bert_dir)
-    windows = random_windows(len(weights.pieces), [3, 12, 25, 8])
+    windows = random_windows(len(weights.pieces), SHORT)
     found = run(build_graph(weights, precision), windows)
     expected, exact = Naive(weights, precision)(windows), Naive(weights, FLOAT)(windows)
     assert_mostly_close(found, expected, exact)

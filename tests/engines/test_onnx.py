@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from thinc.api import NumpyOps
+
+from spacy_distil import __version__
+from spacy_distil.encoding import Batch, PieceTokenizer, make_batches
+from spacy_distil.engines import TrainableEngine
+from spacy_distil.engines.files import CONFIG, GRAPH, TOKENIZER
+from spacy_distil.engines.onnx import SECTION, OnnxEngine, count_threads
+from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.export.encoders import SourceEncoder
+from spacy_distil.export.graph import Precision
+from tests.util import SENTENCES, WIDTH, encoder_of, make_nlp, write_encoder
+
+OPS = NumpyOps()
+Files = dict[str, bytes]
+
+
+def convert(directory: Path, precision: Precision | None = None) -> Files:
+    """The files of an encoder for the ONNX engine."""
+    source = SourceEncoder(encoder_of(make_nlp(directory)))
+    return source.to_files(precision or Precision())
+
+
+@pytest.fixture(scope="module")
+def files(encoder_dirs: dict[str, Path]) -> Files:
+    return convert(encoder_dirs["bert"])
+
+
+def batches_of(files: Files, texts: tuple[str, ...] = SENTENCES, budget: int = 90) -> list[Batch]:
+    tokenizer = PieceTokenizer.from_str(files[TOKENIZER])
+    return list(
+        make_batches(
+            [pieces.ids[:70] for pieces in tokenizer(texts)],
+            prefix=tokenizer.prefix,
+            suffix=tokenizer.suffix,
+            pad_id=0,
+            max_batch_pieces=budget,
+        )
+    )
+
+
+def test_hidden_states_are_those_of_the_torch_engine(encoder_dir: Path) -> None:
+    torch_engine = encoder_of(make_nlp(encoder_dir)).engine
+    files = convert(encoder_dir)
+    engine = OnnxEngine.from_files(files)
+    assert engine.width == torch_engine.width == WIDTH
+    assert engine.n_parameters == torch_engine.n_parameters
+    assert engine.device_name == "cpu"
+    assert not isinstance(engine, TrainableEngine)
+    for batch in batches_of(files):
+        found: Any = engine.predict(batch, OPS)
+        assert (found.dtype, found.shape) == (np.float32, (len(batch.positions), WIDTH))
+        expected: Any = torch_engine.predict(batch, OPS)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_files_round_trip(files: Files) -> None:
+    engine = OnnxEngine.from_files(files)
+    assert engine.to_files().keys() == {CONFIG, GRAPH}
+    again = OnnxEngine.from_files(engine.to_files())
+    assert again.to_files() == engine.to_files() == {name: files[name] for name in (CONFIG, GRAPH)}
+
+
+# What cannot be loaded
+
+
+def change_section(**changes: Any) -> Callable[[Files], Files]:
+    def change(files: Files) -> Files:
+        config = json.loads(files[CONFIG])
+        config[SECTION] = {**config[SECTION], **changes}
+        return {**files, CONFIG: json.dumps(config).encode()}
+
+    return change
+
+
+def drop_section(files: Files) -> Files:
+    config = json.loads(files[CONFIG])
+    del config[SECTION]
+    return {**files, CONFIG: json.dumps(config).encode()}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (change_section(format=2), "2"),
+        (change_section(format="1"), "'1'"),
+        (change_section(format=None), "None"),
+        (drop_section, "None"),
+    ],
+)
+def test_another_format_is_named(
+    files: Files, change: Callable[[Files], Files], found: str
+) -> None:
+    message = (
+        f"model.onnx is of format {found}, and spacy-distil {__version__} reads format 1. "
+        "Make it anew with 'spacy distil quantize'"
+    )
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        OnnxEngine.from_files(change(files))
+
+
+@pytest.mark.parametrize("part", ["nothing", "half", "all but the end", "noise"])
+def test_a_damaged_graph_is_named(files: Files, part: str) -> None:
+    graph = files[GRAPH]
+    damaged = {
+        "nothing": b"",
+        "half": graph[: len(graph) // 2],
+        "all but the end": graph[:-1],
+        "noise": np.random.default_rng(0).bytes(len(graph)),
+    }[part]
+    message = (
+        rf"model\.onnx \({len(damaged):,} bytes\) cannot be run by ONNX Runtime [\d.]+: (.|\n)*"
+        "save or copy the pipeline again"
+    )
+    with pytest.raises(WeightsError, match=message):
+        OnnxEngine.from_files({**files, GRAPH: damaged})
+
+
+def test_a_graph_of_another_width_is_named(files: Files, tmp_path: Path) -> None:
+    other = convert(write_encoder(tmp_path, "bert", width=16))
+    with pytest.raises(WeightsError, match=r"vectors of width 16, and config\.json says 32"):
+        OnnxEngine.from_files({**files, GRAPH: other[GRAPH]})
+    with pytest.raises(WeightsError, match=r"width 32, and config\.json says None"):
+        OnnxEngine.from_files(change_section(width=None)(files))
+
+
+# Threads
+
+
+def test_threads_share_an_engine(files: Files) -> None:
+    engine = OnnxEngine.from_files(files, threads=2)
+    batches = batches_of(files)
+    expected: list[Any] = [engine.predict(batch, OPS) for batch in batches]
+
+    def work(i: int) -> bool:
+        found: Any = engine.predict(batches[i % len(batches)], OPS)
+        return np.array_equal(found, expected[i % len(batches)])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(200)))
+
+
+def test_a_session_has_as_many_threads_as_asked_for(files: Files) -> None:
+    """The one that asks, and those that ONNX Runtime adds."""
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        pytest.skip("threads are not to be counted here")
+    engines = []
+    for threads in (1, 2, 4):
+        before = len(list(tasks.iterdir()))
+        engines.append(OnnxEngine.from_files(files, threads=threads))
+        assert len(list(tasks.iterdir())) - before == threads - 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "variable", "expected"),
+    [(None, "3", 3), (None, " 2,1 ", 2), (2, "3", 2), (5, None, 5), (1, "many", 1)],
+)
+def test_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, setting: int | None, variable: str | None, expected: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert count_threads(setting) == expected
+
+
+@pytest.mark.parametrize("variable", ["many", "0", "-1", "1.5", "²"])
+def test_a_variable_that_is_no_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, files: Files, variable: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    with pytest.raises(ConfigError, match=f"OMP_NUM_THREADS = '{variable}': expected a number"):
+        OnnxEngine.from_files(files)
+
+
+def test_a_worker_process_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what it is told."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(count_threads, [None, 2]) == [1, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are not bound to cores here")
+def test_a_process_bound_to_some_cores_has_as_many_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = os.sched_getaffinity(0)
+    if len(cores) == os.cpu_count():
+        assert count_threads(None) == 0
+        if len(cores) == 1:
+            return
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert count_threads(None) == 1
+    finally:
+        os.sched_setaffinity(0, cores)
