@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,9 @@ from spacy_distil.errors import ConfigError
 from spacy_distil.shim import get_encoder
 
 T = TypeVar("T")
+
+# Of this package, with or without extras and versions.
+_REQUIREMENT = re.compile(r"spacy[-_.]distil\s*($|[\[<>=!~;,@ ])", re.IGNORECASE)
 
 DEFAULT_MODEL = Config().from_str(
     """
@@ -313,6 +317,6 @@ def set_requirement(meta: dict[str, Any], engine: EngineName) -> None:
     `spacy package` finds out by itself that a pipeline needs spacy-distil, but not which extra.
     """
     extra = "[train]" if engine == "torch" else ""
-    others = [one for one in meta.get("requirements", []) if not one.startswith("spacy-distil")]
+    others = [one for one in meta.get("requirements", []) if not _REQUIREMENT.match(one)]
     ours = f"spacy-distil{extra}{get_minor_version_range(__version__)}"
     meta["requirements"] = [*others, ours]

@@ -21,7 +21,7 @@ from spacy_distil.export.weights import EncoderWeights, Layer, Linear, Norm
 
 # Operators of ONNX Runtime that the standard has not.
 CONTRIB = "com.microsoft"
-# What ONNX Runtime has read since 1.18.
+# What every ONNX Runtime reads that the package allows.
 OPSET, IR_VERSION = 18, 9
 # gelu(x) is nowhere smaller, in either of its forms.
 GELU_MINIMUM = -0.17005

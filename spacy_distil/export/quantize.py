@@ -121,7 +121,10 @@ def quantize(
     if not 0 <= min_agreement <= 1:
         raise ConfigError(f"min_agreement = {min_agreement}: expected 0 to 1.")
     if vocab_size is not None and prune_vocab is None:
-        raise ConfigError("vocab_size is how many pieces to prune to: give prune_vocab as well.")
+        raise ConfigError(
+            f"--vocab-size {vocab_size} is how many pieces to keep of those that --prune-vocab "
+            "counts: name documents with that option too."
+        )
     check_output(output, force=force, source=Path(pipeline))
     log(f"Loading {pipeline}")
     original = load_pipeline(str(pipeline))

@@ -99,7 +99,7 @@ def test_errors_say_what_to_do(torch_pipeline: Path, onnx_pipeline: Path, direct
         (("none", "out"), "No pipeline 'none'"),
         ((torch_pipeline, "dev.spacy"), "dev.spacy exists. Choose another directory"),
         ((torch_pipeline, "out", "--corpus", "none.txt"), "No documents at none.txt"),
-        ((torch_pipeline, "out", "--vocab-size", "9"), "give prune_vocab as well"),
+        ((torch_pipeline, "out", "--vocab-size", "9"), "name documents with that option too"),
     ):
         status, output = run(*arguments)
         assert status == 1

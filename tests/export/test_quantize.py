@@ -393,7 +393,7 @@ def test_size_of_the_vocabulary(torch_pipeline: Path, texts: Path, output: Path)
     )  # fmt: skip
     assert result.pruning is not None
     assert result.pruning.n_after == n_pieces - 50
-    with pytest.raises(ConfigError, match="give prune_vocab as well"):
+    with pytest.raises(ConfigError, match="name documents with that option too"):
         quantize(torch_pipeline, output, vocab_size=100, force=True)
     with pytest.raises(ConfigError, match="expected at least"):
         quantize(torch_pipeline, output, prune_vocab=few, vocab_size=3, force=True)
