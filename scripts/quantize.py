@@ -4,8 +4,8 @@
 
 PIPELINES/seed-N/model-best becomes OUT_DIR/seed-N/model-best, so that what scores, compares and
 packages the one directory does so with the other; what was measured goes to DIR/seed-N.json. The
-best seed is the one that was best before, and is copied to OUT_DIR/best. Further options are those
-of `spacy distil quantize`. A seed that is finished is not quantized again.
+quantized seed that scores best on these documents is copied to OUT_DIR/best. Further options are
+those of `spacy distil quantize`. A seed that is finished is not quantized again.
 """
 
 from __future__ import annotations
