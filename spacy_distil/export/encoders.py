@@ -46,7 +46,7 @@ class SourceEncoder:
             "int8_layers": sorted(precision.layers),
             "int8_embeddings": precision.embeddings,
             "reduced_range": precision.reduced_range,
-            "made_on": cpu_model(),
+            "checked_on": cpu_model(),
         }
         return {
             CONFIG: dump_config(config),

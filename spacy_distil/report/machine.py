@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from spacy_distil.cpu import cpu_model
 from spacy_distil.errors import require
 
 PACKAGES = (
@@ -38,16 +39,6 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
     }
-
-
-def cpu_model() -> str:
-    """The CPU's name as it gives it itself, else its architecture."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def command_line() -> str:

@@ -120,7 +120,7 @@ def test_int8(torch_pipeline: Path, gold: Path, output: Path) -> None:
     files = contents(output / "transformer")
     assert files.keys() == {CONFIG, GRAPH, TOKENIZER}
     section = json.loads(files[CONFIG])[SECTION]
-    assert section.pop("made_on") == result.cpu
+    assert section.pop("checked_on") == result.cpu
     assert section == {
         "format": 1,
         "width": 32,
