@@ -25,7 +25,7 @@ CONTRIB = "com.microsoft"
 OPSET, IR_VERSION = 18, 9
 # gelu(x) is nowhere smaller, in either of its forms.
 GELU_MINIMUM = -0.17005
-# No row's scale is smaller: rows of zeros stay zeros.
+# No column's scale is smaller: a column of zeros stays one.
 _TINY = np.float32(1e-12)
 
 
