@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from spacy_distil.engines.torch import TorchEngine
 
 
+# The smallest values of settings that are numbers or null.
 LEAST = {"window": 8, "overlap": 0, "max_batch_pieces": 1, "threads": 1}
+# What is an engine's own business.
 ENGINE_SETTINGS: dict[EngineName, tuple[str, ...]] = {
     "torch": ("device", "mixed_precision", "attention_dropout"),
     "onnx": ("threads",),
