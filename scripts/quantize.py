@@ -10,7 +10,6 @@ those of `spacy distil quantize`. A seed that is finished is not quantized again
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import typer
 from wasabi import msg
 from weasel.util import get_checksum
 
-from scripts.train import FINISHED, copy_best, parse_seeds
+from scripts.train import copy_best, finish, is_finished, parse_seeds
 from spacy_distil.errors import ConfigError, friendly_errors
 
 
@@ -40,12 +39,7 @@ def quantize_seed(
         "options": list(options),
         "inputs": {str(path): get_checksum(path) for path in (pipeline, corpus)},
     }
-    finished = out_dir / FINISHED
-    if (
-        finished.is_file()
-        and report.is_file()
-        and json.loads(finished.read_text(encoding="utf8")) == run
-    ):
+    if report.is_file() and is_finished(out_dir, run):
         msg.info(f"{out_dir} is quantized already")
         return
     if out_dir.exists():
@@ -56,7 +50,7 @@ def quantize_seed(
     if done.returncode != 0:
         # It has said why: most likely that the two agree too little.
         sys.exit(done.returncode)
-    finished.write_text(json.dumps(run, indent=2) + "\n", encoding="utf8")
+    finish(out_dir, run)
 
 
 def main(

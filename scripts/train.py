@@ -63,6 +63,17 @@ def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, in
     return settings
 
 
+def is_finished(out_dir: Path, run: dict[str, Any]) -> bool:
+    """Whether what OUT_DIR holds was made by this very run, to its end."""
+    finished = out_dir / FINISHED
+    return finished.is_file() and json.loads(finished.read_text(encoding="utf8")) == run
+
+
+def finish(out_dir: Path, run: dict[str, Any]) -> None:
+    """Write down that OUT_DIR is complete, and of which run."""
+    (out_dir / FINISHED).write_text(json.dumps(run, indent=2) + "\n", encoding="utf8")
+
+
 def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_id: int) -> None:
     """Train one pipeline, unless it has been trained before from the very same inputs."""
     inputs = [config_path, *(Path(v) for k, v in settings.items() if k.startswith("paths."))]
@@ -70,8 +81,7 @@ def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_i
         "settings": {name: str(value) for name, value in settings.items()},
         "inputs": {str(path): get_checksum(path) for path in inputs if path.exists()},
     }
-    finished = out_dir / FINISHED
-    if finished.is_file() and json.loads(finished.read_text(encoding="utf8")) == run:
+    if is_finished(out_dir, run):
         msg.info(f"{out_dir} is trained already")
         return
     if out_dir.exists():
@@ -79,7 +89,7 @@ def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_i
     command = ["spacy", "train", str(config_path), "--output", str(out_dir)]
     options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     subprocess.run([sys.executable, "-m", *command, "--gpu-id", str(gpu_id), *options], check=True)
-    finished.write_text(json.dumps(run, indent=2) + "\n", encoding="utf8")
+    finish(out_dir, run)
 
 
 def dev_score(pipeline: Path) -> float:

@@ -25,12 +25,14 @@ class SourceEncoder:
 
     files: what it is saved as.
     weights: what they hold.
+    n_parameters: how many.
     """
 
     def __init__(self, shim: EncoderShim, files: Files | None = None) -> None:
         self.shim = shim
         self.files = shim.to_files() if files is None else files
         self.weights: EncoderWeights = read_weights(self.files)
+        self.n_parameters = count_parameters(self.files)
 
     @property
     def n_layers(self) -> int:
@@ -42,7 +44,7 @@ class SourceEncoder:
         config[SECTION] = {
             "format": FORMAT,
             "width": self.weights.width,
-            "n_parameters": count_parameters(self.files),
+            "n_parameters": self.n_parameters,
             "int8_layers": sorted(precision.layers),
             "int8_embeddings": precision.embeddings,
             "reduced_range": precision.reduced_range,
