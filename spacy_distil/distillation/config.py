@@ -12,27 +12,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from confection import Config, ConfigValidationError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from spacy_distil.distillation.objectives import Objective, make_objective
 from spacy_distil.errors import ConfigError
-
-Paths = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
-Count = Annotated[int, Field(ge=1)]
+from spacy_distil.settings import Count, Paths, Section, read_section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TeacherSettings(_Section):
+class TeacherSettings(Section):
     """name: directory or hub name. revision: branch, tag or commit on the hub."""
 
     name: str
     revision: str | None = None
 
 
-class StudentSettings(_Section):
+class StudentSettings(Section):
     """layers: "first", "even" or a list. n_layers: how many; `None` is half of the teacher's."""
 
     # Copied from layers 0-2 of a 6-layer encoder, a tagger reached UPOS 96.1; from 0, 2, 4 95.4.
@@ -40,7 +34,7 @@ class StudentSettings(_Section):
     n_layers: Count | None = None
 
 
-class CorpusSettings(_Section):
+class CorpusSettings(Section):
     """train, dev: files or directories. dev_fraction: held out of `train` where `dev` is empty.
 
     block_size: pieces in a block. max_blocks, max_dev_blocks: at most so many; `None` is all.
@@ -49,7 +43,7 @@ class CorpusSettings(_Section):
     """
 
     train: Paths
-    dev: Paths = []
+    dev: Paths = Field(default_factory=list)
     dev_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
     block_size: Annotated[int, Field(ge=8)] = 512
     max_blocks: Count | None = None
@@ -58,7 +52,7 @@ class CorpusSettings(_Section):
     cache: str | None = None
 
 
-class TrainingSettings(_Section):
+class TrainingSettings(Section):
     """See the comments in `template`, which say what each is for."""
 
     seed: int = 0
@@ -92,7 +86,7 @@ FREE_ON_RESUME = frozenset(
     }
 )
 
-_SECTIONS: dict[str, type[_Section]] = {
+_SECTIONS: dict[str, type[Section]] = {
     "teacher": TeacherSettings,
     "student": StudentSettings,
     "corpus": CorpusSettings,
@@ -134,7 +128,7 @@ def load_config(
                 f"{', '.join(f'[{s}]' for s in (*_SECTIONS, 'objectives'))}"
             )
     sections: dict[str, Any] = {
-        name: _section(name, kind, raw.get(name, {})) for name, kind in _SECTIONS.items()
+        name: read_section(name, kind, raw.get(name, {})) for name, kind in _SECTIONS.items()
     }
     objectives = {}
     for name, block in raw.get("objectives", {}).items():
@@ -166,30 +160,6 @@ def _read(config: str | Path | Mapping[str, Any], overrides: dict[str, Any]) -> 
         raise ConfigError("\n".join(problems) or str(error).strip()) from error
 
 
-def _section(name: str, kind: type[_Section], values: Mapping[str, Any]) -> _Section:
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        problems: dict[str, list[str]] = {}
-        for problem in error.errors():
-            # A setting of several types has one problem per type; its name comes first.
-            key = str(problem["loc"][0])
-            problems.setdefault(key, []).append(problem["msg"])
-        lines = []
-        for key, reasons in problems.items():
-            if key not in kind.model_fields:
-                lines.append(
-                    f"{name}.{key} = {values[key]!r}: no such setting. Settings of [{name}]: "
-                    f"{', '.join(kind.model_fields)}"
-                )
-            elif key not in values:
-                lines.append(f"{name}.{key} is missing")
-            else:
-                reason = ", or ".join(dict.fromkeys(reasons))
-                lines.append(f"{name}.{key} = {values[key]!r}: {reason}")
-        raise ConfigError("\n".join(lines)) from error
-
-
 def _check(config: DistilConfig) -> None:
     """What no single setting can tell."""
     if not config.objectives:
@@ -206,20 +176,3 @@ def _check(config: DistilConfig) -> None:
                 f"corpus.mask_probability = 0, but objectives.{name} is computed at masked "
                 f'positions. Set it to 0.15 or to "auto"'
             )
-
-
-def changed_settings(before: Config, after: Config) -> list[str]:
-    """Dotted names of the settings that differ, those in `FREE_ON_RESUME` left out."""
-    old, new = _flatten(before), _flatten(after)
-    differing = (key for key in {**old, **new} if old.get(key) != new.get(key))
-    return sorted(key for key in differing if key not in FREE_ON_RESUME)
-
-
-def _flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

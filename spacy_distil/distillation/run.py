@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,15 +13,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import ProjectConfiguration
-from confection import Config
 from wasabi import msg
 
 from spacy_distil.distillation.batches import Masking
 from spacy_distil.distillation.card import model_card
 from spacy_distil.distillation.config import (
+    FREE_ON_RESUME,
     DistilConfig,
     TrainingSettings,
-    changed_settings,
     load_config,
 )
 from spacy_distil.distillation.corpus import Corpus, load_corpus, plan_corpus
@@ -32,14 +30,10 @@ from spacy_distil.distillation.students import choose_layers, make_student
 from spacy_distil.distillation.teachers import Teacher, load_teacher, quiet_transformers
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.errors import ConfigError, require
+from spacy_distil.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# What a run writes beside the model: its settings, and its inputs' fingerprints and its results.
-SETTINGS, RESULTS = "distil.cfg", "distil.json"
-# The settings mark the directory as a run's until the next run has replaced them.
-KEPT_WHEN_OVERWRITING = {"cache", SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -69,12 +63,15 @@ def run(
 ) -> Distilled:
     """See `distil_encoder`."""
     settings = load_config(config, overrides)
-    earlier = _earlier_run(output)
-    if earlier and not (resume or overwrite):
-        raise ConfigError(
-            f"output directory {output} is not empty. Go on with the run in it with --resume, "
-            f"replace it with --overwrite, or give another directory"
-        )
+    directory = RunDirectory(
+        output,
+        settings="distil.cfg",
+        results="distil.json",
+        kept=frozenset({"cache"}),
+        free=FREE_ON_RESUME,
+    )
+    if not (resume or overwrite):
+        directory.refuse_run()
     accelerator = _accelerator(gpu_id, settings.training, output)
     device = _describe(accelerator)
     msg.info(f"Training on {device}, mixed precision: {accelerator.mixed_precision}")
@@ -89,34 +86,18 @@ def run(
         "teacher": teacher.fingerprint,
         **{plan.setting: plan.fingerprint for plan in plans.values()},
     }
-    if earlier:
-        changed = _changes(output, settings, inputs)
-        if resume and not changed:
-            if (results := _read_results(output)).get("finished"):
-                msg.good(f"Finished already: {output}")
-                return _distilled(output, results)
-            msg.info(f"Resuming the run in {output}")
-        elif overwrite:
-            msg.info(f"Replacing the run in {output}")
-            _clear(output)
-        else:
-            raise ConfigError(
-                f"the run in {output} cannot be resumed, because these have changed: "
-                f"{', '.join(changed)}. Put them back, give another directory, or replace the run "
-                f"with --overwrite"
-            )
-    elif resume:
-        msg.info(f"Nothing to resume in {output}: starting")
+    finished = directory.prepare(settings.source, inputs, resume=resume, overwrite=overwrite)
+    if finished:
+        return _distilled(output, finished)
 
     main = accelerator.is_main_process
     if main:
-        output.mkdir(parents=True, exist_ok=True)
-        _write(output / SETTINGS, settings.source.to_str())
+        directory.write_settings(settings.source)
     cache = Path(settings.corpus.cache) if settings.corpus.cache else output / "cache"
     with accelerator.main_process_first():
         corpus = load_corpus(plans, settings.corpus, teacher, cache=cache)
     if main:
-        _write(output / RESULTS, _to_json({"finished": False, "inputs": inputs}))
+        directory.write_results({"finished": False, "inputs": inputs})
     if not len(corpus.held_out):
         msg.warn("Nothing is held out: set corpus.dev or corpus.dev_fraction to see scores")
 
@@ -148,7 +129,7 @@ def run(
         "device": device,
     }
     if main:
-        _save(student, teacher, corpus, settings, layers, results, output)
+        _save(student, teacher, corpus, settings, layers, results, directory)
     accelerator.wait_for_everyone()
     msg.good(f"Student saved to {output}")
     return _distilled(output, results)
@@ -205,58 +186,6 @@ def _check_head(settings: DistilConfig, teacher: Teacher) -> None:
     )
 
 
-def _earlier_run(output: Path) -> bool:
-    """Whether a run has written into `output`; whatever else lies there is not touched."""
-    if not output.exists():
-        return False
-    if not output.is_dir():
-        raise ConfigError(f"output {output} is a file; it must be a directory, or not exist yet")
-    names = {path.name for path in output.iterdir()}
-    if names and SETTINGS not in names:
-        raise ConfigError(
-            f"output directory {output} holds files, but no distillation run "
-            f"({', '.join(sorted(names)[:5])}). Give an empty or a new directory"
-        )
-    return bool(names)
-
-
-def _changes(output: Path, settings: DistilConfig, inputs: Mapping[str, str]) -> list[str]:
-    """What of the run in `output` has changed: settings, or the contents of teacher and corpus."""
-    before = Config().from_disk(output / SETTINGS)
-    changed = changed_settings(before, settings.source)
-    recorded = _read_results(output).get("inputs", inputs)
-    changed += [f"contents of {k}" for k in inputs if recorded.get(k) != inputs[k]]
-    return changed
-
-
-def _clear(output: Path) -> None:
-    """Remove an earlier run. At whatever point this is killed, what is left can be told apart."""
-    (output / RESULTS).unlink(missing_ok=True)
-    for path in output.iterdir():
-        if path.name in KEPT_WHEN_OVERWRITING:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path.rename(output / f".removed-{path.name}"))
-        else:
-            path.unlink()
-
-
-def _read_results(output: Path) -> dict[str, Any]:
-    path = output / RESULTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _to_json(results: Mapping[str, Any]) -> str:
-    return json.dumps(results, indent=2) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
 def _distilled(output: Path, results: Mapping[str, Any]) -> Distilled:
     return Distilled(output, results["steps"], results["scores"], results["device"])
 
@@ -268,9 +197,10 @@ def _save(
     settings: DistilConfig,
     layers: list[int],
     results: Mapping[str, Any],
-    output: Path,
+    directory: RunDirectory,
 ) -> None:
     """Write the model, then the results that declare the run finished, then drop checkpoints."""
+    output = directory.path
     unfinished = output / ".model"
     shutil.rmtree(unfinished, ignore_errors=True)
     with quiet_transformers():
@@ -290,6 +220,6 @@ def _save(
     for path in sorted(unfinished.iterdir()):
         path.replace(output / path.name)
     unfinished.rmdir()
-    _write(output / RESULTS, _to_json(results))
+    directory.write_results(results)
     if settings.training.remove_checkpoints:
         shutil.rmtree(output / "checkpoints", ignore_errors=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from spacy_distil.distillation.config import changed_settings, load_config
+from spacy_distil.distillation.config import FREE_ON_RESUME, load_config
 from spacy_distil.distillation.objectives import (
     Cosine,
     Loss,
@@ -21,6 +21,7 @@ from spacy_distil.distillation.objectives import (
 )
 from spacy_distil.distillation.template import ENCODER_CONFIG
 from spacy_distil.errors import ConfigError
+from spacy_distil.settings import changed_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,7 +139,10 @@ def test_changed_settings_are_named_but_for_those_that_change_nothing(path: Path
         "corpus.cache": "elsewhere",
     }
     second = load_config(path, changes).source
-    assert changed_settings(first, second) == ["objectives.cosine.weight", "training.seed"]
+    assert changed_settings(first, second, FREE_ON_RESUME) == [
+        "objectives.cosine.weight",
+        "training.seed",
+    ]
 
 
 def test_objectives_of_others_are_found(path: Path) -> None:
