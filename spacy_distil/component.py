@@ -30,6 +30,9 @@ from spacy_distil.shim import get_encoder
 
 T = TypeVar("T")
 
+# Who reports the gradient of hidden states, beside the listeners, whose `id` is never 0.
+HIDDEN_STATES = 0
+
 # Of this package, with or without extras and versions.
 _REQUIREMENT = re.compile(r"spacy[-_.]distil\s*($|[\[<>=!~;,@ ])", re.IGNORECASE)
 
@@ -60,22 +63,32 @@ class OpenBatch:
     """A batch between the encoder's forward and its backward pass.
 
     docs: what was encoded.
-    d_tokvecs: the listeners' gradients, summed up, (n_tokens of all docs, width).
-    backprop: takes `d_tokvecs` split by doc.
-    waiting: ids of the listeners that have not reported a gradient yet.
+    d_states: the gradients of all hidden states that were handed out, summed up,
+        (n_tokens of all docs, width for each of the layers).
+    last: columns of the last layer among them, whose gradient the listeners report.
+    backprop: takes `d_states`.
+    waiting: ids of the listeners that have not reported a gradient yet, and HIDDEN_STATES where
+        it is to come from elsewhere too.
+    reported: ids of those who have.
     optimizer: of a step that was asked for before any gradient was there.
     """
 
     docs: list[Doc]
-    d_tokvecs: Floats2d
-    backprop: Callable[[list[Floats2d]], Any]
-    waiting: set[int]
-    has_gradient: bool = False
+    d_states: Floats2d
+    last: slice
+    backprop: Callable[[Floats2d], None]
+    waiting: set[int] = field(default_factory=set)
+    reported: set[int] = field(default_factory=set)
     optimizer: Optimizer | None = field(default=None, repr=False)
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether anybody has reported."""
+        return bool(self.reported)
+
     def split(self) -> list[Floats2d]:
-        """The gradient of each doc, (n_tokens, width): views."""
-        return split_docs(self.d_tokvecs, [len(doc) for doc in self.docs])
+        """The gradient of the last layer of each doc, (n_tokens, width): views."""
+        return split_docs(self.d_states[:, self.last], [len(doc) for doc in self.docs])
 
     def is_over(self, docs: list[Doc]) -> bool:
         """Whether a prediction for `docs` means that the batch is done with: its listeners have
@@ -83,7 +96,7 @@ class OpenBatch:
         its forward and its backward pass.
         """
         own = set(map(id, self.docs))
-        return self.has_gradient or any(id(doc) not in own for doc in docs)
+        return bool(self.reported - {HIDDEN_STATES}) or any(id(doc) not in own for doc in docs)
 
 
 class DistilTransformerPipe(Tok2Vec):
@@ -158,26 +171,53 @@ class DistilTransformerPipe(Tok2Vec):
         sgd: an optimizer, to take a step as soon as the gradients are there.
         losses: gets the sum of the squared gradients that come back, under the component's name.
         """
-        self._close()
         losses = {} if losses is None else losses
-        losses.setdefault(self.name, 0.0)
-        examples = list(examples)
-        validate_examples(examples, "DistilTransformerPipe.update")
-        if not self.listeners:
-            return losses
-        docs = [example.predicted for example in examples]
-        tokvecs, backprop = self.model.begin_update(docs)
-        self._open = opened = OpenBatch(
-            docs=docs,
-            d_tokvecs=self.model.ops.alloc2f(sum(map(len, docs)), self.model.get_dim("nO")),
-            backprop=backprop,
-            waiting={id(listener) for listener in self.listeners},
-            optimizer=sgd or None,
-        )
-        batch_id = Tok2VecListener.get_batch_id(docs)
-        for listener in self.listeners:
-            listener.receive(batch_id, tokvecs, self._collector(opened, id(listener), losses))
+        docs = self._next_docs(examples, losses)
+        if self.listeners:
+            _, opened = self._begin(docs, None, losses)
+            opened.optimizer = sgd or None
         return losses
+
+    def update_hidden(
+        self,
+        examples: Iterable[Example],
+        layers: Sequence[int],
+        *,
+        losses: dict[str, float] | None = None,
+    ) -> tuple[Floats2d, Callable[[Floats2d], None]]:
+        """As `update`, and hand out hidden states of the encoder, which learn from a gradient of
+        their own. The batch waits for it as for that of one more listener; it needs none.
+
+        layers: 0 for the embeddings, i for the output of layer i.
+        losses: as in `update`, for what listeners report.
+        RETURNS (hidden, backprop): the token vectors of these layers side by side,
+            (n_tokens of all docs, len(layers) * width), and what takes their gradient, once.
+        """
+        losses = {} if losses is None else losses
+        docs = self._next_docs(examples, losses)
+        encoder, ops = get_encoder(self.model), self.model.ops
+        if not encoder.is_trainable:
+            raise ConfigError(
+                f"The hidden states of {self.name!r} cannot learn: its model has frozen = "
+                f"{encoder.settings.frozen} and learn_rate_scale = "
+                f"{encoder.settings.learn_rate_scale}. Set frozen = false and learn_rate_scale "
+                "above 0, or leave out the stage that teaches hidden states."
+            )
+        handed_out = [*layers]
+        # Without listeners no gradient of zeros should reach the layers that nobody asked for.
+        if self.listeners and encoder.n_layers not in layers:
+            handed_out.append(encoder.n_layers)
+        states, opened = self._begin(docs, handed_out, losses)
+        opened.waiting.add(HIDDEN_STATES)
+        n_columns = len(layers) * encoder.width
+
+        def backprop(d_hidden: Floats2d) -> None:
+            self._expect(opened, HIDDEN_STATES)
+            opened.d_states[:, :n_columns] += d_hidden
+            self._has_reported(opened, HIDDEN_STATES)
+
+        hidden = [ops.alloc2f(0, n_columns), *(each[:, :n_columns] for each in states)]
+        return ops.xp.concatenate(hidden), backprop
 
     def finish_update(self, sgd: Optimizer) -> None:
         """Take an optimizer step; once the gradients are there, if a batch is waiting for them."""
@@ -188,30 +228,79 @@ class DistilTransformerPipe(Tok2Vec):
             self._close()
         self.model.finish_update(sgd)
 
+    def _next_docs(self, examples: Iterable[Example], losses: dict[str, float]) -> list[Doc]:
+        """Get ready for a batch. RETURNS: its docs."""
+        self._close()
+        losses.setdefault(self.name, 0.0)
+        examples = list(examples)
+        validate_examples(examples, "DistilTransformerPipe.update")
+        return [example.predicted for example in examples]
+
+    def _begin(
+        self, docs: list[Doc], layers: list[int] | None, losses: dict[str, float]
+    ) -> tuple[list[Floats2d], OpenBatch]:
+        """Encode a batch, hand the last layer to the listeners and wait for their gradients.
+
+        layers: to encode, the last one among them where there are listeners; None for it alone.
+        RETURNS (states, batch): of each doc, (n_tokens, width for each of the layers).
+        """
+        encoder, ops = get_encoder(self.model), self.model.ops
+        if encoder.is_trainable:
+            states, backprop = encoder.begin_update_docs(docs, ops, layers)
+        else:
+            states, backprop = encoder.predict_docs(docs, ops, layers), _ignore_gradient
+        handed_out = [encoder.n_layers] if layers is None else layers
+        start = handed_out.index(encoder.n_layers) * encoder.width if self.listeners else 0
+        self._open = opened = OpenBatch(
+            docs=docs,
+            d_states=ops.alloc2f(sum(map(len, docs)), len(handed_out) * encoder.width),
+            last=slice(start, start + encoder.width),
+            backprop=backprop,
+            waiting={id(listener) for listener in self.listeners},
+        )
+        tokvecs = [ops.as_contig(each[:, opened.last]) for each in states]
+        batch_id = Tok2VecListener.get_batch_id(docs)
+        for listener in self.listeners:
+            listener.receive(batch_id, tokvecs, self._collector(opened, id(listener), losses))
+        return states, opened
+
     def _collector(
         self, batch: OpenBatch, listener_id: int, losses: dict[str, float]
     ) -> Callable[[list[Floats2d]], list[Doc]]:
         """The callback that one listener reports its gradient with."""
 
         def collect(d_tokvecs: list[Any]) -> list[Doc]:
-            if self._open is not batch or listener_id not in batch.waiting:
-                raise RuntimeError(
-                    f"A pipe that listens to {self.name!r} reported a gradient twice, or too late: "
-                    "each listener reports its gradient once, before the encoder's next update."
-                )
+            self._expect(batch, listener_id)
             total = 0.0  # an array of the device from the first doc on: one synchronization
             for own, reported in zip(batch.split(), d_tokvecs, strict=True):
                 if len(own):
                     own += reported
                     total += (reported**2).sum()
             losses[self.name] += float(total)
-            batch.has_gradient = True
-            batch.waiting.discard(listener_id)
-            if not batch.waiting:
-                self._close()
+            self._has_reported(batch, listener_id)
             return []
 
         return collect
+
+    def _expect(self, batch: OpenBatch, reporter: int) -> None:
+        """Raise RuntimeError where a gradient comes twice, or after its batch has been closed."""
+        if self._open is not batch or reporter not in batch.waiting:
+            who = (
+                "Who learns hidden states of"
+                if reporter == HIDDEN_STATES
+                else "A pipe that listens to"
+            )
+            raise RuntimeError(
+                f"{who} {self.name!r} reported a gradient twice, or too late: "
+                "each reports its gradient once, before the encoder's next update."
+            )
+
+    def _has_reported(self, batch: OpenBatch, reporter: int) -> None:
+        """Note that a gradient has been added; run backward where it was the last."""
+        batch.waiting.discard(reporter)
+        batch.reported.add(reporter)
+        if not batch.waiting:
+            self._close()
 
     def _close_for(self, docs: list[Doc]) -> None:
         """End the open batch if these docs are predicted after it."""
@@ -227,7 +316,7 @@ class DistilTransformerPipe(Tok2Vec):
             # A listener that keeps a batch would refuse to read doc.tensor once we are frozen.
             listener.receive(None, None, None)  # type: ignore[arg-type]
         if batch.has_gradient:
-            batch.backprop(batch.split())
+            batch.backprop(batch.d_states)
         if batch.optimizer is not None:
             # Also where this batch brought nothing: earlier ones may have gathered gradients.
             self.model.finish_update(batch.optimizer)
@@ -300,6 +389,10 @@ class DistilTransformerPipe(Tok2Vec):
                 f"[components.{component_name}.model.tok2vec], or leave it out with "
                 "spacy-distil.Listener.v1, and train the pipe again."
             )
+
+
+def _ignore_gradient(d_states: Floats2d) -> None:
+    """The backward pass of an encoder that is frozen."""
 
 
 def _one_ahead(items: Iterator[T]) -> Iterator[T]:

@@ -61,34 +61,28 @@ class RunDirectory:
                 f"--resume, replace it with --overwrite, or give another directory"
             )
 
-    def prepare(
+    def settle(
         self, settings: Config, inputs: Mapping[str, str], *, resume: bool, overwrite: bool
     ) -> dict[str, Any] | None:
-        """Get ready for a run, and say what is going on.
+        """Go on with the run that is here, replace it, or refuse to do either.
 
-        settings, inputs: of the run that starts; inputs are fingerprints by name.
-        RETURNS: the results of the same run, where it has finished already, else None.
+        settings, inputs: of the run that is to be; inputs are fingerprints by name.
+        RETURNS: where the run that is here is this very run, its results so far; else None.
         Raises ConfigError where there is another run that is not to be replaced.
         """
         if not self.has_run():
-            if resume:
-                msg.info(f"Nothing to resume in {self.path}: starting")
             return None
         changed = self._changes(settings, inputs)
         if resume and not changed:
-            if (results := self.read_results()).get("finished"):
-                msg.good(f"Finished already: {self.path}")
-                return results
-            msg.info(f"Resuming the run in {self.path}")
-        elif overwrite:
-            msg.info(f"Replacing the run in {self.path}")
-            self._clear()
-        else:
+            return self.read_results()
+        if not overwrite:
             raise ConfigError(
                 f"the run in {self.path} cannot be resumed, because these have changed: "
                 f"{', '.join(changed)}. Put them back, give another directory, or replace the run "
                 f"with --overwrite"
             )
+        msg.info(f"Replacing the run in {self.path}")
+        self._clear()
         return None
 
     def write_settings(self, settings: Config) -> None:
@@ -111,8 +105,9 @@ class RunDirectory:
         now = Config().from_str(settings.to_str(), interpolate=False)
         before = Config().from_disk(self.path / self.settings, interpolate=False)
         changed = changed_settings(before, now, self.free)
-        recorded = self.read_results().get("inputs", inputs)
-        return changed + [f"contents of {k}" for k in inputs if recorded.get(k) != inputs[k]]
+        # What was not recorded yet has not been used yet.
+        recorded = {**inputs, **self.read_results().get("inputs", {})}
+        return changed + [f"contents of {k}" for k in inputs if recorded[k] != inputs[k]]
 
     def _clear(self) -> None:
         """Remove the run. At whatever point this is killed, what is left can be told apart."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -100,12 +101,14 @@ class LoadedEncoder:
 
     window: most pieces in a window, special ones included.
     pad_id: the piece that fills up shorter windows of a batch.
+    n_layers: of the encoder.
     """
 
     engine: Engine
     tokenizer: PieceTokenizer
     window: int
     pad_id: int
+    n_layers: int
 
 
 class EncoderShim(Shim):
@@ -149,6 +152,11 @@ class EncoderShim(Shim):
         return self.engine.width
 
     @property
+    def n_layers(self) -> int:
+        """Number of layers, and that of the last hidden states."""
+        return self.loaded.n_layers
+
+    @property
     def n_parameters(self) -> int:
         """Number of weights."""
         return self.engine.n_parameters
@@ -160,20 +168,30 @@ class EncoderShim(Shim):
 
     # From docs to token vectors
 
-    def predict_docs(self, docs: Sequence[Doc], ops: Ops) -> list[Floats2d]:
-        """Token vectors of each doc, (n_tokens, width), each an array of its own."""
+    def predict_docs(
+        self, docs: Sequence[Doc], ops: Ops, layers: Sequence[int] | None = None
+    ) -> list[Floats2d]:
+        """Token vectors of each doc, (n_tokens, width), each an array of its own; or those of
+        several hidden states side by side, (n_tokens, len(layers) * width).
+
+        layers: as `TrainableEngine.predict` takes them.
+        """
         encoded = self._encode(docs)
-        rows = ops.alloc2f(encoded.pooling.n_rows, self.width)
+        rows = self._alloc_rows(encoded, ops, layers)
+        predict = self.engine.predict
+        if layers is not None:
+            predict = partial(self._layered_engine(layers).predict, layers=layers)
         for batch in self._batches(encoded):
-            rows[to_ops(ops, batch.rows)] = self.engine.predict(batch, ops)
+            rows[to_ops(ops, batch.rows)] = predict(batch, ops)
         tokens, _ = encoded.pooling.forward(ops, rows)
         return [part.copy() for part in split_docs(tokens, encoded.n_tokens)]
 
     def begin_update_docs(
-        self, docs: Sequence[Doc], ops: Ops
+        self, docs: Sequence[Doc], ops: Ops, layers: Sequence[int] | None = None
     ) -> tuple[list[Floats2d], Callable[[Floats2d], None]]:
         """As `predict_docs`, with a callback that takes the gradient of all token vectors packed,
-        (n_tokens of all docs, width), and gathers that of the weights. Call it once.
+        (n_tokens of all docs, width for each of the layers), and gathers that of the weights. Call
+        it once. The arrays are views of one packed in the same way.
 
         The graphs of all batches live until then.
         """
@@ -186,11 +204,11 @@ class EncoderShim(Shim):
                 "frozen_components and annotating_components, or set frozen = true in its model."
             )
         encoded = self._encode(docs)
-        rows = ops.alloc2f(encoded.pooling.n_rows, self.width)
+        rows = self._alloc_rows(encoded, ops, layers)
         backprops: list[tuple[Any, Backprop]] = []
         for batch in self._batches(encoded):
             index = to_ops(ops, batch.rows)
-            rows[index], backprop = engine.begin_update(batch, ops)
+            rows[index], backprop = engine.begin_update(batch, ops, layers)
             backprops.append((index, backprop))
 
         def backprop_docs(d_tokens: Floats2d) -> None:
@@ -305,7 +323,14 @@ class EncoderShim(Shim):
                 f"overlap = {self.settings.overlap}: expected at most half of the window of "
                 f"{window} pieces less {tokenizer.n_special} special ones."
             )
-        self._loaded = LoadedEncoder(engine, tokenizer, window, config.get("pad_token_id") or 0)
+        self._loaded = LoadedEncoder(
+            engine,
+            tokenizer,
+            window,
+            pad_id=config.get("pad_token_id") or 0,
+            # DistilBERT has a name of its own for it.
+            n_layers=config["n_layers" if "n_layers" in config else "num_hidden_layers"],
+        )
         self._has_gradients = False
 
     def _encode(self, docs: Sequence[Doc]) -> EncodedDocs:
@@ -316,6 +341,20 @@ class EncoderShim(Shim):
             overlap=self.settings.overlap,
             pooling=self.settings.pooling,
         )
+
+    def _alloc_rows(self, encoded: EncodedDocs, ops: Ops, layers: Sequence[int] | None) -> Floats2d:
+        n_states = 1 if layers is None else len(layers)
+        return ops.alloc2f(encoded.pooling.n_rows, n_states * self.width)
+
+    def _layered_engine(self, layers: Sequence[int]) -> TrainableEngine:
+        engine = self.engine
+        if not isinstance(engine, TrainableEngine):
+            raise ConfigError(
+                f"layers = {list(layers)}: the hidden states of inner layers need engine = "
+                f"'torch'. engine = {self.settings.engine!r} gives the last ones alone; take the "
+                "pipeline that this one was made from by 'spacy distil quantize'."
+            )
+        return engine
 
     def _batches(self, encoded: EncodedDocs) -> Iterator[Batch]:
         tokenizer = self.loaded.tokenizer

@@ -17,7 +17,11 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from thinc.api import Model, PyTorchWrapper, chain, with_array
 
+from spacy_distil.errors import ConfigError
+from spacy_distil.export.encoders import SourceEncoder
+from spacy_distil.export.graph import Precision
 from tests.util import (
+    LAYERS,
     LISTENER,
     SENTENCES,
     STOCK_LISTENER,
@@ -436,6 +440,173 @@ def test_dropout_of_the_encoder_is_on_in_updates(dropout_dir: Path) -> None:
     assert np.abs(in_training - np.concatenate(vectors)).max() > 0.1
 
 
+# Hidden states
+
+
+def learn_hidden(nlp: Any, examples: list[Example], layers: Sequence[int]) -> Any:
+    """Report a gradient that is the hidden states themselves. RETURNS: the callback."""
+    hidden, backprop = nlp.get_pipe("transformer").update_hidden(examples, layers)
+    backprop(hidden)
+    return backprop
+
+
+def gradients_of(nlp: Any) -> dict[str, np.ndarray]:
+    """The gradients that the encoder has gathered, copied."""
+    named = torch_model_of(nlp).named_parameters()
+    return {name: p.grad.numpy().copy() for name, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("layers", [[2], [1], [0, 2, 1], [1, 1, 2, 2]])
+@pytest.mark.parametrize("listener", [LISTENER, STOCK_LISTENER], ids=["ours", "stock"])
+def test_hidden_states_and_listeners_learn_together(
+    bert_dir: Path, layers: list[int], listener: Any
+) -> None:
+    nlp, alone, heads = (
+        make_nlp(bert_dir, p, listener=listener) for p in (["tagger"], [], ["tagger"])
+    )
+    examples = make_examples(nlp)
+    learn_hidden(nlp, examples, layers)
+    assert not gradients_of(nlp)  # waits for the tagger
+    losses = nlp.get_pipe("tagger").update(examples, sgd=False)
+
+    learn_hidden(alone, make_examples(alone), layers)
+    expected_losses = heads.update(make_examples(heads), sgd=False)
+    assert losses["tagger"] == pytest.approx(expected_losses["tagger"], rel=1e-5)
+    found, own, of_heads = map(gradients_of, (nlp, alone, heads))
+    if 2 in layers:
+        assert own.keys() == of_heads.keys()
+    else:
+        assert not any("layer.1." in name for name in own)
+    for name, gradient in found.items():
+        expected = own.get(name, 0) + of_heads[name]
+        scale = max(1.0, np.abs(expected).max())
+        np.testing.assert_allclose(gradient / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+def test_hidden_states_are_those_of_the_docs(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger"])
+    docs = [nlp.make_doc(text) for text in ("", SENTENCES[0], "a  b", SENTENCES[1])]
+    examples = [Example(doc, doc.copy()) for doc in docs]
+    hidden, _ = nlp.get_pipe("transformer").update_hidden(examples, [1, 0])
+    expected = encoder_of(nlp).predict_docs(docs, nlp.get_pipe("transformer").model.ops, [1, 0])
+    assert hidden.shape == (sum(map(len, docs)), 2 * WIDTH)
+    np.testing.assert_allclose(hidden, np.concatenate(expected), rtol=0, atol=1e-5)
+    (listener,) = listeners_of(nlp)
+    vectors = nlp.get_pipe("transformer").predict(docs)
+    for found, vector in zip(listener._outputs, vectors, strict=True):
+        assert found.flags["C_CONTIGUOUS"]
+        np.testing.assert_allclose(found, vector, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [[2], [1]])
+def test_hidden_states_learn_without_a_listener_that_reports(
+    bert_dir: Path, layers: list[int]
+) -> None:
+    nlp, alone = make_nlp(bert_dir, ["tagger"]), make_nlp(bert_dir)
+    before = weights_of(nlp)
+    for each in (nlp, alone):
+        for i in range(3):
+            learn_hidden(each, make_examples(each, start=16 * i), layers)
+            step(each, adam())
+    assert not same(before, weights_of(alone), atol=1e-4)
+    ours, theirs = weights_of(nlp), weights_of(alone)
+    if layers == [1]:
+        # Without listeners the layer above is left alone; with them it gets a gradient of zeros.
+        upper = [name for name in before if "layer.1." in name]
+        for name in upper:
+            np.testing.assert_array_equal(theirs.pop(name), before[name])
+            del ours[name]
+    assert same(ours, theirs, atol=1e-5)
+
+
+def test_a_step_waits_for_the_gradient_of_hidden_states(bert_dir: Path) -> None:
+    nlp, reference = make_nlp(bert_dir), make_nlp(bert_dir)
+    before = weights_of(nlp)
+    hidden, backprop = nlp.get_pipe("transformer").update_hidden(make_examples(nlp), [2])
+    step(nlp, adam())
+    assert same(before, weights_of(nlp), atol=0)
+    backprop(hidden)
+    learn_hidden(reference, make_examples(reference), [2])
+    step(reference, adam())
+    assert not same(before, weights_of(nlp), atol=1e-4)
+    assert same(weights_of(reference), weights_of(nlp))
+
+
+def test_annotation_between_hidden_states_and_heads(bert_dir: Path) -> None:
+    """The encoder may annotate the batch's own docs before the heads report."""
+    nlp, reference = make_nlp(bert_dir, ["tagger"]), make_nlp(bert_dir, ["tagger"])
+    for each in (nlp, reference):
+        examples = make_examples(each)
+        learn_hidden(each, examples, [1])
+        if each is nlp:
+            list(each.get_pipe("transformer").pipe([eg.predicted for eg in examples]))
+        each.get_pipe("tagger").update(examples, sgd=False)
+        step(each, adam())
+    assert same(weights_of(reference), weights_of(nlp), atol=0)
+
+
+def test_hidden_states_and_docs_without_pieces(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger"])
+    before = weights_of(nlp)
+    for docs in ([], [nlp.make_doc("")], [nlp.make_doc("  "), nlp.make_doc("")]):
+        examples = [Example(doc, doc.copy()) for doc in docs]
+        hidden, backprop = nlp.get_pipe("transformer").update_hidden(examples, [1])
+        assert hidden.shape == (sum(map(len, docs)), WIDTH)
+        backprop(hidden)
+        step(nlp, adam())
+    assert same(before, weights_of(nlp), atol=0)
+
+
+def test_losses_are_what_listeners_report(bert_dir: Path) -> None:
+    nlp, reference = make_nlp(bert_dir, ["tagger"]), make_nlp(bert_dir, ["tagger"])
+    losses: dict[str, float] = {}
+    examples = make_examples(nlp)
+    hidden, backprop = nlp.get_pipe("transformer").update_hidden(examples, [2], losses=losses)
+    assert losses == {"transformer": 0.0}
+    backprop(hidden)
+    nlp.get_pipe("tagger").update(examples, sgd=False, losses=losses)
+    expected = reference.update(make_examples(reference), sgd=False)
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_hidden_states_that_report_twice_or_too_late_are_an_error(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger"])
+    backprop = learn_hidden(nlp, make_examples(nlp), [1])
+    with pytest.raises(RuntimeError, match="learns hidden states of 'transformer' reported a gr"):
+        backprop(np.zeros((96, WIDTH), dtype="f"))
+    hidden, backprop = nlp.get_pipe("transformer").update_hidden(make_examples(nlp), [1])
+    nlp.update(make_examples(nlp), sgd=False)
+    with pytest.raises(RuntimeError, match="or too late"):
+        backprop(hidden)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"frozen": True}, "frozen = True"), ({"learn_rate_scale": 0.0}, r"learn_rate_scale = 0\.0")],
+)
+def test_hidden_states_of_a_frozen_encoder_are_an_error(
+    bert_dir: Path, settings: Any, message: str
+) -> None:
+    nlp = make_nlp(bert_dir, ["tagger"], **settings)
+    with pytest.raises(ConfigError, match=f"'transformer' cannot learn.*{message}"):
+        nlp.get_pipe("transformer").update_hidden(make_examples(nlp), [1])
+
+
+def test_layers_on_the_onnx_engine_are_an_error(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir)
+    model = nlp.get_pipe("transformer").model
+    docs = [nlp.make_doc(SENTENCES[0])]
+    (expected,) = nlp.get_pipe("transformer").predict(docs)
+    model.shims[0] = SourceEncoder(encoder_of(nlp)).to_shim(Precision())
+    assert encoder_of(nlp).n_layers == LAYERS
+    (found,) = encoder_of(nlp).predict_docs(docs, model.ops)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"layers = \[1, 2\]: .* need engine = 'torch'"):
+        encoder_of(nlp).predict_docs(docs, model.ops, [1, 2])
+    with pytest.raises(ConfigError, match="This encoder cannot be trained"):
+        nlp.get_pipe("transformer").update_hidden(make_examples(nlp), [2])
+
+
 # References
 
 
@@ -454,6 +625,17 @@ def test_nothing_is_kept_after_a_step(bert_dir: Path, drop: Sequence[str]) -> No
     gc.collect()
     assert kept() is None
     assert not [o for o in gc.get_objects() if type(o) is torch.Tensor and o.grad_fn is not None]
+
+
+def test_nothing_of_hidden_states_is_kept_after_a_step(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger"])
+    backprop = learn_hidden(nlp, make_examples(nlp), [1])
+    step(nlp, adam())
+    assert all(listener._outputs is None for listener in listeners_of(nlp))
+    gc.collect()
+    assert not [o for o in gc.get_objects() if type(o) is torch.Tensor and o.grad_fn is not None]
+    with pytest.raises(RuntimeError, match="too late"):
+        backprop(np.zeros((96, WIDTH), dtype="f"))
 
 
 def test_stock_outputs_are_kept_after_a_step() -> None:

@@ -19,6 +19,23 @@ distil_cli = typer.Typer(
 app.add_typer(distil_cli, name="distil")
 
 # Each module registers its command on `distil_cli`.
-from spacy_distil.cli import benchmark, compare, convert, encoder, init_config, quantize  # noqa: E402
+from spacy_distil.cli import (  # noqa: E402
+    benchmark,
+    compare,
+    convert,
+    encoder,
+    init_config,
+    pipeline,
+    quantize,
+)
 
-__all__ = ["benchmark", "compare", "convert", "distil_cli", "encoder", "init_config", "quantize"]
+__all__ = [
+    "benchmark",
+    "compare",
+    "convert",
+    "distil_cli",
+    "encoder",
+    "init_config",
+    "pipeline",
+    "quantize",
+]

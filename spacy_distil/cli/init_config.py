@@ -12,15 +12,17 @@ from wasabi import msg
 from spacy_distil.cli import distil_cli
 from spacy_distil.distillation.template import ENCODER_CONFIG
 from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.teaching.template import PIPELINE_CONFIG
 
 
 class Kind(str, Enum):
     """What a config is for."""
 
     encoder = "encoder"
+    pipeline = "pipeline"
 
 
-TEMPLATES = {Kind.encoder: ENCODER_CONFIG}
+TEMPLATES = {Kind.encoder: ENCODER_CONFIG, Kind.pipeline: PIPELINE_CONFIG}
 
 
 @distil_cli.command("init-config")
@@ -31,7 +33,7 @@ def init_config_cli(
 ) -> None:
     """Write a commented config with every setting at its default.
 
-    Kinds: "encoder", for 'spacy distil encoder'.
+    Kinds: "encoder", for 'spacy distil encoder'; "pipeline", for 'spacy distil pipeline'.
     """
     with friendly_errors():
         if str(output) == "-":

@@ -86,9 +86,14 @@ def run(
         "teacher": teacher.fingerprint,
         **{plan.setting: plan.fingerprint for plan in plans.values()},
     }
-    finished = directory.prepare(settings.source, inputs, resume=resume, overwrite=overwrite)
-    if finished:
-        return _distilled(output, finished)
+    earlier = directory.settle(settings.source, inputs, resume=resume, overwrite=overwrite)
+    if earlier and earlier.get("finished"):
+        msg.good(f"Finished already: {output}")
+        return _distilled(output, earlier)
+    if earlier is not None:
+        msg.info(f"Resuming the run in {output}")
+    elif resume:
+        msg.info(f"Nothing to resume in {output}: starting")
 
     main = accelerator.is_main_process
     if main:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from thinc.types import Floats2d
 
 from spacy_distil.encoding import Batch
 
-# Takes the gradient of the rows that `begin_update` returned, (n_rows, width). Call it once.
+# Takes the gradient of the rows that `begin_update` returned, of their shape. Call it once.
 Backprop = Callable[[Floats2d], None]
 
 
@@ -43,13 +43,33 @@ class Engine(Protocol):
 
 @runtime_checkable
 class TrainableEngine(Engine, Protocol):
-    """An engine whose weights learn."""
+    """An engine whose weights learn. It has the hidden states of all its layers to give."""
 
-    def begin_update(self, batch: Batch, ops: Ops) -> tuple[Floats2d, Backprop]:
+    @property
+    def n_layers(self) -> int:
+        """Number of layers."""
+
+    def predict(self, batch: Batch, ops: Ops, layers: Sequence[int] | None = None) -> Floats2d:
+        """As of any engine; or the hidden states of `layers`, side by side in that order:
+        (n_rows, len(layers) * width).
+
+        layers: 0 for the embeddings, i for the output of layer i, `n_layers` for the last hidden
+            states. Raises ConfigError for any other number.
+        """
+
+    def begin_update(
+        self, batch: Batch, ops: Ops, layers: Sequence[int] | None = None
+    ) -> tuple[Floats2d, Backprop]:
         """As `predict`, keeping what the gradient needs until `Backprop` is called."""
 
     def step(self, settings: StepSettings) -> None:
         """Apply the gradients gathered since the last step, and clear them."""
+
+    def optimizer_to_bytes(self) -> bytes:
+        """What the optimizer remembers of earlier steps, as safetensors."""
+
+    def optimizer_from_bytes(self, data: bytes) -> None:
+        """Go on from there, with the same weights as then."""
 
 
 @dataclass(frozen=True)

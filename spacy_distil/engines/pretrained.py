@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -83,6 +84,13 @@ def load_fast_tokenizer(name: str, *, setting: str, **where: Any) -> Any:
             except ValueError:
                 # A class that only a newer transformers knows; tokenizer.json says all there is.
                 tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, **where)
+            files = Path(name) / "tokenizer.json", Path(name) / "tokenizer_config.json"
+            if files[0].is_file() and not files[1].exists():
+                # Without the second, transformers takes the family's usual normalization, such as
+                # BERT's lower-casing, instead of what the first says.
+                tokenizer = transformers.PreTrainedTokenizerFast(
+                    tokenizer_file=str(files[0]), **tokenizer.special_tokens_map
+                )
     except Exception as error:  # it tries several formats, and each fails in its own way
         raise WeightsError(
             f"No tokenizer could be loaded from {setting} = {name!r}: {error}"

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -86,6 +86,10 @@ class TorchEngine:
         return self._model.config.hidden_size
 
     @property
+    def n_layers(self) -> int:
+        return int(self._model.config.num_hidden_layers)
+
+    @property
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self._model.parameters())
 
@@ -104,16 +108,18 @@ class TorchEngine:
         """The module itself, for what is not the engine's business."""
         return self._model
 
-    def predict(self, batch: Batch, ops: Ops) -> Floats2d:
+    def predict(self, batch: Batch, ops: Ops, layers: Sequence[int] | None = None) -> Floats2d:
         # On a CPU predictions stay in float32, so that they are the same on every CPU.
         precision = self._autocast if self.device.type == "cuda" else None
         with torch.inference_mode():
-            return _to_array(self._forward(batch, precision), ops)
+            return _to_array(self._forward(batch, precision, layers), ops)
 
-    def begin_update(self, batch: Batch, ops: Ops) -> tuple[Floats2d, Backprop]:
+    def begin_update(
+        self, batch: Batch, ops: Ops, layers: Sequence[int] | None = None
+    ) -> tuple[Floats2d, Backprop]:
         self._model.train()
         try:
-            rows = self._forward(batch, self._autocast)
+            rows = self._forward(batch, self._autocast, layers)
         finally:
             self._model.eval()
 
@@ -139,6 +145,29 @@ class TorchEngine:
         self._scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
+    def optimizer_to_bytes(self) -> bytes:
+        state = {
+            f"{name}/{key}": value
+            for name, parameter in self._model.named_parameters()
+            for key, value in self._state_of(parameter).items()
+        }
+        scaler = json.dumps(self._scaler.state_dict())
+        return safetensors.save(state, metadata={"scaler": scaler})
+
+    def optimizer_from_bytes(self, data: bytes) -> None:
+        optimizer = self._optimizer = self._make_optimizer()
+        parameters = dict(self._model.named_parameters())
+        for key, value in safetensors.load(data).items():
+            name, _, moment = key.rpartition("/")
+            # AdamW counts steps on the device where it is fused.
+            optimizer.state[parameters[name]][moment] = value.to(self.device)
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        self._scaler.load_state_dict(json.loads(metadata["scaler"]))
+
+    def _state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        return {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
+
     def to_files(self) -> dict[str, bytes]:
         weights = {k: v.detach().cpu().contiguous() for k, v in self._model.state_dict().items()}
         config = json.loads(self._model.config.to_json_string())
@@ -149,8 +178,12 @@ class TorchEngine:
             WEIGHTS: safetensors.save(weights, metadata={"format": "pt"}),
         }
 
-    def _forward(self, batch: Batch, precision: torch.dtype | None) -> torch.Tensor:
-        """Hidden states at the batch's positions, (n_rows, width)."""
+    def _forward(
+        self, batch: Batch, precision: torch.dtype | None, layers: Sequence[int] | None
+    ) -> torch.Tensor:
+        """Hidden states at the batch's positions, (n_rows, width for each of the layers)."""
+        self._check_layers(layers)
+        every_layer = {} if layers is None else {"output_hidden_states": True}
         ids, mask, positions = (
             torch.from_numpy(array).to(self.device)
             for array in (batch.ids, batch.mask, batch.positions)
@@ -161,16 +194,27 @@ class TorchEngine:
         with autocast:
             # Ids and mask are what every encoder takes; whatever else a tokenizer would print,
             # such as token types, has a default that means "one text".
-            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
-        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions).float()
+            output = self._model(input_ids=ids, attention_mask=mask, **every_layer)
+        if layers is None:
+            return _at(output.last_hidden_state, positions)
+        # Some families norm the output of the last layer once more.
+        states = [*output.hidden_states[:-1], output.last_hidden_state]
+        return torch.cat([_at(states[i], positions) for i in layers], dim=1)
+
+    def _check_layers(self, layers: Sequence[int] | None) -> None:
+        there = range(self.n_layers + 1)
+        if layers is not None and (not layers or any(i not in there for i in layers)):
+            raise ConfigError(
+                f"layers = {list(layers)}: expected numbers of hidden states of this encoder, from "
+                f"0 (its embeddings) to {self.n_layers} (the output of its last layer)."
+            )
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
-        n_layers = self._model.config.num_hidden_layers
         for name, parameter in self._model.named_parameters():
             layer = re.search(r"\blayer\.(\d+)\.", name)
             # Layers count down from the top, which is 0; what lies below all of them is lowest.
-            depth = n_layers - 1 - int(layer[1]) if layer else n_layers
+            depth = self.n_layers - 1 - int(layer[1]) if layer else self.n_layers
             groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)
         return torch.optim.AdamW(
             [
@@ -200,6 +244,15 @@ def choose_device(device: str) -> torch.device:
             f"(it sees {torch.cuda.device_count()})."
         ) from error
     return chosen
+
+
+def _at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Rows of hidden states, (n_rows, width) float32.
+
+    hidden: (n_windows, length, width).
+    positions: (n_rows,) in the flattened grid.
+    """
+    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions).float()
 
 
 def _to_array(tensor: torch.Tensor, ops: Ops) -> Floats2d:

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from spacy_distil.engines.pretrained import load_encoder, load_tokenizer
+from spacy_distil.engines.pretrained import load_encoder, load_fast_tokenizer, load_tokenizer
 from spacy_distil.errors import ConfigError, WeightsError
 from tests.util import build_tokenizer, same
 
@@ -155,3 +155,25 @@ def test_a_directory_is_loaded_without_the_network(
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     load_encoder(str(bert_dir))
     load_tokenizer(str(bert_dir))
+
+
+def test_a_tokenizer_without_its_config_is_what_its_file_says(
+    broken_dir: Path,
+) -> None:
+    """A component's own files are such a directory; BERT's family would lower-case."""
+    path = broken_dir / "tokenizer.json"
+    settings = json.loads(path.read_text(encoding="utf8"))
+    settings["normalizer"] = {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": False,
+        "lowercase": False,
+    }
+    path.write_text(json.dumps(settings), encoding="utf8")
+    (broken_dir / "tokenizer_config.json").unlink(missing_ok=True)
+    tokenizer = load_fast_tokenizer(str(broken_dir), setting="name")
+    assert tokenizer.backend_tokenizer.normalizer.normalize_str("ÀB") == "ÀB"
+    assert tokenizer.cls_token_id == settings["model"]["vocab"]["[CLS]"]
+    saved = json.loads(load_tokenizer(str(broken_dir)).to_str())
+    assert saved["normalizer"] == settings["normalizer"]

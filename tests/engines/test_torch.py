@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,82 @@ def test_hidden_states_of_the_teacher(teacher_dir: Path) -> None:
     for batch in batches_of(tokenizer, SENTENCES):
         rows[batch.rows] = engine.predict(batch, OPS)
     np.testing.assert_allclose(rows, np.concatenate(expected), rtol=0, atol=1e-5)
+
+
+# Layers
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2), (2,), (1, 2, 1), (0,)])
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_layers_are_those_of_transformers(
+    encoder_dir: Path, layers: tuple[int, ...], budget: int
+) -> None:
+    """Side by side, values and gradients alike."""
+    engine, tokenizer, _ = read(encoder_dir)
+    assert engine.n_layers == LAYERS
+    reference = transformers.AutoModel.from_pretrained(encoder_dir).train()
+    raw = Tokenizer.from_file(str(encoder_dir / "tokenizer.json"))
+    wanted = []
+    for text in SENTENCES:  # one by one: no padding
+        states = reference(
+            input_ids=torch.tensor([raw.encode(text).ids]), output_hidden_states=True
+        ).hidden_states
+        assert len(states) == LAYERS + 1
+        wanted.append(torch.cat([states[i][0, 1:-1] for i in layers], dim=1))
+    expected = torch.cat(wanted)
+    loss_weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    (expected * loss_weights).sum().backward()
+
+    rows = np.full(expected.shape, np.nan, dtype="f")
+    for batch in batches_of(tokenizer, SENTENCES, budget):
+        rows[batch.rows] = engine.predict(batch, OPS, layers)
+        in_training: Any
+        in_training, backprop = engine.begin_update(batch, OPS, layers)
+        np.testing.assert_allclose(in_training, rows[batch.rows], rtol=0, atol=1e-5)
+        d_rows: Any = loss_weights[batch.rows].numpy()
+        backprop(d_rows)
+    np.testing.assert_allclose(rows, expected.detach(), rtol=0, atol=1e-5)
+    learned = {n: p.grad for n, p in engine.model.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
+    assert learned.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        scale = max(1.0, gradient.abs().max().item())
+        np.testing.assert_allclose(learned[name] / scale, gradient / scale, rtol=0, atol=2e-5)
+
+
+def test_the_last_layer_is_the_last_hidden_state() -> None:
+    """Also of a family that norms what its last layer puts out."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.ModernBertConfig(
+            vocab_size=50,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            attn_implementation="sdpa",
+            reference_compile=False,
+            **{f"{which}_token_id": 0 for which in ("pad", "bos", "eos", "cls", "sep")},
+        )
+        engine = TorchEngine(transformers.AutoModel.from_config(config), device="cpu")
+    (batch,) = make_batches(
+        [np.arange(1, 9), np.arange(10, 15)], prefix=[0], suffix=[0], pad_id=0, max_batch_pieces=99
+    )
+    expected: Any = engine.predict(batch, OPS)
+    found: Any = engine.predict(batch, OPS, (1, 2))
+    np.testing.assert_array_equal(found[:, 32:], expected)
+
+
+@pytest.mark.parametrize("layers", [(), (3,), (0, -1)])
+def test_layers_that_are_not_there_are_named(bert_dir: Path, layers: tuple[int, ...]) -> None:
+    engine, tokenizer, _ = read(bert_dir)
+    (batch,) = batches_of(tokenizer, SENTENCES)
+    message = rf"layers = {re.escape(str(list(layers)))}: .* from 0 \(.*\) to 2 \("
+    with pytest.raises(ConfigError, match=message):
+        engine.predict(batch, OPS, layers)
+    with pytest.raises(ConfigError, match=message):
+        engine.begin_update(batch, OPS, layers)
+    assert not engine.model.training
 
 
 # Gradients

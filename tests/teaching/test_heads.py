@@ -1,0 +1,210 @@
+"""Which pipe learns from which, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import spacy
+from spacy.language import Language
+from spacy.pipeline import Tagger
+
+from spacy_distil.errors import ConfigError
+from spacy_distil.teaching.heads import PipeTeaching, find_pairs, plan_heads
+from spacy_distil.teaching.heads.silver import SilverHead
+from spacy_distil.teaching.heads.softmax import SoftmaxHead
+from spacy_distil.teaching.heads.textcat import TextcatHead
+from spacy_distil.teaching.heads.transitions import TransitionHead
+from spacy_distil.teaching.labels import KINDS, kind_of, match_labels, output_names
+from tests.teaching.conftest import annotated_examples, build_pipeline
+from tests.test_light_import import run_python
+
+TOKEN_PIPES = ("tagger", "morphologizer", "senter", "trainable_lemmatizer")
+
+
+def pipeline(encoder: Path, pipes: dict[str, str]) -> Language:
+    nlp = build_pipeline(encoder, pipes)
+    nlp.initialize(lambda: annotated_examples(nlp))
+    return nlp
+
+
+@pytest.fixture(scope="module")
+def school(bert_dir: Path) -> Language:
+    """A teacher of every kind of pipe."""
+    kinds = {name: name for name in (*TOKEN_PIPES, "parser", "ner", "distil_ner")}
+    return pipeline(bert_dir, {**kinds, "textcat": "textcat", "multi": "textcat_multilabel"})
+
+
+@pytest.mark.parametrize(
+    ("factory", "source", "head"),
+    [
+        *((name, name, SoftmaxHead) for name in (*TOKEN_PIPES, "distil_ner")),
+        ("textcat", "textcat", TextcatHead),
+        ("textcat_multilabel", "multi", TextcatHead),
+        ("parser", "parser", TransitionHead),
+        ("ner", "ner", TransitionHead),
+        ("ner", "distil_ner", SilverHead),
+        ("distil_ner", "ner", SilverHead),
+    ],
+)
+def test_what_suits_the_kinds_of_the_pipes(
+    school: Language, bert_dir: Path, factory: str, source: str, head: type
+) -> None:
+    student = pipeline(bert_dir, {"own": factory})
+    pipes = {"own": PipeTeaching(teacher=source, temperature=2.0, weight=1)}
+    plan = plan_heads(student, school, pipes)
+    assert plan.gold == []
+    found: Any = plan.heads["own"]
+    assert type(found) is head
+    assert found.name == "own"
+    assert found.student is student.get_pipe("own")
+    assert found.teacher is school.get_pipe(source)
+    assert (found.settings.temperature, found.settings.weight) == (2.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("factory", "target", "head"),
+    [
+        ("ner", "soft", TransitionHead),
+        ("ner", "silver", SilverHead),
+        ("distil_ner", "soft", SoftmaxHead),
+        ("distil_ner", "silver", SilverHead),
+        ("parser", "silver", SilverHead),
+        ("tagger", "gold", None),
+    ],
+)
+def test_what_was_asked_for(
+    school: Language, bert_dir: Path, factory: str, target: Any, head: type | None
+) -> None:
+    student = pipeline(bert_dir, {factory: factory})
+    plan = plan_heads(student, school, {factory: PipeTeaching(target=target)})
+    assert plan.gold == ([] if head else [factory])
+    assert {name: type(each) for name, each in plan.heads.items()} == (
+        {factory: head} if head else {}
+    )
+
+
+def test_what_the_teacher_cannot_teach_learns_from_gold(school: Language, bert_dir: Path) -> None:
+    pipes = {"tagger": "tagger", "other": "tagger", "textcat": "textcat_multilabel"}
+    student = build_pipeline(bert_dir, pipes)
+    student.add_pipe("sentencizer")
+    student.initialize(lambda: annotated_examples(student))
+    plan = plan_heads(student, school, {})
+    assert list(plan.heads) == ["tagger"]  # neither the encoder nor the sentencizer
+    assert plan.gold == ["other", "textcat"]
+
+
+def test_frozen_pipes_do_not_learn(school: Language, bert_dir: Path) -> None:
+    student = pipeline(bert_dir, {"tagger": "tagger", "senter": "senter", "other": "tagger"})
+    plan = plan_heads(student, school, {}, frozen=["tagger", "other"])
+    assert (list(plan.heads), plan.gold) == (["senter"], [])
+    with pytest.raises(ConfigError, match=r"pipes.tagger\]: .* frozen_components"):
+        plan_heads(student, school, {"tagger": PipeTeaching()}, frozen=["tagger"])
+
+
+def test_any_encoder_is_no_head(teacher: Language) -> None:
+    student = spacy.blank("en")
+    student.add_pipe("tok2vec", name="encoder")
+    listener = {"@architectures": "spacy.Tok2VecListener.v1", "width": 96}
+    model = {"@architectures": "spacy.Tagger.v2", "tok2vec": listener}
+    student.add_pipe("tagger", config={"model": model})
+    student.initialize(lambda: annotated_examples(student))
+    plan = plan_heads(student, teacher, {})
+    assert (list(plan.heads), plan.gold) == (["tagger"], [])
+    with pytest.raises(ConfigError, match=r"pipes.encoder\].*learns through the pipes that listen"):
+        plan_heads(student, teacher, {"encoder": PipeTeaching()})
+
+
+@pytest.mark.parametrize(
+    ("pipe", "teaching", "problem"),
+    [
+        ("tagger", PipeTeaching(target="silver"), r"target = 'silver'.* 'soft' or 'gold' only"),
+        (
+            "entities",
+            PipeTeaching("distil_ner", target="soft"),
+            r"target = 'soft': 'entities' of the student is a 'ner', 'distil_ner' of the teacher "
+            r"a 'distil_ner', so that target can be 'silver' or 'gold' only",
+        ),
+        ("tagger", PipeTeaching("parser"), r"tagger.teacher = 'parser'.* 'gold' only"),
+        ("tagger", PipeTeaching("nobody"), r"tagger.teacher = 'nobody'.*'morphologizer', 'senter'"),
+        ("tagger", PipeTeaching("nobody", target="gold"), r"tagger.teacher = 'nobody'"),
+        (
+            "entities",
+            PipeTeaching(target="soft"),
+            r"has no pipe 'entities'.* pipes, 'tagger', .*gold",
+        ),
+        ("tagger", PipeTeaching(target="hard"), r"'hard': expected one of auto, soft"),  # type: ignore[arg-type]
+        ("tagger", PipeTeaching(temperature=0), r"tagger.temperature = 0: expected"),
+        ("tagger", PipeTeaching(temperature=float("nan")), r"temperature = nan"),
+        ("tagger", PipeTeaching(weight=-0.5), r"tagger.weight = -0.5: expected 0 or more"),
+        ("tag", PipeTeaching(), r"pipes.tag\]: the student has no such pipe.*'tagger', 'entities'"),
+        ("sentencizer", PipeTeaching(), r"sentencizer\]: this pipe is not trainable"),
+        ("transformer", PipeTeaching(), r"transformer\]: this pipe is the encoder"),
+    ],
+)
+def test_settings_that_cannot_work(
+    school: Language, bert_dir: Path, pipe: str, teaching: PipeTeaching, problem: str
+) -> None:
+    student = build_pipeline(bert_dir, {"tagger": "tagger", "entities": "ner"})
+    student.add_pipe("sentencizer")
+    student.initialize(lambda: annotated_examples(student))
+    with pytest.raises(ConfigError, match=problem):
+        plan_heads(student, school, {pipe: teaching})
+
+
+def test_pairs_are_what_the_plan_has_heads_for(school: Language, bert_dir: Path) -> None:
+    student = pipeline(
+        bert_dir, {"tagger": "tagger", "second": "tagger", "senter": "senter", "new": "tagger"}
+    )
+    pipes = {"second": PipeTeaching(teacher="tagger"), "senter": PipeTeaching(target="gold")}
+    pairs = find_pairs(student, school, pipes)
+    assert pairs == {"tagger": "tagger", "second": "tagger"}
+    assert list(plan_heads(student, school, pipes).heads) == list(pairs)
+
+
+# Kinds and labels
+
+
+def test_kind_is_the_most_special_one(school: Language) -> None:
+    for name in (*TOKEN_PIPES, "parser", "ner", "distil_ner", "textcat"):
+        assert kind_of(school.get_pipe(name)) is KINDS[name]
+    assert kind_of(school.get_pipe("multi")) is KINDS["textcat_multilabel"]
+    assert kind_of(school.get_pipe("transformer")) is None
+
+    class OwnTagger(Tagger):
+        pass
+
+    tagger: Any = school.get_pipe("tagger")
+    assert kind_of(OwnTagger(school.vocab, tagger.model)) is Tagger
+
+
+def test_outputs_have_names_that_pipelines_share(school: Language, teacher: Language) -> None:
+    for name in (*TOKEN_PIPES, "parser", "ner", "textcat"):
+        names = output_names(school.get_pipe(name))
+        assert names == output_names(teacher.get_pipe(name))  # trained on the same docs
+        if name != "trainable_lemmatizer":
+            model: Any = school.get_pipe(name).model
+            layer = model.get_ref("lower" if name in ("parser", "ner") else "output_layer")
+            assert len(names) == layer.get_dim("nO")
+
+
+def test_labels_are_matched_in_any_order() -> None:
+    assert match_labels("tagger", ["a", "$", "c"], ["c", "a", "$"]).tolist() == [2, 0, 1]
+    with pytest.raises(ConfigError) as raised:
+        match_labels("tagger", ["a", "b"], ["a", "$", *(f"x{i:02}" for i in range(22))])
+    message = str(raised.value)
+    assert "Only the teacher: $, x00, " in message
+    assert "x18 and 3 more" in message
+    assert "Only the student: b\n" in message
+
+
+def test_import_needs_neither_torch_nor_transformers() -> None:
+    out = run_python(
+        """
+        import spacy_distil.teaching.heads, spacy_distil.teaching.student
+        print(sorted(set(sys.modules) & {"torch", "transformers"}))
+        """,
+        block=True,
+    )
+    assert out.strip() == "[]"
