@@ -16,6 +16,8 @@ from weasel.util import load_project_config
 from scripts.configure import NER
 from spacy_distil.distillation.config import load_config
 from spacy_distil.export.quantize import PRECISIONS
+from spacy_distil.teaching.config import StudentSettings
+from spacy_distil.teaching.template import PIPELINE_CONFIG
 
 ROOT = Path(__file__).parents[1]
 PROJECT = load_project_config(ROOT)
@@ -47,17 +49,28 @@ def test_nothing_is_downloaded_unasked() -> None:
     assert all(asset["extra"] for asset in PROJECT["assets"])
 
 
-@pytest.mark.parametrize("name", ["transformer.cfg", "cnn.cfg"])
+@pytest.mark.parametrize("name", ["transformer.cfg", "student.cfg", "cnn.cfg"])
 def test_training_configs_are_whole(name: str) -> None:
     config = spacy.util.load_config(
         ROOT / "configs" / name,
         overrides={"paths.train": "a", "paths.dev": "b"}
-        | ({"paths.encoder": "c"} if name == "transformer.cfg" else {}),
+        | ({} if name == "cnn.cfg" else {"paths.encoder": "c"}),
         interpolate=True,
     )
     nlp = spacy.util.load_model_from_config(config, auto_fill=True)
     assert nlp.pipe_names[1:] == ["morphologizer", "tagger", "ner", "textcat"]
     assert config["training"]["batcher"]["discard_oversize"] is False
+
+
+def test_the_student_is_configured_as_the_teacher() -> None:
+    """But for what teaches it; and as `init-config pipeline` writes it."""
+    paths = [ROOT / "configs" / name for name in ("transformer.cfg", "student.cfg")]
+    teacher, student = (spacy.util.load_config(path, interpolate=False) for path in paths)
+    assert paths[1].read_text(encoding="utf8") == PIPELINE_CONFIG
+    assert student.pop("distillation")
+    assert student["corpora"].pop("text")
+    del student["paths"], teacher["paths"]
+    assert student == teacher
 
 
 def test_distil_config_is_valid() -> None:
@@ -99,20 +112,23 @@ def test_ci_sees_every_step_skipped_that_has_an_output() -> None:
 
 
 def test_what_is_packaged_is_quantized_and_compared() -> None:
-    """And its seeds are compared, as the student's are."""
+    """It is the taught student, and its seeds are compared."""
     quantized = "training/sample/quantized"
     assert quantized in COMMANDS["quantize"]["outputs"]
     assert f"package {quantized}/best " in COMMANDS["package"]["script"][0]
     assert f" {quantized} " in " ".join(COMMANDS["evaluate"]["script"])
     compare = shlex.split(COMMANDS["compare"]["script"][0])
     rows = [after for before, after in pairwise(compare) if before == "--pipeline"]
-    assert f"student int8={quantized}/seed-*/model-best" in rows
+    assert f"taught int8={quantized}/seed-*/model-best" in rows
+    assert "taught=training/sample/taught/seed-*/model-best" in rows
+    assert COMMANDS["quantize"]["script"][0].split()[3] in COMMANDS["teach"]["outputs"]
     assert "--without torch --without transformers" in COMMANDS["smoke-test"]["script"][0]
 
 
 def test_variables_have_values_that_the_scripts_know() -> None:
     assert PROJECT["vars"]["ner"] in NER
     assert PROJECT["vars"]["precision"] in PRECISIONS
+    StudentSettings(start=PROJECT["vars"]["taught_from"])
 
 
 def test_both_sets_of_constraints_fit_the_package() -> None:

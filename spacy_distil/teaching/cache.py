@@ -217,8 +217,8 @@ def open_cache(
 ) -> TeacherCache:
     """The cache in `directory`, after what is missing of it has been computed.
 
-    fingerprint: of each thing that the recorded values depend on, by a word for it such as
-        "teacher" or "documents".
+    fingerprint: of each thing that the recorded values depend on, by words for it such as
+        "the teacher" or "the documents".
     fields: what is recorded, by head and name.
     lengths: tokens of each doc.
     record: records docs, about `BATCH_TOKENS` tokens at a time, in their order.
@@ -409,7 +409,7 @@ def _read_state(directory: Path) -> dict[str, Any] | None:
 def _differences(there: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
     """In words, what a cache is of that is not what is wanted."""
     old, new = there.get("fingerprint") or {}, state["fingerprint"]
-    changed = [f"the {part}" for part in {**new, **old} if old.get(part) != new.get(part)]
+    changed = [part for part in {**new, **old} if old.get(part) != new.get(part)]
     if there.get("lengths") != state["lengths"]:
         changed.append("the documents")
     if there.get("recorded") != state["recorded"]:

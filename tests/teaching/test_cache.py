@@ -24,7 +24,7 @@ FIELDS = {
     "parser": {},
 }
 DOC_FIELDS = {"textcat": {"scores": Field("doc", 3, "float32")}}
-FINGERPRINT = {"teacher": "t1", "documents": "d1"}
+FINGERPRINT = {"the teacher": "t1", "the documents": "d1"}
 
 
 class Teacher:
@@ -258,9 +258,12 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fingerprint": {"teacher": "t2", "documents": "d1"}}, "the teacher."),
-        ({"fingerprint": {"teacher": "t2", "documents": "d2"}}, "the teacher, the documents."),
-        ({"fingerprint": {"teacher": "t1"}}, "the documents."),
+        ({"fingerprint": {"the teacher": "t2", "the documents": "d1"}}, "the teacher."),
+        (
+            {"fingerprint": {"the teacher": "t2", "the documents": "d2"}},
+            "the teacher, the documents.",
+        ),
+        ({"fingerprint": {"the teacher": "t1"}}, "the documents."),
         ({"lengths": [3, 0, 5]}, "the documents."),
         ({"fields": DOC_FIELDS}, "what is recorded."),
     ],
