@@ -222,7 +222,8 @@ def open_cache(
     fields: what is recorded, by head and name.
     lengths: tokens of each doc.
     record: records docs, about `BATCH_TOKENS` tokens at a time, in their order.
-    overwrite: replace a cache of something else, and damaged shards. A cache that fits is used.
+    overwrite: replace a cache of something else, and damaged shards. A cache that fits is used,
+        and so is one that has heads besides those of `fields`.
 
     Raises ConfigError where there is a cache of something else, or not a cache at all, or where
     the disk has no room.
@@ -233,6 +234,9 @@ def open_cache(
     state = layout.state(fingerprint)
     there = _read_state(directory)
     changed = [] if there is None else _differences(there, state)
+    if there and not changed and there["recorded"] != state["recorded"]:
+        # It holds more than is wanted: as good, if it is complete, but not to be gone on with.
+        changed = ["what is recorded"] if _missing(directory, layout, overwrite) else []
     if changed and not overwrite:
         raise ConfigError(
             f"The teacher's cache in {directory} is of something else. Changed since it was made: "
@@ -412,7 +416,8 @@ def _differences(there: Mapping[str, Any], state: Mapping[str, Any]) -> list[str
     changed = [part for part in {**new, **old} if old.get(part) != new.get(part)]
     if there.get("lengths") != state["lengths"]:
         changed.append("the documents")
-    if there.get("recorded") != state["recorded"]:
+    recorded = there.get("recorded", {})
+    if any(recorded.get(head) != fields for head, fields in state["recorded"].items()):
         changed.append("what is recorded")
     if there.get("version") != state["version"] or (
         not changed and there.get("shards") != state["shards"]

@@ -109,7 +109,7 @@ class Teaching:
         elif name in self.heads:
             self.heads[name].update(
                 examples,
-                records[name],
+                records.get(name, {}),
                 soft=stage.soft,
                 gold=stage.gold,
                 drop=drop,

@@ -32,6 +32,7 @@ from spacy_distil.teaching.corpus import (
 from spacy_distil.teaching.fingerprints import fingerprint_docs, fingerprint_pipeline
 from spacy_distil.teaching.heads import PipeTeaching, Plan, find_pairs, plan_heads
 from spacy_distil.teaching.heads.base import Array
+from spacy_distil.teaching.heads.silver import SilverHead
 from spacy_distil.teaching.hidden import HiddenStates, find_encoder, layer_map, teacher_encoder
 from spacy_distil.teaching.loop import HIDDEN, Teaching, train
 from spacy_distil.teaching.student import (
@@ -93,7 +94,8 @@ def run(
         training = _training(nlp.config)
     train_corpus, dev_corpus, text = _corpora(nlp, settings)
     lessons = read_lessons(nlp, train_corpus, text)
-    check_gold_labels(nlp, [lesson.example for lesson in lessons.gold])
+    frozen = training["frozen_components"]
+    check_gold_labels(nlp, [lesson.example for lesson in lessons.gold], frozen=frozen)
     inputs["the documents"] = fingerprint_docs(lessons.docs)
     inputs["their annotation"] = fingerprint_annotation(one.example for one in lessons.gold)
     inputs["the development documents"] = fingerprint_annotation(dev_corpus(nlp))
@@ -109,20 +111,10 @@ def run(
         msg.info(f"Nothing to resume in {output}: starting")
     directory.write_results({"finished": False, "inputs": inputs})
 
-    plan = _plan(nlp, teacher, settings, training["frozen_components"])
-    hidden = _hidden(nlp, teacher, settings)
     for name, how in started.items():
         msg.info(f"{name} starts from {how}")
-    _describe(plan, hidden, lessons)
-    cache = _cache(teacher, plan, hidden, lessons, settings, inputs, output, overwrite)
-    teaching = Teaching(
-        nlp,
-        plan.heads,
-        plan.gold,
-        hidden,
-        cache,
-        training["frozen_components"],
-        training["annotating_components"],
+    teaching = make_teaching(
+        nlp, teacher, settings, training, lessons, inputs, output, overwrite=overwrite
     )
     progress = train(
         teaching,
@@ -142,12 +134,39 @@ def run(
         "score": score,
         "words": progress.words,
         "seconds": round(progress.seconds, 1),
-        "cache_bytes": cache.n_bytes if cache is not None else 0,
+        "cache_bytes": teaching.cache.n_bytes if teaching.cache is not None else 0,
     }
     directory.write_results(results)
     Checkpoints(output / "checkpoints").remove()
     msg.good(f"Saved the best student, of step {step}, to {output / DIR_MODEL_BEST}")
     return _taught(output, results)
+
+
+def make_teaching(
+    nlp: Language,
+    teacher: Language,
+    settings: TeachingConfig,
+    training: Mapping[str, Any],
+    lessons: Lessons,
+    inputs: Mapping[str, str],
+    output: Path,
+    *,
+    overwrite: bool = False,
+) -> Teaching:
+    """The student with all that it learns from: what the teacher makes of the documents is
+    computed, unless it is in the cache.
+
+    nlp: the student. training: [training], resolved.
+    inputs: fingerprints of "the teacher" and "the documents".
+    output: gets the cache, unless the config says where that lies.
+    """
+    frozen = training["frozen_components"]
+    plan = _plan(nlp, teacher, settings, frozen)
+    hidden = _hidden(nlp, teacher, settings)
+    _describe(plan, hidden, lessons)
+    cache = _cache(teacher, plan, hidden, lessons, settings, inputs, output, overwrite)
+    annotating = training["annotating_components"]
+    return Teaching(nlp, plan.heads, plan.gold, hidden, cache, frozen, annotating)
 
 
 def make_student(
@@ -210,7 +229,12 @@ def _plan(
     default = PipeTeaching(temperature=settings.temperature)
     pairs = find_pairs(nlp, teacher, settings.pipes)
     pipes = {**{name: default for name in pairs if name not in frozen}, **settings.pipes}
-    return plan_heads(nlp, teacher, pipes, frozen=frozen)
+    plan = plan_heads(nlp, teacher, pipes, frozen=frozen)
+    for head in plan.heads.values():
+        if isinstance(head, SilverHead):
+            for stage in settings.stages:
+                head.check_weights(stage.soft, stage.gold)
+    return plan
 
 
 def _hidden(nlp: Language, teacher: Language, settings: TeachingConfig) -> HiddenStates | None:
@@ -257,7 +281,9 @@ def _cache(
     overwrite: bool,
 ) -> TeacherCache | None:
     """What the teacher makes of all documents; `None` where nothing is learned from it."""
-    fields = {name: head.fields for name, head in plan.heads.items() if head.fields}
+    fields = {}
+    if any(stage.soft for stage in settings.stages):
+        fields = {name: head.fields for name, head in plan.heads.items()}
     if hidden is not None:
         fields[HIDDEN] = hidden.fields
     if not fields:
@@ -273,7 +299,8 @@ def _cache(
         records = {}
         for source, pipe in teacher.pipeline:
             for name, head in recorders.get(source, ()):
-                records[name] = head.record(docs)
+                if name in fields:
+                    records[name] = head.record(docs)
             docs = list(
                 pipe.pipe(docs, batch_size=len(docs)) if hasattr(pipe, "pipe") else map(pipe, docs)
             )

@@ -314,12 +314,22 @@ def test_wrong_settings_are_named(
     assert not (tmp_path / "out" / "model-best").exists()
 
 
+def test_silver_annotation_has_no_weights(
+    teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    """Which is known before the teacher has done anything."""
+    overrides = {"distillation.pipes.ner.target": "silver", "distillation.stages.gold.gold": 0.5}
+    with pytest.raises(ConfigError, match="cannot be weighted"):
+        spacy_distil.teach(teacher, config, tmp_path / "out", overrides=overrides)
+    assert not (tmp_path / "out" / "cache").exists()
+
+
 def test_blocks_that_are_no_stage_or_pipe(
     teacher: Language, config: Config, tmp_path: Path
 ) -> None:
     section = config["distillation"]
     section["stages"]["last"] = {"share": 1.0}
-    with pytest.raises(ConfigError, match="last.* is no stage"):
+    with pytest.raises(ConfigError, match="is no stage"):
         spacy_distil.teach(teacher, config, tmp_path / "out")
     del section["stages"]["last"]
     section["pipes"] = {"tager": {"weight": 2.0}}

@@ -78,7 +78,7 @@ class Head(ABC):
 
         examples: their predicted docs are of the student's vocab; whoever has no annotation
             trains on what is recorded alone.
-        records: what was recorded, in the order of the examples.
+        records: what was recorded, in the order of the examples; empty where `soft` is 0.
         soft, gold: weights of the teacher's part and of the annotation's, of which one is not 0.
         drop: dropout of the pipe's own layers.
         losses: gets the loss added under the pipe's name.

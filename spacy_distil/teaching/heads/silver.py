@@ -92,14 +92,7 @@ class SilverHead(TrainableHead):
         drop: float,
         losses: dict[str, float],
     ) -> None:
-        for stage_weight, value in (("soft", soft), ("gold", gold)):
-            if value not in (0, 1):
-                raise ConfigError(
-                    f"{stage_weight} = {value} in a stage of [distillation.stages], but "
-                    f"{self.name!r} learns from silver annotation, which cannot be weighted. Set "
-                    "it to 0 or 1, or target = "
-                    f'"soft" or "gold" in [distillation.pipes.{self.name}].'
-                )
+        self.check_weights(soft, gold)
         taught = list(examples)
         if soft:
             annotation = self._kind(self._labels, self.student.vocab.strings)
@@ -109,6 +102,16 @@ class SilverHead(TrainableHead):
                     annotation.write(reference, {name: records[name][i] for name in self.fields})
                     taught[i] = Example(example.predicted, reference)
         self.student.update(taught, drop=drop, losses=losses)
+
+    def check_weights(self, soft: float, gold: float) -> None:
+        """Raise ConfigError for weights of a stage that the student's own `update` knows not."""
+        for name, value in (("soft", soft), ("gold", gold)):
+            if value not in (0, 1):
+                raise ConfigError(
+                    f"{name} = {value} in a stage of [distillation.stages], but {self.name!r} "
+                    "learns from silver annotation, which cannot be weighted. Set it to 0 or 1, or "
+                    f'target = "soft" or "gold" in [distillation.pipes.{self.name}].'
+                )
 
     def _has_gold(self, example: Example) -> bool:
         """Whether any token is annotated with what the pipe predicts."""

@@ -1,0 +1,1 @@
+"""What teaching a pipeline gives, and what it costs."""

@@ -1,0 +1,116 @@
+"""`spacy distil pipeline` and `spacy distil init-config pipeline` as users call them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import spacy
+from spacy.cli._util import app
+from spacy.language import Language
+from typer.testing import CliRunner, Result
+
+import spacy_distil.cli  # noqa: F401 (registers the commands)
+from spacy_distil.teaching.template import PIPELINE_CONFIG
+from tests.cli.test_encoder import distil_without_torch
+from tests.teaching.conftest import train_pipeline
+from tests.teaching.test_teach import student_config, write_corpus
+
+PIPES = ("tagger", "textcat")
+
+
+def distil(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["distil", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def teacher(bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher")
+    train_pipeline(bert_dir, PIPES, steps=5).to_disk(path)
+    return path
+
+
+@pytest.fixture
+def config(bert_dir: Path, tmp_path: Path) -> Path:
+    nlp: Language = spacy.blank("en")
+    write_corpus(tmp_path, nlp)
+    settings = student_config(bert_dir, tmp_path, PIPES)
+    settings["training"]["score_weights"] = {"tag_acc": 1.0}
+    settings.to_disk(tmp_path / "student.cfg")
+    return tmp_path / "student.cfg"
+
+
+def test_help_explains_without_torch() -> None:
+    result = distil_without_torch("pipeline", "--help")
+    assert result.returncode == 0, result.stderr
+    for part in ("--resume", "--gpu-id", "--code", "--paths.text texts/", "init-config pipeline"):
+        assert part in result.stdout
+
+
+def test_init_config_writes_a_config_that_is_whole(tmp_path: Path) -> None:
+    assert distil("init-config", "pipeline").stdout == PIPELINE_CONFIG
+    path = tmp_path / "student.cfg"
+    assert distil("init-config", "pipeline", path).exit_code == 0
+    overrides = {"paths.train": "a", "paths.dev": "b", "paths.text": "c"}
+    config = spacy.util.load_config(path, overrides=overrides, interpolate=True)
+    assert spacy.util.load_model_from_config(config, auto_fill=True).pipe_names[0] == "transformer"
+
+
+def test_a_student_is_taught(teacher: Path, config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    options = ["--training.max_steps", "4", "--distillation.pipes.tagger.temperature", "2.0"]
+    result = distil("pipeline", teacher, config, "--output", output, *options)
+    assert result.exit_code == 0, result.stdout
+    assert "LOSS TEXTCAT" in result.stdout
+    assert spacy.load(output / "model-best")("Ann ran.")[0].tag_
+    saved = spacy.util.load_config(output / "teaching.cfg")
+    assert saved["distillation"]["pipes"]["tagger"]["temperature"] == 2.0
+    # spaCy's own commands take the student's config as it is.
+    assert spacy.load(output / "model-best").config["distillation"]
+
+    result = distil("pipeline", teacher, config, "--output", output, *options)
+    assert result.exit_code == 1
+    assert "--resume" in result.stdout
+    result = distil("pipeline", teacher, config, "--output", output, *options, "--resume")
+    assert result.exit_code == 0
+    assert "Finished already" in result.stdout
+
+
+def test_code_is_imported(teacher: Path, config: Path, tmp_path: Path) -> None:
+    code = tmp_path / "functions.py"
+    code.write_text(
+        "import spacy\n"
+        "@spacy.registry.callbacks('taught.v1')\n"
+        "def make():\n"
+        "    def mark(nlp):\n"
+        "        nlp.meta['description'] = 'taught'\n"
+        "        return nlp\n"
+        "    return mark\n"
+    )
+    text = config.read_text().replace(
+        "[training]\n", '[training]\nbefore_to_disk = {"@callbacks":"taught.v1"}\n', 1
+    )
+    config.write_text(text.replace("before_to_disk = null\n", ""))
+    command = ["pipeline", teacher, config, "--output", tmp_path / "out"]
+    result = distil(*command, "--code", code, "--training.max_steps", "4")
+    assert result.exit_code == 0, result.stdout
+    assert spacy.load(tmp_path / "out" / "model-best").meta["description"] == "taught"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody", "{config}"], "No pipeline 'nobody'"),
+        (["{teacher}", "none.cfg"], "init-config pipeline none.cfg"),
+        (["{teacher}", "{config}", "--distillation.temperature", "-1"], "temperature = -1"),
+        (["{teacher}", "{config}", "--corpora.text.path", "none.txt"], "none.txt"),
+    ],
+)
+def test_errors_are_plain(
+    arguments: list[str], message: str, teacher: Path, config: Path, tmp_path: Path
+) -> None:
+    filled = [each.format(teacher=teacher, config=config) for each in arguments]
+    result = distil("pipeline", *filled, "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert message in " ".join(result.stdout.split())
+    assert "Traceback" not in result.stdout
