@@ -19,7 +19,7 @@ from spacy.cli._util import parse_config_overrides
 from wasabi import msg
 from weasel.util import get_checksum
 
-from scripts.train import copy_best, finish, is_finished, parse_seeds, schedule
+from scripts.train import as_options, copy_best, finish, is_finished, parse_seeds, schedule
 from spacy_distil.errors import ConfigError, friendly_errors
 
 
@@ -39,9 +39,7 @@ def teach_seed(
         msg.info(f"{out_dir} is taught already")
         return
     command = ["spacy", "distil", "pipeline", str(teacher), str(config), "--output", str(out_dir)]
-    command += ["--gpu-id", str(gpu_id), "--resume", "--overwrite"]
-    for name, value in settings.items():
-        command += [f"--{name}", "null" if value is None else str(value)]
+    command += ["--gpu-id", str(gpu_id), "--resume", "--overwrite", *as_options(settings)]
     done = subprocess.run([sys.executable, "-m", *command])
     if done.returncode != 0:
         sys.exit(done.returncode)  # it has said why

@@ -14,6 +14,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,9 +88,18 @@ def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_i
     if out_dir.exists():
         shutil.rmtree(out_dir)
     command = ["spacy", "train", str(config_path), "--output", str(out_dir)]
-    options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, "-m", *command, "--gpu-id", str(gpu_id), *options], check=True)
+    command += ["--gpu-id", str(gpu_id), *as_options(settings)]
+    subprocess.run([sys.executable, "-m", *command], check=True)
     finish(out_dir, run)
+
+
+def as_options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as spaCy's commands take them: JSON, but for texts and paths."""
+    options = []
+    for name, value in settings.items():
+        plain = isinstance(value, (str, Path))
+        options += [f"--{name}", str(value) if plain else json.dumps(value)]
+    return options
 
 
 def dev_score(pipeline: Path) -> float:

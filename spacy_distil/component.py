@@ -66,7 +66,8 @@ class OpenBatch:
     d_states: the gradients of all hidden states that were handed out, summed up,
         (n_tokens of all docs, width for each of the layers).
     last: columns of the last layer among them, whose gradient the listeners report.
-    backprop: takes `d_states`.
+    n_hidden: number of the first columns, whose gradient is to come from elsewhere; 0 for none.
+    backprop: takes `d_states`, or its first columns alone.
     waiting: ids of the listeners that have not reported a gradient yet, and HIDDEN_STATES where
         it is to come from elsewhere too.
     reported: ids of those who have.
@@ -76,6 +77,7 @@ class OpenBatch:
     docs: list[Doc]
     d_states: Floats2d
     last: slice
+    n_hidden: int
     backprop: Callable[[Floats2d], None]
     waiting: set[int] = field(default_factory=set)
     reported: set[int] = field(default_factory=set)
@@ -85,6 +87,18 @@ class OpenBatch:
     def has_gradient(self) -> bool:
         """Whether anybody has reported."""
         return bool(self.reported)
+
+    @property
+    def has_heard_listeners(self) -> bool:
+        """Whether a listener has reported."""
+        return bool(self.reported - {HIDDEN_STATES})
+
+    def run_backward(self) -> None:
+        """The encoder's backward pass, through what has a gradient alone: one of zeros would reach
+        the layers above all that learn, whose weights would decay.
+        """
+        n_columns = None if self.has_heard_listeners else self.n_hidden
+        self.backprop(self.d_states[:, :n_columns])
 
     def split(self) -> list[Floats2d]:
         """The gradient of the last layer of each doc, (n_tokens, width): views."""
@@ -96,7 +110,7 @@ class OpenBatch:
         its forward and its backward pass.
         """
         own = set(map(id, self.docs))
-        return bool(self.reported - {HIDDEN_STATES}) or any(id(doc) not in own for doc in docs)
+        return self.has_heard_listeners or any(id(doc) not in own for doc in docs)
 
 
 class DistilTransformerPipe(Tok2Vec):
@@ -172,7 +186,7 @@ class DistilTransformerPipe(Tok2Vec):
         losses: gets the sum of the squared gradients that come back, under the component's name.
         """
         losses = {} if losses is None else losses
-        docs = self._next_docs(examples, losses)
+        docs = self._next_docs(examples, losses, "update")
         if self.listeners:
             _, opened = self._begin(docs, None, losses)
             opened.optimizer = sgd or None
@@ -191,11 +205,12 @@ class DistilTransformerPipe(Tok2Vec):
         layers: 0 for the embeddings, i for the output of layer i.
         losses: as in `update`, for what listeners report.
         RETURNS (hidden, backprop): the token vectors of these layers side by side,
-            (n_tokens of all docs, len(layers) * width), and what takes their gradient, once.
+            (n_tokens of all docs, len(layers) * width), not to be written to, and what takes their
+            gradient, once.
         """
         losses = {} if losses is None else losses
-        docs = self._next_docs(examples, losses)
-        encoder, ops = get_encoder(self.model), self.model.ops
+        docs = self._next_docs(examples, losses, "update_hidden")
+        encoder = get_encoder(self.model)
         if not encoder.is_trainable:
             raise ConfigError(
                 f"The hidden states of {self.name!r} cannot learn: its model has frozen = "
@@ -203,21 +218,15 @@ class DistilTransformerPipe(Tok2Vec):
                 f"{encoder.settings.learn_rate_scale}. Set frozen = false and learn_rate_scale "
                 "above 0, or leave out the stage that teaches hidden states."
             )
-        handed_out = [*layers]
-        # Without listeners no gradient of zeros should reach the layers that nobody asked for.
-        if self.listeners and encoder.n_layers not in layers:
-            handed_out.append(encoder.n_layers)
-        states, opened = self._begin(docs, handed_out, losses)
+        states, opened = self._begin(docs, layers, losses)
         opened.waiting.add(HIDDEN_STATES)
-        n_columns = len(layers) * encoder.width
 
         def backprop(d_hidden: Floats2d) -> None:
             self._expect(opened, HIDDEN_STATES)
-            opened.d_states[:, :n_columns] += d_hidden
+            opened.d_states[:, : opened.n_hidden] += d_hidden
             self._has_reported(opened, HIDDEN_STATES)
 
-        hidden = [ops.alloc2f(0, n_columns), *(each[:, :n_columns] for each in states)]
-        return ops.xp.concatenate(hidden), backprop
+        return states[:, : opened.n_hidden], backprop
 
     def finish_update(self, sgd: Optimizer) -> None:
         """Take an optimizer step; once the gradients are there, if a batch is waiting for them."""
@@ -228,40 +237,50 @@ class DistilTransformerPipe(Tok2Vec):
             self._close()
         self.model.finish_update(sgd)
 
-    def _next_docs(self, examples: Iterable[Example], losses: dict[str, float]) -> list[Doc]:
-        """Get ready for a batch. RETURNS: its docs."""
+    def _next_docs(
+        self, examples: Iterable[Example], losses: dict[str, float], method: str
+    ) -> list[Doc]:
+        """Get ready for a batch. method: that was called with it. RETURNS: its docs."""
         self._close()
         losses.setdefault(self.name, 0.0)
         examples = list(examples)
-        validate_examples(examples, "DistilTransformerPipe.update")
+        validate_examples(examples, f"DistilTransformerPipe.{method}")
         return [example.predicted for example in examples]
 
     def _begin(
-        self, docs: list[Doc], layers: list[int] | None, losses: dict[str, float]
-    ) -> tuple[list[Floats2d], OpenBatch]:
+        self, docs: list[Doc], layers: Sequence[int] | None, losses: dict[str, float]
+    ) -> tuple[Floats2d, OpenBatch]:
         """Encode a batch, hand the last layer to the listeners and wait for their gradients.
 
-        layers: to encode, the last one among them where there are listeners; None for it alone.
-        RETURNS (states, batch): of each doc, (n_tokens, width for each of the layers).
+        layers: that `update_hidden` hands out; None where the listeners are all.
+        RETURNS (states, batch): (n_tokens of all docs, width for each of the layers), and behind
+            them the last layer where it is for the listeners alone.
         """
         encoder, ops = get_encoder(self.model), self.model.ops
+        n_hidden = len(layers or ())
+        place = 0  # of the last layer
+        if layers is not None and self.listeners:
+            last = encoder.n_layers
+            layers = [*layers] if last in layers else [*layers, last]
+            place = layers.index(last)
         if encoder.is_trainable:
-            states, backprop = encoder.begin_update_docs(docs, ops, layers)
+            states, backprop = encoder.begin_update_packed(docs, ops, layers)
         else:
-            states, backprop = encoder.predict_docs(docs, ops, layers), _ignore_gradient
-        handed_out = [encoder.n_layers] if layers is None else layers
-        start = handed_out.index(encoder.n_layers) * encoder.width if self.listeners else 0
+            states, backprop = encoder.predict_packed(docs, ops, layers), _ignore_gradient
         self._open = opened = OpenBatch(
             docs=docs,
-            d_states=ops.alloc2f(sum(map(len, docs)), len(handed_out) * encoder.width),
-            last=slice(start, start + encoder.width),
+            d_states=ops.alloc2f(*states.shape),
+            last=slice(place * encoder.width, (place + 1) * encoder.width),
+            n_hidden=n_hidden * encoder.width,
             backprop=backprop,
             waiting={id(listener) for listener in self.listeners},
         )
-        tokvecs = [ops.as_contig(each[:, opened.last]) for each in states]
-        batch_id = Tok2VecListener.get_batch_id(docs)
-        for listener in self.listeners:
-            listener.receive(batch_id, tokvecs, self._collector(opened, id(listener), losses))
+        if self.listeners:
+            last_states = ops.as_contig(states[:, opened.last])
+            tokvecs = split_docs(last_states, [len(doc) for doc in docs])
+            batch_id = Tok2VecListener.get_batch_id(docs)
+            for listener in self.listeners:
+                listener.receive(batch_id, tokvecs, self._collector(opened, id(listener), losses))
         return states, opened
 
     def _collector(
@@ -285,14 +304,12 @@ class DistilTransformerPipe(Tok2Vec):
     def _expect(self, batch: OpenBatch, reporter: int) -> None:
         """Raise RuntimeError where a gradient comes twice, or after its batch has been closed."""
         if self._open is not batch or reporter not in batch.waiting:
-            who = (
-                "Who learns hidden states of"
-                if reporter == HIDDEN_STATES
-                else "A pipe that listens to"
-            )
+            what = f"A pipe that listens to {self.name!r} reported a gradient"
+            if reporter == HIDDEN_STATES:
+                what = f"The gradient of the hidden states of {self.name!r} was reported"
             raise RuntimeError(
-                f"{who} {self.name!r} reported a gradient twice, or too late: "
-                "each reports its gradient once, before the encoder's next update."
+                f"{what} twice, or too late: each is reported once, before the encoder's next "
+                "update."
             )
 
     def _has_reported(self, batch: OpenBatch, reporter: int) -> None:
@@ -316,7 +333,7 @@ class DistilTransformerPipe(Tok2Vec):
             # A listener that keeps a batch would refuse to read doc.tensor once we are frozen.
             listener.receive(None, None, None)  # type: ignore[arg-type]
         if batch.has_gradient:
-            batch.backprop(batch.d_states)
+            batch.run_backward()
         if batch.optimizer is not None:
             # Also where this batch brought nothing: earlier ones may have gathered gradients.
             self.model.finish_update(batch.optimizer)

@@ -38,7 +38,10 @@ class RunDirectory:
     free: frozenset[str]
 
     def has_run(self) -> bool:
-        """Whether a run has written here. Whatever else lies here is refused, not touched."""
+        """Whether a run has begun here. Whatever else lies here is refused, not touched.
+
+        A run that was given up before its inputs were known to be sound has not begun.
+        """
         if not self.path.exists():
             return False
         if not self.path.is_dir():
@@ -51,7 +54,7 @@ class RunDirectory:
                 f"output directory {self.path} holds files, but no distillation run "
                 f"({', '.join(sorted(names)[:5])}). Give an empty or a new directory"
             )
-        return bool(names)
+        return self.results in names
 
     def refuse_run(self) -> None:
         """Raise ConfigError where there is a run, and nobody has said what is to become of it."""

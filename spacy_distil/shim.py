@@ -28,6 +28,7 @@ from spacy_distil.encoding import (
 from spacy_distil.encoding.pooling import PoolingName
 from spacy_distil.engines import Backprop, Engine, StepSettings, TrainableEngine
 from spacy_distil.engines.files import (
+    CONFIG,
     MODELS,
     TOKENIZER,
     EngineName,
@@ -101,14 +102,14 @@ class LoadedEncoder:
 
     window: most pieces in a window, special ones included.
     pad_id: the piece that fills up shorter windows of a batch.
-    n_layers: of the encoder.
+    config: transformers' `config.json` of the encoder.
     """
 
     engine: Engine
     tokenizer: PieceTokenizer
     window: int
     pad_id: int
-    n_layers: int
+    config: Mapping[str, Any]
 
 
 class EncoderShim(Shim):
@@ -154,7 +155,15 @@ class EncoderShim(Shim):
     @property
     def n_layers(self) -> int:
         """Number of layers, and that of the last hidden states."""
-        return self.loaded.n_layers
+        config = self.loaded.config
+        # DistilBERT has a name of its own for it.
+        for name in ("n_layers", "num_hidden_layers"):
+            if name in config:
+                return int(config[name])
+        raise WeightsError(
+            f"{CONFIG} does not say how many layers this {config['model_type']} encoder has: "
+            'neither "num_hidden_layers" nor "n_layers" is there. Add the first of them.'
+        )
 
     @property
     def n_parameters(self) -> int:
@@ -176,6 +185,13 @@ class EncoderShim(Shim):
 
         layers: as `TrainableEngine.predict` takes them.
         """
+        tokens = self.predict_packed(docs, ops, layers)
+        return [part.copy() for part in split_docs(tokens, [len(doc) for doc in docs])]
+
+    def predict_packed(
+        self, docs: Sequence[Doc], ops: Ops, layers: Sequence[int] | None = None
+    ) -> Floats2d:
+        """The same in one array, (n_tokens of all docs, width for each of the layers)."""
         encoded = self._encode(docs)
         rows = self._alloc_rows(encoded, ops, layers)
         predict = self.engine.predict
@@ -184,14 +200,21 @@ class EncoderShim(Shim):
         for batch in self._batches(encoded):
             rows[to_ops(ops, batch.rows)] = predict(batch, ops)
         tokens, _ = encoded.pooling.forward(ops, rows)
-        return [part.copy() for part in split_docs(tokens, encoded.n_tokens)]
+        return tokens
 
     def begin_update_docs(
-        self, docs: Sequence[Doc], ops: Ops, layers: Sequence[int] | None = None
+        self, docs: Sequence[Doc], ops: Ops
     ) -> tuple[list[Floats2d], Callable[[Floats2d], None]]:
-        """As `predict_docs`, with a callback that takes the gradient of all token vectors packed,
-        (n_tokens of all docs, width for each of the layers), and gathers that of the weights. Call
-        it once. The arrays are views of one packed in the same way.
+        """As `begin_update_packed`, the token vectors doc by doc: views, (n_tokens, width)."""
+        tokens, backprop = self.begin_update_packed(docs, ops)
+        return split_docs(tokens, [len(doc) for doc in docs]), backprop
+
+    def begin_update_packed(
+        self, docs: Sequence[Doc], ops: Ops, layers: Sequence[int] | None = None
+    ) -> tuple[Floats2d, Callable[[Floats2d], None]]:
+        """As `predict_packed`, with a callback that takes the gradient of all token vectors, packed
+        like them, and gathers that of the weights. Call it once. It takes the gradient of the first
+        of the layers alone, too: see `engines.Backprop`.
 
         The graphs of all batches live until then.
         """
@@ -219,7 +242,7 @@ class EncoderShim(Shim):
                 self._has_gradients = True
 
         tokens, backprop_pooling = encoded.pooling.forward(ops, rows)
-        return split_docs(tokens, encoded.n_tokens), backprop_docs
+        return tokens, backprop_docs
 
     def finish_update(self, optimizer: Optimizer) -> None:
         """Apply the gathered gradients, if there are any, as `optimizer` is set at this step."""
@@ -328,8 +351,7 @@ class EncoderShim(Shim):
             tokenizer,
             window,
             pad_id=config.get("pad_token_id") or 0,
-            # DistilBERT has a name of its own for it.
-            n_layers=config["n_layers" if "n_layers" in config else "num_hidden_layers"],
+            config=config,
         )
         self._has_gradients = False
 

@@ -46,7 +46,8 @@ def test_without_torch_and_transformers(bert_dir: Path) -> None:
         f"""
         import spacy_distil, spacy_distil.component, spacy_distil.architectures
         import spacy_distil.listener, spacy_distil.ner, spacy_distil.encoding, spacy_distil.engines
-        import spacy, spacy_distil.cli
+        import spacy, spacy_distil.cli, spacy_distil.teaching.run, spacy_distil.teaching.corpus
+        spacy.registry.readers.get("spacy-distil.Texts.v1")
 
         nlp = spacy.blank("en")
         nlp.add_pipe("distil_transformer", config={{"model": {{"name": {str(bert_dir)!r}}}}})

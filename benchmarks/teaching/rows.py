@@ -34,6 +34,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRANSFORMER, CNN = CONFIGS / "transformer.cfg", CONFIGS / "cnn.cfg"
 # Name of the entity recognizer in both.
 NER_PIPE = "ner"
+# Of the files that make an encoder: weights, config, tokenizer.
+ENCODER_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Row:
     n_layers: of the student; a CNN has its own.
     ner: entity recognizer of teacher and student.
     target: what the student's entity recognizer learns from the teacher's.
+    hidden_layers: whose hidden states are learned, where a stage does so.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Row:
     n_layers: int = 3
     ner: Literal["distil_ner", "ner"] = "distil_ner"
     target: Literal["auto", "silver"] = "auto"
+    hidden_layers: Literal["last", "even"] = "last"
 
     @property
     def is_taught(self) -> bool:
@@ -93,7 +97,10 @@ class Row:
     def cache(self) -> str:
         """Name of the cache, one for all rows that record the same."""
         parts = [self.ner, "text" if self.text else "gold"]
-        parts += ["hidden"] * any(stage.hidden for stage in self.stages.values())
+        if any(stage.hidden for stage in self.stages.values()):
+            parts.append("hidden")
+            if self.hidden_layers != "last":  # which of the teacher's depends on the student's
+                parts.append(f"{self.hidden_layers}{self.n_layers}")
         parts += [self.target] * (self.target != "auto")
         return "-".join(parts)
 
@@ -171,7 +178,7 @@ _ROWS = (
     ),
 )
 # The recipe that the student of two layers gets.
-BEST = "hidden-text-gold"
+BEST = "soft-text"
 
 
 def _with_two_layers(rows: Sequence[Row]) -> dict[str, Row]:
@@ -300,6 +307,8 @@ def make_config(row: Row, summary: Mapping[str, Any]) -> Config:
         },
         "pipes": pipes,
     }
+    if row.hidden_layers != "last":
+        config["distillation"]["hidden"] = {"layers": row.hidden_layers}
     return config
 
 
@@ -353,8 +362,8 @@ def _start(row: Row, inputs: Inputs) -> tuple[Command, Path]:
     arguments = ["scripts.start_student", "distilled" if row.start == "distilled" else "teacher"]
     arguments += [str(output), "--teacher", str(encoder), "--distilled", str(distilled)]
     arguments += ["--finetuned", str(encoder), "--layers", "first", "--n-layers", str(row.n_layers)]
-    source = distilled / "model.safetensors"
-    return Command(tuple(arguments), output, (source,)), output
+    files = sorted(file for file in distilled.iterdir() if file.suffix in ENCODER_SUFFIXES)
+    return Command(tuple(arguments), output, tuple(files)), output
 
 
 def _gpu(inputs: Inputs) -> list[str]:

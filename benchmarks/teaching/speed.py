@@ -24,10 +24,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from spacy.cli._util import parse_config_overrides
+from spacy.cli._util import parse_config_overrides, setup_gpu
 from spacy.language import Language
-from spacy.schemas import ConfigSchemaTraining
-from spacy.util import registry, resolve_dot_names
 from wasabi import msg
 
 from spacy_distil.errors import friendly_errors
@@ -37,10 +35,15 @@ from spacy_distil.report.machine import command_line, describe_machine
 from spacy_distil.report.speed import Spread
 from spacy_distil.tables import Table
 from spacy_distil.teaching.config import Stage, TeachingConfig, load_config
-from spacy_distil.teaching.corpus import Lesson, read_lessons
+from spacy_distil.teaching.corpus import Lesson, Lessons, read_lessons
 from spacy_distil.teaching.fingerprints import fingerprint_docs, fingerprint_pipeline
 from spacy_distil.teaching.loop import Teaching
-from spacy_distil.teaching.run import make_student, make_teaching
+from spacy_distil.teaching.run import (
+    make_student,
+    make_teaching,
+    resolve_corpora,
+    resolve_training,
+)
 
 STEM = "teaching_speed"
 PLAIN = "plain training"
@@ -83,14 +86,21 @@ def measure(
     for turn in range(rounds + 1):
         block = list(itertools.islice(batches, steps))
         for name in list(sides)[:: -1 if turn % 2 else 1]:
-            started = perf_counter()
+            started = now()
             for batch in block:
                 sides[name](batch)
             if turn:
-                seconds[name].append(perf_counter() - started)
+                seconds[name].append(now() - started)
         if turn:
             words.append(sum(len(lesson) for batch in block for lesson in batch))
     return Measured(seconds, words)
+
+
+def now() -> float:
+    """Seconds, once a GPU has done all that it was given to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return perf_counter()
 
 
 def add_whole(measured: Measured, shares: Mapping[str, float]) -> Measured:
@@ -103,8 +113,12 @@ def add_whole(measured: Measured, shares: Mapping[str, float]) -> Measured:
     return Measured({**measured.seconds, WHOLE: whole}, measured.words)
 
 
-def plain_step(nlp: Language, training: dict[str, Any]) -> Step:
-    """As `spacy train` does it."""
+def plain_step(nlp: Language, training: dict[str, Any], lessons: Lessons) -> Step:
+    """As `spacy train` does it.
+
+    lessons: as `nlp` reads them. Batches come from those of the other student, whose strings it
+        does not have, and are looked up by their numbers.
+    """
     optimizer, drop = training["optimizer"], _dropout(training)
     frozen = training["frozen_components"]
     learners: list[Any] = [
@@ -116,7 +130,7 @@ def plain_step(nlp: Language, training: dict[str, Any]) -> Step:
 
     def step(batch: Batch) -> None:
         nlp.update(
-            [lesson.example for lesson in batch],
+            [lessons.all[lesson.number].example for lesson in batch],
             drop=drop,
             sgd=False,  # type: ignore[arg-type]
             losses=losses,
@@ -172,19 +186,17 @@ def compare(
     """
     plain, _ = make_student(settings, teacher, work / "plain", gpu_id)
     nlp, _ = make_student(settings, teacher, work / "taught", gpu_id)
-    trainings = [
-        registry.resolve(each.config.interpolate()["training"], schema=ConfigSchemaTraining)
-        for each in (plain, nlp)
-    ]
-    config = nlp.config.interpolate()
-    (corpus,) = resolve_dot_names(config, [config["training"]["train_corpus"]])
-    lessons = read_lessons(nlp, corpus, None)
+    trainings = [resolve_training(each.config) for each in (plain, nlp)]
+    # Each student has docs of its own vocab.
+    own, lessons = (
+        read_lessons(each, resolve_corpora(each, settings)[0], None) for each in (plain, nlp)
+    )
     inputs = {
         "the teacher": fingerprint_pipeline(teacher),
         "the documents": fingerprint_docs(lessons.docs),
     }
     teaching = make_teaching(nlp, teacher, settings, trainings[1], lessons, inputs, work / "taught")
-    sides = {PLAIN: plain_step(plain, trainings[0])}
+    sides = {PLAIN: plain_step(plain, trainings[0], own)}
     shares = {}
     for stage in settings.stages:
         name = f"stage {stage.name}"
@@ -243,6 +255,7 @@ def main(
     with friendly_errors():
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         settings = load_config(config, parse_config_overrides(context.args))
+        setup_gpu(gpu_id)
         with TemporaryDirectory() as work:
             nlp = load_pipeline(teacher)
             measured = compare(nlp, settings, Path(work), steps=steps, rounds=rounds, gpu_id=gpu_id)

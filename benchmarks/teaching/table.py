@@ -2,10 +2,8 @@
 
     python -m benchmarks.teaching.table OUT TEST.spacy --teacher PIPELINE --output benchmarks/ewt
 
-OUT is what `benchmarks.teaching.rows` trained; rows that are not finished are left out. A
-difference is that of two means over seeds on the same test documents, and its interval a paired
-bootstrap over these documents. What was scored once is kept in OUT/scores, so that the table can be
-made again when a row comes in.
+OUT is what `benchmarks.teaching.rows` trained; rows that are not finished are left out. What
+was scored once is kept in OUT/scores, so that the table can be made again when a row comes in.
 """
 
 from __future__ import annotations
@@ -16,88 +14,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from wasabi import msg
-from weasel.util import get_checksum
 
+from benchmarks.teaching.comparison import (
+    TASKS,
+    Difference,
+    Line,
+    Step,
+    Subject,
+    compare,
+    score_once,
+)
 from benchmarks.teaching.rows import ROWS, Row
 from scripts.train import FINISHED
 from spacy_distil.documents import check_test_set
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.pipelines import check_pipeline
 from spacy_distil.report import bootstrap
-from spacy_distil.report.bootstrap import Counts, Floats, Interval
 from spacy_distil.report.layout import MISSING, measured_on
 from spacy_distil.report.machine import command_line, describe_machine
 from spacy_distil.report.results import Figure, Retention
-from spacy_distil.report.scores import COLUMNS, Column, Scores, score_pipeline
+from spacy_distil.report.scores import Column
 from spacy_distil.tables import Table
 
 STEM = "teaching"
 MINUS = "\N{MINUS SIGN}"
-
-
-def accuracy(totals: Floats) -> Floats:
-    """Of labels that exclude each other. totals: shape (..., n_labels, 3). To (...)."""
-    hits, gold = totals[..., 0].sum(-1), (totals[..., 0] + totals[..., 2]).sum(-1)
-    return np.divide(hits, gold, out=np.zeros(gold.shape), where=gold > 0)
-
-
-# Where each document has one label and is given one, micro-averaged recall is accuracy.
-ACCURACY = Column("cats_micro_r", "textcat acc", "cats", accuracy, decimals=2)
-TASKS = (*(column for column in COLUMNS if column.is_task), ACCURACY)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A row of the table: the teacher, or a recipe.
-
-    pipelines: paths of the seeds, and scores of each.
-    teacher: name of the subject that it is a student of; empty for a teacher.
-    before: names of those that it is compared with.
-    """
-
-    name: str
-    title: str
-    pipelines: list[str]
-    scores: list[Scores]
-    teacher: str = ""
-    before: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean score of one subject less that of another (points as shares, 0.01 is one point)."""
-
-    value: float
-    interval: Interval
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a row has that another has not gave so much, by `Column.key`."""
-
-    row: str
-    before: str
-    differences: dict[str, Difference]
-
-
-@dataclass(frozen=True)
-class Line:
-    """A subject with all that is said about it, each by `Column.key`."""
-
-    name: str
-    title: str
-    teacher: str
-    pipelines: list[str]
-    scores: dict[str, Figure]
-    retention: dict[str, Retention]
-    to_teacher: dict[str, Difference]
-    n_parameters: int
 
 
 @dataclass(frozen=True)
@@ -114,27 +58,6 @@ class Result:
     command: str
     lines: list[Line]
     steps: list[Step] = field(default_factory=list)
-
-
-# Scoring
-
-
-def score_once(pipeline: Path, test: Path, cache: Path) -> Scores:
-    """The scores of a pipeline, from `cache` where they are those of these very files."""
-    source = {"pipeline": get_checksum(pipeline), "test": get_checksum(test)}
-    if cache.is_file():
-        kept = json.loads(cache.read_text(encoding="utf8"))
-        if kept["source"] == source:
-            values = kept["scores"]
-            values["counts"] = {k: np.array(v, np.int64) for k, v in values["counts"].items()}
-            return Scores(**values)
-    msg.text(f"Scoring {pipeline}")
-    scores = score_pipeline(str(pipeline), test)
-    counts = {name: array.tolist() for name, array in scores.counts.items()}
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"source": source, "scores": {**vars(scores), "counts": counts}})
-    cache.write_text(text + "\n", encoding="utf8")
-    return scores
 
 
 def finished_seeds(output: Path, row: Row) -> list[Path]:
@@ -176,102 +99,20 @@ def collect(output: Path, test: Path, teachers: dict[str, Path]) -> list[Subject
     return subjects
 
 
-# Comparing
-
-
-def has(column: Column, subject: Subject) -> bool:
-    """Whether all seeds have a score that can be resampled."""
-    return all(
-        column.counts in one.counts
-        and (is_exclusive(one.counts["cats"]) if column is ACCURACY else column.key in one.values)
-        for one in subject.scores
+def make_result(subjects: Sequence[Subject], test: Path) -> Result:
+    lines, steps = compare(subjects)
+    return Result(
+        test=test.name,
+        n_docs=subjects[0].scores[0].n_docs,
+        n_words=subjects[0].scores[0].n_words,
+        resamples=bootstrap.RESAMPLES,
+        level=bootstrap.LEVEL,
+        machine=describe_machine(),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command_line(),
+        lines=lines,
+        steps=steps,
     )
-
-
-def is_exclusive(counts: Counts) -> bool:
-    """Whether each document has one label at most and was given as many.
-
-    counts: shape (n_docs, n_labels, 3).
-    """
-    hits, alarms, misses = np.moveaxis(counts.sum(axis=1), -1, 0)
-    return bool(np.all(hits + misses <= 1) and np.array_equal(alarms, misses))
-
-
-def values(column: Column, subject: Subject) -> list[float]:
-    """The score of each seed, by spaCy's scorer."""
-    return [one.full[column.key] for one in subject.scores]
-
-
-def samples(column: Column, subject: Subject) -> Floats:
-    """Bootstrap samples of the mean over seeds: the same documents are drawn for each, and for
-    every subject with the same test set. Shape (resamples,)."""
-    drawn = [bootstrap.resample(column.metric, s.counts[column.counts]) for s in subject.scores]
-    averaged: Floats = np.mean(drawn, axis=0)
-    return averaged
-
-
-def compare(subjects: Sequence[Subject]) -> tuple[list[Line], list[Step]]:
-    """Every subject against its teacher, and against those before it."""
-    by_name = {subject.name: subject for subject in subjects}
-    drawn = {
-        (subject.name, column.key): samples(column, subject)
-        for subject in subjects
-        for column in TASKS
-        if has(column, subject)
-    }
-
-    def differ(one: Subject, other: Subject) -> dict[str, Difference]:
-        found = {}
-        for column in TASKS:
-            mine, theirs = (drawn.get((s.name, column.key)) for s in (one, other))
-            if mine is not None and theirs is not None:
-                value = mean(values(column, one)) - mean(values(column, other))
-                found[column.key] = Difference(value, bootstrap.percentiles(mine - theirs))
-        return found
-
-    def retain(student: Subject, teacher: Subject) -> dict[str, Retention]:
-        found = {}
-        for column in TASKS:
-            mine, theirs = (drawn.get((s.name, column.key)) for s in (student, teacher))
-            if mine is not None and theirs is not None and theirs.all():
-                value = mean(values(column, student)) / mean(values(column, teacher))
-                found[column.key] = Retention(value, bootstrap.percentiles(mine / theirs))
-        return found
-
-    lines, steps = [], []
-    for subject in subjects:
-        teacher = by_name.get(subject.teacher)
-        figures = {}
-        for column in TASKS:
-            if (subject.name, column.key) in drawn:
-                seeds = values(column, subject)
-                figures[column.key] = Figure(
-                    mean=mean(seeds),
-                    std=stdev(seeds) if len(seeds) > 1 else None,
-                    seeds=seeds,
-                    interval=bootstrap.percentiles(drawn[subject.name, column.key]),
-                )
-        lines.append(
-            Line(
-                name=subject.name,
-                title=subject.title,
-                teacher=subject.teacher,
-                pipelines=subject.pipelines,
-                scores=figures,
-                retention={} if teacher is None else retain(subject, teacher),
-                to_teacher={} if teacher is None else differ(subject, teacher),
-                n_parameters=subject.scores[0].n_parameters,
-            )
-        )
-        steps += [
-            Step(subject.name, name, differ(subject, by_name[name]))
-            for name in subject.before
-            if name in by_name
-        ]
-    return lines, steps
-
-
-# Tables
 
 
 def make_tables(result: Result) -> list[Table]:
@@ -370,20 +211,15 @@ def to_markdown(result: Result) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def make_result(subjects: Sequence[Subject], test: Path) -> Result:
-    lines, steps = compare(subjects)
-    return Result(
-        test=test.name,
-        n_docs=subjects[0].scores[0].n_docs,
-        n_words=subjects[0].scores[0].n_words,
-        resamples=bootstrap.RESAMPLES,
-        level=bootstrap.LEVEL,
-        machine=describe_machine(),
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=command_line(),
-        lines=lines,
-        steps=steps,
-    )
+def save(result: Result, output: Path, stem: str) -> None:
+    """Print the tables, and write them to `output` as STEM.md and STEM.json."""
+    output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asdict(result), indent=2)
+    (output / f"{stem}.json").write_text(text + "\n", encoding="utf8")
+    (output / f"{stem}.md").write_text(to_markdown(result), encoding="utf8")
+    for table in make_tables(result):
+        print(table.to_text())
+    msg.good(f"Saved {stem}.json and {stem}.md to {output}")
 
 
 def main(
@@ -399,14 +235,7 @@ def main(
         check_test_set(test)
         named = {"distil_ner": teacher, "ner": teacher_ner}
         teachers = {ner: path for ner, path in named.items() if path is not None}
-        result = make_result(collect(rows, test, teachers), test)
-        output.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(result), indent=2)
-        (output / f"{stem}.json").write_text(text + "\n", encoding="utf8")
-        (output / f"{stem}.md").write_text(to_markdown(result), encoding="utf8")
-        for table in make_tables(result):
-            print(table.to_text())
-    msg.good(f"Saved {stem}.json and {stem}.md to {output}")
+        save(make_result(collect(rows, test, teachers), test), output, stem)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from spacy.cli._util import import_code, parse_config_overrides
+from spacy.util import logger
 
 from spacy_distil.cli import distil_cli
 from spacy_distil.errors import friendly_errors
@@ -26,7 +28,10 @@ def pipeline_cli(
         typer.Argument(metavar="CONFIG", help="Config of the student; see 'init-config pipeline'."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory for model-best and model-last.")
+        Path,
+        typer.Option(
+            "--output", "--output-path", "-o", help="Directory for model-best and model-last."
+        ),
     ],
     gpu_id: Annotated[
         int, typer.Option("--gpu-id", "-g", help="GPU for spaCy's own layers; -1 for the CPU.")
@@ -44,6 +49,9 @@ def pipeline_cli(
         Path | None,
         typer.Option("--code", "-c", help="Python file with registered functions to import."),
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-V", help="Show spaCy's messages for debugging.")
+    ] = False,
 ) -> None:
     """Teach a student pipeline what a trained pipeline knows.
 
@@ -62,12 +70,14 @@ def pipeline_cli(
           --paths.train train.spacy --paths.dev dev.spacy --paths.text texts/
 
     A run that was killed goes on with --resume, from its last evaluation. With --resume --overwrite
-    a run goes on, or returns at once where it has finished, if settings, teacher and documents are
+    a run goes on, or trains nothing where it has finished, if settings, teacher and documents are
     the same, and starts over if they are not: what a workflow wants.
     """
     with friendly_errors():
         from spacy_distil.teaching import teach
 
+        if verbose:
+            logger.setLevel(logging.DEBUG)
         import_code(code_path)
         teach(
             teacher,

@@ -14,7 +14,8 @@ from thinc.types import Floats2d
 PoolingName = Literal["mean", "first", "last", "sum", "max"]
 POOLINGS: tuple[str, ...] = get_args(PoolingName)
 
-# Takes the gradient of the token vectors, returns that of the piece vectors, (n_rows, width).
+# Takes the gradient of the token vectors, or of their first columns alone, and returns that of the
+# piece vectors, (n_rows, width).
 Backprop = Callable[[Floats2d], Floats2d]
 
 
@@ -102,6 +103,7 @@ class Pooling:
         if not len(owners):
             return ops.alloc2f(self.n_rows, d_tokens.shape[1])
         index, lengths = to_ops(ops, owners), to_ops(ops, self.lengths[owners])
+        which = ops.as_contig(which[:, : d_tokens.shape[1]])
         entries = ops.backprop_reduce_max(d_tokens[index], which, lengths)
         order, per_row = self._by_row()
         return _sum_groups(ops, entries[to_ops(ops, order)], per_row)

@@ -11,7 +11,9 @@ from thinc.types import Floats2d
 
 from spacy_distil.encoding import Batch
 
-# Takes the gradient of the rows that `begin_update` returned, of their shape. Call it once.
+# Takes the gradient of the rows that `begin_update` returned, of their shape. Call it once. Where
+# several layers were asked for, it takes that of the first of them alone, too: columns that are not
+# there bring no gradient, not even one of zeros, to what the others do not depend on.
 Backprop = Callable[[Floats2d], None]
 
 

@@ -112,22 +112,23 @@ class TorchEngine:
         # On a CPU predictions stay in float32, so that they are the same on every CPU.
         precision = self._autocast if self.device.type == "cuda" else None
         with torch.inference_mode():
-            return _to_array(self._forward(batch, precision, layers), ops)
+            return _to_array(_side_by_side(self._forward(batch, precision, layers)), ops)
 
     def begin_update(
         self, batch: Batch, ops: Ops, layers: Sequence[int] | None = None
     ) -> tuple[Floats2d, Backprop]:
         self._model.train()
         try:
-            rows = self._forward(batch, self._autocast, layers)
+            states = self._forward(batch, self._autocast, layers)
         finally:
             self._model.eval()
 
         def backprop(d_rows: Floats2d) -> None:
-            gradient = xp2torch(d_rows, device=self.device).to(rows.dtype)
-            rows.backward(self._scaler.scale(gradient))
+            gradients = xp2torch(d_rows, device=self.device).split(self.width, dim=1)
+            scaled = [self._scaler.scale(gradient) for gradient in gradients]
+            torch.autograd.backward(states[: len(scaled)], scaled)
 
-        return _to_array(rows.detach(), ops), backprop
+        return _to_array(_side_by_side([each.detach() for each in states]), ops), backprop
 
     def step(self, settings: StepSettings) -> None:
         if self._optimizer is None:
@@ -163,7 +164,8 @@ class TorchEngine:
             optimizer.state[parameters[name]][moment] = value.to(self.device)
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-        self._scaler.load_state_dict(json.loads(metadata["scaler"]))
+        if scaler := json.loads(metadata["scaler"]):  # empty where it had nothing to scale
+            self._scaler.load_state_dict(scaler)
 
     def _state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
         return {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
@@ -180,8 +182,8 @@ class TorchEngine:
 
     def _forward(
         self, batch: Batch, precision: torch.dtype | None, layers: Sequence[int] | None
-    ) -> torch.Tensor:
-        """Hidden states at the batch's positions, (n_rows, width for each of the layers)."""
+    ) -> list[torch.Tensor]:
+        """Hidden states at the batch's positions, (n_rows, width) for each of the layers."""
         self._check_layers(layers)
         every_layer = {} if layers is None else {"output_hidden_states": True}
         ids, mask, positions = (
@@ -196,10 +198,10 @@ class TorchEngine:
             # such as token types, has a default that means "one text".
             output = self._model(input_ids=ids, attention_mask=mask, **every_layer)
         if layers is None:
-            return _at(output.last_hidden_state, positions)
+            return [_at(output.last_hidden_state, positions)]
         # Some families norm the output of the last layer once more.
         states = [*output.hidden_states[:-1], output.last_hidden_state]
-        return torch.cat([_at(states[i], positions) for i in layers], dim=1)
+        return [_at(states[i], positions) for i in layers]
 
     def _check_layers(self, layers: Sequence[int] | None) -> None:
         there = range(self.n_layers + 1)
@@ -253,6 +255,11 @@ def _at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     positions: (n_rows,) in the flattened grid.
     """
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions).float()
+
+
+def _side_by_side(states: list[torch.Tensor]) -> torch.Tensor:
+    """(n_rows, width for each of the states)"""
+    return states[0] if len(states) == 1 else torch.cat(states, dim=1)
 
 
 def _to_array(tensor: torch.Tensor, ops: Ops) -> Floats2d:

@@ -43,8 +43,9 @@ def teach(
     overrides: settings by dotted name, e.g. `{"training.max_steps": 100}`.
     gpu_id: GPU for the layers of spaCy and thinc, or -1 for the CPU. Encoders of ours go where
         their own setting `device` says.
-    resume: go on from the last evaluation of the run in `output`; start where there is none; return
-        at once where it is finished.
+    resume: go on from the last evaluation of the run in `output`; start where there is none; train
+        nothing where it is finished. The documents are read and compared in any case, so a training
+        corpus that changes them at random, as augmenters do, needs a fixed [training] seed.
     overwrite: replace what an earlier run left in `output`, and a cache of other documents or of
         another teacher. With `resume`, only where the run is not the same.
     """

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +59,12 @@ class Checkpoints:
         nlp.to_disk(unfinished / MODEL)
         arrays, counts = optimizer_to_arrays(optimizer, _models(nlp, hidden))
         save_file(arrays, unfinished / HEADS)
-        for i, encoder in enumerate(_encoders(nlp)):
-            data = _trainable(encoder).optimizer_to_bytes()
-            (unfinished / ENCODERS.format(i)).write_bytes(data)
+        for i, engine in enumerate(_engines(nlp)):
+            (unfinished / ENCODERS.format(i)).write_bytes(engine.optimizer_to_bytes())
         if hidden is not None:
             (unfinished / PROJECTIONS).write_bytes(hidden.to_bytes())
-        text = json.dumps({"step": step, "updates": counts, "loop": state})
-        (unfinished / STATE).write_text(text, encoding="utf8")
+        saved = {"step": step, "updates": counts, "unseen": _unseen_moves(nlp), "loop": state}
+        (unfinished / STATE).write_text(json.dumps(saved), encoding="utf8")
         before = list(self.directory.glob("step-*"))
         unfinished.rename(self.directory / f"step-{step:08d}")
         for old in before:
@@ -86,8 +84,11 @@ class Checkpoints:
             hidden.from_bytes((path / PROJECTIONS).read_bytes())
         arrays = load_file(path / HEADS)
         optimizer_from_arrays(optimizer, _models(nlp, hidden), arrays, saved["updates"])
-        for i, encoder in enumerate(_encoders(nlp)):
-            _trainable(encoder).optimizer_from_bytes((path / ENCODERS.format(i)).read_bytes())
+        for i, engine in enumerate(_engines(nlp)):
+            engine.optimizer_from_bytes((path / ENCODERS.format(i)).read_bytes())
+        for name, moves in saved["unseen"].items():
+            pipe: Any = nlp.get_pipe(name)
+            pipe.model.attrs["unseen_classes"] = set(moves)
         return saved["step"], saved["loop"]
 
     def remove(self) -> None:
@@ -100,20 +101,25 @@ def optimizer_to_arrays(
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """The state of thinc's optimizer, by names that mean the same in another process.
 
-    thinc knows a parameter by the number of its node, which is given out as nodes are made. Here it
-    is known by the node's place in the walk through its model.
+    thinc knows a parameter by the number of its node, or shim, which is given out as these are
+    made. Here it is known by the node's place in the walk through its model.
 
     models: by name; the name goes into the keys.
     RETURNS (arrays, counts): moments and averages; and updates so far, of each parameter.
     """
+    owners = list(_owners(models))
     arrays, counts = {}, {}
-    for name, key in _parameters(models):
-        for moment in _MOMENTS:
-            value = (getattr(optimizer, moment) or {}).get(key)
-            if value is not None:
-                arrays[f"{name}/{moment}"] = _ops(name, models).to_numpy(value)
-        if key in optimizer.nr_update:
-            counts[name] = optimizer.nr_update[key]
+    for key, count in optimizer.nr_update.items():
+        # Nodes and shims are numbered apart, so that the number alone does not tell.
+        for place, number, parameters, model in owners:
+            if number == key[0] and (parameters is None or key[1] in parameters):
+                name = f"{place}/{key[1]}"
+                counts[name] = count
+                for moment in _MOMENTS:
+                    value = (getattr(optimizer, moment) or {}).get(key)
+                    if value is not None:
+                        arrays[f"{name}/{moment}"] = model.ops.to_numpy(value)
+                break
     return arrays, counts
 
 
@@ -124,26 +130,40 @@ def optimizer_from_arrays(
     counts: Mapping[str, int],
 ) -> None:
     """Give a new optimizer the state that `optimizer_to_arrays` returned."""
-    optimizer.nr_update = defaultdict(int)
-    for name, key in _parameters(models):
+    owners = {place: (number, model) for place, number, _, model in _owners(models)}
+    for name, count in counts.items():
+        place, _, parameter = name.rpartition("/")
+        number, model = owners[place]
+        key = (number, parameter)
+        optimizer.nr_update[key] = count
         for moment in _MOMENTS:
-            value = arrays.get(f"{name}/{moment}")
+            value: Any = arrays.get(f"{name}/{moment}")
             if value is not None:
-                getattr(optimizer, moment)[key] = _ops(name, models).asarray(value)
-        if name in counts:
-            optimizer.nr_update[key] = counts[name]
+                getattr(optimizer, moment)[key] = model.ops.asarray(value)
 
 
-def _ops(parameter: str, models: Mapping[str, Model]) -> Any:
-    return models[parameter.rsplit("/", 2)[0]].ops
-
-
-def _parameters(models: Mapping[str, Model]) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Each parameter's lasting name, and thinc's key of it."""
+def _owners(
+    models: Mapping[str, Model],
+) -> Iterator[tuple[str, int, Sequence[str] | None, Model]]:
+    """What owns parameters: its lasting name, thinc's number of it, the names of its parameters
+    (None for a shim, which has names of its own), and the model that it is in.
+    """
     for name, model in models.items():
         for i, node in enumerate(model.walk()):
-            for parameter in node.param_names:
-                yield f"{name}/{i}/{parameter}", (node.id, parameter)
+            if node.param_names:
+                yield f"{name}/{i}", node.id, node.param_names, model
+        for i, node in enumerate(model.walk()):
+            for j, shim in enumerate(node.shims):
+                yield f"{name}/{i}/shim {j}", shim.id, None, model
+
+
+def _unseen_moves(nlp: Language) -> dict[str, list[int]]:
+    """The moves that each parser has not been shown yet, which it does not save itself."""
+    return {
+        name.removeprefix("pipe "): sorted(model.attrs["unseen_classes"])
+        for name, model in _models(nlp, None).items()
+        if "unseen_classes" in model.attrs
+    }
 
 
 def _models(nlp: Language, hidden: HiddenStates | None) -> dict[str, Model]:
@@ -157,16 +177,12 @@ def _models(nlp: Language, hidden: HiddenStates | None) -> dict[str, Model]:
     return models
 
 
-def _encoders(nlp: Language) -> Iterator[EncoderShim]:
+def _engines(nlp: Language) -> Iterator[TrainableEngine]:
     """Our encoders that learn, wherever they stand."""
     for model in _models(nlp, None).values():
         for node in model.walk():
             for shim in node.shims:
                 if isinstance(shim, EncoderShim) and shim.is_loaded and shim.is_trainable:
-                    yield shim
-
-
-def _trainable(encoder: EncoderShim) -> TrainableEngine:
-    engine = encoder.engine
-    assert isinstance(engine, TrainableEngine)
-    return engine
+                    engine = shim.engine
+                    if isinstance(engine, TrainableEngine):
+                        yield engine

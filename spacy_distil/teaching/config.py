@@ -19,7 +19,8 @@ from spacy_distil.settings import Count, Section, read_section
 from spacy_distil.teaching.heads import PipeTeaching, Target
 
 SECTION = "distillation"
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class StudentSettings(Section):
@@ -43,7 +44,7 @@ class PipeSection(Section):
 
     teacher: str | None = None
     target: Target = "auto"
-    temperature: Annotated[float, Field(gt=0)] | None = None
+    temperature: Temperature | None = None
     weight: Weight = 1.0
 
 
@@ -61,7 +62,7 @@ class DistillationSettings(Section):
 
     corpus: str | None = None
     cache: str | None = None
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     student: Any = None
     hidden: Any = None
     stages: Any = None
@@ -70,8 +71,8 @@ class DistillationSettings(Section):
 
 # In this order, which is that of the run.
 STAGES: dict[str, StageSettings] = {
-    "hidden": StageSettings(share=0.25, hidden=1.0),
-    "soft": StageSettings(share=0.75, soft=1.0),
+    "hidden": StageSettings(share=0.0, hidden=1.0),
+    "soft": StageSettings(share=1.0, soft=1.0),
     "gold": StageSettings(share=0.0, gold=1.0),
 }
 
@@ -132,8 +133,7 @@ def load_config(
     config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> TeachingConfig:
     """Read and validate a config. See `teach` for the arguments."""
-    spacy_config = _read(config, dict(overrides or {}))
-    interpolated = spacy_config.interpolate()
+    spacy_config, interpolated = _read(config, dict(overrides or {}))
     if SECTION not in interpolated:
         raise ConfigError(
             f"The config has no section [{SECTION}]. A commented config that has one is written "
@@ -145,7 +145,12 @@ def load_config(
     for name in blocks["stages"]:
         if name not in STAGES:
             raise ConfigError(f"[{SECTION}.stages.{name}] is no stage. Stages: {', '.join(STAGES)}")
-    max_steps = interpolated.get("training", {}).get("max_steps", 0)
+    training = interpolated.get("training", {})
+    if training.get("max_epochs", 0) != 0:
+        raise ConfigError(
+            f"training.max_epochs = {training['max_epochs']!r}: a teaching run has the length that "
+            "training.max_steps says, which its stages share. Set max_epochs to 0"
+        )
     return TeachingConfig(
         spacy=spacy_config,
         corpus=top.corpus,
@@ -153,16 +158,18 @@ def load_config(
         temperature=top.temperature,
         student=read_section(f"{SECTION}.student", StudentSettings, blocks["student"]),
         hidden=read_section(f"{SECTION}.hidden", HiddenSettings, blocks["hidden"]),
-        stages=_stages(blocks["stages"], max_steps),
+        stages=_stages(blocks["stages"], training.get("max_steps")),
         pipes={
             name: _pipe(name, _block(blocks["pipes"], name), top.temperature)
             for name in blocks["pipes"]
-            if _block(blocks["pipes"], name)
         },
     )
 
 
-def _read(config: str | Path | Mapping[str, Any], overrides: dict[str, Any]) -> Config:
+def _read(
+    config: str | Path | Mapping[str, Any], overrides: dict[str, Any]
+) -> tuple[Config, Config]:
+    """The config as it is written, and interpolated."""
     try:
         if isinstance(config, Mapping):
             read = Config(config).copy()
@@ -176,7 +183,10 @@ def _read(config: str | Path | Mapping[str, Any], overrides: dict[str, Any]) -> 
         if SECTION in read:
             _add_blocks(read)
         text = read.to_str(interpolate=False)
-        return Config().from_str(text, overrides=overrides, interpolate=False)
+        read = Config().from_str(text, overrides=overrides, interpolate=False)
+        if SECTION in read:
+            _remove_empty_blocks(read[SECTION])
+        return read, read.interpolate()
     except ConfigValidationError as error:
         problems = [f"{'.'.join(e['loc'])}: {e['msg']}" for e in error.errors or []]
         raise ConfigError("\n".join(problems) or str(error).strip()) from error
@@ -190,6 +200,13 @@ def _add_blocks(config: Config) -> None:
     for parent, names in (("stages", STAGES), ("pipes", config.get("components", {}))):
         for name in names if isinstance(section[parent], dict) else ():
             section[parent].setdefault(name, {})
+
+
+def _remove_empty_blocks(section: dict[str, Any]) -> None:
+    for parent in ("stages", "pipes"):
+        blocks = section[parent]
+        if isinstance(blocks, dict):
+            section[parent] = {name: block for name, block in blocks.items() if block != {}}
 
 
 def _block(section: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -209,8 +226,8 @@ def _pipe(name: str, block: Mapping[str, Any], temperature: float) -> PipeTeachi
 def _stages(blocks: Mapping[str, Any], max_steps: Any) -> tuple[Stage, ...]:
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ConfigError(
-            f"training.max_steps = {max_steps!r}: expected the number of steps of the whole run, "
-            "which the stages share"
+            f"training.max_steps = {max_steps!r}: expected a whole number above 0, the steps of "
+            "the run, which the stages share"
         )
     settings: dict[str, StageSettings] = {}
     for name, default in STAGES.items():

@@ -44,9 +44,17 @@ class Lesson:
         """Tokens, which is what spaCy's batchers count."""
         return len(self.example.predicted)
 
+    # As of an Example, which custom batchers may look at.
+
     @property
     def predicted(self) -> Doc:
         return self.example.predicted
+
+    @property
+    def reference(self) -> Doc:
+        return self.example.reference
+
+    x, y = predicted, reference
 
 
 @dataclass(frozen=True)
@@ -98,10 +106,12 @@ def fingerprint_annotation(examples: Iterable[Example]) -> str:
         digest.update(doc.text.encode())
         digest.update(np.ascontiguousarray(doc.to_array(_ANNOTATION)).tobytes())
         spans = {
-            key: [(span.start, span.end, span.label_) for span in group]
+            key: [(span.start, span.end, span.label_, span.id_) for span in group]
             for key, group in doc.spans.items()
         }
-        digest.update(json.dumps([doc.cats, spans], sort_keys=True).encode())
+        cats = {label: float(value) for label, value in doc.cats.items()}
+        links = [(ent.start, ent.kb_id_, ent.ent_id_) for ent in doc.ents]
+        digest.update(json.dumps([cats, spans, links], sort_keys=True).encode())
     return digest.hexdigest()
 
 

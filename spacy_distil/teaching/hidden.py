@@ -8,10 +8,12 @@ TinyBERT (Jiao et al. 2020, equations 8 and 9).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import srsly
+from spacy.errors import Errors
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -26,7 +28,7 @@ from spacy_distil.teaching.heads.base import Array, Field, Records
 
 # The setting that says which layers.
 SETTING = "distillation.hidden.layers"
-# What is recorded: a row for each token, the mapped layers of the teacher side by side.
+# What is recorded: a row for each token, the teacher's layers that are learned side by side.
 VECTORS = "vectors"
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -37,14 +39,15 @@ def layer_map(
     """Which layer of the student learns which of the teacher: pairs of their numbers.
 
     setting: "last", the last from the last; "even", each of the student's from the one as far up in
-        the teacher; or pairs [student's, teacher's], where 0 is the embeddings.
+        the teacher, which is never below its first layer; or pairs [student's, teacher's], where 0
+        is the embeddings.
     n_student, n_teacher: number of layers of the encoders.
     Raises ConfigError for anything else, and for layers that are not there.
     """
     if setting == "last":
         return [(n_student, n_teacher)]
     if setting == "even":
-        return [(i, round(i * n_teacher / n_student)) for i in range(1, n_student + 1)]
+        return [(i, max(1, round(i * n_teacher / n_student))) for i in range(1, n_student + 1)]
     wrong = f"{SETTING} = {setting!r}: "
     if isinstance(setting, str) or not setting or not all(map(_is_pair, setting)):
         raise ConfigError(
@@ -63,29 +66,26 @@ def layer_map(
     return [(own, other) for own, other in setting]
 
 
-def find_encoder(nlp: Language, name: str | None = None) -> DistilTransformerPipe | None:
-    """The first of our encoders in a pipeline, or that of this name; None where there is none."""
-    for pipe_name, pipe in nlp.pipeline:
-        if isinstance(pipe, DistilTransformerPipe) and name in (None, pipe_name):
-            return pipe
-    return None
+def find_encoder(nlp: Language) -> DistilTransformerPipe | None:
+    """The first of our encoders in a pipeline; None where there is none."""
+    encoders = (pipe for _, pipe in nlp.pipeline if isinstance(pipe, DistilTransformerPipe))
+    return next(encoders, None)
 
 
-def teacher_encoder(nlp: Language, name: str | None = None) -> DistilTransformerPipe:
+def teacher_encoder(nlp: Language) -> DistilTransformerPipe:
     """The encoder of a teacher's pipeline whose hidden states can be learned.
 
-    name: of its component; None for the first.
     Raises ConfigError where there is none of ours.
     """
-    encoder = find_encoder(nlp, name)
+    encoder = find_encoder(nlp)
     if encoder is None:
         components = {each: nlp.get_pipe_meta(each).factory for each in nlp.pipe_names}
         listed = ", ".join(f"{each} ({factory})" for each, factory in components.items())
         raise ConfigError(
-            f"The teacher has no distil_transformer{f' {name!r}' if name else ''} whose hidden "
-            f"states could be learned. Its components: {listed or 'none'}. Turn a pipeline of "
-            "spacy-transformers into one of ours with 'python -m spacy distil convert', or leave "
-            "out the hidden-state stage: set share = 0 in [distillation.stages.hidden]."
+            "The teacher has no distil_transformer whose hidden states could be learned. Its "
+            f"components: {listed or 'none'}. Turn a pipeline of spacy-transformers into one of "
+            "ours with 'python -m spacy distil convert', or give no stage of "
+            "[distillation.stages] a weight for hidden."
         )
     return encoder
 
@@ -125,6 +125,7 @@ class HiddenStates:
         self.teacher = teacher
         self.student_layers = [own for own, _ in layers]
         self.teacher_layers = [other for _, other in layers]
+        self.recorded_layers = sorted({*self.teacher_layers})  # each once
         self.width = get_encoder(teacher.model).width
         self._check_teacher()
         if projections is None:
@@ -136,32 +137,43 @@ class HiddenStates:
     @property
     def fields(self) -> Mapping[str, Field]:
         """What is recorded."""
-        return {VECTORS: Field("token", len(self.teacher_layers) * self.width, "float16")}
+        return {VECTORS: Field("token", len(self.recorded_layers) * self.width, "float16")}
+
+    @property
+    def source(self) -> str:
+        """What the recorded values are of."""
+        return f"layers {', '.join(map(str, self.recorded_layers))} of {self.teacher.name!r}"
 
     # The teacher
 
     def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
-        """The teacher's hidden states, (n_tokens, n_pairs * width) for each doc.
+        """The teacher's hidden states, (n_tokens, n_recorded_layers * width) for each doc.
 
-        docs: of the teacher's vocab. Where they have a `doc.tensor` of its encoder already, and the
-            last layer is all that is asked for, nothing is computed anew. They are left as they
-            are.
+        docs: of the teacher's vocab, and, where anything has annotated them that writes
+            `doc.tensor`, just annotated by the teacher's encoder: where the last layer is all that
+            is learned, that is what their tensors are taken for. Docs without one, or with one of
+            another shape, are encoded. All are left as they are.
         """
         ops, encoder = self.teacher.model.ops, get_encoder(self.teacher.model)
-        vectors: Sequence[Any]
+        vectors: list[Any]
         if self._asks_for_inner_layers():
-            vectors = encoder.predict_docs(docs, ops, self.teacher_layers)
+            vectors = [*encoder.predict_docs(docs, ops, self.recorded_layers)]
         else:
             vectors = [doc.tensor for doc in docs]
-            if any(doc.tensor.shape != (len(doc), self.width) for doc in docs):
-                vectors = encoder.predict_docs(docs, ops)
-            vectors = [ops.xp.tile(each, (1, len(self.teacher_layers))) for each in vectors]
+            shapes = [(len(doc), self.width) for doc in docs]
+            # A doc_cleaner leaves none.
+            unknown = [
+                i for i, shape in enumerate(shapes) if getattr(vectors[i], "shape", None) != shape
+            ]
+            computed = encoder.predict_docs([docs[i] for i in unknown], ops) if unknown else []
+            for i, each in zip(unknown, computed, strict=True):
+                vectors[i] = each
         clipped = [ops.xp.clip(each, -LARGEST, LARGEST) for each in vectors]
         return {VECTORS: [ops.to_numpy(each.astype("float16")) for each in clipped]}
 
     def _asks_for_inner_layers(self) -> bool:
         last = get_encoder(self.teacher.model).n_layers
-        return any(layer != last for layer in self.teacher_layers)
+        return self.recorded_layers != [last]
 
     def _check_teacher(self) -> None:
         engine = get_encoder(self.teacher.model).settings.engine
@@ -191,13 +203,19 @@ class HiddenStates:
         examples: their predicted docs are of the student's vocab.
         records: what was recorded, in the order of the examples.
         weight: factor on loss and gradient.
-        losses: gets the loss, summed over tokens, added under the name of the student's component,
-            beside what that adds itself.
+        losses: gets the loss, summed over tokens, added under the name of the student's component.
+            That adds the squared gradients of its listeners itself, once each, under the same name:
+            the table of `spacy train` has one column for a component. In a stage of hidden states
+            alone no listener reports, and the column is the loss.
+
+        Raises spaCy's ValueError where the loss is not finite, before anything learns from it.
         """
         targets = self._pack(examples, records)
         hidden, backprop = self.student.update_hidden(examples, self.student_layers, losses=losses)
-        loss, d_hidden = self._compare(hidden, targets, weight)
-        backprop(d_hidden)
+        loss, differentiate = self._compare(hidden, targets, weight)
+        if not isfinite(loss):
+            raise ValueError(Errors.E910.format(name=self.student.name))
+        backprop(differentiate())
         losses[self.student.name] += loss
 
     def finish_update(self, optimizer: Optimizer) -> None:
@@ -206,7 +224,7 @@ class HiddenStates:
             projection.finish_update(optimizer)
 
     def _pack(self, examples: Sequence[Example], records: Records) -> Any:
-        """What was recorded of a batch: (n_tokens of all docs, n_pairs * width) float16."""
+        """What was recorded of a batch: (n_tokens of all docs, n_recorded_layers * width)."""
         n_tokens = [len(example.predicted) for example in examples]
         vectors = records[VECTORS]
         if [len(each) for each in vectors] != n_tokens:
@@ -214,14 +232,17 @@ class HiddenStates:
                 f"The recorded hidden states are of docs of {[len(each) for each in vectors]} "
                 f"tokens, but the examples have {n_tokens}: these are other docs, or other tokens."
             )
-        empty = np.zeros((0, len(self.teacher_layers) * self.width), dtype="float16")
+        empty = np.zeros((0, self.fields[VECTORS].width), dtype="float16")
         return to_ops(self.student.model.ops, np.concatenate([empty, *vectors]))
 
-    def _compare(self, hidden: Floats2d, targets: Any, weight: float) -> tuple[float, Floats2d]:
-        """Loss, and its gradient by `hidden`; that by the projections is gathered.
+    def _compare(
+        self, hidden: Floats2d, targets: Any, weight: float
+    ) -> tuple[float, Callable[[], Floats2d]]:
+        """The loss, and what makes its gradient by `hidden`, once, and gathers that by the
+        projections.
 
         hidden: (n_tokens of all docs, n_pairs * width of the student).
-        targets: (n_tokens of all docs, n_pairs * width of the teacher).
+        targets: (n_tokens of all docs, n_recorded_layers * width of the teacher).
         """
         ops = self.student.model.ops
         n_pairs = len(self.student_layers)
@@ -229,17 +250,27 @@ class HiddenStates:
         scale = weight / (n_pairs * self.width)
         d_hidden = ops.xp.zeros_like(hidden)
         if not counts.any():
-            return 0.0, d_hidden  # and no gradient of zeros for the projections
-        # Of each pair, all (n_tokens, width of one layer): views.
-        sides = [ops.xp.split(each, n_pairs, axis=1) for each in (hidden, targets, d_hidden)]
+            return 0.0, lambda: d_hidden  # and no gradient of zeros for the projections
+        # Of each layer, all (n_tokens, its width): views.
+        recorded = ops.xp.split(targets, len(self.recorded_layers), axis=1)
         total: Any = 0.0  # an array of the device from the first pair on: one synchronization
-        for i, (own, target, d_own) in enumerate(zip(*sides, strict=True)):
+        backprops = []
+        for i, own in enumerate(ops.xp.split(hidden, n_pairs, axis=1)):
+            target = recorded[self.recorded_layers.index(self.teacher_layers[i])]
             project = self.projections[i].begin_update if self.projections else _as_it_is
             projected, backprop = project(ops.as_contig(own))
             difference = (projected - target.astype("f")) * counts
             total += (difference**2).sum()
-            d_own[:] = backprop(2 * scale * difference)
-        return scale * float(total), d_hidden
+            backprops.append((backprop, difference))
+
+        def differentiate() -> Floats2d:
+            for d_own, (backprop, difference) in zip(
+                ops.xp.split(d_hidden, n_pairs, axis=1), backprops, strict=True
+            ):
+                d_own[:] = backprop(2 * scale * difference)
+            return d_hidden
+
+        return scale * float(total), differentiate
 
     # Serialization
 

@@ -84,18 +84,17 @@ def shown(labels: set[str]) -> str:
 
 def labels_for(factory: str, teacher: Language, name: str) -> Any:
     """What a student's pipe takes as `labels` at its initialization, as `spacy init labels` saves
-    it. None where the teacher's pipe has no labels, or is of a kind whose labels mean other things.
+    it. None where the teacher's pipe has no labels, or is of a kind that cannot teach this one,
+    which then learns from annotation alone, and takes its labels from there.
 
     factory: of the student's pipe.
     name: of the teacher's pipe.
     """
     pipe: Any = teacher.get_pipe(name)
-    if factory == teacher.get_pipe_meta(name).factory:
-        return getattr(pipe, "label_data", None)
     kind, wanted = kind_of(pipe), KINDS.get(factory)
-    if kind is None or wanted is None:
+    if kind is None:
         return None
-    if kind is wanted:
+    if kind is wanted or factory == teacher.get_pipe_meta(name).factory:
         return pipe.label_data
     if {kind, wanted} == set(ENTITY_KINDS):
         types = list(pipe.labels)

@@ -6,7 +6,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from timeit import default_timer as timer
 from typing import Any
@@ -22,6 +22,7 @@ from spacy.training.loop import (
     update_meta,
 )
 from thinc.api import Model, Optimizer, constant, fix_random_seed
+from wasabi import msg
 
 from spacy_distil.errors import CorpusError
 from spacy_distil.teaching.cache import TeacherCache
@@ -41,7 +42,8 @@ class Teaching:
 
     nlp: the student.
     heads: the pipes that learn from the teacher, by their names in the student.
-    gold: the trainable pipes that learn from annotation alone.
+    gold: the trainable pipes that learn from annotation alone, with what masks documents that have
+        none where a pipe does not do so itself.
     hidden: how the encoder learns from the teacher's; `None` where it does not.
     cache: what the teacher makes of the documents; `None` where nothing is learned from it.
     frozen, annotating: as in [training].
@@ -49,7 +51,7 @@ class Teaching:
 
     nlp: Language
     heads: Mapping[str, Head]
-    gold: Sequence[str]
+    gold: Mapping[str, Head | None]
     hidden: HiddenStates | None = None
     cache: TeacherCache | None = None
     frozen: Sequence[str] = ()
@@ -82,6 +84,8 @@ class Teaching:
                 annotated = annotate(pipe, [example.predicted for example in examples])
                 for example, doc in zip(examples, annotated, strict=True):
                     example.predicted = doc
+        for name, loss in losses.items():
+            losses[name] = float(loss)  # pipes may give numbers of an array library
         return losses
 
     def finish_update(self, optimizer: Optimizer) -> None:
@@ -106,8 +110,8 @@ class Teaching:
             self.hidden.update(examples, records[HIDDEN], weight=stage.hidden, losses=losses)
         elif not (stage.soft or stage.gold):
             pass
-        elif name in self.heads:
-            self.heads[name].update(
+        elif (head := self.heads.get(name)) is not None:
+            head.update(
                 examples,
                 records.get(name, {}),
                 soft=stage.soft,
@@ -115,6 +119,8 @@ class Teaching:
                 drop=drop,
                 losses=losses,
             )
+        elif (head := self.gold.get(name)) is not None:
+            head.update(examples, {}, soft=0.0, gold=1.0, drop=drop, losses=losses)
         elif hasattr(pipe, "update"):
             pipe.update(examples, drop=drop, sgd=None, losses=losses)
 
@@ -124,17 +130,27 @@ class Progress:
     """Where a run is, as JSON can hold it.
 
     results: (score, step) of each evaluation.
-    words: tokens seen. seconds: spent before this process took over.
+    step: the last one taken. words: tokens seen. seconds: all processes of the run together.
     """
 
     results: list[tuple[float, int]] = field(default_factory=list)
+    step: int = 0
     words: int = 0
     seconds: float = 0.0
 
     def best(self) -> tuple[float, int]:
-        """Score and step of the best evaluation; of equals the first."""
-        score, step = max((score, -step) for score, step in self.results)
-        return score, -step
+        """Score and step of the best evaluation; of equals the last, as `spacy train` keeps it."""
+        return max(self.results)
+
+    def waited(self, start: int) -> int:
+        """Steps since the first of the best evaluations, counted from the step `start` on.
+
+        start: of the last stage: the others do not end a run.
+        """
+        if self.step < start or not self.results:
+            return 0
+        best = max(score for score, _ in self.results)
+        return self.step - max(start, next(i for score, i in self.results if score == best))
 
 
 def train(
@@ -155,29 +171,36 @@ def train(
     frequency, patience = settings["eval_frequency"], settings["patience"]
     seed = settings["seed"] or 0
     checkpoints = Checkpoints(output / "checkpoints")
+    before_to_disk = create_before_to_disk_callback(settings["before_to_disk"])
     progress, start = Progress(), 0
     if (path := checkpoints.newest()) is not None:
         step, state = checkpoints.load(path, nlp, optimizer, teaching.hidden)
-        progress = Progress([(s, i) for s, i in state["results"]], state["words"], state["seconds"])
-        start = step + 1
+        state["results"] = [(score, i) for score, i in state["results"]]
+        progress, start = Progress(**state), step + 1
+        if progress.best()[1] == step:  # it may have been killed before the copy was there
+            _copy(output / DIR_MODEL_LAST, output / DIR_MODEL_BEST)
     dropout = settings["dropout"]
     dropouts: Any = constant(dropout) if isinstance(dropout, (int, float)) else dropout
     for _ in range(start):  # schedules are generators: theirs is the only way to step N
         optimizer.step_schedules()
         next(dropouts)
 
-    before_to_disk = create_before_to_disk_callback(settings["before_to_disk"])
+    def save_last() -> None:
+        with nlp.use_params(optimizer.averages or {}):
+            before_to_disk(nlp).to_disk(output / DIR_MODEL_LAST)
+
     losses = _no_losses(teaching)
-    began = timer()
+    before, began = progress.seconds, timer()
     with nlp.select_pipes(disable=teaching.frozen):
         log_step, finish_log = settings["logger"](nlp, sys.stdout, sys.stderr)
     try:
-        _reseed(seed, start)
         batches = make_batches(lessons, config, settings["batcher"], seed)
         for step, (epoch, batch) in enumerate(batches):
             if step < start:
                 continue
-            if patience and _waited(progress, config, step) >= patience:
+            if step == start:
+                _reseed(seed, step)
+            if patience and progress.waited(config.stages[-1].start) >= patience:
                 break
             if settings["before_update"]:
                 settings["before_update"](nlp, {"step": step, "epoch": epoch})
@@ -186,7 +209,9 @@ def train(
                 teaching.update(part, config.stage_at(step), drop=drop, losses=losses)
             teaching.finish_update(optimizer)
             optimizer.step_schedules()
+            progress.step = step
             progress.words += sum(map(len, batch))
+            progress.seconds = before + timer() - began
             if step % frequency:
                 log_step(None)
                 continue
@@ -200,30 +225,29 @@ def train(
                 "other_scores": scores,
                 "losses": losses,
                 "checkpoints": progress.results,
-                "seconds": int(progress.seconds + timer() - began),
+                "seconds": int(progress.seconds),
                 "words": progress.words,
                 "output_path": str(output / DIR_MODEL_LAST),
             }
             with nlp.select_pipes(disable=teaching.frozen):
                 update_meta(settings, nlp, info)
-            with nlp.use_params(optimizer.averages or {}):
-                before_to_disk(nlp).to_disk(output / DIR_MODEL_LAST)
+            save_last()
+            checkpoints.save(step, nlp, optimizer, teaching.hidden, asdict(progress))
             if progress.best()[1] == step:
                 _copy(output / DIR_MODEL_LAST, output / DIR_MODEL_BEST)
-            state = {
-                "results": progress.results,
-                "words": progress.words,
-                "seconds": progress.seconds + timer() - began,
-            }
-            checkpoints.save(step, nlp, optimizer, teaching.hidden, state)
             log_step(info)
             losses = _no_losses(teaching)
             _reseed(seed, step + 1)
+    except BaseException as error:
+        if progress.results:
+            msg.warn(
+                f"Stopped at step {progress.step} by {error!r}. Go on from step "
+                f"{progress.results[-1][1]}, the last evaluation, with --resume"
+            )
+        raise
     finally:
         finish_log()
-    progress.seconds += timer() - began
-    with nlp.use_params(optimizer.averages or {}):
-        before_to_disk(nlp).to_disk(output / DIR_MODEL_LAST)
+    save_last()
     return progress
 
 
@@ -235,8 +259,9 @@ def make_batches(
 ) -> Iterator[tuple[int, Sequence[Lesson]]]:
     """The batches of all steps, each with the number of its pass over the documents.
 
-    They depend on the seed alone. A stage that learns from annotation only passes over the
-    documents that have some. As with `spacy train`, there is one step more than `max_steps`.
+    They depend on the seed alone, where the batcher is not random itself. A stage that learns from
+    annotation only passes over the documents that have some. As with `spacy train`, there is one
+    step more than `max_steps`.
     """
     step = epoch = 0
     while step <= config.max_steps:
@@ -255,14 +280,6 @@ def make_batches(
                 "discard_oversize = true, it drops those that are longer than a batch."
             )
         epoch += 1
-
-
-def _waited(progress: Progress, config: TeachingConfig, step: int) -> int:
-    """Steps since the best evaluation of the last stage: the others do not end a run."""
-    start = config.stages[-1].start
-    if step <= start or not progress.results:
-        return 0
-    return step - 1 - max(progress.best()[1], start)
 
 
 def _no_losses(teaching: Teaching) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spacy.cli._util import setup_gpu, show_validation_error
+from confection import ConfigValidationError
+from spacy.cli._util import setup_gpu
 from spacy.language import Language
 from spacy.schemas import ConfigSchemaTraining
 from spacy.training.initialize import init_nlp
@@ -16,7 +18,7 @@ from spacy.util import registry, resolve_dot_names
 from thinc.api import Config
 from wasabi import msg
 
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.run_directory import RunDirectory
 from spacy_distil.shim import get_encoder
@@ -25,6 +27,7 @@ from spacy_distil.teaching.checkpoint import Checkpoints
 from spacy_distil.teaching.config import FREE_ON_RESUME, SECTION, TeachingConfig, load_config
 from spacy_distil.teaching.corpus import (
     Lessons,
+    Reader,
     fingerprint_annotation,
     read_lessons,
     retokenized,
@@ -34,7 +37,7 @@ from spacy_distil.teaching.heads import PipeTeaching, Plan, find_pairs, plan_hea
 from spacy_distil.teaching.heads.base import Array
 from spacy_distil.teaching.heads.silver import SilverHead
 from spacy_distil.teaching.hidden import HiddenStates, find_encoder, layer_map, teacher_encoder
-from spacy_distil.teaching.loop import HIDDEN, Teaching, train
+from spacy_distil.teaching.loop import HIDDEN, Teaching, annotate, train
 from spacy_distil.teaching.student import (
     can_start_from_teacher,
     check_gold_labels,
@@ -89,33 +92,38 @@ def run(
     rules = {"resume": resume, "overwrite": overwrite}
     earlier = directory.settle(settings.spacy, inputs, **rules)
     directory.write_settings(settings.spacy)
-    with show_validation_error(hint_fill=False):
+    try:
         nlp, started = make_student(settings, teacher, output, gpu_id)
-        training = _training(nlp.config)
-    train_corpus, dev_corpus, text = _corpora(nlp, settings)
+        training = resolve_training(nlp.config)
+        train_corpus, dev_corpus, text = resolve_corpora(nlp, settings)
+    except ConfigValidationError as error:
+        raise ConfigError(str(error).strip()) from error
     lessons = read_lessons(nlp, train_corpus, text)
     frozen = training["frozen_components"]
     check_gold_labels(nlp, [lesson.example for lesson in lessons.gold], frozen=frozen)
     inputs["the documents"] = fingerprint_docs(lessons.docs)
     inputs["their annotation"] = fingerprint_annotation(one.example for one in lessons.gold)
-    inputs["the development documents"] = fingerprint_annotation(dev_corpus(nlp))
+    development = list(dev_corpus(nlp))
+    if not development:
+        raise CorpusError("The development corpus has no documents in it: look at [paths] dev.")
+    inputs["the development documents"] = fingerprint_annotation(development)
     if earlier is not None:
         # What could be told without reading the documents was the same.
         earlier = directory.settle(settings.spacy, inputs, **rules)
     if earlier and earlier.get("finished"):
+        Checkpoints(output / "checkpoints").remove()  # in case it was killed just before that
         msg.good(f"Finished already: {output / DIR_MODEL_BEST}")
         return _taught(output, earlier)
-    if earlier is not None:
+    if earlier is not None and Checkpoints(output / "checkpoints").newest() is not None:
         msg.info(f"Resuming the run in {output}")
     elif resume:
         msg.info(f"Nothing to resume in {output}: starting")
-    directory.write_results({"finished": False, "inputs": inputs})
-
     for name, how in started.items():
         msg.info(f"{name} starts from {how}")
     teaching = make_teaching(
         nlp, teacher, settings, training, lessons, inputs, output, overwrite=overwrite
     )
+    directory.write_results({"finished": False, "inputs": inputs})
     progress = train(
         teaching,
         lessons,
@@ -129,7 +137,7 @@ def run(
         "finished": True,
         "inputs": inputs,
         "start": started,
-        "steps": settings.max_steps,
+        "steps": progress.step,
         "step": step,
         "score": score,
         "words": progress.words,
@@ -161,8 +169,9 @@ def make_teaching(
     output: gets the cache, unless the config says where that lies.
     """
     frozen = training["frozen_components"]
-    plan = _plan(nlp, teacher, settings, frozen)
-    hidden = _hidden(nlp, teacher, settings)
+    has_text = len(lessons.all) > lessons.n_gold
+    plan = _plan(nlp, teacher, settings, frozen, text=has_text)
+    hidden = _hidden(nlp, teacher, settings, frozen)
     _describe(plan, hidden, lessons)
     cache = _cache(teacher, plan, hidden, lessons, settings, inputs, output, overwrite)
     annotating = training["annotating_components"]
@@ -197,6 +206,8 @@ def make_student(
         else:
             msg.info(f"The student does not start from the teacher's layers: {reason}")
             start = "config"
+    if start == "config":
+        shutil.rmtree(output / "start", ignore_errors=True)  # of a run that was replaced
     nlp = init_nlp(config, use_gpu=gpu_id)
     if start != "config":
         encoder = find_encoder(nlp)
@@ -204,32 +215,44 @@ def make_student(
         layers = get_encoder(encoder.model).n_layers
         started[encoder.name] = f"{layers} of the teacher's layers"
         pairs = find_pairs(nlp, teacher, settings.pipes)
+        # What is frozen, or comes from another pipeline, is to stay as it is.
+        frozen = nlp.config["training"]["frozen_components"]
+        made = {name for name, each in config["components"].items() if "factory" in each}
+        pairs = {name: pairs[name] for name in pairs if name in made and name not in frozen}
         for name, how in copy_heads(nlp, teacher, pairs).items():
             started[name] = "the teacher's" if how == "copied" else f"random weights: {how}"
     return nlp, started
 
 
-def _training(config: Config) -> dict[str, Any]:
+def resolve_training(config: Config) -> dict[str, Any]:
     """[training], with its functions."""
     return registry.resolve(config.interpolate()["training"], schema=ConfigSchemaTraining)
 
 
-def _corpora(nlp: Language, settings: TeachingConfig) -> tuple[Any, Any, Any]:
+def resolve_corpora(
+    nlp: Language, settings: TeachingConfig
+) -> tuple[Reader, Reader, Reader | None]:
     """Readers of the training, the development and the unlabelled documents."""
     config = nlp.config.interpolate()
     names = [config["training"]["train_corpus"], config["training"]["dev_corpus"]]
+    train, dev = resolve_dot_names(config, names)
     if settings.corpus is None:
-        return (*resolve_dot_names(config, names), None)
-    return tuple(resolve_dot_names(config, [*names, settings.corpus]))
+        return train, dev, None
+    return train, dev, resolve_dot_names(config, [settings.corpus])[0]
 
 
 def _plan(
-    nlp: Language, teacher: Language, settings: TeachingConfig, frozen: Sequence[str]
+    nlp: Language,
+    teacher: Language,
+    settings: TeachingConfig,
+    frozen: Sequence[str],
+    *,
+    text: bool,
 ) -> Plan:
     default = PipeTeaching(temperature=settings.temperature)
     pairs = find_pairs(nlp, teacher, settings.pipes)
     pipes = {**{name: default for name in pairs if name not in frozen}, **settings.pipes}
-    plan = plan_heads(nlp, teacher, pipes, frozen=frozen)
+    plan = plan_heads(nlp, teacher, pipes, frozen=frozen, text=text)
     for head in plan.heads.values():
         if isinstance(head, SilverHead):
             for stage in settings.stages:
@@ -237,14 +260,22 @@ def _plan(
     return plan
 
 
-def _hidden(nlp: Language, teacher: Language, settings: TeachingConfig) -> HiddenStates | None:
+def _hidden(
+    nlp: Language, teacher: Language, settings: TeachingConfig, frozen: Sequence[str]
+) -> HiddenStates | None:
     if not any(stage.hidden for stage in settings.stages):
         return None
     student = find_encoder(nlp)
+    advice = f"Give no stage of [{SECTION}.stages] a weight for hidden: set its share to 0."
     if student is None:
         raise ConfigError(
             "The student has no component 'distil_transformer', whose hidden states could be "
-            f"taught. Set share = 0 in [{SECTION}.stages.hidden]."
+            f"taught. {advice}"
+        )
+    if student.name in frozen or not get_encoder(student.model).is_trainable:
+        raise ConfigError(
+            f"The student's encoder {student.name!r} is frozen, and cannot learn hidden states. "
+            f"{advice}"
         )
     source = teacher_encoder(teacher)
     layers = layer_map(
@@ -257,7 +288,8 @@ def _hidden(nlp: Language, teacher: Language, settings: TeachingConfig) -> Hidde
 
 def _describe(plan: Plan, hidden: HiddenStates | None, lessons: Lessons) -> None:
     for name, head in plan.heads.items():
-        msg.info(f"{name} learns from the teacher: {type(head).__name__}")
+        how = "decisions" if isinstance(head, SilverHead) else "distribution"
+        msg.info(f"{name} learns the teacher's {how}")
     if plan.gold:
         msg.info(f"Learning from annotation alone: {', '.join(plan.gold)}")
     if hidden is not None:
@@ -281,17 +313,17 @@ def _cache(
     overwrite: bool,
 ) -> TeacherCache | None:
     """What the teacher makes of all documents; `None` where nothing is learned from it."""
-    fields = {}
-    if any(stage.soft for stage in settings.stages):
-        fields = {name: head.fields for name, head in plan.heads.items()}
+    learned = plan.heads if any(stage.soft for stage in settings.stages) else {}
+    fields = {name: head.fields for name, head in learned.items()}
+    sources = {name: head.source for name, head in learned.items()}
     if hidden is not None:
-        fields[HIDDEN] = hidden.fields
+        fields[HIDDEN], sources[HIDDEN] = hidden.fields, hidden.source
     if not fields:
         return None
     recorders: dict[str, list[tuple[str, Any]]] = {}  # the teacher's name of the pipe -> heads
-    for name in plan.heads:
-        source = settings.pipes.get(name, PipeTeaching()).teacher or name
-        recorders.setdefault(source, []).append((name, plan.heads[name]))
+    for name, head in plan.heads.items():
+        source = settings.pipes.get(name, PipeTeaching()).source(name)
+        recorders.setdefault(source, []).append((name, head))
     examples = lessons.all
 
     def record(numbers: range) -> dict[str, dict[str, list[Array]]]:
@@ -301,17 +333,16 @@ def _cache(
             for name, head in recorders.get(source, ()):
                 if name in fields:
                     records[name] = head.record(docs)
-            docs = list(
-                pipe.pipe(docs, batch_size=len(docs)) if hasattr(pipe, "pipe") else map(pipe, docs)
-            )
-        if hidden is not None:
-            records[HIDDEN] = hidden.record(docs)
+            docs = annotate(pipe, docs)
+            if hidden is not None and pipe is hidden.teacher:
+                records[HIDDEN] = hidden.record(docs)
         return records
 
     return open_cache(
         Path(settings.cache) if settings.cache else output / "cache",
         fingerprint={key: inputs[key] for key in ("the teacher", "the documents")},
         fields=fields,
+        sources=sources,
         lengths=[len(one) for one in examples],
         record=record,
         overwrite=overwrite,

@@ -41,7 +41,7 @@ def save_labels(
     config = config.copy()
     for name, component in config["components"].items():
         teaching = pipes.get(name, PipeTeaching())
-        source = teaching.teacher or name
+        source = teaching.source(name)
         settings = config.get("initialize", {}).get("components", {}).get(name, {})
         if (
             "factory" not in component
@@ -185,11 +185,11 @@ def _encoders(nlp: Language) -> list[EncoderShim]:
 
 
 def _encoder_names(config: Config) -> list[str]:
-    """Names of the components that are an encoder of ours."""
+    """Names of the pipeline's components that are an encoder of ours, and are made anew."""
     return [
         name
-        for name, component in config["components"].items()
-        if component.get("factory") == "distil_transformer"
+        for name in config["nlp"]["pipeline"]
+        if config["components"].get(name, {}).get("factory") == "distil_transformer"
     ]
 
 

@@ -9,16 +9,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import spacy
+from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from spacy.training import Corpus
 from spacy.util import load_config as load_spacy_config
 
-from benchmarks.teaching import banking77, rows, table, text
+from benchmarks.teaching import accuracy, banking77, comparison, rows, table, text
 from benchmarks.teaching.rows import ROWS, Command, Inputs
 from benchmarks.teaching.text import HeldOut, Source
 from scripts.configure import configure, read_summary
@@ -27,6 +28,7 @@ from scripts.train import FINISHED
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.report.bootstrap import paired_interval
 from spacy_distil.teaching.config import load_config
+from spacy_distil.teaching.corpus import read_lessons
 from tests.util import adam, make_examples, make_nlp
 
 REPO = Path(__file__).parents[2]
@@ -274,11 +276,38 @@ def test_rows_share_a_cache_only_where_they_record_the_same(inputs: Inputs) -> N
         for name, row in ROWS.items()
         if row.is_taught
     }
-    same = ("hidden-text", "hidden-text-gold", "two-layers")
-    assert len({caches[name] for name in same}) == 1
+    assert caches["hidden-text"] == caches["hidden-text-gold"]
+    assert caches["two-layers"] == caches["soft-text"]
     assert caches["soft"] == caches["distilled-soft"] != caches["soft-text"]
     assert caches["soft-text"] == caches["soft-gold-text"] != caches["hidden-text"]
     assert len({caches[name] for name in ("soft-text", "ner-soft", "ner-silver")}) == 3
+
+
+def test_other_hidden_states_have_a_cache_of_their_own(inputs: Inputs) -> None:
+    last = [ROWS["hidden-text"], replace(ROWS["hidden-text"], n_layers=2)]
+    even = [replace(row, hidden_layers="even") for row in last]
+    assert last[0].cache == last[1].cache
+    # Of evenly spaced layers, how many there are decides which.
+    assert len({row.cache for row in (*last, *even)}) == 3
+    assert replace(ROWS["soft-text"], hidden_layers="even").cache == ROWS["soft-text"].cache
+    for row in (last[0], even[0]):
+        config = rows.write_config(row, inputs)
+        assert load_config(config).hidden.layers == row.hidden_layers
+
+
+@pytest.mark.parametrize("name", ["copied", "distilled"])
+def test_a_start_is_made_of_weights_config_and_tokenizer(
+    name: str, inputs: Inputs, bert_dir: Path
+) -> None:
+    encoder = inputs.output / "source"
+    shutil.copytree(bert_dir, encoder)
+    (encoder / "README.md").write_text("Of no matter.")
+    field = {"copied": "encoder", "distilled": "distilled"}[name]
+    start, train = rows.plan(ROWS[name], 0, replace(inputs, **{field: encoder}))
+    needed = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert needed <= {path.name for path in start.inputs}
+    assert {path for path in encoder.iterdir() if path.suffix != ".md"} == set(start.inputs)
+    assert options(train)["paths.encoder"] == str(start.output)
 
 
 def test_what_a_row_needs(inputs: Inputs) -> None:
@@ -360,7 +389,7 @@ def trained(
 
 
 @pytest.fixture(scope="module")
-def subjects(trained: tuple[Path, Path], torch_pipeline: Path) -> dict[str, table.Subject]:
+def subjects(trained: tuple[Path, Path], torch_pipeline: Path) -> dict[str, comparison.Subject]:
     root, test = trained
     found = table.collect(root, test, {"distil_ner": torch_pipeline})
     return {subject.name: subject for subject in found}
@@ -372,7 +401,7 @@ def evaluate(path: str, test: Path) -> dict[str, Any]:
 
 
 def test_finished_rows_are_scored(
-    subjects: dict[str, table.Subject], trained: tuple[Path, Path]
+    subjects: dict[str, comparison.Subject], trained: tuple[Path, Path]
 ) -> None:
     assert {name: len(subject.pipelines) for name, subject in subjects.items()} == {
         "teacher": 1,
@@ -387,10 +416,10 @@ def test_finished_rows_are_scored(
 
 
 def test_accuracy_is_the_share_of_right_labels(
-    subjects: dict[str, table.Subject], trained: tuple[Path, Path]
+    subjects: dict[str, comparison.Subject], trained: tuple[Path, Path]
 ) -> None:
     for subject in subjects.values():
-        assert table.has(table.ACCURACY, subject)
+        assert comparison.has(comparison.ACCURACY, subject)
         expected = []
         for path in subject.pipelines:
             nlp = spacy.load(path)
@@ -400,23 +429,23 @@ def test_accuracy_is_the_share_of_right_labels(
                 for example in Corpus(trained[1])(nlp)
             ]
             expected.append(sum(right) / len(right))
-        assert table.values(table.ACCURACY, subject) == pytest.approx(expected)
+        assert comparison.values(comparison.ACCURACY, subject) == pytest.approx(expected)
         counts = subject.scores[0].counts["cats"].sum(axis=0)
-        assert table.accuracy(counts.astype(float)) == pytest.approx(expected[0])
+        assert comparison.accuracy(counts.astype(float)) == pytest.approx(expected[0])
 
 
 def test_accuracy_is_for_exclusive_labels_alone() -> None:
     hit, confused = [[1, 0, 0], [0, 0, 0]], [[0, 1, 0], [0, 0, 1]]
-    assert table.is_exclusive(np.array([hit, confused]))
-    assert not table.is_exclusive(np.array([hit, [[1, 0, 0], [1, 0, 0]]]))  # two labels
-    assert not table.is_exclusive(np.array([hit, [[0, 0, 1], [0, 0, 0]]]))  # none given
+    assert comparison.is_exclusive(np.array([hit, confused]))
+    assert not comparison.is_exclusive(np.array([hit, [[1, 0, 0], [1, 0, 0]]]))  # two labels
+    assert not comparison.is_exclusive(np.array([hit, [[0, 0, 1], [0, 0, 0]]]))  # none given
 
 
-def test_differences_are_paired(subjects: dict[str, table.Subject]) -> None:
-    lines, steps = table.compare(list(subjects.values()))
+def test_differences_are_paired(subjects: dict[str, comparison.Subject]) -> None:
+    lines, steps = comparison.compare(list(subjects.values()))
     by_name = {line.name: line for line in lines}
     teacher, copied = subjects["teacher"].scores[0], subjects["copied"].scores[0]
-    for column in table.TASKS:
+    for column in comparison.TASKS:
         if column.key not in copied.values:
             continue
         counts = copied.counts[column.counts], teacher.counts[column.counts]
@@ -443,23 +472,43 @@ def test_differences_are_paired(subjects: dict[str, table.Subject]) -> None:
 
 
 def test_a_pipeline_is_scored_once(
-    trained: tuple[Path, Path], tmp_path: Path, subjects: dict[str, table.Subject]
+    trained: tuple[Path, Path], tmp_path: Path, subjects: dict[str, comparison.Subject]
 ) -> None:
     root, test = trained
     pipeline, cache = tmp_path / "pipeline", tmp_path / "scores.json"
     shutil.copytree(root / "copied" / "seed-0" / "model-best", pipeline)
-    scores = table.score_once(pipeline, test, cache)
+    scores = comparison.score_once(pipeline, test, cache)
     kept = json.loads(cache.read_text())
     kept["scores"]["n_words"] = 7  # as no document set of ours has
     cache.write_text(json.dumps(kept))
-    again = table.score_once(pipeline, test, cache)
+    again = comparison.score_once(pipeline, test, cache)
     assert again.n_words == 7
     assert {name: array.tolist() for name, array in again.counts.items()} == {
         name: array.tolist() for name, array in scores.counts.items()
     }
     meta = json.loads((pipeline / "meta.json").read_text())
     (pipeline / "meta.json").write_text(json.dumps({**meta, "description": "another"}))
-    assert table.score_once(pipeline, test, cache).n_words == scores.n_words
+    assert comparison.score_once(pipeline, test, cache).n_words == scores.n_words
+
+
+def test_scores_of_another_scoring_are_not_used(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, test = trained
+    pipeline, cache = root / "copied" / "seed-0" / "model-best", tmp_path / "scores.json"
+    scores = comparison.score_once(pipeline, test, cache)
+    kept = json.loads(cache.read_text())
+    kept["scores"]["n_words"] = 7
+    cache.write_text(json.dumps(kept))
+    monkeypatch.setattr(comparison, "SCORING_VERSION", comparison.SCORING_VERSION + 1)
+    assert comparison.score_once(pipeline, test, cache).n_words == scores.n_words
+    # A cache from when Scores had another field, and one from before there were versions.
+    source = {**kept["source"], "version": comparison.SCORING_VERSION}
+    older = {**source, "fields": [*source["fields"], "n_tokens"]}
+    unversioned = {key: source[key] for key in ("pipeline", "test")}
+    for given in (older, unversioned):
+        cache.write_text(json.dumps({"source": given, "scores": {**kept["scores"], "n_tokens": 1}}))
+        assert comparison.score_once(pipeline, test, cache).n_words == scores.n_words
 
 
 def test_tables_are_written(
@@ -479,11 +528,64 @@ def test_tables_are_written(
         table.collect(tmp_path, test, {})
 
 
+# Accuracy
+
+
+def test_accuracy_command(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    root, test = trained
+    named = {"large": ["distilled/seed-0"], "small": ["copied/seed-0", "distilled/seed-1"]}
+    paths = {name: [str(root / p / "model-best") for p in some] for name, some in named.items()}
+    pipelines = [f"{name}={path}" for name, some in paths.items() for path in some]
+    accuracy.main(test, pipelines, tmp_path, "large", "found")
+    large, small = json.loads((tmp_path / "found.json").read_text())["lines"]
+    assert (large["name"], large["teacher"], large["pipelines"]) == ("large", "", paths["large"])
+    assert (small["name"], small["teacher"], small["pipelines"]) == (
+        "small",
+        "large",
+        paths["small"],
+    )
+    key = comparison.ACCURACY.key
+    right = {name: [] for name in paths}
+    for name, some in paths.items():
+        for nlp in map(spacy.load, some):
+            right[name].append(
+                np.array(
+                    [
+                        max((cats := nlp(example.x).cats), key=cats.__getitem__)
+                        == max(example.y.cats, key=example.y.cats.__getitem__)
+                        for example in Corpus(test)(nlp)
+                    ]
+                )
+            )
+    teacher, student = (np.mean(right[name], axis=0) for name in ("large", "small"))
+    assert small["scores"][key]["mean"] == pytest.approx(student.mean())
+    assert small["retention"][key]["value"] == pytest.approx(student.mean() / teacher.mean())
+    assert small["to_teacher"][key]["value"] == pytest.approx(student.mean() - teacher.mean())
+    # The mean over seeds of each document's hits, as counts of one label.
+    expected = paired_interval(lambda hits: hits / len(student), student, teacher)
+    assert small["to_teacher"][key]["interval"] == pytest.approx(expected)
+    assert "textcat acc" in (tmp_path / "found.md").read_text()
+
+
+def test_accuracy_needs_names_and_exclusive_labels(
+    trained: tuple[Path, Path], bert_dir: Path, tmp_path: Path
+) -> None:
+    root, test = trained
+    pipeline = str(root / "copied" / "seed-0" / "model-best")
+    with pytest.raises(ConfigError, match="expected NAME=PATH"):
+        accuracy.group([pipeline])
+    with pytest.raises(ConfigError, match="expected one of the pipelines' names, taught"):
+        accuracy.score({"taught": [pipeline]}, test, "teacher")
+    make_nlp(bert_dir, ["tagger"]).to_disk(tmp_path / "tagger")
+    with pytest.raises(CorpusError, match="tagger has no accuracy on"):
+        accuracy.score({"tagger": [str(tmp_path / "tagger")]}, test, None)
+
+
 def test_points_have_signs() -> None:
     minus = table.MINUS
-    gain = table.Difference(0.012345, (-0.00001, 0.02))
+    gain = comparison.Difference(0.012345, (-0.00001, 0.02))
     assert table.points(gain, 2) == "+1.23 [+0.00, +2.00]"
-    loss = table.Difference(-0.01, (-0.02, 0.0))
+    loss = comparison.Difference(-0.01, (-0.02, 0.0))
     assert table.points(loss, 1) == f"{minus}1.0 [{minus}2.0, +0.0]"
 
 
@@ -510,6 +612,29 @@ def test_sides_take_turns_on_the_same_batches() -> None:
     second = [("y", 3), ("y", 4), ("x", 3), ("x", 4)]
     assert calls == [*first, *second, ("x", 5), ("x", 6), ("y", 5), ("y", 6)]
     assert measured.words == [7, 11]  # the first round warms up
+
+
+def test_plain_training_is_on_docs_of_its_own() -> None:
+    from benchmarks.teaching import speed
+
+    class Witness:
+        seen: ClassVar[list[Doc]] = []
+
+        def __call__(self, doc: Doc) -> Doc:
+            return doc
+
+        def update(self, examples: list[Any], **_: Any) -> None:
+            self.seen.extend(example.predicted for example in examples)
+
+    Language.factory("witness", func=lambda nlp, name: Witness())
+    nlp, other = spacy.blank("en"), spacy.blank("en")
+    nlp.add_pipe("witness")
+    own, theirs = (read_lessons(n, lambda n: make_examples(n, 4), None) for n in (nlp, other))
+    training = {"dropout": 0.1, "frozen_components": [], "annotating_components": []}
+    training["optimizer"] = adam()
+    speed.plain_step(nlp, training, own)([theirs.all[2], theirs.all[1]])
+    assert [doc.text for doc in Witness.seen] == [theirs.docs[i].text for i in (2, 1)]
+    assert all(doc.vocab is nlp.vocab for doc in Witness.seen)
 
 
 def test_a_whole_run_gives_stages_their_shares() -> None:

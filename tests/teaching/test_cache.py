@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import os
 import pickle
+import shutil
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,9 @@ import pytest
 from safetensors import safe_open
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.teaching.cache import TeacherCache, open_cache, predict_bytes
+from spacy_distil.teaching.cache import TeacherCache, open_cache
+from spacy_distil.teaching.cache.layout import Layout
+from spacy_distil.teaching.cache.shards import renamed
 from spacy_distil.teaching.heads.base import Field
 
 FIELDS = {
@@ -29,7 +36,8 @@ FINGERPRINT = {"the teacher": "t1", "the documents": "d1"}
 class Teacher:
     """Random values of each doc, which depend on its number alone.
 
-    fails_at: number of the doc that it cannot do. seen: numbers of the docs it was asked for.
+    fails_at: number of the doc that it cannot do. waits_at: it does nothing before all others who
+    wait there have got as far. seen: numbers of the docs it was asked for.
     """
 
     def __init__(
@@ -38,10 +46,12 @@ class Teacher:
         fields: Mapping[str, Mapping[str, Field]] = FIELDS,
         *,
         fails_at: int | None = None,
+        waits_at: threading.Barrier | None = None,
     ) -> None:
         self.lengths = lengths
         self.fields = fields
         self.fails_at = fails_at
+        self.waits_at = waits_at
         self.calls: list[range] = []
 
     @property
@@ -61,6 +71,8 @@ class Teacher:
     def record(self, docs: range) -> dict[str, dict[str, list[np.ndarray]]]:
         if self.fails_at in docs:
             raise KeyboardInterrupt
+        if self.waits_at is not None:
+            self.waits_at.wait(timeout=30)
         self.calls.append(docs)
         return {
             head: {name: [self.array(head, name, doc) for doc in docs] for name in names}
@@ -265,6 +277,7 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path: Path) -> None:
         ({"fingerprint": {"the teacher": "t1"}}, "the documents."),
         ({"lengths": [3, 0, 5]}, "the documents."),
         ({"fields": DOC_FIELDS}, "what is recorded."),
+        ({"sources": {"tagger": "labels A, B"}}, "what is recorded."),
     ],
 )
 def test_another_cache_is_refused_or_replaced(
@@ -317,10 +330,26 @@ def test_a_cache_with_more_heads_serves(tmp_path: Path) -> None:
         open_with(idle, tmp_path)
 
 
+def test_a_cache_of_other_sources_is_refused(tmp_path: Path) -> None:
+    sources = {"tagger": "labels A, B", "ner": "'entities'"}
+    teacher = Teacher([3, 4])
+    open_with(teacher, tmp_path, sources=sources)
+    for other in ({**sources, "tagger": "labels B, A"}, {"tagger": "labels A, B"}, {}):
+        with pytest.raises(ConfigError, match=r"Changed since it was made: what is recorded\."):
+            open_with(teacher, tmp_path, sources=other)
+    idle = Teacher([3, 4])
+    open_with(idle, tmp_path, sources={**sources, "textcat": "", "parser": "records nothing"})
+    fewer = Teacher([3, 4], {"tagger": FIELDS["tagger"]})
+    open_with(fewer, tmp_path, sources={"tagger": "labels A, B"})
+    with pytest.raises(ConfigError, match="what is recorded"):
+        open_with(fewer, tmp_path, sources={"tagger": "labels B, A"})
+    assert idle.seen == fewer.seen == []
+
+
 def test_another_version_is_refused(tmp_path: Path) -> None:
     open_with(Teacher([3, 4]), tmp_path)
     state = tmp_path / "cache.json"
-    state.write_text(state.read_text().replace('"version": 1', '"version": 0'))
+    state.write_text(state.read_text().replace('"version": 2', '"version": 1'))
     with pytest.raises(ConfigError, match="the format of the cache"):
         open_with(Teacher([3, 4]), tmp_path)
 
@@ -337,15 +366,15 @@ def test_what_is_no_cache_is_left_alone(name: str, overwrite: bool, tmp_path: Pa
     assert (tmp_path / name).read_text() == '{"mine": 1}'
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "shorter", "other"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "another", "other"])
 def test_a_damaged_shard_is_named(damage: str, tmp_path: Path) -> None:
     lengths = [60_000, 3, 4]
     open_with(Teacher(lengths), tmp_path / "cache")
     path = tmp_path / "cache" / "shard-00001.safetensors"
     content = path.read_bytes()
-    if damage == "shorter":  # a complete file, but of other docs
-        open_with(Teacher([3]), tmp_path / "other")
-        content = (tmp_path / "other" / "shard-00000.safetensors").read_bytes()
+    if damage == "another":  # a complete file of the same shape, but of another teacher
+        open_with(Teacher(lengths), tmp_path / "other", fingerprint={"the teacher": "t2"})
+        content = (tmp_path / "other" / path.name).read_bytes()
     elif damage == "other":
         content = content.replace(b"I16", b"F16", 1)
     else:
@@ -368,7 +397,96 @@ def test_a_shard_that_goes_missing_while_it_is_used(tmp_path: Path) -> None:
         cache.read([0])
 
 
+# Several processes
+
+
+def test_two_that_write_the_same_file_keep_out_of_each_others_way(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with renamed(path) as first:
+        first.write_text("first")
+        with renamed(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+        with pytest.raises(FileNotFoundError), renamed(path):
+            pass
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert files(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_two_that_fill_one_cache_at_once(replaced: bool, tmp_path: Path) -> None:
+    """Batch by batch in step: both write each shard."""
+    lengths = [20_000, 30_000, 40_000, 3, 9_000, 0, 60_000]
+    if replaced:
+        open_with(Teacher([60_000] * 7, DOC_FIELDS), tmp_path)
+    barrier = threading.Barrier(2)
+    teachers = [Teacher(lengths, waits_at=barrier) for _ in range(2)]
+    with ThreadPoolExecutor(2) as executor:
+        opened = [
+            executor.submit(open_with, teacher, tmp_path, overwrite=replaced)
+            for teacher in teachers
+        ]
+    for cache, teacher in zip(opened, teachers, strict=True):
+        assert teacher.seen == list(range(len(lengths)))
+        assert_reads(cache.result(), teacher, range(len(lengths)))
+    assert files(tmp_path) == [
+        "cache.json",
+        *(f"shard-0000{shard}.safetensors" for shard in range(3)),
+    ]
+    idle = Teacher(lengths)
+    assert_reads(open_with(idle, tmp_path), idle, range(len(lengths)))
+    assert idle.seen == []
+
+
+def test_shards_that_are_deleted_while_others_are_computed_are_computed_again(
+    tmp_path: Path,
+) -> None:
+    """As by another process that replaces the same old cache a little later."""
+    teacher = Teacher([60_000] * 3, DOC_FIELDS)
+
+    def record(docs: range) -> Any:
+        if teacher.seen == [0, 1]:
+            (tmp_path / "shard-00000.safetensors").unlink()
+        return teacher.record(docs)
+
+    cache = open_with(teacher, tmp_path, record=record)
+    assert teacher.seen == [0, 1, 2, 0]
+    assert_reads(cache, teacher, [0, 1, 2])
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    """Not what somebody is writing now. Neither makes of the directory something else."""
+    for name in (".unfinished-dead", ".unfinished-empty", ".unfinished-alive"):
+        (tmp_path / name).mkdir()
+    for name in ("dead", "alive"):
+        (tmp_path / f".unfinished-{name}" / "shard-00000.safetensors").write_text("half")
+    long_ago = time.time() - 3600
+    for name in ("dead/shard-00000.safetensors", "dead", "empty", "alive"):
+        os.utime(tmp_path / f".unfinished-{name}", (long_ago, long_ago))
+    teacher = Teacher([3, 4])
+    assert_reads(open_with(teacher, tmp_path), teacher, [0, 1])
+    assert files(tmp_path) == [".unfinished-alive", "cache.json", "shard-00000.safetensors"]
+    shutil.rmtree(tmp_path / ".unfinished-alive")
+
+
 # Size and speed
+
+
+@pytest.mark.parametrize("per", ["token", "doc", "item"])
+def test_a_shard_has_a_limit_in_tokens_and_one_in_bytes(per: Any) -> None:
+    lengths = [*some_lengths(400, 900), 130_000, 5]
+    for width in (1, 20_000):
+        fields = {"transformer": {"hidden": Field(per, width, "float16")}}
+        layout = Layout.of(fields, lengths)
+        assert [doc for i in range(layout.n_shards) for doc in layout.docs(i)] == [*range(402)]
+        for shard in range(layout.n_shards):
+            docs = layout.docs(shard)
+            fits = layout.tokens(docs) <= 50_000 and layout.n_bytes([shard]) <= 256e6
+            assert fits or len(docs) == 1
+            if docs.stop < 402:  # and the next doc would have been one too many
+                more = Layout(fields, layout.starts, [docs.start, docs.stop + 1])
+                assert more.tokens(more.docs(0)) > 50_000 or more.n_bytes() > 256e6
 
 
 def test_the_predicted_size_is_the_real_one(
@@ -381,7 +499,7 @@ def test_the_predicted_size_is_the_real_one(
     teacher = Teacher(some_lengths(3000, 50), fields)
     cache = open_with(teacher, tmp_path)
     real = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert predict_bytes(fields, teacher.lengths) == pytest.approx(real, rel=0.01)
+    assert Layout.of(fields, teacher.lengths).n_bytes() == pytest.approx(real, rel=0.01)
     assert cache.n_bytes == pytest.approx(real, rel=0.01)
     out = printed(capsys)
     assert f"3,000 documents, {sum(teacher.lengths):,} tokens, {real / 1e6:,.1f} MB" in out
@@ -398,7 +516,7 @@ def test_the_size_of_items_is_called_a_guess(
         return {"ner": {"states": [np.zeros((2 * lengths[doc], 100)) for doc in docs]}}
 
     cache = open_with(Teacher(lengths, fields), tmp_path, record=record)
-    assert predict_bytes(fields, lengths) == pytest.approx(cache.n_bytes, rel=0.01)
+    assert Layout.of(fields, lengths).n_bytes() == pytest.approx(cache.n_bytes, rel=0.01)
     assert "at a guess of 2 items a token" in printed(capsys)
 
 

@@ -139,22 +139,17 @@ def test_gold_alone_is_plain_training(bert_dir: Path) -> None:
     plain, taught = make_pair(bert_dir)
     examples = annotated_examples(taught, 8)
     plan = plan_heads(taught, plain, {})
-    fields = {name: head.fields for name, head in plan.heads.items()}
-    records = {name: {field: [] for field in each} for name, each in fields.items()}
+    teaching = Teaching(taught, plan.heads, plan.gold)
     fix_random_seed(0)
-    plain.update(
-        [Example(retokenized(eg.predicted, plain), eg.reference) for eg in examples],
-        sgd=False,
-        drop=0.1,
-    )
+    annotated = [Example(retokenized(eg.predicted, plain), eg.reference) for eg in examples]
+    plain.update(annotated, sgd=False, drop=0.1)
+    optimizer = adam(1e-2)
+    for _, pipe in plain.pipeline:
+        pipe.finish_update(optimizer)
     fix_random_seed(0)
-    encoder: Any = taught.get_pipe("transformer")
-    encoder.update(examples)
-    for name, head in plan.heads.items():
-        head.update(examples, records[name], soft=0.0, gold=1.0, drop=0.1, losses={})
-    for nlp in (plain, taught):
-        for _, pipe in nlp.pipeline:
-            pipe.finish_update(adam(1e-2))
+    lessons = [Lesson(i, eg) for i, eg in enumerate(examples)]
+    teaching.update(lessons, make_stage(gold=1.0), drop=0.1)
+    teaching.finish_update(adam(1e-2))
     expected, got = parameters(plain), parameters(taught)
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, atol=1e-6, err_msg=name)
@@ -164,7 +159,7 @@ def test_frozen_pipes_stay_and_annotating_ones_annotate(bert_dir: Path) -> None:
     student, _ = make_pair(bert_dir)
     examples = annotated_examples(student, 4)
     teaching = Teaching(
-        student, {}, ["senter"], frozen=["tagger", "transformer"], annotating=["transformer"]
+        student, {}, {}, frozen=["tagger", "transformer"], annotating=["transformer"]
     )
     before = parameters(student)
     teaching.update([Lesson(i, eg) for i, eg in enumerate(examples)], make_stage(gold=1.0))

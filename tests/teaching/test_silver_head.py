@@ -13,7 +13,7 @@ from thinc.api import fix_random_seed
 
 from spacy_distil.biluo import tag_names
 from spacy_distil.errors import ConfigError
-from spacy_distil.teaching.heads.base import PipeSettings
+from spacy_distil.teaching.heads.base import PipeTeaching
 from spacy_distil.teaching.heads.silver import SilverHead
 from tests.teaching.conftest import annotated_examples
 from tests.teaching.test_transition_head import (
@@ -84,7 +84,7 @@ def annotate(teacher: Any, words: Sequence[str], vocab: Any) -> Doc:
 def test_it_is_the_plain_update_on_what_the_teacher_predicts(student: str, teacher: str) -> None:
     nlp, pipe = build_student(student)
     source, teaching = teach(teacher)
-    head = SilverHead(pipe, teaching, PipeSettings())
+    head = SilverHead(pipe, teaching, PipeTeaching())
     rows = texts()
     records = record(head, source, rows)
     references = [annotate(source, words, nlp.vocab) for words in rows]
@@ -108,7 +108,7 @@ def test_it_is_the_plain_update_on_what_the_teacher_predicts(student: str, teach
 @pytest.mark.parametrize("factory", ["ner", "distil_ner", "parser"])
 def test_records_follow_from_the_prediction_and_leave_docs_alone(factory: str) -> None:
     source, teaching = teach(factory)
-    head = SilverHead(teaching, teaching, PipeSettings())
+    head = SilverHead(teaching, teaching, PipeTeaching())
     docs = [Doc(source.vocab, words=words) for words in texts()]
     before = [doc.to_bytes() for doc in docs]
     records = head.record(docs)
@@ -130,7 +130,7 @@ def test_records_follow_from_the_prediction_and_leave_docs_alone(factory: str) -
 
 def test_what_other_pipes_have_set_is_not_learned() -> None:
     nlp, pipe = teach("distil_ner")
-    head = SilverHead(pipe, pipe, PipeSettings())
+    head = SilverHead(pipe, pipe, PipeTeaching())
     doc = Doc(nlp.vocab, words=["Ann", "visited", "New", "Rome", "in", "Acme", "Corp", "."])
     doc.set_ents([Span(doc, 5, 7, label="ORG")], blocked=[doc[0:1]], default="unmodified")
     tags = head.record([doc])["tags"][0][:, 0]
@@ -142,7 +142,7 @@ def test_what_other_pipes_have_set_is_not_learned() -> None:
 def test_annotation_comes_before_the_teachers_where_gold_is_on(student: str, teacher: str) -> None:
     nlp, pipe = build_student(student)
     source, teaching = teach(teacher)
-    head = SilverHead(pipe, teaching, PipeSettings())
+    head = SilverHead(pipe, teaching, PipeTeaching())
     labelled = annotated_examples(nlp, 4, start=70)
     # Wrong on purpose, so that the teacher says something else.
     for example in labelled:
@@ -182,7 +182,7 @@ def test_annotation_comes_before_the_teachers_where_gold_is_on(student: str, tea
 @pytest.mark.parametrize("factory", ["ner", "distil_ner", "parser"])
 def test_a_batch_without_anything_to_learn_is_passed_over(factory: str) -> None:
     nlp, pipe = build_student(factory)
-    head = SilverHead(pipe, pipe, PipeSettings())
+    head = SilverHead(pipe, pipe, PipeTeaching())
     empty, bare = unlabelled(nlp, [[], []]), unlabelled(nlp, [["Ann"]])
     nothing = head.record([example.predicted for example in empty])
     losses: dict[str, float] = {}
@@ -195,7 +195,7 @@ def test_a_batch_without_anything_to_learn_is_passed_over(factory: str) -> None:
 def test_a_student_comes_to_agree_with_its_teacher() -> None:
     nlp, pipe = build_student("distil_ner")
     source, teaching = teach("ner")
-    head = SilverHead(pipe, teaching, PipeSettings())
+    head = SilverHead(pipe, teaching, PipeTeaching())
     rows = texts()
     records = record(head, source, rows)
     optimizer = adam(1e-2)
@@ -214,15 +214,15 @@ def test_a_student_comes_to_agree_with_its_teacher() -> None:
 def test_what_cannot_be_learned_is_refused() -> None:
     ner, parser = build("ner").get_pipe("ner"), build("parser").get_pipe("parser")
     with pytest.raises(ConfigError, match=r"pipes\.ner\.weight = 0\.5"):
-        SilverHead(ner, ner, PipeSettings(weight=0.5))
+        SilverHead(ner, ner, PipeTeaching(weight=0.5))
     with pytest.raises(ConfigError, match="'parser' a DependencyParser"):
-        SilverHead(ner, parser, PipeSettings())
+        SilverHead(ner, parser, PipeTeaching())
     other = build("ner", labels=entity_moves("PER")).get_pipe("ner")
     with pytest.raises(ConfigError, match="Only the student: LOC"):
-        SilverHead(ner, other, PipeSettings())
+        SilverHead(ner, other, PipeTeaching())
     merging = build("parser", learn_tokens=True).get_pipe("parser")
     with pytest.raises(ConfigError, match="learn_tokens = true"):
-        SilverHead(parser, merging, PipeSettings())
-    head = SilverHead(ner, ner, PipeSettings())
+        SilverHead(parser, merging, PipeTeaching())
+    head = SilverHead(ner, ner, PipeTeaching())
     with pytest.raises(ConfigError, match=r"gold = 0\.3"):
         head.update([], {}, soft=1.0, gold=0.3, drop=0.0, losses={})

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from spacy.language import Language
-from spacy.pipeline import DependencyParser, EntityRecognizer, TextCategorizer
+from spacy.pipeline import (
+    DependencyParser,
+    EntityRecognizer,
+    SentenceRecognizer,
+    TextCategorizer,
+)
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.teaching.heads.base import Head, PipeSettings, TrainableHead
+from spacy_distil.teaching.heads.base import Head, PipeTeaching, Target, UnsuitedError
 from spacy_distil.teaching.heads.silver import SilverHead
 from spacy_distil.teaching.heads.softmax import SoftmaxHead
 from spacy_distil.teaching.heads.textcat import TextcatHead
 from spacy_distil.teaching.heads.transitions import TransitionHead
 from spacy_distil.teaching.labels import ENTITY_KINDS, kind_of
 
-# "soft": the teacher's distribution. "silver": its decisions, as if they were annotation. "gold":
-# annotation alone. "auto": the first of these that is possible.
-Target = Literal["auto", "soft", "silver", "gold"]
+__all__ = ["Head", "PipeTeaching", "Plan", "Target", "find_pairs", "plan_heads"]
+
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 TRANSITION_KINDS = (EntityRecognizer, DependencyParser)
-
-
-@dataclass(frozen=True)
-class PipeTeaching:
-    """How one pipe of the student is taught.
-
-    teacher: name of the teacher's pipe; None where it is that of the student's.
-    target: what it learns from.
-    temperature: of teacher and student, for the soft targets.
-    weight: factor on the pipe's gradient.
-    """
-
-    teacher: str | None = None
-    target: Target = "auto"
-    temperature: float = 1.0
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,11 +35,13 @@ class Plan:
     """How the student's pipes learn.
 
     heads: those that learn from the teacher, by the student's name of the pipe, in its order.
-    gold: names of the trainable pipes that learn from annotation alone.
+    gold: the trainable pipes that learn from annotation alone, likewise. Each has a head without a
+        teacher, or None where the pipe's own `update` is as good: it learns nothing from a document
+        without annotation, or there is none such.
     """
 
     heads: dict[str, Head]
-    gold: list[str]
+    gold: dict[str, Head | None]
 
 
 def plan_heads(
@@ -60,12 +50,14 @@ def plan_heads(
     pipes: Mapping[str, PipeTeaching],
     *,
     frozen: Collection[str] = (),
+    text: bool = False,
 ) -> Plan:
     """Choose how each trainable pipe of the student learns.
 
     student, teacher: initialized; the labels of pipes that learn from each other are the same.
     pipes: what was set, by the student's name of the pipe; defaults hold for the others.
     frozen: names of the student's pipes that do not learn.
+    text: whether documents without annotation are among those that are learned from.
     Raises ConfigError for a setting that cannot work.
     """
     learners = {
@@ -74,11 +66,12 @@ def plan_heads(
     for name, teaching in pipes.items():
         _check_name(name, student, learners, frozen)
         _check_values(name, teaching)
-    plan = Plan({}, [])
-    for name in learners:
-        head = _plan_head(name, student, teacher, pipes.get(name, PipeTeaching()))
+    plan = Plan({}, {})
+    for name, pipe in learners.items():
+        teaching = pipes.get(name, PipeTeaching())
+        head = _plan_head(name, student, teacher, teaching)
         if head is None:
-            plan.gold.append(name)
+            plan.gold[name] = _plan_gold(name, pipe, teaching, text=text)
         else:
             plan.heads[name] = head
     return plan
@@ -94,7 +87,7 @@ def find_pairs(
     pairs = {}
     for name, pipe in student.pipeline:
         teaching = pipes.get(name, PipeTeaching())
-        source = teaching.teacher or name
+        source = teaching.source(name)
         if _is_learner(pipe) and teaching.target != "gold" and source in teacher.pipe_names:
             pairs[name] = source
     return pairs
@@ -148,7 +141,7 @@ def _plan_head(
 ) -> Head | None:
     """How the pipe learns from the teacher; None where it learns from gold alone."""
     section = f"distillation.pipes.{name}"
-    source = teaching.teacher or name
+    source = teaching.source(name)
     if source not in teacher.pipe_names:
         teachers = [each for each, pipe in teacher.pipeline if kind_of(pipe) is not None]
         if teaching.teacher is not None:
@@ -167,22 +160,46 @@ def _plan_head(
         return None
     pupil, model = student.get_pipe(name), teacher.get_pipe(source)
     possible = _possible_targets(kind_of(pupil), kind_of(model))
-    wanted: Target = teaching.target
-    if wanted == "auto" and possible:
-        wanted = possible[0]
-    elif wanted == "auto" and teaching.teacher is None:
-        return None
-    if wanted not in possible:
-        setting = "teacher" if wanted == "auto" else "target"
-        value = source if wanted == "auto" else wanted
+    is_auto = teaching.target == "auto"
+    if (is_auto and teaching.teacher and not possible) or not (
+        is_auto or teaching.target in possible
+    ):
+        setting, value = ("teacher", source) if is_auto else ("target", teaching.target)
         raise ConfigError(
             f"{section}.{setting} = {value!r}: {name!r} of the student is a "
             f"{student.get_pipe_meta(name).factory!r}, {source!r} of the teacher a "
             f"{teacher.get_pipe_meta(source).factory!r}, so that target can be "
             f"{' or '.join(map(repr, (*possible, 'gold')))} only."
         )
-    settings = PipeSettings(teaching.temperature, teaching.weight)
-    return _head_class(wanted, kind_of(pupil))(pupil, model, settings)
+    reason: UnsuitedError | None = None
+    for target in possible if is_auto else [teaching.target]:
+        try:
+            return _head_class(target, kind_of(pupil))(pupil, model, teaching)
+        except UnsuitedError as error:
+            reason = error
+    # Whoever names a teacher's pipe, or what it is to give, does not mean to do without.
+    if reason is not None and (teaching.teacher or not is_auto):
+        raise reason
+    return None
+
+
+def _plan_gold(name: str, pipe: Any, teaching: PipeTeaching, *, text: bool) -> Head | None:
+    """See `Plan.gold`."""
+    kind = kind_of(pipe)
+    if kind is None and text:
+        raise ConfigError(
+            f"{name!r} learns from annotation alone, and cannot tell documents without annotation "
+            "from annotated ones in which there is nothing to find, such as documents without "
+            "spans: it would learn to find nothing. Set corpus = null in [distillation], add "
+            f"{name!r} to [training] frozen_components, or take it out of the config and train it "
+            "afterwards with 'spacy train'."
+        )
+    # Of the pipes that are known, these take missing annotation for annotation.
+    if kind is TextCategorizer:
+        return TextcatHead(pipe, None, teaching)
+    if kind is SentenceRecognizer:
+        return SoftmaxHead(pipe, None, teaching)
+    return None
 
 
 def _possible_targets(student: type | None, teacher: type | None) -> list[Target]:
@@ -199,7 +216,7 @@ def _possible_targets(student: type | None, teacher: type | None) -> list[Target
     return found
 
 
-def _head_class(target: Target, kind: type | None) -> type[TrainableHead]:
+def _head_class(target: Target, kind: type | None) -> Callable[..., Head]:
     if target == "silver":
         return SilverHead
     if kind is not None and issubclass(kind, TextCategorizer):

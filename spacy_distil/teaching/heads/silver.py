@@ -21,7 +21,14 @@ from spacy.training import Example
 
 from spacy_distil.biluo import MISSING, OUTSIDE, B, I, L, U
 from spacy_distil.errors import ConfigError
-from spacy_distil.teaching.heads.base import Array, Field, PipeSettings, Records, TrainableHead
+from spacy_distil.teaching.heads.base import (
+    Array,
+    Field,
+    Head,
+    PipeTeaching,
+    Records,
+    UnsuitedError,
+)
 from spacy_distil.teaching.labels import ENTITY_KINDS, match_labels
 
 Hashes = NDArray[np.uint64]
@@ -30,7 +37,7 @@ Hashes = NDArray[np.uint64]
 _UNSET, _INSIDE, _OUTSIDE, _BEGIN = range(4)
 
 
-class SilverHead(TrainableHead):
+class SilverHead(Head):
     """A `ner` or `distil_ner` that learns from either of them, or a `parser` from a `parser`.
 
     The student's own `update` does the learning: from an example's annotation for this pipe where
@@ -43,35 +50,36 @@ class SilverHead(TrainableHead):
     teacher: Any
 
     def __init__(
-        self, student: TrainablePipe, teacher: TrainablePipe, settings: PipeSettings
+        self, student: TrainablePipe, teacher: TrainablePipe, settings: PipeTeaching
     ) -> None:
         super().__init__(student, teacher, settings)
-        if settings.weight != 1:
-            raise ConfigError(
-                f"distillation.pipes.{student.name}.weight = {settings.weight}: silver annotation "
-                "is learned like any other, at the weight 1. Leave the setting out, or set "
-                'target = "soft" if pipes of the same kind are on both sides.'
-            )
         self._kind: type[_Annotation]
         if isinstance(student, ENTITY_KINDS) and isinstance(teacher, ENTITY_KINDS):
             self._kind = _Entities
         elif isinstance(student, DependencyParser) and isinstance(teacher, DependencyParser):
             self._kind = _Dependencies
         else:
-            raise ConfigError(
+            raise UnsuitedError(
                 f"The student's {student.name!r} is a {type(student).__name__}, the teacher's "
                 f"{teacher.name!r} a {type(teacher).__name__}: silver annotation is for a 'ner' or "
                 "'distil_ner' on both sides, or a 'parser' on both sides. Set target = "
                 f'"gold" in [distillation.pipes.{student.name}].'
             )
         if self._kind is _Dependencies and self.teacher.cfg["learn_tokens"]:
-            raise ConfigError(
+            raise UnsuitedError(
                 f"The teacher's {teacher.name!r} has learn_tokens = true and merges tokens, but "
-                "the student's docs keep theirs. Use a teacher with learn_tokens = false."
+                "the student's docs keep theirs. Use a teacher with learn_tokens = false, or set "
+                f'target = "gold" in [distillation.pipes.{student.name}].'
+            )
+        if settings.weight != 1:
+            raise ConfigError(
+                f"distillation.pipes.{student.name}.weight = {settings.weight}: silver annotation "
+                "is learned like any other, at the weight 1. Leave the setting out, or set "
+                'target = "soft" if pipes of the same kind are on both sides.'
             )
         self._labels = sorted(self.teacher.labels)
         match_labels(self.name, self.student.labels, self._labels)
-        self.fields: Mapping[str, Field] = self._kind.fields
+        self.fields = self._kind.fields
 
     def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
         # Listeners find what the encoder has made in the docs themselves, not in copies.
@@ -98,7 +106,7 @@ class SilverHead(TrainableHead):
             annotation = self._kind(self._labels, self.student.vocab.strings)
             for i, example in enumerate(examples):
                 if not (gold and self._has_gold(example)):
-                    reference = example.predicted.copy()
+                    reference = _bare(example.predicted)
                     annotation.write(reference, {name: records[name][i] for name in self.fields})
                     taught[i] = Example(example.predicted, reference)
         self.student.update(taught, drop=drop, losses=losses)
@@ -116,6 +124,12 @@ class SilverHead(TrainableHead):
     def _has_gold(self, example: Example) -> bool:
         """Whether any token is annotated with what the pipe predicts."""
         return example.reference.has_annotation(self._kind.attribute)
+
+
+def _bare(doc: Doc) -> Doc:
+    """The same tokens without any annotation."""
+    words, spaces = [token.text for token in doc], [bool(token.whitespace_) for token in doc]
+    return Doc(doc.vocab, words=words, spaces=spaces)
 
 
 class _Annotation(ABC):

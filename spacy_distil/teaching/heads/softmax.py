@@ -4,50 +4,59 @@ and the entities of `distil_ner`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from spacy.errors import Errors
 from spacy.pipeline import EditTreeLemmatizer, Morphologizer, SentenceRecognizer, TrainablePipe
 from spacy.tokens import Doc
-from spacy.training import Example, validate_examples
+from spacy.training import Example
 from thinc.api import Model, set_dropout_rate
 from thinc.types import Floats2d
 
 from spacy_distil.biluo import tag_names
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner import DistilNER
-from spacy_distil.teaching.heads.base import Array, Field, PipeSettings, Records, TrainableHead
+from spacy_distil.teaching.heads.base import (
+    Array,
+    Field,
+    Head,
+    PipeTeaching,
+    Records,
+    UnsuitedError,
+)
 from spacy_distil.teaching.labels import match_labels
 from spacy_distil.teaching.losses import log_softmax, safe_log, softmax_kl
 
 # Labels per token of which the teacher's probabilities are kept. What 16 labels leave out of a
 # trained tagger's distribution is nearly nothing.
 TOP_K = 16
-# float16 ends at -65504; to a probability this low it makes no difference.
-_LOWEST_LOG_PROB = -1e4
 
 
-class SoftmaxHead(TrainableHead):
+class SoftmaxHead(Head):
     """A tagger, morphologizer, senter, trainable_lemmatizer or distil_ner.
 
     Of each token are recorded the teacher's most probable labels, by their numbers among the
     student's, and their log-probabilities, from the most to the least probable.
     """
 
+    student: Any
+    teacher: Any
+
     def __init__(
-        self, student: TrainablePipe, teacher: TrainablePipe, settings: PipeSettings
+        self, student: TrainablePipe, teacher: TrainablePipe | None, settings: PipeTeaching
     ) -> None:
         super().__init__(student, teacher, settings)
+        if teacher is None:
+            return
         _softmax_layer(student, "student")
         self._output = _softmax_layer(teacher, "teacher")
         self._numbers = _match(student, teacher)
         n_labels = len(self._numbers)
         k = min(n_labels, TOP_K)
         number_format = "int16" if n_labels <= np.iinfo(np.int16).max else "int32"
-        self.fields: Mapping[str, Field] = {
+        self.fields = {
             "labels": Field("token", k, number_format),
             "log_probs": Field("token", k, "float16"),
         }
@@ -67,7 +76,7 @@ class SoftmaxHead(TrainableHead):
         if not docs:
             return (
                 np.zeros((0, numbers.width), numbers.dtype),
-                np.zeros((0, log_probs.width), log_probs.dtype),
+                np.zeros((0, log_probs.width), np.float32),
             )
         ops = self.teacher.model.ops
         scores = ops.flatten(self.teacher.model.predict(list(docs)))
@@ -81,8 +90,8 @@ class SoftmaxHead(TrainableHead):
         best = np.take_along_axis(
             best, np.argsort(-np.take_along_axis(logs, best, axis=1), axis=1, kind="stable"), axis=1
         )
-        kept = np.maximum(np.take_along_axis(logs, best, axis=1), _LOWEST_LOG_PROB)
-        return self._numbers[best].astype(numbers.dtype), kept.astype(log_probs.dtype)
+        kept = np.take_along_axis(logs, best, axis=1)
+        return self._numbers[best].astype(numbers.dtype), kept
 
     def update(
         self,
@@ -94,66 +103,62 @@ class SoftmaxHead(TrainableHead):
         drop: float,
         losses: dict[str, float],
     ) -> None:
-        losses.setdefault(self.name, 0.0)
-        validate_examples(examples, "SoftmaxHead.update")
+        self._begin(examples, losses)
         docs = [example.predicted for example in examples]
-        annotated = [i for i, example in enumerate(examples) if self._has_gold(example)]
-        if not gold:
-            annotated = []
-        if not any(map(len, docs)) or not (soft or annotated):
+        is_annotated = np.array([bool(gold) and self._has_gold(each) for each in examples], bool)
+        if not any(map(len, docs)) or not (soft or is_annotated.any()):
             return
         model, weight = self.student.model, self.settings.weight
+        ops = model.ops
         set_dropout_rate(model, drop)
         scores, backprop = model.begin_update(docs)
-        loss = 0.0
-        d_scores = [model.ops.xp.zeros_like(each) for each in scores]
+        probs = ops.flatten(scores)
+        lengths = np.array([len(doc) for doc in docs], dtype="i")
+        loss, d_logits = 0.0, ops.xp.zeros_like(probs)
         if soft:
-            soft_loss, d_soft = self._soft_loss(scores, records)
+            soft_loss, d_soft = self._soft_loss(probs, records)
             loss += soft * soft_loss
-            for own, part in zip(d_scores, d_soft, strict=True):
-                own += (weight * soft) * part
-        if annotated:
+            d_logits += (weight * soft) * d_soft
+        if is_annotated.any():
+            annotated = np.flatnonzero(is_annotated).tolist()
             gold_loss, d_gold = self._gold_loss(
                 [examples[i] for i in annotated], [scores[i] for i in annotated]
             )
             loss += gold * gold_loss
-            for i, part in zip(annotated, d_gold, strict=True):
-                d_scores[i] += (weight * gold) * part
-        if not np.isfinite(loss):
-            raise ValueError(Errors.E910.format(name=self.name))
-        backprop(d_scores)
-        losses[self.name] += weight * loss
+            rows = ops.xp.asarray(np.repeat(is_annotated, lengths))
+            d_logits[rows] += (weight * gold) * d_gold
+        self._add_loss(loss, losses)
+        backprop(ops.unflatten(d_logits, lengths))
 
-    def _soft_loss(self, scores: list[Floats2d], records: Records) -> tuple[float, list[Floats2d]]:
-        """Summed over tokens, with the gradient of the logits, (n_tokens, n_labels) for each doc.
+    def _soft_loss(self, probs: Floats2d, records: Records) -> tuple[float, Floats2d]:
+        """Summed over tokens, with the gradient of the logits, (n_tokens, n_labels).
+
+        probs: the student's, of all docs, (n_tokens, n_labels).
+        """
+        ops = self.student.model.ops
+        labels = ops.asarray_i(np.concatenate(records["labels"]))
+        log_probs = ops.asarray_f(np.concatenate(records["log_probs"]))
+        return softmax_kl(probs, labels, log_probs, self.settings.temperature)
+
+    def _gold_loss(self, examples: list[Example], scores: list[Floats2d]) -> tuple[float, Floats2d]:
+        """As the pipe itself computes it, with the gradient of the logits, (n_tokens, n_labels).
 
         scores: probabilities, (n_tokens, n_labels) for each doc.
         """
-        ops: Any = self.student.model.ops
-        labels = ops.asarray_i(np.concatenate(records["labels"]))
-        log_probs = ops.asarray_f(np.concatenate(records["log_probs"]))
-        loss, d_logits = softmax_kl(
-            ops.flatten(scores), labels, log_probs, self.settings.temperature
-        )
-        lengths = np.array([len(each) for each in scores], dtype="i")
-        return loss, ops.unflatten(d_logits, lengths)
-
-    def _gold_loss(
-        self, examples: list[Example], scores: list[Floats2d]
-    ) -> tuple[float, list[Floats2d]]:
-        """As the pipe itself computes it."""
-        pipe: Any = self.student
         try:
-            return pipe.get_loss(examples, scores)
+            loss, d_logits = self.student.get_loss(examples, scores)
         except KeyError as error:
             raise ConfigError(
                 f"The annotation for {self.name!r} has the label {error}, which the teacher does "
                 "not know. Remove it from the training data, or let the pipe learn from these "
                 f'alone: set target = "gold" in [distillation.pipes.{self.name}].'
             ) from error
+        return float(loss), self.student.model.ops.flatten(d_logits)
 
     def _has_gold(self, example: Example) -> bool:
-        """Whether any token is annotated with what the pipe predicts."""
+        """Whether any token is annotated with what the pipe predicts. To spaCy, a doc of one token
+        always has its sentence start.
+        """
         return any(map(example.reference.has_annotation, _annotations(self.student)))
 
 
@@ -167,7 +172,7 @@ def output_layer(model: Model) -> Model:
 def _softmax_layer(pipe: TrainablePipe, owner: str) -> Model:
     layer = output_layer(pipe.model)
     if layer.name != "softmax":
-        raise ConfigError(
+        raise UnsuitedError(
             f"The model of the {owner}'s {pipe.name!r} ends in a layer {layer.name!r}, but its "
             "soft targets need thinc's softmax. Use spacy.Tagger.v2, or set target = "
             f'"gold" in [distillation.pipes.{pipe.name}].'

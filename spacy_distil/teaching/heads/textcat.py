@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from spacy.errors import Errors
 from spacy.pipeline import TrainablePipe
 from spacy.tokens import Doc
-from spacy.training import Example, validate_examples
+from spacy.training import Example
 from thinc.api import set_dropout_rate
 from thinc.types import Floats2d
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.teaching.heads.base import Array, Field, PipeSettings, Records, TrainableHead
+from spacy_distil.teaching.heads.base import (
+    Array,
+    Field,
+    Head,
+    PipeTeaching,
+    Records,
+    UnsuitedError,
+)
 from spacy_distil.teaching.heads.softmax import output_layer
 from spacy_distil.teaching.labels import match_labels
 from spacy_distil.teaching.losses import LEAST, bernoulli_kl, safe_log, softmax_kl, to_log_odds
@@ -28,30 +34,48 @@ _LOGISTIC = "logistic"
 _LEAST_VARIANCE = 1e-10
 
 
-class TextcatHead(TrainableHead):
+class TextcatHead(Head):
     """A textcat or textcat_multilabel.
 
     Of each doc are recorded the teacher's log-probabilities, where the student's model ends in a
     softmax, or the log-odds of each label, where it ends in a logistic function, by the student's
     order of labels. A doc without tokens says nothing, and teaches nothing.
+
+    The annotation's part is spaCy's own. It is the cross-entropy's gradient where the model ends
+    in thinc's `softmax`. Behind `softmax_activation` and `logistic` it is that of squared errors:
+    by a factor p * (1 - p), of a label's probability p, smaller than the teacher's part, which is
+    a divergence's gradient everywhere. There, a teacher that is sure does not teach as annotation
+    does, even at temperature 1. With these two, a probability that float32 rounds to 1 has no way
+    back from there, whatever is learned, as in spaCy.
+
+    The loss is a sum over docs and labels: of divergences for the teacher's part, of squared
+    errors for the annotation's, where spaCy reports their mean.
     """
 
+    student: Any
+    teacher: Any
+
     def __init__(
-        self, student: TrainablePipe, teacher: TrainablePipe, settings: PipeSettings
+        self, student: TrainablePipe, teacher: TrainablePipe | None, settings: PipeTeaching
     ) -> None:
         super().__init__(student, teacher, settings)
+        self._labels: tuple[str, ...] = self.student.labels
         self._output = output_layer(student.model).name
+        if teacher is None:
+            return
         if self._output not in (_SOFTMAX, _SOFTMAX_ACTIVATION, _LOGISTIC):
-            raise ConfigError(
+            raise UnsuitedError(
                 f"The model of the student's {student.name!r} ends in a layer {self._output!r}, "
                 f"but soft targets need one of {_SOFTMAX}, {_SOFTMAX_ACTIVATION} or {_LOGISTIC}. "
                 "Set no_output_layer = false if it has this setting, use another of spaCy's "
                 f'architectures, or set target = "gold" in [distillation.pipes.{student.name}].'
             )
-        pipes: tuple[Any, Any] = student, teacher
-        self._labels: tuple[str, ...] = pipes[0].labels
-        self._numbers = match_labels(student.name, self._labels, pipes[1].labels)
-        self.fields: Mapping[str, Field] = {"scores": Field("doc", len(self._labels), "float32")}
+        self._numbers = match_labels(student.name, self._labels, self.teacher.labels)
+        self.fields = {"scores": Field("doc", len(self._labels), "float32")}
+
+    @property
+    def source(self) -> str:
+        return f"{super().source}, {'log-probs' if self._is_exclusive else 'log-odds'}"
 
     @property
     def _is_exclusive(self) -> bool:
@@ -87,8 +111,7 @@ class TextcatHead(TrainableHead):
         drop: float,
         losses: dict[str, float],
     ) -> None:
-        losses.setdefault(self.name, 0.0)
-        validate_examples(examples, "TextcatHead.update")
+        self._begin(examples, losses)
         docs = [example.predicted for example in examples]
         filled = _numbers_of(map(len, docs))
         annotated = _numbers_of(map(self._has_gold, examples)) if gold else []
@@ -106,15 +129,12 @@ class TextcatHead(TrainableHead):
             loss += soft * soft_loss
             d_scores[rows] += (weight * soft) * d_soft
         if annotated:
-            pipe: Any = self.student
             rows = model.ops.asarray1i(annotated)
-            gold_loss, d_gold = pipe.get_loss([examples[i] for i in annotated], scores[rows])
-            loss += gold * gold_loss
+            _, d_gold = self.student.get_loss([examples[i] for i in annotated], scores[rows])
+            loss += gold * float((d_gold**2).sum())
             d_scores[rows] += (weight * gold) * d_gold
-        if not np.isfinite(loss):
-            raise ValueError(Errors.E910.format(name=self.name))
+        self._add_loss(loss, losses)
         backprop(d_scores)
-        losses[self.name] += weight * loss
 
     def _soft_loss(self, probs: Floats2d, targets: Floats2d) -> tuple[float, Floats2d]:
         """Summed over docs, with the gradient that the output layer expects.

@@ -8,21 +8,27 @@ are made can; the rest of its model is small, and runs along.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from spacy.errors import Errors
 from spacy.ml.parser_model import ParserStepModel  # type: ignore[import-not-found]
 from spacy.pipeline import TrainablePipe
 from spacy.pipeline.transition_parser import Parser  # type: ignore[import-not-found]
 from spacy.tokens import Doc
-from spacy.training import Example, validate_examples
+from spacy.training import Example
 from thinc.api import Model, noop, set_dropout_rate
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.teaching.heads.base import Array, Field, PipeSettings, Records, TrainableHead
+from spacy_distil.teaching.heads.base import (
+    Array,
+    Field,
+    Head,
+    PipeTeaching,
+    Records,
+    UnsuitedError,
+)
 from spacy_distil.teaching.labels import match_labels, output_names
 from spacy_distil.teaching.losses import scores_kl
 
@@ -40,7 +46,7 @@ MAX_MOVES = 100
 _MOST_STEPS = 2 * MAX_MOVES
 
 
-class TransitionHead(TrainableHead):
+class TransitionHead(Head):
     """A `ner` or `parser`.
 
     Of each doc are recorded the vectors of the teacher's token layer, and the moves that the
@@ -52,13 +58,13 @@ class TransitionHead(TrainableHead):
     teacher: Any
 
     def __init__(
-        self, student: TrainablePipe, teacher: TrainablePipe, settings: PipeSettings
+        self, student: TrainablePipe, teacher: TrainablePipe, settings: PipeTeaching
     ) -> None:
         super().__init__(student, teacher, settings)
         _check_pipe(student, "student")
         _check_pipe(teacher, "teacher")
         if teacher.model.layers[1].get_dim("nP") < 2:
-            raise ConfigError(
+            raise UnsuitedError(
                 f"The model of the teacher's {teacher.name!r} has maxout_pieces = 1, with which "
                 "spaCy predicts other scores than it has trained. Use a teacher with "
                 f'maxout_pieces = 2, or set target = "silver" in '
@@ -68,7 +74,7 @@ class TransitionHead(TrainableHead):
         # For each move of the teacher its number among the student's: (n_moves,).
         self._numbers = match_labels(student.name, output_names(student), self._teacher_moves)
         width = teacher.model.layers[0].get_dim("nO")
-        self.fields: Mapping[str, Field] = {
+        self.fields = {
             "tokens": Field("token", width, "float16"),
             "moves": Field("item", 1, "int16"),
         }
@@ -80,15 +86,14 @@ class TransitionHead(TrainableHead):
         width = self.fields["tokens"].width
         if not any(lengths):
             return {
-                "tokens": [np.zeros((0, width), np.float16) for _ in docs],
+                "tokens": [np.zeros((0, width), np.float32) for _ in docs],
                 "moves": [np.zeros((0, 1), np.int16) for _ in docs],
             }
         layer = self.teacher.model.layers[0]
         tokens = layer.predict(list(docs))
         moves = self._make_moves(docs, tokens)
-        halves = layer.ops.to_numpy(tokens).astype(np.float16)
         return {
-            "tokens": np.split(halves, np.cumsum(lengths)[:-1]),
+            "tokens": np.split(layer.ops.to_numpy(tokens), np.cumsum(lengths)[:-1]),
             "moves": [np.array(each, dtype=np.int16).reshape(-1, 1) for each in moves],
         }
 
@@ -134,8 +139,7 @@ class TransitionHead(TrainableHead):
         drop: float,
         losses: dict[str, float],
     ) -> None:
-        losses.setdefault(self.name, 0.0)
-        validate_examples(examples, "TransitionHead.update")
+        self._begin(examples, losses)
         docs = [example.predicted for example in examples]
         walks = self._find_walks(docs, records["moves"]) if soft else []
         states, golds, max_moves = self._find_gold(examples) if gold else ([], [], 0)
@@ -154,12 +158,10 @@ class TransitionHead(TrainableHead):
             loss += soft * self._learn_soft(scorer, walks, records["tokens"], weight * soft)
         if states:
             loss += gold * self._learn_gold(scorer, states, golds, max_moves, weight * gold)
-        if not np.isfinite(loss):
-            raise ValueError(Errors.E910.format(name=self.name))
+        self._add_loss(loss, losses)
         scorer.finish_steps(golds)
         # Its callbacks refer to it: without this, the arrays would wait for the garbage collector.
         scorer.clear_memory()
-        losses[self.name] += weight * loss
 
     def _learn_soft(
         self, scorer: MoveScorer, walks: list[Walk], tokens: Sequence[Array], factor: float
@@ -311,13 +313,13 @@ class MoveScorer(ParserStepModel):
 
 def _check_pipe(pipe: Any, owner: str) -> None:
     if not isinstance(pipe, Parser):
-        raise ConfigError(
+        raise UnsuitedError(
             f"The {owner}'s {pipe.name!r} is a {type(pipe).__name__}, expected spaCy's 'ner' or "
             "'parser': soft targets need the same kind of pipe on both sides. Set target = "
             f'"silver" or "gold" in [distillation.pipes.{pipe.name}].'
         )
     if pipe.cfg["beam_width"] != 1:
-        raise ConfigError(
+        raise UnsuitedError(
             f"The {owner}'s {pipe.name!r} has beam_width = {pipe.cfg['beam_width']}, but soft "
             "targets are for greedy search. Set beam_width = 1, or target = "
             f'"silver" in [distillation.pipes.{pipe.name}].'
