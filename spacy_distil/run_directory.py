@@ -74,6 +74,7 @@ class RunDirectory:
         Raises ConfigError where there is another run that is not to be replaced.
         """
         if not self.has_run():
+            self._clear()  # what a run has left that was killed while it was removed
             return None
         changed = self._changes(settings, inputs)
         if resume and not changed:
@@ -115,7 +116,7 @@ class RunDirectory:
     def _clear(self) -> None:
         """Remove the run. At whatever point this is killed, what is left can be told apart."""
         (self.path / self.results).unlink(missing_ok=True)
-        for path in self.path.iterdir():
+        for path in self.path.iterdir() if self.path.exists() else ():
             if path.name in self.kept | {self.settings}:
                 continue
             if path.is_dir():
