@@ -69,6 +69,7 @@ def test_the_student_is_configured_as_the_teacher() -> None:
     assert paths[1].read_text(encoding="utf8") == PIPELINE_CONFIG
     assert student.pop("distillation")
     assert student["corpora"].pop("text")
+    assert student["training"].pop("logger")
     del student["paths"], teacher["paths"]
     assert student == teacher
 

@@ -140,6 +140,10 @@ size = 1000
 tolerance = 0.2
 discard_oversize = false
 
+[training.logger]
+@loggers = "spacy.ConsoleLogger.v3"
+progress_bar = "train"
+
 [training.optimizer]
 @optimizers = "Adam.v1"
 beta1 = 0.9
