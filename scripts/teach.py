@@ -17,9 +17,16 @@ from typing import Annotated, Any
 import typer
 from spacy.cli._util import parse_config_overrides
 from wasabi import msg
-from weasel.util import get_checksum
 
-from scripts.train import as_options, copy_best, finish, is_finished, parse_seeds, schedule
+from scripts.train import (
+    as_options,
+    copy_best,
+    describe_run,
+    finish,
+    is_finished,
+    parse_seeds,
+    schedule,
+)
 from spacy_distil.errors import ConfigError, friendly_errors
 
 
@@ -30,11 +37,7 @@ def teach_seed(
 
     settings: of the config, by dotted name; `None` is null.
     """
-    inputs = [teacher, config, *(Path(str(v)) for k, v in settings.items() if "paths." in k and v)]
-    run = {
-        "settings": {name: str(value) for name, value in settings.items()},
-        "inputs": {str(path): get_checksum(path) for path in inputs if path.exists()},
-    }
+    run = describe_run(settings, teacher, config)
     if is_finished(out_dir, run):
         msg.info(f"{out_dir} is taught already")
         return

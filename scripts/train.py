@@ -64,6 +64,17 @@ def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, in
     return settings
 
 
+def describe_run(settings: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
+    """What a run is made from: its settings, and checksums of `inputs` and of all that the settings
+    name as paths.
+    """
+    paths = [*inputs, *(Path(str(v)) for k, v in settings.items() if k.startswith("paths."))]
+    return {
+        "settings": {name: str(value) for name, value in settings.items()},
+        "inputs": {str(path): get_checksum(path) for path in paths if path.exists()},
+    }
+
+
 def is_finished(out_dir: Path, run: dict[str, Any]) -> bool:
     """Whether what OUT_DIR holds was made by this very run, to its end."""
     finished = out_dir / FINISHED
@@ -77,11 +88,7 @@ def finish(out_dir: Path, run: dict[str, Any]) -> None:
 
 def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_id: int) -> None:
     """Train one pipeline, unless it has been trained before from the very same inputs."""
-    inputs = [config_path, *(Path(v) for k, v in settings.items() if k.startswith("paths."))]
-    run = {
-        "settings": {name: str(value) for name, value in settings.items()},
-        "inputs": {str(path): get_checksum(path) for path in inputs if path.exists()},
-    }
+    run = describe_run(settings, config_path)
     if is_finished(out_dir, run):
         msg.info(f"{out_dir} is trained already")
         return

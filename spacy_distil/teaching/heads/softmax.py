@@ -26,7 +26,7 @@ from spacy_distil.teaching.heads.base import (
     Records,
     UnsuitedError,
 )
-from spacy_distil.teaching.labels import match_labels
+from spacy_distil.teaching.labels import match_labels, output_names
 from spacy_distil.teaching.losses import log_softmax, safe_log, softmax_kl
 
 # Labels per token of which the teacher's probabilities are kept. What 16 labels leave out of a
@@ -183,7 +183,7 @@ def _softmax_layer(pipe: TrainablePipe, owner: str) -> Model:
 def _match(student: Any, teacher: Any) -> NDArray[np.int64]:
     """For each output of the teacher its number among the student's, (n_labels,)."""
     if isinstance(student, EditTreeLemmatizer) and isinstance(teacher, EditTreeLemmatizer):
-        if _trees(student) != _trees(teacher):
+        if output_names(student) != output_names(teacher):
             raise ConfigError(
                 f"Teacher and student have different edit trees for {student.name!r}: "
                 f"{len(teacher.labels)} and {len(student.labels)} labels, which are numbers of "
@@ -197,15 +197,6 @@ def _match(student: Any, teacher: Any) -> NDArray[np.int64]:
 def _classes(pipe: Any) -> Sequence[str]:
     """What the outputs of a pipe's model stand for."""
     return tag_names(pipe.labels) if isinstance(pipe, DistilNER) else pipe.labels
-
-
-def _trees(pipe: EditTreeLemmatizer) -> tuple[tuple[int, ...], list[dict]]:
-    """The labels, and all trees that they consist of.
-
-    A tree's parts come before it. Trees behind the last label belong to none: training adds them.
-    """
-    n_trees = max(pipe.labels, default=-1) + 1
-    return pipe.labels, pipe.label_data["trees"][:n_trees]
 
 
 def _annotations(pipe: TrainablePipe) -> tuple[str, ...]:
