@@ -42,7 +42,7 @@ class OnnxEngine:
     def __init__(self, config: Mapping[str, Any], graph: bytes, *, threads: int | None) -> None:
         """config: contents of `config.json`.
 
-        graph: a serialized model, as `spacy_distil.export.graph` builds it.
+        graph: a serialized model, as `spacy_distil.export.families` build it.
         threads: CPU threads; None for what the environment says, see `count_threads`.
         """
         self._config = dict(config)

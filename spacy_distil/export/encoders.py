@@ -13,8 +13,9 @@ from thinc.api import Model
 from spacy_distil.cpu import cpu_model
 from spacy_distil.engines.files import CONFIG, GRAPH, TOKENIZER, dump_config, parse_config
 from spacy_distil.engines.onnx import FORMAT, SECTION
-from spacy_distil.export.graph import Precision, build_graph
-from spacy_distil.export.weights import EncoderWeights, count_parameters, read_weights
+from spacy_distil.export.families import EncoderWeights, build_graph, read_weights
+from spacy_distil.export.graph import Precision
+from spacy_distil.export.weights import count_parameters
 from spacy_distil.shim import EncoderShim
 
 Files = dict[str, bytes]

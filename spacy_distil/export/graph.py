@@ -1,5 +1,8 @@
 """An encoder as an ONNX graph: built from its weights, without torch and without tracing.
 
+What the families of encoders share: nodes, constants and products with weights. What each of them
+does with these is in `families`.
+
 Every product with weights can be computed in int8. Weights are rounded once, with a scale for each
 column (output). Activations are rounded as they come, with a scale for each ROW, that is for each
 piece (ZeroQuant's token-wise quantization, Yao et al. 2022, arXiv 2206.01861, section 4.1): so a
@@ -9,6 +12,8 @@ own dynamic quantization, whose scale is that of the whole batch, and no calibra
 
 from __future__ import annotations
 
+import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +22,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from spacy_distil.engines.onnx import IDS, MASK, POSITIONS, ROWS
-from spacy_distil.export.weights import EncoderWeights, Layer, Linear, Norm
+from spacy_distil.export.weights import Linear, Norm
 
 # Operators of ONNX Runtime that the standard has not.
 CONTRIB = "com.microsoft"
 # What every ONNX Runtime reads that the package allows.
 OPSET, IR_VERSION = 18, 9
+# Activations of feed-forward layers that there is an operator for.
+ACTIVATIONS = ("gelu", "gelu_new", "relu")
 # gelu(x) is nowhere smaller, in either of its forms.
 GELU_MINIMUM = -0.17005
 # No column's scale is smaller: a column of zeros stays one.
@@ -44,16 +51,6 @@ class Precision:
     reduced_range: bool = False
 
 
-def build_graph(weights: EncoderWeights, precision: Precision) -> bytes:
-    """The serialized graph that `spacy_distil.engines.onnx.OnnxEngine` runs.
-
-    Inputs: ids and mask, (n_windows, length) int64, windows padded on the right; positions,
-    (n_rows,) int64. Output: rows, (n_rows, width) float32: the last hidden states at positions of
-    the flattened (n_windows * length) grid.
-    """
-    return _GraphBuilder(weights, precision).build()
-
-
 def quantize_columns(weight: np.ndarray, *, reduced_range: bool) -> tuple[np.ndarray, np.ndarray]:
     """Round a matrix to int8, symmetrically, with a scale for each column.
 
@@ -67,7 +64,7 @@ def quantize_columns(weight: np.ndarray, *, reduced_range: bool) -> tuple[np.nda
 
 
 @dataclass(frozen=True)
-class _Rounded:
+class Rounded:
     """Rows rounded to uint8, near (values - zero_point) * largest / steps.
 
     values, largest: names in the graph, (..., n_in) uint8 and (..., 1) float32.
@@ -79,22 +76,34 @@ class _Rounded:
     steps: float
 
 
-class _GraphBuilder:
-    def __init__(self, weights: EncoderWeights, precision: Precision) -> None:
-        self.weights = weights
+class GraphBuilder(ABC):
+    """Builds the graph that `spacy_distil.engines.onnx.OnnxEngine` runs.
+
+    Inputs: ids and mask, (n_windows, length) int64, windows padded on the right; positions,
+    (n_rows,) int64. Output: rows, (n_rows, width) float32: the last hidden states at positions of
+    the flattened (n_windows * length) grid.
+
+    Methods that add parts of an encoder take and return names of values in the graph.
+    """
+
+    def __init__(self, precision: Precision) -> None:
         self.precision = precision
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.numbers: dict[tuple[Any, ...], str] = {}
+        self.names: dict[tuple[Any, ...], str] = {}  # of constants, by what they hold
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Width of the hidden states."""
+
+    @abstractmethod
+    def encode(self) -> str:
+        """The last hidden states of IDS under MASK, (n_windows, length, width)."""
 
     def build(self) -> bytes:
-        width = self.weights.width
-        lengths = self.op("ReduceSum", MASK, self.constant(np.array([1])), keepdims=0)
-        lengths = self.op("Cast", lengths, to=TensorProto.INT32)
-        hidden = self.embed()
-        for i, layer in enumerate(self.weights.layers):
-            hidden = self.layer(hidden, layer, lengths, in_int8=i in self.precision.layers)
-        flat = self.op("Reshape", hidden, self.constant(np.array([-1, width])))
+        """The serialized graph."""
+        flat = self.op("Reshape", self.encode(), self.constant(np.array([-1, self.width])))
         self.nodes.append(helper.make_node("Gather", [flat, POSITIONS], [ROWS]))
         grid = ["n_windows", "length"]
         graph = helper.make_graph(
@@ -105,7 +114,9 @@ class _GraphBuilder:
                 helper.make_tensor_value_info(MASK, TensorProto.INT64, grid),
                 helper.make_tensor_value_info(POSITIONS, TensorProto.INT64, ["n_rows"]),
             ],
-            outputs=[helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, ["n_rows", width])],
+            outputs=[
+                helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, ["n_rows", self.width])
+            ],
             initializer=self.constants,
         )
         model = helper.make_model(
@@ -116,76 +127,36 @@ class _GraphBuilder:
         )
         return model.SerializeToString()
 
-    # Parts of an encoder: each takes and returns names of values in the graph.
+    # Parts that encoders share
 
-    def embed(self) -> str:
-        """Embeddings of pieces and positions, (n_windows, length, width)."""
-        w = self.weights
-        if self.precision.embeddings:
-            rounded, scales = quantize_columns(w.pieces.T, reduced_range=False)
-            pieces = self.op("Gather", self.constant(rounded.T), IDS)
-            pieces = self.op("Cast", pieces, to=TensorProto.FLOAT)
-            scale = self.op("Gather", self.constant(scales[:, None]), IDS)
-            pieces = self.op("Mul", pieces, scale)
-        else:
-            pieces = self.op("Gather", self.constant(w.pieces), IDS)
-        length = self.op("Shape", IDS, start=1)
-        zero = self.constant(np.array([0]))
-        positions = self.op("Slice", self.constant(w.positions), zero, length, zero)
-        hidden = self.norm(self.op("Add", pieces, positions), w.embedding_norm)
-        if w.projection is not None:
-            hidden = self.add_bias(self.product(hidden, w.projection), w.projection.bias)
-        return hidden
+    def lengths(self) -> str:
+        """Pieces of each window, padding not among them: (n_windows,) int32."""
+        lengths = self.op("ReduceSum", MASK, self.constant(np.array([1])), keepdims=0)
+        return self.op("Cast", lengths, to=TensorProto.INT32)
 
-    def layer(self, hidden: str, layer: Layer, lengths: str, *, in_int8: bool) -> str:
-        """One layer. hidden: (n_windows, length, width); lengths: (n_windows,) int32."""
-        rounded = self.round_rows(hidden) if in_int8 else None
-        heads = [
-            self.product(hidden, linear, rounded)
-            for linear in (layer.query, layer.key, layer.value)
-        ]
-        biases = [linear.bias for linear in (layer.query, layer.key, layer.value)]
-        attended = self.op(
-            "MultiHeadAttention",
-            *heads,
-            self.constant(np.concatenate(biases)),
-            lengths,
-            domain=CONTRIB,
-            num_heads=self.weights.n_heads,
-        )
-        rounded = self.round_rows(attended) if in_int8 else None
-        summand = self.product(attended, layer.attention_out, rounded)
-        hidden = self.residual(hidden, summand, layer.attention_out.bias, layer.attention_norm)
-        rounded = self.round_rows(hidden) if in_int8 else None
-        inner = self.activate(self.product(hidden, layer.up, rounded), layer.up.bias)
-        bias = layer.down.bias
-        rounded = None
-        if in_int8:
-            minimum = 0.0 if self.weights.activation == "relu" else GELU_MINIMUM
-            rounded = self.round_rows(inner, minimum=minimum)
-            # What is subtracted from every number before the product comes back here.
-            bias = bias + minimum * self.rounded_weight(layer.down.weight).sum(axis=0)
-        return self.residual(
-            hidden, self.product(inner, layer.down, rounded), bias, layer.output_norm
-        )
+    def embed_pieces(self, pieces: np.ndarray) -> str:
+        """(n_windows, length, n_embedding). pieces: (n_vocab, n_embedding) float32."""
+        if not self.precision.embeddings:
+            return self.op("Gather", self.constant(pieces), IDS)
+        rounded, scales = quantize_columns(pieces.T, reduced_range=False)
+        hidden = self.op("Gather", self.constant(rounded.T), IDS)
+        hidden = self.op("Cast", hidden, to=TensorProto.FLOAT)
+        return self.op("Mul", hidden, self.op("Gather", self.constant(scales[:, None]), IDS))
 
-    def activate(self, inner: str, bias: np.ndarray) -> str:
-        if self.weights.activation == "relu":
+    def activate(self, inner: str, bias: np.ndarray, activation: str) -> str:
+        """activation(inner + bias), for one of ACTIVATIONS."""
+        if activation == "relu":
             return self.op("Relu", self.add_bias(inner, bias))
-        operator = "BiasGelu" if self.weights.activation == "gelu" else "FastGelu"
+        operator = "BiasGelu" if activation == "gelu" else "FastGelu"
         return self.op(operator, inner, self.constant(bias), domain=CONTRIB)
 
-    def residual(self, hidden: str, summand: str, bias: np.ndarray, norm: Norm) -> str:
-        # Not ONNX Runtime's SkipLayerNormalization, which is one operator and several times slower.
-        return self.norm(self.op("Add", hidden, self.add_bias(summand, bias)), norm)
-
-    def norm(self, hidden: str, norm: Norm) -> str:
+    def norm(self, hidden: str, norm: Norm, epsilon: float) -> str:
         return self.op(
             "LayerNormalization",
             hidden,
             self.constant(norm.weight),
             self.constant(norm.bias),
-            epsilon=self.weights.epsilon,
+            epsilon=epsilon,
         )
 
     def add_bias(self, value: str, bias: np.ndarray) -> str:
@@ -193,7 +164,7 @@ class _GraphBuilder:
 
     # Products with weights
 
-    def product(self, value: str, linear: Linear, rounded: _Rounded | None = None) -> str:
+    def product(self, value: str, linear: Linear, rounded: Rounded | None = None) -> str:
         """value @ weight, without the bias; `rounded` in place of the value, where it is given."""
         if rounded is None:
             return self.op("MatMul", value, self.constant(linear.weight))
@@ -209,7 +180,7 @@ class _GraphBuilder:
         )
         return self.op("Mul", result, rounded.largest)
 
-    def round_rows(self, value: str, *, minimum: float | None = None) -> _Rounded:
+    def round_rows(self, value: str, *, minimum: float | None = None) -> Rounded:
         """Round each row to uint8 by its own largest number.
 
         minimum: no number is smaller; it is subtracted, and all 8 bits serve what lies above.
@@ -227,7 +198,7 @@ class _GraphBuilder:
         values = self.op(
             "QuantizeLinear", values, self.scalar(1.0), self.scalar(zero_point, np.uint8)
         )
-        return _Rounded(values, largest, zero_point, steps)
+        return Rounded(values, largest, zero_point, steps)
 
     def quantize(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return quantize_columns(weight, reduced_range=self.precision.reduced_range)
@@ -247,13 +218,13 @@ class _GraphBuilder:
         return name
 
     def constant(self, value: np.ndarray) -> str:
-        value = value.astype("f") if value.dtype == np.float64 else value
-        name = f"constant_{len(self.constants)}"
-        if value.size == 1:  # numbers recur
-            name = self.numbers.setdefault((value.dtype.str, value.shape, value.item()), name)
-        if name == f"constant_{len(self.constants)}":
-            self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
+        """The name of a constant. One that recurs, as in shared layers, is kept once."""
+        value = np.asarray(value, "f" if value.dtype == np.float64 else None, order="C")
+        key = (value.dtype.str, value.shape, hashlib.sha1(value.tobytes()).digest())
+        if key not in self.names:
+            self.names[key] = f"constant_{len(self.constants)}"
+            self.constants.append(numpy_helper.from_array(value, self.names[key]))
+        return self.names[key]
 
     def scalar(self, value: float, dtype: type = np.float32) -> str:
         return self.constant(np.array(value, dtype))

@@ -20,8 +20,10 @@ from scipy.special import erf  # type: ignore[import-untyped]
 
 from spacy_distil.encoding import make_batches
 from spacy_distil.engines.torch import TorchEngine
-from spacy_distil.export.graph import Precision, build_graph, quantize_columns
-from spacy_distil.export.weights import EncoderWeights, Layer, Linear, Norm, read_weights
+from spacy_distil.export.families import build_graph, read_weights
+from spacy_distil.export.families.bert import BertWeights, Layer
+from spacy_distil.export.graph import Precision, quantize_columns
+from spacy_distil.export.weights import Linear, Norm
 from tests.util import LAYERS, WIDTH, write_encoder
 
 FLOAT = Precision()
@@ -30,7 +32,7 @@ INT8 = Precision(frozenset(range(LAYERS)), embeddings=True)
 SHORT = [3, 9, 1, 8, 5, 9, 6, 2, 7, 9, 4, 8, 5, 1, 6, 7, 10, 3]
 
 
-def weights_in(directory: Path) -> EncoderWeights:
+def weights_in(directory: Path) -> BertWeights:
     return read_weights(TorchEngine.from_name(str(directory), device="cpu").to_files())
 
 
@@ -110,7 +112,7 @@ def test_hidden_states_of_the_teacher(teacher_dir: Path) -> None:
 class Naive:
     """The same encoder in numpy, in float64, window by window, rounding as it is written down."""
 
-    def __init__(self, weights: EncoderWeights, precision: Precision) -> None:
+    def __init__(self, weights: BertWeights, precision: Precision) -> None:
         self.weights = weights
         self.precision = precision
 

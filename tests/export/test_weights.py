@@ -12,7 +12,8 @@ from safetensors.numpy import load, save
 from spacy_distil.engines.files import CONFIG, WEIGHTS
 from spacy_distil.engines.torch import TorchEngine
 from spacy_distil.errors import ConfigError, WeightsError
-from spacy_distil.export.weights import count_parameters, read_weights
+from spacy_distil.export.families import read_weights
+from spacy_distil.export.weights import count_parameters
 from tests.util import LAYERS, WIDTH
 
 Files = dict[str, bytes]
