@@ -24,8 +24,11 @@ def DistilTransformer(
     overlap: int = 32,
     max_batch_pieces: int | None = None,
     pooling: PoolingName = "mean",
+    layer: int | None = None,
     mixed_precision: bool = False,
+    dropout: float | None = None,
     attention_dropout: float | None = None,
+    gradient_checkpointing: bool = False,
     device: str = "auto",
     threads: int | None = None,
     frozen: bool = False,
@@ -48,10 +51,17 @@ def DistilTransformer(
     pooling: the vector of a token is the "mean" of its pieces' vectors, that of the "first" or the
         "last" of them, their "sum", or their "max", number by number. In an overlap the vectors
         that a piece has in both windows count.
+    layer: whose output is used, 1 being the lowest; null for the last. Those above it are neither
+        loaded nor saved. The norm that some families put behind their last layer comes behind it.
     mixed_precision: bfloat16 on CUDA GPUs (float16 on those without it), and, in training alone, on
         CPUs that have instructions for it. Weights stay in float32.
+    dropout: share of hidden states and embeddings dropped in training; null for what the encoder's
+        config says.
     attention_dropout: share of attention probabilities dropped in training; null for what the
         encoder's config says. 0 lets torch fuse attention: far less time and memory on a CPU.
+    gradient_checkpointing: in training, keep the pieces of a batch alone and compute its hidden
+        states again in the backward pass. That takes about a third longer, and then
+        `max_batch_pieces` bounds memory in training as it does in prediction.
     device: "auto" (CUDA, else MPS, else CPU), or a torch device such as "cpu" or "cuda:1".
     threads: of the ONNX engine; null for what OMP_NUM_THREADS says, else 1 in a worker process of
         `n_process`, else as many as there are cores. torch has settings of its own.
@@ -66,8 +76,11 @@ def DistilTransformer(
         overlap=overlap,
         max_batch_pieces=max_batch_pieces,
         pooling=pooling,
+        layer=layer,
         mixed_precision=mixed_precision,
+        dropout=dropout,
         attention_dropout=attention_dropout,
+        gradient_checkpointing=gradient_checkpointing,
         device=device,
         threads=threads,
         frozen=frozen,

@@ -31,6 +31,10 @@ class CorpusError(DistilError, ValueError):
     """Text or annotations cannot be read."""
 
 
+class OutOfMemoryError(DistilError, RuntimeError):
+    """A batch takes more memory than the device has."""
+
+
 class MissingExtraError(DistilError, ImportError):
     """A feature needs a package that an extra of spacy-distil installs."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,17 +40,24 @@ from spacy_distil.engines.files import (
     write_files,
 )
 from spacy_distil.engines.onnx import OnnxEngine
-from spacy_distil.errors import ConfigError, WeightsError, require
+from spacy_distil.errors import ConfigError, OutOfMemoryError, WeightsError, require
 
 if TYPE_CHECKING:
     from spacy_distil.engines.torch import TorchEngine
 
 
 # The smallest values of settings that are numbers or null.
-LEAST = {"window": 8, "overlap": 0, "max_batch_pieces": 1, "threads": 1}
+LEAST = {"window": 8, "overlap": 0, "max_batch_pieces": 1, "layer": 1, "threads": 1}
 # What is an engine's own business.
 ENGINE_SETTINGS: dict[EngineName, tuple[str, ...]] = {
-    "torch": ("device", "mixed_precision", "attention_dropout"),
+    "torch": (
+        "layer",
+        "device",
+        "mixed_precision",
+        "dropout",
+        "attention_dropout",
+        "gradient_checkpointing",
+    ),
     "onnx": ("threads",),
 }
 
@@ -64,8 +72,11 @@ class EncoderSettings:
     overlap: int
     max_batch_pieces: int | None
     pooling: PoolingName
+    layer: int | None
     mixed_precision: bool
+    dropout: float | None
     attention_dropout: float | None
+    gradient_checkpointing: bool
     device: str
     threads: int | None
     frozen: bool
@@ -83,10 +94,10 @@ class EncoderSettings:
                 raise ConfigError(f"{setting} = {value}: expected at least {least}.")
         if self.learn_rate_scale < 0:
             raise ConfigError(f"learn_rate_scale = {self.learn_rate_scale}: expected 0 or more.")
-        if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
-            raise ConfigError(
-                f"attention_dropout = {self.attention_dropout}: expected null, or 0 to below 1."
-            )
+        for setting in ("dropout", "attention_dropout"):
+            share = getattr(self, setting)
+            if share is not None and not 0 <= share < 1:
+                raise ConfigError(f"{setting} = {share}: expected null, or 0 to below 1.")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay = {self.layer_decay}: expected above 0, at most 1.")
 
@@ -155,20 +166,17 @@ class EncoderShim(Shim):
     @property
     def n_layers(self) -> int:
         """Number of layers, and that of the last hidden states."""
-        config = self.loaded.config
-        # DistilBERT has a name of its own for it.
-        for name in ("n_layers", "num_hidden_layers"):
-            if name in config:
-                return int(config[name])
-        raise WeightsError(
-            f"{CONFIG} does not say how many layers this {config['model_type']} encoder has: "
-            'neither "num_hidden_layers" nor "n_layers" is there. Add the first of them.'
-        )
+        return _count_layers(self.engine, self.loaded.config)
 
     @property
     def n_parameters(self) -> int:
         """Number of weights."""
         return self.engine.n_parameters
+
+    @property
+    def max_batch_pieces(self) -> int:
+        """Most padded pieces in one forward."""
+        return self.settings.max_batch_pieces or self.engine.batch_pieces
 
     @property
     def is_trainable(self) -> bool:
@@ -197,8 +205,14 @@ class EncoderShim(Shim):
         predict = self.engine.predict
         if layers is not None:
             predict = partial(self._layered_engine(layers).predict, layers=layers)
-        for batch in self._batches(encoded):
-            rows[to_ops(ops, batch.rows)] = predict(batch, ops)
+        try:
+            for batch in self._batches(encoded):
+                rows[to_ops(ops, batch.rows)] = predict(batch, ops)
+        except OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"{error}\nSet max_batch_pieces below {self.max_batch_pieces:,} in the encoder's "
+                "model, or window where a single one is too much."
+            ) from error
         tokens, _ = encoded.pooling.forward(ops, rows)
         return tokens
 
@@ -229,17 +243,19 @@ class EncoderShim(Shim):
         encoded = self._encode(docs)
         rows = self._alloc_rows(encoded, ops, layers)
         backprops: list[tuple[Any, Backprop]] = []
-        for batch in self._batches(encoded):
-            index = to_ops(ops, batch.rows)
-            rows[index], backprop = engine.begin_update(batch, ops, layers)
-            backprops.append((index, backprop))
+        with self._naming(docs, encoded):
+            for batch in self._batches(encoded):
+                index = to_ops(ops, batch.rows)
+                rows[index], backprop = engine.begin_update(batch, ops, layers)
+                backprops.append((index, backprop))
 
         def backprop_docs(d_tokens: Floats2d) -> None:
             d_rows = backprop_pooling(d_tokens)
-            while backprops:
-                index, backprop = backprops.pop()
-                backprop(d_rows[index])
-                self._has_gradients = True
+            with self._naming(docs, encoded):
+                while backprops:
+                    index, backprop = backprops.pop()
+                    backprop(d_rows[index])
+                    self._has_gradients = True
 
         tokens, backprop_pooling = encoded.pooling.forward(ops, rows)
         return tokens, backprop_docs
@@ -346,6 +362,14 @@ class EncoderShim(Shim):
                 f"overlap = {self.settings.overlap}: expected at most half of the window of "
                 f"{window} pieces less {tokenizer.n_special} special ones."
             )
+        if self.settings.layer is not None:
+            n_layers = _count_layers(engine, config)
+            if n_layers != self.settings.layer:  # the torch engine has left out what is above
+                raise ConfigError(
+                    f"layer = {self.settings.layer}: the graph of this encoder ends with layer "
+                    f"{n_layers}. Set layer to {n_layers} or null, or make another graph with "
+                    "'spacy distil quantize', from a pipeline with this layer."
+                )
         self._loaded = LoadedEncoder(
             engine,
             tokenizer,
@@ -385,8 +409,42 @@ class EncoderShim(Shim):
             prefix=tokenizer.prefix,
             suffix=tokenizer.suffix,
             pad_id=self.loaded.pad_id,
-            max_batch_pieces=self.settings.max_batch_pieces or self.engine.batch_pieces,
+            max_batch_pieces=self.max_batch_pieces,
         )
+
+    @contextmanager
+    def _naming(self, docs: Sequence[Doc], encoded: EncodedDocs) -> Iterator[None]:
+        """Say which docs take more memory in training than there is, and what to do."""
+        try:
+            yield
+        except OutOfMemoryError as error:
+            longest = max(docs, key=len)
+            lower = (
+                ""
+                if self.settings.gradient_checkpointing
+                else ("gradient_checkpointing = true in the encoder's model, or ")
+            )
+            raise OutOfMemoryError(
+                f"{error}\nThe batch has {len(docs):,} docs, {sum(map(len, docs)):,} tokens and "
+                f"{encoded.pooling.n_rows:,} pieces; its longest doc has {len(longest):,} tokens "
+                f"and begins with {longest.text[:60]!r}. Set {lower}a lower size in "
+                "[training.batcher] and a higher accumulate_gradient in [training]; or a lower "
+                f"max_batch_pieces (now {self.max_batch_pieces:,}) where a single forward is too "
+                "much."
+            ) from error
+
+
+def _count_layers(engine: Engine, config: Mapping[str, Any]) -> int:
+    if isinstance(engine, TrainableEngine):
+        return engine.n_layers
+    # DistilBERT has a name of its own for it.
+    for name in ("n_layers", "num_hidden_layers"):
+        if name in config:
+            return int(config[name])
+    raise WeightsError(
+        f"{CONFIG} does not say how many layers this {config['model_type']} encoder has: "
+        'neither "num_hidden_layers" nor "n_layers" is there. Add the first of them.'
+    )
 
 
 def get_encoder(model: Model) -> EncoderShim:

@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from spacy_distil.encoding import PieceTokenizer
+from spacy_distil.engines.changes import UNCHANGED, EncoderChanges
 from spacy_distil.errors import ConfigError, WeightsError
 
 
-def load_encoder(
-    name: str, *, attention_dropout: float | None = None
-) -> transformers.PreTrainedModel:
+def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers.PreTrainedModel:
     """Load an encoder, in float32 and without its pooler, by directory or hub name.
 
+    changes: to its config; weights of layers that these leave out are not loaded.
     Raises ConfigError for a model that is no encoder, WeightsError where weights are missing.
     """
     try:
@@ -30,7 +30,7 @@ def load_encoder(
                 f"name = {name!r} is a {config.model_type!r} model with a decoder; "
                 "distil_transformer takes encoders such as BERT, DistilBERT and RoBERTa."
             )
-        set_attention_dropout(config, attention_dropout)
+        changes.apply(config)
         with quiet_transformers():
             model, info = transformers.AutoModel.from_pretrained(
                 name,
@@ -107,22 +107,6 @@ def load_fast_tokenizer(name: str, *, setting: str, **where: Any) -> Any:
             "Expected tokenizer.json, or a vocabulary that it can be made from."
         )
     return tokenizer
-
-
-def set_attention_dropout(
-    config: transformers.PretrainedConfig, attention_dropout: float | None
-) -> None:
-    """Set the dropout of attention probabilities in an encoder's config; None leaves it alone."""
-    if attention_dropout is None:
-        return
-    for name in ("attention_probs_dropout_prob", "attention_dropout"):
-        if hasattr(config, name):
-            setattr(config, name, attention_dropout)
-            return
-    raise ConfigError(
-        f"attention_dropout = {attention_dropout}: a {config.model_type!r} encoder has no such "
-        "setting. Leave it null."
-    )
 
 
 def without_pooler(config: transformers.PretrainedConfig) -> dict[str, bool]:

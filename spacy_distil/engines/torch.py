@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,22 +18,25 @@ from safetensors import torch as safetensors
 from thinc.api import Ops
 from thinc.types import Floats2d
 from thinc.util import torch2xp, xp2torch
+from torch.utils.checkpoint import checkpoint
 
 from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.base import Backprop, StepSettings
+from spacy_distil.engines.changes import EncoderChanges
 from spacy_distil.engines.files import CONFIG, WEIGHTS, dump_config, parse_config
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.engines.pretrained import (
     load_encoder,
     refuse_gaps,
-    set_attention_dropout,
     without_pooler,
 )
-from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.errors import ConfigError, OutOfMemoryError, WeightsError
 
 # On a CPU larger batches only cost memory, a GPU wants work.
 CPU_BATCH_PIECES = 1536
 GPU_BATCH_PIECES = 16384
+# The number of a layer in the name of a weight.
+_LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 # A forked child inherits a pool of threads that do not exist there: the first parallel operation
 # would wait for them for ever.
@@ -53,8 +57,14 @@ class TorchEngine:
         *,
         device: str = "auto",
         mixed_precision: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
+        """model: its weights are used as they are, and learn.
+
+        The other arguments are settings of `spacy-distil.DistilTransformer.v1`.
+        """
         self.device = choose_device(device)
+        self._keeps_graphs = not gradient_checkpointing
         self._model = model.to(self.device).eval()
         self._autocast: torch.dtype | None = None
         if mixed_precision and has_native_bf16(self.device):
@@ -69,17 +79,31 @@ class TorchEngine:
 
     @classmethod
     def from_name(
-        cls, name: str, *, attention_dropout: float | None = None, **settings: Any
+        cls,
+        name: str,
+        *,
+        layer: int | None = None,
+        dropout: float | None = None,
+        attention_dropout: float | None = None,
+        **settings: Any,
     ) -> TorchEngine:
         """Load a Hugging Face model by directory or hub name."""
-        return cls(load_encoder(name, attention_dropout=attention_dropout), **settings)
+        changes = EncoderChanges(layer, dropout, attention_dropout)
+        return cls(load_encoder(name, changes), **settings)
 
     @classmethod
     def from_files(
-        cls, files: Mapping[str, bytes], *, attention_dropout: float | None = None, **settings: Any
+        cls,
+        files: Mapping[str, bytes],
+        *,
+        layer: int | None = None,
+        dropout: float | None = None,
+        attention_dropout: float | None = None,
+        **settings: Any,
     ) -> TorchEngine:
         """Load what `to_files` returned."""
-        return cls(_load_files(files, attention_dropout), **settings)
+        changes = EncoderChanges(layer, dropout, attention_dropout)
+        return cls(_load_files(files, changes), **settings)
 
     @property
     def width(self) -> int:
@@ -111,22 +135,25 @@ class TorchEngine:
     def predict(self, batch: Batch, ops: Ops, layers: Sequence[int] | None = None) -> Floats2d:
         # On a CPU predictions stay in float32, so that they are the same on every CPU.
         precision = self._autocast if self.device.type == "cuda" else None
-        with torch.inference_mode():
-            return _to_array(_side_by_side(self._forward(batch, precision, layers)), ops)
+        with self._naming(batch, "encoding"), torch.inference_mode():
+            states = self._forward(*self._to_device(batch), precision, layers)
+            return _to_array(_side_by_side(states), ops)
 
     def begin_update(
         self, batch: Batch, ops: Ops, layers: Sequence[int] | None = None
     ) -> tuple[Floats2d, Backprop]:
-        self._model.train()
-        try:
-            states = self._forward(batch, self._autocast, layers)
-        finally:
-            self._model.eval()
+        forward: Callable[..., list[torch.Tensor]] = self._forward_in_training
+        if not self._keeps_graphs:
+            # It saves and restores random numbers of the devices of its arguments: of the tensors.
+            forward = partial(checkpoint, forward, use_reentrant=False)
+        with self._naming(batch, "encoding"):
+            states = forward(*self._to_device(batch), self._autocast, layers)
 
         def backprop(d_rows: Floats2d) -> None:
             gradients = xp2torch(d_rows, device=self.device).split(self.width, dim=1)
             scaled = [self._scaler.scale(gradient) for gradient in gradients]
-            torch.autograd.backward(states[: len(scaled)], scaled)
+            with self._naming(batch, "the backward pass of"):
+                torch.autograd.backward(states[: len(scaled)], scaled)
 
         return _to_array(_side_by_side([each.detach() for each in states]), ops), backprop
 
@@ -180,16 +207,31 @@ class TorchEngine:
             WEIGHTS: safetensors.save(weights, metadata={"format": "pt"}),
         }
 
+    def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids, mask and positions."""
+        arrays = (batch.ids, batch.mask, batch.positions)
+        ids, mask, positions = (torch.from_numpy(array).to(self.device) for array in arrays)
+        return ids, mask, positions
+
+    def _forward_in_training(self, *args: Any) -> list[torch.Tensor]:
+        """As `_forward`, with dropout."""
+        self._model.train()
+        try:
+            return self._forward(*args)
+        finally:
+            self._model.eval()
+
     def _forward(
-        self, batch: Batch, precision: torch.dtype | None, layers: Sequence[int] | None
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        precision: torch.dtype | None,
+        layers: Sequence[int] | None,
     ) -> list[torch.Tensor]:
-        """Hidden states at the batch's positions, (n_rows, width) for each of the layers."""
+        """Hidden states at a batch's positions, (n_rows, width) for each of the layers."""
         self._check_layers(layers)
         every_layer = {} if layers is None else {"output_hidden_states": True}
-        ids, mask, positions = (
-            torch.from_numpy(array).to(self.device)
-            for array in (batch.ids, batch.mask, batch.positions)
-        )
         autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
         if precision is not None:
             autocast = torch.autocast(self.device.type, dtype=precision)
@@ -203,6 +245,20 @@ class TorchEngine:
         states = [*output.hidden_states[:-1], output.last_hidden_state]
         return [_at(states[i], positions) for i in layers]
 
+    @contextlib.contextmanager
+    def _naming(self, batch: Batch, what: str) -> Iterator[None]:
+        """Say which batch takes more memory than there is. what: is done with it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            n_windows, length = batch.ids.shape
+            raise OutOfMemoryError(
+                f"{self.device_name} has no memory left for {what} {n_windows} windows of "
+                f"{length} pieces ({error})."
+            ) from error
+
     def _check_layers(self, layers: Sequence[int] | None) -> None:
         there = range(self.n_layers + 1)
         if layers is not None and (not layers or any(i not in there for i in layers)):
@@ -214,9 +270,12 @@ class TorchEngine:
     def _make_optimizer(self) -> torch.optim.AdamW:
         groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
         for name, parameter in self._model.named_parameters():
-            layer = re.search(r"\blayer\.(\d+)\.", name)
-            # Layers count down from the top, which is 0; what lies below all of them is lowest.
-            depth = self.n_layers - 1 - int(layer[1]) if layer else self.n_layers
+            layer = _LAYER.search(name)
+            # Layers count down from the top, which is 0. Embeddings lie below all of them; what
+            # else has no number belongs to all layers, or stands above them.
+            depth = self.n_layers if "embedding" in name else 0
+            if layer:
+                depth = self.n_layers - 1 - int(layer[1])
             groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)
         return torch.optim.AdamW(
             [
@@ -268,8 +327,22 @@ def _to_array(tensor: torch.Tensor, ops: Ops) -> Floats2d:
     return to_ops(ops, tensor.cpu().numpy())
 
 
+def _is_above(name: str, n_layers: int) -> bool:
+    """Whether a weight is that of a layer above the first ones."""
+    layer = _LAYER.search(name)
+    return layer is not None and int(layer[1]) >= n_layers
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device has none left. torch has a class for CUDA's errors alone."""
+    message = str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        part in message for part in ("can't allocate memory", "out of memory")
+    )
+
+
 def _load_files(
-    files: Mapping[str, bytes], attention_dropout: float | None
+    files: Mapping[str, bytes], changes: EncoderChanges
 ) -> transformers.PreTrainedModel:
     try:
         weights = safetensors.load(files[WEIGHTS])
@@ -290,7 +363,7 @@ def _load_files(
         config = config_class.from_dict(settings)
     except Exception as error:  # each version and family of transformers raises its own
         raise WeightsError(f"{CONFIG} is no {settings['model_type']} config: {error}") from error
-    set_attention_dropout(config, attention_dropout)
+    changes.apply(config)
     try:
         # No memory and no time for random weights: the saved ones take their place.
         with init_empty_weights(include_buffers=False):
@@ -301,6 +374,11 @@ def _load_files(
             f"build: {error}"
         ) from error
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if changes.layer is not None:
+        # Layers above it may have been saved.
+        above = [name for name in weights if _is_above(name, changes.layer)]
+        for name in above:
+            del weights[name]
     refuse_gaps(
         WEIGHTS,
         expected.keys() - weights.keys(),
