@@ -208,7 +208,7 @@ class EncoderShim(Shim):
         try:
             for batch in self._batches(encoded):
                 rows[to_ops(ops, batch.rows)] = predict(batch, ops)
-        except OutOfMemoryError as error:
+        except (OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(
                 f"{error}\nSet max_batch_pieces below {self.max_batch_pieces:,} in the encoder's "
                 "model, or window where a single one is too much."
@@ -250,8 +250,8 @@ class EncoderShim(Shim):
                 backprops.append((index, backprop))
 
         def backprop_docs(d_tokens: Floats2d) -> None:
-            d_rows = backprop_pooling(d_tokens)
             with self._naming(docs, encoded):
+                d_rows = backprop_pooling(d_tokens)
                 while backprops:
                     index, backprop = backprops.pop()
                     backprop(d_rows[index])
@@ -417,7 +417,7 @@ class EncoderShim(Shim):
         """Say which docs take more memory in training than there is, and what to do."""
         try:
             yield
-        except OutOfMemoryError as error:
+        except (OutOfMemoryError, MemoryError) as error:
             longest = max(docs, key=len)
             lower = (
                 ""
