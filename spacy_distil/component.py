@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -100,10 +101,6 @@ class OpenBatch:
         n_columns = None if self.has_heard_listeners else self.n_hidden
         self.backprop(self.d_states[:, :n_columns])
 
-    def split(self) -> list[Floats2d]:
-        """The gradient of the last layer of each doc, (n_tokens, width): views."""
-        return split_docs(self.d_states[:, self.last], [len(doc) for doc in self.docs])
-
     def is_over(self, docs: list[Doc]) -> bool:
         """Whether a prediction for `docs` means that the batch is done with: its listeners have
         reported, or never will, because these are other docs than the ones to be annotated between
@@ -127,11 +124,65 @@ class DistilTransformerPipe(Tok2Vec):
     ) -> None:
         super().__init__(vocab, model, name)
         self._open: OpenBatch | None = None
+        self._ahead: set[Future[list[Floats2d]]] = set()  # what threads of `pipe` work on
+        self._linked = self.listener_map
+        self._overwriter: str | None = None
         get_encoder(model)  # raises where the model is none of ours
+
+    # Listeners
 
     def add_listener(self, listener: Tok2VecListener, component_name: str) -> None:
         super().add_listener(listener, component_name)
         self._fit_width(listener, component_name)
+
+    def find_listeners(self, component: Any) -> None:
+        """Link the listeners of a pipe that stands behind this one. spaCy calls it for each of
+        these in their order, once it has put a new `listener_map` in place.
+
+        The next encoder overwrites `doc.tensor`: a listener behind it that asks for any encoder
+        listens to that one, and one that asks for this one is a ConfigError.
+        """
+        if self._linked is not self.listener_map:
+            self._linked, self._overwriter = self.listener_map, None
+        if self._overwriter is None:
+            super().find_listeners(component)
+        elif any(each.upstream_name == self.name for each in _listeners_in(component)):
+            name, other = component.name, self._overwriter
+            raise ConfigError(
+                f"{name!r} listens to {self.name!r}, but would read the vectors of {other!r}, "
+                f"which stands between them and overwrites doc.tensor. Place {name!r} before "
+                f"{other!r} in the pipeline, or give it an encoder of its own before {other!r} is "
+                f'added: nlp.replace_listeners("{self.name}", "{name}", ["model.tok2vec"]).'
+            )
+        if isinstance(component, Tok2Vec):
+            self._overwriter = component.name
+
+    def _refuse_ambiguous_listeners(self, nlp: Language) -> None:
+        """Raise ConfigError where a pipe listens to any encoder, and another one than the nearest
+        would train it: a `Tok2Vec` of spaCy takes all pipes behind it, whatever stands between
+        them, and an encoder that is frozen is not there while the others are initialized.
+        """
+        encoders: list[tuple[str, Tok2Vec]] = []
+        for name, pipe in nlp.components:
+            if isinstance(pipe, Tok2Vec):
+                encoders.append((name, pipe))
+            if self not in (each for _, each in encoders):
+                continue
+            if not any(each.upstream_name == "*" for each in _listeners_in(pipe)):
+                continue
+            *others, (nearest, encoder) = encoders
+            rivals = [
+                rival
+                for rival, each in others
+                if rival in nlp.pipe_names
+                and not (isinstance(each, DistilTransformerPipe) and nearest in nlp.pipe_names)
+            ]
+            if rivals:
+                raise ConfigError(
+                    f'{name!r} listens to "*", and would learn from {rivals[-1]!r} as well as '
+                    f'predict from {nearest!r}. Set upstream = "{nearest}" in '
+                    f"[components.{name}.model.tok2vec]."
+                )
 
     # Prediction
 
@@ -167,7 +218,27 @@ class DistilTransformerPipe(Tok2Vec):
     ) -> tuple[list[Doc], Future[list[Floats2d]]]:
         self._close_for(docs)
         encode = get_encoder(self.model).predict_docs
-        return docs, executor.submit(encode, docs, self.model.ops)
+        tokvecs = executor.submit(encode, docs, self.model.ops)
+        self._ahead.add(tokvecs)
+        tokvecs.add_done_callback(self._ahead.discard)
+        return docs, tokvecs
+
+    def _wait_for_ahead(self) -> None:
+        """Let the threads of `pipe` end what they encode: their generators may be suspended while
+        the weights, or the docs, are about to change.
+        """
+        wait(tuple(self._ahead))
+
+    @contextmanager
+    def memory_zone(self, mem: Any = None) -> Iterator[Any]:
+        """What `nlp.memory_zone` enters: nothing reads the zone's docs after it.
+
+        mem: cymem's pool of the zone.
+        """
+        try:
+            yield mem
+        finally:
+            self._wait_for_ahead()
 
     # Training
 
@@ -235,13 +306,18 @@ class DistilTransformerPipe(Tok2Vec):
                 self._open.optimizer = sgd
                 return
             self._close()
-        self.model.finish_update(sgd)
+        self._step(sgd)
+
+    def _step(self, optimizer: Optimizer) -> None:
+        self._wait_for_ahead()
+        self.model.finish_update(optimizer)
 
     def _next_docs(
         self, examples: Iterable[Example], losses: dict[str, float], method: str
     ) -> list[Doc]:
         """Get ready for a batch. method: that was called with it. RETURNS: its docs."""
         self._close()
+        self._wait_for_ahead()
         losses.setdefault(self.name, 0.0)
         examples = list(examples)
         validate_examples(examples, f"DistilTransformerPipe.{method}")
@@ -290,12 +366,11 @@ class DistilTransformerPipe(Tok2Vec):
 
         def collect(d_tokvecs: list[Any]) -> list[Doc]:
             self._expect(batch, listener_id)
-            total = 0.0  # an array of the device from the first doc on: one synchronization
-            for own, reported in zip(batch.split(), d_tokvecs, strict=True):
-                if len(own):
-                    own += reported
-                    total += (reported**2).sum()
-            losses[self.name] += float(total)
+            if d_tokvecs:
+                # In one piece: on a GPU each operation on each doc would be a kernel of its own.
+                reported = self.model.ops.xp.concatenate(d_tokvecs)
+                batch.d_states[:, batch.last] += reported
+                losses[self.name] += float((reported**2).sum())
             self._has_reported(batch, listener_id)
             return []
 
@@ -336,7 +411,7 @@ class DistilTransformerPipe(Tok2Vec):
             batch.run_backward()
         if batch.optimizer is not None:
             # Also where this batch brought nothing: earlier ones may have gathered gradients.
-            self.model.finish_update(batch.optimizer)
+            self._step(batch.optimizer)
 
     # Initialization and serialization
 
@@ -349,6 +424,9 @@ class DistilTransformerPipe(Tok2Vec):
         """Load the encoder by its `name`, and tell the listeners its width."""
         validate_get_examples(get_examples, "DistilTransformerPipe.initialize")
         self._open = None
+        self._wait_for_ahead()
+        if nlp is not None:
+            self._refuse_ambiguous_listeners(nlp)
         self.model.initialize()
         self._fit_widths()
         encoder = get_encoder(self.model)
@@ -381,7 +459,7 @@ class DistilTransformerPipe(Tok2Vec):
 
     def __getstate__(self) -> dict[str, Any]:
         self._close_if_learned()
-        return {**self.__dict__, "_open": None}
+        return {**self.__dict__, "_open": None, "_ahead": set()}
 
     def _close_if_learned(self) -> None:
         if self._open is not None and self._open.has_gradient:
@@ -406,6 +484,13 @@ class DistilTransformerPipe(Tok2Vec):
                 f"[components.{component_name}.model.tok2vec], or leave it out with "
                 "spacy-distil.Listener.v1, and train the pipe again."
             )
+
+
+def _listeners_in(component: Any) -> Iterator[Tok2VecListener]:
+    """The listeners of a pipe's model."""
+    model = getattr(component, "model", None)
+    if isinstance(model, Model):
+        yield from (node for node in model.walk() if isinstance(node, Tok2VecListener))
 
 
 def _ignore_gradient(d_states: Floats2d) -> None:
