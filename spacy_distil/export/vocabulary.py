@@ -16,14 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spacy_distil.encoding import PieceTokenizer
-from spacy_distil.engines.files import CONFIG, TOKENIZER, WEIGHTS, dump_config, parse_config
+from spacy_distil.engines.files import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    dump_config,
+    first_position,
+    parse_config,
+)
 from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-# Of BERT, DistilBERT and ELECTRA, whatever stands before it.
-_EMBEDDINGS = "embeddings.word_embeddings.weight"
+# Of ModernBERT and of every other family, whatever stands before it.
+_EMBEDDINGS = ("embeddings.tok_embeddings.weight", "embeddings.word_embeddings.weight")
 # Texts tokenized at a time: bounds memory on a large corpus.
 _BATCH = 1024
 
@@ -141,11 +148,12 @@ def prune_encoder(files: Mapping[str, bytes], pruned: PrunedVocabulary) -> dict[
             "before its encoder is converted: start from the pipeline that was trained."
         )
     weights = load(files[WEIGHTS])
-    names = [name for name in weights if f".{name}".endswith(f".{_EMBEDDINGS}")]
+    ends = tuple(f".{name}" for name in _EMBEDDINGS)
+    names = [name for name in weights if f".{name}".endswith(ends)]
     if len(names) != 1:
         raise WeightsError(
-            f"{WEIGHTS} has {len(names)} tensors {_EMBEDDINGS}, expected one, as in BERT, "
-            "DistilBERT and ELECTRA. Leave vocabulary pruning out."
+            f"{WEIGHTS} has {len(names)} tensors {' or '.join(_EMBEDDINGS)}, expected one. "
+            "Leave vocabulary pruning out."
         )
     embeddings = weights[names[0]]
     if len(embeddings) <= pruned.kept_ids[-1]:
@@ -154,7 +162,14 @@ def prune_encoder(files: Mapping[str, bytes], pruned: PrunedVocabulary) -> dict[
             f"pruned has a piece {pruned.kept_ids[-1]:,}. They do not belong together."
         )
     weights[names[0]] = embeddings[pruned.kept_ids]
-    config = _renumber_config(parse_config(files), pruned.kept_ids)
+    old_config = parse_config(files)
+    config = _renumber_config(old_config, pruned.kept_ids)
+    if first_position(config) != first_position(old_config):
+        raise WeightsError(
+            f"pad_token_id = {old_config['pad_token_id']} becomes {config['pad_token_id']} where "
+            f"pieces in front of it go, and {config['model_type']!r} encoders number positions "
+            "from there on. Leave vocabulary pruning out."
+        )
     return {
         **files,
         CONFIG: dump_config(config),
@@ -207,7 +222,7 @@ def _parse(tokenizer_json: str) -> dict[str, Any]:
     if kind != "WordPiece":
         raise ConfigError(
             f"The tokenizer's model is {kind}; only the vocabulary of a WordPiece model can be "
-            "pruned (BERT, DistilBERT, ELECTRA). Leave vocabulary pruning out."
+            "pruned (BERT, DistilBERT, ELECTRA, MPNet). Leave vocabulary pruning out."
         )
     return content
 

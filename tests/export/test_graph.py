@@ -32,7 +32,7 @@ INT8 = Precision(frozenset(range(LAYERS)), embeddings=True)
 SHORT = [3, 9, 1, 8, 5, 9, 6, 2, 7, 9, 4, 8, 5, 1, 6, 7, 10, 3]
 
 
-def weights_in(directory: Path) -> BertWeights:
+def weights_in(directory: Path) -> Any:
     return read_weights(TorchEngine.from_name(str(directory), device="cpu").to_files())
 
 

@@ -13,14 +13,24 @@ from spacy_distil.engines.files import CONFIG, WEIGHTS
 from spacy_distil.engines.torch import TorchEngine
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.export.families import read_weights
+from spacy_distil.export.families.bert import BertWeights
 from spacy_distil.export.weights import count_parameters
-from tests.util import LAYERS, WIDTH
+from tests.util import FAMILIES, LAYERS, WIDTH
 
 Files = dict[str, bytes]
+
+# The others have forms of their own.
+BERT_LIKE = [family for family in FAMILIES if family not in ("deberta-v2", "modernbert")]
 
 
 def files_of(directory: Path) -> Files:
     return TorchEngine.from_name(str(directory), device="cpu").to_files()
+
+
+def read_bert(files: Files) -> BertWeights:
+    weights = read_weights(files)
+    assert isinstance(weights, BertWeights)
+    return weights
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +46,25 @@ def with_config(files: Files, **changes: Any) -> Files:
     }
 
 
-def test_all_families_have_one_form(encoder_dir: Path) -> None:
-    files = files_of(encoder_dir)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pieces_layers_and_width(encoder_dirs: dict[str, Path], family: str) -> None:
+    files = files_of(encoder_dirs[family])
+    weights, config = read_weights(files), json.loads(files[CONFIG])
+    embedding = WIDTH // 2 if config["model_type"] in ("albert", "electra") else WIDTH
+    assert weights.pieces.shape == (config["vocab_size"], embedding)
+    assert (weights.width, len(weights.layers)) == (WIDTH, LAYERS)
+
+
+@pytest.mark.parametrize("family", BERT_LIKE)
+def test_many_families_have_one_form(encoder_dirs: dict[str, Path], family: str) -> None:
+    files = files_of(encoder_dirs[family])
     raw, config = load(files[WEIGHTS]), json.loads(files[CONFIG])
-    weights = read_weights(files)
-    assert weights.width == WIDTH
-    assert (len(weights.layers), weights.n_heads, weights.activation) == (LAYERS, 4, "gelu")
+    weights = read_bert(files)
+    assert (weights.n_heads, weights.activation) == (4, "gelu")
     assert weights.epsilon == config.get("layer_norm_eps", 1e-12)
     # 72 pieces in a window, whatever stands before the first one's position.
-    embedding = WIDTH // 2 if config["model_type"] == "electra" else WIDTH
+    embedding = weights.pieces.shape[1]
     assert weights.positions.shape == (72, embedding)
-    assert weights.pieces.shape == (config["vocab_size"], embedding)
     assert (weights.projection is not None) == (embedding != WIDTH)
     shapes = {part: linear.weight.shape for part, linear in vars(weights.layers[0]).items()}
     assert shapes == {
@@ -55,36 +73,47 @@ def test_all_families_have_one_form(encoder_dir: Path) -> None:
         "up": (WIDTH, 2 * WIDTH),
         "down": (2 * WIDTH, WIDTH),
     }
-    # Each tensor is read once: no two parts hold the same numbers, and none is left over.
-    parts = [part for layer in weights.layers for part in vars(layer).values()]
+    # Each tensor is read once: no two parts hold the same numbers, and none is left over. What
+    # layers share is one object.
+    layers = {id(layer): layer for layer in weights.layers}
+    assert len(layers) == (1 if family == "albert" else LAYERS)
+    parts = [part for layer in layers.values() for part in vars(layer).values()]
     parts += [weights.embedding_norm, *([weights.projection] if weights.projection else [])]
     read = {part.weight.tobytes() for part in parts} | {part.bias.tobytes() for part in parts}
     assert len(read) == 2 * len(parts)
     stored = {
         value.T.tobytes()
         for name, value in raw.items()
-        if not name.startswith("embeddings.") or "LayerNorm" in name
+        if not name.endswith(("_embeddings.weight", "relative_attention_bias.weight"))
     }
     assert read == stored
 
 
 def test_positions_start_after_the_padding_of_roberta(encoder_dirs: dict[str, Path]) -> None:
-    for family, first in (("bert", 0), ("roberta", 2)):
+    for family, first in (("bert", 0), ("albert", 0), ("roberta", 2), ("mpnet", 2)):
         files = files_of(encoder_dirs[family])
         raw = load(files[WEIGHTS])
         expected = raw["embeddings.position_embeddings.weight"][first]
-        expected = expected + raw["embeddings.token_type_embeddings.weight"][0]
-        np.testing.assert_array_equal(read_weights(files).positions[0], expected)
+        if family != "mpnet":  # which has no token types
+            expected = expected + raw["embeddings.token_type_embeddings.weight"][0]
+        np.testing.assert_array_equal(read_bert(files).positions[0], expected)
 
 
-def test_number_of_weights(encoder_dir: Path) -> None:
-    engine = TorchEngine.from_name(str(encoder_dir), device="cpu")
+def test_an_activation_that_no_config_names_is_the_familys(encoder_dirs: dict[str, Path]) -> None:
+    for family, activation in (("albert", "gelu_new"), ("mpnet", "gelu"), ("bert", "gelu")):
+        files = with_config(files_of(encoder_dirs[family]), hidden_act="absent")
+        assert read_bert(files).activation == activation
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_number_of_weights(encoder_dirs: dict[str, Path], family: str) -> None:
+    engine = TorchEngine.from_name(str(encoder_dirs[family]), device="cpu")
     assert count_parameters(engine.to_files()) == engine.n_parameters
 
 
 def test_weights_of_half_precision_are_read_as_float32(files: Files) -> None:
     halves = {name: value.astype(np.float16) for name, value in load(files[WEIGHTS]).items()}
-    weights = read_weights({**files, WEIGHTS: save(halves)})
+    weights = read_bert({**files, WEIGHTS: save(halves)})
     assert weights.pieces.dtype == weights.layers[0].up.weight.dtype == np.float32
     np.testing.assert_allclose(weights.pieces, read_weights(files).pieces, rtol=1e-3, atol=1e-3)
 
@@ -93,9 +122,10 @@ def test_weights_of_half_precision_are_read_as_float32(files: Files) -> None:
     ("changes", "message"),
     [
         (
-            {"model_type": "mpnet"},
-            "A 'mpnet' encoder cannot be turned into an ONNX graph: expected one of bert, "
-            "camembert, distilbert, electra, roberta, xlm-roberta",
+            {"model_type": "longformer"},
+            "A 'longformer' encoder cannot be turned into an ONNX graph: expected one of albert, "
+            "bert, camembert, deberta-v2, distilbert, electra, modernbert, mpnet, roberta, "
+            "xlm-roberta",
         ),
         (
             {"hidden_act": "silu"},
@@ -116,9 +146,8 @@ def test_the_activation_of_distilbert_has_a_name_of_its_own(
     encoder_dirs: dict[str, Path],
 ) -> None:
     files = files_of(encoder_dirs["distilbert"])
-    assert read_weights(with_config(files, activation="relu", hidden_act="silu")).activation == (
-        "relu"
-    )
+    changed = with_config(files, activation="relu", hidden_act="silu")
+    assert read_bert(changed).activation == "relu"
     with pytest.raises(ConfigError, match="'tanh'"):
         read_weights(with_config(files, activation="tanh"))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from spacy_distil.engines.files import WEIGHTS, parse_config
 from spacy_distil.errors import ConfigError, WeightsError
-from spacy_distil.export.families import bert
+from spacy_distil.export.families import bert, deberta, modernbert
 from spacy_distil.export.graph import GraphBuilder, Precision
 from spacy_distil.export.weights import Weights, load_weights
 
@@ -23,7 +23,7 @@ class EncoderWeights(Protocol):
 
     @property
     def layers(self) -> Sequence[Any]:
-        """The layers, the lowest first."""
+        """The layers as they are applied, the lowest first. A shared one is there several times."""
 
     @property
     def width(self) -> int:
@@ -32,11 +32,15 @@ class EncoderWeights(Protocol):
 
 # By model_type: what reads the weights.
 READERS: dict[str, Callable[[Mapping[str, Any], Weights], EncoderWeights]] = {
-    **dict.fromkeys(bert.LAYERS, bert.read),
+    **dict.fromkeys(bert.MODEL_TYPES, bert.read),
+    **dict.fromkeys(deberta.MODEL_TYPES, deberta.read),
+    **dict.fromkeys(modernbert.MODEL_TYPES, modernbert.read),
 }
 # By what they read: what builds the graph.
 BUILDERS: dict[type, Callable[[Any, Precision], GraphBuilder]] = {
     bert.BertWeights: bert.BertGraph,
+    deberta.DebertaWeights: deberta.DebertaGraph,
+    modernbert.ModernBertWeights: modernbert.ModernBertGraph,
 }
 
 

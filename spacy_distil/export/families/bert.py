@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,12 @@ class BertWeights:
     positions: (n_positions, n_embedding) float32, that of a window's first piece first; the
         embedding of the first token type is added to it, since no text has another.
     embedding_norm: of the sum of the two.
-    projection: from n_embedding to the width, where they differ.
+    projection: from n_embedding to the width, where there is one.
+    layers: in the order in which they are applied. One that is shared is there several times.
     n_heads: attention heads of a layer.
+    distance_bias: (n_heads, 2 * n_positions - 1) float32, what is added to the attention that a
+        piece pays to another by how far on that one stands, first the farthest before it. None in
+        most families.
     activation: one of ACTIVATIONS.
     epsilon: of every layer normalization.
     """
@@ -60,6 +64,7 @@ class BertWeights:
     projection: Linear | None
     layers: list[Layer]
     n_heads: int
+    distance_bias: np.ndarray | None
     activation: str
     epsilon: float
 
@@ -90,19 +95,43 @@ _DISTILBERT_LAYER = {
     "down": "transformer.layer.{}.ffn.lin2",
     "output_norm": "transformer.layer.{}.output_layer_norm",
 }
-LAYERS = {
+_ALBERT_LAYER = {
+    "query": "encoder.albert_layer_groups.{}.attention.query",
+    "key": "encoder.albert_layer_groups.{}.attention.key",
+    "value": "encoder.albert_layer_groups.{}.attention.value",
+    "attention_out": "encoder.albert_layer_groups.{}.attention.dense",
+    "attention_norm": "encoder.albert_layer_groups.{}.attention.LayerNorm",
+    "up": "encoder.albert_layer_groups.{}.ffn",
+    "down": "encoder.albert_layer_groups.{}.ffn_output",
+    "output_norm": "encoder.albert_layer_groups.{}.full_layer_layer_norm",
+}
+_MPNET_LAYER = {
+    **_BERT_LAYER,
+    "query": "encoder.layer.{}.attention.attn.q",
+    "key": "encoder.layer.{}.attention.attn.k",
+    "value": "encoder.layer.{}.attention.attn.v",
+    "attention_out": "encoder.layer.{}.attention.attn.o",
+    "attention_norm": "encoder.layer.{}.attention.LayerNorm",
+}
+_LAYERS = {
+    "albert": _ALBERT_LAYER,
     "bert": _BERT_LAYER,
     "camembert": _BERT_LAYER,
     "distilbert": _DISTILBERT_LAYER,
     "electra": _BERT_LAYER,
+    "mpnet": _MPNET_LAYER,
     "roberta": _BERT_LAYER,
     "xlm-roberta": _BERT_LAYER,
 }
 _NORMS = ("attention_norm", "output_norm")
+MODEL_TYPES = tuple(_LAYERS)
+# MPNet sorts distances into so many kinds: in each direction 8 are kinds of their own, and 8 kinds
+# share those up to 128 and all beyond. transformers does so whatever a config says.
+_DISTANCE_KINDS = 32
 
 
 def read(config: Mapping[str, Any], weights: Weights) -> BertWeights:
-    """The weights of an encoder of one of the families in LAYERS.
+    """The weights of an encoder of one of the families in MODEL_TYPES.
 
     config: contents of `config.json`.
     Raises ConfigError for an encoder that has no such form, KeyError for a weight that is missing.
@@ -110,7 +139,10 @@ def read(config: Mapping[str, Any], weights: Weights) -> BertWeights:
     family = config["model_type"]
     # transformers' names for the same settings in DistilBERT's config and everywhere else.
     is_distilbert = family == "distilbert"
-    activation = config.get("activation" if is_distilbert else "hidden_act", "gelu")
+    activation = config.get(
+        "activation" if is_distilbert else "hidden_act",
+        "gelu_new" if family == "albert" else "gelu",
+    )
     if activation not in ACTIVATIONS:
         raise ConfigError(
             f"An encoder with the activation {activation!r} cannot be turned into an ONNX graph: "
@@ -121,35 +153,87 @@ def read(config: Mapping[str, Any], weights: Weights) -> BertWeights:
             f"An encoder with {config['position_embedding_type']!r} position embeddings cannot be "
             "turned into an ONNX graph: expected absolute ones."
         )
+    positions = _positions(weights, config)
     return BertWeights(
         pieces=weights["embeddings.word_embeddings.weight"],
-        positions=_positions(weights, config),
+        positions=positions,
         embedding_norm=norm(weights, "embeddings.LayerNorm"),
-        projection=linear(weights, "embeddings_project")
-        if "embeddings_project.weight" in weights
-        else None,
-        layers=[
-            _layer(weights, LAYERS[family], i)
-            for i in range(config["n_layers" if is_distilbert else "num_hidden_layers"])
-        ],
+        projection=_projection(weights, family),
+        layers=_layers(weights, config),
         n_heads=config["n_heads" if is_distilbert else "num_attention_heads"],
+        distance_bias=_distance_bias(weights, len(positions)) if family == "mpnet" else None,
         activation=activation,
         epsilon=config.get("layer_norm_eps", 1e-12),
     )
 
 
 def _positions(weights: Weights, config: Mapping[str, Any]) -> np.ndarray:
+    if config["model_type"] == "mpnet" and config.get("pad_token_id", 1) != 1:
+        raise ConfigError(
+            f"pad_token_id = {config['pad_token_id']!r} of an 'mpnet' encoder: expected 1. "
+            "transformers does not count pieces with this id when it numbers positions, whatever "
+            "the config says; an ONNX graph does not look at ids for that."
+        )
     positions = weights["embeddings.position_embeddings.weight"][first_position(config) :]
     token_types = weights.get("embeddings.token_type_embeddings.weight")
     return positions if token_types is None else positions + token_types[0]
 
 
-def _layer(weights: Weights, names: Mapping[str, str], i: int) -> Layer:
+def _projection(weights: Weights, family: str) -> Linear | None:
+    if family == "albert":
+        return linear(weights, "encoder.embedding_hidden_mapping_in")
+    if "embeddings_project.weight" in weights:
+        return linear(weights, "embeddings_project")
+    return None
+
+
+def _layers(weights: Weights, config: Mapping[str, Any]) -> list[Layer]:
+    family = config["model_type"]
+    names = _LAYERS[family]
+    n_layers = config["n_layers" if family == "distilbert" else "num_hidden_layers"]
+    if family != "albert":
+        return [_layer(weights, names, str(i)) for i in range(n_layers)]
+    # What counts as a layer is the application of a whole group, whose layers follow each other.
+    n_groups = config["num_hidden_groups"]
+    groups = [
+        [
+            _layer(weights, names, f"{group}.albert_layers.{i}")
+            for i in range(config["inner_group_num"])
+        ]
+        for group in range(n_groups)
+    ]
+    return [layer for i in range(n_layers) for layer in groups[int(i / (n_layers / n_groups))]]
+
+
+def _layer(weights: Weights, names: Mapping[str, str], place: str) -> Layer:
     parts: dict[str, Any] = {
-        part: (norm if part in _NORMS else linear)(weights, name.format(i))
+        part: (norm if part in _NORMS else linear)(weights, name.format(place))
         for part, name in names.items()
     }
     return Layer(**parts)
+
+
+def _distance_bias(weights: Weights, n_positions: int) -> np.ndarray:
+    """See `BertWeights`."""
+    by_kind = weights["encoder.relative_attention_bias.weight"]
+    if len(by_kind) < _DISTANCE_KINDS:
+        raise ConfigError(
+            f"relative_attention_num_buckets = {len(by_kind)}: expected at least "
+            f"{_DISTANCE_KINDS}. transformers sorts distances into as many, so that it cannot "
+            "encode longer windows either."
+        )
+    return by_kind[_distance_kinds(np.arange(1 - n_positions, n_positions))].T
+
+
+def _distance_kinds(distances: np.ndarray) -> np.ndarray:
+    """MPNet's kind of each distance. distances: (n,) int64, above zero to what comes later."""
+    n_kinds = _DISTANCE_KINDS // 2
+    n_exact = n_kinds // 2
+    far = np.abs(distances)
+    # From 8 to 128 there are as many kinds, two for each doubling.
+    shared = np.floor(n_exact + 2 * np.log2(np.maximum(far, n_exact) / n_exact)).astype(np.int64)
+    kinds = np.where(far < n_exact, far, np.minimum(shared, n_kinds - 1))
+    return kinds + n_kinds * (distances > 0)
 
 
 class BertGraph(GraphBuilder):
@@ -162,11 +246,30 @@ class BertGraph(GraphBuilder):
         return self.weights.width
 
     def encode(self) -> str:
-        lengths = self.lengths()
+        masks = [self.lengths()]
+        if self.weights.distance_bias is not None:
+            masks.append(self.bias_scores(self.weights.distance_bias))
         hidden = self.embed()
         for i, layer in enumerate(self.weights.layers):
-            hidden = self.layer(hidden, layer, lengths, in_int8=i in self.precision.layers)
+            hidden = self.layer(hidden, layer, masks, in_int8=i in self.precision.layers)
         return hidden
+
+    def bias_scores(self, by_distance: np.ndarray) -> str:
+        """What is added to the scores of attention, (n_windows, n_heads, length, length).
+
+        by_distance: (n_heads, 2 * n_positions - 1) float32.
+        """
+        zero = self.scalar(0, np.int64)
+        length = self.op("Squeeze", self.op("Shape", IDS, start=1))
+        places = self.op("Range", zero, length, self.scalar(1, np.int64))
+        column = self.op("Unsqueeze", places, self.constant(np.array([1])))
+        middle = self.scalar(by_distance.shape[1] // 2, np.int64)
+        distances = self.op("Add", self.op("Sub", places, column), middle)
+        bias = self.op("Gather", self.constant(by_distance[None]), distances, axis=2)
+        # ONNX Runtime 1.19 gives wrong results where one bias stands for all windows.
+        ones = self.constant(np.array([1, 1, 1]))
+        windows = self.op("Concat", self.op("Shape", IDS, end=1), ones, axis=0)
+        return self.op("Expand", bias, windows)
 
     def embed(self) -> str:
         """Embeddings of pieces and positions, (n_windows, length, width)."""
@@ -180,8 +283,13 @@ class BertGraph(GraphBuilder):
             hidden = self.add_bias(self.product(hidden, w.projection), w.projection.bias)
         return hidden
 
-    def layer(self, hidden: str, layer: Layer, lengths: str, *, in_int8: bool) -> str:
-        """One layer. hidden: (n_windows, length, width); lengths: (n_windows,) int32."""
+    def layer(self, hidden: str, layer: Layer, masks: Sequence[str], *, in_int8: bool) -> str:
+        """One layer.
+
+        hidden: (n_windows, length, width).
+        masks: lengths, (n_windows,) int32, and where the scores of attention have a bias, that:
+            (n_windows, n_heads, length, length).
+        """
         rounded = self.round_rows(hidden) if in_int8 else None
         heads = [
             self.product(hidden, linear, rounded)
@@ -192,7 +300,7 @@ class BertGraph(GraphBuilder):
             "MultiHeadAttention",
             *heads,
             self.constant(np.concatenate(biases)),
-            lengths,
+            *masks,
             domain=CONTRIB,
             num_heads=self.weights.n_heads,
         )
