@@ -96,7 +96,9 @@ def make_twin(ours: Language, encoder: Path, examples: Sequence[Example]) -> Lan
 
 
 def copy_parameters(source: Model, target: Model) -> None:
-    """Give a model the weights of another one that differs at most in layers without weights."""
+    """Give a model copies of the weights of another one that differs at most in layers without
+    weights.
+    """
     nodes = [[node for node in model.walk() if node.param_names] for model in (source, target)]
     names = [[node.name for node in found] for found in nodes]
     if names[0] != names[1]:
@@ -108,4 +110,4 @@ def copy_parameters(source: Model, target: Model) -> None:
                 raise ValueError(
                     f"{mine.name}.{name}: {value.shape} and {theirs.get_param(name).shape}."
                 )
-            theirs.set_param(name, value)
+            theirs.set_param(name, value.copy())

@@ -1,0 +1,200 @@
+"""The tests that need a CUDA GPU, and words per second on it: one table.
+
+    python -m benchmarks.gpu DOCS.spacy ENCODER --output benchmarks/gpu
+
+Runs `tests/gpu`, then encodes and trains as `benchmarks.encode` does, in each precision, with the
+heads on the CPU and, where CuPy is installed, on the GPU. Without a CUDA GPU it says so and does
+nothing. `--device cpu` tries the measuring out without one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+from xml.etree import ElementTree
+
+import torch
+import typer
+from thinc.api import use_ops
+from wasabi import msg
+
+from benchmarks.encode import Side, encoding, make_ours, measure, training
+from benchmarks.teaching.speed import Measured
+from spacy_distil.documents import read_examples
+from spacy_distil.errors import friendly_errors
+from spacy_distil.report.layout import count, measured_on, with_range
+from spacy_distil.report.machine import command_line, describe_machine
+from spacy_distil.tables import Table
+
+STEM = "gpu"
+TESTS = Path(__file__).resolve().parents[1] / "tests" / "gpu"
+OUTCOMES = ("passed", "failed", "skipped")
+
+
+@dataclass(frozen=True)
+class Row:
+    """ops: thinc's, of the heads. settings: of the encoder, that are not its defaults."""
+
+    title: str
+    ops: str
+    settings: Mapping[str, Any]
+
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "mixed precision": {"mixed_precision": True},
+    "mixed precision, gradient_checkpointing": {
+        "mixed_precision": True,
+        "gradient_checkpointing": True,
+    },
+}
+PLACES = {"heads on the CPU": "numpy", "heads on the GPU": "cupy"}
+ROWS = [
+    Row(f"{precision}, {place}", ops, settings)
+    for place, ops in PLACES.items()
+    for precision, settings in PRECISIONS.items()
+]
+
+
+def main(
+    docs: Annotated[Path, typer.Argument(metavar="DOCS.spacy", help="Annotated documents")],
+    encoder: Annotated[Path, typer.Argument(help="Hugging Face model directory", exists=True)],
+    limit: Annotated[int, typer.Option(help="Documents; 0 for all")] = 0,
+    repeats: Annotated[int, typer.Option(help="Rounds", min=1)] = 3,
+    batch_size: Annotated[int, typer.Option(help="Documents at a time in nlp.pipe")] = 256,
+    device: Annotated[str, typer.Option(help="torch device")] = "cuda",
+    tests: Annotated[Path, typer.Option(help="Tests to run", exists=True)] = TESTS,
+    output: Annotated[
+        Path | None, typer.Option(help=f"Directory for {STEM}.json and {STEM}.md")
+    ] = None,
+) -> None:
+    """Run the GPU tests, measure, print the tables and save them."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        msg.warn(f"Skipped: torch {torch.__version__} sees no CUDA GPU.")
+        return
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    outcomes = run_tests(tests)
+    with friendly_errors():
+        found = {
+            row.title: measure_row(row, docs, encoder, device, limit, repeats, batch_size)
+            for row in ROWS
+            if row.ops == "numpy" or importlib.util.find_spec("cupy")
+        }
+    tables = [make_test_table(outcomes), make_speed_table(found)]
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    some = next(iter(found.values()))
+    about = (
+        f"{name}, torch {torch.__version__}. {some['encoding'].words[0]:,} spaCy tokens of "
+        f"{docs.name}, in batches of {batch_size} documents, and the batches of "
+        f"configs/transformer.cfg in training. Words/s: median (range) of "
+        f"{count(repeats, 'round')}, each row in turn."
+    )
+    print("\n".join([*(table.to_text() for table in tables), about]))
+    if output is not None:
+        machine = describe_machine()
+        data = {
+            "gpu": name,
+            "docs": docs.name,
+            "tests": outcomes,
+            "rows": {
+                title: {task: asdict(measured) for task, measured in tasks.items()}
+                for title, tasks in found.items()
+            },
+            "machine": machine,
+            "date": date,
+            "command": command_line(),
+        }
+        output.mkdir(parents=True, exist_ok=True)
+        (output / f"{STEM}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        parts = [*(table.to_markdown() for table in tables), about, measured_on(machine, date)]
+        (output / f"{STEM}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        msg.good(f"Saved {STEM}.json and {STEM}.md to {output}")
+    if any(outcome == "failed" for outcome in outcomes.values()):
+        sys.exit(1)
+
+
+def run_tests(tests: Path) -> dict[str, str]:
+    """The outcome of each test, by name, in a process of its own. Prints what fails."""
+    with TemporaryDirectory() as directory:
+        report = Path(directory) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", str(tests), f"--junitxml={report}"]
+        done = subprocess.run(command, cwd=TESTS.parents[1], check=False)
+        if not report.is_file():
+            raise RuntimeError(f"pytest ended with {done.returncode} and without a report")
+        return read_report(report)
+
+
+def read_report(path: Path) -> dict[str, str]:
+    """The outcome of each test in a JUnit report: one of OUTCOMES."""
+    outcomes = {}
+    for case in ElementTree.parse(path).iter("testcase"):
+        kinds = {child.tag for child in case}
+        failed = kinds & {"failure", "error"}
+        outcome = "failed" if failed else "skipped" if "skipped" in kinds else "passed"
+        outcomes[case.get("name", "?")] = outcome
+    return outcomes
+
+
+def measure_row(
+    row: Row, docs: Path, encoder: Path, device: str, limit: int, repeats: int, batch_size: int
+) -> dict[str, Measured]:
+    """Encoding, and a training epoch with tagger, ner and textcat."""
+    with use_ops(row.ops):
+        nlp = make_ours(encoder.resolve(), {"device": device, **row.settings})
+        examples = read_examples(nlp, docs, limit=limit)
+        nlp.initialize(partial(list, examples))
+        texts = [example.reference.text for example in examples]
+        tasks = {
+            "encoding": encoding(nlp, texts, batch_size),
+            "training": training(Side(nlp, examples)),
+        }
+        return {
+            task: measure({row.title: run}, repeats, log=lambda message: None)
+            for task, run in tasks.items()
+        }
+
+
+def make_test_table(outcomes: Mapping[str, str]) -> Table:
+    """How many tests had which outcome, by test."""
+    counts: dict[str, dict[str, int]] = {}
+    for name, outcome in outcomes.items():
+        counts.setdefault(name.split("[")[0], dict.fromkeys(OUTCOMES, 0))[outcome] += 1
+    return Table(
+        title="Tests on the GPU",
+        header=["test", *OUTCOMES],
+        rows=[
+            [name.removeprefix("test_").replace("_", " "), *map(str, found.values())]
+            for name, found in counts.items()
+        ],
+    )
+
+
+def make_speed_table(found: Mapping[str, Mapping[str, Measured]]) -> Table:
+    """Words/s of each row, encoding and training."""
+    return Table(
+        title="Words/s",
+        header=["", "encoding", "training"],
+        rows=[
+            [
+                title,
+                *(
+                    with_range(tasks[task].words_per_second(title), "{:,.0f}")
+                    for task in ("encoding", "training")
+                ),
+            ]
+            for title, tasks in found.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import spacy
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+
+from benchmarks import encode
+from benchmarks.encode import ENCODING, HEADS, OURS, ROWS, THEIRS, TRAINING, Measured
+from benchmarks.spacy_transformers_twin import ENCODER_FACTORY
+from spacy_distil.architectures import DistilTransformer
+from spacy_distil.errors import ConfigError
+from tests.util import make_examples, torch_model_of, write_encoder
+
+DASH = "\N{EN DASH}"
+N_DOCS, N_SHOWN = 24, 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """Garbage is collected before all that is timed: let it not look through what is there."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without dropout, and with room for the longest window of a row."""
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "bert", "bert", positions=200)
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    examples = make_examples(spacy.blank("en"), N_DOCS)
+    path = tmp_path_factory.mktemp("docs") / "docs.spacy"
+    DocBin(docs=[example.reference for example in examples]).to_disk(path)
+    return path
+
+
+# Arithmetic
+
+
+def test_ratio_is_of_each_round() -> None:
+    measured = Measured({OURS: [1.0, 2.0, 4.0], THEIRS: [3.0, 4.0, 9.0]}, [12, 12, 12])
+    # 3, 2 and 2.25; the ratio of the medians would be 2.
+    assert encode.is_met(ENCODING, measured)
+    assert not encode.is_met(encode.Aim("x", "x", 2.26), measured)
+    table = encode.make_table(ENCODING, measured)
+    assert table.rows == [
+        [OURS, f"6 (3{DASH}12)", f"2.25 (2.00{DASH}3.00)", "2.2", "yes"],
+        [THEIRS, f"3 (1{DASH}4)", "", "", ""],
+    ]
+    summary = encode.summarize(ENCODING, measured)
+    assert summary["met"] is True
+    assert summary["ratio"] == {OURS: {"median": 2.25, "min": 2.0, "max": 3.0}}
+    assert summary["words_per_second"][THEIRS]["median"] == 3.0
+
+
+def test_the_aim_is_for_default_settings() -> None:
+    seconds = {"window = 192": [1.0], OURS: [2.0], THEIRS: [3.0]}
+    rows = encode.make_table(TRAINING, Measured(seconds, [6])).rows
+    assert [row[-2:] for row in rows] == [["", ""], ["1.8", "no"], ["", ""]]
+    del seconds[OURS]
+    assert encode.summarize(TRAINING, Measured(seconds, [6]))["met"] is None
+
+
+def test_rounds_take_turns() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def task(name: str) -> encode.Task:
+        def prepare(turn: int) -> Callable[[], int]:
+            def run() -> int:
+                calls.append((name, turn))
+                return 10 + turn
+
+            return run
+
+        return prepare
+
+    measured = encode.measure({"a": task("a"), "b": task("b")}, 2, log=lambda message: None)
+    assert calls == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert measured.words == [11, 12], "those of the warm-up do not count"
+    assert [len(seconds) for seconds in measured.seconds.values()] == [2, 2]
+
+
+def test_all_go_through_the_same_words() -> None:
+    tasks = {"a": lambda turn: lambda: 3, "b": lambda turn: lambda: 4}
+    with pytest.raises(ValueError, match="same words"):
+        encode.measure(tasks, 1, log=lambda message: None)
+
+
+def test_rows_by_key() -> None:
+    assert encode.choose_rows("") == list(ROWS)
+    assert [row.key for row in encode.choose_rows("mixed, default")] == ["default", "mixed"]
+    with pytest.raises(ConfigError, match="--rows none: expected some of default, window"):
+        encode.choose_rows("default,none")
+    # What is measured is what people get who set nothing.
+    assert ROWS[0].title == OURS
+    assert not ROWS[0].settings
+
+
+def test_template_is_measured_as_it_is() -> None:
+    template = spacy.util.load_config(encode.TEMPLATE)["components"]["transformer"]["model"]
+    default = inspect.signature(DistilTransformer).parameters
+    no_speed = {"@architectures", "name", "device", "frozen", "learn_rate_scale"}
+    differs = {
+        name: value
+        for name, value in template.items()
+        if name not in no_speed and value != default[name].default
+    }
+    assert differs == encode.TEMPLATE_SETTINGS
+
+
+def test_training_needs_all_annotations(docs: Path) -> None:
+    nlp = spacy.blank("en")
+    encode.check_annotations(docs, make_examples(nlp, 2))
+    for drop, missing in {"tags": "tags", "entities": "entities", "cats": "categories"}.items():
+        with pytest.raises(ConfigError, match=f"no document has {missing}"):
+            encode.check_annotations(docs, make_examples(nlp, 2, drop=[drop]))
+
+
+# What is timed
+
+
+def test_encoding_is_the_encoder_alone() -> None:
+    nlp: Any = spacy.blank("en")
+    seen: list[str] = []
+
+    def note(doc: Doc) -> Doc:
+        seen.append(doc.text)
+        return doc
+
+    def refuse(doc: Doc) -> Doc:
+        raise AssertionError("a head ran")
+
+    spacy.language.Language.component("note_docs", func=note)
+    spacy.language.Language.component("refuse_docs", func=refuse)
+    nlp.add_pipe("note_docs", name=encode.ENCODER)
+    nlp.add_pipe("refuse_docs")
+    texts = [f"Text number {i}." for i in range(encode.WARM_UP_DOCS + 5)]
+    task = encode.encoding(nlp, texts, 8)
+    assert task(0)() == 4 * encode.WARM_UP_DOCS
+    seen.clear()
+    run = task(1)
+    assert not seen
+    assert run() == 4 * len(texts)
+    assert seen == texts
+
+
+@pytest.fixture(scope="module")
+def sides(encoder: Path, docs: Path) -> dict[str, encode.Side]:
+    pytest.importorskip("spacy_transformers")
+    return encode.make_sides(encode.choose_rows("default,checkpointing"), docs, encoder)
+
+
+def test_twin_sees_the_same_vectors(sides: dict[str, encode.Side]) -> None:
+    encode.check_alike(sides)
+    ours = sides[OURS]
+    weights = embeddings_of(ours)
+    right = weights.copy()
+    try:
+        weights *= 2
+        with pytest.raises(ValueError, match=f"{OURS} and of {THEIRS} differ"):
+            encode.check_alike(sides)
+    finally:
+        weights[:] = right
+
+
+def test_all_learn_the_same(sides: dict[str, encode.Side]) -> None:
+    """The same start and the same batches: in float32, and without dropout, heads stay alike."""
+    before = {name: heads_of(side) for name, side in sides.items()}
+    encoders = {name: embeddings_of(side).copy() for name, side in sides.items()}
+    for name in sides:
+        assert np.array_equal(before[name], before[THEIRS])
+    tasks = {name: encode.training(side) for name, side in sides.items()}
+    for turn in (1, 2, 3):
+        for task in tasks.values():
+            assert task(turn)() == sum(len(example) for example in sides[OURS].examples)
+    expected = heads_of(sides[THEIRS]) - before[THEIRS]
+    # Adam changes a weight by about the learning rate in each step: there is one in each epoch.
+    assert 2 * encode.LEARN_RATE < np.abs(expected).max() < 4 * encode.LEARN_RATE
+    for name, side in sides.items():
+        change = heads_of(side) - before[name]
+        # Adam magnifies rounding errors where a gradient is nearly zero.
+        differs = np.abs(change - expected) > 0.05 * encode.LEARN_RATE
+        assert differs.mean() < 0.01, name
+        learned = np.abs(embeddings_of(side) - encoders[name]).max()
+        assert encode.LEARN_RATE < learned < 4 * encode.LEARN_RATE, name
+
+
+def heads_of(side: encode.Side) -> np.ndarray:
+    """All weights of all heads."""
+    return np.concatenate(
+        [
+            node.get_param(parameter).ravel()
+            for name in HEADS
+            for node in side.nlp.get_pipe(name).model.walk()  # type: ignore[attr-defined]
+            for parameter in node.param_names
+        ]
+    )
+
+
+def embeddings_of(side: encode.Side) -> np.ndarray:
+    """Those of the encoder, (n_pieces, width): the weights themselves."""
+    nlp: Any = side.nlp
+    ours = nlp.get_pipe_meta(encode.ENCODER).factory == ENCODER_FACTORY
+    module: Any = torch_model_of(nlp) if ours else nlp.get_pipe(encode.ENCODER).model.transformer
+    return module.get_input_embeddings().weight.detach().numpy()
+
+
+def test_batches_are_the_same_in_another_order_each_round(
+    docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nlp = spacy.blank("en")
+    side = encode.Side(nlp, make_examples(nlp, 400))
+    seen: list[list[Example]] = []
+    monkeypatch.setattr(nlp, "update", lambda batch, **kwargs: seen.append(batch))
+
+    def epoch(turn: int) -> list[list[int]]:
+        seen.clear()
+        encode.training(side)(turn)()
+        return [[side.examples.index(example) for example in batch] for batch in seen]
+
+    first, again, second = epoch(1), epoch(1), epoch(2)
+    assert first == again
+    assert first != second
+    assert sorted(i for batch in first for i in batch) == list(range(400)), "none is left out"
+    words = [sum(len(side.examples[i]) for i in batch) for batch in first]
+    assert max(words) <= 1200
+    assert len(epoch(0)) == min(encode.WARM_UP_BATCHES, len(first))
+
+
+# The whole
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """Left as it was."""
+    with mock.patch.dict(os.environ):
+        yield
+
+
+@pytest.mark.usefixtures("environment")
+def test_whole_run(encoder: Path, docs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("spacy_transformers")
+    encode.main(docs, encoder, limit=N_SHOWN, repeats=1, threads=1, batch_size=8, output=tmp_path)
+    saved = json.loads((tmp_path / "encode.json").read_text(encoding="utf-8"))
+    assert saved["n_docs"] == N_SHOWN
+    assert [*saved["encoding"]["seconds"]] == [OURS, "window = 192", THEIRS]
+    assert [*saved["training"]["seconds"]] == [*(row.title for row in ROWS), THEIRS]
+    n_words = sum(map(len, list(DocBin().from_disk(docs).get_docs(spacy.vocab.Vocab()))[:N_SHOWN]))
+    for part in (saved["encoding"], saved["training"]):
+        assert part["words"] == [n_words]
+        ratio = part["seconds"][THEIRS][0] / part["seconds"][OURS][0]
+        assert part["ratio"][OURS]["median"] == pytest.approx(ratio)
+        assert part["met"] == (ratio >= part["aim"])
+    text = (tmp_path / "encode.md").read_text(encoding="utf-8")
+    assert text.count(f"| {OURS} |") == 2
+    assert text.count(f"| {THEIRS} |") == 2
+    assert f"{N_SHOWN} documents of docs.spacy, {n_words} spaCy tokens" in text
+    assert "| gradient_checkpointing |" in text
+
+
+@pytest.mark.usefixtures("environment")
+def test_says_what_to_install(
+    encoder: Path, docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_spec("spacy_transformers"):
+        pytest.skip("spacy-transformers is installed")
+    with pytest.raises(SystemExit):
+        encode.main(docs, encoder, threads=1)
+    assert "pip install 'spacy-distil[interop]'" in capsys.readouterr().out
