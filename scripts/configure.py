@@ -140,11 +140,12 @@ def set_exclusive(config: Config, name: str, exclusive: bool) -> str:
     """
     factory = "textcat" if exclusive else "textcat_multilabel"
     settings = config["components"].pop(name)
+    if settings["factory"] != factory:
+        # These are the other factory's own: spaCy fills in what fits.
+        settings.pop("threshold", None)
+        settings.pop("scorer", None)
     settings["factory"] = factory
     _set_everywhere(settings.get("model", {}), "exclusive_classes", exclusive)
-    if not exclusive:
-        # Of `textcat` alone: with independent labels each has a threshold.
-        settings.get("scorer", {}).pop("exclusive", None)
     config["components"][factory] = settings
     initialize = config.get("initialize", {}).get("components", {})
     if name in initialize:

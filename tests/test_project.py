@@ -13,7 +13,7 @@ import srsly
 from weasel.cli.document import project_document
 from weasel.util import load_project_config
 
-from scripts.configure import NER
+from scripts.configure import NER, configure
 from spacy_distil.distillation.config import load_config
 from spacy_distil.export.quantize import PRECISIONS
 from spacy_distil.teaching.config import StudentSettings
@@ -65,12 +65,19 @@ def test_training_configs_are_whole(name: str) -> None:
 def test_the_student_is_configured_as_the_teacher() -> None:
     """But for what teaches it; and as `init-config pipeline` writes it."""
     paths = [ROOT / "configs" / name for name in ("transformer.cfg", "student.cfg")]
-    teacher, student = (spacy.util.load_config(path, interpolate=False) for path in paths)
     assert paths[1].read_text(encoding="utf8") == PIPELINE_CONFIG
+    layers = dict.fromkeys(("pos", "tag", "ents", "cats", "cats_exclusive"), True)
+    summary = {"lang": "en", "layers": layers, "scored": layers}
+    teacher, student = (
+        spacy.util.load_model_from_config(
+            configure(spacy.util.load_config(path, interpolate=False), summary), auto_fill=True
+        ).config
+        for path in paths
+    )
     assert student.pop("distillation")
     assert student["corpora"].pop("text")
-    assert student["training"].pop("logger")
-    del student["paths"], teacher["paths"]
+    for config in (teacher, student):
+        del config["paths"], config["training"]["logger"]
     assert student == teacher
 
 

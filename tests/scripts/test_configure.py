@@ -157,6 +157,23 @@ def test_independent_labels_make_a_multilabel_classifier() -> None:
     assert losses["textcat_multilabel"] > 0
 
 
+def test_a_multilabel_classifier_has_a_threshold_of_its_own() -> None:
+    """That of `textcat`, 0, would give each doc every label; one of the user's own stays."""
+    config = load_config(ROOT / "configs" / "transformer.cfg", interpolate=False)
+    assert config["components"]["textcat"]["threshold"] == 0.0
+    configured = configure(config, summary("cats", exclusive=False))
+    configured["paths"]["encoder"] = "nowhere"
+    nlp = load_model_from_config(configured, auto_fill=True)
+    filled = nlp.get_pipe_config("textcat_multilabel")
+    assert filled["threshold"] == 0.5
+    assert filled["scorer"] == {"@scorers": "spacy.textcat_multilabel_scorer.v2"}
+    configured["components"]["textcat_multilabel"]["threshold"] = 0.3
+    again = configure(configured, summary("cats", exclusive=False))
+    assert again["components"]["textcat_multilabel"]["threshold"] == 0.3
+    back = configure(configured, summary("cats", exclusive=True))
+    assert load_model_from_config(back).get_pipe_config("textcat")["threshold"] == 0.0
+
+
 def test_the_template_is_left_alone() -> None:
     original = template()
     configure(original, summary("ents"))

@@ -1,0 +1,265 @@
+"""`spacy distil init-config train` as users call it."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import spacy
+import typer
+from spacy.cli._util import app
+from spacy.cli.debug_config import debug_config
+from spacy.util import load_config, load_config_from_str, load_model_from_config
+from thinc.api import Config
+from typer.testing import CliRunner, Result
+
+import spacy_distil.cli  # noqa: F401 (registers the commands)
+from spacy_distil.architectures import DistilTransformer
+from spacy_distil.distillation.template import ENCODER_CONFIG
+from spacy_distil.errors import ConfigError
+from spacy_distil.teaching.template import PIPELINE_CONFIG
+from spacy_distil.training_template import PIPES, RIVALS, training_config
+from tests.test_light_import import run_python
+
+ROOT = Path(__file__).resolve().parents[2]
+# Two pipelines that have all pipes between them.
+PIPELINES = [[pipe for pipe in PIPES if pipe not in {pair[i] for pair in RIVALS}] for i in range(2)]
+
+
+def init_config(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["distil", "init-config", *map(str, arguments)])
+
+
+def written(*arguments: str) -> tuple[Config, str]:
+    """The config that the command prints, parsed and as text."""
+    result = init_config("train", "-", *arguments)
+    assert result.exit_code == 0, result.output
+    return load_config_from_str(result.stdout, interpolate=False), result.stdout
+
+
+def encoder_settings(config: Config) -> dict[str, Any]:
+    return config["components"]["transformer"]["model"]
+
+
+# What is written
+
+
+@pytest.mark.parametrize("device", ["--cpu", "--gpu"])
+@pytest.mark.parametrize("pipes", PIPELINES, ids=["first", "second"])
+def test_nothing_is_left_to_fill_in(pipes: list[str], device: str, tmp_path: Path) -> None:
+    config, text = written("--pipeline", ",".join(pipes), device)
+    assert config["nlp"]["pipeline"] == ["transformer", *pipes]
+    path = tmp_path / "train.cfg"
+    path.write_text(text)
+    nlp = load_model_from_config(load_config(path), auto_fill=True)
+    assert nlp.config == config
+    assert all(nlp.get_pipe_meta(pipe).factory == pipe for pipe in pipes)
+    debug_config(path, overrides={"paths.train": "a.spacy", "paths.dev": "b.spacy"})
+    for pipe in pipes:
+        listener = config["components"][pipe]["model"]["tok2vec"]
+        assert listener["@architectures"] == "spacy-distil.Listener.v1"
+        assert listener["width"] is None
+
+
+def test_both_pipelines_together_have_every_pipe() -> None:
+    assert set().union(*PIPELINES) == set(PIPES)
+
+
+def test_the_learning_rate_falls_to_zero_at_the_last_step() -> None:
+    config, _ = written()
+    overrides = {"training.optimizer.learn_rate.total_steps": 300}
+    config = load_config_from_str(config.to_str(), overrides=overrides, interpolate=True)
+    assert config["training"]["max_steps"] == 300
+    settings = {"schedule": config["training"]["optimizer"]["learn_rate"]}
+    rates = list(islice(spacy.registry.resolve(settings)["schedule"], 301))
+    assert max(rates) == 0.001
+    assert rates[298] > rates[300] == 0
+
+
+@pytest.mark.parametrize("device", ["--cpu", "--gpu"])
+def test_the_encoder_has_every_setting_of_its_architecture(device: str) -> None:
+    settings = encoder_settings(written(device)[0])
+    assert settings.pop("@architectures") == "spacy-distil.DistilTransformer.v1"
+    assert list(settings) == list(inspect.signature(DistilTransformer).parameters)
+
+
+def test_cpu_and_gpu_differ_in_what_the_device_decides() -> None:
+    cpu, gpu = (written(device)[0] for device in ("--cpu", "-G"))
+    assert encoder_settings(cpu)["window"] == 192
+    assert encoder_settings(cpu)["attention_dropout"] == 0
+    assert encoder_settings(cpu)["mixed_precision"]
+    assert cpu["system"]["gpu_allocator"] is None
+    assert encoder_settings(gpu)["window"] is None
+    assert encoder_settings(gpu)["attention_dropout"] is None
+    assert encoder_settings(gpu)["mixed_precision"]
+    assert gpu["system"]["gpu_allocator"] == "pytorch"
+    assert gpu["training"]["batcher"]["size"] > cpu["training"]["batcher"]["size"]
+    for config in (cpu, gpu):
+        for name in ("window", "overlap", "attention_dropout"):
+            del encoder_settings(config)[name]
+        del config["system"]["gpu_allocator"], config["training"]["batcher"]["size"]
+    assert cpu == gpu
+
+
+def test_comments_say_why() -> None:
+    for device in ("--cpu", "--gpu"):
+        lines = written(device)[1].splitlines()
+        for setting, reason in {
+            "discard_oversize = false": "silently drops every doc that is longer than a",
+            "patience = 0": "The learning rate falls to 0",
+            "learn_rate_scale = 0.2": "start at random",
+            "mixed_precision = true": "weights stay in float32",
+        }.items():
+            place = lines.index(setting)
+            comment: list[str] = []
+            while lines[place - 1].startswith("#"):
+                place -= 1
+                comment.insert(0, lines[place].removeprefix("# "))
+            assert reason in " ".join(comment)
+        assert max(len(line) for line in lines if not line.startswith("# Written by")) <= 100
+        assert not [line for line in lines if line != line.rstrip()]
+        assert "\n\n\n" not in "\n".join(lines)
+
+
+def test_an_encoder_by_language_and_aim() -> None:
+    def chosen(*arguments: str) -> tuple[str, float]:
+        config, _ = written(*arguments)
+        assert encoder_settings(config)["name"] == "${paths.encoder}"
+        return config["paths"]["encoder"], encoder_settings(config)["learn_rate_scale"]
+
+    assert chosen() == ("distilbert-base-uncased", 0.2)
+    assert chosen("-l", "de") == ("distilbert-base-multilingual-cased", 0.2)
+    assert chosen("-o", "accuracy") == ("roberta-base", 0.05)
+    assert chosen("-l", "de", "-o", "accuracy") == ("bert-base-german-cased", 0.05)
+    # A language of which spaCy recommends none.
+    assert chosen("-l", "xx", "-o", "accuracy")[0] == "bert-base-multilingual-uncased"
+    path = 'C:\\my "teacher"'
+    assert chosen("--encoder", path, "-o", "accuracy") == (path, 0.05)
+
+
+def test_a_language_with_a_tokenizer_of_its_own() -> None:
+    config, _ = written("-l", "zh", "-p", "ner")
+    assert config["nlp"]["lang"] == "zh"
+    assert config["nlp"]["tokenizer"]["@tokenizers"] == "spacy.zh.ChineseTokenizer"
+    nlp = load_model_from_config(config, auto_fill=True)
+    assert nlp.config == config
+    assert type(nlp) is type(spacy.blank("zh"))
+
+
+def test_each_pipe_counts_the_same() -> None:
+    """Whatever the order, and though some pipes give a score of another's the weight 0."""
+    groups = {
+        "tagger": ["tag_acc"],
+        "morphologizer": ["pos_acc", "morph_acc"],
+        "senter": ["sents_f"],
+        "parser": ["dep_uas", "dep_las"],
+    }
+    for pipes in (list(groups), list(groups)[::-1]):
+        weights = written("-p", ",".join(pipes))[0]["training"]["score_weights"]
+        for names in groups.values():
+            assert sum(weights[name] for name in names) == pytest.approx(0.25, abs=0.02)
+    assert weights["tag_micro_f"] is None
+
+
+def test_the_projects_config_is_one_of_these() -> None:
+    """And says itself of which options."""
+    text = (ROOT / "configs" / "transformer.cfg").read_text(encoding="utf8")
+    (line,) = (line for line in text.splitlines() if line.startswith("# Written by: "))
+    command = shlex.split(line.removeprefix("# Written by: "))
+    assert command[:6] == ["python", "-m", "spacy", "distil", "init-config", "train"]
+    assert init_config("train", "-", *command[6:]).stdout == text
+
+
+# The command
+
+
+def test_the_options_are_those_of_spacy() -> None:
+    """Of the same names, short ones too, and with the same defaults."""
+    root: Any = typer.main.get_command(app)
+    ours, theirs = (
+        {parameter.name: parameter for parameter in root.commands[group].commands[name].params}
+        for group, name in (("distil", "init-config"), ("init", "config"))
+    )
+    for name in ("lang", "pipeline", "optimize", "gpu"):
+        assert set(ours[name].opts) >= set(theirs[name].opts), name
+        assert ours[name].default == theirs[name].default, name
+    assert ours["force"].opts == theirs["force_overwrite"].opts
+
+
+def test_it_is_printed_or_written(tmp_path: Path) -> None:
+    text = training_config(pipes=["ner"])
+    assert init_config("train", "-p", "ner").stdout == text
+    path = tmp_path / "new" / "train.cfg"
+    assert init_config("train", path, "-p", "ner").exit_code == 0
+    assert path.read_text() == text
+    result = init_config("train", path, "-p", "tagger")
+    assert result.exit_code == 1
+    assert "--force" in result.output
+    assert path.read_text() == text
+    assert init_config("train", path, "-p", "tagger", "-F").exit_code == 0
+    assert path.read_text() == training_config(pipes=["tagger"])
+
+
+def test_it_needs_no_torch() -> None:
+    out = run_python(
+        """
+        import runpy
+        sys.argv = ["spacy", "distil", "init-config", "train", "--pipeline", "tagger,distil_ner"]
+        runpy.run_module("spacy", run_name="__main__")
+        """,
+        block=True,
+    )
+    assert out == training_config(pipes=["tagger", "distil_ner"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "ner,crf"], "there is no pipe 'crf' that listens. Choose from tagger, "),
+        (["-p", "transformer,ner"], "'transformer' is not to be named"),
+        (["-p", ""], "No pipe to train. Choose from tagger, "),
+        (["-p", "ner,ner"], "'ner' is named twice"),
+        (["-p", "ner,distil_ner"], "ner and distil_ner write the same annotation"),
+        (["-p", "textcat_multilabel,textcat"], "textcat and textcat_multilabel write the same"),
+        (["-l", "english"], "lang = 'english': spaCy has no such language"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    result = init_config("train", tmp_path / "train.cfg", *arguments)
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "train.cfg").exists()
+
+
+def test_an_unknown_aim_is_refused() -> None:
+    with pytest.raises(ConfigError, match="optimize = 'speed': expected one of efficiency, acc"):
+        training_config(optimize="speed")  # type: ignore[arg-type]
+    assert init_config("train", "-o", "speed").exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["encoder", "pipeline"])
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        (["-l", "en"], "--lang"),  # also where it is the default
+        (["-p", "ner"], "--pipeline"),
+        (["--encoder", "x"], "--encoder"),
+        (["-o", "accuracy"], "--optimize"),
+        (["--cpu"], "--gpu/--cpu"),
+    ],
+)
+def test_other_kinds_refuse_options_that_they_would_ignore(
+    kind: str, option: list[str], name: str
+) -> None:
+    result = init_config(kind, "-", *option)
+    assert result.exit_code == 1
+    output = " ".join(result.output.split())
+    assert f"{name}: 'init-config {kind}' takes no such option" in output
+    text = {"encoder": ENCODER_CONFIG, "pipeline": PIPELINE_CONFIG}[kind]
+    assert init_config(kind, "-").stdout == text
