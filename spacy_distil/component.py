@@ -27,6 +27,14 @@ from spacy_distil import __version__
 from spacy_distil.encoding import split_docs
 from spacy_distil.engines.files import EngineName
 from spacy_distil.errors import ConfigError
+from spacy_distil.interop import (
+    AnnotationSetter,
+    PredictedDocs,
+    install_extension,
+    predict_with_pieces,
+    set_trf_data,
+)
+from spacy_distil.listener import listeners_in, refuse_ambiguous
 from spacy_distil.shim import get_encoder
 
 T = TypeVar("T")
@@ -47,16 +55,23 @@ name = "distilbert-base-uncased"
 
 
 @Language.factory(
-    "distil_transformer", assigns=["doc.tensor"], default_config={"model": DEFAULT_MODEL}
+    "distil_transformer",
+    assigns=["doc.tensor"],
+    default_config={"model": DEFAULT_MODEL, "set_extra_annotations": None},
 )
 def make_distil_transformer(
-    nlp: Language, name: str, model: Model[list[Doc], list[Floats2d]]
+    nlp: Language,
+    name: str,
+    model: Model[list[Doc], list[Floats2d]],
+    set_extra_annotations: AnnotationSetter | None,
 ) -> DistilTransformerPipe:
     """Construct the component.
 
     model: a `spacy-distil.DistilTransformer.v1`.
+    set_extra_annotations: null, or a function as spacy-transformers takes it: `doc._.trf_data` is
+        set, with the vectors of all pieces, and then it is called with docs and batch.
     """
-    return DistilTransformerPipe(nlp.vocab, model, name)
+    return DistilTransformerPipe(nlp.vocab, model, name, set_extra_annotations)
 
 
 @dataclass
@@ -120,9 +135,16 @@ class DistilTransformerPipe(Tok2Vec):
     """
 
     def __init__(
-        self, vocab: Vocab, model: Model[list[Doc], list[Floats2d]], name: str = "transformer"
+        self,
+        vocab: Vocab,
+        model: Model[list[Doc], list[Floats2d]],
+        name: str = "transformer",
+        set_extra_annotations: AnnotationSetter | None = None,
     ) -> None:
         super().__init__(vocab, model, name)
+        self.set_extra_annotations = set_extra_annotations
+        if set_extra_annotations is not None:
+            install_extension()
         self._open: OpenBatch | None = None
         self._ahead: set[Future[list[Floats2d]]] = set()  # what threads of `pipe` work on
         self._linked = self.listener_map
@@ -146,7 +168,7 @@ class DistilTransformerPipe(Tok2Vec):
             self._linked, self._overwriter = self.listener_map, None
         if self._overwriter is None:
             super().find_listeners(component)
-        elif any(each.upstream_name == self.name for each in _listeners_in(component)):
+        elif any(each.upstream_name == self.name for each in listeners_in(component)):
             name, other = component.name, self._overwriter
             raise ConfigError(
                 f"{name!r} listens to {self.name!r}, but would read the vectors of {other!r}, "
@@ -157,40 +179,24 @@ class DistilTransformerPipe(Tok2Vec):
         if isinstance(component, Tok2Vec):
             self._overwriter = component.name
 
-    def _refuse_ambiguous_listeners(self, nlp: Language) -> None:
-        """Raise ConfigError where a pipe listens to any encoder, and another one than the nearest
-        would train it: a `Tok2Vec` of spaCy takes all pipes behind it, whatever stands between
-        them, and an encoder that is frozen is not there while the others are initialized.
-        """
-        encoders: list[tuple[str, Tok2Vec]] = []
-        for name, pipe in nlp.components:
-            if isinstance(pipe, Tok2Vec):
-                encoders.append((name, pipe))
-            if self not in (each for _, each in encoders):
-                continue
-            if not any(each.upstream_name == "*" for each in _listeners_in(pipe)):
-                continue
-            *others, (nearest, encoder) = encoders
-            rivals = [
-                rival
-                for rival, each in others
-                if rival in nlp.pipe_names
-                and not (isinstance(each, DistilTransformerPipe) and nearest in nlp.pipe_names)
-            ]
-            if rivals:
-                raise ConfigError(
-                    f'{name!r} listens to "*", and would learn from {rivals[-1]!r} as well as '
-                    f'predict from {nearest!r}. Set upstream = "{nearest}" in '
-                    f"[components.{name}.model.tok2vec]."
-                )
-
     # Prediction
 
     def predict(self, docs: Iterable[Doc]) -> list[Floats2d]:
         """Token vectors of each doc, (n_tokens, width) float32."""
         docs = list(docs)
         self._close_for(docs)
-        return get_encoder(self.model).predict_docs(docs, self.model.ops)
+        return self._encode(docs)
+
+    def set_annotations(self, docs: Iterable[Doc], tokvecses: list[Floats2d]) -> None:
+        """Write `doc.tensor`, and `doc._.trf_data` where extra annotations are asked for.
+
+        tokvecses: what `predict` returned.
+        """
+        docs = list(docs)
+        super().set_annotations(docs, tokvecses)
+        if self.set_extra_annotations is not None and isinstance(tokvecses, PredictedDocs):
+            set_trf_data(docs, tokvecses.batch)
+            self.set_extra_annotations(docs, tokvecses.batch)
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
         """Apply the pipe to a stream of docs, a batch ahead of the pipes that come next.
@@ -217,17 +223,22 @@ class DistilTransformerPipe(Tok2Vec):
         self, executor: ThreadPoolExecutor, docs: list[Doc]
     ) -> tuple[list[Doc], Future[list[Floats2d]]]:
         self._close_for(docs)
-        encode = get_encoder(self.model).predict_docs
-        tokvecs = executor.submit(encode, docs, self.model.ops)
+        tokvecs = executor.submit(self._encode, docs)
         self._ahead.add(tokvecs)
         tokvecs.add_done_callback(self._ahead.discard)
         return docs, tokvecs
+
+    def _encode(self, docs: list[Doc]) -> list[Floats2d]:
+        encoder, ops = get_encoder(self.model), self.model.ops
+        if self.set_extra_annotations is None:
+            return encoder.predict_docs(docs, ops)
+        return predict_with_pieces(encoder, docs, ops)
 
     def _wait_for_ahead(self) -> None:
         """Let the threads of `pipe` end what they encode: their generators may be suspended while
         the weights, or the docs, are about to change.
         """
-        wait(tuple(self._ahead))
+        self._ahead -= wait(tuple(self._ahead)).done
 
     @contextmanager
     def memory_zone(self, mem: Any = None) -> Iterator[Any]:
@@ -426,7 +437,7 @@ class DistilTransformerPipe(Tok2Vec):
         self._open = None
         self._wait_for_ahead()
         if nlp is not None:
-            self._refuse_ambiguous_listeners(nlp)
+            refuse_ambiguous(nlp, self)
         self.model.initialize()
         self._fit_widths()
         encoder = get_encoder(self.model)
@@ -457,9 +468,11 @@ class DistilTransformerPipe(Tok2Vec):
             self._fit_widths()
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        self._close_if_learned()
-        return {**self.__dict__, "_open": None, "_ahead": set()}
+    def __reduce__(self) -> Any:
+        """For pickle and copies, which take what was learned, and nothing that is in progress."""
+        self._close()  # a batch that nobody has learned from: listeners keep what has no copy
+        self._wait_for_ahead()
+        return super().__reduce__()
 
     def _close_if_learned(self) -> None:
         if self._open is not None and self._open.has_gradient:
@@ -484,13 +497,6 @@ class DistilTransformerPipe(Tok2Vec):
                 f"[components.{component_name}.model.tok2vec], or leave it out with "
                 "spacy-distil.Listener.v1, and train the pipe again."
             )
-
-
-def _listeners_in(component: Any) -> Iterator[Tok2VecListener]:
-    """The listeners of a pipe's model."""
-    model = getattr(component, "model", None)
-    if isinstance(model, Model):
-        yield from (node for node in model.walk() if isinstance(node, Tok2VecListener))
 
 
 def _ignore_gradient(d_states: Floats2d) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from spacy.pipeline.tok2vec import Tok2VecListener
+from spacy.language import Language
+from spacy.pipeline.tok2vec import Tok2Vec, Tok2VecListener
 from spacy.pipeline.tok2vec import forward as forward_tok2vec
 from spacy.tokens import Doc
 from thinc.api import Model
@@ -40,15 +41,30 @@ class DistilListener(Tok2VecListener):
         self._outputs = None
         self._backprop = None
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For pickle and copies, which do not listen to the batch that may be open."""
+        reduced: Any = super().__reduce_ex__(protocol)
+        function, args, (attributes, slots), *_ = reduced
+        received = dict.fromkeys(("_batch_id", "_outputs", "_backprop"))
+        return function, args, ({**attributes, **received}, slots)
+
 
 def forward(model: DistilListener, docs: InT, is_train: bool) -> tuple[OutT, Callable]:
+    if model.maybe_get_dim("nO") is None:
+        raise ConfigError(
+            f"A pipe listens to {model.upstream_name!r} for vectors of unknown width: no "
+            "distil_transformer of that name stands before it, or none that has weights. Correct "
+            "the order of the pipeline or the listener's upstream, or set the listener's width if "
+            "it is to hear another kind of encoder."
+        )
     if not is_train or model._batch_id is not None:
         return forward_tok2vec(model, docs, is_train)
     # No update has come from upstream: it is frozen, and has annotated the docs.
     if any(len(doc) and not doc.tensor.size for doc in docs):
         raise ConfigError(
             f"A pipe listens to {model.upstream_name!r}, which is frozen and set no doc.tensor. "
-            "Add the encoder's component to [training] annotating_components."
+            "Add the encoder's component to [training] annotating_components. Before nlp.rehearse, "
+            "which leaves encoders as they are, run it over the docs."
         )
     width = model.get_dim("nO")
     outputs: list[Any] = [doc.tensor if len(doc) else model.ops.alloc2f(0, width) for doc in docs]
@@ -57,3 +73,39 @@ def forward(model: DistilListener, docs: InT, is_train: bool) -> tuple[OutT, Cal
 
 def _backprop(d_tokvecs: OutT) -> InT:
     return []
+
+
+def listeners_in(component: Any) -> Iterator[Tok2VecListener]:
+    """The listeners in the model of a pipe, which may have none."""
+    model = getattr(component, "model", None)
+    if isinstance(model, Model):
+        yield from (node for node in model.walk() if isinstance(node, Tok2VecListener))
+
+
+def refuse_ambiguous(nlp: Language, encoder: Tok2Vec) -> None:
+    """Raise ConfigError where a pipe behind `encoder` listens to any encoder, and would learn from
+    another one than the nearest, whose vectors it reads in prediction.
+
+    spaCy's own `Tok2Vec` takes every such pipe behind it, whatever stands between them; and spaCy
+    links pipes to those encoders alone that are enabled, which frozen ones are not while the others
+    are initialized.
+    """
+    enabled = set(nlp.pipe_names)
+    encoders: list[tuple[str, Tok2Vec]] = []  # before the pipe at hand
+    for name, pipe in nlp.components:
+        if isinstance(pipe, Tok2Vec):
+            encoders.append((name, pipe))
+            continue
+        if name not in enabled or all(each is not encoder for _, each in encoders):
+            continue
+        if all(listener.upstream_name != "*" for listener in listeners_in(pipe)):
+            continue
+        nearest = encoders[-1][0]
+        for other, each in encoders[:-1]:
+            takes_all = type(each).find_listeners is Tok2Vec.find_listeners
+            if other in enabled and (takes_all or nearest not in enabled):
+                raise ConfigError(
+                    f'{name!r} listens to "*": it would learn from {other!r}, and in prediction '
+                    f'read the vectors of {nearest!r}. Set upstream = "{nearest}" in '
+                    f"[components.{name}.model.tok2vec]."
+                )

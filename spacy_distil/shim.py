@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import srsly
 from spacy.tokens import Doc
 from thinc.api import Model, Ops, Optimizer
@@ -122,6 +123,16 @@ class LoadedEncoder:
     pad_id: int
     config: Mapping[str, Any]
 
+    @cached_property
+    def pieces(self) -> np.ndarray:
+        """What each piece looks like, by its id: (n_vocab,) str."""
+        from tokenizers import Tokenizer
+
+        vocab = Tokenizer.from_str(self.tokenizer.to_str()).get_vocab(with_added_tokens=True)
+        pieces = np.full(max(vocab.values(), default=-1) + 1, "", dtype=object)
+        pieces[[*vocab.values()]] = [*vocab]
+        return pieces
+
 
 class EncoderShim(Shim):
     """Docs to token vectors through an engine.
@@ -202,19 +213,49 @@ class EncoderShim(Shim):
         """The same in one array, (n_tokens of all docs, width for each of the layers)."""
         encoded = self._encode(docs)
         rows = self._alloc_rows(encoded, ops, layers)
+        self._fill_rows(rows, self._batches(encoded), ops, layers)
+        tokens, _ = encoded.pooling.forward(ops, rows)
+        return tokens
+
+    def predict_pieces(
+        self, docs: Sequence[Doc], ops: Ops
+    ) -> tuple[list[Floats2d], EncodedDocs, Floats2d]:
+        """As `predict_docs`, together with what the token vectors are made of, by the same forward.
+
+        RETURNS (tokvecs, encoded, states): states are the last hidden states of all pieces of all
+            windows, special ones included, (n_pieces, width). A doc that has tokens, but no piece,
+            has a window of special pieces alone.
+        """
+        encoded = self._encode(docs, blank_windows=True)
+        tokenizer = self.loaded.tokenizer
+        n_special = tokenizer.n_special
+        n_rows = encoded.pooling.n_rows + n_special * len(encoded.windows)
+        states = ops.alloc2f(n_rows, self.width)
+        self._fill_rows(states, self._batches(encoded, special=True), ops)
+        rows = states[to_ops(ops, encoded.places(len(tokenizer.prefix), n_special))]
+        tokens, _ = encoded.pooling.forward(ops, rows)
+        tokvecs = [part.copy() for part in split_docs(tokens, encoded.n_tokens)]
+        return tokvecs, encoded, states
+
+    def _fill_rows(
+        self,
+        rows: Floats2d,
+        batches: Iterator[Batch],
+        ops: Ops,
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        """Write hidden states into the rows of the batches."""
         predict = self.engine.predict
         if layers is not None:
             predict = partial(self._layered_engine(layers).predict, layers=layers)
         try:
-            for batch in self._batches(encoded):
+            for batch in batches:
                 rows[to_ops(ops, batch.rows)] = predict(batch, ops)
         except (OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(
                 f"{error}\nSet max_batch_pieces below {self.max_batch_pieces:,} in the encoder's "
                 "model, or window where a single one is too much."
             ) from error
-        tokens, _ = encoded.pooling.forward(ops, rows)
-        return tokens
 
     def begin_update_docs(
         self, docs: Sequence[Doc], ops: Ops
@@ -263,6 +304,12 @@ class EncoderShim(Shim):
     def finish_update(self, optimizer: Optimizer) -> None:
         """Apply the gathered gradients, if there are any, as `optimizer` is set at this step."""
         if not self._has_gradients:
+            return
+        if not isinstance(optimizer, Optimizer):
+            # nlp.rehearse comes with a function that collects gradients of thinc's own parameters.
+            # It leaves encoders as they are, inside a pipe as well as in front of it.
+            cast(TrainableEngine, self.engine).clear_gradients()
+            self._has_gradients = False
             return
         if optimizer.use_radam or optimizer.b1 <= 0 or not optimizer.L2_is_weight_decay:
             raise ConfigError(
@@ -379,13 +426,14 @@ class EncoderShim(Shim):
         )
         self._has_gradients = False
 
-    def _encode(self, docs: Sequence[Doc]) -> EncodedDocs:
+    def _encode(self, docs: Sequence[Doc], *, blank_windows: bool = False) -> EncodedDocs:
         return encode_docs(
             docs,
             self.loaded.tokenizer,
             window=self.loaded.window,
             overlap=self.settings.overlap,
             pooling=self.settings.pooling,
+            blank_windows=blank_windows,
         )
 
     def _alloc_rows(self, encoded: EncodedDocs, ops: Ops, layers: Sequence[int] | None) -> Floats2d:
@@ -402,7 +450,7 @@ class EncoderShim(Shim):
             )
         return engine
 
-    def _batches(self, encoded: EncodedDocs) -> Iterator[Batch]:
+    def _batches(self, encoded: EncodedDocs, *, special: bool = False) -> Iterator[Batch]:
         tokenizer = self.loaded.tokenizer
         return make_batches(
             encoded.windows,
@@ -410,6 +458,7 @@ class EncoderShim(Shim):
             suffix=tokenizer.suffix,
             pad_id=self.loaded.pad_id,
             max_batch_pieces=self.max_batch_pieces,
+            special=special,
         )
 
     @contextmanager

@@ -56,6 +56,21 @@ def test_an_encoder_inside_a_pipe_learns(inside: Any) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_rehearsal_leaves_an_encoder_inside_a_pipe_alone(inside: Any) -> None:
+    """As it does with a shared one; and its gradients do not come up in the next update."""
+    optimizer = inside.resume_training()
+    encoder = get_encoder(inside.get_pipe("tagger").model.get_ref("tok2vec"))
+    engine: Any = encoder.engine
+    inside.update(make_examples(inside), sgd=optimizer)  # away from what it was
+    before = copied(engine.model)
+    losses = inside.rehearse(make_examples(inside, 4), sgd=optimizer)
+    assert losses["tagger"] > 0
+    assert same(before, copied(engine.model), atol=0)
+    assert all(p.grad is None for p in engine.model.parameters())
+    inside.get_pipe("tagger").finish_update(optimizer)
+    assert same(before, copied(engine.model), atol=0)
+
+
 def test_a_pipe_with_an_encoder_inside_is_saved(inside: Any, tmp_path: Path) -> None:
     inside.to_disk(tmp_path)
     loaded: Any = spacy.load(tmp_path)

@@ -15,7 +15,8 @@ class Batch:
     ids: (n_windows, length) int64, piece ids; special pieces at both ends, padded on the right.
     mask: (n_windows, length) int64, 1 for pieces and special pieces, 0 for padding.
     positions: (n_rows,) int64, where the doc's own pieces stand in the flattened
-        (n_windows * length) grid; special pieces and padding are not among them.
+        (n_windows * length) grid. Padding is not among them, special pieces are only where
+        `make_batches` was asked for them.
     rows: (n_rows,) int64, the row of each of these pieces in the packed matrix of all windows.
     """
 
@@ -32,20 +33,23 @@ def make_batches(
     suffix: Sequence[int],
     pad_id: int,
     max_batch_pieces: int,
+    special: bool = False,
 ) -> Iterator[Batch]:
     """Pack windows into batches, longest first.
 
-    windows: piece ids of each window, (n,) int64 with n > 0.
+    windows: piece ids of each window, (n,) int64, with n > 0 but for `special`.
     prefix, suffix: ids of the special pieces around each window.
     max_batch_pieces: the most padded pieces in a batch, special pieces included; a single window
         that is larger is a batch of its own.
+    special: special pieces have rows, too, between which the others stand.
     """
     if not windows:
         return
     sizes = np.array([len(window) for window in windows])
-    offsets = np.cumsum(sizes) - sizes
-    order = np.argsort(-sizes, kind="stable")
     n_special = len(prefix) + len(suffix)
+    n_rows = sizes + n_special if special else sizes
+    offsets = np.cumsum(n_rows) - n_rows
+    order = np.argsort(-sizes, kind="stable")
     begin = 0
     while begin < len(order):
         # Sorted by length: the first window is the longest of its batch.
@@ -60,9 +64,10 @@ def make_batches(
         ids[own] = np.concatenate([windows[i] for i in chosen])
         for i, piece in enumerate(suffix):
             np.put_along_axis(ids, ends + i, piece, axis=1)
+        mask = column < ends + len(suffix)
         yield Batch(
             ids=ids,
-            mask=(column < ends + len(suffix)).astype(np.int64),
-            positions=np.flatnonzero(own),
-            rows=np.concatenate([np.arange(offsets[i], offsets[i] + sizes[i]) for i in chosen]),
+            mask=mask.astype(np.int64),
+            positions=np.flatnonzero(mask if special else own),
+            rows=np.concatenate([np.arange(offsets[i], offsets[i] + n_rows[i]) for i in chosen]),
         )

@@ -19,13 +19,37 @@ class EncodedDocs:
     """Docs, ready for an engine.
 
     windows: piece ids of each window, (n,) int64.
+    n_windows: number of windows of each doc.
+    first, last: (n_tokens of all docs,) int64, the pieces of each token, as `align` returns them,
+        but numbered through all docs.
+    row_pieces: (n_rows,) int64, the piece that each row of all windows encodes.
     pooling: from the rows of all windows, in order, to the tokens of all docs, in order.
     n_tokens: number of tokens of each doc.
     """
 
     windows: list[np.ndarray]
+    n_windows: list[int]
+    first: np.ndarray
+    last: np.ndarray
+    row_pieces: np.ndarray
     pooling: Pooling
     n_tokens: list[int]
+
+    def token_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """All rows of each token, whatever the pooling makes of them: (n_entries,) int64, grouped
+        by token, and the number of those of each, (n_tokens of all docs,) int32.
+        """
+        entries = Pooling.from_alignment("sum", self.first, self.last, self.row_pieces)
+        return entries.columns, entries.lengths
+
+    def places(self, n_prefix: int, n_special: int) -> np.ndarray:
+        """Where each row stands where special pieces have rows, too: (n_rows,) int64.
+
+        n_prefix, n_special: special pieces before those of a window, and around them.
+        """
+        sizes = [len(window) for window in self.windows]
+        windows = np.repeat(np.arange(len(sizes)), sizes)
+        return np.arange(len(windows)) + n_prefix + n_special * windows
 
 
 def encode_docs(
@@ -35,33 +59,40 @@ def encode_docs(
     window: int,
     overlap: int,
     pooling: PoolingName,
+    blank_windows: bool = False,
 ) -> EncodedDocs:
     """Cut docs into windows of pieces.
 
     window: most pieces in a window, special pieces included.
     overlap: pieces that two neighbouring windows of a long doc share.
+    blank_windows: a doc that has tokens, but no piece, has a window of special pieces alone. Else
+        it has none.
     """
     capacity = window - tokenizer.n_special
     windows: list[np.ndarray] = []
+    n_windows: list[int] = []
     row_pieces: list[np.ndarray] = []
     firsts: list[np.ndarray] = []
     lasts: list[np.ndarray] = []
     n_pieces = 0
     for doc, pieces in zip(docs, tokenizer([_text(doc) for doc in docs]), strict=True):
         first, last = align(*token_offsets(doc), pieces)
-        for start, end in split_windows(
-            len(pieces.ids), first, last, capacity=capacity, overlap=overlap
-        ):
+        bounds = split_windows(len(pieces.ids), first, last, capacity=capacity, overlap=overlap)
+        if not bounds and blank_windows and len(doc) and tokenizer.n_special:
+            bounds = [(0, 0)]
+        n_windows.append(len(bounds))
+        for start, end in bounds:
             windows.append(pieces.ids[start:end])
             row_pieces.append(np.arange(n_pieces + start, n_pieces + end))
         firsts.append(first + n_pieces)
         lasts.append(last + n_pieces)
         n_pieces += len(pieces.ids)
+    alignment = _concatenate(firsts), _concatenate(lasts), _concatenate(row_pieces)
     return EncodedDocs(
         windows,
-        Pooling.from_alignment(
-            pooling, _concatenate(firsts), _concatenate(lasts), _concatenate(row_pieces)
-        ),
+        n_windows,
+        *alignment,
+        Pooling.from_alignment(pooling, *alignment),
         [len(doc) for doc in docs],
     )
 

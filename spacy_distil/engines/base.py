@@ -67,6 +67,9 @@ class TrainableEngine(Engine, Protocol):
     def step(self, settings: StepSettings) -> None:
         """Apply the gradients gathered since the last step, and clear them."""
 
+    def clear_gradients(self) -> None:
+        """Forget the gradients gathered since the last step."""
+
     def optimizer_to_bytes(self) -> bytes:
         """What the optimizer remembers of earlier steps, as safetensors."""
 

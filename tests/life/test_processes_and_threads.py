@@ -1,0 +1,193 @@
+"""One pipeline in several processes, in several threads, and in the middle of a stream."""
+
+from __future__ import annotations
+
+import textwrap
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import spacy
+
+from tests.life.corpus import annotations_of
+from tests.test_pipeline import run
+from tests.util import SENTENCES, adam, make_examples, make_nlp, torch_model_of, weights_of
+
+# Processes
+
+
+@pytest.mark.parametrize(
+    ("method", "engines"),
+    [
+        ("fork", "torch onnx"),
+        # Each of its processes imports torch and transformers anew.
+        pytest.param("spawn", "torch", marks=pytest.mark.slow),
+    ],
+)
+def test_heads_in_two_processes_after_training_in_the_parent(
+    torch_pipeline: Path, onnx_pipeline: Path, tmp_path: Path, method: str, engines: str
+) -> None:
+    """A child that waits for threads of its parent would hang."""
+    pipelines = {"torch": str(torch_pipeline), "onnx": str(onnx_pipeline)}
+    code = f"""
+    if __name__ == "__main__":
+        import multiprocessing
+
+        import numpy as np
+        import spacy
+        import torch
+
+        from tests.util import adam, make_examples
+
+        def facts(doc):
+            ents = [(ent.start, ent.end, ent.label_) for ent in doc.ents]
+            return [token.tag_ for token in doc], ents
+
+        multiprocessing.set_start_method({method!r})
+        torch.set_num_threads(2)
+        # Large enough for torch to share the work among its threads.
+        torch.nn.Linear(512, 512)(torch.ones(2048, 512))
+        for engine, path in {pipelines!r}.items():
+            nlp = spacy.load(path)
+            if engine == "torch":
+                nlp.update(make_examples(nlp), sgd=adam())
+            if engine not in {engines!r}:
+                continue
+            texts = [example.text for example in make_examples(nlp, 20)]
+            texts = [*texts, "", *texts]
+            alone = list(nlp.pipe(texts, batch_size=10))
+            together = list(nlp.pipe(texts, batch_size=10, n_process=2))
+            for a, b in zip(alone, together, strict=True):
+                np.testing.assert_allclose(a.tensor, b.tensor, rtol=0, atol=1e-5)
+                assert facts(a) == facts(b)
+                assert all(abs(a.cats[label] - b.cats[label]) < 1e-4 for label in a.cats)
+            print("same", len(together))
+    """
+    script = tmp_path / "pipe.py"  # a process that is spawned reads it again
+    script.write_text(textwrap.dedent(code))
+    out = run(script, timeout=180, PYTHONPATH=str(Path(__file__).parents[2]))
+    assert out.count("same 41") == len(engines.split())
+
+
+# Threads
+
+
+def test_threads_share_a_torch_pipeline(torch_pipeline: Path) -> None:
+    nlp = spacy.load(torch_pipeline)
+    texts = [example.text for example in make_examples(nlp, 12, start=300)]
+    expected = [annotations_of(nlp(text)) for text in texts]
+
+    def work(i: int) -> bool:
+        if i % 2:
+            return same_but_rounding(annotations_of(nlp(texts[i % 12])), expected[i % 12])
+        found = map(annotations_of, nlp.pipe(texts, batch_size=4))
+        return all(map(same_but_rounding, found, expected))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(40)))
+
+
+def same_but_rounding(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    return (
+        np.allclose(left["tensor"], right["tensor"], rtol=0, atol=1e-3)
+        and left["cats"] == pytest.approx(right["cats"], abs=1e-3)
+        and (left["tokens"], left["entities"]) == (right["tokens"], right["entities"])
+    )
+
+
+# In the middle of a stream
+
+
+@contextmanager
+def slow_threads(nlp: Any) -> Iterator[threading.Event]:
+    """Threads other than this one stop within the encoder until an update is in the middle of its
+    forward, which then waits for them; if none comes, they go on after a while.
+
+    YIELDS: what says that a thread has come through.
+    """
+    main = threading.current_thread()
+    meanwhile, through = threading.Event(), threading.Event()
+
+    def stop(module: Any, *args: Any) -> None:
+        if threading.current_thread() is not main:
+            meanwhile.wait(timeout=0.5)
+        elif module.training:
+            meanwhile.set()
+            through.wait(timeout=0.5)
+
+    def leave(module: Any, *args: Any) -> None:
+        if threading.current_thread() is not main:
+            through.set()
+
+    model = torch_model_of(nlp)
+    first = next(module for name, module in model.named_modules() if name.endswith("layer.0"))
+    handles = [first.register_forward_pre_hook(stop), model.register_forward_hook(leave)]
+    try:
+        yield through
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def vectors(docs: Any) -> list[np.ndarray]:
+    return [doc.tensor for doc in docs]
+
+
+def test_a_suspended_stream_and_an_update(dropout_dir: Path) -> None:
+    """What was encoded ahead has neither dropout in it nor a part of the new weights."""
+    nlp = make_nlp(dropout_dir, ["tagger"])
+    texts = list(SENTENCES[:4])
+    expected = vectors(nlp.pipe(texts))
+    before = weights_of(nlp)
+    with slow_threads(nlp):
+        stream = nlp.pipe(texts, batch_size=2)
+        found = vectors(next(stream) for _ in range(2))
+        nlp.update(make_examples(nlp), sgd=adam(1e-2))
+    after = weights_of(nlp)
+    assert any(not np.array_equal(after[name], before[name]) for name in after)
+    found += vectors(stream)
+    for own, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_suspended_stream_and_a_step(dropout_dir: Path) -> None:
+    """The stream goes on between an update and its step, which waits for what is on the way."""
+    nlp = make_nlp(dropout_dir, ["tagger"])
+    texts = [*SENTENCES, SENTENCES[0]]
+    expected = vectors(nlp.pipe(texts))
+    stream = nlp.pipe(texts, batch_size=2)
+    next(stream)
+    nlp.update(make_examples(nlp), sgd=False)
+    with slow_threads(nlp) as through:
+        found = vectors(next(stream) for _ in range(2))  # the third batch is being encoded
+        nlp.get_pipe("transformer").finish_update(adam(1e-2))
+        assert through.is_set()
+    found += vectors(stream)
+    for own, wanted in zip(found, expected[1:], strict=True):
+        np.testing.assert_allclose(own, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_memory_zone_ends_after_what_is_encoded_in_it(bert_dir: Path) -> None:
+    """A thread would read docs that are not there any more."""
+    nlp = make_nlp(bert_dir)
+    with slow_threads(nlp) as through:
+        with nlp.memory_zone():
+            stream = nlp.pipe(SENTENCES[:4], batch_size=2)
+            next(stream)
+            through.clear()  # the first batch is; the second is on the way
+        assert through.is_set()
+    stream.close()
+
+
+def test_a_stream_that_is_dropped_leaves_the_pipeline_as_it_is(bert_dir: Path) -> None:
+    nlp, reference = make_nlp(bert_dir, ["tagger"]), make_nlp(bert_dir, ["tagger"])
+    for each in (nlp, reference):
+        if each is nlp:
+            next(nlp.pipe(SENTENCES, batch_size=2))
+        each.update(make_examples(each), sgd=adam())
+    np.testing.assert_array_equal(nlp(SENTENCES[0]).tensor, reference(SENTENCES[0]).tensor)
