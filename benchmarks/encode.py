@@ -35,7 +35,7 @@ import typer
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
-from thinc.api import Model, Optimizer, fix_random_seed
+from thinc.api import Optimizer, fix_random_seed
 from wasabi import msg
 
 from benchmarks.spacy_transformers_twin import copy_parameters, make_twin

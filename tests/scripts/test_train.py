@@ -71,7 +71,8 @@ def test_the_schedule_is_as_long_as_the_training(corpus: Path, name: str) -> Non
     config = spacy.util.load_config(path, settings, interpolate=False)
     learn_rate = config["training"]["optimizer"]["learn_rate"]
     assert learn_rate["total_steps"] == settings["training.max_steps"] > 1
-    other = spacy.util.load_config(path, {"training.optimizer.learn_rate.total_steps": 70}, interpolate=True)
+    override = {"training.optimizer.learn_rate.total_steps": 70}
+    other = spacy.util.load_config(path, override, interpolate=True)
     assert other["training"]["max_steps"] == 70
 
 
