@@ -58,12 +58,9 @@ def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, in
         "training.eval_frequency": steps // EVALUATIONS,
     }
     learn_rate = training["optimizer"]["learn_rate"]
-    if isinstance(learn_rate, dict):
-        prefix = "training.optimizer.learn_rate"
-        if "total_steps" in learn_rate:
-            settings[f"{prefix}.total_steps"] = steps
-        if "warmup_steps" in learn_rate:
-            settings[f"{prefix}.warmup_steps"] = min(learn_rate["warmup_steps"], steps // 10)
+    if isinstance(learn_rate, dict) and "warmup_steps" in learn_rate:
+        warmup = min(learn_rate["warmup_steps"], steps // 10)
+        settings["training.optimizer.learn_rate.warmup_steps"] = warmup
     return settings
 
 

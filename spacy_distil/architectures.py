@@ -11,6 +11,7 @@ from thinc.types import Floats2d
 
 from spacy_distil.encoding.pooling import PoolingName
 from spacy_distil.engines.files import EngineName
+from spacy_distil.listener import no_gradient
 from spacy_distil.shim import EncoderSettings, EncoderShim, get_encoder
 
 InT = list[Doc]
@@ -46,8 +47,8 @@ def DistilTransformer(
     window: most pieces encoded together, special ones included; null for as many as the encoder
         takes. A longer doc is split into several windows between tokens; nothing is truncated.
     overlap: pieces that neighbouring windows of a long doc share; `pooling` joins their vectors.
-    max_batch_pieces: most padded pieces in one forward, which bounds memory in prediction; null for
-        what suits the engine and its device.
+    max_batch_pieces: most padded pieces in one forward, which bounds its memory in prediction; the
+        vectors of all docs of a batch come on top. Null for what suits the engine and its device.
     pooling: the vector of a token is the "mean" of its pieces' vectors, that of the "first" or the
         "last" of them, their "sum", or their "max", number by number. In an overlap the vectors
         that a piece has in both windows count.
@@ -99,7 +100,7 @@ def DistilTransformer(
 def forward(model: Model[InT, OutT], docs: InT, is_train: bool) -> tuple[OutT, Callable]:
     encoder = get_encoder(model)
     if not is_train or not encoder.is_trainable:
-        return encoder.predict_docs(docs, model.ops), _backprop_nothing
+        return encoder.predict_docs(docs, model.ops), no_gradient
     tokvecs, backprop = encoder.begin_update_docs(docs, model.ops)
     return tokvecs, partial(_backprop, model, backprop)
 
@@ -112,8 +113,4 @@ def init(model: Model[InT, OutT], X: InT | None = None, Y: OutT | None = None) -
 
 def _backprop(model: Model[InT, OutT], backprop: Callable, d_tokvecs: OutT) -> InT:
     backprop(model.ops.xp.concatenate(d_tokvecs) if d_tokvecs else model.ops.alloc2f(0, 0))
-    return []
-
-
-def _backprop_nothing(d_tokvecs: OutT) -> InT:
     return []

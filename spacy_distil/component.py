@@ -34,7 +34,7 @@ from spacy_distil.interop import (
     predict_with_pieces,
     set_trf_data,
 )
-from spacy_distil.listener import listeners_in, refuse_ambiguous
+from spacy_distil.listener import listeners_in, overwritten, refuse_ambiguous
 from spacy_distil.shim import get_encoder
 
 T = TypeVar("T")
@@ -110,8 +110,8 @@ class OpenBatch:
         return bool(self.reported - {HIDDEN_STATES})
 
     def run_backward(self) -> None:
-        """The encoder's backward pass, through what has a gradient alone: one of zeros would reach
-        the layers above all that learn, whose weights would decay.
+        """The encoder's backward pass. Layers above those that have a gradient get none, not even
+        zeros, with which their weights would decay.
         """
         n_columns = None if self.has_heard_listeners else self.n_hidden
         self.backprop(self.d_states[:, :n_columns])
@@ -169,13 +169,7 @@ class DistilTransformerPipe(Tok2Vec):
         if self._overwriter is None:
             super().find_listeners(component)
         elif any(each.upstream_name == self.name for each in listeners_in(component)):
-            name, other = component.name, self._overwriter
-            raise ConfigError(
-                f"{name!r} listens to {self.name!r}, but would read the vectors of {other!r}, "
-                f"which stands between them and overwrites doc.tensor. Place {name!r} before "
-                f"{other!r} in the pipeline, or give it an encoder of its own before {other!r} is "
-                f'added: nlp.replace_listeners("{self.name}", "{name}", ["model.tok2vec"]).'
-            )
+            raise ConfigError(overwritten(component.name, self.name, self._overwriter))
         if isinstance(component, Tok2Vec):
             self._overwriter = component.name
 
@@ -194,7 +188,12 @@ class DistilTransformerPipe(Tok2Vec):
         """
         docs = list(docs)
         super().set_annotations(docs, tokvecses)
-        if self.set_extra_annotations is not None and isinstance(tokvecses, PredictedDocs):
+        if self.set_extra_annotations is not None:
+            if not isinstance(tokvecses, PredictedDocs):
+                raise ValueError(
+                    f"{self.name!r} sets doc._.trf_data: its set_annotations takes what its "
+                    f"predict returned, which is more than a list of arrays; got {type(tokvecses)}."
+                )
             set_trf_data(docs, tokvecses.batch)
             self.set_extra_annotations(docs, tokvecses.batch)
 
@@ -202,14 +201,16 @@ class DistilTransformerPipe(Tok2Vec):
         """Apply the pipe to a stream of docs, a batch ahead of the pipes that come next.
 
         The next batch is encoded in a thread while the other pipes, which leave most cores idle,
-        process the docs of this one. Batches of one doc are not: whoever asks for these wants each
-        doc before the next is read. Nor is anything on a GPU, whose current device is a thread's.
+        process the docs of this one. So docs come out once the batch behind them has been read. For
+        a live stream there is batch_size = 1: docs are encoded as they come. Where the heads
+        compute on a GPU nothing is encoded ahead, since the current GPU belongs to a thread.
         """
         if batch_size == 1 or self.model.ops.device_type != "cpu":
             yield from super().pipe(stream, batch_size=batch_size)
             return
         handle_error = self.get_error_handler()
-        with ThreadPoolExecutor(max_workers=1) as executor:
+        executor = ThreadPoolExecutor(max_workers=1)
+        try:
             batches = map(partial(self._submit, executor), minibatch(stream, size=batch_size))
             for docs, tokvecs in _one_ahead(batches):
                 try:
@@ -218,6 +219,9 @@ class DistilTransformerPipe(Tok2Vec):
                     handle_error(self.name, self, docs, error)
                 else:
                     yield from docs
+        finally:
+            # Whoever ends the stream early does not wait for a batch that has not begun.
+            executor.shutdown(cancel_futures=True)
 
     def _submit(
         self, executor: ThreadPoolExecutor, docs: list[Doc]
@@ -380,7 +384,13 @@ class DistilTransformerPipe(Tok2Vec):
             if d_tokvecs:
                 # In one piece: on a GPU each operation on each doc would be a kernel of its own.
                 reported = self.model.ops.xp.concatenate(d_tokvecs)
-                batch.d_states[:, batch.last] += reported
+                expected = batch.d_states[:, batch.last]
+                if reported.shape != expected.shape:  # numpy would stretch a single row
+                    raise ValueError(
+                        f"A pipe that listens to {self.name!r} reported a gradient of shape "
+                        f"{reported.shape}, expected {expected.shape}."
+                    )
+                expected += reported
                 losses[self.name] += float((reported**2).sum())
             self._has_reported(batch, listener_id)
             return []
@@ -412,17 +422,23 @@ class DistilTransformerPipe(Tok2Vec):
 
     def _close(self) -> None:
         """End the open batch: backward pass, a step if one waits, and no reference kept."""
-        batch, self._open = self._open, None
+        batch = self._open
         if batch is None:
             return
-        for listener in self.listeners:
-            # A listener that keeps a batch would refuse to read doc.tensor once we are frozen.
-            listener.receive(None, None, None)  # type: ignore[arg-type]
+        self._forget()
         if batch.has_gradient:
             batch.run_backward()
         if batch.optimizer is not None:
             # Also where this batch brought nothing: earlier ones may have gathered gradients.
             self._step(batch.optimizer)
+
+    def _forget(self) -> None:
+        """Drop the open batch, if there is one, and let what is encoded ahead come to its end."""
+        self._open = None
+        for listener in self.listeners:
+            # A listener that keeps a batch would refuse to read doc.tensor once we are frozen.
+            listener.receive(None, None, None)  # type: ignore[arg-type]
+        self._wait_for_ahead()
 
     # Initialization and serialization
 
@@ -434,8 +450,7 @@ class DistilTransformerPipe(Tok2Vec):
     ) -> None:
         """Load the encoder by its `name`, and tell the listeners its width."""
         validate_get_examples(get_examples, "DistilTransformerPipe.initialize")
-        self._open = None
-        self._wait_for_ahead()
+        self._forget()
         if nlp is not None:
             refuse_ambiguous(nlp, self)
         self.model.initialize()
@@ -444,12 +459,14 @@ class DistilTransformerPipe(Tok2Vec):
         msg.info(f"{self.name}: {encoder.settings.name} on {encoder.engine.device_name}")
         if nlp is not None:
             set_requirement(nlp.meta, encoder.settings.engine)
+            fill_in_optimizer(nlp)
 
     def to_bytes(self, *, exclude: Sequence[str] = ()) -> bytes:
         self._close_if_learned()
         return super().to_bytes(exclude=exclude)
 
     def from_bytes(self, data: bytes, *, exclude: Sequence[str] = ()) -> DistilTransformerPipe:
+        self._forget()
         super().from_bytes(data, exclude=exclude)
         self._fit_widths()
         return self
@@ -462,6 +479,7 @@ class DistilTransformerPipe(Tok2Vec):
 
     def from_disk(self, path: str | Path, *, exclude: Sequence[str] = ()) -> DistilTransformerPipe:
         """Read what `to_disk` wrote. Raises WeightsError where it cannot be used."""
+        self._forget()
         if "model" not in exclude:
             encoder = get_encoder(self.model).from_disk(path)
             self.model.set_dim("nO", encoder.width, force=True)
@@ -504,12 +522,28 @@ def _ignore_gradient(d_states: Floats2d) -> None:
 
 
 def _one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each after the next one has been made."""
+    """The same items, each after the next one has been made. Where that fails, those made come
+    first.
+    """
     ahead = deque(islice(items, 1))
-    for item in items:
-        ahead.append(item)
+    while ahead:
+        try:
+            ahead.extend(islice(items, 1))
+        except Exception:
+            yield from ahead
+            raise
         yield ahead.popleft()
-    yield from ahead
+
+
+def fill_in_optimizer(nlp: Language) -> None:
+    """Fill in the variables of a pipeline's [training.optimizer].
+
+    spaCy resolves that block alone, where a variable such as `${training.max_steps}` means nothing:
+    in `nlp.resume_training`, and at the end of `nlp.initialize` without an optimizer.
+    """
+    training = nlp.config.get("training", {})
+    if "${" in str(training.get("optimizer", "")):
+        training["optimizer"] = nlp.config.interpolate()["training"]["optimizer"]
 
 
 def set_requirement(meta: dict[str, Any], engine: EngineName) -> None:

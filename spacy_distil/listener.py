@@ -68,10 +68,11 @@ def forward(model: DistilListener, docs: InT, is_train: bool) -> tuple[OutT, Cal
         )
     width = model.get_dim("nO")
     outputs: list[Any] = [doc.tensor if len(doc) else model.ops.alloc2f(0, width) for doc in docs]
-    return outputs, _backprop
+    return outputs, no_gradient
 
 
-def _backprop(d_tokvecs: OutT) -> InT:
+def no_gradient(d_tokvecs: OutT) -> InT:
+    """The way back to an encoder that is frozen."""
     return []
 
 
@@ -82,9 +83,20 @@ def listeners_in(component: Any) -> Iterator[Tok2VecListener]:
         yield from (node for node in model.walk() if isinstance(node, Tok2VecListener))
 
 
+def overwritten(name: str, upstream: str, other: str) -> str:
+    """What to say where a pipe listens to an encoder whose vectors another one overwrites."""
+    return (
+        f"{name!r} listens to {upstream!r}, but would read the vectors of {other!r}, which stands "
+        f"between them and overwrites doc.tensor. Place {name!r} before {other!r} in the pipeline, "
+        f"or give it an encoder of its own before {other!r} is added: "
+        f'nlp.replace_listeners("{upstream}", "{name}", ["model.tok2vec"]). What has just been '
+        "added can be taken away again with nlp.remove_pipe."
+    )
+
+
 def refuse_ambiguous(nlp: Language, encoder: Tok2Vec) -> None:
-    """Raise ConfigError where a pipe behind `encoder` listens to any encoder, and would learn from
-    another one than the nearest, whose vectors it reads in prediction.
+    """Raise ConfigError where a pipe behind `encoder` would learn from another encoder than the
+    nearest, whose vectors it reads in prediction: it names an earlier one, or it listens to any.
 
     spaCy's own `Tok2Vec` takes every such pipe behind it, whatever stands between them; and spaCy
     links pipes to those encoders alone that are enabled, which frozen ones are not while the others
@@ -98,14 +110,16 @@ def refuse_ambiguous(nlp: Language, encoder: Tok2Vec) -> None:
             continue
         if name not in enabled or all(each is not encoder for _, each in encoders):
             continue
-        if all(listener.upstream_name != "*" for listener in listeners_in(pipe)):
-            continue
         nearest = encoders[-1][0]
+        upstreams = {listener.upstream_name for listener in listeners_in(pipe)}
         for other, each in encoders[:-1]:
+            if other in upstreams:
+                raise ConfigError(overwritten(name, other, nearest))
             takes_all = type(each).find_listeners is Tok2Vec.find_listeners
-            if other in enabled and (takes_all or nearest not in enabled):
+            if "*" in upstreams and other in enabled and (takes_all or nearest not in enabled):
                 raise ConfigError(
                     f'{name!r} listens to "*": it would learn from {other!r}, and in prediction '
                     f'read the vectors of {nearest!r}. Set upstream = "{nearest}" in '
-                    f"[components.{name}.model.tok2vec]."
+                    f'[components.{name}.model.tok2vec], or upstream = "{other}" if {nearest!r} is '
+                    "to stay disabled."
                 )

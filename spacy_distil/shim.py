@@ -129,7 +129,7 @@ class LoadedEncoder:
         from tokenizers import Tokenizer
 
         vocab = Tokenizer.from_str(self.tokenizer.to_str()).get_vocab(with_added_tokens=True)
-        pieces = np.full(max(vocab.values(), default=-1) + 1, "", dtype=object)
+        pieces = np.full(max(self.config["vocab_size"], *vocab.values(), 0) + 1, "", dtype=object)
         pieces[[*vocab.values()]] = [*vocab]
         return pieces
 
@@ -293,10 +293,16 @@ class EncoderShim(Shim):
         def backprop_docs(d_tokens: Floats2d) -> None:
             with self._naming(docs, encoded):
                 d_rows = backprop_pooling(d_tokens)
-                while backprops:
-                    index, backprop = backprops.pop()
-                    backprop(d_rows[index])
-                    self._has_gradients = True
+                try:
+                    while backprops:
+                        index, backprop = backprops.pop()
+                        backprop(d_rows[index])
+                        self._has_gradients = True
+                except BaseException:
+                    # What is there is the gradient of a part of the docs.
+                    backprops.clear()
+                    self._clear_gradients()
+                    raise
 
         tokens, backprop_pooling = encoded.pooling.forward(ops, rows)
         return tokens, backprop_docs
@@ -305,11 +311,10 @@ class EncoderShim(Shim):
         """Apply the gathered gradients, if there are any, as `optimizer` is set at this step."""
         if not self._has_gradients:
             return
-        if not isinstance(optimizer, Optimizer):
+        if not hasattr(optimizer, "L2_is_weight_decay"):
             # nlp.rehearse comes with a function that collects gradients of thinc's own parameters.
             # It leaves encoders as they are, inside a pipe as well as in front of it.
-            cast(TrainableEngine, self.engine).clear_gradients()
-            self._has_gradients = False
+            self._clear_gradients()
             return
         if optimizer.use_radam or optimizer.b1 <= 0 or not optimizer.L2_is_weight_decay:
             raise ConfigError(
@@ -327,6 +332,10 @@ class EncoderShim(Shim):
                 grad_clip=optimizer.grad_clip,
             )
         )
+        self._has_gradients = False
+
+    def _clear_gradients(self) -> None:
+        cast(TrainableEngine, self.engine).clear_gradients()
         self._has_gradients = False
 
     # Loading and saving

@@ -47,7 +47,7 @@ TEMPLATE = """\
 {% endif %}
 # Any setting can be given on the command line too, by its dotted name:
 #
-#   --paths.encoder path/to/encoder --training.optimizer.learn_rate.total_steps 5000
+#   --paths.encoder path/to/encoder --training.max_steps 5000
 #
 # Teacher and student differ in paths.encoder alone: the other pipes infer its width.
 # Written by: {{ command }}
@@ -74,7 +74,8 @@ disabled = []
 before_creation = null
 after_creation = null
 after_pipeline_creation = null
-# Docs that nlp.pipe takes at a time. Memory is bounded by max_batch_pieces, not by this.
+# Docs that nlp.pipe takes at a time. max_batch_pieces bounds the memory of a forward, this the
+# vectors of all docs of two batches: lower it for very long ones.
 batch_size = 256
 
 {{ tokenizer }}
@@ -111,7 +112,8 @@ layer = null
 {% if gpu %}
 # bfloat16 (float16 on older GPUs); weights stay in float32.
 {% else %}
-# In training, bfloat16 where the CPU has instructions for it; weights stay in float32.
+# In training, bfloat16 on x86 CPUs with AVX512-BF16 or AMX, with torch 2.10 or newer; elsewhere it
+# changes nothing. Weights stay in float32.
 {% endif %}
 mixed_precision = true
 # null: what the encoder's own config says.
@@ -119,10 +121,10 @@ dropout = null
 {% if gpu %}
 attention_dropout = null
 {% else %}
-# Dropping attention probabilities would cost a third of the training time on a CPU.
+# Dropping attention probabilities takes much time on a CPU.
 attention_dropout = 0.0
 {% endif %}
-# true saves memory in training: hidden states are computed twice, which takes a third longer.
+# true saves memory in training: hidden states are computed twice, which takes longer.
 gradient_checkpointing = false
 device = "auto"
 threads = null
@@ -261,7 +263,9 @@ accumulate_gradient = 1
 # The learning rate falls to 0 at max_steps: to stop before would leave out the best part.
 patience = 0
 max_epochs = 0
-max_steps = ${training.optimizer.learn_rate.total_steps}
+# {{ "{:,}".format(steps) }} batches of {{ "{:,}".format(words) }} words are 8 passes over \
+{{ "{:,}".format(steps * words // 8) }} words.
+max_steps = {{ steps }}
 eval_frequency = 200
 frozen_components = []
 annotating_components = []
@@ -298,10 +302,7 @@ eps = 0.00000001
 [training.optimizer.learn_rate]
 @schedules = "warmup_linear.v1"
 warmup_steps = 100
-# {{ "{:,}".format(steps) }} batches of {{ "{:,}".format(words) }} words are 8 passes over \
-{{ "{:,}".format(steps * words // 8) }} words. max_steps is to be
-# set here: 'spacy debug data' and nlp.resume_training bear no variable in the optimizer.
-total_steps = {{ steps }}
+total_steps = ${training.max_steps}
 # Of the other pipes; the encoder's is this times learn_rate_scale.
 initial_rate = 0.001
 
@@ -386,7 +387,7 @@ def refuse_pipes(pipes: Sequence[str]) -> None:
                 f"pipeline: {pipe!r} is not to be named, the encoder is there anyway. {choice}"
             )
         if pipe not in PIPES:
-            raise ConfigError(f"pipeline: there is no pipe {pipe!r} that listens. {choice}")
+            raise ConfigError(f"pipeline: {pipe!r} is none that this command writes; add it to the config by hand. {choice}")
         if pipes.count(pipe) > 1:
             raise ConfigError(f"pipeline: {pipe!r} is named twice.")
     for rivals in RIVALS:

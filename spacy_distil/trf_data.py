@@ -63,9 +63,10 @@ class WordpieceBatch:
         return len(self.strings)
 
     def __getitem__(self, index: int | slice) -> WordpieceBatch:
-        """Some of the windows; also of a single one, a batch."""
-        if isinstance(index, int):
-            index = slice(index, index + 1)
+        """Some of the windows, as a batch; also a single one."""
+        if not isinstance(index, slice):
+            window = range(len(self))[index]
+            index = slice(window, window + 1)
         types = self.token_type_ids
         return WordpieceBatch(
             strings=self.strings[index],
@@ -127,7 +128,8 @@ class TransformerData:
 
     wordpieces: its windows.
     model_output: `last_hidden_state`, (n_windows, length, width) float32; zeros for padding. A doc
-        without tokens has no outputs.
+        without tokens has no outputs. There is no pooler output: `tensors[-1]` is `tensors[0]`, and
+        for a vector of the doc there is `doc.vector`.
     align: where the pieces of each token stand in the flattened (n_windows * length) grid:
         `align[i].data.flatten()` for token i, `align[span.start : span.end].data.flatten()` for a
         span, `align.lengths` for their numbers. A piece in the overlap of two windows stands in

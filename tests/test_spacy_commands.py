@@ -89,7 +89,7 @@ def trained(config: Path, paths: list[str], directory: Path) -> Path:
     """What `spacy train` makes of it."""
     output = command(
         "train", config, "--output", directory / "trained", *paths,
-        "--training.optimizer.learn_rate.total_steps", "60", "--training.eval_frequency", "30",
+        "--training.max_steps", "60", "--training.eval_frequency", "30",
         "--training.optimizer.learn_rate.initial_rate", "0.02",
         "--training.optimizer.learn_rate.warmup_steps", "10",
         "--training.batcher.size", "160",
@@ -135,7 +135,7 @@ def test_train_goes_on_from_a_trained_pipeline(
     settings.to_disk(tmp_path / "resume.cfg")
     command(
         "train", tmp_path / "resume.cfg", "--output", tmp_path, *paths,
-        "--training.optimizer.learn_rate.total_steps", "4", "--training.eval_frequency", "2",
+        "--training.max_steps", "4", "--training.eval_frequency", "2",
         "--training.optimizer.learn_rate.initial_rate", "0.0001",
         "--training.optimizer.learn_rate.warmup_steps", "1",
     )  # fmt: skip
@@ -283,8 +283,8 @@ def test_debug_diff_config(config: Path, trained: Path) -> None:
     output = command(
         *("debug", "diff-config", config, "--compare-to", trained / "config.cfg", "--markdown")
     )
-    assert "+ total_steps = 1600" in output
-    assert "- total_steps = 60" in output
+    assert "+ max_steps = 1600" in output
+    assert "- max_steps = 60" in output
 
 
 def test_debug_profile(trained: Path, directory: Path, tmp_path: Path, monkeypatch: Any) -> None:

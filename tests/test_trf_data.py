@@ -348,6 +348,11 @@ def test_some_windows(bert_dir: Path) -> None:
     assert isinstance(last, WordpieceBatch)
     assert (last.strings, last.lengths) == (pieces.strings[-1:], pieces.lengths[-1:])
     np.testing.assert_array_equal(pieces[1:].input_ids, pieces.input_ids[1:])
+    for index in (-1, np.int64(len(pieces) - 1)):
+        assert pieces[index].strings == last.strings
+        np.testing.assert_array_equal(pieces[index].input_ids, last.input_ids)
+    with pytest.raises(IndexError):
+        pieces[len(pieces)]
 
 
 def test_several_processes(bert_dir: Path) -> None:

@@ -8,8 +8,7 @@ PIPELINE_CONFIG = """\
 #
 # Any setting can be given on the command line too, by its dotted name:
 #
-#   --paths.train train.spacy --paths.dev dev.spacy --paths.text texts/ \\
-#   --training.optimizer.learn_rate.total_steps 5000
+#   --paths.train train.spacy --paths.dev dev.spacy --paths.text texts/ --training.max_steps 5000
 #
 # Pipes are taught by the teacher's pipes of the same names, and have their labels. A pipe that the
 # teacher lacks learns from the annotation alone. Batches are counted in words, nothing is dropped.
@@ -132,7 +131,7 @@ dropout = 0.1
 accumulate_gradient = 1
 patience = 0
 max_epochs = 0
-max_steps = ${training.optimizer.learn_rate.total_steps}
+max_steps = 1600
 eval_frequency = 200
 
 [training.batcher]
@@ -158,9 +157,7 @@ eps = 0.00000001
 [training.optimizer.learn_rate]
 @schedules = "warmup_linear.v1"
 warmup_steps = 100
-# max_steps is to be set here: spaCy reads the optimizer without the rest of the config in
-# nlp.resume_training and 'debug data', where a variable could not be filled in.
-total_steps = 1600
+total_steps = ${training.max_steps}
 initial_rate = 0.001
 
 [training.score_weights]

@@ -71,7 +71,7 @@ def test_both_pipelines_together_have_every_pipe() -> None:
 
 def test_the_learning_rate_falls_to_zero_at_the_last_step() -> None:
     config, _ = written()
-    overrides = {"training.optimizer.learn_rate.total_steps": 300}
+    overrides = {"training.max_steps": 300}
     config = load_config_from_str(config.to_str(), overrides=overrides, interpolate=True)
     assert config["training"]["max_steps"] == 300
     settings = {"schedule": config["training"]["optimizer"]["learn_rate"]}
@@ -219,7 +219,7 @@ def test_it_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-p", "ner,crf"], "there is no pipe 'crf' that listens. Choose from tagger, "),
+        (["-p", "ner,crf"], "'crf' is none that this command writes; add it to the config by hand. Choose"),
         (["-p", "transformer,ner"], "'transformer' is not to be named"),
         (["-p", ""], "No pipe to train. Choose from tagger, "),
         (["-p", "ner,ner"], "'ner' is named twice"),

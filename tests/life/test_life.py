@@ -6,10 +6,11 @@ import copy
 import io
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import spacy
 import torch
@@ -407,3 +408,89 @@ def test_a_pipeline_moves(pipeline: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "here")
     nlp.to_disk(tmp_path / "there")
     assert annotate(spacy.load(tmp_path / "there")) == expected
+
+
+# What goes wrong
+
+
+def test_initializing_while_a_batch_is_open_forgets_it(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger", "ner"])
+    nlp.update(make_examples(nlp, drop=["entities"]), sgd=adam())
+    nlp.get_pipe("transformer").initialize(lambda: make_examples(nlp), nlp=nlp)
+    # The listeners read what the frozen encoder has annotated, not what they had received.
+    losses = nlp.update(
+        make_examples(nlp), sgd=adam(), exclude=["transformer"], annotates=["transformer"]
+    )
+    assert losses["ner"] > 0
+
+
+def test_loading_while_a_batch_is_open_forgets_it(bert_dir: Path, tmp_path: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger", "ner"])
+    nlp.to_disk(tmp_path)
+    saved = weights_of(nlp)
+    nlp.update(make_examples(nlp, drop=["entities"]), sgd=adam())
+    nlp.from_disk(tmp_path)
+    nlp.get_pipe("transformer").finish_update(adam())
+    assert same(saved, weights_of(nlp), atol=0)
+
+
+def test_a_gradient_of_another_shape_is_an_error(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger"])
+    examples = make_examples(nlp, 2)
+    nlp.get_pipe("transformer").update(examples)
+    listener = nlp.get_pipe("tagger").model.get_ref("tok2vec")
+    _, backprop = listener.begin_update([example.predicted for example in examples])
+    with pytest.raises(ValueError, match=r"gradient of shape \(1, 32\), expected \(12, 32\)"):
+        backprop([np.zeros((1, 32), dtype="f"), np.zeros((0, 32), dtype="f")])
+
+
+def test_a_stream_that_breaks_gives_what_it_has_encoded(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir)
+
+    def texts() -> Iterator[str]:
+        yield from ("Ann", "visited", "Rome")
+        raise OSError("no more")
+
+    stream = nlp.pipe(texts(), batch_size=2)
+    assert [next(stream).text, next(stream).text] == ["Ann", "visited"]
+    with pytest.raises(OSError, match="no more"):
+        next(stream)
+
+
+class Wrapped:
+    """An optimizer of somebody's own, that passes everything on."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.optimizer(*args, **kwargs)
+
+
+def test_an_optimizer_of_another_class_trains_the_encoder(bert_dir: Path) -> None:
+    nlp = make_nlp(bert_dir, ["tagger"])
+    before = weights_of(nlp)
+    nlp.update(make_examples(nlp), sgd=Wrapped(adam()))
+    assert not same(before, weights_of(nlp), atol=1e-5)
+
+
+def test_variables_of_the_optimizer_are_filled_in(bert_dir: Path, tmp_path: Path) -> None:
+    """spaCy resolves that block without the rest of the config."""
+    nlp = make_nlp(bert_dir, ["tagger"], initialize=False)
+    config = nlp.config.copy()
+    config["training"]["max_steps"] = 70
+    config["training"]["optimizer"]["learn_rate"] = {
+        "@schedules": "warmup_linear.v1",
+        "warmup_steps": 10,
+        "total_steps": "${training.max_steps}",
+        "initial_rate": 0.001,
+    }
+    nlp = spacy.util.load_model_from_config(config)
+    nlp.initialize(lambda: make_examples(nlp))
+    nlp.to_disk(tmp_path)
+    loaded: Any = spacy.load(tmp_path)
+    assert loaded.config["training"]["optimizer"]["learn_rate"]["total_steps"] == 70
+    assert loaded.resume_training().learn_rate == 0

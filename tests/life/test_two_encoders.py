@@ -197,6 +197,13 @@ def test_an_overwritten_tensor_is_refused(dirs: dict[str, Path | None], second: 
         nlp.add_pipe("tok2vec", name="stock", before="tagger")
 
 
+def test_an_overwritten_tensor_of_spacy_s_own_is_refused(dirs: dict[str, Path | None]) -> None:
+    """Whose `find_listeners` asks nothing."""
+    message = WRONG.replace("first", "stock").format("second")
+    with pytest.raises(ConfigError, match=message):
+        make(dirs, ["stock", "second", ("tagger", "stock", 24)])
+
+
 def test_an_overwritten_tensor_is_refused_at_loading(
     dirs: dict[str, Path | None], tmp_path: Path
 ) -> None:

@@ -1,0 +1,68 @@
+"""Products of float32 matrices by oneDNN, where torch would take a slower library for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from spacy_distil.cpu import cpu_model
+
+
+class OneDnnLinear(torch.nn.Linear):
+    """A linear layer whose products, forward and backward, are oneDNN's."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if input.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+            return super().forward(input)  # half precision is oneDNN's anyway
+        return _Linear.apply(input, self.weight, self.bias)
+
+
+def is_faster(device: torch.device) -> bool:
+    """Whether oneDNN is the faster one. torch takes MKL for float32, which uses AVX-512 on Intel's
+    CPUs alone; oneDNN does on those of AMD, too.
+    """
+    return (
+        device.type == "cpu"
+        and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and "AMD" in cpu_model()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def use_onednn(model: torch.nn.Module) -> None:
+    """Let all linear layers of a model be oneDNN's. They keep their weights and names."""
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            module.__class__ = OneDnnLinear
+
+
+class _Linear(torch.autograd.Function):
+    """y = x @ weight.T + bias. x: (..., n_in); weight: (n_out, n_in); y: (..., n_out)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        d_rows = d_y.reshape(-1, d_y.shape[-1])
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            _multiply(d_y, weight.t()) if needs_x else None,
+            _multiply(d_rows.t(), x.reshape(-1, x.shape[-1]).t()) if needs_weight else None,
+            d_rows.sum(0) if needs_bias else None,
+        )
+
+
+def _multiply(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+    """What torch's own compiler makes of a linear layer on a CPU."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
