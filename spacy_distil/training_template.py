@@ -387,7 +387,10 @@ def refuse_pipes(pipes: Sequence[str]) -> None:
                 f"pipeline: {pipe!r} is not to be named, the encoder is there anyway. {choice}"
             )
         if pipe not in PIPES:
-            raise ConfigError(f"pipeline: {pipe!r} is none that this command writes; add it to the config by hand. {choice}")
+            raise ConfigError(
+                f"pipeline: {pipe!r} is none that this command writes; add it to the config by "
+                f"hand. {choice}"
+            )
         if pipes.count(pipe) > 1:
             raise ConfigError(f"pipeline: {pipe!r} is named twice.")
     for rivals in RIVALS:

@@ -1,4 +1,5 @@
 """The pages of docs/ and the README: every code block is run, and tables say what the code does.
+They, and those of benchmarks/, name files that exist.
 
 The blocks of a page, in the README those of a section, run one after the other in a directory of
 their own, which has what a reader would have. Names of encoders on the hub are directories with
@@ -26,7 +27,6 @@ import srsly
 import torch
 import transformers
 from spacy.cli._util import app
-from spacy.language import Language
 from spacy.schemas import ConfigSchemaTraining
 from spacy.tokens import Doc, DocBin
 from spacy.training import Corpus
@@ -59,11 +59,13 @@ from tests.util import (
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+BENCHMARKS = ("benchmarks/README.md", "benchmarks/peers.md")
 
 # Blocks that are not run here, by their page and a part of them, and why.
 NOT_RUN = {
     ("README.md", '-e ".[demo]"'): "sets up an environment and runs the project: .ci/run does",
     ("README.md", '-e ".[test'): "sets up an environment and runs these tests: .ci/run does",
+    ("README.md", "pip install spacy-distil "): "installs packages: .ci/run does, from here",
     ("README.md", "--vars.dataset ewt"): "downloads corpora and takes two hours",
     ("README.md", "spacy distil benchmark"): (
         "starts a process for each figure: tests/cli/test_benchmark.py runs the command"
@@ -295,7 +297,7 @@ def test_what_is_not_run_is_there() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in PAGES:
+    for page in (*PAGES, *BENCHMARKS):
         path = ROOT / page
         prose = re.sub(FENCED, "", path.read_text(encoding="utf8"))
         for target in re.findall(r"\]\(([^)\s]+)\)", prose):
@@ -308,6 +310,16 @@ def test_links_lead_somewhere() -> None:
                 headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf8"), re.M)
                 anchors = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
                 assert heading in anchors, f"{page}: {target}"
+
+
+def test_files_that_benchmarks_name_are_there() -> None:
+    """In backticks: code, configs and results, by their paths from here or from the benchmarks."""
+    page = ROOT / "benchmarks" / "README.md"
+    prose = re.sub(FENCED, "", page.read_text(encoding="utf8"))
+    named = set(re.findall(r"`([\w./-]+\.(?:cfg|json|md|py))`", prose))
+    assert {"encode.py", "configs/transformer.cfg", "ewt/int8.md"} <= named
+    folders = (ROOT, page.parent, page.parent / "teaching")
+    assert not {name for name in named if not any((each / name).exists() for each in folders)}
 
 
 # Tables of docs/component.md
@@ -330,7 +342,8 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def factory_defaults(name: str) -> dict[str, Any]:
-    config = Language.get_factory_meta(name).default_config or {}
+    nlp: Any = spacy.blank("en")  # knows the factories
+    config = nlp.get_factory_meta(name).default_config or {}
     return {key: value for key, value in config.items() if key != "model"}
 
 

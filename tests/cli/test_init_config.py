@@ -219,7 +219,7 @@ def test_it_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-p", "ner,crf"], "'crf' is none that this command writes; add it to the config by hand. Choose"),
+        (["-p", "ner,crf"], "'crf' is none that this command writes; add it"),
         (["-p", "transformer,ner"], "'transformer' is not to be named"),
         (["-p", ""], "No pipe to train. Choose from tagger, "),
         (["-p", "ner,ner"], "'ner' is named twice"),
