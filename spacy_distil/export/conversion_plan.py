@@ -86,6 +86,11 @@ def make_plan(nlp: Language, *, private_copies: bool = True) -> Plan:
             'it has no component of spacy-transformers (factory "transformer"); it has '
             f"{found or 'no components'}"
         )
+        if "curated_transformer" in nlp.pipe_factories.values():
+            plan.problems.append(
+                "its transformer is one of spacy-curated-transformers, whose weights are not read; "
+                "it can teach a pipeline of spacy-distil, with 'spacy distil pipeline'"
+            )
     for name in transformers:
         readers = [reader for _, reader, transformer in read if transformer == name]
         counts = Counter(reader.pooling for reader in readers)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import spacy
 import transformers
+from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from spacy.util import fix_random_seed
 from typer.testing import CliRunner
@@ -27,6 +28,7 @@ pytest.importorskip(
 
 from spacy_transformers.layers import TransformerModel
 
+from spacy_distil.export.conversion_plan import make_plan
 from spacy_distil.export.convert import convert
 
 DOC_SPANS = {"@span_getters": "spacy-transformers.doc_spans.v1"}
@@ -554,3 +556,19 @@ def test_command(bert_dir: Path, tmp_path: Path) -> None:
     again = CliRunner().invoke(distil_cli, ["convert", *paths[:2]])
     assert again.exit_code == 1
     assert "--force" in again.output
+
+
+def test_a_curated_transformer_is_named_with_what_it_can_do() -> None:
+    """Newer `_trf` packages have one. Here it does nothing but to have that name."""
+    if not Language.has_factory("curated_transformer"):
+        Language.factory("curated_transformer", func=lambda nlp, name: _DoNothing())
+    nlp = spacy.blank("en")
+    nlp.add_pipe("curated_transformer", name="transformer")
+    problems = make_plan(nlp, private_copies=False).problems
+    assert "transformer (curated_transformer)" in problems[0]
+    assert "it can teach a pipeline of spacy-distil, with 'spacy distil pipeline'" in problems[1]
+
+
+class _DoNothing:
+    def __call__(self, doc: Any) -> Any:
+        return doc
