@@ -129,7 +129,9 @@ class LoadedEncoder:
         from tokenizers import Tokenizer
 
         vocab = Tokenizer.from_str(self.tokenizer.to_str()).get_vocab(with_added_tokens=True)
-        pieces = np.full(max(self.config["vocab_size"], *vocab.values(), 0) + 1, "", dtype=object)
+        # The encoder may have more than the tokenizer knows.
+        n_vocab = max(self.config["vocab_size"], max(vocab.values(), default=-1) + 1)
+        pieces = np.full(n_vocab, "", dtype=object)
         pieces[[*vocab.values()]] = [*vocab]
         return pieces
 

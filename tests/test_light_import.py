@@ -45,6 +45,7 @@ def test_without_torch_and_transformers(bert_dir: Path) -> None:
     out = run_python(
         f"""
         import spacy_distil, spacy_distil.component, spacy_distil.architectures
+        import spacy_distil.interop, spacy_distil.trf_data, spacy_distil.training_template
         import spacy_distil.listener, spacy_distil.ner, spacy_distil.encoding, spacy_distil.engines
         import spacy, spacy_distil.cli, spacy_distil.teaching.run, spacy_distil.teaching.corpus
         spacy.registry.readers.get("spacy-distil.Texts.v1")
