@@ -5,7 +5,8 @@
 The same weights, in float32 torch; the same `tagger`, `ner` and `textcat`, which start from the
 same weights too; the same documents in the same batches. spacy-transformers has its stock settings,
 ours its defaults, and those are what an aim is for; further rows have one setting that differs.
-All take turns in one process, one round after the other; the ratio is that of each round.
+All take turns in one process, one round after the other, ours in default settings and
+spacy-transformers next to each other; the ratio is that of each round.
 
 Encoding is `nlp.pipe` with the encoder alone, over docs that are tokenized already. Ours pools
 pieces to tokens and fills `doc.tensor`, spacy-transformers leaves the pooling to the listeners. An
@@ -25,7 +26,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,11 +35,11 @@ import typer
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
-from thinc.api import Optimizer, fix_random_seed
+from thinc.api import Config, Optimizer, fix_random_seed
 from wasabi import msg
 
 from benchmarks.spacy_transformers_twin import copy_parameters, make_twin
-from benchmarks.teaching.speed import Measured
+from benchmarks.teaching.speed import Measured, now
 from spacy_distil.documents import read_examples
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.errors import ConfigError, friendly_errors, require
@@ -55,7 +55,7 @@ HEADS = ("tagger", "ner", "textcat")
 ENCODER = "transformer"
 # What spaCy's quickstart warms up to for a transformer.
 LEARN_RATE = 5e-5
-# Of encoding and of training, before the first round counts.
+# Of encoding and of training, before the first round counts; the longest docs come along.
 WARM_UP_DOCS, WARM_UP_BATCHES = 32, 2
 # Docs that both must encode alike, short enough to be one window of either; in words.
 ALIKE_DOCS, ALIKE_WORDS = 20, 90
@@ -124,7 +124,7 @@ def main(
     encoder: Annotated[Path, typer.Argument(help="Hugging Face model directory", exists=True)],
     rows: Annotated[str, typer.Option(help="Keys between commas; empty for all")] = "",
     limit: Annotated[int, typer.Option(help="Documents; 0 for all")] = 0,
-    repeats: Annotated[int, typer.Option(help="Rounds", min=1)] = 3,
+    repeats: Annotated[int, typer.Option(help="Rounds; even: as many each way", min=1)] = 4,
     threads: Annotated[int, typer.Option(help="Threads", min=1)] = 2,
     batch_size: Annotated[int, typer.Option(help="Documents at a time in nlp.pipe")] = 256,
     output: Annotated[
@@ -140,8 +140,12 @@ def main(
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         sides = make_sides(chosen, docs, encoder, limit=limit)
         texts = [example.reference.text for example in sides[THEIRS].examples]
-        encodes = [*(row.title for row in chosen if row.encodes), THEIRS]
-        tasks = {name: encoding(sides[name].nlp, texts, batch_size) for name in encodes}
+        encodes = {THEIRS, *(row.title for row in chosen if row.encodes)}
+        tasks = {
+            name: encoding(side.nlp, texts, batch_size)
+            for name, side in sides.items()
+            if name in encodes
+        }
         found = {ENCODING: measure(tasks, repeats, log=_log(ENCODING))}
         tasks = {name: training(side) for name, side in sides.items()}
         found[TRAINING] = measure(tasks, repeats, log=_log(TRAINING))
@@ -149,7 +153,8 @@ def main(
     native = has_native_bf16(torch.device("cpu"))
     about = (
         f"{len(texts):,} documents of {docs.name}, {found[ENCODING].words[0]:,} spaCy tokens, "
-        f"encoded in batches of {batch_size} documents; {count(threads, 'thread')}. Words/s: "
+        f"encoded in batches of {batch_size} documents; {count(threads, 'thread')} of torch and of "
+        f"the tokenizers (numpy has those that the environment gives it). Words/s: "
         f"median (range) of {count(repeats, 'round')} in turns, the ratio is that of each round. "
         f"The aim is for {OURS} with default settings; in each further row the named ones differ. "
         f"Mixed precision concerns training: this CPU has "
@@ -200,6 +205,8 @@ def make_sides(
 
     docs: annotated with tags, entities and categories.
     encoder: directory of weights and tokenizer.
+    RETURNS: in the order in which they take their turns. The first row and its rival, whose ratio
+        matters most, are neighbours.
     """
     fix_random_seed(0)
     sides: dict[str, Side] = {}
@@ -215,7 +222,8 @@ def make_sides(
         for name in HEADS:
             copy_parameters(_model(first.nlp, name), _model(side.nlp, name))
     twin = make_twin(first.nlp, encoder.resolve(), first.examples)
-    sides[THEIRS] = Side(twin, read_examples(twin, docs, limit=limit))
+    theirs = Side(twin, read_examples(twin, docs, limit=limit))
+    sides = {rows[0].title: first, THEIRS: theirs, **sides}
     check_alike(sides)
     return sides
 
@@ -275,7 +283,9 @@ def _model(nlp: Language, name: str) -> Any:
 
 
 def measure(tasks: Mapping[str, Task], rounds: int, *, log: Callable[[str], None]) -> Measured:
-    """Seconds of each task in each round, after a warm-up; every second round goes backwards."""
+    """Seconds of each task in each round, after a warm-up; every second round goes backwards. The
+    clock stops once a GPU is done, too.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     words: list[int] = []
     for turn in range(rounds + 1):
@@ -284,10 +294,10 @@ def measure(tasks: Mapping[str, Task], rounds: int, *, log: Callable[[str], None
         for name in list(tasks)[:: -1 if turn % 2 else 1]:
             run = tasks[name](turn)
             gc.collect()
-            started = perf_counter()
+            started = now()
             counts.add(run())
             if turn:
-                seconds[name].append(perf_counter() - started)
+                seconds[name].append(now() - started)
         if len(counts) != 1:
             raise ValueError(f"Not all went through the same words: {counts}.")
         if turn:
@@ -298,8 +308,10 @@ def measure(tasks: Mapping[str, Task], rounds: int, *, log: Callable[[str], None
 def encoding(nlp: Language, texts: Sequence[str], batch_size: int) -> Task:
     """All documents through `nlp.pipe` with the encoder alone."""
 
+    warm_up = [*texts[:WARM_UP_DOCS], max(texts, key=len)]
+
     def prepare(turn: int) -> Callable[[], int]:
-        docs = [nlp.make_doc(text) for text in (texts if turn else texts[:WARM_UP_DOCS])]
+        docs = [nlp.make_doc(text) for text in (texts if turn else warm_up)]
 
         def run() -> int:
             with nlp.select_pipes(enable=[ENCODER]):
@@ -317,18 +329,23 @@ def _taken(docs: list[Doc]) -> Iterator[Doc]:
         yield docs.pop()
 
 
-def training(side: Side) -> Task:
-    """An epoch. Its order of documents is that of the round's number, the same for all."""
-    settings = spacy.util.load_config(TEMPLATE)["training"]
-    settings["optimizer"]["learn_rate"] = LEARN_RATE
+def training(side: Side, config: Config | None = None) -> Task:
+    """An epoch. Its order of documents is that of the round's number, the same for all.
+
+    config: of `spacy train`, for batches, optimizer and dropout; None for the template.
+    """
+    settings = (config or spacy.util.load_config(TEMPLATE))["training"]
+    optimizer = {**settings["optimizer"], "learn_rate": LEARN_RATE}
     registry: Any = spacy.registry
-    parts = {name: settings[name] for name in ("optimizer", "batcher")}
-    resolved = registry.resolve(parts)
+    resolved = registry.resolve({"optimizer": optimizer, "batcher": settings["batcher"]})
 
     def prepare(turn: int) -> Callable[[], int]:
         examples = list(side.examples)
         random.Random(turn).shuffle(examples)
-        batches = list(resolved["batcher"](examples))[: None if turn else WARM_UP_BATCHES]
+        batches = list(resolved["batcher"](examples))
+        if not turn:
+            longest = max(batches, key=lambda batch: max(map(len, batch)))
+            batches = [*batches[:WARM_UP_BATCHES], longest]
 
         def run() -> int:
             for batch in batches:

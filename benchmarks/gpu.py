@@ -1,15 +1,15 @@
 """The tests that need a CUDA GPU, and words per second on it: one table.
 
-    python -m benchmarks.gpu DOCS.spacy ENCODER --output benchmarks/gpu
+    python -m benchmarks.gpu DOCS.spacy ENCODER --output benchmarks/ewt
 
-Runs `tests/gpu`, then encodes and trains as `benchmarks.encode` does, in each precision, with the
-heads on the CPU and, where CuPy is installed, on the GPU. Without a CUDA GPU it says so and does
-nothing. `--device cpu` tries the measuring out without one.
+Runs `tests/gpu`, then encodes and trains as `benchmarks.encode` does, but in the batches that
+`init-config train --gpu` writes: in each precision, with the heads on the CPU and, where CuPy is
+installed, on the GPU. Without a CUDA GPU it says so and does nothing. `--device cpu` tries the
+measuring out without one.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -24,7 +24,8 @@ from xml.etree import ElementTree
 
 import torch
 import typer
-from thinc.api import use_ops
+from thinc.api import Config, use_ops
+from thinc.compat import has_cupy_gpu
 from wasabi import msg
 
 from benchmarks.encode import Side, encoding, make_ours, measure, training
@@ -34,10 +35,12 @@ from spacy_distil.errors import friendly_errors
 from spacy_distil.report.layout import count, measured_on, with_range
 from spacy_distil.report.machine import command_line, describe_machine
 from spacy_distil.tables import Table
+from spacy_distil.training_template import training_config
 
 STEM = "gpu"
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "gpu"
 OUTCOMES = ("passed", "failed", "skipped")
+NO_CUPY = "CuPy is not installed, or sees no GPU: no row has its heads on the GPU."
 
 
 @dataclass(frozen=True)
@@ -81,28 +84,33 @@ def main(
     if device.startswith("cuda") and not torch.cuda.is_available():
         msg.warn(f"Skipped: torch {torch.__version__} sees no CUDA GPU.")
         return
+    if not has_cupy_gpu:
+        msg.warn(NO_CUPY)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     outcomes = run_tests(tests)
     with friendly_errors():
         found = {
             row.title: measure_row(row, docs, encoder, device, limit, repeats, batch_size)
             for row in ROWS
-            if row.ops == "numpy" or importlib.util.find_spec("cupy")
+            if row.ops == "numpy" or has_cupy_gpu
         }
     tables = [make_test_table(outcomes), make_speed_table(found)]
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     some = next(iter(found.values()))
     about = (
         f"{name}, torch {torch.__version__}. {some['encoding'].words[0]:,} spaCy tokens of "
-        f"{docs.name}, in batches of {batch_size} documents, and the batches of "
-        f"configs/transformer.cfg in training. Words/s: median (range) of "
-        f"{count(repeats, 'round')}, each row in turn."
+        f"{docs.name}, in batches of {batch_size} documents, and in training in those that "
+        f"'init-config train --gpu' writes. Words/s: median (range) of {count(repeats, 'round')}, "
+        f"one row after the other."
     )
+    if not has_cupy_gpu:
+        about = f"{about} {NO_CUPY}"
     print("\n".join([*(table.to_text() for table in tables), about]))
     if output is not None:
         machine = describe_machine()
         data = {
             "gpu": name,
+            "cupy": has_cupy_gpu,
             "docs": docs.name,
             "tests": outcomes,
             "rows": {
@@ -155,12 +163,17 @@ def measure_row(
         texts = [example.reference.text for example in examples]
         tasks = {
             "encoding": encoding(nlp, texts, batch_size),
-            "training": training(Side(nlp, examples)),
+            "training": training(Side(nlp, examples), gpu_config()),
         }
         return {
             task: measure({row.title: run}, repeats, log=lambda message: None)
             for task, run in tasks.items()
         }
+
+
+def gpu_config() -> Config:
+    """What `init-config train --gpu` writes."""
+    return Config().from_str(training_config(gpu=True), interpolate=False)
 
 
 def make_test_table(outcomes: Mapping[str, str]) -> Table:

@@ -19,11 +19,22 @@ from tests.util import FAMILIES, adam, make_examples, make_nlp, write_encoder
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+class EncoderDirs(dict[str, Path]):
+    """Writes the encoder of a family when it is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, family: str) -> Path:
+        self[family] = write_encoder(self.root / family, family)
+        return self[family]
+
+
 @pytest.fixture(scope="session")
 def encoder_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small random encoders by family, as Hugging Face model directories without dropout."""
-    root = tmp_path_factory.mktemp("encoders")
-    return {family: write_encoder(root / family, family) for family in FAMILIES}
+    return EncoderDirs(tmp_path_factory.mktemp("encoders"))
 
 
 @pytest.fixture(scope="session")

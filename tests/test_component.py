@@ -62,12 +62,18 @@ def test_vectors_are_those_of_spacy_transformers(teacher_dir: Path) -> None:
         np.testing.assert_allclose(doc.tensor, theirs_of_doc, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("pooling", "max_batch_pieces"), [("mean", 1), ("mean", 400), ("first", None)]
-)
-def test_a_doc_does_not_depend_on_its_batch(
-    encoder_dir: Path, pooling: str, max_batch_pieces: int | None
+def test_a_doc_does_not_depend_on_its_batch(encoder_dir: Path) -> None:
+    check_docs_alone(encoder_dir, "mean", 400)
+
+
+@pytest.mark.parametrize(("pooling", "max_batch_pieces"), [("mean", 1), ("first", None)])
+def test_a_doc_does_not_depend_on_the_size_of_its_batch(
+    bert_dir: Path, pooling: str, max_batch_pieces: int | None
 ) -> None:
+    check_docs_alone(bert_dir, pooling, max_batch_pieces)
+
+
+def check_docs_alone(encoder_dir: Path, pooling: str, max_batch_pieces: int | None) -> None:
     nlp = make_nlp(encoder_dir, max_batch_pieces=max_batch_pieces, pooling=pooling)
     alone = make_nlp(encoder_dir, pooling=pooling)
     rng = random.Random(1)
@@ -182,9 +188,9 @@ def test_a_token_of_5000_pieces(encoder_dirs: dict[str, Path]) -> None:
         ({"device": "tpu"}, "device = 'tpu' cannot be used"),
     ],
 )
-def test_a_bad_setting_is_named(encoder_dir: Path, settings: dict[str, Any], message: str) -> None:
+def test_a_bad_setting_is_named(bert_dir: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_nlp(encoder_dir, **{"overlap": 0, **settings})
+        make_nlp(bert_dir, **{"overlap": 0, **settings})
 
 
 def test_a_bad_pooling_is_named(bert_dir: Path) -> None:
@@ -196,6 +202,8 @@ def test_a_bad_pooling_is_named(bert_dir: Path) -> None:
 def test_the_largest_window_and_overlap_work(encoder_dir: Path) -> None:
     nlp = make_nlp(encoder_dir, window=72, overlap=35)
     assert nlp("Zürich " * 100).tensor.any(axis=1).all()
+    with pytest.raises(ConfigError, match="window = 73: this encoder takes at most 72 pieces"):
+        make_nlp(encoder_dir, window=73)
 
 
 def test_it_speaks_up_before_it_has_weights(bert_dir: Path) -> None:

@@ -14,14 +14,33 @@ import torch
 import transformers
 from spacy.tokens import Doc
 from spacy.training import Example
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from spacy_distil.shim import EncoderShim, get_encoder
 
 # Types that spaCy's stubs do not know.
 registry: Any = spacy.registry
 
-FAMILIES = ("bert", "distilbert", "electra", "roberta")
+FAMILIES = (
+    "bert",
+    "distilbert",
+    "roberta",
+    "albert",
+    "electra",
+    "mpnet",
+    "xlm-roberta",
+    "deberta-v2",
+    "modernbert",
+)
 WIDTH = 32
 LAYERS = 2
 LISTENER = {"@architectures": "spacy-distil.Listener.v1"}
@@ -40,47 +59,146 @@ SENTENCES = (
 
 
 def build_tokenizer(family: str) -> Tokenizer:
-    """A fast tokenizer for SENTENCES: byte-level BPE for RoBERTa, else WordPiece.
+    """A fast tokenizer for SENTENCES, of the kind that a family's real ones are.
 
     Its pieces are single characters (bytes) and some beginnings of words. It is written out and
     not trained, because the trainers break ties at random.
     """
-    if family == "roberta":
-        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        vocab = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-        merges = []
-        split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        for word in dict.fromkeys(w for s in SENTENCES for w, _ in split.pre_tokenize_str(s)):
-            for end in range(2, min(len(word), 5) + 1):
-                if word[:end] not in vocab:
-                    vocab.append(word[:end])
-                    merges.append((word[: end - 1], word[end - 1]))
-        tokenizer = Tokenizer(models.BPE(_numbered(vocab), merges))
-        tokenizer.pre_tokenizer = split
-        tokenizer.decoder = decoders.ByteLevel()
+    if family in ("roberta", "modernbert"):
+        return _byte_level(family)
+    if family in ("albert", "deberta-v2", "xlm-roberta"):
+        return _unigram(family)
+    return _wordpiece(family)
+
+
+def special_pieces(family: str) -> dict[str, str]:
+    """What transformers calls a family's special pieces, and what they are."""
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    pieces = {
+        "albert": ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
+        "mpnet": ("<pad>", "[UNK]", "<s>", "</s>", "<mask>"),
+        "roberta": ("<pad>", "<unk>", "<s>", "</s>", "<mask>"),
+        "xlm-roberta": ("<pad>", "<unk>", "<s>", "</s>", "<mask>"),
+    }
+    return dict(
+        zip(names, pieces.get(family, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")), strict=True)
+    )
+
+
+def _wordpiece(family: str) -> Tokenizer:
+    """With the lower-casing of the uncased models."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    words = _words(tokenizer, (*SENTENCES, string.printable))
+    characters = sorted({character for word in words for character in word})
+    beginnings = [word[:end] for word in words for end in (2, 3, 4)]
+    own = [*characters, *(f"##{character}" for character in characters)]
+    own += [*beginnings, "##ing", "##able", "##er"]
+    if family == "mpnet":
+        vocab = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", *own, "<mask>"]
+    else:
+        vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *own]
+    vocab = list(dict.fromkeys(vocab))
+    tokenizer.model = models.WordPiece(_numbered(vocab), unk_token="[UNK]")
+    return _with_special_pieces(tokenizer, family)
+
+
+def _byte_level(family: str) -> Tokenizer:
+    """RoBERTa's leaves spaces out of the characters that its pieces stand for, ModernBERT's puts
+    them into the next word's. It has pieces for runs of spaces, too, which are not special.
+    """
+    is_roberta = family == "roberta"
+    first = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if is_roberta else ["<|endoftext|>"]
+    vocab = [*first, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges = []
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for word in dict.fromkeys(w for s in SENTENCES for w, _ in split.pre_tokenize_str(s)):
+        for end in range(2, min(len(word), 5) + 1):
+            if word[:end] not in vocab:
+                vocab.append(word[:end])
+                merges.append((word[: end - 1], word[end - 1]))
+    tokenizer = Tokenizer(models.BPE(_numbered(vocab), merges))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    if is_roberta:
+        tokenizer.add_special_tokens(first)
         ends = [(piece, vocab.index(piece)) for piece in ("</s>", "<s>")]
         tokenizer.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)
+        return tokenizer
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_special_tokens(first)
+    tokenizer.add_tokens([AddedToken(" " * n, normalized=True) for n in (4, 3, 2)])
+    return _with_special_pieces(tokenizer, family)
+
+
+def _unigram(family: str) -> Tokenizer:
+    """As transformers makes them of SentencePiece's models. Those bring a table of characters to
+    normalize, which is NFKC and makes spaces of line breaks and the like.
+    """
+    table = [
+        normalizers.Replace(Regex(r"[\x00-\x08\x0e-\x1f\u200b\ufeff]"), ""),
+        normalizers.Replace(Regex(r"\s"), " "),
+        normalizers.NFKC(),
+    ]
+    one_space = normalizers.Replace(Regex(" {2,}"), " ")
+    if family == "albert":
+        quotes = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+        lower = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+        steps, split = [*quotes, *lower, *table, one_space], True
+    elif family == "deberta-v2":
+        steps, split = [normalizers.Strip(), *table, one_space], False
     else:
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        words = [
-            word
-            for sentence in (*SENTENCES, string.printable)
-            for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
-                tokenizer.normalizer.normalize_str(sentence)
-            )
-        ]
-        characters = sorted({character for word in words for character in word})
-        beginnings = [word[:end] for word in words for end in (2, 3, 4)]
-        vocab = [*special, *characters, *(f"##{character}" for character in characters)]
-        vocab = list(dict.fromkeys([*vocab, *beginnings, "##ing", "##able", "##er"]))
-        tokenizer.model = models.WordPiece(_numbered(vocab), unk_token="[UNK]")
-        ends = [(piece, vocab.index(piece)) for piece in ("[SEP]", "[CLS]")]
-        tokenizer.post_processor = processors.BertProcessing(*ends)
-    tokenizer.add_special_tokens(special)
+        steps, split = table, True
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    before = [pre_tokenizers.WhitespaceSplit()] if split else []
+
+    vocab = {
+        "albert": ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"],
+        "deberta-v2": ["[PAD]", "[CLS]", "[SEP]", "[UNK]"],
+        "xlm-roberta": ["<s>", "<pad>", "</s>", "<unk>"],
+    }[family]
+    special = special_pieces(family)
+    unknown = vocab.index(special["unk_token"])
+    scores = dict.fromkeys(vocab, 0.0)
+    tokenizer = Tokenizer(models.Unigram([*scores.items()], unknown, False))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, metaspace])
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    words = _words(tokenizer, (*SENTENCES, " ".join(string.printable)))
+    for word in ("▁", *words, "ing", "able", "er"):
+        scores.setdefault(word[:5], -6.0 - len(scores) / 1000)
+        scores.setdefault(word[:3], -8.0 - len(scores) / 1000)
+    for character in sorted({character for word in words for character in word}):
+        scores.setdefault(character, -9.0 - len(scores) / 1000)
+    scores.setdefault(special["mask_token"], 0.0)
+    tokenizer.model = models.Unigram([*scores.items()], unknown, False)
+    return _with_special_pieces(tokenizer, family)
+
+
+def _words(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """What a tokenizer makes pieces of."""
+    return [
+        word
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
+            tokenizer.normalizer.normalize_str(text)
+        )
+    ]
+
+
+def _with_special_pieces(tokenizer: Tokenizer, family: str) -> Tokenizer:
+    """One of them at each end of a window."""
+    special = special_pieces(family)
+    lstrip = family in ("albert", "modernbert", "mpnet", "xlm-roberta")
+    mask = AddedToken(special.pop("mask_token"), lstrip=lstrip)
+    tokenizer.add_special_tokens([*special.values(), mask])
+    first, last = special["cls_token"], special["sep_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[first, "$A", last],
+        special_tokens=[(piece, tokenizer.token_to_id(piece)) for piece in (first, last)],
+    )
     return tokenizer
 
 
@@ -105,50 +223,17 @@ def write_encoder(
     activation: of the feed-forward layers.
     """
     tokenizer = build_tokenizer(family)
-    common = {"vocab_size": tokenizer.get_vocab_size(), "initializer_range": 0.1}
-    bert = {
-        "hidden_size": width,
-        "hidden_act": activation,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "intermediate_size": 2 * width,
-        "hidden_dropout_prob": dropout,
-        "attention_probs_dropout_prob": dropout,
-    }
-    config: Any
-    if family == "bert":
-        config = transformers.BertConfig(**common, **bert, max_position_embeddings=positions)
-        special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
-    elif family == "electra":
-        # Embeddings of another width than the layers', as in the small models of this family.
-        config = transformers.ElectraConfig(
-            **common, **bert, embedding_size=width // 2, max_position_embeddings=positions
-        )
-        special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
-    elif family == "roberta":
-        config = transformers.RobertaConfig(
-            **common,
-            **bert,
-            max_position_embeddings=positions + 2,
-            pad_token_id=1,
-            bos_token_id=0,
-            eos_token_id=2,
-            type_vocab_size=1,
-        )
-        special = {"pad_token": "<pad>", "unk_token": "<unk>"}
-    else:
-        config = transformers.DistilBertConfig(
-            **common,
-            dim=width,
-            activation=activation,
-            n_layers=layers,
-            n_heads=4,
-            hidden_dim=2 * width,
-            dropout=dropout,
-            attention_dropout=dropout,
-            max_position_embeddings=positions,
-        )
-        special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    special = special_pieces(family)
+    config = _make_config(
+        family,
+        tokenizer,
+        special,
+        positions=positions,
+        dropout=dropout,
+        width=width,
+        layers=layers,
+        activation=activation,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModel.from_config(config)
@@ -161,6 +246,93 @@ def write_encoder(
         directory
     )
     return directory
+
+
+def _make_config(
+    family: str,
+    tokenizer: Tokenizer,
+    special: dict[str, str],
+    *,
+    positions: int,
+    dropout: float,
+    width: int,
+    layers: int,
+    activation: str,
+) -> Any:
+    cls, sep = (tokenizer.token_to_id(special[f"{name}_token"]) for name in ("cls", "sep"))
+    common = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "initializer_range": 0.1,
+        "pad_token_id": tokenizer.token_to_id(special["pad_token"]),
+        "bos_token_id": cls,
+        "eos_token_id": sep,
+        "max_position_embeddings": positions,
+    }
+    bert = {
+        **common,
+        "hidden_size": width,
+        "hidden_act": activation,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 2 * width,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
+    # Their positions count from the padding's id on.
+    roberta = {**bert, "max_position_embeddings": positions + 2}
+    if family == "bert":
+        return transformers.BertConfig(**bert)
+    if family == "electra":
+        # Embeddings of another width than the layers', as in the small models of this family.
+        return transformers.ElectraConfig(**bert, embedding_size=width // 2)
+    if family == "albert":
+        return transformers.AlbertConfig(**bert, embedding_size=width // 2)
+    if family == "roberta":
+        return transformers.RobertaConfig(**roberta, type_vocab_size=1)
+    if family == "xlm-roberta":
+        return transformers.XLMRobertaConfig(**roberta, type_vocab_size=1)
+    if family == "mpnet":
+        return transformers.MPNetConfig(**roberta)
+    if family == "deberta-v2":
+        # As in version 3, with distances that soon share a bucket.
+        return transformers.DebertaV2Config(
+            **bert,
+            relative_attention=True,
+            position_buckets=8,
+            norm_rel_ebd="layer_norm",
+            share_att_key=True,
+            pos_att_type="p2c|c2p",
+            position_biased_input=False,
+            type_vocab_size=0,
+        )
+    if family == "modernbert":
+        # Every second layer sees a few neighbours alone.
+        return transformers.ModernBertConfig(
+            **common,
+            cls_token_id=cls,
+            sep_token_id=sep,
+            hidden_size=width,
+            hidden_activation=activation,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            intermediate_size=2 * width,
+            embedding_dropout=dropout,
+            mlp_dropout=dropout,
+            attention_dropout=dropout,
+            global_attn_every_n_layers=2,
+            local_attention=8,
+        )
+    assert family == "distilbert", family
+    return transformers.DistilBertConfig(
+        **common,
+        dim=width,
+        activation=activation,
+        n_layers=layers,
+        n_heads=4,
+        hidden_dim=2 * width,
+        dropout=dropout,
+        attention_dropout=dropout,
+    )
 
 
 def encoder_of(nlp: Any) -> EncoderShim:
@@ -181,7 +353,8 @@ def weights_of(nlp: Any) -> dict[str, np.ndarray]:
 
 def copied(module: torch.nn.Module) -> dict[str, np.ndarray]:
     """The weights of a module, copied."""
-    return {name: tensor.numpy().copy() for name, tensor in module.state_dict().items()}
+    state = module.state_dict()
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
 
 def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray], atol: float = 1e-6) -> bool:
@@ -236,7 +409,11 @@ def make_nlp(
     initialize: bool = True,
     **settings: Any,
 ) -> Any:
-    """A pipeline of an encoder and pipes that listen to it, initialized on EXAMPLES."""
+    """A pipeline of an encoder and pipes that listen to it, initialized on EXAMPLES.
+
+    settings: of the encoder, which is on the CPU unless they say otherwise.
+    """
+    settings.setdefault("device", "cpu")
     nlp = spacy.blank("en")
     model = {"@architectures": "spacy-distil.DistilTransformer.v1", "name": str(name), **settings}
     nlp.add_pipe("distil_transformer", name="transformer", config={"model": model})
@@ -259,7 +436,8 @@ def initialize_nlp(nlp: Any) -> None:
             for parameter in node.param_names:
                 if node.has_param(parameter):
                     shape = node.get_param(parameter).shape
-                    node.set_param(parameter, rng.normal(0, 0.3, shape).astype("f"))
+                    weights = rng.normal(0, 0.3, shape).astype("f")
+                    node.set_param(parameter, node.ops.asarray(weights))
 
 
 def make_examples(

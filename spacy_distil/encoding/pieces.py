@@ -38,12 +38,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
 
 
+# What SentencePiece writes for a space, and reads as one.
+_SPACE = "▁"
+# Whether a character is a space, by its number. All that are have lower numbers than the last here.
+_IS_SPACE = np.array([chr(number).isspace() for number in range(0x3002)])
+
+
 @dataclass(frozen=True)
 class Pieces:
     """The pieces of one text, special pieces not among them.
 
     ids: (n_pieces,) int64, vocabulary ids.
-    starts, ends: (n_pieces,) int64, character offsets into the text, end exclusive.
+    starts, ends: (n_pieces,) int64, character offsets into the text, end exclusive. They do not
+        begin or end with a space, and never step back. Those of a piece that stands for spaces
+        alone, or for no character, are equal: it belongs to no token.
     """
 
     ids: np.ndarray
@@ -74,6 +82,9 @@ class PieceTokenizer:
             )
         self.prefix: list[int] = probe.ids[: own[0]]
         self.suffix: list[int] = probe.ids[own[-1] + 1 :]
+        self._spaces = _find_spaces(tokenizer)
+        self._holds_spaces = bool(self._spaces) or _holds_spaces(tokenizer)
+        self._spelled = _find_spelled(tokenizer)
 
     @classmethod
     def from_str(cls, json: str | bytes) -> PieceTokenizer:
@@ -105,16 +116,111 @@ class PieceTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[Pieces]:
         """Pieces of each text; all texts are tokenized in one call."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [_to_pieces(encoding) for encoding in encodings]
+        texts = list(texts)
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [
+            self._to_pieces(text, encoding) for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def _to_pieces(self, text: str, encoding: Any) -> Pieces:
+        ids = np.array(encoding.ids, dtype=np.int64)
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        starts, ends = offsets[:, 0], offsets[:, 1]
+        if self._spelled and (found := np.isin(ids, list(self._spelled))).any():
+            ids, starts, ends = _spell_out(self._spelled, found, ids, starts, ends)
+        if self._spaces:
+            ends = np.where(np.isin(ids, self._spaces), starts, ends)
+        if self._holds_spaces:
+            starts, ends = _without_spaces(text, starts, ends, _SPACE if self._spaces else "")
+        return in_order(ids, starts, ends)
 
 
-def _to_pieces(encoding: Any) -> Pieces:
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    return Pieces(
-        ids=np.array(encoding.ids, dtype=np.int64),
-        # Normalizers that reorder characters (combining marks) can report offsets that step back;
-        # the alignment needs them sorted.
-        starts=np.minimum.accumulate(offsets[::-1, 0])[::-1],
-        ends=np.maximum.accumulate(offsets[:, 1]),
-    )
+def in_order(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Pieces:
+    """Pieces whose offsets never step back, as they can where a normalizer has put characters
+    (combining marks) into another order.
+    """
+    own = ends > starts
+    begins, stops = starts[own], ends[own]
+    starts, ends = starts.copy(), ends.copy()
+    starts[own] = np.minimum.accumulate(begins[::-1])[::-1]
+    ends[own] = np.maximum.accumulate(stops)
+    return Pieces(ids, starts, ends)
+
+
+def _find_spaces(tokenizer: Tokenizer) -> list[int]:
+    """Ids of the pieces that SentencePiece makes of spaces alone. One may claim the first character
+    of the next word.
+    """
+    if not any(
+        _SPACE in piece for piece in tokenizer.encode("a a", add_special_tokens=False).tokens
+    ):
+        return []
+    ids = [tokenizer.token_to_id(_SPACE * n) for n in range(1, 17)]
+    return [i for i in ids if i is not None]
+
+
+def _holds_spaces(tokenizer: Tokenizer) -> bool:
+    """Whether the offsets of a word's first piece can begin with the space before it."""
+    text = "a a"
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    return any(text[start:end].strip() != text[start:end] for start, end in encoding.offsets)
+
+
+def _find_spelled(tokenizer: Tokenizer) -> dict[int, list[int]]:
+    """Special pieces that a tokenizer finds in plain text all the same, because its model has them
+    in its vocabulary (Unigram), and the pieces of their single characters.
+    """
+    # Some are read in plain text on purpose: what stands for anything unknown.
+    unknown = tokenizer.encode("\ue000", add_special_tokens=False).ids
+    spelled = {}
+    for i, piece in tokenizer.get_added_tokens_decoder().items():
+        text = piece.content
+        if piece.special and i in tokenizer.encode(text, add_special_tokens=False).ids:
+            characters = [tokenizer.token_to_id(character) for character in text]
+            if i not in unknown and None not in characters:
+                spelled[i] = characters
+    return spelled
+
+
+def _spell_out(
+    spelled: dict[int, list[int]],
+    found: np.ndarray,
+    ids: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, starts and ends with single characters in the place of literal special pieces.
+
+    found: (n_pieces,) bool, which are such pieces.
+    """
+    lengths = np.ones(len(ids), dtype=np.int64)
+    lengths[found] = [len(spelled[i]) for i in ids[found]]
+    last = np.cumsum(lengths)
+    within = np.arange(lengths.sum()) - np.repeat(last - lengths, lengths)
+    places = np.repeat(found, lengths)
+    new_ids, starts, ends = (np.repeat(array, lengths) for array in (ids, starts, ends))
+    new_ids[places] = [character for i in ids[found] for character in spelled[i]]
+    # A normalizer may have made them of another number of characters.
+    exact = places & (ends - starts == np.repeat(lengths, lengths))
+    starts = np.where(exact, starts + within, starts)
+    return new_ids, starts, np.where(exact, starts + 1, ends)
+
+
+def _without_spaces(
+    text: str, starts: np.ndarray, ends: np.ndarray, space: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets that neither begin nor end with a space; equal where there is nothing else.
+
+    space: one more character that counts as a space.
+    """
+    numbers = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    is_space = _IS_SPACE[np.minimum(numbers, len(_IS_SPACE) - 1)]
+    if space:
+        is_space |= numbers == ord(space)
+    n = len(numbers)
+    # From each place on, where the next character begins that is no space; and up to each place,
+    # where the last of them ends.
+    nexts = np.append(np.where(is_space, n, np.arange(n)), n)
+    lasts = np.append(0, np.where(is_space, 0, np.arange(1, n + 1)))
+    starts = np.minimum(np.minimum.accumulate(nexts[::-1])[::-1][starts], ends)
+    return starts, np.maximum(np.maximum.accumulate(lasts)[ends], starts)

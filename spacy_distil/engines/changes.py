@@ -39,6 +39,39 @@ class EncoderChanges:
 UNCHANGED = EncoderChanges()
 
 
+def settle(config: transformers.PretrainedConfig) -> None:
+    """Decide what a family would else decide by the machine, or by what it has encoded before."""
+    if hasattr(config, "reference_compile"):
+        # ModernBERT would compile itself where triton is installed, at each new shape of a batch.
+        config.reference_compile = False
+    if getattr(config, "attention_type", None) == "block_sparse":
+        # BigBird would change over for good at the first batch of short windows.
+        config.attention_type = "original_full"
+    if config.model_type == "modernbert":
+        _read_newer_modernbert(config)
+
+
+def _read_newer_modernbert(config: transformers.PretrainedConfig) -> None:
+    """Let transformers 4 read what transformers 5 has written of a ModernBERT. It would take its
+    own defaults instead, without a word.
+    """
+    rope = getattr(config, "rope_parameters", None)
+    if not rope or not hasattr(config, "global_rope_theta"):
+        return
+    config.global_rope_theta = rope["full_attention"]["rope_theta"]
+    config.local_rope_theta = rope["sliding_attention"]["rope_theta"]
+    kinds = config.layer_types
+    is_global = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
+    every = is_global[1] if len(is_global) > 1 else len(kinds)
+    if is_global != list(range(0, len(kinds), every)):
+        raise ConfigError(
+            f"layer_types of this 'modernbert' encoder are {kinds}: transformers "
+            f"{transformers.__version__} takes global attention in every n-th layer alone. Install "
+            "transformers 5."
+        )
+    config.global_attn_every_n_layers = every
+
+
 def _keep_layers(config: transformers.PretrainedConfig, n_layers: int) -> None:
     available = config.num_hidden_layers
     if n_layers > available:

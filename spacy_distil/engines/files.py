@@ -14,6 +14,24 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
 
+# Families whose positions count from the padding's id on.
+PADDED_POSITIONS = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+    }
+)
+
 EngineName = Literal["torch", "onnx"]
 # What each engine runs: its third file, beside config and tokenizer.
 MODELS: dict[EngineName, str] = {"torch": WEIGHTS, "onnx": GRAPH}
@@ -85,9 +103,10 @@ def first_position(config: Mapping[str, Any]) -> int:
 
     config: a transformers `config.json`.
     """
-    if config["model_type"] in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        # Their positions count from the padding id on, and that one is never used.
-        return int(config.get("pad_token_id", 1)) + 1
+    if config["model_type"] in PADDED_POSITIONS:
+        # That one is never used. MPNet's code has its own, whatever its config says.
+        padding = None if config["model_type"] == "mpnet" else config.get("pad_token_id")
+        return (1 if padding is None else int(padding)) + 1
     return 0
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import transformers
 from safetensors import SafetensorError
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from spacy_distil.encoding import PieceTokenizer
-from spacy_distil.engines.changes import UNCHANGED, EncoderChanges
+from spacy_distil.engines.changes import UNCHANGED, EncoderChanges, settle
+from spacy_distil.engines.probe import find_class, refuse_by_deed, refuse_by_kind
 from spacy_distil.errors import ConfigError, WeightsError
 
 
@@ -21,15 +22,13 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
     """Load an encoder, in float32 and without its pooler, by directory or hub name.
 
     changes: to its config; weights of layers that these leave out are not loaded.
-    Raises ConfigError for a model that is no encoder, WeightsError where weights are missing.
+    Raises ConfigError for a model that cannot be an encoder, WeightsError where weights are
+    missing.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        if config.is_encoder_decoder or getattr(config, "is_decoder", False):
-            raise ConfigError(
-                f"name = {name!r} is a {config.model_type!r} model with a decoder; "
-                "distil_transformer takes encoders such as BERT, DistilBERT and RoBERTa."
-            )
+        refuse_by_kind(name, config)
+        settle(config)
         changes.apply(config)
         with quiet_transformers():
             model, info = transformers.AutoModel.from_pretrained(
@@ -41,7 +40,7 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
                 output_loading_info=True,
                 # Refused below, with their names.
                 ignore_mismatched_sizes=True,
-                **without_pooler(config),
+                **building(config),
             )
     except ConfigError:
         raise
@@ -59,7 +58,9 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
         for entry in info["mismatched_keys"]
     ]
     refuse_gaps(f"name = {name!r}", info["missing_keys"], (), mismatched)
-    return model.float()
+    model = model.float().eval()
+    refuse_by_deed(name, model)
+    return model
 
 
 def load_tokenizer(name: str) -> PieceTokenizer:
@@ -77,23 +78,26 @@ def load_fast_tokenizer(name: str, *, setting: str, **where: Any) -> Any:
     """
     try:
         with quiet_transformers():
+            file = _find_tokenizer_file(name, where)
             try:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
                     name, use_fast=True, trust_remote_code=False, **where
                 )
             except ValueError:
+                if file is None:
+                    raise
                 # A class that only a newer transformers knows; tokenizer.json says all there is.
                 tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, **where)
-            files = Path(name) / "tokenizer.json", Path(name) / "tokenizer_config.json"
-            if files[0].is_file() and not files[1].exists():
-                # Without the second, transformers takes the family's usual normalization, such as
-                # BERT's lower-casing, instead of what the first says.
+            if file is not None and tokenizer.is_fast and _rebuilds(name, tokenizer):
                 tokenizer = transformers.PreTrainedTokenizerFast(
-                    tokenizer_file=str(files[0]), **tokenizer.special_tokens_map
+                    tokenizer_file=file, **tokenizer.special_tokens_map
                 )
     except Exception as error:  # it tries several formats, and each fails in its own way
         raise WeightsError(
-            f"No tokenizer could be loaded from {setting} = {name!r}: {error}"
+            f"No tokenizer could be loaded from {setting} = {name!r}: {error}\n"
+            "Expected tokenizer.json, or a vocabulary that it can be made from. Where that is a "
+            "model of SentencePiece (spm.model or the like), making it takes two packages more: "
+            "pip install sentencepiece protobuf"
         ) from error
     if not tokenizer.is_fast:
         raise ConfigError(
@@ -109,11 +113,35 @@ def load_fast_tokenizer(name: str, *, setting: str, **where: Any) -> Any:
     return tokenizer
 
 
-def without_pooler(config: transformers.PretrainedConfig) -> dict[str, bool]:
-    """Arguments that leave out the pooler, which nothing here uses, where a family has one."""
-    model_class = transformers.MODEL_MAPPING[type(config)]
-    takes = inspect.signature(model_class.__init__).parameters
-    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+def _find_tokenizer_file(name: str, where: dict[str, Any]) -> str | None:
+    """The path of a model's `tokenizer.json`, `None` where it has none."""
+    try:
+        return cached_file(name, "tokenizer.json", **where)
+    except OSError:  # what is wrong is said by what comes next
+        return None
+
+
+def _rebuilds(name: str, tokenizer: Any) -> bool:
+    """Whether transformers may have made a tokenizer otherwise than its `tokenizer.json` says: with
+    the normalization that is usual in its family.
+    """
+    is_bare = Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").exists()
+    # From version 5 on it leaves out the table of characters of some models of SentencePiece.
+    return is_bare or type(tokenizer.backend_tokenizer.model).__name__ == "Unigram"
+
+
+def building(config: transformers.PretrainedConfig) -> dict[str, Any]:
+    """Arguments for building a model: without the pooler, which nothing here uses, where a family
+    has one; and without flash attention, which works in half precision alone, where a family takes
+    it by itself.
+    """
+    takes = inspect.signature(find_class(config).__init__).parameters
+    arguments: dict[str, Any] = {}
+    if "add_pooling_layer" in takes:
+        arguments["add_pooling_layer"] = False
+    if config.model_type == "modernbert":
+        arguments["attn_implementation"] = "sdpa"
+    return arguments
 
 
 def refuse_gaps(

@@ -22,14 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.base import Backprop, StepSettings
-from spacy_distil.engines.changes import EncoderChanges
+from spacy_distil.engines.changes import EncoderChanges, settle
 from spacy_distil.engines.files import CONFIG, WEIGHTS, dump_config, parse_config
+from spacy_distil.engines.onednn import is_faster, use_onednn
 from spacy_distil.engines.precision import has_native_bf16
-from spacy_distil.engines.pretrained import (
-    load_encoder,
-    refuse_gaps,
-    without_pooler,
-)
+from spacy_distil.engines.pretrained import building, load_encoder, refuse_gaps
 from spacy_distil.errors import ConfigError, OutOfMemoryError, WeightsError
 
 # On a CPU larger batches only cost memory, a GPU wants work.
@@ -37,6 +34,8 @@ CPU_BATCH_PIECES = 1536
 GPU_BATCH_PIECES = 16384
 # The number of a layer in the name of a weight.
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
+# Weights below all layers. DeBERTa's "rel_embeddings", of distances, are used by each of them.
+_EMBEDDING = re.compile(r"\bembedding")
 
 # A forked child inherits a pool of threads that do not exist there: the first parallel operation
 # would wait for them for ever.
@@ -66,6 +65,8 @@ class TorchEngine:
         self.device = choose_device(device)
         self._keeps_graphs = not gradient_checkpointing
         self._model = model.to(self.device).eval()
+        if is_faster(self.device):
+            use_onednn(self._model)
         self._autocast: torch.dtype | None = None
         if mixed_precision and has_native_bf16(self.device):
             self._autocast = torch.bfloat16
@@ -171,7 +172,10 @@ class TorchEngine:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.grad_clip)
         self._scaler.step(optimizer)
         self._scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        self.clear_gradients()
+
+    def clear_gradients(self) -> None:
+        self._model.zero_grad(set_to_none=True)
 
     def optimizer_to_bytes(self) -> bytes:
         state = {
@@ -209,6 +213,12 @@ class TorchEngine:
 
     def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Ids, mask and positions."""
+        if self.device.type == "cuda" and torch.cuda._is_in_bad_fork():
+            raise ConfigError(
+                f"An encoder on {self.device} cannot be used in a forked process, as n_process "
+                'makes them on Linux. Load the pipeline with device = "cpu", or leave out '
+                "n_process: a GPU is fastest with large batches of one process."
+            )
         arrays = (batch.ids, batch.mask, batch.positions)
         ids, mask, positions = (torch.from_numpy(array).to(self.device) for array in arrays)
         return ids, mask, positions
@@ -273,7 +283,7 @@ class TorchEngine:
             layer = _LAYER.search(name)
             # Layers count down from the top, which is 0. Embeddings lie below all of them; what
             # else has no number belongs to all layers, or stands above them.
-            depth = self.n_layers if "embedding" in name else 0
+            depth = self.n_layers if _EMBEDDING.search(name) else 0
             if layer:
                 depth = self.n_layers - 1 - int(layer[1])
             groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)
@@ -291,9 +301,10 @@ def choose_device(device: str) -> torch.device:
 
     Raises ConfigError for a device that torch does not know or does not see.
     """
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        # By its number: which GPU is the current one may differ from thread to thread.
+        return torch.device("cuda", torch.cuda.current_device())
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
@@ -337,7 +348,9 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a device has none left. torch has a class for CUDA's errors alone."""
     message = str(error)
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(
-        part in message for part in ("can't allocate memory", "out of memory")
+        part in message
+        # The last one is oneDNN's.
+        for part in ("can't allocate memory", "out of memory", "could not create a primitive")
     )
 
 
@@ -363,11 +376,12 @@ def _load_files(
         config = config_class.from_dict(settings)
     except Exception as error:  # each version and family of transformers raises its own
         raise WeightsError(f"{CONFIG} is no {settings['model_type']} config: {error}") from error
+    settle(config)
     changes.apply(config)
     try:
         # No memory and no time for random weights: the saved ones take their place.
         with init_empty_weights(include_buffers=False):
-            model = transformers.AutoModel.from_config(config, **without_pooler(config))
+            model = transformers.AutoModel.from_config(config, **building(config))
     except Exception as error:  # each version and family of transformers raises its own
         raise WeightsError(
             f"{CONFIG} describes no encoder that transformers {transformers.__version__} can "

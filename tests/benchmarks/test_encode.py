@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import spacy
+import torch
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
@@ -95,6 +96,21 @@ def test_rounds_take_turns() -> None:
     assert [len(seconds) for seconds in measured.seconds.values()] == [2, 2]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
+def test_the_clock_waits_for_the_gpu() -> None:
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def run() -> int:
+        began.record()
+        torch.cuda._sleep(10**8)  # clock cycles
+        ended.record()
+        return 1
+
+    measured = encode.measure({"a": lambda turn: run}, 1, log=lambda message: None)
+    assert measured.seconds["a"][0] > 0.99 * began.elapsed_time(ended) / 1000 > 0.01
+
+
 def test_all_go_through_the_same_words() -> None:
     tasks = {"a": lambda turn: lambda: 3, "b": lambda turn: lambda: 4}
     with pytest.raises(ValueError, match="same words"):
@@ -150,12 +166,14 @@ def test_encoding_is_the_encoder_alone() -> None:
     nlp.add_pipe("note_docs", name=encode.ENCODER)
     nlp.add_pipe("refuse_docs")
     texts = [f"Text number {i}." for i in range(encode.WARM_UP_DOCS + 5)]
+    texts[-2] = longest = "Text that is the longest."
     task = encode.encoding(nlp, texts, 8)
-    assert task(0)() == 4 * encode.WARM_UP_DOCS
+    assert task(0)() == 4 * encode.WARM_UP_DOCS + 6
+    assert seen == [*texts[: encode.WARM_UP_DOCS], longest]
     seen.clear()
     run = task(1)
     assert not seen
-    assert run() == 4 * len(texts)
+    assert run() == 4 * len(texts) + 2
     assert seen == texts
 
 
@@ -163,6 +181,10 @@ def test_encoding_is_the_encoder_alone() -> None:
 def sides(encoder: Path, docs: Path) -> dict[str, encode.Side]:
     pytest.importorskip("spacy_transformers")
     return encode.make_sides(encode.choose_rows("default,checkpointing"), docs, encoder)
+
+
+def test_rivals_take_turns_next_to_each_other(sides: dict[str, encode.Side]) -> None:
+    assert [*sides] == [OURS, THEIRS, "gradient_checkpointing"]
 
 
 def test_twin_sees_the_same_vectors(sides: dict[str, encode.Side]) -> None:
@@ -239,7 +261,22 @@ def test_batches_are_the_same_in_another_order_each_round(
     assert sorted(i for batch in first for i in batch) == list(range(400)), "none is left out"
     words = [sum(len(side.examples[i]) for i in batch) for batch in first]
     assert max(words) <= 1200
-    assert len(epoch(0)) == min(encode.WARM_UP_BATCHES, len(first))
+
+
+def test_the_longest_doc_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    nlp = spacy.blank("en")
+    examples = make_examples(nlp, 1000)
+    long = Example.from_dict(nlp.make_doc("word " * 30), {})
+    side = encode.Side(nlp, [*examples, long])
+    seen: list[list[Example]] = []
+    monkeypatch.setattr(nlp, "update", lambda batch, **kwargs: seen.append(batch))
+    task = encode.training(side)
+    task(0)()
+    assert len(seen) == encode.WARM_UP_BATCHES + 1
+    assert long in seen[-1]
+    seen.clear()
+    task(1)()
+    assert len(seen) > encode.WARM_UP_BATCHES + 1
 
 
 # The whole
@@ -258,8 +295,8 @@ def test_whole_run(encoder: Path, docs: Path, tmp_path: Path) -> None:
     encode.main(docs, encoder, limit=N_SHOWN, repeats=1, threads=1, batch_size=8, output=tmp_path)
     saved = json.loads((tmp_path / "encode.json").read_text(encoding="utf-8"))
     assert saved["n_docs"] == N_SHOWN
-    assert [*saved["encoding"]["seconds"]] == [OURS, "window = 192", THEIRS]
-    assert [*saved["training"]["seconds"]] == [*(row.title for row in ROWS), THEIRS]
+    assert [*saved["encoding"]["seconds"]] == [OURS, THEIRS, "window = 192"]
+    assert [*saved["training"]["seconds"]] == [OURS, THEIRS, *(row.title for row in ROWS[1:])]
     n_words = sum(map(len, list(DocBin().from_disk(docs).get_docs(spacy.vocab.Vocab()))[:N_SHOWN]))
     for part in (saved["encoding"], saved["training"]):
         assert part["words"] == [n_words]

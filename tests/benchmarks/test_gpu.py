@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import spacy
 import torch
 import typer
 from spacy.tokens import DocBin
+from spacy.training import Example
+from thinc.compat import has_cupy_gpu
 from typer.testing import CliRunner
 
 from benchmarks import gpu
+from benchmarks.encode import Side, training
 from tests.util import make_examples, make_nlp
 
 app = typer.Typer()
@@ -62,8 +66,20 @@ def test_a_failed_test_is_a_failure(docs: Path, bert_dir: Path, tmp_path: Path) 
     }
     titles = [row.title for row in gpu.ROWS if row.ops == "numpy"]
     assert list(saved["rows"])[: len(titles)] == titles
+    assert len(saved["rows"]) == (len(gpu.ROWS) if has_cupy_gpu else len(titles))
     for tasks in saved["rows"].values():
         assert tasks["encoding"]["words"] == tasks["training"]["words"] == [8 * 6]
     table = (output / "gpu.md").read_text()
     assert "| bad one | 1 | 1 | 0 |" in table
     assert "| float32, heads on the CPU | " in table
+    assert (gpu.NO_CUPY in table) == (gpu.NO_CUPY in result.output) == (not has_cupy_gpu)
+
+
+def test_batches_are_those_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    nlp = spacy.blank("en")
+    batches: list[list[Example]] = []
+    monkeypatch.setattr(nlp, "update", lambda batch, **kwargs: batches.append(batch))
+    training(Side(nlp, make_examples(nlp, 2000)), gpu.gpu_config())(1)()
+    words = [sum(map(len, batch)) for batch in batches]
+    assert sum(words) == 2000 * 6
+    assert 4000 <= max(words) <= 4800

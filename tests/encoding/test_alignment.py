@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from functools import cache
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from spacy.tokens import Doc
 from spacy.vocab import Vocab
-from tokenizers import Tokenizer
 
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.encoding.alignment import align, token_offsets
-from spacy_distil.encoding.pieces import Pieces, _to_pieces
-from tests.util import build_tokenizer
+from spacy_distil.encoding.pieces import Pieces, in_order
+from tests.encoding.test_pieces import KINDS, SENTENCEPIECE, TOKENIZERS, naive_offsets
+from tests.util import FAMILIES, build_tokenizer
 
 NLP = spacy.blank("en")
 VOCAB = Vocab()
@@ -50,13 +48,6 @@ HARD = st.sampled_from(
     ]
 )
 TEXTS = st.lists(st.one_of(st.text(max_size=12), HARD), max_size=8).map("".join)
-
-
-@cache
-def tokenizers(family: str) -> tuple[Tokenizer, PieceTokenizer]:
-    raw = build_tokenizer(family)
-    raw.encode_special_tokens = True
-    return raw, PieceTokenizer(build_tokenizer(family))
 
 
 @st.composite
@@ -95,16 +86,15 @@ def test_token_offsets_are_those_of_the_text(doc: Doc) -> None:
     assert [doc.text[a:b] for a, b in zip(starts, ends, strict=True)] == [t.text for t in doc]
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", KINDS)
 @given(doc=DOCS)
 @example(doc=Doc(VOCAB))
 @example(doc=Doc(VOCAB, words=["un", "believ", "able"], spaces=[False, False, False]))
 @example(doc=Doc(VOCAB, words=["a", "   ", "b"], spaces=[True, False, False]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_alignment_is_the_overlap_of_characters(family: str, doc: Doc) -> None:
-    raw, tokenizer = tokenizers(family)
-    offsets = raw.encode(doc.text, add_special_tokens=False).offsets
-    first, last = align(*token_offsets(doc), tokenizer([doc.text])[0])
+    offsets = naive_offsets(family, doc.text)
+    first, last = align(*token_offsets(doc), TOKENIZERS[family]([doc.text])[0])
     found = [list(range(a, b)) for a, b in zip(first, last, strict=True)]
     expected = overlapping(doc, offsets)
     in_order = offsets == sorted(offsets) and all(a[1] <= b[1] for a, b in pairwise(offsets))
@@ -142,8 +132,8 @@ def test_alignment_is_many_to_many(tokens: list[int], pieces: list[tuple[int, in
 
 def test_offsets_that_step_back_lose_no_token() -> None:
     """Two marks that a normalizer has put into another order."""
-    offsets = [(0, 1), (2, 3), (1, 2), (3, 4)]
-    pieces = _to_pieces(SimpleNamespace(ids=[5, 6, 7, 8], offsets=offsets))
+    offsets = np.array([(0, 1), (2, 3), (1, 2), (3, 4)])
+    pieces = in_order(np.array([5, 6, 7, 8]), *offsets.T)
     first, last = align(np.arange(4), np.arange(1, 5), pieces)
     assert list(zip(first, last, strict=True)) == [(0, 1), (1, 3), (1, 3), (3, 4)]
 
@@ -153,7 +143,7 @@ def test_pieces_without_characters_belong_to_no_token() -> None:
     token of spaces.
     """
     offsets = [(0, 1), (2, 2), (3, 3), (4, 5), (6, 6), (6, 7), (7, 7), (7, 8), (8, 8)]
-    pieces = _to_pieces(SimpleNamespace(ids=list(range(9)), offsets=offsets))
+    pieces = in_order(np.arange(9), *np.array(offsets).T)
     first, last = align(np.array([0, 2, 4, 6]), np.array([1, 4, 5, 8]), pieces)
     assert [list(range(a, b)) for a, b in zip(first, last, strict=True)] == [
         [0],
@@ -162,3 +152,76 @@ def test_pieces_without_characters_belong_to_no_token() -> None:
         # What lies between the pieces of a token is in its range.
         [5, 6, 7],
     ]
+
+
+def test_a_piece_without_characters_stays_one_where_offsets_step_back() -> None:
+    pieces = in_order(np.arange(4), np.array([0, 2, 1, 3]), np.array([2, 2, 3, 4]))
+    first, last = align(np.array([0, 2, 3]), np.array([2, 3, 4]), pieces)
+    assert pieces.starts[1] == pieces.ends[1]
+    assert list(zip(first, last, strict=True)) == [(0, 3), (2, 3), (3, 4)]
+
+
+WORDS = [
+    "Zoë",
+    "👩‍👩‍👧",
+    "ﬁne",
+    "\uff21\uff22\uff23",
+    "İo",
+    "東京",
+    "e\u0301te\u0301",
+    "q\u0307\u0323",
+    "don\u2019t",
+    "x",
+    "…",
+]
+
+
+# Byte-level tokenizers have other pieces of a word behind another space.
+@pytest.mark.parametrize(
+    ("family", "between"),
+    [
+        (family, between)
+        for family in FAMILIES
+        for between in (" ", "   ", "\n", " \t", "\u00a0", "\u3000")
+        if between == " " or family not in ("roberta", "modernbert")
+    ],
+)
+def test_a_word_has_its_own_pieces(family: str, between: str) -> None:
+    """Whatever stands before it, and however many characters and bytes that takes."""
+    tokenizer = PieceTokenizer(build_tokenizer(family))
+    text = between.join(WORDS)
+    ends = np.cumsum([len(word) + len(between) for word in WORDS]) - len(between)
+    starts = ends - [len(word) for word in WORDS]
+    (pieces,) = tokenizer([text])
+    first, last = align(starts, ends, pieces)
+    for word, a, b in zip(WORDS[1:], first[1:], last[1:], strict=True):
+        (alone,) = tokenizer([f"a {word}"])
+        expected = alone.ids[(alone.ends > alone.starts) & (alone.starts >= 2)]
+        assert len(expected)
+        own = pieces.ends[a:b] > pieces.starts[a:b]
+        assert pieces.ids[a:b][own].tolist() == expected.tolist(), word
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spaces_have_no_pieces(family: str) -> None:
+    """Neither the next word's nor their own. RoBERTa alone counts newlines and tabs."""
+    doc = NLP.make_doc("  Ann   visited \u00a0 東京\t\t Oslo    ☃  x \u3000 ")
+    first, last = align(*token_offsets(doc), PieceTokenizer(build_tokenizer(family))([doc.text])[0])
+    without = [token.text for token, a, b in zip(doc, first, last, strict=True) if a == b]
+    spaces = [token.text for token in doc if token.is_space]
+    assert len(spaces) > 4
+    if family != "roberta":
+        assert without == spaces
+    else:
+        assert set(without) == {text for text in spaces if not text.strip(" ")}
+
+
+@pytest.mark.parametrize("family", SENTENCEPIECE)
+def test_the_piece_of_a_space_is_not_the_next_word_s(family: str) -> None:
+    (pieces,) = TOKENIZERS[family](["Ann Ünü ☃"])
+    tokens = [build_tokenizer(family).id_to_token(i) for i in pieces.ids]
+    first, last = align(np.array([0, 4, 8]), np.array([3, 7, 9]), pieces)
+    alone = [i for i, token in enumerate(tokens) if token == "▁"]
+    assert alone
+    assert not any(i in range(a, b) for a, b in zip(first, last, strict=True) for i in alone)
+    assert (last > first).all()

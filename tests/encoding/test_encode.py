@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from thinc.api import NumpyOps
 
-from spacy_distil.encoding import PieceTokenizer, encode_docs
-from tests.util import SENTENCES, build_tokenizer
+from spacy_distil.encoding import encode_docs
+from tests.encoding.test_pieces import KINDS, TOKENIZERS
+from tests.util import SENTENCES
 
 NLP = spacy.blank("en")
-TOKENIZER = PieceTokenizer(build_tokenizer("bert"))
+TOKENIZER = TOKENIZERS["bert"]
 OPS = NumpyOps()
 TEXTS = st.lists(
     st.one_of(st.text(max_size=20), st.lists(st.sampled_from(SENTENCES), max_size=3).map("".join)),
@@ -21,22 +22,24 @@ TEXTS = st.lists(
 )
 
 
+@pytest.mark.parametrize("family", KINDS)
 @given(texts=TEXTS, window=st.integers(8, 40), overlap=st.integers(0, 10))
-@settings(max_examples=100, deadline=None)
-def test_docs_keep_to_themselves(texts: list[str], window: int, overlap: int) -> None:
+@settings(max_examples=40, deadline=None)
+def test_docs_keep_to_themselves(family: str, texts: list[str], window: int, overlap: int) -> None:
     """Whatever is encoded with a doc, and in however many windows, its tokens get its pieces."""
+    tokenizer = TOKENIZERS[family]
     docs = [NLP.make_doc(text) for text in texts]
-    encoded = encode_docs(docs, TOKENIZER, window=window, overlap=overlap, pooling="mean")
+    encoded = encode_docs(docs, tokenizer, window=window, overlap=overlap, pooling="mean")
     assert encoded.n_tokens == [len(doc) for doc in docs]
-    assert all(0 < len(ids) <= window - TOKENIZER.n_special for ids in encoded.windows)
+    assert all(0 < len(ids) <= window - tokenizer.n_special for ids in encoded.windows)
     # With its id as a piece's vector, a token's is the mean of its pieces' ids in each way.
     rows: Any = np.concatenate([*encoded.windows, np.zeros(0)])[:, None].astype("f")
     together: Any
     together, _ = encoded.pooling.forward(OPS, rows)
     alone = []
     for doc in docs:
-        one = encode_docs([doc], TOKENIZER, window=10_000, overlap=0, pooling="mean")
-        ids: Any = TOKENIZER([doc.text])[0].ids
+        one = encode_docs([doc], tokenizer, window=10_000, overlap=0, pooling="mean")
+        ids: Any = tokenizer([doc.text])[0].ids
         assert [window.tolist() for window in one.windows] == ([ids.tolist()] if len(ids) else [])
         alone.append(one.pooling.forward(OPS, ids[:, None].astype("f"))[0])
     np.testing.assert_allclose(together, np.concatenate([*alone, np.zeros((0, 1))]), rtol=1e-4)
@@ -56,9 +59,9 @@ def test_docs_without_pieces_have_no_window() -> None:
     assert encoded.n_tokens == [len(doc) for doc in docs]
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", KINDS)
 def test_a_space_after_the_last_token_changes_nothing(family: str) -> None:
-    tokenizer = PieceTokenizer(build_tokenizer(family))
+    tokenizer = TOKENIZERS[family]
     docs = [NLP.make_doc(text) for text in ("Ann is here", "Ann is here ")]
     assert docs[1][-1].whitespace_
     encoded = encode_docs(docs, tokenizer, window=50, overlap=0, pooling="mean")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,31 @@ def test_settings_survive_saving(tmp_path: Path) -> None:
     nlp.to_disk(tmp_path / "nlp")
     settings = encoder_of(spacy.load(tmp_path / "nlp")).settings
     assert (settings.dropout, settings.layer) == (0.25, 1)
+
+
+# What another version of transformers has written
+
+
+def test_a_modernbert_of_transformers_5_is_read(encoder_dirs: Any) -> None:
+    """Which has other names for the frequencies of positions, and lists the layers' attention."""
+    engine, batch = load(encoder_dirs["modernbert"]), batch_for(encoder_dirs["modernbert"])
+    files = engine.to_files()
+    config = json.loads(files["config.json"])
+    n_layers = config["num_hidden_layers"]
+    kinds = ["full_attention" if i % 2 == 0 else "sliding_attention" for i in range(n_layers)]
+    older = {k: v for k, v in config.items() if k not in ("rope_parameters", "layer_types")}
+    older |= {"global_rope_theta": 900.0, "local_rope_theta": 70.0}
+    older["global_attn_every_n_layers"] = 2
+    names = ("global_rope_theta", "local_rope_theta", "global_attn_every_n_layers")
+    newer = {k: v for k, v in older.items() if k not in names}
+    newer["layer_types"] = kinds
+    newer["rope_parameters"] = {
+        "full_attention": {"rope_theta": 900.0, "rope_type": "default"},
+        "sliding_attention": {"rope_theta": 70.0, "rope_type": "default"},
+    }
+    found = []
+    for version in (older, newer):
+        saved = {**files, "config.json": json.dumps(version).encode()}
+        found.append(TorchEngine.from_files(saved, device="cpu").predict(batch, OPS))
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-6)
+    assert np.abs(found[0] - engine.predict(batch, OPS)).max() > 1e-3

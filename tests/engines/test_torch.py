@@ -22,6 +22,7 @@ from spacy_distil.engines.files import write_files
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.engines.torch import TorchEngine, choose_device
 from spacy_distil.errors import ConfigError, WeightsError
+from tests.encoding.test_pieces import naive_offsets
 from tests.util import LAYERS, SENTENCES, WIDTH, copied, make_nlp, same, torch_model_of
 
 OPS = NumpyOps()
@@ -63,7 +64,7 @@ def rows_of(engine: TorchEngine, tokenizer: PieceTokenizer, budget: int) -> np.n
     return rows
 
 
-@pytest.mark.parametrize("budget", [1, 150, 10_000])
+@pytest.mark.parametrize("budget", [1, 10_000])
 def test_hidden_states_are_those_of_transformers(encoder_dir: Path, budget: int) -> None:
     engine, tokenizer, reference = read(encoder_dir)
     raw = Tokenizer.from_file(str(encoder_dir / "tokenizer.json"))
@@ -102,11 +103,19 @@ def test_hidden_states_of_the_teacher(teacher_dir: Path) -> None:
 # Layers
 
 
+def test_layers_are_those_of_transformers(encoder_dir: Path) -> None:
+    check_layers(encoder_dir, (0, 1, 2), 150)
+
+
 @pytest.mark.parametrize("layers", [(0, 1, 2), (2,), (1, 2, 1), (0,)])
 @pytest.mark.parametrize("budget", [1, 10_000])
-def test_layers_are_those_of_transformers(
-    encoder_dir: Path, layers: tuple[int, ...], budget: int
+def test_layers_are_those_that_were_asked_for(
+    bert_dir: Path, layers: tuple[int, ...], budget: int
 ) -> None:
+    check_layers(bert_dir, layers, budget)
+
+
+def check_layers(encoder_dir: Path, layers: tuple[int, ...], budget: int) -> None:
     """Side by side, values and gradients alike."""
     engine, tokenizer, _ = read(encoder_dir)
     assert engine.n_layers == LAYERS
@@ -114,9 +123,11 @@ def test_layers_are_those_of_transformers(
     raw = Tokenizer.from_file(str(encoder_dir / "tokenizer.json"))
     wanted = []
     for text in SENTENCES:  # one by one: no padding
-        states = reference(
+        output = reference(
             input_ids=torch.tensor([raw.encode(text).ids]), output_hidden_states=True
-        ).hidden_states
+        )
+        # ModernBERT norms the output of its last layer once more.
+        states = [*output.hidden_states[:-1], output.last_hidden_state]
         assert len(states) == LAYERS + 1
         wanted.append(torch.cat([states[i][0, 1:-1] for i in layers], dim=1))
     expected = torch.cat(wanted)
@@ -179,7 +190,7 @@ def test_layers_that_are_not_there_are_named(bert_dir: Path, layers: tuple[int, 
 
 
 def naive_token_vectors(
-    model: Any, raw: Tokenizer, docs: list[Doc], capacity: int, overlap: int
+    model: Any, family: str, raw: Tokenizer, docs: list[Doc], capacity: int, overlap: int
 ) -> torch.Tensor:
     """Token vectors of all docs, through one padded batch, token by token and piece by piece."""
     rows, owners = [], []
@@ -190,8 +201,7 @@ def naive_token_vectors(
             [
                 [
                     i
-                    for i, (start, end) in enumerate(encoding.offsets)
-                    # A byte-level tokenizer gives the pieces of spaces no characters.
+                    for i, (start, end) in enumerate(naive_offsets(family, doc.text))
                     if max(start, token.idx) < min(end, token.idx + len(token))
                 ]
                 for token in doc
@@ -223,8 +233,7 @@ def naive_token_vectors(
     return torch.stack(vectors)
 
 
-@pytest.mark.parametrize(("window", "overlap"), [(64, 0), (18, 5)])
-@pytest.mark.parametrize("budget", [20, 10_000])
+@pytest.mark.parametrize(("window", "overlap", "budget"), [(64, 0, 10_000), (18, 5, 40)])
 def test_gradients_are_those_of_autograd(
     encoder_dir: Path, window: int, overlap: int, budget: int
 ) -> None:
@@ -232,7 +241,6 @@ def test_gradients_are_those_of_autograd(
     nlp = make_nlp(encoder_dir, window=window, overlap=overlap, max_batch_pieces=budget)
     model = torch_model_of(nlp)
     raw = Tokenizer.from_file(str(encoder_dir / "tokenizer.json"))
-    assert (raw.token_to_id("[CLS]") or 0, raw.token_to_id("[SEP]") or 2) in [(2, 3), (0, 2)]
     words = ["un", "believ", "able", "  ", "Zürich"]
     docs = [
         *(nlp.make_doc(text) for text in SENTENCES[:3]),
@@ -251,19 +259,22 @@ def test_gradients_are_those_of_autograd(
 
     reference = transformers.AutoModel.from_pretrained(encoder_dir).train()
     reference_model = _with_special_ids(reference, raw)
-    expected = naive_token_vectors(reference_model, raw, docs, window - 2, overlap)
+    expected = naive_token_vectors(
+        reference_model, encoder_dir.name, raw, docs, window - 2, overlap
+    )
     np.testing.assert_allclose(np.concatenate(tokvecs), expected.detach(), rtol=0, atol=1e-5)
     (expected * loss_weights).sum().backward()
     wanted = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
     assert found.keys() == wanted.keys()
-    assert len(found) > 16 * LAYERS - 1
+    # All weights learn.
+    assert len(found) == len(list(model.named_parameters()))
     for name, gradient in wanted.items():
         scale = max(1.0, gradient.abs().max().item())
         np.testing.assert_allclose(found[name] / scale, gradient / scale, rtol=0, atol=2e-5)
 
 
 def _with_special_ids(model: Any, raw: Tokenizer) -> Any:
-    """The naive implementation writes 1 and 2 around a window: the tokenizer's own for BERT."""
+    """The naive implementation writes 1 and 2 around a window; here they become the tokenizer's."""
     prefix, suffix = raw.encode("").ids
 
     def call(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
@@ -294,14 +305,27 @@ def test_gradients_add_up_until_a_step(bert_dir: Path) -> None:
 
 
 def layer_of(name: str) -> int:
-    """The layer of a weight by its name, -1 for embeddings."""
+    """The layer of a weight by its name, -1 for embeddings. What all layers share, such as all of
+    ALBERT's, counts to the uppermost.
+    """
     parts = name.split(".")
-    return int(parts[parts.index("layer") + 1]) if "layer" in parts else -1
+    for layer in ("layer", "layers"):
+        if layer in parts:
+            return int(parts[parts.index(layer) + 1])
+    below = ("embeddings.", "embeddings_project.", "encoder.embedding_hidden_mapping_in.")
+    return -1 if name.startswith(below) else LAYERS - 1
 
 
-@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
-@pytest.mark.parametrize("grad_clip", [0.0, 0.3])
-def test_a_step_is_one_of_adamw(encoder_dir: Path, layer_decay: float, grad_clip: float) -> None:
+def test_a_step_is_one_of_adamw(encoder_dir: Path) -> None:
+    check_steps(encoder_dir, layer_decay=0.5, grad_clip=0.3)
+
+
+@pytest.mark.parametrize(("layer_decay", "grad_clip"), [(1.0, 0.0), (1.0, 0.3), (0.5, 0.0)])
+def test_a_step_is_as_it_is_set(bert_dir: Path, layer_decay: float, grad_clip: float) -> None:
+    check_steps(bert_dir, layer_decay=layer_decay, grad_clip=grad_clip)
+
+
+def check_steps(encoder_dir: Path, *, layer_decay: float, grad_clip: float) -> None:
     engine, tokenizer, _ = read(encoder_dir)
     reference = transformers.AutoModel.from_pretrained(encoder_dir)
     by_name = dict(reference.named_parameters())
@@ -331,7 +355,7 @@ def test_a_step_is_one_of_adamw(encoder_dir: Path, layer_decay: float, grad_clip
         for name, gradient in gradients.items():
             by_name[name].grad = gradient * factor
             below_top = LAYERS - 1 - layer_of(name)
-            exempt = name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name
+            exempt = name.endswith("bias") or "norm" in name.lower()
             groups.append(
                 {
                     "params": [by_name[name]],

@@ -6,27 +6,22 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from thinc.api import get_current_ops, set_current_ops, use_ops
+from thinc.api import use_ops
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip by a marker, which is looked at before any fixture is made."""
+    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
     for item in items:
         if "tests/gpu/" in item.path.as_posix():
             item.add_marker(pytest.mark.gpu)
-
-
-@pytest.fixture(autouse=True)
-def cuda() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA GPU")
+            item.add_marker(no_gpu)
 
 
 @pytest.fixture(params=["numpy", "cupy"])
 def heads(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where the heads compute: on the CPU, or on the GPU by CuPy."""
-    before = get_current_ops()
     if request.param == "cupy":
         pytest.importorskip("cupy", reason="CuPy is not installed: heads stay on the CPU")
     with use_ops(request.param):
         yield request.param
-    set_current_ops(before)
