@@ -61,7 +61,7 @@ def DistilTransformer(
     attention_dropout: share of attention probabilities dropped in training; null for what the
         encoder's config says. 0 lets torch fuse attention: far less time and memory on a CPU.
     gradient_checkpointing: in training, keep the pieces of a batch alone and compute its hidden
-        states again in the backward pass. That takes about a third longer, and then
+        states again in the backward pass. That takes longer, and then
         `max_batch_pieces` bounds memory in training as it does in prediction.
     device: "auto" (CUDA, else MPS, else CPU), or a torch device such as "cpu" or "cuda:1".
     threads: of the ONNX engine; null for what OMP_NUM_THREADS says, else 1 in a worker process of

@@ -43,7 +43,7 @@ overlap = 16
 max_batch_pieces = null
 pooling = "mean"
 mixed_precision = true
-# Dropping attention probabilities would cost a third of the training time on a CPU.
+# Dropping attention probabilities takes much time on a CPU.
 attention_dropout = 0.0
 device = "auto"
 frozen = false
