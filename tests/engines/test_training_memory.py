@@ -40,7 +40,7 @@ def kept_bytes(nlp: Any) -> int:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, an output would keep the graph that keeps it
 
     weights = {p.untyped_storage().data_ptr() for p in torch_model_of(nlp).parameters()}
     doc = nlp.make_doc(" ".join(SENTENCES * 3))
