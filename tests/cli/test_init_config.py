@@ -112,7 +112,7 @@ def test_comments_say_why() -> None:
             "discard_oversize = false": "silently drops every doc that is longer than a",
             "patience = 0": "The learning rate falls to 0",
             "learn_rate_scale = 0.2": "start at random",
-            "mixed_precision = true": "Weights stay in float32",
+            "mixed_precision = true": "stay in float32",
         }.items():
             place = lines.index(setting)
             comment: list[str] = []
