@@ -122,8 +122,8 @@ def attempt(what, n_docs, more, **settings):
 
 attempt("predict", 80, 130_000_000, max_batch_pieces=10**9)
 attempt("predict", 80, 130_000_000, max_batch_pieces=1000)
-attempt("train", 40, 160_000_000, max_batch_pieces=1000)
-attempt("train", 40, 160_000_000, max_batch_pieces=1000, gradient_checkpointing=True)
+attempt("train", 160, 600_000_000, max_batch_pieces=1000)
+attempt("train", 160, 600_000_000, max_batch_pieces=1000, gradient_checkpointing=True)
 """
 
 
@@ -147,5 +147,5 @@ def test_running_out_of_memory_names_the_batch_and_the_remedy(bert_dir: Path) ->
     ]
     assert re.search(r"cpu has no memory left for encoding 2080 windows of 72 pieces", results[0])
     assert "Set max_batch_pieces below 1,000,000,000" in results[0]
-    assert "40 docs, 24,000 tokens and 71,480 pieces; its longest doc has 600 tokens" in results[2]
+    assert "160 docs, 96,000 tokens and 285,920 pieces; its longest doc has 600 tokens" in results[2]
     assert "Set gradient_checkpointing = true" in results[2]
