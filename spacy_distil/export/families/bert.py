@@ -11,11 +11,10 @@ import numpy as np
 from spacy_distil.engines.files import first_position
 from spacy_distil.engines.onnx import IDS
 from spacy_distil.errors import ConfigError
+from spacy_distil.export.families.post_norm import PostNormGraph
 from spacy_distil.export.graph import (
     ACTIVATIONS,
     CONTRIB,
-    GELU_MINIMUM,
-    GraphBuilder,
     Precision,
 )
 from spacy_distil.export.weights import Linear, Norm, Weights, linear, norm
@@ -236,7 +235,9 @@ def _distance_kinds(distances: np.ndarray) -> np.ndarray:
     return kinds + n_kinds * (distances > 0)
 
 
-class BertGraph(GraphBuilder):
+class BertGraph(PostNormGraph):
+    weights: BertWeights
+
     def __init__(self, weights: BertWeights, precision: Precision) -> None:
         super().__init__(precision)
         self.weights = weights
@@ -307,22 +308,4 @@ class BertGraph(GraphBuilder):
         rounded = self.round_rows(attended) if in_int8 else None
         summand = self.product(attended, layer.attention_out, rounded)
         hidden = self.residual(hidden, summand, layer.attention_out.bias, layer.attention_norm)
-        rounded = self.round_rows(hidden) if in_int8 else None
-        inner = self.activate(
-            self.product(hidden, layer.up, rounded), layer.up.bias, self.weights.activation
-        )
-        bias = layer.down.bias
-        rounded = None
-        if in_int8:
-            minimum = 0.0 if self.weights.activation == "relu" else GELU_MINIMUM
-            rounded = self.round_rows(inner, minimum=minimum)
-            # What is subtracted from every number before the product comes back here.
-            bias = bias + minimum * self.rounded_weight(layer.down.weight).sum(axis=0)
-        return self.residual(
-            hidden, self.product(inner, layer.down, rounded), bias, layer.output_norm
-        )
-
-    def residual(self, hidden: str, summand: str, bias: np.ndarray, norm: Norm) -> str:
-        # Not ONNX Runtime's SkipLayerNormalization, which is one operator and several times slower.
-        total = self.op("Add", hidden, self.add_bias(summand, bias))
-        return self.norm(total, norm, self.weights.epsilon)
+        return self.feed_forward(hidden, layer, in_int8=in_int8)

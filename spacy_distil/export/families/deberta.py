@@ -17,11 +17,10 @@ from onnx import TensorProto
 from spacy_distil.engines.files import longest_window
 from spacy_distil.engines.onnx import IDS, MASK
 from spacy_distil.errors import ConfigError
+from spacy_distil.export.families.post_norm import PostNormGraph
 from spacy_distil.export.graph import (
     ACTIVATIONS,
     CONTRIB,
-    GELU_MINIMUM,
-    GraphBuilder,
     Precision,
 )
 from spacy_distil.export.weights import Linear, Norm, Weights, linear, norm
@@ -256,7 +255,9 @@ class Buckets:
     of_pairs: str
 
 
-class DebertaGraph(GraphBuilder):
+class DebertaGraph(PostNormGraph):
+    weights: DebertaWeights
+
     def __init__(self, weights: DebertaWeights, precision: Precision) -> None:
         super().__init__(precision)
         self.weights = weights
@@ -379,27 +380,6 @@ class DebertaGraph(GraphBuilder):
         """(n_windows, n_heads, length, head_size)."""
         value = self.op("Reshape", value, self.constant(np.array([0, 0, self.weights.n_heads, -1])))
         return self.op("Transpose", value, perm=[0, 2, 1, 3])
-
-    def feed_forward(self, hidden: str, layer: Layer, *, in_int8: bool) -> str:
-        rounded = self.round_rows(hidden) if in_int8 else None
-        inner = self.activate(
-            self.product(hidden, layer.up, rounded), layer.up.bias, self.weights.activation
-        )
-        bias = layer.down.bias
-        rounded = None
-        if in_int8:
-            minimum = 0.0 if self.weights.activation == "relu" else GELU_MINIMUM
-            rounded = self.round_rows(inner, minimum=minimum)
-            # What is subtracted from every number before the product comes back here.
-            bias = bias + minimum * self.rounded_weight(layer.down.weight).sum(axis=0)
-        return self.residual(
-            hidden, self.product(inner, layer.down, rounded), bias, layer.output_norm
-        )
-
-    def residual(self, hidden: str, summand: str, bias: np.ndarray, norm: Norm) -> str:
-        # Not ONNX Runtime's SkipLayerNormalization, which is one operator and several times slower.
-        total = self.op("Add", hidden, self.add_bias(summand, bias))
-        return self.norm(total, norm, self.weights.epsilon)
 
     def convolve(self, hidden: str, embedded: str, convolution: Convolution) -> str:
         """hidden, embedded: the first layer's output and its input, (n_windows, length, width)."""
