@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,13 +37,14 @@ from spacy.training import Example
 from thinc.api import Config, Optimizer, fix_random_seed
 from wasabi import msg
 
+from benchmarks.results import save_results
 from benchmarks.spacy_transformers_twin import copy_parameters, make_twin
 from benchmarks.teaching.speed import Measured, now
 from spacy_distil.documents import read_examples
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.errors import ConfigError, friendly_errors, require
-from spacy_distil.report.layout import TIMES, count, measured_on, with_range
-from spacy_distil.report.machine import command_line, describe_machine
+from spacy_distil.report.layout import TIMES, count, with_range
+from spacy_distil.report.machine import command_line
 from spacy_distil.report.process import cpu_environment
 from spacy_distil.report.speed import Spread
 from spacy_distil.tables import Table
@@ -162,7 +162,6 @@ def main(
     )
     print("\n".join([*(table.to_text() for table in tables), about]))
     if output is not None:
-        machine = describe_machine()
         data = {
             "docs": docs.name,
             "n_docs": len(texts),
@@ -172,15 +171,10 @@ def main(
             "bfloat16": native,
             "rows": [asdict(row) for row in chosen],
             **{aim.key: summarize(aim, measured) for aim, measured in found.items()},
-            "machine": machine,
-            "date": date,
             "command": command_line(),
         }
-        output.mkdir(parents=True, exist_ok=True)
-        (output / f"{STEM}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        parts = [*(table.to_markdown() for table in tables), about, measured_on(machine, date)]
-        (output / f"{STEM}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        msg.good(f"Saved {STEM}.json and {STEM}.md to {output}")
+        parts = [*(table.to_markdown() for table in tables), about]
+        save_results(output, STEM, data, parts, date=date)
 
 
 def choose_rows(keys: str) -> list[Row]:

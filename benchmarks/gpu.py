@@ -10,7 +10,6 @@ measuring out without one.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -29,11 +28,12 @@ from thinc.compat import has_cupy_gpu
 from wasabi import msg
 
 from benchmarks.encode import Side, encoding, make_ours, measure, training
+from benchmarks.results import save_results
 from benchmarks.teaching.speed import Measured
 from spacy_distil.documents import read_examples
 from spacy_distil.errors import friendly_errors
-from spacy_distil.report.layout import count, measured_on, with_range
-from spacy_distil.report.machine import command_line, describe_machine
+from spacy_distil.report.layout import count, with_range
+from spacy_distil.report.machine import command_line
 from spacy_distil.tables import Table
 from spacy_distil.training_template import training_config
 
@@ -107,7 +107,6 @@ def main(
         about = f"{about} {NO_CUPY}"
     print("\n".join([*(table.to_text() for table in tables), about]))
     if output is not None:
-        machine = describe_machine()
         data = {
             "gpu": name,
             "cupy": has_cupy_gpu,
@@ -117,15 +116,10 @@ def main(
                 title: {task: asdict(measured) for task, measured in tasks.items()}
                 for title, tasks in found.items()
             },
-            "machine": machine,
-            "date": date,
             "command": command_line(),
         }
-        output.mkdir(parents=True, exist_ok=True)
-        (output / f"{STEM}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        parts = [*(table.to_markdown() for table in tables), about, measured_on(machine, date)]
-        (output / f"{STEM}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        msg.good(f"Saved {STEM}.json and {STEM}.md to {output}")
+        parts = [*(table.to_markdown() for table in tables), about]
+        save_results(output, STEM, data, parts, date=date)
     if any(outcome == "failed" for outcome in outcomes.values()):
         sys.exit(1)
 

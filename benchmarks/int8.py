@@ -32,6 +32,7 @@ from thinc.api import NumpyOps
 from wasabi import msg
 
 from benchmarks.int8_graphs import ABOUT, make_shims
+from benchmarks.results import save_results
 from spacy_distil.documents import read_documents
 from spacy_distil.encoding import encode_docs, make_batches
 from spacy_distil.engines.files import GRAPH
@@ -40,8 +41,7 @@ from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.export.agreement import Agreement, measure_agreement
 from spacy_distil.export.encoders import SourceEncoder, find_encoders, replace_encoders
 from spacy_distil.pipelines import load_pipeline
-from spacy_distil.report.layout import MISSING, TIMES, count, measured_on, with_range
-from spacy_distil.report.machine import describe_machine
+from spacy_distil.report.layout import MISSING, TIMES, count, with_range
 from spacy_distil.report.speed import Spread
 from spacy_distil.shim import EncoderShim
 from spacy_distil.tables import Table
@@ -122,21 +122,14 @@ def main(
     )
     print("\n".join([*(table.to_text() for table in tables), *notes, about]))
     if output is not None:
-        machine = describe_machine()
         data = {
             "docs": docs.name,
             "threads": threads,
             "results": {name: asdict(result) for name, result in results.items()},
             "left_out": left_out,
-            "machine": machine,
-            "date": date,
         }
-        output.mkdir(parents=True, exist_ok=True)
-        (output / f"{STEM}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         parts = [*(table.to_markdown() for table in tables), "\n".join(f"- {x}" for x in notes)]
-        parts += [about, measured_on(machine, date)]
-        (output / f"{STEM}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        msg.good(f"Saved {STEM}.json and {STEM}.md to {output}")
+        save_results(output, STEM, data, [*parts, about], date=date)
 
 
 def the_encoder(encoders: dict[str, EncoderShim]) -> tuple[str, EncoderShim]:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,11 +48,12 @@ from spacy.tokens import Doc
 from wasabi import msg
 
 from benchmarks.anywhere_pipelines import Pipelines, Sources
+from benchmarks.results import save_results
 from spacy_distil.documents import read_examples
 from spacy_distil.errors import ConfigError, friendly_errors, require
 from spacy_distil.pipelines import check_pipeline, load_pipeline
-from spacy_distil.report.layout import MISSING, TIMES, count, measured_on
-from spacy_distil.report.machine import command_line, describe_machine
+from spacy_distil.report.layout import MISSING, TIMES, count
+from spacy_distil.report.machine import command_line
 from spacy_distil.report.process import WorkerError, cpu_environment
 from spacy_distil.report.worker import peak_rss
 from spacy_distil.tables import Table
@@ -212,7 +212,6 @@ def main(
     )
     print("\n".join([*(table.to_text() for table in tables), about]))
     if output is not None:
-        machine = describe_machine()
         data: dict[str, Any] = {
             "docs": docs.name,
             "n_docs": n_docs,
@@ -221,15 +220,10 @@ def main(
             "batch_size": batch_size,
             "threads": threads,
             "pipelines": summarize(found),
-            "machine": machine,
-            "date": date,
             "command": command_line(),
         }
-        output.mkdir(parents=True, exist_ok=True)
-        (output / f"{STEM}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        parts = [*(table.to_markdown() for table in tables), about, measured_on(machine, date)]
-        (output / f"{STEM}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        msg.good(f"Saved {STEM}.json and {STEM}.md to {output}")
+        parts = [*(table.to_markdown() for table in tables), about]
+        save_results(output, STEM, data, parts, date=date)
 
 
 def choose_subjects(keys: str) -> list[str]:

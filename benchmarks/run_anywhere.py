@@ -14,7 +14,6 @@ spacy-transformers leaves that to the listeners.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -33,10 +32,10 @@ from wasabi import msg
 
 from benchmarks.anywhere_pipelines import Pipelines, Sources
 from benchmarks.anywhere_rows import ROWS, Condition, Kind, Result, Row, judge, make_table
+from benchmarks.results import save_results
 from spacy_distil.documents import read_examples
 from spacy_distil.errors import ConfigError, friendly_errors
-from spacy_distil.report.layout import measured_on
-from spacy_distil.report.machine import PACKAGES, describe_machine
+from spacy_distil.report.machine import PACKAGES
 from spacy_distil.report.process import Subject, Worker
 from spacy_distil.report.speed import measure, texts_file
 
@@ -128,7 +127,6 @@ def main(
         }
         _write(results, settings, environment, date, output)
     print(make_table(results).to_text())
-    msg.good(f"Saved {STEM}.json and {STEM}.md to {output}")
 
 
 # Measuring
@@ -303,16 +301,11 @@ def _write(
     output: Path,
 ) -> None:
     """The JSON file and the Markdown file."""
-    machine = describe_machine()
-    output.mkdir(parents=True, exist_ok=True)
     data = {
         "settings": settings,
-        "machine": machine,
         "light_environment": light,
-        "date": date,
         "results": [{**asdict(result), "met": result.met} for result in results],
     }
-    (output / f"{STEM}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     about = (
         f"{settings['n_docs']} documents of {settings['docs']} (BERT-base: "
         f"{settings['n_docs_bert_base']}), in batches of {settings['batch_size']}; "
@@ -321,8 +314,7 @@ def _write(
         f"{settings['repeats']} rounds and {settings['starts']} starts; the ratio is that of each "
         f"round."
     )
-    parts = [make_table(results).to_markdown(), about, measured_on(machine, date)]
-    (output / f"{STEM}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    save_results(output, STEM, data, [make_table(results).to_markdown(), about], date=date)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -76,6 +76,14 @@ class Rounded:
     steps: float
 
 
+class HasWidth(Protocol):
+    """The weights of an encoder of any family."""
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+
+
 class GraphBuilder(ABC):
     """Builds the graph that `spacy_distil.engines.onnx.OnnxEngine` runs.
 
@@ -86,16 +94,12 @@ class GraphBuilder(ABC):
     Methods that add parts of an encoder take and return names of values in the graph.
     """
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, weights: HasWidth, precision: Precision) -> None:
+        self.weights = weights
         self.precision = precision
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.names: dict[tuple[Any, ...], str] = {}  # of constants, by what they hold
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """Width of the hidden states."""
 
     @abstractmethod
     def encode(self) -> str:
@@ -103,7 +107,8 @@ class GraphBuilder(ABC):
 
     def build(self) -> bytes:
         """The serialized graph."""
-        flat = self.op("Reshape", self.encode(), self.constant(np.array([-1, self.width])))
+        width = self.weights.width
+        flat = self.op("Reshape", self.encode(), self.constant(np.array([-1, width])))
         self.nodes.append(helper.make_node("Gather", [flat, POSITIONS], [ROWS]))
         grid = ["n_windows", "length"]
         graph = helper.make_graph(
@@ -115,7 +120,9 @@ class GraphBuilder(ABC):
                 helper.make_tensor_value_info(POSITIONS, TensorProto.INT64, ["n_rows"]),
             ],
             outputs=[
-                helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, ["n_rows", self.width])
+                helper.make_tensor_value_info(
+                    ROWS, TensorProto.FLOAT, ["n_rows", self.weights.width]
+                )
             ],
             initializer=self.constants,
         )

@@ -15,7 +15,6 @@ from spacy_distil.export.families.post_norm import PostNormGraph
 from spacy_distil.export.graph import (
     ACTIVATIONS,
     CONTRIB,
-    Precision,
 )
 from spacy_distil.export.weights import Linear, Norm, Weights, linear, norm
 
@@ -237,14 +236,6 @@ def _distance_kinds(distances: np.ndarray) -> np.ndarray:
 
 class BertGraph(PostNormGraph):
     weights: BertWeights
-
-    def __init__(self, weights: BertWeights, precision: Precision) -> None:
-        super().__init__(precision)
-        self.weights = weights
-
-    @property
-    def width(self) -> int:
-        return self.weights.width
 
     def encode(self) -> str:
         masks = [self.lengths()]

@@ -21,7 +21,6 @@ from spacy_distil.export.families.post_norm import PostNormGraph
 from spacy_distil.export.graph import (
     ACTIVATIONS,
     CONTRIB,
-    Precision,
 )
 from spacy_distil.export.weights import Linear, Norm, Weights, linear, norm
 
@@ -257,14 +256,6 @@ class Buckets:
 
 class DebertaGraph(PostNormGraph):
     weights: DebertaWeights
-
-    def __init__(self, weights: DebertaWeights, precision: Precision) -> None:
-        super().__init__(precision)
-        self.weights = weights
-
-    @property
-    def width(self) -> int:
-        return self.weights.width
 
     def encode(self) -> str:
         lengths = self.lengths()

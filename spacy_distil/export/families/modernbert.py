@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from spacy_distil.engines.onnx import IDS, MASK
 from spacy_distil.errors import ConfigError
-from spacy_distil.export.graph import ACTIVATIONS, CONTRIB, GraphBuilder, Precision, Rounded
+from spacy_distil.export.graph import ACTIVATIONS, CONTRIB, GraphBuilder, Rounded
 from spacy_distil.export.weights import Linear, Norm, Weights
 
 MODEL_TYPES = ("modernbert",)
@@ -199,13 +199,7 @@ class Sight:
 
 
 class ModernBertGraph(GraphBuilder):
-    def __init__(self, weights: ModernBertWeights, precision: Precision) -> None:
-        super().__init__(precision)
-        self.weights = weights
-
-    @property
-    def width(self) -> int:
-        return self.weights.width
+    weights: ModernBertWeights
 
     def encode(self) -> str:
         w = self.weights

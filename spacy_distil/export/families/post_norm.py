@@ -30,6 +30,9 @@ class PostNormWeights(Protocol):
     """activation: one of ACTIVATIONS. epsilon: of every layer normalization."""
 
     @property
+    def width(self) -> int: ...
+
+    @property
     def activation(self) -> str: ...
 
     @property
