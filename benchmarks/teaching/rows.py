@@ -32,8 +32,8 @@ from spacy_distil.errors import ConfigError, friendly_errors
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRANSFORMER, CNN = CONFIGS / "transformer.cfg", CONFIGS / "cnn.cfg"
-# Name of the entity recognizer in both.
-NER_PIPE = "ner"
+# Names of the entity recognizer and of the genres' classifier in both.
+NER_PIPE, TEXTCAT_PIPE = "ner", "textcat"
 # Of the files that make an encoder: weights, config, tokenizer.
 ENCODER_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 
@@ -75,6 +75,8 @@ class Row:
     ner: entity recognizer of teacher and student.
     target: what the student's entity recognizer learns from the teacher's.
     hidden_layers: whose hidden states are learned, where a stage does so.
+    gold_genres: weight of the loss of the classifier of genres where it learns from annotation
+        alone; 0 where it learns from the teacher's.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Row:
     ner: Literal["distil_ner", "ner"] = "distil_ner"
     target: Literal["auto", "silver"] = "auto"
     hidden_layers: Literal["last", "even"] = "last"
+    gold_genres: float = 0.0
 
     @property
     def is_taught(self) -> bool:
@@ -102,6 +105,7 @@ class Row:
             if self.hidden_layers != "last":  # which of the teacher's depends on the student's
                 parts.append(f"{self.hidden_layers}{self.n_layers}")
         parts += [self.target] * (self.target != "auto")
+        parts += ["tags"] * (self.gold_genres > 0)
         return "-".join(parts)
 
 
@@ -177,19 +181,34 @@ _ROWS = (
         target="silver",
     ),
 )
-# The recipe that the student of two layers gets.
+# The recipe that the last rows are variations of.
 BEST = "soft-text"
 
 
-def _with_two_layers(rows: Sequence[Row]) -> dict[str, Row]:
+def _with_variations(rows: Sequence[Row]) -> dict[str, Row]:
     by_name = {row.name: row for row in rows}
     best = by_name[BEST]
-    title = f"2 layers, as '{best.name}'"
-    two = replace(best, name="two-layers", title=title, n_layers=2, before=(best.name,))
-    return {**by_name, two.name: two}
+    genres = replace(
+        best,
+        name="genres-gold",
+        title=f"as '{BEST}', genres from gold alone",
+        before=(BEST,),
+        gold_genres=10.0,
+    )
+    two = replace(
+        best, name="two-layers", title=f"2 layers, as '{BEST}'", n_layers=2, before=(BEST,)
+    )
+    two_genres = replace(
+        genres,
+        name="two-layers-genres-gold",
+        title=f"2 layers, as '{genres.name}'",
+        n_layers=2,
+        before=(two.name, genres.name),
+    )
+    return {**by_name, **{row.name: row for row in (genres, two, two_genres)}}
 
 
-ROWS = _with_two_layers(_ROWS)
+ROWS = _with_variations(_ROWS)
 
 
 @dataclass(frozen=True)
@@ -291,6 +310,8 @@ def make_config(row: Row, summary: Mapping[str, Any]) -> Config:
         if NER_PIPE not in config["nlp"]["pipeline"]:
             raise ConfigError(f"Row '{row.name}' is about entities, but the corpus has none")
         pipes[NER_PIPE] = {"target": row.target}
+    if row.gold_genres and TEXTCAT_PIPE in config["nlp"]["pipeline"]:
+        pipes[TEXTCAT_PIPE] = {"target": "gold", "weight": row.gold_genres}
     stages = {name: row.stages.get(name, Stage(0.0)) for name in ("hidden", "soft", "gold")}
     config["distillation"] = {
         "corpus": "corpora.text" if row.text else None,

@@ -1,0 +1,50 @@
+"""Settings that may change from step to step, written in a config as spaCy's schedules are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from spacy_distil.errors import ConfigError
+
+
+class Schedule:
+    """A number for each step of a run.
+
+    It is asked for by step, not drawn one by one, so that a resumed run goes on with the numbers
+    that it would have had.
+
+    setting: dotted name, for errors.
+    value: one number for all steps, or what `@schedules` made: numbers for steps 0, 1, 2, ... Where
+        they end, the last one stays.
+    """
+
+    def __init__(self, setting: str, value: float | Iterable[float]) -> None:
+        self.setting = setting
+        self._values: list[float] = []
+        self._more: Iterator[Any] = iter(())
+        if isinstance(value, int | float):
+            self._values.append(float(value))
+        else:
+            self._more = iter(value)
+            self._draw(1)
+            if not self._values:
+                raise ConfigError(f"{setting}: the schedule has no numbers")
+
+    @property
+    def is_constant(self) -> bool:
+        self._draw(2)
+        return len(self._values) == 1
+
+    def at(self, step: int) -> float:
+        """step: the number of optimizer steps taken before."""
+        self._draw(step + 1)
+        return self._values[min(step, len(self._values) - 1)]
+
+    def _draw(self, count: int) -> None:
+        """Have at least `count` numbers, or all that there are."""
+        for value in islice(self._more, max(0, count - len(self._values))):
+            if not isinstance(value, int | float):
+                raise ConfigError(f"{self.setting}: the schedule gave {value!r}, not a number")
+            self._values.append(float(value))
