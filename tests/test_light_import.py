@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "transformers", "accelerate", "datasets", "onnx")
+HEAVY = ("torch", "transformers", "accelerate", "onnx")
 
 # An interpreter without them, and without spacy-transformers, whose factory spaCy would import.
 BLOCK = f"""
@@ -201,8 +201,8 @@ def test_help_without_torch_and_transformers() -> None:
 def test_imports_add_nothing_heavy_to_those_of_spacy() -> None:
     """Where everything is installed. (thinc imports torch by itself.)"""
     slow = [
-        "transformers", "accelerate", "datasets", "matplotlib", "onnxruntime", "onnx",
-        "tokenizers", "safetensors", "psutil", "tensorboard", "pandas",
+        "transformers", "accelerate", "matplotlib", "onnxruntime", "onnx",
+        "tokenizers", "safetensors", "psutil", "tensorboard",
     ]  # fmt: skip
     out = run_python(
         f"""

@@ -20,6 +20,7 @@ app.add_typer(distil_cli, name="distil")
 
 # Each module registers its command on `distil_cli`.
 from spacy_distil.cli import (  # noqa: E402
+    adapt,
     benchmark,
     compare,
     convert,
@@ -27,9 +28,11 @@ from spacy_distil.cli import (  # noqa: E402
     init_config,
     pipeline,
     quantize,
+    student,
 )
 
 __all__ = [
+    "adapt",
     "benchmark",
     "compare",
     "convert",
@@ -38,4 +41,5 @@ __all__ = [
     "init_config",
     "pipeline",
     "quantize",
+    "student",
 ]

@@ -1,7 +1,7 @@
 """Encoder distillation: a teacher encoder becomes a smaller student encoder.
 
 Read in this order: `run` (what happens, from config to saved student), `config`, `corpus`
-(`reading`, `packing`), `batches`, `teachers`, `students`, `objectives`, `loop`.
+(`reading`, `packing`, `shards`), `batches`, `teachers`, `students`, `objectives`, `loop`.
 
 Importing this package imports neither torch nor transformers; `distil_encoder` does.
 """
@@ -44,7 +44,7 @@ def distil_encoder(
     overwrite: replace what an earlier run left in `output`. With `resume`, only a run that cannot
         be resumed, because settings, teacher or corpus have changed, is replaced.
     """
-    for module in ("torch", "transformers", "accelerate", "datasets"):
+    for module in ("torch", "transformers", "accelerate"):
         require(module, extra="train", purpose="Encoder distillation")
     from spacy_distil.distillation.run import run
 

@@ -1,13 +1,14 @@
 """From blocks of pieces to batches: order, padding and masking.
 
-Everything random here is a pure function of the seed and of a batch's position in the run, so that
-a resumed run goes on with exactly the batches that it would have seen.
+Everything random here is a pure function of the seed and of a block's place in the run: the same
+for a resumed run, and for any number of processes and any size of the batches that go through the
+models.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from spacy_distil.distillation.corpus import Blocks
-
 # BERT's: of the chosen pieces 80 % become the mask piece, 10 % a random one, 10 % stay.
 MASKED, RANDOM = 0.8, 0.1
 
@@ -28,143 +27,203 @@ MASKED, RANDOM = 0.8, 0.1
 class Batch:
     """Some blocks as teacher and student see them.
 
-    Positions that objectives select are computed here, on the CPU: finding them on a GPU would
-    make the CPU wait for it in every step.
-
     inputs: (blocks, length) int64, ids of the pieces, some of them masked.
     attention: (blocks, length) int64, 1 where a piece is no padding; `None` where none is.
-    real: (n,) int64, the flat positions that are no padding.
+    real: (n,) int64, the flat positions that are no padding; `None` where none is.
     masked: (m,) int64, the flat positions to predict.
     labels: (m,) int64, the true pieces there.
     """
 
     inputs: Tensor
     attention: Tensor | None
-    real: Tensor
+    real: Tensor | None
     masked: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device) -> Batch:
+    @property
+    def n_real(self) -> int:
+        """How many positions are no padding."""
+        return self.inputs.numel() if self.real is None else len(self.real)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some blocks before masking, as the CPU prepares them ahead of the device.
+
+    Whatever depends on lengths is computed here: finding it out on a GPU would make the CPU wait.
+
+    pieces: (blocks, length) int64.
+    places: (blocks,) int64, of the blocks in the run.
+    attention, real: see `Batch`.
+    quota: (m,) int64, flat: which of each block's pieces in random order are to be predicted.
+    """
+
+    pieces: Tensor
+    places: Tensor
+    attention: Tensor | None
+    real: Tensor | None
+    quota: Tensor
+
+    def to(self, device: torch.device) -> Rows:
+        """On a GPU this does not wait for the copies to be made."""
+        if device.type == "cpu":
+            return self
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and device.type != "cpu":
+            if value is not None:
                 value = value.pin_memory() if device.type == "cuda" else value
                 value = value.to(device, non_blocking=True)
             moved[field.name] = value
         return replace(self, **moved)
 
 
-@dataclass(frozen=True)
 class Masking:
     """Dynamic masking; special pieces are neither masked nor put in at random.
 
-    probability: share of the ordinary pieces to predict; 0 leaves the text as it is.
+    In each block the same share of pieces is predicted, so that how many are is known from the
+    blocks' lengths alone. Which they are is drawn on the device.
+
+    probability: share of the pieces to predict; 0 leaves the text as it is.
+    seed: of all draws.
     mask_id: the mask piece.
-    special: (s,) ids of the special pieces.
-    ordinary: (v,) ids of all other pieces.
-    """
-
-    probability: float
-    mask_id: int
-    special: Tensor
-    ordinary: Tensor
-
-    @classmethod
-    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerFast, probability: float) -> Masking:
-        special = torch.tensor(sorted(tokenizer.all_special_ids))
-        vocabulary = torch.tensor(sorted(tokenizer.get_vocab().values()))
-        ordinary = vocabulary[~torch.isin(vocabulary, special)]
-        return cls(probability, int(tokenizer.mask_token_id), special, ordinary)
-
-    def __call__(self, pieces: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Mask some pieces. pieces: (blocks, length). Returns the same, masked, and the flat
-        positions, (m,), to predict."""
-        if self.probability == 0:
-            return pieces, torch.empty(0, dtype=torch.int64)
-        draw = torch.rand(pieces.shape, generator=generator)
-        chosen = (draw < self.probability) & ~torch.isin(pieces, self.special)
-        rows = chosen.flatten().nonzero().squeeze(1)
-        fate = torch.rand(rows.shape, generator=generator)
-        random = self.ordinary[torch.randint(len(self.ordinary), rows.shape, generator=generator)]
-        flat = pieces.flatten()
-        new = torch.where(fate < MASKED + RANDOM, random, flat[rows])
-        new = torch.where(fate < MASKED, self.mask_id, new)
-        return flat.index_copy(0, rows, new).view_as(pieces), rows
-
-
-def make_batch(
-    blocks: Sequence[np.ndarray],
-    *,
-    pad_id: int,
-    masking: Masking,
-    generator: torch.Generator,
-) -> Batch:
-    """Pad some blocks to the longest and mask them. blocks: ids of their pieces."""
-    rows = [torch.from_numpy(block.astype(np.int64)) for block in blocks]
-    pieces = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
-    lengths = torch.tensor([len(row) for row in rows])
-    attention = (torch.arange(pieces.shape[1]) < lengths[:, None]).long()
-    inputs, masked = masking(pieces, generator)
-    return Batch(
-        inputs=inputs,
-        attention=None if bool(attention.all()) else attention,
-        real=attention.flatten().nonzero().squeeze(1),
-        masked=masked,
-        labels=pieces.flatten()[masked],
-    )
-
-
-def generator_for(*key: object) -> torch.Generator:
-    """A random generator that depends on nothing but `key`."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-
-
-class TrainingBatches:
-    """The training batches of a whole run, by position.
-
-    Epoch after epoch, each in its own order; a batch may straddle two epochs, so that all batches
-    have the same number of blocks. This is no `DataLoader`: one would draw from torch's global
-    generator when it starts, and so change the dropout of a resumed run.
+    is_special: (vocabulary,) bool.
+    ordinary: (v,) int64, ids of all other pieces that the tokenizer has.
     """
 
     def __init__(
-        self, blocks: Blocks, *, batch_size: int, masking: Masking, pad_id: int, seed: int
+        self,
+        probability: float,
+        *,
+        seed: int,
+        mask_id: int,
+        is_special: Tensor,
+        ordinary: Tensor,
     ) -> None:
-        self.blocks = blocks
-        self.batch_size = batch_size
-        self.masking = masking
-        self.pad_id = pad_id
+        self.probability = probability
         self.seed = seed
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self.mask_id = mask_id
+        self.is_special = is_special
+        self.ordinary = ordinary
 
-    def __getitem__(self, position: int) -> Batch:
-        first = position * self.batch_size
-        rows = [self._row(place) for place in range(first, first + self.batch_size)]
-        return make_batch(
-            self.blocks[rows],
-            pad_id=self.pad_id,
-            masking=self.masking,
-            generator=generator_for(self.seed, "mask", position),
+    @classmethod
+    def for_tokenizer(
+        cls, tokenizer: PreTrainedTokenizerFast, probability: float, *, seed: int
+    ) -> Masking:
+        vocabulary = torch.tensor(sorted(tokenizer.get_vocab().values()))
+        is_special = torch.zeros(int(vocabulary[-1]) + 1, dtype=torch.bool)
+        is_special[list(tokenizer.all_special_ids)] = True
+        return cls(
+            probability,
+            seed=seed,
+            mask_id=int(tokenizer.mask_token_id),
+            is_special=is_special,
+            ordinary=vocabulary[~is_special[vocabulary]],
         )
 
-    def _row(self, place: int) -> int:
-        epoch, index = divmod(place, len(self.blocks))
-        if self._order[0] != epoch:
-            generator = generator_for(self.seed, "order", epoch)
-            self._order = epoch, torch.randperm(len(self.blocks), generator=generator)
-        return int(self._order[1][index])
-
-
-def held_out_batches(
-    blocks: Blocks, *, batch_size: int, masking: Masking, pad_id: int, seed: int
-) -> Iterator[Batch]:
-    """The held-out blocks in order, masked the same way at every evaluation."""
-    for start in range(0, len(blocks), batch_size):
-        yield make_batch(
-            blocks[range(start, min(start + batch_size, len(blocks)))],
-            pad_id=pad_id,
-            masking=masking,
-            generator=generator_for(seed, "held out", start),
+    def to(self, device: torch.device) -> Masking:
+        return Masking(
+            self.probability,
+            seed=self.seed,
+            mask_id=self.mask_id,
+            is_special=self.is_special.to(device),
+            ordinary=self.ordinary.to(device),
         )
+
+    def count(self, lengths: np.ndarray) -> np.ndarray:
+        """How many pieces of blocks of these lengths are to be predicted."""
+        if self.probability == 0:
+            return np.zeros_like(lengths)
+        return np.maximum(1, np.rint(self.probability * (lengths - 2))).astype(lengths.dtype)
+
+    def __call__(self, rows: Rows, kind: str = "train") -> Batch:
+        """Mask some pieces. kind: of text; each kind has draws of its own."""
+        pieces, length = rows.pieces, rows.pieces.shape[1]
+        flat = pieces.flatten()
+        if not len(rows.quota):
+            return Batch(pieces, rows.attention, rows.real, rows.quota, rows.quota)
+        cells = rows.places[:, None] * 2**20 + torch.arange(length, device=pieces.device)
+        never = self.is_special[pieces]
+        if rows.attention is not None:
+            never = never | (rows.attention == 0)
+        draws = random_bits(_key(self.seed, kind, "which"), cells)
+        order = draws.masked_fill(never, torch.iinfo(torch.int64).max).argsort(dim=1)
+        order += torch.arange(len(pieces), device=pieces.device)[:, None] * length
+        masked = order.flatten()[rows.quota].sort().values
+        labels = flat[masked]
+        fate = random_floats(_key(self.seed, kind, "fate"), cells.flatten()[masked])
+        other = random_floats(_key(self.seed, kind, "other"), cells.flatten()[masked])
+        new = torch.where(
+            fate < MASKED + RANDOM, self.ordinary[(other * len(self.ordinary)).long()], labels
+        )
+        new = torch.where(fate < MASKED, self.mask_id, new)
+        inputs = flat.index_copy(0, masked, new).view_as(pieces)
+        return Batch(inputs, rows.attention, rows.real, masked, labels)
+
+
+def make_rows(
+    blocks: Sequence[np.ndarray], places: Sequence[int], *, pad_id: int, masking: Masking
+) -> Rows:
+    """Pad some blocks to the longest. blocks: ids of their pieces. places: see `Rows`."""
+    lengths = np.array([len(block) for block in blocks])
+    longest = int(lengths.max())
+    pieces = np.full((len(blocks), longest), pad_id, dtype=np.int64)
+    for row, block in zip(pieces, blocks, strict=True):
+        row[: len(block)] = block
+    counts = masking.count(lengths)
+    attention = real = None
+    if lengths.min() < longest:
+        attention = torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int64))
+        real = attention.flatten().nonzero().squeeze(1)
+    starts = np.arange(len(blocks)) * longest
+    quota = np.concatenate(
+        [start + np.arange(count) for start, count in zip(starts, counts, strict=True)]
+    )
+    return Rows(
+        pieces=torch.from_numpy(pieces),
+        places=torch.tensor(places, dtype=torch.int64),
+        attention=attention,
+        real=real,
+        quota=torch.from_numpy(quota.astype(np.int64)),
+    )
+
+
+# Random numbers as a function of a key and a counter: SplitMix64 (Steele, Lea and Flood, 2014,
+# "Fast splittable pseudorandom number generators"). torch's own generators are functions of how
+# much was drawn before, and differ between devices.
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+def random_bits(key: int, counters: Tensor) -> Tensor:
+    """counters: int64 of any shape. Returns int64 of the same shape, all 64 bits random."""
+    z = (counters + 1) * _signed(_GOLDEN) + _signed(key)
+    for shift, factor in _MIX:
+        z = (z ^ _shift(z, shift)) * _signed(factor)
+    return z ^ _shift(z, 31)
+
+
+def random_floats(key: int, counters: Tensor) -> Tensor:
+    """Likewise float32, uniform in [0, 1)."""
+    return _shift(random_bits(key, counters), 40).float() / 2**24
+
+
+def _shift(z: Tensor, by: int) -> Tensor:
+    """To the right, with zeros from the left; torch's own shift repeats the sign."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(number: int) -> int:
+    """The int64 that has the lowest 64 bits of a number."""
+    number &= 2**64 - 1
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _key(*parts: object) -> int:
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def generator_for(*key: object) -> torch.Generator:
+    """torch's generator on the CPU, seeded by nothing but `key`."""
+    return torch.Generator().manual_seed(_key(*key) % 2**63)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
+
+from spacy_distil.errors import DistilError
 
 
 class Checkpoints:
-    """The checkpoints of one run: model, optimizer, schedule and random states after a step.
+    """The checkpoints of one run, a file each: whatever changes from step to step.
 
-    directory: holds one directory `step-N` each.
+    directory: where they are.
     keep: how many of the newest stay.
     """
 
@@ -22,27 +26,54 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, oldest first."""
         return sorted(
-            int(path.name.removeprefix("step-")) for path in self.directory.glob("step-*")
+            int(path.stem.removeprefix("step-")) for path in self.directory.glob("step-*")
         )
 
-    def save(self, accelerator: Accelerator, step: int) -> None:
-        """Save under another name, then rename: a kill in between leaves the last one in place."""
-        unfinished = self.directory / f".unfinished-{step}"
+    def save(self, accelerator: Accelerator, step: int, state: dict[str, Any]) -> None:
+        """Save what training is after `step` steps, and drop the oldest of those that there are.
+
+        It is written under another name, flushed and renamed: whatever interrupts that, the one
+        before it stays. Only the main process writes; the others wait.
+        """
         if accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        # Not as safetensors: those warn of the decoder that is tied to the embeddings every time.
-        accelerator.save_state(str(unfinished), safe_serialization=False)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            unfinished.rename(self._path(step))
+            self.directory.mkdir(parents=True, exist_ok=True)
+            unfinished = self.directory / f".unfinished-{step}"
+            try:
+                with unfinished.open("wb") as file:
+                    torch.save(state, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                unfinished.replace(self._path(step))
+            except (OSError, RuntimeError) as error:  # torch's own of a write that came to nothing
+                unfinished.unlink(missing_ok=True)
+                raise DistilError(self._cannot_write(step, error)) from error
             for old in self.steps()[: -self.keep]:
-                shutil.rmtree(self._path(old))
+                self._path(old).unlink()
         accelerator.wait_for_everyone()
 
-    def load(self, accelerator: Accelerator, step: int) -> None:
-        """Put everything back as it was after `step`."""
-        accelerator.load_state(str(self._path(step)))
+    def load(self, step: int, device: torch.device) -> dict[str, Any]:
+        """What was saved after `step` steps."""
+        path = self._path(step)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # torch has many words for a damaged file
+            raise DistilError(
+                f"the checkpoint {path} cannot be read: {error}. Remove it: the run then goes on "
+                f"from the one before it, or from the start"
+            ) from error
+        return state
+
+    def _cannot_write(self, step: int, error: Exception) -> str:
+        reason = getattr(error, "strerror", None) or error
+        kept = self.steps()
+        there = (
+            f"The checkpoint of step {kept[-1]} is kept: free some space and go on from it with "
+            f"--resume"
+            if kept
+            else "Free some space and start again"
+        )
+        where = f"the checkpoint of step {step} cannot be written to {self.directory}"
+        return f"{where}: {reason}. {there}"
 
     def _path(self, step: int) -> Path:
-        return self.directory / f"step-{step:08d}"
+        return self.directory / f"step-{step:08d}.pt"

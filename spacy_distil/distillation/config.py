@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import catalogue
 from confection import Config, ConfigValidationError
 from pydantic import Field
+from spacy.util import registry
 
 from spacy_distil.distillation.objectives import Objective, make_objective
+from spacy_distil.distillation.schedules import Schedule
 from spacy_distil.errors import ConfigError
 from spacy_distil.settings import Count, Paths, Section, read_section
 
@@ -27,11 +30,22 @@ class TeacherSettings(Section):
 
 
 class StudentSettings(Section):
-    """layers: "first", "even" or a list. n_layers: how many; `None` is half of the teacher's."""
+    """layers: which of the teacher's, see `students.choose_layers`. n_layers: how many.
+
+    start: "teacher", their weights; "random", as a new model is initialised.
+    heads, ffn, width: attention heads and feed-forward neurons of a layer, and hidden size; `None`
+        is the teacher's. Where there are fewer, the most important ones stay.
+    importance_blocks: blocks of the corpus that importance is measured on.
+    """
 
     # Copied from layers 0-2 of a 6-layer encoder, a tagger reached UPOS 96.1; from 0, 2, 4 95.4.
-    layers: Literal["first", "even"] | list[int] = "first"
+    layers: Literal["first", "last", "even", "ends", "all"] | list[int] = "first"
     n_layers: Count | None = None
+    start: Literal["teacher", "random"] = "teacher"
+    heads: Count | None = None
+    ffn: Count | None = None
+    width: Count | None = None
+    importance_blocks: Count = 64
 
 
 class CorpusSettings(Section):
@@ -52,19 +66,31 @@ class CorpusSettings(Section):
     cache: str | None = None
 
 
+class StageSettings(Section):
+    """objectives: names of those that are summed. share: of the run's steps, relative to the other
+    stages'. learn_rate: `None` is that of [training].
+    """
+
+    objectives: Annotated[list[str], Field(min_length=1)]
+    share: Annotated[float, Field(gt=0)] = 1.0
+    learn_rate: Annotated[float, Field(gt=0)] | None = None
+
+
 class TrainingSettings(Section):
     """See the comments in `template`, which say what each is for."""
 
     seed: int = 0
     epochs: Annotated[float, Field(gt=0)] | None = None
     max_steps: Count | None = None
-    batch_size: Count = 32
-    accumulate: Count = 1
+    batch_size: Count | dict[str, Any] = 128
+    micro_batch: Count | Literal["auto"] = "auto"
     learn_rate: Annotated[float, Field(gt=0)] = 5e-4
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mixed_precision: Literal["auto", "bf16", "no"] = "auto"
+    compile: bool = False
     log_frequency: Count = 20
     eval_frequency: Count = 200
     checkpoint_frequency: Count = 200
@@ -72,11 +98,18 @@ class TrainingSettings(Section):
     remove_checkpoints: bool = True
     tensorboard: bool = True
 
+    def batch_sizes(self) -> Schedule:
+        """Blocks in each optimizer step."""
+        return make_schedule("training.batch_size", self.batch_size)
 
-# What a resumed run may change: none of it changes the student.
+
+# What a resumed run may change. None of it changes what is learned; `micro_batch` and `compile` do
+# change the order of sums, and so the last digits.
 FREE_ON_RESUME = frozenset(
     {
         "corpus.cache",
+        "training.micro_batch",
+        "training.compile",
         "training.log_frequency",
         "training.eval_frequency",
         "training.checkpoint_frequency",
@@ -92,13 +125,18 @@ _SECTIONS: dict[str, type[Section]] = {
     "corpus": CorpusSettings,
     "training": TrainingSettings,
 }
+# Sections of named blocks.
+_NAMED = ("objectives", "stages")
+# What the one stage of a run without stages is called.
+ONLY_STAGE = "all"
 
 
 @dataclass(frozen=True)
 class DistilConfig:
     """A validated config.
 
-    objectives: by name, those with a weight above 0 only.
+    objectives: by name, those with a weight other than 0 only.
+    stages: by name, in order; at least one.
     source: what was validated, every default filled in, to be saved and compared.
     """
 
@@ -106,6 +144,7 @@ class DistilConfig:
     student: StudentSettings
     corpus: CorpusSettings
     objectives: dict[str, Objective]
+    stages: dict[str, StageSettings]
     training: TrainingSettings
     source: Config
 
@@ -113,7 +152,7 @@ class DistilConfig:
     def mask_probability(self) -> float:
         if self.corpus.mask_probability != "auto":
             return self.corpus.mask_probability
-        return 0.15 if any(o.needs.mlm_head for o in self.objectives.values()) else 0.0
+        return 0.15 if any(o.needs.masking for o in self.objectives.values()) else 0.0
 
 
 def load_config(
@@ -122,26 +161,51 @@ def load_config(
     """Read and validate a config. See `distil_encoder` for the arguments."""
     raw = _read(config, dict(overrides or {}))
     for name in raw:
-        if name not in _SECTIONS and name != "objectives":
+        if name not in (*_SECTIONS, *_NAMED):
             raise ConfigError(
                 f"[{name}] is not a section of this config. Sections: "
-                f"{', '.join(f'[{s}]' for s in (*_SECTIONS, 'objectives'))}"
+                f"{', '.join(f'[{s}]' for s in (*_SECTIONS, *_NAMED))}"
             )
     sections: dict[str, Any] = {
         name: read_section(name, kind, raw.get(name, {})) for name, kind in _SECTIONS.items()
     }
-    objectives = {}
-    for name, block in raw.get("objectives", {}).items():
-        if not isinstance(block, Mapping):
-            raise ConfigError(f"objectives.{name} = {block!r}: must be a block [objectives.NAME]")
-        objective = make_objective(name, block)
-        if objective.weight > 0:
-            objectives[name] = objective
+    blocks = {name: _blocks(raw, name) for name in _NAMED}
+    objectives = {name: make_objective(name, b) for name, b in blocks["objectives"].items()}
+    active = {name: objective for name, objective in objectives.items() if objective.is_active}
+    stages = {
+        name: read_section(f"stages.{name}", StageSettings, block)
+        for name, block in blocks["stages"].items()
+    }
     source = Config({name: section.model_dump() for name, section in sections.items()})
-    source["objectives"] = {name: dict(b) for name, b in raw.get("objectives", {}).items()}
-    validated = DistilConfig(objectives=objectives, source=source, **sections)
+    source["objectives"] = blocks["objectives"]
+    source["stages"] = {name: stage.model_dump() for name, stage in stages.items()}
+    if not stages and active:
+        stages = {ONLY_STAGE: StageSettings(objectives=list(active))}
+    validated = DistilConfig(objectives=active, stages=stages, source=source, **sections)
     _check(validated)
     return validated
+
+
+def make_schedule(setting: str, value: float | Mapping[str, Any]) -> Schedule:
+    """setting: dotted name, for errors. value: a number, or a block that names a schedule."""
+    if not isinstance(value, Mapping):
+        return Schedule(setting, value)
+    try:
+        made = registry.resolve({"schedule": dict(value)})["schedule"]
+    except ConfigValidationError as error:
+        problems = "; ".join(str(e["msg"]) for e in error.errors or []) or str(error)
+        raise ConfigError(f"{setting} = {dict(value)}: {problems}") from error
+    except catalogue.RegistryError as error:
+        raise ConfigError(f"{setting} = {dict(value)}: {error}") from error
+    return Schedule(setting, made)
+
+
+def _blocks(raw: Config, section: str) -> dict[str, dict[str, Any]]:
+    """The blocks of a section of named blocks."""
+    for name, block in raw.get(section, {}).items():
+        if not isinstance(block, Mapping):
+            raise ConfigError(f"{section}.{name} = {block!r}: must be a block [{section}.NAME]")
+    return {name: dict(block) for name, block in raw.get(section, {}).items()}
 
 
 def _read(config: str | Path | Mapping[str, Any], overrides: dict[str, Any]) -> Config:
@@ -164,7 +228,21 @@ def _check(config: DistilConfig) -> None:
     """What no single setting can tell."""
     if not config.objectives:
         raise ConfigError(
-            "[objectives] has no objective with a weight above 0: there is nothing to learn"
+            "[objectives] has no objective with a weight other than 0: there is nothing to learn"
+        )
+    known = ", ".join(config.objectives)
+    for name, stage in config.stages.items():
+        for wanted in stage.objectives:
+            if wanted not in config.objectives:
+                raise ConfigError(
+                    f"stages.{name}.objectives names {wanted!r}, which is no block of "
+                    f"[objectives] with a weight other than 0. There are: {known}"
+                )
+    unused = set(config.objectives).difference(*(s.objectives for s in config.stages.values()))
+    if unused:
+        raise ConfigError(
+            f"no stage names objectives.{sorted(unused)[0]}. Name it in a stage, or set its weight "
+            f"to 0"
         )
     if config.training.epochs is None and config.training.max_steps is None:
         raise ConfigError(

@@ -1,50 +1,56 @@
-"""The corpus as training sees it: memory-mapped blocks, tokenised once and kept in a cache."""
+"""The corpus as training sees it: blocks that are tokenised once and then read from shards."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spacy_distil.distillation import packing, reading
+from spacy_distil.distillation import reading
+from spacy_distil.distillation.building import COUNTS, Plan, build, remove_stale
+from spacy_distil.distillation.shards import Shards
 from spacy_distil.errors import ConfigError, CorpusError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from spacy_distil.distillation.config import CorpusSettings
     from spacy_distil.distillation.teachers import Teacher
 
-# Part of the fingerprint: raise it when reading or packing changes what comes out.
-FORMAT = 1
+# Part of the fingerprint: raise it when reading, packing or shards change what comes out.
+FORMAT = 2
 
 
 class Blocks:
-    """Some blocks of a memory-mapped arrow file.
+    """Some blocks of a corpus, read from its shards as they are asked for.
 
-    dataset: with the column "pieces".
-    rows: (n,) which of its rows belong here, in order.
+    shards: of the whole corpus.
+    rows: (n,) int64, which of its rows belong here, in order.
     """
 
-    def __init__(self, dataset: Dataset, rows: np.ndarray) -> None:
-        self.dataset = dataset.with_format("arrow")
+    def __init__(self, shards: Shards, rows: np.ndarray) -> None:
+        self.shards = shards
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, places: Sequence[int]) -> list[np.ndarray]:
-        """The pieces of some blocks, (length,) int32 each."""
-        column = self.dataset[self.rows[list(places)]]["pieces"].combine_chunks()
-        flat = column.flatten().to_numpy()
-        return np.split(flat, np.cumsum(column.value_lengths().to_numpy())[:-1])
+    def lengths(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
+        """How many pieces some blocks have, (n,) int64. Nothing is read for it."""
+        return self.shards.lengths(self._rows(places))
+
+    def __getitem__(self, places: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """The pieces of some blocks, (length,) uint16 or int32 each. places: in any order."""
+        rows = self._rows(places)
+        lengths = self.shards.lengths(rows)
+        read = self.shards.read(rows)
+        return [row[:length] for row, length in zip(read, lengths, strict=True)]
+
+    def _rows(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self.rows[np.asarray(places, dtype=np.int64)]
 
 
 @dataclass(frozen=True)
@@ -68,19 +74,6 @@ class Corpus:
     train: Blocks
     held_out: Blocks
     sources: dict[str, Source]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Files that are to become blocks.
-
-    setting: where they come from, for errors. limit: of blocks. fingerprint: see `Source`.
-    """
-
-    setting: str
-    files: list[Path]
-    limit: int | None
-    fingerprint: str
 
 
 def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, Plan]:
@@ -110,7 +103,12 @@ def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, Plan]:
 def load_corpus(
     plans: Mapping[str, Plan], settings: CorpusSettings, teacher: Teacher, *, cache: Path
 ) -> Corpus:
-    """Read, tokenise and pack the files, or find it done in the cache."""
+    """Read, tokenise and pack the files, or find it done in the cache.
+
+    cache: a directory with one of its own for each corpus. Several processes may call this at once
+        and work for nothing at worst; to save that, let one go first.
+    """
+    remove_stale(cache)
     loaded = {name: _load(plan, settings, teacher, cache) for name, plan in plans.items()}
     sources = {name: source for name, (_, source) in loaded.items()}
     data, source = loaded["train"]
@@ -142,51 +140,14 @@ def _held_out_rows(n_blocks: int, fraction: float, limit: int | None) -> np.ndar
 
 def _load(
     plan: Plan, settings: CorpusSettings, teacher: Teacher, cache: Path
-) -> tuple[Dataset, Source]:
-    from datasets import Dataset
-
+) -> tuple[Shards, Source]:
     directory = cache / plan.fingerprint
-    if not (directory / "source.json").exists():
-        _build(plan, settings, teacher, directory)
-    counts = json.loads((directory / "source.json").read_text(encoding="utf-8"))
+    if not (directory / COUNTS).exists():
+        build(plan, directory, tokenizer=teacher.tokenizer, block_size=settings.block_size)
+    counts = json.loads((directory / COUNTS).read_text(encoding="utf-8"))
     files = [(str(path), path.stat().st_size) for path in plan.files]
-    data = Dataset.from_file(str(directory / "blocks.arrow"))
-    return data, Source(files, counts["blocks"], counts["pieces"], plan.fingerprint)
-
-
-def _build(plan: Plan, settings: CorpusSettings, teacher: Teacher, directory: Path) -> None:
-    """Write blocks under a temporary name, then rename: what is in the cache is whole."""
-    tokenizer = teacher.tokenizer
-
-    def parts() -> Iterator[reading.Part]:
-        for file in plan.files:
-            yield from reading.read_parts(file)
-
-    unfinished = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        n_blocks, n_pieces = packing.write_blocks(
-            packing.pack(
-                packing.tokenize(parts(), tokenizer),
-                block_size=settings.block_size,
-                first=tokenizer.cls_token_id,
-                last=tokenizer.sep_token_id,
-            ),
-            unfinished / "blocks.arrow",
-            limit=plan.limit,
-        )
-        if n_blocks == 0:
-            raise CorpusError(f"{plan.setting}: no text in {', '.join(map(str, plan.files))}")
-        counts = json.dumps({"blocks": n_blocks, "pieces": n_pieces})
-        (unfinished / "source.json").write_text(counts, encoding="utf-8")
-        try:
-            unfinished.rename(directory)
-        except OSError:
-            if not (directory / "source.json").exists():
-                raise  # otherwise another process was faster, with the same outcome
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    shards = Shards(directory, counts["blocks"], counts["pieces"])
+    return shards, Source(files, counts["blocks"], counts["pieces"], plan.fingerprint)
 
 
 def _fingerprint(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
+from spacy_distil.distillation.attention_taps import AttentionTaps
 from spacy_distil.distillation.batches import Batch
 from spacy_distil.distillation.heads import masked_lm_head
 from spacy_distil.distillation.objectives import Encoded, Loss, Objective, Outputs
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 class Distiller(torch.nn.Module):
     """Computes the losses of one batch.
 
-    The student is its only submodule: the teacher is neither trained, nor put in train mode, nor
-    saved in checkpoints.
+    Its submodules, which are trained and saved in checkpoints, are the student and the objectives;
+    the teacher is neither.
+
+    objectives: prepared for these two models.
     """
 
     def __init__(
@@ -30,34 +33,71 @@ class Distiller(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        self.objectives = dict(objectives)
+        self.objectives = torch.nn.ModuleDict(dict(objectives))
         self._teacher = (teacher,)  # a tuple hides it from torch
-        self._keep_hidden = any(o.needs.hidden_states for o in self.objectives.values())
+        self._taps = [
+            AttentionTaps(model, {p[side] for o in objectives.values() for p in o.attention_pairs})
+            for side, model in enumerate((student, teacher))
+        ]
 
-    def encode(self, batch: Batch) -> Outputs:
-        """Run teacher and student on the same input."""
-        with torch.no_grad():
-            teacher = self._encode(self._teacher[0], batch)
-        return Outputs(teacher, self._encode(self.student, batch), batch)
+    def objective(self, name: str) -> Objective:
+        objective = self.objectives[name]
+        assert isinstance(objective, Objective)
+        return objective
 
-    def losses(self, outputs: Outputs) -> dict[str, Loss]:
+    def encode(self, batch: Batch, step: int = 0, names: Collection[str] | None = None) -> Outputs:
+        """Run the student, and the teacher where it is needed, on the same input.
+
+        names: of the objectives that are to be computed; `None` is all.
+        """
+        active = [self.objective(name) for name in (names or self.objectives)]
+        student = self._encode(0, self.student, batch, active)
+        teacher = None
+        if any(o.needs.teacher for o in active):
+            with torch.inference_mode():
+                found = self._encode(1, self._teacher[0], batch, active)
+            teacher = _usable(found)
+        return Outputs(teacher, student, batch, step)
+
+    def losses(self, outputs: Outputs, names: Collection[str] | None = None) -> dict[str, Loss]:
         """Each objective's loss, unweighted."""
-        return {name: objective(outputs) for name, objective in self.objectives.items()}
+        return {name: self.objective(name)(outputs) for name in (names or self.objectives)}
 
-    def forward(self, batch: Batch) -> dict[str, Loss]:
-        return self.losses(self.encode(batch))
+    def forward(
+        self, batch: Batch, step: int = 0, names: Collection[str] | None = None
+    ) -> dict[str, Loss]:
+        return self.losses(self.encode(batch, step, names), names)
 
-    def total(self, means: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def total(self, means: Mapping[str, torch.Tensor], step: int) -> torch.Tensor:
         """The weighted sum that is minimised. means: each objective's loss, scalar."""
-        weighted = [self.objectives[name].weight * mean for name, mean in means.items()]
+        weighted = [self.objective(name).weight.at(step) * mean for name, mean in means.items()]
         return torch.stack(weighted).sum()
 
-    def _encode(self, model: PreTrainedModel, batch: Batch) -> Encoded:
+    def _encode(
+        self, side: int, model: PreTrainedModel, batch: Batch, active: list[Objective]
+    ) -> Encoded:
+        """side: 0 for the student, 1 for the teacher."""
+        wanted = {pair[side] for objective in active for pair in objective.hidden_pairs}
+        last = int(model.config.num_hidden_layers)
         result = model.base_model(
             input_ids=batch.inputs,
             attention_mask=batch.attention,
-            output_hidden_states=self._keep_hidden,
+            output_hidden_states=bool(wanted - {last}),
             return_dict=True,
         )
-        hidden = result.hidden_states if self._keep_hidden else None
-        return Encoded(result.last_hidden_state, hidden, masked_lm_head(model))
+        hidden = {
+            number: result.last_hidden_state if number == last else result.hidden_states[number]
+            for number in wanted
+        }
+        attention = self._taps[side].take()
+        return Encoded(result.last_hidden_state, hidden, attention, masked_lm_head(model))
+
+
+def _usable(encoded: Encoded) -> Encoded:
+    """What inference mode made, as tensors that a graph may keep: as copies."""
+    return Encoded(
+        encoded.last_hidden.clone(),
+        {number: tensor.clone() for number, tensor in encoded.hidden_states.items()},
+        {n: type(a)(*(tensor.clone() for tensor in a)) for n, a in encoded.attention.items()},
+        encoded.head,
+    )

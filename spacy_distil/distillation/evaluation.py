@@ -17,37 +17,43 @@ ACCURACY_ROWS = 1024
 
 @torch.no_grad()
 def evaluate(
-    distiller: Distiller, batches: Iterable[Batch], accelerator: Accelerator
+    distiller: Distiller, batches: Iterable[Batch], accelerator: Accelerator, *, step: int
 ) -> dict[str, float]:
-    """Scores over all batches, each position counting the same.
+    """Scores over all batches of all processes, each position counting the same.
 
+    step: whose weights and temperatures are taken.
     Returns the mean of each objective by its name; "total", their weighted sum; and, where pieces
     are masked and there are heads, "student_accuracy" and "teacher_accuracy": the share of masked
     pieces guessed right.
     """
     training = distiller.training
     distiller.eval()
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    names = list(distiller.objectives)
+    accuracies = ("student_accuracy", "teacher_accuracy")
+    # Sums and, below them, numbers of positions.
+    sums = torch.zeros(2, len(names) + 2, dtype=torch.float64, device=accelerator.device)
 
-    def add(name: str, total: Tensor, count: int) -> None:
-        sums[name] = sums.get(name, torch.zeros((), device=total.device)) + total.float()
-        counts[name] = counts.get(name, 0) + count
+    def add(place: int, total: Tensor, count: int) -> None:
+        sums[0, place] += total
+        sums[1, place] += count
 
     for batch in batches:
-        batch = batch.to(accelerator.device)
         with accelerator.autocast():
-            outputs = distiller.encode(batch)
-            for name, loss in distiller.losses(outputs).items():
-                add(name, loss.mean * loss.positions, loss.positions)
-            if len(batch.masked) and outputs.teacher.head and outputs.student.head:
-                for name, encoded in (("student", outputs.student), ("teacher", outputs.teacher)):
-                    add(f"{name}_accuracy", _right(encoded, batch), len(batch.masked))
+            outputs = distiller.encode(batch, step)
+            for place, loss in enumerate(distiller.losses(outputs).values()):
+                add(place, loss.sum, loss.positions)
+            for place, encoded in enumerate((outputs.student, outputs.teacher), start=len(names)):
+                if len(batch.masked) and encoded is not None and encoded.head is not None:
+                    add(place, _right(encoded, batch), len(batch.masked))
     distiller.train(training)
-    means = {name: total / max(1, counts[name]) for name, total in sums.items()}
-    losses = {name: mean for name, mean in means.items() if name in distiller.objectives}
-    scores = {**losses, "total": distiller.total(losses), **means}
-    return {name: float(score) for name, score in scores.items()}
+    sums = accelerator.reduce(sums, reduction="sum")
+    means = dict(zip((*names, *accuracies), sums[0] / sums[1].clamp(min=1), strict=True))
+    scores = {name: float(means[name]) for name in names}
+    scores["total"] = float(distiller.total({name: means[name] for name in names}, step))
+    for place, name in enumerate(accuracies, start=len(names)):
+        if sums[1, place] > 0:
+            scores[name] = float(means[name])
+    return scores
 
 
 def _right(encoded: Encoded, batch: Batch) -> Tensor:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import json
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from spacy_distil.distillation.batches import Batch, Masking, TrainingBatches, held_out_batches
+from spacy_distil.distillation.batches import Masking, generator_for
 from spacy_distil.distillation.checkpoint import Checkpoints
-from spacy_distil.distillation.config import DistilConfig, TrainingSettings
-from spacy_distil.distillation.corpus import Blocks, Corpus
+from spacy_distil.distillation.config import TrainingSettings
+from spacy_distil.distillation.corpus import Corpus
 from spacy_distil.distillation.distiller import Distiller
+from spacy_distil.distillation.divergence import Divergence
 from spacy_distil.distillation.evaluation import evaluate
+from spacy_distil.distillation.interruption import Interruption, RunInterrupted
+from spacy_distil.distillation.objectives import Loss
 from spacy_distil.distillation.progress import Display, RunLog
+from spacy_distil.distillation.steps import Stage, StepBlocks, StepRows, ahead, held_out_rows
 from spacy_distil.errors import DistilError
 
 
@@ -27,191 +32,260 @@ from spacy_distil.errors import DistilError
 class Meter:
     """Training losses since the last look, summed on the device: reading them makes the CPU wait.
 
-    sums: (objectives,) float32.
+    names: of all objectives.
+    sums: (objectives,) float32. positions: (objectives,), how many these are sums of.
     """
 
+    names: list[str]
     sums: Tensor
-    batches: int = 0
+    positions: np.ndarray = field(init=False)
     pieces: int = 0
     seconds: float = 0.0
 
-    def add(self, means: dict[str, Tensor], pieces: int) -> None:
-        self.sums += torch.stack([mean.detach().float() for mean in means.values()])
-        self.batches += 1
-        self.pieces += pieces
+    def __post_init__(self) -> None:
+        self.positions = np.zeros(len(self.names))
 
-    def read(self) -> tuple[list[float], float]:
-        """Mean losses and pieces per second; starts anew."""
+    def add(self, losses: Mapping[str, Loss]) -> None:
+        for name, loss in losses.items():
+            place = self.names.index(name)
+            self.sums[place] += loss.sum.detach()
+            self.positions[place] += loss.positions
+
+    def read(self, accelerator: Accelerator) -> tuple[dict[str, float], float]:
+        """Mean losses of those that were computed, and pieces per second, of all processes; starts
+        anew.
+        """
         started = time.perf_counter()
-        means = (self.sums / self.batches).tolist()
+        counted = torch.tensor(self.positions, dtype=torch.float32, device=self.sums.device)
+        sums, positions = accelerator.reduce(torch.stack([self.sums, counted])).tolist()
+        means = {
+            name: value / count
+            for name, value, count in zip(self.names, sums, positions, strict=True)
+            if count
+        }
         self.seconds += time.perf_counter() - started  # the wait for the device is its work
         speed = self.pieces / self.seconds
         self.sums.zero_()
-        self.batches, self.pieces, self.seconds = 0, 0, 0.0
+        self.positions[:] = 0
+        self.pieces, self.seconds = 0, 0.0
         return means, speed
 
 
-def count_steps(settings: TrainingSettings, blocks: Blocks, accelerator: Accelerator) -> int:
-    """Optimizer steps of the whole run."""
-    limits = []
-    if settings.epochs is not None:
-        limits.append(
-            math.ceil(settings.epochs * len(blocks) / _blocks_a_step(settings, accelerator))
-        )
-    if settings.max_steps is not None:
-        limits.append(settings.max_steps)
-    return min(limits)
+@dataclass
+class Trainer:
+    """Trains the student of a distiller, step by step.
+
+    distiller: on the accelerator's device.
+    masking: likewise.
+    wrapped: the same module for mixed precision and several processes.
+    clip: norm that the gradient of a step is clipped to.
+    """
+
+    distiller: Distiller
+    wrapped: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    masking: Masking
+    accelerator: Accelerator
+    clip: float
+
+    @classmethod
+    def prepare(
+        cls,
+        distiller: Distiller,
+        settings: TrainingSettings,
+        masking: Masking,
+        accelerator: Accelerator,
+    ) -> Trainer:
+        optimizer = make_optimizer(distiller, settings, accelerator.device)
+        wrapped, prepared = accelerator.prepare(distiller, optimizer)
+        device = accelerator.device
+        return cls(distiller, wrapped, prepared, masking.to(device), accelerator, settings.clip)
+
+    def step(self, step: int, rows: StepRows, stage: Stage, meter: Meter | None = None) -> Tensor:
+        """One optimizer step. The CPU does not wait for the device.
+
+        step: the number of steps taken before.
+        Returns the norm of the gradient before clipping, a scalar.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = stage.rate(step)
+        for place, portion in enumerate(rows.micro_batches):
+            batch = self.masking(portion.to(self.accelerator.device))
+            # Processes add up their gradients in the last backward pass alone.
+            last = place == len(rows.micro_batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                losses: dict[str, Loss] = self.wrapped(batch, step, stage.objectives)
+                self.accelerator.backward(self._total(losses, rows, step))
+            if meter is not None:
+                meter.add(losses)
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def _total(self, losses: Mapping[str, Loss], rows: StepRows, step: int) -> Tensor:
+        """The portion's share of the mean over the whole step. Several processes average their
+        gradients, so that each has to count as many times.
+        """
+        means = {}
+        for name, loss in losses.items():
+            positions = rows.positions(masked=self.distiller.objective(name).needs.masking)
+            means[name] = loss.sum / positions * self.accelerator.num_processes
+        return self.distiller.total(means, step)
 
 
 def train(
-    distiller: Distiller,
+    trainer: Trainer,
     corpus: Corpus,
-    config: DistilConfig,
+    blocks: StepBlocks,
+    stages: list[Stage],
+    settings: TrainingSettings,
     *,
-    masking: Masking,
-    pad_id: int,
-    accelerator: Accelerator,
     output: Path,
+    describe: Callable[[int], str],
 ) -> dict[str, float]:
     """Train the distiller's student in place, from the newest checkpoint in `output` if any.
 
+    describe: says what a block of the corpus is, by its number.
     Returns the last held-out scores, see `evaluation.evaluate`; empty where nothing is held out.
+    Raises `RunInterrupted` after SIGTERM and `DistilError` where training diverges.
     """
-    settings = config.training
-    total = count_steps(settings, corpus.train, accelerator)
-    torch.manual_seed(settings.seed)
-    optimizer = make_optimizer(distiller.student, settings, accelerator.device)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learn_rate_factor(step, total=total, warmup=settings.warmup)
-    )
-    # `prepare` wraps the module for mixed precision and many processes; the plain one stays usable.
-    wrapped, optimizer, schedule = accelerator.prepare(distiller, optimizer, schedule)
-
+    distiller, accelerator = trainer.distiller, trainer.accelerator
+    main = accelerator.is_main_process
+    n_steps = stages[-1].end
+    names = list(distiller.objectives)
     checkpoints = Checkpoints(output / "checkpoints", keep=settings.keep_checkpoints)
     log = RunLog(output / "log.jsonl")
     start = max(checkpoints.steps(), default=0)
     if start:
-        checkpoints.load(accelerator, start)
-    logged = log.forget_after(start)
+        state = checkpoints.load(start, accelerator.device)
+        distiller.load_state_dict(state["distiller"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+    accelerator.wait_for_everyone()
+    logged = log.forget_after(start) if main else set()
 
-    batches = _my_batches(corpus.train, settings, masking, pad_id, accelerator, start, total)
-    names = list(distiller.objectives)
-    meter = Meter(torch.zeros(len(names), device=accelerator.device))
-    latest: dict[str, float] = {}  # training losses
+    meter = Meter(names, torch.zeros(len(names), device=accelerator.device))
+    divergence = Divergence(accelerator.device)
     scores: dict[str, float] = {}
+    latest: dict[str, float] = {}  # training losses
     speed: float | None = None
-    main = accelerator.is_main_process
+    saved = start
 
-    def held_out(step: int) -> dict[str, float]:
-        found = held_out_batches(
+    def evaluate_after(step: int) -> dict[str, float]:
+        rows = held_out_rows(
             corpus.held_out,
-            batch_size=settings.batch_size,
-            masking=masking,
-            pad_id=pad_id,
-            seed=settings.seed,
+            size=blocks.micro_batch,
+            masking=trainer.masking,
+            pad_id=blocks.pad_id,
+            process=blocks.process,
+            n_processes=blocks.n_processes,
         )
-        scores = evaluate(distiller, found, accelerator)
+        batches = (trainer.masking(r.to(accelerator.device), "held out") for r in rows)
+        scores = evaluate(distiller, batches, accelerator, step=max(0, step - 1))
         if main and step not in logged:
-            epoch = step * _blocks_a_step(settings, accelerator) / len(corpus.train)
+            epoch = blocks.starts[step] / len(corpus.train)
             display.scores(step, epoch, speed, latest.get("total"), scores)
             log.write(step, "held_out", scores)
             accelerator.log({f"held_out/{k}": v for k, v in scores.items()}, step=step)
         return scores
 
-    with closing(Display(names, total=total, start=start, shown=main)) as display:
+    def save_after(step: int) -> None:
+        nonlocal saved
+        check(step)
+        state = {
+            "distiller": distiller.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+        }
+        checkpoints.save(accelerator, step, state)
+        saved = step
+
+    def check(step: int, stage: Stage | None = None) -> None:
+        """Stop where training has diverged: nothing that came of it is saved."""
+        bad = divergence.bad_step()
+        losses = {name: latest[name] for name in names if name in latest}
+        worse = divergence.worse(stage.name, losses) if stage and bad is None else None
+        if bad is None and worse is None:
+            return
+        what = f"the gradient of step {bad} is not finite"
+        if worse is not None:
+            what = f"the loss {worse!r} has risen to {latest[worse]:.4g} by step {step}"
+        rows = blocks.rows((bad or step) - 1)
+        found = {"step": bad or step, "losses": latest, "blocks": rows}
+        if main:
+            (output / "diverged.json").write_text(json.dumps(found, indent=2) + "\n")
+        kept = f"The checkpoint of step {saved} is kept" if saved else "There is no checkpoint yet"
+        raise DistilError(
+            f"{what}: training has diverged. {kept}. The blocks of that step are listed in "
+            f"{output / 'diverged.json'}; the first begins {describe(rows[0])!r}. Start again with "
+            f"a lower training.learn_rate, a longer training.warmup or "
+            f'training.mixed_precision = "no"'
+        )
+
+    display = Display(names, total=n_steps, start=start, shown=main)
+    work = ahead(blocks.__getitem__, range(start, n_steps))
+    with closing(display), closing(work), Interruption() as interruption:
         distiller.train()
         # A run killed after its last step has logged these scores, but not returned them.
-        if len(corpus.held_out) and start in (0, total):
-            scores = held_out(start)
-        for step in range(start + 1, total + 1):
+        if len(corpus.held_out) and start in (0, n_steps):
+            scores = evaluate_after(start)
+        for before in range(start, n_steps):
+            step = before + 1
+            stage = next(stage for stage in stages if before < stage.end)
             started = time.perf_counter()
-            learn_rate = schedule.get_last_lr()[0]
-            for _ in range(settings.accumulate):
-                batch = next(batches)
-                with accelerator.accumulate(wrapped):
-                    means = {name: loss.mean for name, loss in wrapped(batch).items()}
-                    accelerator.backward(distiller.total(means))
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip)
-                    optimizer.step()
-                    if accelerator.sync_gradients:
-                        schedule.step()
-                    optimizer.zero_grad()
-                meter.add(means, len(batch.real) * accelerator.num_processes)
+            # Dropout is a function of seed, step and process too.
+            torch.manual_seed(generator_for(settings.seed, before, blocks.process).initial_seed())
+            rows = next(work)
+            divergence.note(step, trainer.step(before, rows, stage, meter))
+            meter.pieces += rows.n_real
             meter.seconds += time.perf_counter() - started
             display.advance()
-            if step % settings.log_frequency == 0 or step == total:
-                values, speed = meter.read()
-                latest = dict(zip(names, values, strict=True))
-                latest["total"] = sum(distiller.objectives[n].weight * latest[n] for n in names)
-                _must_be_finite(latest, step)
+            logs = step % settings.log_frequency == 0 or step == stage.end
+            if logs:
+                means, speed = meter.read(accelerator)
+                latest = dict(means)
+                weighted = {name: torch.tensor(mean) for name, mean in means.items()}
+                latest["total"] = float(distiller.total(weighted, before))
+                check(step, stage)
                 display.losses(latest, speed=speed)
                 if main:
-                    record = {**latest, "learn_rate": learn_rate}
-                    log.write(step, "train", {**record, "pieces_per_second": speed})
+                    record = {**latest, "learn_rate": stage.rate(before)}
+                    shown = {**record, "stage": stage.name, "pieces_per_second": speed}
+                    log.write(step, "train", shown)
                     accelerator.log({f"train/{k}": v for k, v in record.items()}, step=step)
-            if len(corpus.held_out) and (step % settings.eval_frequency == 0 or step == total):
-                scores = held_out(step)
-            if step % settings.checkpoint_frequency == 0 or step == total:
-                checkpoints.save(accelerator, step)
+            if len(corpus.held_out) and (step % settings.eval_frequency == 0 or step == n_steps):
+                scores = evaluate_after(step)
+            if step % settings.checkpoint_frequency == 0 or step == n_steps:
+                save_after(step)
+            if _asked_to_end(interruption, accelerator, agree=logs) and step < n_steps:
+                if saved < step:
+                    save_after(step)
+                raise RunInterrupted(
+                    f"stopped by SIGTERM after step {step} of {n_steps}, and saved a checkpoint. "
+                    f"Go on with --resume"
+                )
     return scores
 
 
+def _asked_to_end(interruption: Interruption, accelerator: Accelerator, *, agree: bool) -> bool:
+    """Whether SIGTERM came to any process. Several have to agree, and do so when losses are read,
+    which makes them wait for each other anyway.
+    """
+    if accelerator.num_processes == 1:
+        return interruption.received
+    if not agree:
+        return False
+    flag = torch.tensor(float(interruption.received), device=accelerator.device)
+    return bool(accelerator.reduce(flag) > 0)
+
+
 def make_optimizer(
-    student: torch.nn.Module, settings: TrainingSettings, device: torch.device
+    distiller: torch.nn.Module, settings: TrainingSettings, device: torch.device
 ) -> torch.optim.AdamW:
     """AdamW, fused where torch has it; biases and layer norms, the vectors, do not decay."""
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    parameters = [p for p in distiller.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     fused = device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=settings.learn_rate, betas=(0.9, 0.98), fused=fused)
-
-
-def learn_rate_factor(step: int, *, total: int, warmup: float) -> float:
-    """Linear from 0 to 1 over the first `warmup` of the steps, then linear to 0.
-
-    step: the number of steps taken before, so that the first step already learns something.
-    """
-    rising = round(total * warmup)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return max(0.0, (total - step) / max(1, total - rising))
-
-
-def _my_batches(
-    blocks: Blocks,
-    settings: TrainingSettings,
-    masking: Masking,
-    pad_id: int,
-    accelerator: Accelerator,
-    start: int,
-    total: int,
-) -> Iterator[Batch]:
-    """Every n-th batch of the run's steps `start` to `total`, where there are n processes."""
-    batches = TrainingBatches(
-        blocks,
-        batch_size=settings.batch_size,
-        masking=masking,
-        pad_id=pad_id,
-        seed=settings.seed,
-    )
-    n, a_step = accelerator.num_processes, settings.accumulate * accelerator.num_processes
-    for position in range(start * a_step + accelerator.process_index, total * a_step, n):
-        yield batches[position].to(accelerator.device)
-
-
-def _blocks_a_step(settings: TrainingSettings, accelerator: Accelerator) -> int:
-    return settings.batch_size * settings.accumulate * accelerator.num_processes
-
-
-def _must_be_finite(losses: dict[str, float], step: int) -> None:
-    for name, loss in losses.items():
-        if not math.isfinite(loss):
-            raise DistilError(
-                f"the loss {name!r} is {loss} at step {step}: training has diverged. Start again "
-                f"with a lower training.learn_rate, a longer training.warmup or "
-                f'training.mixed_precision = "no"'
-            )

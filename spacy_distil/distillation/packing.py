@@ -1,4 +1,4 @@
-"""From documents to blocks of pieces, each full, in an arrow file.
+"""From documents to blocks of pieces, each full.
 
 A block is `[CLS] pieces [SEP]`; where a document ends inside a block, a `[SEP]` stands between it
 and the next. A document that does not fit goes on in the next block: no piece is lost.
@@ -7,21 +7,17 @@ and the next. A document that does not fit goes on in the next block: no piece i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pyarrow as pa  # type: ignore[import-untyped]
 
 from spacy_distil.distillation.reading import Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# How much text the tokenizer is given in one call, and how many blocks make an arrow batch.
+# How much text the tokenizer is given in one call, and how much a part counts for besides its text,
+# however short. They bound the memory that tokenizing takes.
 CALL_CHARACTERS = 1_000_000
-ARROW_BLOCKS = 1_000
-SCHEMA = pa.schema([("pieces", pa.list_(pa.int32()))])
+PART_COST = 100
 
 
 def tokenize(
@@ -47,7 +43,7 @@ def _calls(parts: Iterable[Part]) -> Iterator[list[Part]]:
     size = 0
     for part in parts:
         call.append(part)
-        size += len(part.text)
+        size += len(part.text) + PART_COST
         if size > CALL_CHARACTERS:
             yield call
             call, size = [], 0
@@ -82,15 +78,3 @@ def pack(
         stream.pop()
     if stream:
         yield [first, *stream, last]
-
-
-def write_blocks(blocks: Iterator[list[int]], path: Path, *, limit: int | None) -> tuple[int, int]:
-    """Write blocks to an arrow file. limit: of blocks. Returns the numbers of blocks and pieces."""
-    n_blocks = n_pieces = 0
-    blocks = islice(blocks, limit)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
-        while some := list(islice(blocks, ARROW_BLOCKS)):
-            writer.write_batch(pa.record_batch([pa.array(some, SCHEMA[0].type)], schema=SCHEMA))
-            n_blocks += len(some)
-            n_pieces += sum(map(len, some))
-    return n_blocks, n_pieces

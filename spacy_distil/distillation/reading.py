@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,11 @@ from spacy_distil.errors import CorpusError
 
 SUFFIXES = (".txt", ".jsonl", ".spacy")
 
-# A document longer than this comes in several parts, cut between paragraphs.
+# A document longer than this comes in several parts, cut between paragraphs or words where it has
+# any. No part is longer than three times this.
 PART_CHARACTERS = 100_000
+# Halves of characters, which JSON can spell and UTF-8 cannot.
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Part(NamedTuple):
@@ -59,26 +63,71 @@ def read_parts(path: Path) -> Iterator[Part]:
 
 def _read_text(path: Path) -> Iterator[Part]:
     """One paragraph per line, a blank line between documents."""
-    paragraphs: list[str] = []
+    texts: list[str] = []
     size = 0
-    for _, line in read_lines(path):
-        line = line.strip()
-        if line:
-            paragraphs.append(line)
-            size += len(line)
-            if size > PART_CHARACTERS:
-                yield Part("\n".join(paragraphs), ends=False)
-                paragraphs, size = [""], 0  # the next part goes on in a new line
-        else:
-            yield Part("\n".join(paragraphs), ends=True)
-            paragraphs, size = [], 0
-    yield Part("\n".join(paragraphs), ends=True)
+    begun = False  # whether the document has any text yet
+    for text, opens in _read_paragraphs(path):
+        if opens and not text:
+            if begun:
+                yield Part("".join(texts), ends=True)
+            texts, size, begun = [], 0, False
+            continue
+        texts.append(f"\n{text}" if opens and begun else text)
+        size += len(text)
+        begun = True
+        if size > PART_CHARACTERS:
+            yield Part("".join(texts), ends=False)
+            texts, size = [], 0
+    if begun:
+        yield Part("".join(texts), ends=True)
+
+
+def _read_paragraphs(path: Path) -> Iterator[tuple[str, bool]]:
+    """Stripped lines, long ones in pieces, and whether each is the beginning of a line."""
+    rest, opens = "", True
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            while text := file.readline(PART_CHARACTERS):
+                rest = rest + text if rest or not opens else text.lstrip()
+                if text.endswith("\n"):
+                    yield rest.rstrip(), opens
+                    rest, opens = "", True
+                    continue
+                *pieces, rest = _cut(rest)
+                for piece in pieces:
+                    yield piece, opens
+                    opens = False
+            if rest:
+                yield rest.rstrip(), opens
+    except UnicodeDecodeError:
+        for _ in read_lines(path):  # which names line and byte
+            pass
+        raise
 
 
 def _read_jsonl(path: Path) -> Iterator[Part]:
     """One document per line: {"text": "..."}; other keys are ignored."""
     for text in read_jsonl(path):
-        yield Part(text, ends=True)
+        yield from _parts(SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+def _parts(text: str) -> Iterator[Part]:
+    """A whole document."""
+    *pieces, last = _cut(text)
+    yield from (Part(piece, ends=False) for piece in pieces)
+    yield Part(last, ends=True)
+
+
+def _cut(text: str) -> Iterator[str]:
+    """In pieces of at most `PART_CHARACTERS`, cut before white space where there is any."""
+    start = 0
+    while len(text) - start > PART_CHARACTERS:
+        end = start + PART_CHARACTERS
+        space = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
+        end = end if space < 0 else space
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _read_spacy(path: Path) -> Iterator[Part]:
@@ -95,4 +144,4 @@ def _read_spacy(path: Path) -> Iterator[Part]:
             f"{path} is not a .spacy file, or is damaged: {type(error).__name__}: {error}"
         ) from error
     for doc in docs.get_docs(Vocab()):
-        yield Part(doc.text, ends=True)
+        yield from _parts(doc.text)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import ProjectConfiguration
-from wasabi import msg
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+)
+from wasabi import Printer
 
 from spacy_distil.distillation.batches import Masking
-from spacy_distil.distillation.card import model_card
+from spacy_distil.distillation.card import student_card
 from spacy_distil.distillation.config import (
     FREE_ON_RESUME,
     DistilConfig,
@@ -25,9 +31,18 @@ from spacy_distil.distillation.config import (
 )
 from spacy_distil.distillation.corpus import Corpus, load_corpus, plan_corpus
 from spacy_distil.distillation.distiller import Distiller
-from spacy_distil.distillation.loop import count_steps, train
-from spacy_distil.distillation.students import choose_layers, make_student
+from spacy_distil.distillation.heads import add_masked_lm_head
+from spacy_distil.distillation.importance import importance_batches, measure_importance
+from spacy_distil.distillation.licence import find_licence
+from spacy_distil.distillation.loop import Trainer, train
+from spacy_distil.distillation.memory import find_micro_batch
+from spacy_distil.distillation.objectives import prepare_objectives
+from spacy_distil.distillation.shapes import StudentShape, choose_shape
+from spacy_distil.distillation.steps import StepBlocks, plan_stages, plan_steps
+from spacy_distil.distillation.students import make_student
 from spacy_distil.distillation.teachers import Teacher, load_teacher, quiet_transformers
+from spacy_distil.engines.changes import ATTENTION_DROPOUTS, DROPOUTS, EncoderChanges
+from spacy_distil.engines.onednn import is_faster, use_onednn
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.errors import ConfigError, require
 from spacy_distil.run_directory import RunDirectory
@@ -73,12 +88,19 @@ def run(
     if not (resume or overwrite):
         directory.refuse_run()
     accelerator = _accelerator(gpu_id, settings.training, output)
-    device = _describe(accelerator)
-    msg.info(f"Training on {device}, mixed precision: {accelerator.mixed_precision}")
+    main, device = accelerator.is_main_process, _describe(accelerator)
+    say = Printer(no_print=not main)
+    say.info(f"Training on {device}, mixed precision: {accelerator.mixed_precision}")
 
     teacher = load_teacher(settings.teacher.name, revision=settings.teacher.revision)
-    layers = choose_layers(
-        settings.student.layers, settings.student.n_layers, available=teacher.n_layers
+    wanted = settings.student
+    shape = choose_shape(
+        teacher.model.config,
+        wanted.layers,
+        wanted.n_layers,
+        heads=wanted.heads,
+        ffn=wanted.ffn,
+        width=wanted.width,
     )
     _check_head(settings, teacher)
     plans = plan_corpus(settings.corpus, teacher)
@@ -86,63 +108,134 @@ def run(
         "teacher": teacher.fingerprint,
         **{plan.setting: plan.fingerprint for plan in plans.values()},
     }
-    earlier = directory.settle(settings.source, inputs, resume=resume, overwrite=overwrite)
+    # One process decides what becomes of an earlier run, before any other looks.
+    decided: list[Any] = [None]
+    if main:
+        decided = [directory.settle(settings.source, inputs, resume=resume, overwrite=overwrite)]
+    earlier = broadcast_object_list(decided)[0]
     if earlier and earlier.get("finished"):
-        msg.good(f"Finished already: {output}")
+        say.good(f"Finished already: {output}")
         return _distilled(output, earlier)
     if earlier is not None:
-        msg.info(f"Resuming the run in {output}")
+        say.info(f"Resuming the run in {output}")
     elif resume:
-        msg.info(f"Nothing to resume in {output}: starting")
-
-    main = accelerator.is_main_process
+        say.info(f"Nothing to resume in {output}: starting")
     if main:
         directory.write_settings(settings.source)
     cache = Path(settings.corpus.cache) if settings.corpus.cache else output / "cache"
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         corpus = load_corpus(plans, settings.corpus, teacher, cache=cache)
+    results = {"finished": False, "inputs": inputs}
     if main:
-        directory.write_results({"finished": False, "inputs": inputs})
+        directory.write_results(results)
     if not len(corpus.held_out):
-        msg.warn("Nothing is held out: set corpus.dev or corpus.dev_fraction to see scores")
+        say.warn("Nothing is held out: set corpus.dev or corpus.dev_fraction to see scores")
 
-    student = make_student(teacher, layers)
+    training = settings.training
+    starts = plan_steps(training, len(corpus.train), accelerator.num_processes)
+    stages = plan_stages(settings, len(starts) - 1)
+    masking = Masking.for_tokenizer(
+        teacher.tokenizer, settings.mask_probability, seed=training.seed
+    )
+    torch.manual_seed(training.seed)
     teacher.model.to(accelerator.device)
-    for objective in settings.objectives.values():
-        objective.check(teacher.model.config, student.config)
-    msg.info(
-        f"Student: layers {', '.join(map(str, layers))} of {teacher.n_layers}, "
+    student = _make_student(settings, teacher, shape, corpus)
+    prepare_objectives(settings.objectives, teacher.model.config, student.config)
+    say.info(
+        f"Student: layers {', '.join(map(str, shape.layers))} of {teacher.n_layers}, "
         f"{student.num_parameters():,} of {teacher.model.num_parameters():,} parameters. "
         f"Blocks: {len(corpus.train):,} to train on, {len(corpus.held_out):,} held out"
     )
+    prepare_models(teacher.model, student, accelerator)
+    trainer = Trainer.prepare(
+        Distiller(teacher.model, student, settings.objectives), training, masking, accelerator
+    )
+    micro_batch = training.micro_batch
+    if micro_batch == "auto":
+        micro_batch = (earlier or {}).get("micro_batch") or find_micro_batch(
+            trainer.distiller,
+            stages,
+            accelerator,
+            masking=trainer.masking,
+            block_size=settings.corpus.block_size,
+            largest_step=int(np.diff(starts).max()),
+        )
+    results["micro_batch"] = micro_batch
+    if main:
+        directory.write_results(results)
+    blocks = StepBlocks(
+        corpus.train,
+        starts,
+        masking=masking,
+        pad_id=int(teacher.tokenizer.pad_token_id),
+        seed=training.seed,
+        micro_batch=micro_batch,
+        process=accelerator.process_index,
+        n_processes=accelerator.num_processes,
+    )
     accelerator.init_trackers("distil")
     scores = train(
-        Distiller(teacher.model, student, settings.objectives),
+        trainer,
         corpus,
-        settings,
-        masking=Masking.for_tokenizer(teacher.tokenizer, settings.mask_probability),
-        pad_id=int(teacher.tokenizer.pad_token_id),
-        accelerator=accelerator,
+        blocks,
+        stages,
+        training,
         output=output,
+        describe=lambda row: teacher.tokenizer.decode(corpus.train[[row]][0][1:20]),
     )
-    accelerator.end_training()
-    results = {
-        "finished": True,
-        "inputs": inputs,
-        "steps": count_steps(settings.training, corpus.train, accelerator),
-        "scores": scores,
-        "device": device,
-    }
+    results |= {"finished": True, "steps": len(starts) - 1, "scores": scores, "device": device}
     if main:
-        _save(student, teacher, corpus, settings, layers, results, directory)
+        _save(student, teacher, corpus, settings, shape, results, directory)
     accelerator.wait_for_everyone()
-    msg.good(f"Student saved to {output}")
+    accelerator.end_training()
+    say.good(f"Student saved to {output}")
     return _distilled(output, results)
+
+
+def prepare_models(
+    teacher: PreTrainedModel, student: PreTrainedModel, accelerator: Accelerator
+) -> None:
+    """Make both as fast as they can be: the teacher in the precision that it is run in, and linear
+    layers by the library that is the fastest here.
+    """
+    if accelerator.mixed_precision == "bf16":
+        teacher.to(torch.bfloat16)
+    teacher.to(accelerator.device)
+    for model in (teacher, student):
+        if is_faster(accelerator.device):
+            use_onednn(model)
+
+
+def _make_student(
+    settings: DistilConfig, teacher: Teacher, shape: StudentShape, corpus: Corpus
+) -> PreTrainedModel:
+    """The student as it begins, without the teacher's dropout."""
+    wanted = settings.student
+    importance = None
+    if shape.cuts and wanted.start == "teacher":
+        most = min(wanted.importance_blocks, len(corpus.train))
+        blocks = corpus.train[np.linspace(0, len(corpus.train) - 1, most).astype(int)]
+        importance = measure_importance(teacher, importance_batches(blocks, teacher))
+    source = teacher
+    if not teacher.has_head and any(o.needs.student_head for o in settings.objectives.values()):
+        source = replace(teacher, model=add_masked_lm_head(teacher.model), has_head=True)
+    before = deepcopy(source.model.config)
+    dropout = settings.training.dropout
+    EncoderChanges(dropout=dropout, attention_dropout=dropout).apply(source.model.config)
+    student = make_student(source, shape, importance, start=wanted.start)
+    source.model.config = before
+    return student
 
 
 def _accelerator(gpu_id: int | None, settings: TrainingSettings, output: Path) -> Accelerator:
     """The devices to train on. gpu_id: see `distil_encoder`."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if gpu_id is not None and gpu_id >= 0:
+        if several:
+            raise ConfigError(
+                f"--gpu-id {gpu_id}: each process that a launcher starts takes the GPU of its own "
+                f"number. Leave --gpu-id out, or choose GPUs by CUDA_VISIBLE_DEVICES"
+            )
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if gpu_id >= found:
             raise ConfigError(
@@ -157,17 +250,17 @@ def _accelerator(gpu_id: int | None, settings: TrainingSettings, output: Path) -
         precision = "bf16" if has_native_bf16(device) else "no"
     if settings.tensorboard:
         require("tensorboard", extra="train", purpose="training.tensorboard = true")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not several:
         # accelerate keeps one state per process; a run must not inherit that of an earlier one.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     return Accelerator(
         cpu=cpu,
         mixed_precision=precision,
-        gradient_accumulation_steps=settings.accumulate,
-        step_scheduler_with_optimizer=False,
         log_with="tensorboard" if settings.tensorboard else None,
         project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
+        # A stage need not use all of the student: its head, or its uppermost layers.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 
@@ -179,14 +272,16 @@ def _describe(accelerator: Accelerator) -> str:
 
 
 def _check_head(settings: DistilConfig, teacher: Teacher) -> None:
-    needy = [name for name, o in settings.objectives.items() if o.needs.mlm_head]
+    needy = [name for name, o in settings.objectives.items() if o.needs.teacher_head]
     if teacher.has_head or not needy:
         return
     switches = " ".join(f"--objectives.{name}.weight 0" for name in needy)
     raise ConfigError(
         f"the teacher {teacher.name!r} has no masked-LM head, which these objectives need: "
         f"{', '.join(needy)}.\nEither switch them off and learn its hidden states only:\n"
-        f"  {switches}\nor take a teacher that has the head, such as bert-base-uncased:\n"
+        f"  {switches}\nor give it a head by training it on your text:\n"
+        f"  python -m spacy distil adapt {teacher.name} --corpus TEXT --output DIR\n"
+        f"or take a teacher that has one, such as bert-base-uncased:\n"
         f"  --teacher.name bert-base-uncased"
     )
 
@@ -200,21 +295,25 @@ def _save(
     teacher: Teacher,
     corpus: Corpus,
     settings: DistilConfig,
-    layers: list[int],
+    shape: StudentShape,
     results: Mapping[str, Any],
     directory: RunDirectory,
 ) -> None:
     """Write the model, then the results that declare the run finished, then drop checkpoints."""
     output = directory.path
+    for name in (*DROPOUTS, *ATTENTION_DROPOUTS):  # who trains it further has the teacher's
+        if hasattr(student.config, name):
+            setattr(student.config, name, getattr(teacher.model.config, name))
     unfinished = output / ".model"
     shutil.rmtree(unfinished, ignore_errors=True)
     with quiet_transformers():
         student.save_pretrained(unfinished)
         teacher.tokenizer.save_pretrained(unfinished)
-    card = model_card(
+    card = student_card(
         settings,
-        layers=layers,
-        teacher_layers=teacher.n_layers,
+        teacher=teacher,
+        licence=find_licence(teacher.name, revision=settings.teacher.revision),
+        shape=shape,
         n_parameters=student.num_parameters(),
         sources=corpus.sources,
         steps=results["steps"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 from spacy_distil.errors import ConfigError
@@ -18,19 +19,26 @@ class Schedule:
     setting: dotted name, for errors.
     value: one number for all steps, or what `@schedules` made: numbers for steps 0, 1, 2, ... Where
         they end, the last one stays.
+    at_least, above: bounds; a number that does not keep them raises `ConfigError` when its step is
+        asked for, the first one at once.
     """
 
-    def __init__(self, setting: str, value: float | Iterable[float]) -> None:
+    def __init__(
+        self,
+        setting: str,
+        value: float | Iterable[float],
+        *,
+        at_least: float | None = None,
+        above: float | None = None,
+    ) -> None:
         self.setting = setting
+        self._at_least = at_least
+        self._above = above
         self._values: list[float] = []
-        self._more: Iterator[Any] = iter(())
-        if isinstance(value, int | float):
-            self._values.append(float(value))
-        else:
-            self._more = iter(value)
-            self._draw(1)
-            if not self._values:
-                raise ConfigError(f"{setting}: the schedule has no numbers")
+        self._more: Iterator[Any] = iter((value,) if isinstance(value, int | float) else value)
+        self._draw(1)
+        if not self._values:
+            raise ConfigError(f"{setting}: the schedule has no numbers")
 
     @property
     def is_constant(self) -> bool:
@@ -45,6 +53,17 @@ class Schedule:
     def _draw(self, count: int) -> None:
         """Have at least `count` numbers, or all that there are."""
         for value in islice(self._more, max(0, count - len(self._values))):
-            if not isinstance(value, int | float):
+            if not isinstance(value, Real):
                 raise ConfigError(f"{self.setting}: the schedule gave {value!r}, not a number")
-            self._values.append(float(value))
+            number = float(value)
+            # Written so that NaN keeps no bound.
+            if self._at_least is not None and not number >= self._at_least:
+                raise ConfigError(self._wrong(number, f"at least {self._at_least}"))
+            if self._above is not None and not number > self._above:
+                raise ConfigError(self._wrong(number, f"above {self._above}"))
+            self._values.append(number)
+
+    def _wrong(self, number: float, expected: str) -> str:
+        step = len(self._values)
+        when = f" at step {step + 1}" if step else ""
+        return f"{self.setting} = {number:g}{when}: must be {expected}"

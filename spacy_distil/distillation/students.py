@@ -1,75 +1,74 @@
-"""Making a student: some of the teacher's layers, with their weights."""
+"""Making a student: some of the teacher's layers, whole or cut, with their weights."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import TYPE_CHECKING, Literal
 
-from spacy_distil.errors import ConfigError
+from spacy_distil.distillation.families import CUTTABLE
+from spacy_distil.distillation.layer_choice import choose_layers
+from spacy_distil.distillation.pruning import choose_kept, cut
+from spacy_distil.distillation.shapes import (
+    StudentShape,
+    albert_groups,
+    choose_shape,
+    student_config,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from spacy_distil.distillation.importance import Importance
     from spacy_distil.distillation.teachers import Teacher
 
-# "bert.encoder.layer.7.output.dense.weight": the number is the layer's.
-_LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)")
+__all__ = ["choose_layers", "choose_shape", "make_student"]
+
+# "bert.encoder.layer.7.output.dense.weight": the number is the layer's, in ALBERT that of a group.
+_LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)|(?<=\.albert_layer_groups\.)\d+(?=\.)")
 
 
-def choose_layers(
-    layers: Literal["first", "even"] | Sequence[int], n_layers: int | None, *, available: int
-) -> list[int]:
-    """Which of the teacher's layers the student is made of, bottom up.
+def make_student(
+    teacher: Teacher,
+    shape: StudentShape | Sequence[int],
+    importance: Importance | None = None,
+    *,
+    start: Literal["teacher", "random"] = "teacher",
+) -> PreTrainedModel:
+    """A model of the teacher's class and of another shape, without pooler.
 
-    layers: "first", the lowest ones; "even", evenly spaced ones from the lowest; or a list of
-        layers, 0 being the lowest.
-    n_layers: how many; `None` is as many as `layers` lists, or half of those available.
-    available: how many the teacher has.
+    Embeddings, layers and, where the teacher has one, masked-LM head start as copies of what is
+    kept of the teacher's. The student shares no memory with the teacher.
+
+    Where its heads are larger than the teacher's, they attend as the teacher's at the start: their
+    new queries are zero and their new values are not read. New keys and values are drawn from
+    torch's global random generator, so that there is something to learn from.
+
+    shape: see `choose_shape`, or some of the teacher's layers, which are kept whole.
+    importance: of what the teacher consists of. Needed where the shape cuts layers.
+    start: "teacher", its weights; "random", those of a new model.
     """
-    if not isinstance(layers, str):
-        chosen = list(layers)
-        if (
-            not chosen
-            or sorted(set(chosen)) != chosen
-            or not 0 <= chosen[0] <= chosen[-1] < available
-        ):
-            raise ConfigError(
-                f"student.layers = {chosen}: must list layers of the teacher from 0 to "
-                f"{available - 1}, each once, in ascending order"
-            )
-        if n_layers not in (None, len(chosen)):
-            raise ConfigError(
-                f"student.n_layers = {n_layers}, but student.layers lists {len(chosen)}. "
-                f"Set n_layers to null"
-            )
-        return chosen
-    count = max(1, available // 2) if n_layers is None else n_layers
-    if count > available:
-        raise ConfigError(f"student.n_layers = {count}, but the teacher has {available} layers")
-    if layers == "first":
-        return list(range(count))
-    return [index * available // count for index in range(count)]
-
-
-def make_student(teacher: Teacher, layers: Sequence[int]) -> PreTrainedModel:
-    """A model of the teacher's class with only the chosen layers, and no pooler.
-
-    Embeddings, chosen layers and, where the teacher has one, masked-LM head start as copies of the
-    teacher's. The student shares no memory with the teacher.
-    """
-    config = deepcopy(teacher.model.config)
-    config.num_hidden_layers = len(layers)
+    if not isinstance(shape, StudentShape):
+        shape = choose_shape(teacher.model.config, list(shape))
+    config = student_config(teacher.model.config, shape)
     kind = type(teacher.model)
     bare = "add_pooling_layer" in inspect.signature(kind).parameters
     student: PreTrainedModel = kind(config, add_pooling_layer=False) if bare else kind(config)
+    if start == "random":
+        return student
     source = teacher.model.state_dict()
+    layers = shape.layers
+    if config.model_type == "albert":
+        layers = tuple(dict.fromkeys(albert_groups(teacher.model.config, layers)))
 
     def in_teacher(key: str) -> str:
         return _LAYER.sub(lambda match: str(layers[int(match.group())]), key)
 
-    student.load_state_dict({key: source[in_teacher(key)] for key in student.state_dict()})
+    weights = {key: source[in_teacher(key)] for key in student.state_dict()}
+    if config.model_type in CUTTABLE:
+        kept = choose_kept(config.model_type, shape, importance)
+        weights = cut(weights, student, shape, kept)
+    student.load_state_dict(weights)
     student.tie_weights()
     return student

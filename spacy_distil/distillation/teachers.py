@@ -18,8 +18,17 @@ from spacy_distil.errors import ConfigError, WeightsError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# The families whose embeddings, layers and heads `students` and `heads` know.
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "camembert")
+# The families whose layers and heads `students`, `heads` and `attention_taps` know.
+FAMILIES = (
+    "bert",
+    "distilbert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "electra",
+    "mpnet",
+    "albert",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,10 @@ class Teacher:
 
 
 def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
-    """Load a BERT, DistilBERT or RoBERTa teacher.
+    """Load a teacher of one of the `FAMILIES`.
+
+    A head is recognised by its weights: there is none in a sentence encoder, nor in ELECTRA's
+    discriminator, which are taught from as bare encoders.
 
     name: local directory or hub name; code that comes with a checkpoint is never run.
     revision: branch, tag or commit on the hub.

@@ -77,9 +77,15 @@ seed = 0
 # How long: passes over the corpus and optimizer steps, whichever is over first. Either may be null.
 epochs = 3
 max_steps = null
-# Blocks in one forward pass, and forward passes in one optimizer step.
-batch_size = 32
-accumulate = 4
+# Blocks in one optimizer step, over all processes: a number, or a schedule by which it grows:
+#   [training.batch_size]
+#   @schedules = "compounding.v1"
+#   start = 16
+#   stop = 256
+#   compound = 1.01
+batch_size = 128
+# Blocks in one forward pass; "auto" is what fits into memory. Only speed depends on it.
+micro_batch = "auto"
 # AdamW (0.9, 0.98): rises linearly over the first `warmup` of the steps, then falls to 0.
 learn_rate = 0.0005
 warmup = 0.05

@@ -33,39 +33,6 @@ VECTORS = "vectors"
 LARGEST = float(np.finfo(np.float16).max)
 
 
-def layer_map(
-    setting: str | Sequence[Sequence[int]], n_student: int, n_teacher: int
-) -> list[tuple[int, int]]:
-    """Which layer of the student learns which of the teacher: pairs of their numbers.
-
-    setting: "last", the last from the last; "even", each of the student's from the one as far up in
-        the teacher, which is never below its first layer; or pairs [student's, teacher's], where 0
-        is the embeddings.
-    n_student, n_teacher: number of layers of the encoders.
-    Raises ConfigError for anything else, and for layers that are not there.
-    """
-    if setting == "last":
-        return [(n_student, n_teacher)]
-    if setting == "even":
-        return [(i, max(1, round(i * n_teacher / n_student))) for i in range(1, n_student + 1)]
-    wrong = f"{SETTING} = {setting!r}: "
-    if isinstance(setting, str) or not setting or not all(map(_is_pair, setting)):
-        raise ConfigError(
-            f'{wrong}expected "last", "even", or a list of pairs [layer of the student, layer of '
-            "the teacher]."
-        )
-    for pair in setting:
-        for whose, layer, n_layers in zip(
-            ("student", "teacher"), pair, (n_student, n_teacher), strict=True
-        ):
-            if not 0 <= layer <= n_layers:
-                raise ConfigError(
-                    f"{wrong}the {whose} has no layer {layer}. Its layers are 1 to {n_layers}; 0 "
-                    "is its embeddings."
-                )
-    return [(own, other) for own, other in setting]
-
-
 def find_encoder(nlp: Language) -> DistilTransformerPipe | None:
     """The first of our encoders in a pipeline; None where there is none."""
     encoders = (pipe for _, pipe in nlp.pipeline if isinstance(pipe, DistilTransformerPipe))
@@ -291,10 +258,6 @@ class HiddenStates:
                 "Start the run anew, or set the layers and the encoders as they were."
             ) from error
         return self
-
-
-def _is_pair(pair: Any) -> bool:
-    return isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(i, int) for i in pair)
 
 
 def _as_it_is(hidden: Floats2d) -> tuple[Floats2d, Callable[[Floats2d], Floats2d]]:

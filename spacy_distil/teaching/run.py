@@ -18,6 +18,7 @@ from spacy.util import registry, resolve_dot_names
 from thinc.api import Config
 from wasabi import msg
 
+from spacy_distil.distillation.layer_map import layer_map
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.run_directory import RunDirectory
@@ -36,7 +37,7 @@ from spacy_distil.teaching.fingerprints import fingerprint_docs, fingerprint_pip
 from spacy_distil.teaching.heads import PipeTeaching, Plan, find_pairs, plan_heads
 from spacy_distil.teaching.heads.base import Array
 from spacy_distil.teaching.heads.silver import SilverHead
-from spacy_distil.teaching.hidden import HiddenStates, find_encoder, layer_map, teacher_encoder
+from spacy_distil.teaching.hidden import SETTING, HiddenStates, find_encoder, teacher_encoder
 from spacy_distil.teaching.loop import HIDDEN, Teaching, annotate, train
 from spacy_distil.teaching.student import (
     can_start_from_teacher,
@@ -282,6 +283,7 @@ def _hidden(
         settings.hidden.layers,
         get_encoder(student.model).n_layers,
         get_encoder(source.model).n_layers,
+        name=SETTING,
     )
     return HiddenStates(student, source, layers)
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
-    BertConfig,
-    DistilBertConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
-    RobertaConfig,
 )
 
 WORDS = [f"{onset}{rest}" for onset in "bdfgklmnprst" for rest in ("a", "e", "i", "o", "u")]
@@ -23,16 +22,17 @@ SPECIAL = {
     "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "roberta": {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"},
 }
-SPECIAL["distilbert"] = SPECIAL["bert"]
-FAMILIES = ("bert", "distilbert", "roberta")
+for family in ("distilbert", "electra", "albert"):
+    SPECIAL[family] = SPECIAL["bert"]
+for family in ("xlm-roberta", "camembert", "mpnet"):
+    SPECIAL[family] = SPECIAL["roberta"]
 
 
-def tiny_config(
-    family: str, *, vocab_size: int, layers: int = 4
-) -> BertConfig | DistilBertConfig | RobertaConfig:
+def tiny_config(family: str, *, vocab_size: int, layers: int = 4) -> PretrainedConfig:
     """Width 16, room for blocks of 32 pieces."""
     if family == "distilbert":
-        return DistilBertConfig(
+        return AutoConfig.for_model(
+            family,
             vocab_size=vocab_size,
             dim=16,
             n_layers=layers,
@@ -40,15 +40,23 @@ def tiny_config(
             hidden_dim=32,
             max_position_embeddings=32,
         )
-    kind, positions = (BertConfig, 32) if family == "bert" else (RobertaConfig, 34)
-    return kind(
+    special: dict[str, int] = {}
+    if SPECIAL[family] is SPECIAL["roberta"]:
+        special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    elif family in ("electra", "albert"):
+        special = {"embedding_size": 8}  # narrower than what follows
+    if family == "albert":
+        special["num_hidden_groups"] = min(2, layers)  # layers of a group are one module
+    return AutoConfig.for_model(
+        family,
         vocab_size=vocab_size,
         hidden_size=16,
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=positions,
-        type_vocab_size=1,
+        max_position_embeddings=34 if SPECIAL[family] is SPECIAL["roberta"] else 32,
+        type_vocab_size=1 if family in ("bert", "roberta") else 2,
+        **special,
     )
 
 
@@ -56,7 +64,7 @@ def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """Whole words of `WORDS`, which truncates and pads to 8, as saved tokenizers may."""
     special = SPECIAL[family]
     pieces = [*special.values(), *WORDS]
-    if family == "roberta":
+    if special is SPECIAL["roberta"]:
         pieces.append(pieces.pop(4))  # the mask piece comes last there
     vocab = {piece: number for number, piece in enumerate(pieces)}
     backend = Tokenizer(models.WordPiece(vocab, unk_token=special["unk"]))
@@ -68,6 +76,18 @@ def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
+def write_teacher(path: Path, family: str, *, head: bool) -> None:
+    """Save a teacher of `tiny_config` and `tiny_tokenizer`, with a masked-LM head or without."""
+    torch.manual_seed(7)
+    tokenizer = tiny_tokenizer(family)
+    kind = AutoModelForMaskedLM if head else AutoModel
+    model = kind.from_config(tiny_config(family, vocab_size=len(tokenizer)))
+    for parameter in model.parameters():  # as initialised, layers hardly do anything
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
 @pytest.fixture(scope="session")
 def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes teachers: `teacher_dir("bert", head=True)` is the directory of one with a head."""
@@ -75,16 +95,8 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
     def make(family: str, *, head: bool) -> Path:
         if (family, head) not in made:
-            torch.manual_seed(7)
             path = tmp_path_factory.mktemp(f"{family}-{'head' if head else 'bare'}")
-            tokenizer = tiny_tokenizer(family)
-            config = tiny_config(family, vocab_size=len(tokenizer))
-            kind = AutoModelForMaskedLM if head else AutoModel
-            model = kind.from_config(config)
-            for parameter in model.parameters():  # as initialised, layers hardly do anything
-                parameter.data += 0.2 * torch.randn_like(parameter)
-            model.save_pretrained(path)
-            tokenizer.save_pretrained(path)
+            write_teacher(path, family, head=head)
             made[family, head] = path
         return made[family, head]
 

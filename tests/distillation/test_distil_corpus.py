@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import sys
+import time
+import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
 
 import numpy as np
 import pytest
 import spacy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from spacy.tokens import DocBin
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from spacy_distil.distillation import reading
+from spacy_distil.distillation import building, packing, reading, shards
+from spacy_distil.distillation.building import Plan, build
 from spacy_distil.distillation.config import CorpusSettings
 from spacy_distil.distillation.corpus import Blocks, Corpus, load_corpus, plan_corpus
-from spacy_distil.distillation.packing import pack, tokenize, write_blocks
+from spacy_distil.distillation.packing import pack, tokenize
 from spacy_distil.distillation.reading import Part, find_files, read_parts
+from spacy_distil.distillation.shards import Shards
 from spacy_distil.distillation.teachers import Teacher, load_teacher
 from spacy_distil.errors import ConfigError, CorpusError
 
 TeacherDir = Callable[..., Path]
 FIRST, LAST = -1, -2
+forked = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +60,7 @@ def all_blocks(blocks: Blocks) -> list[list[int]]:
 def test_text_has_documents_between_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffone\r\n two \r\n\r\n\n\nthree".encode())
-    documents = [part for part in read_parts(path) if part.text]
-    assert documents == [Part("one\ntwo", True), Part("three", True)]
+    assert list(read_parts(path)) == [Part("one\ntwo", True), Part("three", True)]
 
 
 def test_long_document_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,9 +68,90 @@ def test_long_document_comes_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "a.txt"
     path.write_text("eins zwei drei\nvier\nfuenf sechs\nsieben\n\nacht\n")
     parts = list(read_parts(path))
-    assert [part.ends for part in parts if part.text][-2:] == [True, True]
-    assert "".join(p.text for p in parts) == "eins zwei drei\nvier\nfuenf sechs\nsiebenacht"
-    assert len([part for part in parts if part.text]) == 4
+    assert parts == [
+        Part("eins zwei drei", False),
+        Part("\nvier\nfuenf sechs", False),
+        Part("\nsieben", True),
+        Part("acht", True),
+    ]
+
+
+text = st.text(st.sampled_from("ab \n\t\rä😀\u2028\x00"), max_size=60)
+
+
+def naive_documents(content: str) -> list[list[str]]:
+    """Words, each document as a whole."""
+    documents: list[list[str]] = [[]]
+    for line in content.split("\n"):
+        if line.strip():
+            documents[-1] += line.split()
+        else:
+            documents.append([])
+    return [words for words in documents if words]
+
+
+@settings(max_examples=200)
+@given(content=text, long=st.integers(3, 12))
+def test_parts_make_up_the_documents(content: str, long: int) -> None:
+    """Cuts within a word leave no trace but themselves."""
+    with TemporaryDirectory() as directory, mock.patch.object(reading, "PART_CHARACTERS", long):
+        plain = Path(directory) / "a.txt"
+        plain.write_bytes(content.encode())
+        parts = {"txt": list(read_parts(plain))}
+        lines = Path(directory) / "a.jsonl"
+        lines.write_text(json.dumps({"text": content}))
+        parts["jsonl"] = list(read_parts(lines))
+    assert all(len(part.text) <= 3 * long for some in parts.values() for part in some)
+    documents = [""]
+    for part in parts["txt"]:
+        documents[-1] += part.text
+        if part.ends:
+            documents.append("")
+    assert [d.split() for d in documents if d.strip()] == naive_documents(content)
+    assert "".join(part.text for part in parts["jsonl"]) == content
+    assert [part.ends for part in parts["jsonl"]] == [False] * (len(parts["jsonl"]) - 1) + [True]
+
+
+def test_long_words_are_cut_and_long_lines_between_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 300_000 + "\n\n" + "word " * 60_000)
+    parts = list(read_parts(path))
+    first = [part.ends for part in parts].index(True) + 1
+    assert "".join(part.text for part in parts[:first]) == "x" * 300_000
+    assert {word for part in parts[first:] for word in part.text.split()} == {"word"}
+    assert sum(len(part.text.split()) for part in parts[first:]) == 60_000
+    assert max(len(part.text) for part in parts) <= 300_000
+
+
+@pytest.mark.parametrize("line", ["word " * 1_000_000, "words word words\n" * 300_000])
+def test_memory_for_a_part_is_enough(tmp_path: Path, line: str) -> None:
+    """One document of 5 MB, in one line or many."""
+    path = tmp_path / "a.txt"
+    path.write_text(line)
+    del line
+    tracemalloc.start()
+    n_characters = sum(len(part.text) for part in read_parts(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert n_characters > 4_999_990
+    assert peak < 2e6
+
+
+def test_calls_of_the_tokenizer_are_bounded() -> None:
+    """Whether parts are long, or many and empty."""
+    parts = [Part("", True)] * 50_000 + [Part("x" * 100_000, True)] * 50
+    calls = list(packing._calls(parts))
+    assert [part for call in calls for part in call] == parts
+    assert max(map(len, calls)) <= 10_001
+    assert max(sum(len(part.text) for part in call) for call in calls) <= 1_100_000
+
+
+def test_halves_of_characters_are_replaced(teacher: Teacher, tmp_path: Path) -> None:
+    """The tokenizer takes no text that has them."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(r'{"text": "a\ud800b \ud83d\ude00"}' + "\n")
+    assert list(read_parts(path)) == [Part("a\ufffdb 😀", True)]
+    assert len(load(teacher, tmp_path / "cache", train=str(path)).train) == 1
 
 
 def test_jsonl_and_spacy(tmp_path: Path) -> None:
@@ -154,12 +248,6 @@ def test_tokenizing_is_not_truncated_and_takes_special_pieces_for_text(teacher: 
     assert not tokenizer.backend_tokenizer.encode_special_tokens
 
 
-def test_arrow_file_limits_blocks(tmp_path: Path) -> None:
-    blocks = iter([[1, 2, 3]] * 5)
-    assert write_blocks(blocks, tmp_path / "a.arrow", limit=3) == (3, 9)
-    assert next(blocks) == [1, 2, 3]  # only one was read in vain
-
-
 # The corpus as a whole
 
 
@@ -180,11 +268,81 @@ def test_corpus_holds_every_word_of_its_files(
     assert source.pieces == sum(map(len, all_blocks(corpus.train)))
 
 
-def test_blocks_are_memory_mapped(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
+def naive_blocks(documents: list[list[int]], size: int, first: int, last: int) -> list[list[int]]:
+    """Piece by piece."""
+    blocks: list[list[int]] = []
+    block = [first]
+    for pieces in documents:
+        if len(block) > 1 and len(block) < size - 1:
+            block.append(last)
+        for piece in pieces:
+            if len(block) == size - 1:
+                blocks.append([*block, last])
+                block = [first]
+            block.append(piece)
+    return [*blocks, [*block, last]]
+
+
+def test_blocks_are_those_of_whole_documents(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in parts, tokenised in calls and written in shards, all of them small, and odd text."""
+    monkeypatch.setattr(reading, "PART_CHARACTERS", 300)
+    monkeypatch.setattr("spacy_distil.distillation.packing.CALL_CHARACTERS", 1_000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 7 * 16 * 2)
+    monkeypatch.setattr(shards, "WRITTEN_ROWS", 3)
+    rng = random.Random(5)
+    documents = [
+        "\n".join(
+            " ".join(rng.choices(["ba", "be", "bi", "qu", "😀", "\x07", "ba\x00be"], k=40))
+            for _ in range(rng.randint(1, 9))
+        )
+        for _ in range(40)
+    ]
+    documents[7:7] = ["ba be " * 5_000, "\x00", "😀" * 50, "[SEP] [CLS]"]
+    files = []
+    for number in range(4):
+        files.append(str(tmp_path / f"{number}.txt"))
+        Path(files[-1]).write_text("\n\n\n".join(documents[number::4]), encoding="utf-8")
+    tokenizer = teacher.tokenizer
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    in_order = [document for number in range(4) for document in documents[number::4]]
+    pieces = [backend.encode(text, add_special_tokens=False).ids for text in in_order]
+    backend.encode_special_tokens = False
+    expected = naive_blocks(pieces, 16, tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+    corpus = load(teacher, tmp_path / "cache", train=files)
+    assert len(corpus.train) == len(expected)
+    assert all_blocks(corpus.train) == expected
+    assert corpus.train.lengths(range(len(expected))).tolist() == [len(b) for b in expected]
+    n_shards = len(list((tmp_path / "cache").rglob("*.npy")))
+    assert n_shards == -(-len(expected) // 7)
+    assert n_shards > 10
+
+
+def test_vocabulary_beyond_two_bytes(tmp_path: Path) -> None:
+    vocab = {word: i for i, word in enumerate(["[CLS]", "[SEP]", "[UNK]"])}
+    vocab |= {f"w{i}": i for i in range(3, 70_000)}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
+    )
+    text = tmp_path / "a.txt"
+    text.write_text("w65535 w65536 w69999 w3")
+    plan = Plan("corpus.train", [text], None, "fingerprint")
+    build(plan, tmp_path / "built", tokenizer=tokenizer, block_size=8)
+    blocks = Blocks(Shards(tmp_path / "built", 1, 6), np.arange(1))
+    assert blocks[[0]][0].tolist() == [0, 65_535, 65_536, 69_999, 3, 1]
+
+
+def test_nothing_stays_open_or_mapped(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
     corpus = load(teacher, tmp_path, train=str(text_file))
-    files = [entry["filename"] for entry in corpus.train.dataset.cache_files]
-    assert [Path(file).name for file in files] == ["blocks.arrow"]
-    assert files[0] in Path("/proc/self/maps").read_text()
+    assert len(all_blocks(corpus.train)) > 100
+    opened = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert not any("blocks-" in path for path in opened)
+    assert "blocks-" not in Path("/proc/self/maps").read_text()
 
 
 def test_blocks_in_any_order(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
@@ -193,6 +351,10 @@ def test_blocks_in_any_order(teacher: Teacher, text_file: Path, tmp_path: Path) 
     random.Random(0).shuffle(rows)
     every = all_blocks(corpus.train)
     assert [block.tolist() for block in corpus.train[rows]] == [every[row] for row in rows]
+    assert corpus.train[np.array(rows[:1])][0].tolist() == every[rows[0]]
+    assert corpus.train[[]] == []
+    with pytest.raises(IndexError):
+        corpus.train[[len(rows)]]
 
 
 def test_cache_is_reused_until_content_or_settings_change(
@@ -202,7 +364,7 @@ def test_cache_is_reused_until_content_or_settings_change(
     text.write_bytes(text_file.read_bytes())
     cache = tmp_path / "cache"
     first = load(teacher, cache, train=str(text))
-    built = next(cache.iterdir()) / "blocks.arrow"
+    built = next(cache.iterdir()) / "blocks-00000.npy"
     stamp = built.stat().st_mtime_ns
 
     moved = text.rename(tmp_path / "moved.txt")
@@ -226,6 +388,85 @@ def test_unfinished_cache_is_no_cache(teacher: Teacher, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="line 2"):
         load(teacher, cache, train=str(bad))
     assert list(cache.iterdir()) == []
+
+
+def test_another_process_that_was_faster(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
+    first = load(teacher, tmp_path / "cache", train=str(text_file))
+    (directory,) = (tmp_path / "cache").iterdir()
+    plan = Plan("corpus.train", [text_file], None, directory.name)
+    build(plan, directory, tokenizer=teacher.tokenizer, block_size=16)
+    assert list((tmp_path / "cache").iterdir()) == [directory]
+    assert len(load(teacher, tmp_path / "cache", train=str(text_file)).train) == len(first.train)
+
+
+@forked
+def test_killed_while_building(teacher: Teacher, tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text(("ba be bi bo bu " * 20 + "\n\n") * 20_000)
+    cache = tmp_path / "cache"
+    builder = get_context("fork").Process(
+        target=load, args=(teacher, cache), kwargs={"train": str(text)}
+    )
+    builder.start()
+    deadline = time.monotonic() + 30
+    while not any(path.stat().st_size > 1000 for path in cache.rglob("*.npy")):
+        assert builder.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(builder.pid or 0, signal.SIGKILL)
+    builder.join()
+    assert builder.exitcode == -signal.SIGKILL
+    (left,) = cache.iterdir()
+
+    text.write_text("ba be bi bo bu " * 400)
+    corpus = load(teacher, cache, train=str(text))
+    assert sum(corpus.train.lengths(range(len(corpus.train)))) == corpus.sources["train"].pieces
+    assert left.exists()  # another process might be writing there
+    for path in (left, *left.iterdir()):
+        os.utime(path, (0, time.time() - building.STALE_AFTER - 1))
+    load(teacher, cache, train=str(text))
+    assert not left.exists()
+    assert len(list(cache.iterdir())) == 1
+
+
+def load_with_little_room(teacher: Teacher, cache: Path, text: Path) -> None:
+    """The system refuses longer files than 2 kB."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
+    load(teacher, cache, train=str(text))
+
+
+@forked
+def test_disk_that_fills_up_while_building(
+    teacher: Teacher, text_file: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    needed = r"cannot be written to .*cache: File too large.*about 0\.0 MB; .* MB are free"
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        built = pool.submit(load_with_little_room, teacher, cache, text_file)
+        with pytest.raises(CorpusError, match=rf"corpus\.train: .*{needed}.*corpus\.cache"):
+            built.result()
+    assert list(cache.iterdir()) == []
+
+
+def test_disk_that_is_too_small(teacher: Teacher, tmp_path: Path) -> None:
+    """Said before anything is read."""
+    text = tmp_path / "a.txt"
+    with text.open("wb") as file:
+        file.truncate(1 << 43)  # takes no room
+    plan = Plan("corpus.train", [text], None, "fingerprint")
+    message = r"need about 4,398,046\.5 MB, but the disk of .*cache has .* MB free.*corpus\.cache"
+    with pytest.raises(CorpusError, match=message):
+        build(plan, tmp_path / "cache" / "x", tokenizer=teacher.tokenizer, block_size=16)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_cache_that_must_not_be_written(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.write_text("no directory")
+    with pytest.raises(CorpusError, match=r"cannot be written to .*cache: .*corpus\.cache"):
+        load(teacher, cache, train=str(text_file))
 
 
 def test_held_out_blocks_are_spread_and_not_trained_on(

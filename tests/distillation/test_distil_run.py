@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from spacy_distil.distillation import distil_encoder
-from spacy_distil.distillation.loop import learn_rate_factor, make_optimizer
+from spacy_distil.distillation.loop import make_optimizer
 from spacy_distil.distillation.teachers import load_teacher
 from spacy_distil.distillation.template import ENCODER_CONFIG
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, DistilError
 
 TeacherDir = Callable[..., Path]
 HIDDEN_ONLY = {"objectives.soft_targets.weight": 0, "objectives.masked_lm.weight": 0}
@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Path:
 
 def settings(teacher: Path, text: Path, **training: Any) -> dict[str, Any]:
     """Overrides for a run of a second or so."""
-    quick = {"max_steps": 12, "epochs": None, "batch_size": 4, "accumulate": 2}
+    quick = {"max_steps": 12, "epochs": None, "batch_size": 8, "micro_batch": 4}
     # What is compared with plain torch is computed in float32, whatever the CPU could do.
     training = {**quick, "tensorboard": False, "mixed_precision": "no", **training}
     return {
@@ -149,8 +149,9 @@ def test_teacher_without_head_teaches_hidden_states(
         distil_encoder(config, output, overrides=overrides, gpu_id=-1)
     for part in (
         "no masked-LM head",
-        "soft_targets, masked_lm",
-        "--objectives.soft_targets.weight 0 --objectives.masked_lm.weight 0",
+        "these objectives need: soft_targets.",
+        "--objectives.soft_targets.weight 0\n",
+        "spacy distil adapt",
         "bert-base-uncased",
     ):
         assert part in str(error.value)
@@ -215,7 +216,7 @@ def test_killed_run_resumes_to_the_same_student(
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    reached = max(int(p.name[5:]) for p in (killed / "checkpoints").glob("step-*"))
+    reached = max(int(p.stem[5:]) for p in (killed / "checkpoints").glob("step-*"))
     assert 3 <= reached < 150
     assert not (killed / "model.safetensors").exists()
 
@@ -244,9 +245,7 @@ def test_kill_at_any_point_leaves_something_to_resume(
     (output / "distil.json").write_text(json.dumps({**results, "finished": False}))
     (output / ".model").mkdir()
     (output / ".model" / "model.safetensors").write_bytes(b"cut short")
-    unfinished = output / "checkpoints" / ".unfinished-18"
-    unfinished.mkdir()
-    (unfinished / "model.safetensors").write_bytes(b"cut short")
+    (output / "checkpoints" / ".unfinished-18").write_bytes(b"cut short")
     with (output / "log.jsonl").open("a") as log:
         log.write('{"step": 12, "kind"')
     distil_encoder(config, output, overrides=overrides, gpu_id=-1, resume=True)
@@ -325,31 +324,112 @@ def test_diverged_training_is_reported(
     teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
 ) -> None:
     overrides = settings(
-        teacher_dir("bert", head=True), text_file, learn_rate=1e30, warmup=0, log_frequency=4
+        teacher_dir("bert", head=True),
+        text_file,
+        learn_rate=1e30,
+        warmup=0,
+        log_frequency=4,
+        checkpoint_frequency=1,
     )
-    with pytest.raises(Exception, match=r"is nan at step 4: .*lower training\.learn_rate"):
-        distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    output = tmp_path / "out"
+    with pytest.raises(DistilError) as error:
+        distil_encoder(config, output, overrides=overrides, gpu_id=-1)
+    for part in (
+        "the gradient of step 2 is not finite: training has diverged",
+        "The checkpoint of step 1 is kept",
+        "lower training.learn_rate",
+    ):
+        assert part in str(error.value)
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000001.pt"]
+    found = json.loads((output / "diverged.json").read_text())
+    assert found["step"] == 2
+    assert len(set(found["blocks"])) == 8
+    # What is kept is sound.
+    state = torch.load(output / "checkpoints" / "step-00000001.pt", weights_only=True)
+    assert state["optimizer"]["state"]
 
 
-def test_accumulated_batches_equal_one_large_batch(
+def test_micro_batches_equal_one_large_batch(
     teacher_dir: TeacherDir, text_file: Path, tmp_path: Path, config: Path
 ) -> None:
-    """Without dropout and masking, 2 x 4 blocks teach what 8 blocks do."""
-    teacher = tmp_path / "teacher"
-    loaded = load_teacher(str(teacher_dir("bert", head=False)))
-    loaded.model.config.hidden_dropout_prob = 0.0
-    loaded.model.config.attention_probs_dropout_prob = 0.0
-    loaded.model.save_pretrained(teacher)
-    loaded.tokenizer.save_pretrained(teacher)
+    """3 + 3 + 2 blocks teach what 8 blocks do, whatever the objectives are computed at."""
     students = []
-    for batch_size, accumulate in ((8, 1), (4, 2)):
-        overrides = settings(teacher, text_file, batch_size=batch_size, accumulate=accumulate)
-        overrides.update(HIDDEN_ONLY)
-        output = tmp_path / f"out-{accumulate}"
+    for micro_batch in (8, 3):
+        overrides = settings(teacher_dir("bert", head=True), text_file, micro_batch=micro_batch)
+        output = tmp_path / f"out-{micro_batch}"
         distil_encoder(config, output, overrides=overrides, gpu_id=-1)
         students.append(load_file(output / "model.safetensors"))
     for key, value in students[0].items():
         torch.testing.assert_close(students[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_sigterm_saves_a_checkpoint_to_go_on_from(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    overrides = settings(
+        teacher_dir("bert", head=True), text_file, max_steps=100, checkpoint_frequency=1000
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    distil_encoder(config, whole, overrides=overrides, gpu_id=-1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(config), str(stopped), json.dumps(overrides)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (stopped / "log.jsonl").exists() or not log_of(stopped, "train"):
+        assert process.poll() is None, "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.terminate()
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    (checkpoint,) = (stopped / "checkpoints").iterdir()
+    step = int(checkpoint.stem[5:])
+    assert 20 <= step < 100
+    assert f"stopped by SIGTERM after step {step} of 100" in errors
+    distil_encoder(config, stopped, overrides=overrides, gpu_id=-1, resume=True)
+    expected, found = (load_file(run / "model.safetensors") for run in (whole, stopped))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_full_disk_loses_no_checkpoint(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the disk: it is hit in the second checkpoint."""
+    overrides = settings(
+        teacher_dir("bert", head=True), text_file, checkpoint_frequency=3, keep_checkpoints=2
+    )
+    output = tmp_path / "out"
+    limited = RUN.replace(
+        "distil_encoder(config",
+        """
+import resource
+from pathlib import Path
+from spacy_distil.distillation.checkpoint import Checkpoints
+save = Checkpoints.save
+def save_and_fill(self, *args):
+    save(self, *args)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+Checkpoints.save = save_and_fill
+distil_encoder(config""",
+        1,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, str(config), str(output), json.dumps(overrides)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "the checkpoint of step 6 cannot be written" in done.stderr
+    assert "The checkpoint of step 3 is kept" in done.stderr
+    assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-00000003.pt"]
+    result = distil_encoder(config, output, overrides=overrides, gpu_id=-1, resume=True)
+    assert result.steps == 12
 
 
 def test_mixed_precision_trains_and_saves_float32(
@@ -391,17 +471,6 @@ def test_vectors_do_not_decay(teacher_dir: TeacherDir) -> None:
         "bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in decaying["params"]
     )
     assert len(decaying["params"]) + len(steady["params"]) == len(names)
-
-
-def test_learn_rate_rises_and_falls() -> None:
-    rates = [learn_rate_factor(step, total=100, warmup=0.05) for step in range(101)]
-    assert rates[0] > 0
-    assert rates[5] == max(rates) == 1.0
-    assert rates[:6] == sorted(rates[:6])
-    assert rates[5:] == sorted(rates[5:], reverse=True)
-    assert rates[52] == pytest.approx(48 / 95)
-    assert rates[100] == 0.0
-    assert learn_rate_factor(0, total=1, warmup=1.0) > 0
 
 
 @pytest.mark.slow

@@ -22,7 +22,6 @@ from spacy_distil.teaching.heads.base import Field
 from spacy_distil.teaching.hidden import (
     HiddenStates,
     find_encoder,
-    layer_map,
     make_projections,
     teacher_encoder,
 )
@@ -89,45 +88,6 @@ def naive_vectors(directory: Path, model: Any, docs: Sequence[Doc], layer: int) 
             zero = torch.zeros(states[layer].shape[-1])
             vectors.append(torch.stack(pieces).mean(0) if pieces else zero)
     return torch.stack(vectors)
-
-
-# The map
-
-
-@pytest.mark.parametrize(
-    ("setting", "n_student", "n_teacher", "expected"),
-    [
-        ("last", 3, 6, [(3, 6)]),
-        ("even", 3, 6, [(1, 2), (2, 4), (3, 6)]),
-        ("even", 2, 3, [(1, 2), (2, 3)]),
-        ("even", 3, 12, [(1, 4), (2, 8), (3, 12)]),
-        ("even", 2, 2, [(1, 1), (2, 2)]),
-        ("even", 6, 2, [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2)]),
-        ([[0, 0], [3, 5]], 3, 6, [(0, 0), (3, 5)]),
-        ([(3, 6), (3, 2)], 3, 6, [(3, 6), (3, 2)]),
-    ],
-)
-def test_layer_map(setting: Any, n_student: int, n_teacher: int, expected: Any) -> None:
-    assert layer_map(setting, n_student, n_teacher) == expected
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("first", r"distillation\.hidden\.layers = 'first': expected \"last\""),
-        ([], r"layers = \[\]: expected"),
-        ([[1, 2, 3]], r"layers = \[\[1, 2, 3\]\]: expected"),
-        ([3], r"layers = \[3\]: expected"),
-        (["ab"], r"layers = \['ab'\]: expected"),
-        ([[1, 2.5]], r"layers = \[\[1, 2\.5\]\]: expected"),
-        ([[1, 2], [4, 2]], r"\[4, 2\]\]: the student has no layer 4\. Its layers are 1 to 3"),
-        ([[1, 7]], r"layers = \[\[1, 7\]\]: the teacher has no layer 7\. Its layers are 1 to 6"),
-        ([[-1, 6]], r"the student has no layer -1"),
-    ],
-)
-def test_a_wrong_layer_map_is_named(setting: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        layer_map(setting, 3, 6)
 
 
 # Recording

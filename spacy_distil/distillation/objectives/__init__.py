@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from spacy_distil.distillation.objectives.base import Encoded, Loss, Needs, Objective, Outputs
+from spacy_distil.distillation.objectives.base import (
+    Attention,
+    Encoded,
+    Loss,
+    Needs,
+    Objective,
+    Outputs,
+)
 from spacy_distil.distillation.objectives.cosine import Cosine
+from spacy_distil.distillation.objectives.hidden import HiddenStates
 from spacy_distil.distillation.objectives.masked_lm import MaskedLM
-from spacy_distil.distillation.objectives.registry import distil_objectives, make_objective
+from spacy_distil.distillation.objectives.registry import (
+    distil_objectives,
+    make_objective,
+    prepare_objectives,
+)
+from spacy_distil.distillation.objectives.relations import Relations
 from spacy_distil.distillation.objectives.soft_targets import SoftTargets
 
 __all__ = [
+    "Attention",
     "Cosine",
     "Encoded",
+    "HiddenStates",
     "Loss",
     "MaskedLM",
     "Needs",
     "Objective",
     "Outputs",
+    "Relations",
     "SoftTargets",
     "distil_objectives",
     "make_objective",
+    "prepare_objectives",
 ]

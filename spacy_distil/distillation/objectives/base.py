@@ -1,15 +1,15 @@
 """What an objective is given and what it returns.
 
-An objective is one distillation loss. It declares what it needs (`Needs`), fits itself to two models
-or refuses them (`prepare`), and turns what teacher and student made of one batch (`Outputs`) into a
-`Loss`. Whatever is costly is computed only where an active objective needs it.
+An objective is one distillation loss. It declares what it needs (`Needs`), fits itself to two
+models or refuses them (`prepare`), and turns what teacher and student made of one batch (`Outputs`)
+into a `Loss`. Whatever is costly is computed only where an active objective needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,12 +70,15 @@ class Encoded:
     attention: Mapping[int, Attention]
     head: MaskedLMHead | None
 
-    def at(self, rows: Tensor | None) -> Tensor:
-        """Last hidden state at some positions.
+    def at(self, rows: Tensor | None, layer: int | None = None) -> Tensor:
+        """Hidden states at some positions.
 
-        rows: (n,) indices into the flattened batch; `None` is all of them. Returns (n, width).
+        rows: (n,) indices into the flattened batch; `None` is all of them.
+        layer: its number, see `hidden_states`; `None` is the last hidden state.
+        Returns (n, width).
         """
-        flat = self.last_hidden.flatten(0, 1)
+        hidden = self.last_hidden if layer is None else self.hidden_states[layer]
+        flat = hidden.flatten(0, 1)
         return flat if rows is None else flat.index_select(0, rows)
 
     def vocabulary_features(self, rows: Tensor | None) -> Tensor:
@@ -129,7 +132,7 @@ class Objective(torch.nn.Module):
 
     def __init__(self, weight: float | Iterable[float]) -> None:
         super().__init__()
-        self.weight = Schedule("weight", weight)
+        self.weight = Schedule("weight", weight, at_least=0)
 
     @property
     def is_active(self) -> bool:
@@ -147,70 +150,8 @@ class Objective(torch.nn.Module):
         raise NotImplementedError
 
 
-class _ChunkedSum(torch.autograd.Function):
-    """Sum of a row-wise loss over vocabulary logits, one chunk of rows at a time.
-
-    Each chunk's gradient is computed right after its loss, while its logits are at hand: nothing of
-    vocabulary size outlives its chunk, forward or backward, and no logits are computed twice.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        loss: Callable[..., Tensor],
-        chunk_rows: int,
-        with_gradient: bool,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        *rows: Tensor,
-    ) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=features.device)
-        leaves = [t.detach().requires_grad_(with_gradient) for t in (weight, bias)]
-        d_features = torch.empty_like(features) if with_gradient else None
-        d_leaves = [torch.zeros_like(t) for t in leaves] if with_gradient else []
-        for start in range(0, features.shape[0], chunk_rows):
-            chunk = slice(start, start + chunk_rows)
-            part = features[chunk].detach().requires_grad_(with_gradient)
-            with torch.set_grad_enabled(with_gradient):
-                logits = torch.nn.functional.linear(part, *leaves)
-                value = loss(logits, *(row[chunk] for row in rows))
-            total += value.detach()
-            if d_features is not None:
-                d_part, *d_chunk = torch.autograd.grad(value, [part, *leaves])
-                d_features[chunk] = d_part
-                for d_leaf, d in zip(d_leaves, d_chunk, strict=True):
-                    d_leaf += d
-        if d_features is not None:
-            ctx.save_for_backward(d_features, *d_leaves)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *d_total: Tensor) -> tuple[Tensor | None, ...]:
-        d_features, d_weight, d_bias = ctx.saved_tensors
-        d_inputs = (d * d_total[0] for d in (d_features, d_weight, d_bias))
-        return (None, None, None, *d_inputs, *(None for _ in ctx.needs_input_grad[6:]))
-
-
-def vocabulary_loss(
-    loss: Callable[..., Tensor],
-    features: Tensor,
-    head: MaskedLMHead,
-    *rows: Tensor,
-    chunk_rows: int,
-) -> Loss:
-    """Mean over rows of a loss on vocabulary logits, in memory for `chunk_rows` rows of them.
-
-    loss: called with the logits of a chunk, (chunk, vocabulary), and the same rows of each of
-        `rows`; returns the sum of the rows' losses as a float32 scalar.
-    features: (n, width), see `Encoded.vocabulary_features`; gradients flow into them.
-    head: whose decoder makes the logits; gradients flow into it.
-    rows: tensors of n rows that `loss` needs beside the logits; no gradients flow into them.
-    """
-    count = features.shape[0]
-    if count == 0:
-        return Loss(features.float().sum(), 0)  # zero, and still a node of the student's graph
-    total = _ChunkedSum.apply(
-        loss, chunk_rows, torch.is_grad_enabled(), features, head.weight, head.bias, *rows
-    )
-    return Loss(total / count, count)
+def make_projection(student_width: int, teacher_width: int) -> torch.nn.Module:
+    """From the student's width to the teacher's: a linear layer where they differ."""
+    if student_width == teacher_width:
+        return torch.nn.Identity()
+    return torch.nn.Linear(student_width, teacher_width)

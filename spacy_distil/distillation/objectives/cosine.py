@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
-from spacy_distil.distillation.objectives.base import Loss, Needs, Outputs
-from spacy_distil.distillation.objectives.registry import at_least, distil_objectives
-from spacy_distil.errors import ConfigError
+from spacy_distil.distillation.objectives.base import Loss, Objective, Outputs, make_projection
+from spacy_distil.distillation.objectives.chunked import at_least_float32
+from spacy_distil.distillation.objectives.registry import distil_objectives
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
-@dataclass(frozen=True)
-class Cosine:
+class Cosine(Objective):
     """1 - cos(teacher, student) of the last hidden states, over every piece but padding.
+
+    Where the widths differ, a learned linear layer carries the student's to the teacher's.
 
     weight: factor in the summed loss.
     """
 
-    weight: float = 1.0
+    def __init__(self, weight: float | Iterable[float] = 1.0) -> None:
+        super().__init__(weight)
+        self.projection = make_projection(0, 0)
 
-    @property
-    def needs(self) -> Needs:
-        return Needs()
+    def prepare(self, teacher: PretrainedConfig, student: PretrainedConfig) -> None:
+        self.projection = make_projection(student.hidden_size, teacher.hidden_size)
 
-    def check(self, teacher: Any, student: Any) -> None:
-        if teacher.hidden_size != student.hidden_size:
-            raise ConfigError(
-                f"the cosine objective compares hidden states of one width, but the teacher's is "
-                f"{teacher.hidden_size} and the student's {student.hidden_size}"
-            )
-
-    def __call__(self, outputs: Outputs) -> Loss:
-        rows = outputs.batch.real
-        taught, learnt = outputs.teacher.at(rows), outputs.student.at(rows)
-        similarity = F.cosine_similarity(learnt.float(), taught.float(), dim=-1)
-        return Loss((1 - similarity).mean(), rows.shape[0])
+    def forward(self, outputs: Outputs) -> Loss:
+        batch = outputs.batch
+        learnt = self.projection(outputs.student.at(batch.real))
+        taught = outputs.taught.at(batch.real)
+        learnt, taught = (F.normalize(at_least_float32(t), dim=-1) for t in (learnt, taught))
+        return Loss((1 - (learnt * taught).sum(-1)).sum(), batch.n_real)
 
 
 @distil_objectives.register("spacy-distil.Cosine.v1")
-def make_cosine(weight: float = 1.0) -> Cosine:
+def make_cosine(weight: float | Iterator[float] = 1.0) -> Cosine:
     """Cosine as a config names it; see `Cosine` for the arguments."""
-    at_least("weight", weight, 0)
     return Cosine(weight)

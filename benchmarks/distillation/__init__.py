@@ -1,0 +1,1 @@
+"""What each objective of encoder distillation gives."""

@@ -1,0 +1,44 @@
+"""SIGTERM, which is what a machine sends that is about to be taken away."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from spacy_distil.errors import DistilError
+
+
+class RunInterrupted(DistilError):
+    """A run was asked to end, and has saved a checkpoint to go on from."""
+
+
+class Interruption:
+    """Notes SIGTERM while it is entered, instead of dying of it.
+
+    received: whether it came.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: Any = None
+        # Python lets none but the main thread handle signals.
+        self._handles = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Interruption:
+        if self._handles:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._handles:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.received = True

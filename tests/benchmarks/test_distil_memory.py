@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import distil_memory
+from benchmarks.distil_memory import TENTHS, Followed, Sample
+from spacy_distil.distillation.corpus import Blocks
+from spacy_distil.distillation.shards import Shards, piece_type, write_shards
+
+
+def sample(mb: float) -> Sample:
+    return Sample("then", round(mb * 1e6), round(mb * 1e6), round(mb * 1e6))
+
+
+FOLLOWED = Followed(
+    text_bytes=10_000_000,
+    disk_bytes=4_000_000,
+    n_blocks=10,
+    n_pieces=2_000_000,
+    start=sample(100),
+    built=sample(150),
+    epoch=[sample(200), sample(250), sample(203)],
+    build_seconds=5.0,
+    read_seconds=0.5,
+)
+
+
+def test_verdict_is_on_the_ends_of_the_epoch() -> None:
+    assert FOLLOWED.growth == pytest.approx(0.015)
+    assert FOLLOWED.is_flat
+    assert not replace(FOLLOWED, epoch=[sample(200), sample(205)]).is_flat
+    assert distil_memory.make_table(FOLLOWED).rows[1] == ["then", "150.0", "150.0", "150.0"]
+
+
+def test_text_is_the_same_each_time_and_follows_zipf(tmp_path: Path) -> None:
+    documents = list(islice(distil_memory.make_text(3), 200))
+    assert documents == list(islice(distil_memory.make_text(3), 200))
+    assert documents != list(islice(distil_memory.make_text(4), 200))
+    assert all(document.endswith(b"\n\n") for document in documents)
+    assert {document.count(b"\n") for document in documents} == {6}
+    words = b"".join(documents).split()
+    assert len(words) == 200 * 400
+    counts = sorted(np.unique(words, return_counts=True)[1])[::-1]
+    assert counts[0] / counts[9] == pytest.approx(10, rel=0.25)
+    assert len(counts) > 5_000
+
+
+def test_files_have_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distil_memory, "FILE_BYTES", 10_000)
+    files = distil_memory.write_text(tmp_path, 35_000, seed=0)
+    sizes = [path.stat().st_size for path in files]
+    assert 35_000 <= sum(sizes) < 40_000
+    assert len(sizes) in (3, 4)
+    assert all(10_000 <= size < 15_000 for size in sizes[:-1])
+
+
+def test_each_block_is_read_once(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Noted(Blocks):
+        def __getitem__(self, places: object) -> list[np.ndarray]:
+            read = super().__getitem__(places)  # type: ignore[arg-type]
+            seen.extend(int(block[0]) for block in read)
+            return read
+
+    blocks = [[i, 0] for i in range(103)]
+    counts = write_shards(blocks, tmp_path, block_size=2, dtype=piece_type(103))
+    noted = Noted(Shards(tmp_path, *counts), np.arange(103))
+    samples, seconds = distil_memory.stream(noted, batch_size=4, seed=0)
+    assert [one.when for one in samples] == [f"{i}/10 of the epoch" for i in range(1, TENTHS + 1)]
+    assert sorted(seen) == list(range(103))
+    assert seen != sorted(seen)
+    assert seconds > 0
+
+
+@pytest.mark.parametrize("batch_size", [32, 4_000])
+def test_whole_run(bert_dir: Path, tmp_path: Path, batch_size: int) -> None:
+    gigabytes = 0.002 if batch_size == 32 else 0.001
+    output = tmp_path / "out"
+    distil_memory.main(
+        gigabytes=gigabytes,
+        teacher=str(bert_dir),
+        block_size=32,
+        batch_size=batch_size,
+        work=tmp_path,
+        output=output,
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    saved = json.loads((output / "distil_memory.json").read_text(encoding="utf-8"))
+    assert gigabytes * 1e9 <= saved["text_bytes"] < gigabytes * 1e9 + 10_000
+    assert saved["n_pieces"] <= saved["n_blocks"] * 32
+    assert saved["disk_bytes"] == pytest.approx(saved["n_blocks"] * 64, rel=0.01)
+    assert len(saved["epoch"]) == TENTHS
+    assert saved["epoch"][-1]["peak"] >= saved["epoch"][-1]["rss"] > saved["epoch"][-1]["anonymous"]
+    assert saved["flat"] is (saved["growth"] <= distil_memory.FLAT)
+    if batch_size == 32:
+        assert saved["flat"]
+    text = (output / "distil_memory.md").read_text(encoding="utf-8")
+    assert "| 10/10 of the epoch |" in text
+    assert "in random order, in batches of" in text
