@@ -6,7 +6,7 @@ Each section is a model whose fields are the settings; whatever is wrong with a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -90,7 +90,6 @@ class TrainingSettings(Section):
     clip: Annotated[float, Field(gt=0)] = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mixed_precision: Literal["auto", "bf16", "no"] = "auto"
-    compile: bool = False
     log_frequency: Count = 20
     eval_frequency: Count = 200
     checkpoint_frequency: Count = 200
@@ -103,13 +102,12 @@ class TrainingSettings(Section):
         return make_schedule("training.batch_size", self.batch_size)
 
 
-# What a resumed run may change. None of it changes what is learned; `micro_batch` and `compile` do
-# change the order of sums, and so the last digits.
+# What a resumed run may change. None of it changes what is learned; `micro_batch` does change the
+# order of sums, and so the last digits.
 FREE_ON_RESUME = frozenset(
     {
         "corpus.cache",
         "training.micro_batch",
-        "training.compile",
         "training.log_frequency",
         "training.eval_frequency",
         "training.checkpoint_frequency",
@@ -179,11 +177,38 @@ def load_config(
     source = Config({name: section.model_dump() for name, section in sections.items()})
     source["objectives"] = blocks["objectives"]
     source["stages"] = {name: stage.model_dump() for name, stage in stages.items()}
-    if not stages and active:
-        stages = {ONLY_STAGE: StageSettings(objectives=list(active))}
+    if active:
+        stages = _active_stages(stages, objectives, active)
     validated = DistilConfig(objectives=active, stages=stages, source=source, **sections)
     _check(validated)
     return validated
+
+
+def _active_stages(
+    stages: dict[str, StageSettings], known: Collection[str], active: Collection[str]
+) -> dict[str, StageSettings]:
+    """What the stages come to: objectives that are switched off are left out, and so are stages
+    that have no other.
+    """
+    if not stages:
+        return {ONLY_STAGE: StageSettings(objectives=list(active))}
+    found = {}
+    for name, stage in stages.items():
+        for objective in stage.objectives:
+            if objective not in known:
+                raise ConfigError(
+                    f"stages.{name}.objectives names {objective!r}, which is no block of "
+                    f"[objectives]. There are: {', '.join(known)}"
+                )
+        left = [objective for objective in stage.objectives if objective in active]
+        if left:
+            found[name] = stage.model_copy(update={"objectives": left})
+    idle = [name for name in active if not any(name in s.objectives for s in found.values())]
+    if idle:
+        raise ConfigError(
+            f"no stage names objectives.{idle[0]}. Name it in a stage, or set its weight to 0"
+        )
+    return found
 
 
 def make_schedule(setting: str, value: float | Mapping[str, Any]) -> Schedule:
@@ -226,23 +251,10 @@ def _read(config: str | Path | Mapping[str, Any], overrides: dict[str, Any]) -> 
 
 def _check(config: DistilConfig) -> None:
     """What no single setting can tell."""
+    config.training.batch_sizes()  # a schedule that cannot be made is known before anything is read
     if not config.objectives:
         raise ConfigError(
             "[objectives] has no objective with a weight other than 0: there is nothing to learn"
-        )
-    known = ", ".join(config.objectives)
-    for name, stage in config.stages.items():
-        for wanted in stage.objectives:
-            if wanted not in config.objectives:
-                raise ConfigError(
-                    f"stages.{name}.objectives names {wanted!r}, which is no block of "
-                    f"[objectives] with a weight other than 0. There are: {known}"
-                )
-    unused = set(config.objectives).difference(*(s.objectives for s in config.stages.values()))
-    if unused:
-        raise ConfigError(
-            f"no stage names objectives.{sorted(unused)[0]}. Name it in a stage, or set its weight "
-            f"to 0"
         )
     if config.training.epochs is None and config.training.max_steps is None:
         raise ConfigError(

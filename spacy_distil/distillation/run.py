@@ -202,6 +202,9 @@ def prepare_models(
         teacher.to(torch.bfloat16)
     teacher.to(accelerator.device)
     for model in (teacher, student):
+        # It looks for padding wherever there is no mask, and makes the CPU wait for the answer.
+        # Blocks without a mask have none.
+        model.base_model.warn_if_padding_and_no_attention_mask = lambda *ids: None
         if is_faster(accelerator.device):
             use_onednn(model)
 

@@ -76,6 +76,7 @@ def test_a_teacher_learns_the_text_and_has_a_head(
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert model.config.num_hidden_layers == 4
+    assert ("Its masked-LM head is new" in (output / "README.md").read_text()) is not head
 
 
 def test_it_starts_as_the_teacher(tmp_path: Path, text: Path) -> None:
