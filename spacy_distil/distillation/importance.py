@@ -93,16 +93,17 @@ def measure_importance(teacher: Teacher, batches: Iterable[Batch]) -> Importance
 
 
 def importance_batches(
-    blocks: Sequence[np.ndarray], teacher: Teacher, *, batch_size: int = 16, seed: int = 0
+    blocks: Sequence[np.ndarray], teacher: Teacher, *, batch_pieces: int = 2048, seed: int = 0
 ) -> Iterator[Batch]:
     """Batches to measure importance on, 15 % of their pieces masked, on the teacher's device.
 
     blocks: ids of their pieces; about 64 of 128 are enough to rank heads.
-    batch_size: blocks in one forward pass.
+    batch_pieces: in one forward pass, which bounds the memory that its gradients take.
     """
     tokenizer, device = teacher.tokenizer, teacher.model.device
     masking = Masking.for_tokenizer(tokenizer, _MASKED, seed=seed)
     on_device = masking.to(device)
+    batch_size = max(1, batch_pieces // max(map(len, blocks), default=1))
     for start in range(0, len(blocks), batch_size):
         some = blocks[start : start + batch_size]
         places = range(start, start + len(some))

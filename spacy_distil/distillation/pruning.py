@@ -73,7 +73,7 @@ def cut(
 ) -> dict[str, Tensor]:
     """The student's weights.
 
-    weights: the teacher's, under the names that they have in the student.
+    weights: the teacher's, on the CPU, under the names that they have in the student.
     """
     cutter = _Cutter(student, shape, kept)
     return {key: cutter(key, weight) for key, weight in weights.items()}
@@ -110,7 +110,7 @@ class _Cutter:
         for place, axis in enumerate(axes):
             rows = self._rows(axis, number)
             if rows is not None:
-                weight = weight.index_select(place, rows.to(weight.device))
+                weight = weight.index_select(place, rows)
         return self._widen(weight, name)
 
     def _rows(self, axis: Axis, number: int) -> Tensor | None:

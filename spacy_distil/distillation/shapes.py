@@ -115,10 +115,7 @@ def choose_shape(
     for name, value in (("heads", heads), ("ffn", ffn), ("width", width)):
         most = getattr(whole, name)
         if value is not None and not 1 <= value <= most:
-            raise ConfigError(
-                f"student.{name} = {value}: must be from 1 to the teacher's {most}, or null for as "
-                f"many as the teacher's"
-            )
+            raise ConfigError(f"student.{name} = {value}: must be from 1 to the teacher's {most}")
     new_width = whole.width if width is None else width
     fitting = [n for n in range(1, whole.heads + 1) if _fits(n, new_width, whole)]
     n_heads = new_width // whole.head_size if heads is None else heads

@@ -65,7 +65,7 @@ def make_student(
     def in_teacher(key: str) -> str:
         return _LAYER.sub(lambda match: str(layers[int(match.group())]), key)
 
-    weights = {key: source[in_teacher(key)] for key in student.state_dict()}
+    weights = {key: source[in_teacher(key)].cpu() for key in student.state_dict()}
     if config.model_type in CUTTABLE:
         kept = choose_kept(config.model_type, shape, importance)
         weights = cut(weights, student, shape, kept)

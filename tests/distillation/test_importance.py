@@ -109,7 +109,7 @@ def scale(model: PreTrainedModel, kind: str, layer: int, place: int, factor: flo
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra", "mpnet"])
 def test_importance_is_what_the_loss_changes_by(family: str, head: bool) -> None:
     teacher = random_teacher(family, head=head)
-    batches = list(importance_batches(some_blocks(), teacher, batch_size=2))
+    batches = list(importance_batches(some_blocks(), teacher, batch_pieces=45))
     assert [len(batch.inputs) for batch in batches] == [2, 2, 1]
     assert batches[0].attention is not None
     found = measure_importance(teacher, batches)
@@ -163,8 +163,8 @@ def test_batches_do_not_matter_and_the_teacher_stays_as_it_was(head: bool) -> No
     teacher = random_teacher("bert", head=head)
     before = clean_states(teacher) if not head else []
     results = [
-        measure_importance(teacher, importance_batches(some_blocks(), teacher, batch_size=size))
-        for size in (1, 5)
+        measure_importance(teacher, importance_batches(some_blocks(), teacher, batch_pieces=size))
+        for size in (1, 100)
     ]
     for name in ("heads", "neurons", "dims"):
         one, other = (getattr(result, name) for result in results)
