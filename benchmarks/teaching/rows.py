@@ -56,6 +56,7 @@ HIDDEN_SOFT_GOLD = {
     "soft": Stage(0.6, soft=1.0),
     "gold": Stage(0.15, gold=1.0),
 }
+SOFT_THEN_GOLD = {"soft": Stage(0.5, soft=1.0), "gold": Stage(0.5, gold=1.0)}
 SOFT_AND_GOLD = {"soft": Stage(1.0, soft=1.0, gold=1.0)}
 
 
@@ -188,24 +189,25 @@ BEST = "soft-text"
 def _with_variations(rows: Sequence[Row]) -> dict[str, Row]:
     by_name = {row.name: row for row in rows}
     best = by_name[BEST]
-    genres = replace(
+    gold = replace(
         best,
-        name="genres-gold",
-        title=f"as '{BEST}', genres from gold alone",
+        name="then-gold",
+        title=f"as '{BEST}', then as long on annotation, which genres learn from alone",
+        stages=SOFT_THEN_GOLD,
         before=(BEST,),
         gold_genres=10.0,
     )
     two = replace(
         best, name="two-layers", title=f"2 layers, as '{BEST}'", n_layers=2, before=(BEST,)
     )
-    two_genres = replace(
-        genres,
-        name="two-layers-genres-gold",
-        title=f"2 layers, as '{genres.name}'",
+    two_gold = replace(
+        gold,
+        name="two-layers-then-gold",
+        title=f"2 layers, as '{gold.name}'",
         n_layers=2,
-        before=(two.name, genres.name),
+        before=(two.name, gold.name),
     )
-    return {**by_name, **{row.name: row for row in (genres, two, two_genres)}}
+    return {**by_name, **{row.name: row for row in (gold, two, two_gold)}}
 
 
 ROWS = _with_variations(_ROWS)
