@@ -30,7 +30,7 @@ class TeacherSettings(Section):
 
 
 class StudentSettings(Section):
-    """layers: which of the teacher's, see `students.choose_layers`. n_layers: how many.
+    """layers: which of the teacher's, see `layer_choice.choose_layers`. n_layers: how many.
 
     start: "teacher", their weights; "random", as a new model is initialised.
     heads, ffn, width: attention heads and feed-forward neurons of a layer, and hidden size; `None`

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     ProjectConfiguration,
@@ -32,6 +32,7 @@ from spacy_distil.distillation.config import (
 from spacy_distil.distillation.corpus import Corpus, load_corpus, plan_corpus
 from spacy_distil.distillation.distiller import Distiller
 from spacy_distil.distillation.heads import add_masked_lm_head
+from spacy_distil.distillation.heat_map import print_importance
 from spacy_distil.distillation.importance import importance_batches, measure_importance
 from spacy_distil.distillation.licence import find_licence
 from spacy_distil.distillation.loop import Trainer, train
@@ -219,6 +220,8 @@ def _make_student(
         most = min(wanted.importance_blocks, len(corpus.train))
         blocks = corpus.train[np.linspace(0, len(corpus.train) - 1, most).astype(int)]
         importance = measure_importance(teacher, importance_batches(blocks, teacher))
+        if PartialState().is_main_process:
+            print_importance(importance, shape, model_type=teacher.model.config.model_type)
     source = teacher
     if not teacher.has_head and any(o.needs.student_head for o in settings.objectives.values()):
         source = replace(teacher, model=add_masked_lm_head(teacher.model), has_head=True)

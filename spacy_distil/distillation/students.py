@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spacy_distil.distillation.importance import Importance
     from spacy_distil.distillation.teachers import Teacher
 
-__all__ = ["choose_layers", "choose_shape", "make_student"]
+__all__ = ["choose_layers", "make_student"]
 
 # "bert.encoder.layer.7.output.dense.weight": the number is the layer's, in ALBERT that of a group.
 _LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)|(?<=\.albert_layer_groups\.)\d+(?=\.)")

@@ -104,7 +104,8 @@ normalize = false
 @distil_objectives = "spacy-distil.Relations.v1"
 weight = 0.0
 layers = "last"
-# Relation heads; null is as many as the teacher has attention heads.
+# Relation heads; null is as many as the teacher has attention heads, or the most below that whose
+# number divides both widths.
 heads = null
 relations = ["queries", "keys", "values"]
 # Blocks whose relations are in memory at once.

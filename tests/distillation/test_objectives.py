@@ -699,7 +699,7 @@ def config(**changes: int) -> Any:
             r"^objectives\.mine\.layers = \[\[0, 1\]\]: the student has no layer 0",
         ),
         (
-            Relations(),
+            Relations(heads=12),
             config(hidden_size=256, num_attention_heads=8),
             r"^objectives\.mine\.heads = 12: must divide the widths of both models, 384 of the "
             r"teacher and 256 of the student\. These do: 1, 2, 4, 8, 16, 32, 64, 128$",
@@ -721,3 +721,9 @@ def test_models_that_fit() -> None:
     assert relations.attention_pairs == [(3, 6)]
     assert isinstance(relations, Relations)
     assert relations.heads == 12
+
+
+def test_relation_heads_are_as_many_as_fit() -> None:
+    relations = Relations()
+    prepare_objectives({"mine": relations}, config(), config(hidden_size=256))
+    assert relations.heads == 8  # 12 divide 384, and not 256

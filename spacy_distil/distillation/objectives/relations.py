@@ -34,7 +34,8 @@ class Relations(Objective):
 
     weight: factor in the summed loss.
     layers: the pairs, see `layer_map`. There is no attention in layer 0.
-    heads: how many relation heads; `None` is as many as the teacher has attention heads.
+    heads: how many relation heads; `None` is as many as the teacher has attention heads, or the
+        most below that whose number divides both widths.
     relations: the kinds, each counting the same.
     chunk_blocks: blocks whose relations are in memory at once.
     """
@@ -66,8 +67,10 @@ class Relations(Objective):
             name="layers",
             lowest=1,
         )
+        common = gcd(teacher.hidden_size, student.hidden_size)
         if self.heads is None:
-            self.heads = int(teacher.num_attention_heads)
+            most = range(int(teacher.num_attention_heads), 0, -1)
+            self.heads = next(n for n in most if common % n == 0)
         _check_heads(self.heads, teacher.hidden_size, student.hidden_size)
 
     def forward(self, outputs: Outputs) -> Loss:
