@@ -102,7 +102,6 @@ class Row:
     """One way to go through the text.
 
     key: how `--rows` names it.
-    compiled: with training.compile, of ours.
     by_length, restrict_to_mask: of the plain loop, options of the published script: rows of about
         the same length make a batch; soft targets at masked pieces only, as ours have them.
     dropout: of the student.
@@ -110,20 +109,18 @@ class Row:
 
     key: str
     title: str
-    compiled: bool = False
     by_length: bool = False
     restrict_to_mask: bool = False
     dropout: float = 0.0
 
     @property
     def is_ours(self) -> bool:
-        return self.title.startswith(OURS)
+        return self.title == OURS
 
 
 ROWS = (
     Row("ours", OURS),
     Row("plain", PLAIN),
-    Row("compiled", f"{OURS}, compiled", compiled=True),
     Row("grouped", f"{PLAIN}, rows grouped by length", by_length=True),
     Row("masked", f"{PLAIN}, soft targets at masked pieces", restrict_to_mask=True),
     Row("dropout", f"{PLAIN}, dropout 0.1", dropout=0.1),
@@ -156,10 +153,7 @@ AIMS: dict[Kind, Aim] = {"cpu": Aim(1.5, None), "gpu": Aim(3.0, 0.4)}
 SIZES: dict[Kind, Size] = {"cpu": Size(4, 2, 2), "gpu": Size(64, 1, 20)}
 COMMANDS: dict[Kind, str] = {
     "cpu": "python -m benchmarks.distil --cpu --output benchmarks/ewt",
-    "gpu": (
-        "python -m benchmarks.distil --gpu --rows ours,compiled,plain,grouped "
-        "--output benchmarks/ewt"
-    ),
+    "gpu": ("python -m benchmarks.distil --gpu --output benchmarks/ewt"),
 }
 
 
@@ -516,7 +510,7 @@ def make_sides(
         student = BertForMaskedLM(make_config(shape, vocabulary, shape.layers, row.dropout))
         student.load_state_dict(initial)
         if row.is_ours:
-            config = make_settings(size, rounds, bf16=bf16, compiled=row.compiled)
+            config = make_settings(size, rounds, bf16=bf16)
             sides[row.title] = make_ours(deepcopy(teacher), student, blocks, packed, config, kind)
             continue
         device = "cuda" if kind == "gpu" else "cpu"
@@ -535,7 +529,7 @@ def write_blocks(packed: Packed, directory: Path) -> Blocks:
     return Blocks(Shards(directory, *counts), np.arange(len(packed.blocks)))
 
 
-def make_settings(size: Size, rounds: int, *, bf16: bool, compiled: bool) -> DistilConfig:
+def make_settings(size: Size, rounds: int, *, bf16: bool) -> DistilConfig:
     """Those of a run of ours over so many rounds."""
     return load_config(
         {
@@ -547,7 +541,6 @@ def make_settings(size: Size, rounds: int, *, bf16: bool, compiled: bool) -> Dis
                 "batch_size": size.blocks * size.accumulate,
                 "micro_batch": size.blocks,
                 "mixed_precision": "bf16" if bf16 else "no",
-                "compile": compiled,
             },
         }
     )

@@ -113,7 +113,7 @@ def make_steps(
     text = synthetic_text(VOCABULARY, 5000)
     n_blocks = size.blocks * size.accumulate * size.steps
     packed = pack_text(text, SHAPE.length, n_blocks)
-    source = make_settings(size, 2, bf16=False, compiled=False).source
+    source = make_settings(size, 2, bf16=False).source
     source["objectives"]["soft_targets"].update(settings)
     config = distil.load_config(source)
     return make_ours(*models, write_blocks(packed, directory), packed, config, "cpu")
@@ -162,7 +162,7 @@ def test_weights_after_a_step_are_those_of_the_plain_loop(
     ours = make_steps((teacher, student), Size(3, accumulate, 1), tmp_path)
     rows = ours.blocks[0]
     assert len(rows.micro_batches) == accumulate
-    training = make_settings(Size(3, accumulate, 1), 2, bf16=False, compiled=False).training
+    training = make_settings(Size(3, accumulate, 1), 2, bf16=False).training
     settings = PlainSettings(
         restrict_to_mask=True,
         learn_rate=ours.stage.rate(0),
@@ -426,13 +426,13 @@ def test_rounds_take_turns() -> None:
 
 def test_the_command_measures_both_and_saves(tmp_path: Path) -> None:
     result = run(
-        "--cpu", *QUICK, "--rows", "ours,plain,grouped,masked,dropout", "--output", tmp_path
+        "--cpu", *QUICK, "--rows", ",".join(row.key for row in distil.ROWS), "--output", tmp_path
     )
     assert result.exit_code == 0
     saved = json.loads((tmp_path / "distil.json").read_text())
     assert saved["gpu"] is None
     cpu = saved["cpu"]
-    titles = [row.title for row in distil.ROWS if row.key != "compiled"]
+    titles = [row.title for row in distil.ROWS]
     assert list(cpu["seconds"]) == titles
     assert all(len(seconds) == 2 for seconds in cpu["seconds"].values())
     packed: Packed = pack_text(synthetic_text(200, 8 * 32), 32, 8)
