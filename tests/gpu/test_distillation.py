@@ -1,0 +1,93 @@
+"""Encoder distillation on a GPU: the same masks and, in float32, the same losses as on the CPU."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spacy_distil.distillation import distil_encoder
+from spacy_distil.distillation.batches import Masking, make_rows
+from tests.distillation.conftest import WORDS, write_teacher
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("distil")
+    write_teacher(directory / "teacher", "bert", head=True)
+    rng = random.Random(0)
+    lines = (" ".join(rng.choices(WORDS, k=30)) for _ in range(150))
+    (directory / "text.txt").write_text("\n\n".join(lines))
+    kinds = ("SoftTargets", "MaskedLM", "Cosine", "HiddenStates", "Relations")
+    return {
+        "teacher": {"name": str(directory / "teacher")},
+        "student": {"n_layers": 2, "ffn": 16},
+        "corpus": {"train": str(directory / "text.txt"), "block_size": 24},
+        "objectives": {kind: {"@distil_objectives": f"spacy-distil.{kind}.v1"} for kind in kinds},
+        "training": {"max_steps": 8, "batch_size": 8, "log_frequency": 1, "tensorboard": False},
+    }
+
+
+def losses(output: Path) -> np.ndarray:
+    """By step and objective."""
+    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
+    return np.array(
+        [
+            [value for name, value in line.items() if name[0].isupper()]
+            for line in lines
+            if line["kind"] == "train"
+        ]
+    )
+
+
+def test_masks_are_those_of_the_cpu() -> None:
+    masking = Masking(
+        0.15, seed=3, mask_id=4, is_special=torch.arange(999) < 5, ordinary=torch.arange(5, 999)
+    )
+    blocks = list(np.random.default_rng(0).integers(0, 999, (16, 64)))
+    rows = make_rows([*blocks, blocks[0][:20]], range(17), pad_id=0, masking=masking)
+    expected, found = masking(rows), masking.to(GPU)(rows.to(GPU))
+    for name in ("inputs", "attention", "real", "masked", "labels"):
+        assert torch.equal(getattr(found, name).cpu(), getattr(expected, name))
+
+
+def test_losses_are_those_of_the_cpu(config: dict[str, Any], tmp_path: Path) -> None:
+    for name, gpu_id in (("cpu", -1), ("gpu", 0)):
+        exact = {"training.mixed_precision": "no"}
+        distil_encoder(config, tmp_path / name, overrides=exact, gpu_id=gpu_id)
+    cpu, gpu = losses(tmp_path / "cpu"), losses(tmp_path / "gpu")
+    assert cpu.shape == (8, 5)
+    np.testing.assert_allclose(gpu, cpu, rtol=0.02, atol=2e-3)
+
+
+def test_bfloat16_trains(config: dict[str, Any], tmp_path: Path) -> None:
+    overrides = {"training.max_steps": 60, "training.learn_rate": 5e-3}
+    distil_encoder(config, tmp_path / "out", overrides=overrides)
+    found = losses(tmp_path / "out")
+    assert (found[-5:].mean(0) < found[:5].mean(0)).all()
+
+
+def test_a_step_does_not_wait_for_the_gpu(config: dict[str, Any], tmp_path: Path) -> None:
+    """Torch raises where the CPU waits; the loop may where it logs, evaluates and saves."""
+    from spacy_distil.distillation.loop import Trainer
+
+    step = Trainer.step
+
+    def watched(self: Trainer, number: int, *arguments: Any) -> Any:
+        # Kernels and the optimizer's state are set up in the first steps.
+        torch.cuda.set_sync_debug_mode("error" if number > 2 else "default")
+        try:
+            return step(self, number, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", watched)
+        distil_encoder(config, tmp_path / "out", overrides={"training.log_frequency": 8})
