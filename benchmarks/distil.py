@@ -105,6 +105,7 @@ class Row:
     by_length, restrict_to_mask: of the plain loop, options of the published script: rows of about
         the same length make a batch; soft targets at masked pieces only, as ours have them.
     dropout: of the student.
+    onednn: whether the plain loop's linear layers are oneDNN's where ours are.
     """
 
     key: str
@@ -112,6 +113,7 @@ class Row:
     by_length: bool = False
     restrict_to_mask: bool = False
     dropout: float = 0.0
+    onednn: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -124,6 +126,7 @@ ROWS = (
     Row("grouped", f"{PLAIN}, rows grouped by length", by_length=True),
     Row("masked", f"{PLAIN}, soft targets at masked pieces", restrict_to_mask=True),
     Row("dropout", f"{PLAIN}, dropout 0.1", dropout=0.1),
+    Row("onednn", f"{PLAIN}, linear layers as ours", onednn=True),
 )
 DEFAULT_ROWS = "ours,plain,grouped"
 
@@ -514,10 +517,13 @@ def make_sides(
             sides[row.title] = make_ours(deepcopy(teacher), student, blocks, packed, config, kind)
             continue
         device = "cuda" if kind == "gpu" else "cpu"
+        models = [teacher.to(device), student.to(device)]
+        if row.onednn and is_faster(torch.device(device)):
+            models[0] = deepcopy(teacher)
+            for model in models:
+                use_onednn(model)
         settings = PlainSettings(restrict_to_mask=row.restrict_to_mask)
-        loop = PlainLoop(
-            teacher.to(device), student.to(device), special=special, settings=settings, bf16=bf16
-        )
+        loop = PlainLoop(*models, special=special, settings=settings, bf16=bf16)
         sides[row.title] = Plain(loop, plain_rows, size.blocks, size.steps, by_length=row.by_length)
     return sides
 

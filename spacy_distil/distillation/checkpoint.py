@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, oldest first."""
         return sorted(
-            int(path.stem.removeprefix("step-")) for path in self.directory.glob("step-*")
+            int(path.stem.removeprefix("step-")) for path in self.directory.glob("step-*.pt")
         )
 
     def save(self, accelerator: Accelerator, step: int, state: dict[str, Any]) -> None:
@@ -36,16 +37,18 @@ class Checkpoints:
         before it stays. Only the main process writes; the others wait.
         """
         if accelerator.is_main_process:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            unfinished = self.directory / f".unfinished-{step}"
+            # One name for all, so that a run which is killed again and again fills no disk.
+            unfinished = self.directory / ".unfinished"
             try:
+                self.directory.mkdir(parents=True, exist_ok=True)
                 with unfinished.open("wb") as file:
                     torch.save(state, file)
                     file.flush()
                     os.fsync(file.fileno())
                 unfinished.replace(self._path(step))
             except (OSError, RuntimeError) as error:  # torch's own of a write that came to nothing
-                unfinished.unlink(missing_ok=True)
+                with suppress(OSError):
+                    unfinished.unlink()
                 raise DistilError(self._cannot_write(step, error)) from error
             for old in self.steps()[: -self.keep]:
                 self._path(old).unlink()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import catalogue
+import torch
 from confection import Config, ConfigValidationError
 from pydantic import Field
 from spacy.util import registry
@@ -125,6 +126,19 @@ _SECTIONS: dict[str, type[Section]] = {
 }
 # Sections of named blocks.
 _NAMED = ("objectives", "stages")
+# What objectives cannot be called: other entries of the log and of the held-out scores.
+TAKEN = frozenset(
+    {
+        "step",
+        "kind",
+        "stage",
+        "total",
+        "learn_rate",
+        "pieces_per_second",
+        "student_accuracy",
+        "teacher_accuracy",
+    }
+)
 # What the one stage of a run without stages is called.
 ONLY_STAGE = "all"
 
@@ -261,6 +275,11 @@ def _check(config: DistilConfig) -> None:
             "training.epochs and training.max_steps are both null: set at least one of them"
         )
     for name, objective in config.objectives.items():
+        if name in TAKEN or hasattr(torch.nn.ModuleDict(), name):
+            raise ConfigError(
+                f"[objectives.{name}]: {name!r} stands for something else in the log or in torch. "
+                f"Choose another name, such as {name}_loss"
+            )
         if objective.needs.masking and config.mask_probability == 0:
             raise ConfigError(
                 f"corpus.mask_probability = 0, but objectives.{name} is computed at masked "

@@ -17,12 +17,14 @@ class Divergence:
     """Watches the gradients' norms and the losses of a run.
 
     Norms are noted on the device, and looked at when the losses are.
+
+    at_first: first values of losses, by stage and name; checkpoints have them.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._none = torch.iinfo(torch.int64).max
         self._first_bad = torch.full((), self._none, dtype=torch.int64, device=device)
-        self._at_first: dict[tuple[str, str], float] = {}
+        self.at_first: dict[tuple[str, str], float] = {}
 
     def note(self, step: int, norm: Tensor) -> None:
         """step: from 1. norm: of all gradients of the step, of all processes; scalar."""
@@ -37,7 +39,7 @@ class Divergence:
     def worse(self, stage: str, losses: Mapping[str, float]) -> str | None:
         """The name of a loss that is not finite, or is far above its first value in this stage."""
         for name, loss in losses.items():
-            first = self._at_first.setdefault((stage, name), loss)
+            first = self.at_first.setdefault((stage, name), loss)
             if not math.isfinite(loss) or loss > max(WORSE * first, first + 1.0):
                 return name
         return None

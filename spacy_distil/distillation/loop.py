@@ -156,16 +156,19 @@ def train(
     names = list(distiller.objectives)
     checkpoints = Checkpoints(output / "checkpoints", keep=settings.keep_checkpoints)
     log = RunLog(output / "log.jsonl")
+    divergence = Divergence(accelerator.device)
     start = max(checkpoints.steps(), default=0)
     if start:
-        state = checkpoints.load(start, accelerator.device)
+        # To the CPU: the device need not have room for it twice.
+        state = checkpoints.load(start, torch.device("cpu"))
         distiller.load_state_dict(state["distiller"])
         trainer.optimizer.load_state_dict(state["optimizer"])
+        divergence.at_first.update(state["losses_at_first"])
+        del state
     accelerator.wait_for_everyone()
     logged = log.forget_after(start) if main else set()
 
     meter = Meter(names, torch.zeros(len(names), device=accelerator.device))
-    divergence = Divergence(accelerator.device)
     scores: dict[str, float] = {}
     latest: dict[str, float] = {}  # training losses
     speed: float | None = None
@@ -195,6 +198,7 @@ def train(
         state = {
             "distiller": distiller.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
+            "losses_at_first": divergence.at_first,
         }
         checkpoints.save(accelerator, step, state)
         saved = step

@@ -156,10 +156,12 @@ class StepBlocks:
 
     def _row(self, place: int) -> int:
         epoch, index = divmod(place, len(self.blocks))
-        if self._order[0] != epoch:
+        order = self._order  # another thread may be in another epoch
+        if order[0] != epoch:
             generator = generator_for(self.seed, "order", epoch)
-            self._order = epoch, torch.randperm(len(self.blocks), generator=generator).numpy()
-        return int(self._order[1][index])
+            order = epoch, torch.randperm(len(self.blocks), generator=generator).numpy()
+            self._order = order
+        return int(order[1][index])
 
 
 def held_out_rows(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.divergence import Divergence
+from spacy_distil.distillation.objectives import Cosine, Loss, Outputs, distil_objectives
+from spacy_distil.errors import DistilError
 
 
 def divergence() -> Divergence:
@@ -68,3 +75,76 @@ def test_a_new_stage_starts_anew() -> None:
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_bad_from_the_first(loss: float) -> None:
     assert divergence().worse("stage", {"masked_lm": 5.0, "hidden": loss}) == "hidden"
+
+
+# Whole runs
+
+
+class Spoilt(Cosine):
+    """The cosine, which is spoilt from a step on: times `kind`, or "risen"."""
+
+    def __init__(self, step: int, kind: str) -> None:
+        super().__init__(1.0)
+        self.step = step
+        self.kind = kind
+
+    def forward(self, outputs: Outputs) -> Loss:
+        found = super().forward(outputs)
+        if outputs.step + 1 < self.step:
+            return found
+        if self.kind == "risen":
+            return Loss(found.sum * 1e-3 + 40.0 * found.positions, found.positions)
+        return Loss(found.sum * float(self.kind), found.positions)
+
+
+@pytest.fixture
+def config(teacher_dir: Callable[..., Path], text_file: Path) -> Callable[..., dict[str, Any]]:
+    if "tests.Spoilt.v1" not in distil_objectives:
+        distil_objectives.register("tests.Spoilt.v1", func=Spoilt)
+
+    def make(step: int, kind: str, **training: Any) -> dict[str, Any]:
+        block = {"@distil_objectives": "tests.Spoilt.v1", "step": step, "kind": kind}
+        quick = {"max_steps": 12, "batch_size": 4, "micro_batch": 4, "mixed_precision": "no"}
+        return {
+            "teacher": {"name": str(teacher_dir("bert", head=False))},
+            "student": {"n_layers": 2},
+            "corpus": {"train": str(text_file), "block_size": 24, "max_blocks": 40},
+            "objectives": {"cosine": block},
+            "training": {**quick, "tensorboard": False, **training},
+        }
+
+    return make
+
+
+def test_a_run_names_the_first_bad_step_and_its_blocks(
+    config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Though nobody looks before step 8; what is kept is of before."""
+    settings = config(6, "nan", log_frequency=8, checkpoint_frequency=4)
+    with pytest.raises(DistilError) as error:
+        distil_encoder(settings, tmp_path / "out", gpu_id=-1)
+    for part in (
+        "the gradient of step 6 is not finite: training has diverged",
+        "The checkpoint of step 4 is kept",
+        str(tmp_path / "out" / "diverged.json"),
+    ):
+        assert part in str(error.value)
+    found = json.loads((tmp_path / "out" / "diverged.json").read_text())
+    assert found["step"] == 6
+    assert len(found["blocks"]) == 4
+    names = [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()]
+    assert names == ["step-00000004.pt"]
+
+
+def test_a_resumed_run_compares_with_the_beginning_of_the_stage(
+    config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Not with what it finds when it goes on, which may have diverged already."""
+    output = tmp_path / "out"
+    settings = config(5, "risen", log_frequency=4, checkpoint_frequency=5)
+    message = r"the loss 'cosine' has risen to 40\S* by step 8.*The checkpoint of step 5 is kept"
+    for resume in (False, True):
+        with pytest.raises(DistilError, match=message):
+            distil_encoder(settings, output, gpu_id=-1, resume=resume)
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if line["kind"] == "train"] == [4]

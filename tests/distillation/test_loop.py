@@ -20,7 +20,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.batches import Batch, Masking, make_rows
-from spacy_distil.distillation.config import TrainingSettings
+from spacy_distil.distillation.config import TrainingSettings, load_config
 from spacy_distil.distillation.corpus import Blocks, Corpus
 from spacy_distil.distillation.distiller import Distiller
 from spacy_distil.distillation.loop import Meter, Trainer, train
@@ -38,6 +38,7 @@ from spacy_distil.distillation.shards import Shards, piece_type, write_shards
 from spacy_distil.distillation.steps import Stage, StepBlocks
 from spacy_distil.distillation.students import make_student
 from spacy_distil.distillation.teachers import Teacher, load_teacher
+from spacy_distil.errors import ConfigError
 
 TeacherDir = Callable[..., Path]
 FAMILIES = (
@@ -356,6 +357,14 @@ def config(
 def log_of(output: Path, kind: str) -> list[dict[str, Any]]:
     lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.mark.parametrize("name", ["values", "total", "step", "training"])
+def test_an_objective_has_a_name_of_its_own(name: str) -> None:
+    """Not that of another entry in the log, nor one that torch has taken."""
+    settings = {"teacher": {"name": "x"}, "corpus": {"train": "x"}, "training": {"max_steps": 1}}
+    with pytest.raises(ConfigError, match=rf"\[objectives\.{name}\]: .*such as {name}_loss"):
+        load_config({**settings, "objectives": {name: COSINE["cosine"]}})
 
 
 def test_dropout_is_a_function_of_the_seed(
