@@ -44,8 +44,9 @@ def encoder_cli(
 
     The student is made of some of the teacher's layers, weights included, and is then taught on
     plain text, no labels needed, to do as the teacher does. What "as" means is a weighted sum of
-    objectives: the teacher's distribution over pieces, the true pieces, the direction of the last
-    hidden states. Together they are DistilBERT's recipe, and the default.
+    objectives, or several in stages: the teacher's distribution over pieces, the true pieces, the
+    direction of the last hidden states, which together are DistilBERT's recipe and the default;
+    hidden states of any layers; relations of self-attention.
 
     The output directory becomes an ordinary Hugging Face model directory with a model card, for
     spaCy pipelines ("name" of the component "distil_transformer") or for AutoModel. Beside the
@@ -59,15 +60,22 @@ def encoder_cli(
       python -m spacy distil encoder distil.cfg --output student \\
           --corpus.train texts/ --student.n_layers 3 --training.max_steps 5000
 
-    A teacher without a masked-LM head, such as a sentence encoder, can teach its hidden states:
+    A teacher without a masked-LM head, such as a sentence encoder, teaches all but its distribution
+    over pieces; 'spacy distil adapt' gives it a head:
 
     \b
-      ... --objectives.soft_targets.weight 0 --objectives.masked_lm.weight 0
+      ... --objectives.soft_targets.weight 0
+
+    Several GPUs, on one machine or many, by any launcher of torch's; --training.batch_size is over
+    all of them:
+
+    \b
+      torchrun --nproc-per-node 8 -m spacy distil encoder distil.cfg --output student
 
     A run that was killed goes on with --resume, and ends with the same student as one that was
-    not. With --resume --overwrite a run goes on, or returns at once where it has finished, if
-    settings, teacher and corpus are the same, and starts over if they are not: what a workflow
-    wants.
+    not; one that gets SIGTERM saves a checkpoint first, and exits with 1. With --resume --overwrite
+    a run goes on, or returns at once where it has finished, if settings, teacher and corpus are the
+    same, and starts over if they are not: what a workflow wants.
     """
     with friendly_errors():
         from spacy_distil.distillation import distil_encoder

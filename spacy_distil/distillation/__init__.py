@@ -1,7 +1,15 @@
 """Encoder distillation: a teacher encoder becomes a smaller student encoder.
 
-Read in this order: `run` (what happens, from config to saved student), `config`, `corpus`
-(`reading`, `packing`, `shards`), `batches`, `teachers`, `students`, `objectives`, `loop`.
+Read in this order: `run` (what happens, from config to saved student) and `config`; then
+
+- text: `corpus` (`reading`, `packing`, `building`, `shards`), `steps`, `batches`;
+- models: `teachers` (`families`, `heads`), `students` (`layer_choice`, `shapes`, `importance`,
+  `pruning`);
+- learning: `objectives` (`base` first), `distiller`, `loop` (`schedules`, `memory`, `evaluation`,
+  `divergence`, `interruption`, `checkpoint`, `progress`);
+- what is left of it: `card` (`licence`).
+
+`student_report`, `flops` and `heat_map` tell what a student costs.
 
 Importing this package imports neither torch nor transformers; `distil_encoder` does.
 """

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast_object_list,
 )
@@ -265,8 +267,12 @@ def _accelerator(gpu_id: int | None, settings: TrainingSettings, output: Path) -
         mixed_precision=precision,
         log_with="tensorboard" if settings.tensorboard else None,
         project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
-        # A stage need not use all of the student: its head, or its uppermost layers.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            # A stage need not use all of the student: its head, or its uppermost layers.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # So long the others wait while one process tokenizes.
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+        ],
     )
 
 
