@@ -852,6 +852,9 @@ WRONG: dict[str, Callable[[Distillation], Any]] = {
     "can only be left out": lambda s: s.distil(teacher={"name": str(s.albert)}, student={"ffn": 8}),
     "must divide the widths": lambda s: s.objective("relations", heads=5),
     "the student has no layer": lambda s: s.objective("hidden", layers=[[9, 1]]),
+    "stands for something else": lambda s: s.distil(
+        objectives={"total": {"@distil_objectives": "spacy-distil.Cosine.v1"}}
+    ),
     "no stage names": lambda s: s.distil(stages={"one": {"objectives": ["cosine"]}}),
     "none is left for it": lambda s: s.distil(
         stages={"one": {**STAGE, "share": 1e-6}, "two": STAGE}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from spacy.cli._util import parse_config_overrides
+from spacy.cli._util import import_code, parse_config_overrides
 
 from spacy_distil.cli import distil_cli
 from spacy_distil.errors import friendly_errors
@@ -25,6 +25,10 @@ def encoder_cli(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory that becomes the student's.")
     ],
+    code_path: Annotated[
+        Path | None,
+        typer.Option("--code", "-c", help="Python file with registered functions to import."),
+    ] = None,
     gpu_id: Annotated[
         int | None,
         typer.Option(
@@ -78,6 +82,7 @@ def encoder_cli(
     same, and starts over if they are not: what a workflow wants.
     """
     with friendly_errors():
+        import_code(code_path)
         from spacy_distil.distillation import distil_encoder
 
         distil_encoder(

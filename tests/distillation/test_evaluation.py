@@ -85,8 +85,8 @@ def test_scores_are_means_over_positions_for_any_size_of_batches(
     found = evaluate(distiller, batches(teacher, size), accelerator, step=1)
     assert distiller.training  # as before
 
-    rows: dict[str, list[float]] = {"soft": [], "mlm": [], "cos": []}
-    right: dict[str, list[bool]] = {"student_accuracy": [], "teacher_accuracy": []}
+    names = ("soft", "mlm", "cos", "student_accuracy", "teacher_accuracy")
+    rows: dict[str, list[float]] = {name: [] for name in names}
     student = distiller.student.eval()
     for batch in batches(teacher, 1):
         with torch.no_grad():
@@ -98,11 +98,11 @@ def test_scores_are_means_over_positions_for_any_size_of_batches(
         softened = F.kl_div((q / 2).log_softmax(-1), (p / 2).softmax(-1), reduction="none")
         rows["soft"] += (4 * softened.sum(-1)).tolist()
         rows["mlm"] += F.cross_entropy(q, batch.labels, reduction="none").tolist()
-        last = (out.hidden_states[-1][0] for out in (own, taught))
-        rows["cos"] += (1 - torch.cosine_similarity(*last, dim=-1)).tolist()
+        a, b = (out.hidden_states[-1][0] for out in (own, taught))
+        rows["cos"] += (1 - torch.cosine_similarity(a, b, dim=-1)).tolist()
         for name, logits in (("student_accuracy", q), ("teacher_accuracy", p)):
-            right[name] += (logits.argmax(-1) == batch.labels).tolist()
-    expected = {name: float(np.mean(values)) for name, values in {**rows, **right}.items()}
+            rows[name] += (logits.argmax(-1) == batch.labels).tolist()
+    expected = {name: sum(values) / len(values) for name, values in rows.items()}
     expected["total"] = 5 * expected["soft"] + 2 * expected["mlm"] + expected["cos"]
     assert found == pytest.approx(expected, rel=1e-5)
     assert 0 < expected["student_accuracy"] != expected["teacher_accuracy"] > 0

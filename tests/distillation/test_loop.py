@@ -96,8 +96,10 @@ class Plain:
         """distiller: before its training."""
         self.teacher = teacher.model
         self.student: PreTrainedModel = deepcopy(distiller.student)
-        self.cosine = deepcopy(distiller.objectives["cosine"].projection)
-        self.hidden = deepcopy(distiller.objectives["hidden"].projections)
+        cosine, hidden = (deepcopy(distiller.objective(name)) for name in ("cosine", "hidden"))
+        assert isinstance(cosine, Cosine)
+        assert isinstance(hidden, HiddenStates)
+        self.cosine, self.hidden = cosine.projection, hidden.projections
         self.blocks = blocks
         self.modules = torch.nn.ModuleList([self.student, self.cosine, self.hidden])
         parameters = list(self.modules.parameters())
@@ -200,9 +202,8 @@ def prepare(
     objectives = make_objectives()
     prepare_objectives(objectives, teacher.model.config, student.config)
     distiller = Distiller(teacher.model, student, objectives)
-    with torch.no_grad():  # as initialised, layers hardly do anything
-        for parameter in distiller.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+    for parameter in distiller.parameters():  # as initialised, layers hardly do anything
+        parameter.data += 0.2 * torch.randn_like(parameter)
     distiller.to(dtype)
     teacher.model.to(dtype)
 
@@ -232,9 +233,9 @@ def assert_same_weights(distiller: Distiller, plain: Plain, dtype: torch.dtype) 
     assert found.keys() == expected.keys()
     # Where a gradient is zero but for rounding, as of biases of keys, AdamW enlarges the rounding.
     exact = dtype is torch.float64
-    close = {"rtol": 1e-6, "atol": 1e-7} if exact else {"rtol": 1e-3, "atol": 2e-3}
+    rtol, atol = (1e-6, 1e-7) if exact else (1e-3, 2e-3)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, **close, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=name)
 
 
 def test_steps_equal_plain_torch(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Other packages add objectives through the entry point group `spacy_distil_objectives`.
 if not hasattr(registry, "distil_objectives"):
-    registry.create("distil_objectives", entry_points=True)
+    registry.distil_objectives = catalogue.create("spacy", "distil_objectives", entry_points=True)
 distil_objectives: catalogue.Registry = registry.distil_objectives
 
 
