@@ -23,7 +23,7 @@ revision = null
 
 [student]
 # Which of the teacher's layers the student is made of: "first" or "last", the lowest or uppermost;
-# "even", evenly spaced ones (DistilBERT's choice); "ends", half from below and half from above;
+# "even", evenly spaced ones; "ends", half from below and half from above;
 # "all"; or a list such as [0, 2, 4], 0 being the lowest.
 layers = "first"
 # How many; null is half of the teacher's, or as many as a list names.
