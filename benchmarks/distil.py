@@ -5,9 +5,10 @@
 BERT-base teaches 6 layers of its shape, by DistilBERT's recipe: soft targets, masked LM and cosine;
 all weights are random. Ours is what `spacy distil encoder` does in a step, on blocks of 512 pieces.
 The plain loop (`distil_plain_loop.py`) is written as the script published with DistilBERT is: a
-document per row, rows padded to the longest of their batch, the softmax over the whole vocabulary
-at every position, each loss read as a number in each step. Both have the attention kernels that
-transformers takes by default, the plain loop the AdamW that torch does.
+document per row, rows of about the same length in a batch and padded to the longest of it, the
+softmax over the whole vocabulary at every position, each loss read as a number in each step. Both
+have the attention kernels that transformers takes by default, the plain loop the AdamW that torch
+does.
 
 All go through the same text in the same number of optimizer steps. They take turns in one process,
 one round after the other, and the ratio is that of each round. What is counted is pieces of text:
@@ -97,40 +98,42 @@ OBJECTIVES = {
 }
 
 
+Kind = Literal["cpu", "gpu"]
+PositionsTaught = Literal["masked", "all"]
+
+
 @dataclass(frozen=True)
 class Row:
     """One way to go through the text.
 
     key: how `--rows` names it.
-    by_length, restrict_to_mask: of the plain loop, options of the published script: rows of about
-        the same length make a batch; soft targets at masked pieces only, as ours have them.
+    is_ours: whether it is a step of ours, and not of the plain loop.
+    positions: where soft targets are learned: at masked pieces, or at all.
+    by_length: of the plain loop: whether rows of about the same length make a batch, as the
+        published script has it by default.
     dropout: of the student.
     onednn: whether the plain loop's linear layers are oneDNN's where ours are.
     """
 
     key: str
     title: str
+    is_ours: bool = False
+    positions: PositionsTaught = "all"
     by_length: bool = False
-    restrict_to_mask: bool = False
     dropout: float = 0.0
     onednn: bool = False
 
-    @property
-    def is_ours(self) -> bool:
-        return self.title == OURS
-
 
 ROWS = (
-    Row("ours", OURS),
-    Row("plain", PLAIN),
-    Row("grouped", f"{PLAIN}, rows grouped by length", by_length=True),
-    Row("masked", f"{PLAIN}, soft targets at masked pieces", restrict_to_mask=True),
-    Row("dropout", f"{PLAIN}, dropout 0.1", dropout=0.1),
-    Row("onednn", f"{PLAIN}, linear layers as ours", onednn=True),
+    Row("ours", OURS, is_ours=True, positions="masked"),
+    Row("all", f"{OURS}, soft targets at all pieces", is_ours=True),
+    Row("plain", PLAIN, by_length=True),
+    Row("masked", f"{PLAIN}, soft targets at masked", positions="masked", by_length=True),
+    Row("ungrouped", f"{PLAIN}, rows in random order"),
+    Row("dropout", f"{PLAIN}, dropout 0.1", by_length=True, dropout=0.1),
+    Row("onednn", f"{PLAIN}, linear layers as ours", by_length=True, onednn=True),
 )
-DEFAULT_ROWS = "ours,plain,grouped"
-
-Kind = Literal["cpu", "gpu"]
+DEFAULT_ROWS = "ours,plain,masked,ungrouped"
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ AIMS: dict[Kind, Aim] = {"cpu": Aim(1.5, None), "gpu": Aim(3.0, 0.4)}
 SIZES: dict[Kind, Size] = {"cpu": Size(4, 2, 2), "gpu": Size(64, 1, 20)}
 COMMANDS: dict[Kind, str] = {
     "cpu": "python -m benchmarks.distil --cpu --output benchmarks/ewt",
-    "gpu": ("python -m benchmarks.distil --gpu --output benchmarks/ewt"),
+    "gpu": "python -m benchmarks.distil --gpu --output benchmarks/ewt",
 }
 
 
@@ -513,7 +516,7 @@ def make_sides(
         student = BertForMaskedLM(make_config(shape, vocabulary, shape.layers, row.dropout))
         student.load_state_dict(initial)
         if row.is_ours:
-            config = make_settings(size, rounds, bf16=bf16)
+            config = make_settings(size, rounds, bf16=bf16, positions=row.positions)
             sides[row.title] = make_ours(deepcopy(teacher), student, blocks, packed, config, kind)
             continue
         device = "cuda" if kind == "gpu" else "cpu"
@@ -522,7 +525,7 @@ def make_sides(
             models[0] = deepcopy(teacher)
             for model in models:
                 use_onednn(model)
-        settings = PlainSettings(restrict_to_mask=row.restrict_to_mask)
+        settings = PlainSettings(restrict_to_mask=row.positions == "masked")
         loop = PlainLoop(*models, special=special, settings=settings, bf16=bf16)
         sides[row.title] = Plain(loop, plain_rows, size.blocks, size.steps, by_length=row.by_length)
     return sides
@@ -535,13 +538,16 @@ def write_blocks(packed: Packed, directory: Path) -> Blocks:
     return Blocks(Shards(directory, *counts), np.arange(len(packed.blocks)))
 
 
-def make_settings(size: Size, rounds: int, *, bf16: bool) -> DistilConfig:
-    """Those of a run of ours over so many rounds."""
+def make_settings(
+    size: Size, rounds: int, *, bf16: bool, positions: PositionsTaught = "masked"
+) -> DistilConfig:
+    """Those of a run of ours over so many rounds. positions: of soft targets."""
+    soft_targets = {**OBJECTIVES["soft_targets"], "positions": positions}
     return load_config(
         {
             "teacher": {"name": "random"},
             "corpus": {"train": ["text"], "mask_probability": MASK_PROBABILITY},
-            "objectives": OBJECTIVES,
+            "objectives": {**OBJECTIVES, "soft_targets": soft_targets},
             "training": {
                 "max_steps": rounds * size.steps,
                 "batch_size": size.blocks * size.accumulate,
@@ -783,7 +789,8 @@ def about(result: Mapping[str, Any]) -> str:
         f"(range) of {count(len(result['words']), 'round')} in turns, the ratio is that of each "
         f"round. Useful operations: {flops[side] / 1e6:,.3g} million a piece ({side}); "
         f"utilisation is their share of the fastest products of matrices in the run, "
-        f"{max(result['matmul_flops_per_second']) / 1e12:,.3g} Tflop/s."
+        f"{max(result['matmul_flops_per_second']) / 1e12:,.3g} Tflop/s. Ours learns soft targets "
+        "at masked pieces, the plain loop at all, but where a row says otherwise."
     )
 
 

@@ -1,9 +1,10 @@
 """Distillation as the script published with DistilBERT does it: what ours is compared with.
 
-One sequence per row, cut where the encoder's positions end; rows padded to the longest of their
-batch; logits of both models over the whole vocabulary at every position, padding included; each
-loss read as a number in each step. It shares nothing with `spacy_distil.distillation`, so that the
-two can be held against each other in a test, too.
+One sequence per row, cut where the encoder's positions end; rows of about the same length in a
+batch, unless told otherwise, and padded to the longest of it; logits of both models over the whole
+vocabulary at every position, padding included; each loss read as a number in each step. It shares
+nothing with `spacy_distil.distillation`, so that the two can be held against each other in a test,
+too.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ BERT_SPECIAL = Special(0, 101, 102, 103)
 
 @dataclass(frozen=True)
 class PlainSettings:
-    """The script's defaults.
+    """Those DistilBERT was published with: the script's defaults, and for the weights of the losses
+    the command of its README. But masks are drawn evenly, where the script's `mlm_smoothing` has
+    rare pieces masked more often.
 
     restrict_to_mask: whether soft targets are learnt at masked positions only, and not at all
         positions that are no padding.

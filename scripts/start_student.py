@@ -3,7 +3,8 @@
     python -m scripts.start_student SOURCE OUTPUT --teacher DIR --distilled DIR --finetuned DIR
 
 SOURCE is `teacher`: layers of the teacher, copied; `distilled`: what `spacy distil encoder` made of
-them; or `finetuned`: layers of the teacher after it was trained on the corpus, copied.
+them; or `finetuned`: layers of the teacher after it was trained on the corpus, copied. Only the
+directory of that name is read, so that the other two may be left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import typer
 from wasabi import msg
 
 from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.export.output import staged
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -27,43 +29,72 @@ class Source(str, Enum):
     finetuned = "finetuned"
 
 
-def copy_layers(encoder: Path, output: Path, layers: str, n_layers: int) -> None:
+class Choice(str, Enum):
+    """Of the layers of an encoder."""
+
+    first = "first"
+    last = "last"
+    even = "even"
+    ends = "ends"
+
+
+def check_paths(source: Source, encoder: Path | None, output: Path) -> Path:
+    """The encoder, or a `ConfigError` where it is not named or would be overwritten."""
+    if encoder is None:
+        raise ConfigError(f"{source.value}: name the directory to start from with --{source.value}")
+    inside = encoder.resolve()
+    if output.resolve() in (inside, *inside.parents):
+        raise ConfigError(
+            f"{output} is, or holds, the encoder of --{source.value}. Choose another directory."
+        )
+    return encoder
+
+
+def copy_files(encoder: Path, output: Path) -> None:
+    """Save an encoder as it is."""
+    missing = [name for name in FILES if not (encoder / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{encoder} has no {', no '.join(missing)}: make a distilled encoder first"
+        )
+    with staged(output) as directory:
+        for name in FILES:
+            shutil.copy(encoder / name, directory / name)
+    msg.good(f"{output}: {encoder}")
+
+
+def copy_layers(encoder: Path, output: Path, layers: Choice, n_layers: int) -> None:
     """Save an encoder of some of the layers of another."""
     from spacy_distil.distillation.students import choose_layers, make_student
     from spacy_distil.distillation.teachers import load_teacher
 
     teacher = load_teacher(str(encoder))
-    if layers not in ("first", "even"):
-        raise ConfigError(f"student_layers = {layers!r}: expected 'first' or 'even'")
-    chosen = choose_layers(
-        "first" if layers == "first" else "even", n_layers, available=teacher.n_layers
-    )
-    make_student(teacher, chosen).save_pretrained(output)
-    teacher.tokenizer.save_pretrained(output)
+    chosen = choose_layers(layers.value, n_layers, available=teacher.n_layers, prefix="student_")
+    with staged(output) as directory:
+        make_student(teacher, chosen).save_pretrained(directory)
+        teacher.tokenizer.save_pretrained(directory)
     msg.good(f"{output}: layers {', '.join(map(str, chosen))} of {encoder}")
 
 
 def main(
     source: Annotated[Source, typer.Argument(help="What to start from")],
-    output: Annotated[Path, typer.Argument(help="Directory of the encoder")],
-    teacher: Annotated[Path, typer.Option(help="The teacher encoder")],
-    distilled: Annotated[Path, typer.Option(help="The distilled encoder")],
-    finetuned: Annotated[Path, typer.Option(help="The encoder of the teacher's pipeline")],
-    layers: Annotated[str, typer.Option(help="Which layers are copied: first or even")] = "first",
+    output: Annotated[Path, typer.Argument(help="Directory of the encoder, replaced if there")],
+    teacher: Annotated[Path | None, typer.Option(help="The teacher encoder")] = None,
+    distilled: Annotated[Path | None, typer.Option(help="The distilled encoder")] = None,
+    finetuned: Annotated[
+        Path | None, typer.Option(help="The encoder of the teacher's pipeline")
+    ] = None,
+    layers: Annotated[Choice, typer.Option(help="Which layers are copied")] = Choice.first,
     n_layers: Annotated[int, typer.Option(help="How many layers are copied")] = 3,
 ) -> None:
     """Put the encoder that the student's training starts from in its place."""
     with friendly_errors():
-        shutil.rmtree(output, ignore_errors=True)
+        named = {"teacher": teacher, "distilled": distilled, "finetuned": finetuned}
+        encoder = check_paths(source, named[source.value], output)
         if source is Source.distilled:
-            output.mkdir(parents=True)
-            for name in FILES:
-                shutil.copy(distilled / name, output / name)
-            msg.good(f"{output}: {distilled}")
+            copy_files(encoder, output)
         else:
-            copy_layers(
-                teacher if source is Source.teacher else finetuned, output, layers, n_layers
-            )
+            copy_layers(encoder, output, layers, n_layers)
 
 
 if __name__ == "__main__":

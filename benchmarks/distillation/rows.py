@@ -15,7 +15,8 @@ start two of them at once before it is there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ from thinc.api import Config
 
 from benchmarks.distillation.text import DEV, TRAIN
 from benchmarks.teaching.comparison import score_once
-from benchmarks.teaching.rows import TRANSFORMER, Command
+from benchmarks.teaching.rows import TRANSFORMER, Command, choose_from
 from scripts.configure import configure, read_summary
 from scripts.train import parse_seeds, schedule
 from spacy_distil.errors import ConfigError, friendly_errors
@@ -38,6 +39,7 @@ N_LAYERS = 3
 DEV_BLOCKS = 100
 # Directory of the adapted teacher.
 ADAPTED = "adapted"
+CORPUS_FILES = ("train.spacy", "dev.spacy", "test.spacy", "corpus.json")
 # Evaluations of a pipeline in training; the last is after its last step.
 EVALUATIONS = 2
 
@@ -77,6 +79,7 @@ class Row:
     distil: its own part of the config of `spacy distil encoder`; empty where it is not distilled.
     adapted: whether the teacher is the adapted one, which has a masked-LM head.
     before: rows that this one is compared with, to see what its step gave.
+    learn_rate: of its distillation; `None` for that of all rows.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Row:
     distil: Mapping[str, Any] = field(default_factory=dict)
     adapted: bool = False
     before: tuple[str, ...] = ()
+    learn_rate: float | None = None
 
     def encoder(self, output: Path, seed: int) -> Path | None:
         """What the row's pipeline is trained on; `None` is the teacher that was given."""
@@ -96,19 +100,20 @@ class Row:
 _ROWS = (
     Row("teacher", "all layers of the teacher", "teacher"),
     Row("copied", "layers copied"),
-    Row("random", "random start, cosine", "random", {"objectives": COSINE}, before=("copied",)),
+    Row(
+        "random",
+        "random start, cosine",
+        "random",
+        {"objectives": COSINE},
+        before=("copied",),
+        learn_rate=5e-4,
+    ),
     Row("cosine", "+ cosine", distil={"objectives": COSINE}, before=("copied", "random")),
     Row("hidden", "+ hidden states", distil={"objectives": HIDDEN}, before=("copied",)),
     Row("relations", "+ relations", distil={"objectives": RELATIONS}, before=("copied",)),
     Row(
-        "relations-second-last",
-        "+ relations of the teacher's second-last layer",
-        distil={"objectives": {"relations": objective("Relations", layers=[[N_LAYERS, 5]])}},
-        before=("copied", "relations"),
-    ),
-    Row(
         "relations-and-cosine",
-        "+ relations and cosine in one sum",
+        "+ relations and cosine",
         distil={"objectives": {**RELATIONS, **COSINE}},
         before=("relations", "cosine"),
     ),
@@ -148,14 +153,14 @@ _ROWS = (
     ),
     Row(
         "distilbert",
-        "adapted: + soft targets, masked LM and cosine in one sum",
+        "adapted: + DistilBERT's objectives",
         distil={"objectives": DISTILBERT},
         adapted=True,
         before=("soft-targets", "masked-lm", "cosine"),
     ),
     Row(
         "relations-then-distilbert",
-        "adapted: + relations, then soft targets, masked LM and cosine",
+        "adapted: + relations, then DistilBERT's",
         distil=staged((0.5, RELATIONS), (0.5, DISTILBERT)),
         adapted=True,
         before=("distilbert",),
@@ -169,10 +174,11 @@ class Inputs:
     """What the rows are made from, and their budget.
 
     output: directory of all rows.
-    corpus: directory with train.spacy, dev.spacy, test.spacy and corpus.json.
+    corpus: directory with the files of `CORPUS_FILES`.
     encoder: the teacher. text: directory with the text to distil on.
     block_size, max_blocks, batch_size: pieces in a block, blocks of text, blocks in a step.
-    learn_rate, adapt_learn_rate: of distillation and of the adaptation of the teacher.
+    learn_rate, adapt_learn_rate: of distillation, where a row has none of its own, and of the
+        adaptation of the teacher.
     epochs: of the pipeline's training.
     """
 
@@ -183,15 +189,13 @@ class Inputs:
     block_size: int = 128
     max_blocks: int = 7_900
     batch_size: int = 32
-    learn_rate: float = 5e-4
-    adapt_learn_rate: float = 1e-4
+    learn_rate: float = 1e-4
+    adapt_learn_rate: float = 3e-4
     epochs: float = 3
 
     def check(self) -> None:
         for path in (
-            self.corpus / "train.spacy",
-            self.corpus / "dev.spacy",
-            self.corpus / "test.spacy",
+            *(self.corpus / name for name in CORPUS_FILES),
             self.encoder / "config.json",
             self.text / TRAIN,
             self.text / DEV,
@@ -240,16 +244,11 @@ def distil_config(inputs: Inputs, teacher: Path, learn_rate: float) -> Block:
 
 def row_config(row: Row, inputs: Inputs) -> Config:
     """The row's config of `spacy distil encoder`, for any seed."""
-    config = Config(distil_config(inputs, inputs.teacher_of(row), inputs.learn_rate))
+    learn_rate = inputs.learn_rate if row.learn_rate is None else row.learn_rate
+    config = Config(distil_config(inputs, inputs.teacher_of(row), learn_rate))
     start = "random" if row.start == "random" else "teacher"
     student = {"layers": "first", "n_layers": N_LAYERS, "start": start}
     return config.merge({"student": student}).merge(dict(row.distil))
-
-
-def adapt_config(inputs: Inputs) -> Config:
-    """The adapted teacher's: all layers, which learn from the text alone."""
-    config = Config(distil_config(inputs, inputs.encoder, inputs.adapt_learn_rate))
-    return config.merge({"student": {"layers": "all"}, "objectives": MASKED_LM})
 
 
 def train_config(inputs: Inputs) -> Config:
@@ -272,8 +271,7 @@ def plan(row: Row, seed: int, inputs: Inputs) -> list[Command]:
     """The commands that make one seed of a row; writes their configs."""
     commands = []
     if row.adapted:
-        config = write_config(adapt_config(inputs), ADAPTED, inputs)
-        commands.append(_distil(config, inputs.output / ADAPTED, 0))
+        commands.append(_adapt(inputs))
     encoder = row.encoder(inputs.output, seed) or inputs.encoder
     if row.distil:
         config = write_config(row_config(row, inputs), row.name, inputs)
@@ -281,6 +279,18 @@ def plan(row: Row, seed: int, inputs: Inputs) -> list[Command]:
     elif row.start == "copied":
         commands.append(_copy_layers(inputs.teacher_of(row), encoder))
     return [*commands, _train(row, seed, encoder, inputs)]
+
+
+def _adapt(inputs: Inputs) -> Command:
+    """Makes the adapted teacher, from the blocks of all rows; see `_distil`."""
+    shared = distil_config(inputs, inputs.encoder, inputs.adapt_learn_rate)
+    (text,) = shared["corpus"].pop("train")
+    arguments = ["spacy", "distil", "adapt", str(inputs.encoder), "--corpus", text]
+    arguments += ["--output", str(inputs.output / ADAPTED), "--resume", "--overwrite"]
+    for section in ("corpus", "training"):
+        for name, value in shared[section].items():
+            arguments += [f"--{section}.{name}", json.dumps(value)]
+    return Command(tuple(arguments))
 
 
 def _distil(config: Path, output: Path, seed: int) -> Command:
@@ -304,7 +314,7 @@ def _train(row: Row, seed: int, encoder: Path, inputs: Inputs) -> Command:
     arguments = ["scripts.train", str(config), str(inputs.output / row.name)]
     arguments += ["--corpus", str(inputs.corpus), "--epochs", str(inputs.epochs)]
     arguments += ["--seeds", str(seed), "--paths.encoder", str(encoder)]
-    arguments += ["--training.eval_frequency", str(steps // EVALUATIONS)]
+    arguments += ["--training.eval_frequency", str(max(1, steps // EVALUATIONS))]
     return Command(tuple(arguments))
 
 
@@ -312,13 +322,6 @@ def score(output: Path, row: Row, seed: int, test: Path) -> Scores:
     """The test scores of a trained seed; made once."""
     pipeline = output / row.name / f"seed-{seed}" / "model-best"
     return score_once(pipeline, test, output / "scores" / f"{row.name}-seed-{seed}.json")
-
-
-def choose(names: Sequence[str]) -> list[Row]:
-    unknown = [name for name in names if name not in ROWS]
-    if unknown:
-        raise ConfigError(f"No row {', '.join(unknown)}. Rows: {', '.join(ROWS)}")
-    return [ROWS[name] for name in names]
 
 
 def main(
@@ -331,8 +334,10 @@ def main(
     block_size: Annotated[int, typer.Option(help="Pieces in a block", min=8)] = 128,
     max_blocks: Annotated[int, typer.Option(help="Blocks to distil on", min=1)] = 7_900,
     batch_size: Annotated[int, typer.Option(help="Blocks in a step", min=1)] = 32,
-    learn_rate: Annotated[float, typer.Option(help="Of distillation")] = 5e-4,
-    adapt_learn_rate: Annotated[float, typer.Option(help="Of the teacher's adaptation")] = 1e-4,
+    learn_rate: Annotated[
+        float, typer.Option(help="Of distillation, but of a random start")
+    ] = 1e-4,
+    adapt_learn_rate: Annotated[float, typer.Option(help="Of the teacher's adaptation")] = 3e-4,
     epochs: Annotated[float, typer.Option(help="Of the pipeline's training", min=0)] = 3,
     dry_run: Annotated[bool, typer.Option(help="Print the commands alone")] = False,
 ) -> None:
@@ -354,7 +359,7 @@ def main(
         # All of them first, so that a mistake is known before hours are spent.
         planned = [
             (row, seed, plan(row, seed, inputs))
-            for row in choose(rows)
+            for row in choose_from(ROWS, rows)
             for seed in parse_seeds(seeds)
         ]
         for row, seed, commands in planned:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from spacy.util import load_config
@@ -36,6 +36,8 @@ TRANSFORMER, CNN = CONFIGS / "transformer.cfg", CONFIGS / "cnn.cfg"
 NER_PIPE, TEXTCAT_PIPE = "ner", "textcat"
 # Of the files that make an encoder: weights, config, tokenizer.
 ENCODER_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+
+AnyRow = TypeVar("AnyRow")
 
 
 @dataclass(frozen=True)
@@ -398,10 +400,15 @@ def _options(settings: Mapping[str, Any]) -> list[str]:
 
 
 def choose(names: Sequence[str]) -> list[Row]:
-    unknown = [name for name in names if name not in ROWS]
+    return choose_from(ROWS, names)
+
+
+def choose_from(rows: Mapping[str, AnyRow], names: Sequence[str]) -> list[AnyRow]:
+    """The rows of these names. rows: all there are, by name."""
+    unknown = [name for name in names if name not in rows]
     if unknown:
-        raise ConfigError(f"No row {', '.join(unknown)}. Rows: {', '.join(ROWS)}")
-    return [ROWS[name] for name in names]
+        raise ConfigError(f"No row {', '.join(unknown)}. Rows: {', '.join(rows)}")
+    return [rows[name] for name in names]
 
 
 def main(

@@ -103,10 +103,14 @@ def student_cli(
     with friendly_errors():
         for module in ("torch", "transformers"):
             require(module, extra="train", purpose="Making a student")
+        import torch
+
         from spacy_distil.distillation.heat_map import print_importance
         from spacy_distil.distillation.importance import importance_batches, measure_importance
+        from spacy_distil.distillation.licence import find_licence
         from spacy_distil.distillation.shapes import choose_shape
         from spacy_distil.distillation.student_report import (
+            describe_untaught,
             pieces_per_word,
             read_blocks,
             report_table,
@@ -119,8 +123,8 @@ def student_cli(
             raise ConfigError(f"--output {output} exists. Choose another directory.")
         loaded = load_teacher(teacher, revision=revision)
         config = loaded.model.config
-        which, count = _parse_layers(layers, choice.value)
-        shape = choose_shape(config, which, count, heads=heads, ffn=ffn, width=width)
+        which, count = _parse_layers(layers, choice.value, available=loaded.n_layers)
+        shape = choose_shape(config, which, count, heads=heads, ffn=ffn, width=width, prefix="--")
         if output is not None and shape.cuts and corpus is None:
             raise ConfigError(
                 f"--output {output}: the student has less than the teacher by --"
@@ -134,6 +138,7 @@ def student_cli(
             importance = measure_importance(loaded, importance_batches(blocks, loaded))
             print_importance(importance, shape, model_type=config.model_type)
         is_made = importance is not None or not shape.cuts
+        torch.manual_seed(0)  # what is new in larger heads is drawn
         student = make_student(
             loaded, shape, importance, start="teacher" if is_made else "random"
         ).eval()
@@ -149,21 +154,36 @@ def student_cli(
             with staged(output) as directory:
                 student.save_pretrained(directory)
                 loaded.tokenizer.save_pretrained(directory)
+                card = describe_untaught(
+                    loaded,
+                    shape,
+                    student.num_parameters(),
+                    find_licence(teacher, revision=revision),
+                )
+                (directory / "README.md").write_text(card, encoding="utf-8")
             msg.good(f"Saved the student to {output}")
         elif not is_made:
             msg.info("Its weights were random: name text with --corpus to make one")
 
 
-def _parse_layers(layers: str | None, choice: str) -> tuple[Layers, int | None]:
-    """What to choose layers by, and how many."""
+def _parse_layers(layers: str | None, choice: str, *, available: int) -> tuple[Layers, int | None]:
+    """What to choose layers by, and how many. available: of the teacher's."""
     if layers is None:
         return choice, None  # type: ignore[return-value]  # one of the names
     try:
         numbers = [int(part) for part in layers.split(",") if part.strip()]
+        if "," in layers:
+            return numbers, None
+        (count,) = numbers
     except ValueError:
         raise ConfigError(
-            f"--layers {layers}: expected a number, such as 3, or layers, such as 0,2,5"
+            f"--layers {layers or repr(layers)}: expected a number, such as 3, or layers, such as "
+            f"0,2,5"
         ) from None
-    if "," in layers:
-        return numbers, None
-    return choice, numbers[0]  # type: ignore[return-value]
+    if not 1 <= count <= available:
+        raise ConfigError(f"--layers {count}: must be from 1 to the teacher's {available}")
+    if choice == Choice.all.value:
+        raise ConfigError(
+            f"--layers {count} with --from all, which is all {available}. Leave out one of the two"
+        )
+    return choice, count  # type: ignore[return-value]

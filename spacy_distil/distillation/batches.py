@@ -82,7 +82,8 @@ class Masking:
     """Dynamic masking; special pieces are neither masked nor put in at random.
 
     In each block the same share of pieces is predicted, so that how many are is known from the
-    blocks' lengths alone. Which they are is drawn on the device.
+    blocks' lengths alone. Which they are is drawn on the device. Only a block that has not as many
+    ordinary pieces, but unknown ones, predicts some special pieces, and these as they are.
 
     probability: share of the pieces to predict; 0 leaves the text as it is.
     seed: of all draws.
@@ -143,11 +144,13 @@ class Masking:
         if not len(rows.quota):
             return Batch(pieces, rows.attention, rows.real, rows.quota, rows.quota)
         cells = rows.places[:, None] * 2**20 + torch.arange(length, device=pieces.device)
-        never = self.is_special[pieces]
+        # 62 random bits. Special pieces come after all others, for blocks that have no more of
+        # these, and padding never: there are at least as many pieces as are to be predicted.
+        draws = _shift(random_bits(_key(self.seed, kind, "which"), cells), 2)
+        draws = draws + (self.is_special[pieces].long() << 62)
         if rows.attention is not None:
-            never = never | (rows.attention == 0)
-        draws = random_bits(_key(self.seed, kind, "which"), cells)
-        order = draws.masked_fill(never, torch.iinfo(torch.int64).max).argsort(dim=1)
+            draws = draws.masked_fill(rows.attention == 0, torch.iinfo(torch.int64).max)
+        order = draws.argsort(dim=1)
         order += torch.arange(len(pieces), device=pieces.device)[:, None] * length
         masked = order.flatten()[rows.quota].sort().values
         labels = flat[masked]
@@ -157,6 +160,7 @@ class Masking:
             fate < MASKED + RANDOM, self.ordinary[(other * len(self.ordinary)).long()], labels
         )
         new = torch.where(fate < MASKED, self.mask_id, new)
+        new = torch.where(self.is_special[labels], labels, new)
         inputs = flat.index_copy(0, masked, new).view_as(pieces)
         return Batch(inputs, rows.attention, rows.real, masked, labels)
 
@@ -224,6 +228,6 @@ def _key(*parts: object) -> int:
     return int.from_bytes(digest, "little")
 
 
-def generator_for(*key: object) -> torch.Generator:
-    """torch's generator on the CPU, seeded by nothing but `key`."""
-    return torch.Generator().manual_seed(_key(*key) % 2**63)
+def seed_for(*key: object) -> int:
+    """A seed for torch that depends on nothing but `key`."""
+    return _key(*key) % 2**63

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
+from wasabi import msg
 
 from spacy_distil.distillation import packing, reading
 from spacy_distil.distillation.shards import piece_type, write_shards
@@ -31,6 +32,8 @@ UNFINISHED = ".unfinished"
 STALE_AFTER = 600.0
 # Of text, about.
 BYTES_PER_PIECE = 4
+# One part in so many of a file is taken to be text at the least.
+LEAST_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def build(
 ) -> None:
     """Write blocks under a temporary name, then rename: what is in the cache is whole.
 
-    directory: in the cache, for the blocks and `COUNTS`.
+    directory: in the cache, for the blocks and `COUNTS`. If it is there without `COUNTS`, something
+        else has removed a part of it, and it is replaced.
     """
     dtype = piece_type(max(tokenizer.get_vocab().values()))
     needed = _predict_bytes(plan, block_size, dtype)
@@ -59,10 +63,13 @@ def build(
     unfinished = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}{UNFINISHED}")
     with _writing(plan, directory.parent, needed):
         try:
+            if directory.exists() and not (directory / COUNTS).exists():
+                shutil.rmtree(directory)
             unfinished.mkdir(parents=True)
+            parts = _touching(unfinished, _read_files(plan))
             n_blocks, n_pieces = write_shards(
                 packing.pack(
-                    packing.tokenize(_read_files(plan), tokenizer),
+                    packing.tokenize(parts, tokenizer),
                     block_size=block_size,
                     first=tokenizer.cls_token_id,
                     last=tokenizer.sep_token_id,
@@ -90,7 +97,7 @@ def build(
 
 def _read_files(plan: Plan) -> Iterator[reading.Part]:
     """The text of all files, with a progress bar on terminals."""
-    sizes = [path.stat().st_size for path in plan.files]
+    sizes = [reading.file_size(path) for path in plan.files]
     with tqdm(
         desc=f"Tokenising {plan.setting}",
         total=sum(sizes),
@@ -109,26 +116,47 @@ def _read_files(plan: Plan) -> Iterator[reading.Part]:
             bar.update(end - bar.n)
 
 
+def _touching(directory: Path, parts: Iterator[reading.Part]) -> Iterator[reading.Part]:
+    """Hand the parts on, and mark the directory as alive, even where nothing is written for long.
+
+    See `STALE_AFTER`.
+    """
+    touched = time.monotonic()
+    for part in parts:
+        if time.monotonic() - touched > STALE_AFTER / 10:
+            os.utime(directory)
+            touched = time.monotonic()
+        yield part
+
+
 def _predict_bytes(plan: Plan, block_size: int, dtype: np.dtype) -> int:
-    """About how much disk the blocks will take."""
-    n_pieces = sum(path.stat().st_size for path in plan.files) // BYTES_PER_PIECE
+    """About how much disk the blocks will take where the files hold little but text."""
+    n_pieces = sum(map(reading.file_size, plan.files)) // BYTES_PER_PIECE
     if plan.limit is not None:
         n_pieces = min(n_pieces, plan.limit * block_size)
     return n_pieces * dtype.itemsize
 
 
 def _check_room(plan: Plan, cache: Path, needed: int) -> None:
+    """Refuse what is sure not to fit. A JSONL file may be metadata for the most part."""
     free = _free_bytes(cache)
-    if free < needed:
-        raise CorpusError(
-            f"{plan.setting}: its blocks need about {_megabytes(needed)}, but the disk of {cache} "
-            f"has {_megabytes(free)} free. {_OTHER_DISK}"
-        )
+    if free >= needed:
+        return
+    found = (
+        f"{plan.setting}: its blocks need about {_megabytes(needed)}, but the disk of {cache} has "
+        f"{_megabytes(free)} free."
+    )
+    if free < needed / LEAST_SHARE:
+        raise CorpusError(f"{found} {_OTHER_DISK}")
+    msg.warn(f"{found} They will fit only if much of the files is not text.")
 
 
 @contextmanager
 def _writing(plan: Plan, cache: Path, needed: int) -> Iterator[None]:
-    """Turn what the system raises, such as of a full disk, into a `CorpusError`."""
+    """Turn what the system raises, such as of a full disk, into a `CorpusError`.
+
+    What it raises of the corpus' own files is one already.
+    """
     try:
         yield
     except OSError as error:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from spacy_distil.errors import DistilError
 
@@ -30,33 +29,36 @@ class Checkpoints:
             int(path.stem.removeprefix("step-")) for path in self.directory.glob("step-*.pt")
         )
 
-    def save(self, accelerator: Accelerator, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any]) -> None:
         """Save what training is after `step` steps, and drop the oldest of those that there are.
 
         It is written under another name, flushed and renamed: whatever interrupts that, the one
-        before it stays. Only the main process writes; the others wait.
+        before it stays. One process does it for all.
         """
-        if accelerator.is_main_process:
-            # One name for all, so that a run which is killed again and again fills no disk.
-            unfinished = self.directory / ".unfinished"
-            try:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                with unfinished.open("wb") as file:
-                    torch.save(state, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                unfinished.replace(self._path(step))
-            except (OSError, RuntimeError) as error:  # torch's own of a write that came to nothing
-                with suppress(OSError):
-                    unfinished.unlink()
-                raise DistilError(self._cannot_write(step, error)) from error
+        # One name for all, so that a run which is killed again and again fills no disk.
+        unfinished = self.directory / ".unfinished"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self._path(step))
             for old in self.steps()[: -self.keep]:
                 self._path(old).unlink()
-        accelerator.wait_for_everyone()
+        except (OSError, RuntimeError) as error:  # torch's own of a write that came to nothing
+            with suppress(OSError):
+                unfinished.unlink()
+            raise DistilError(self._cannot_write(step, error)) from error
 
     def load(self, step: int, device: torch.device) -> dict[str, Any]:
         """What was saved after `step` steps."""
         path = self._path(step)
+        if not path.exists():
+            raise DistilError(
+                f"there is no checkpoint {path} here: the output directory must be on a disk that "
+                f"all machines of a run see"
+            )
         try:
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # torch has many words for a damaged file

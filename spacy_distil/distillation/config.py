@@ -104,7 +104,7 @@ class TrainingSettings(Section):
 
 
 # What a resumed run may change. None of it changes what is learned; `micro_batch` does change the
-# order of sums, and so the last digits.
+# order of sums, and so the last digits, and what dropout drops if there is any.
 FREE_ON_RESUME = frozenset(
     {
         "corpus.cache",
@@ -208,6 +208,8 @@ def _active_stages(
         return {ONLY_STAGE: StageSettings(objectives=list(active))}
     found = {}
     for name, stage in stages.items():
+        if len({*stage.objectives}) < len(stage.objectives):
+            raise ConfigError(f"stages.{name}.objectives = {stage.objectives}: names one twice")
         for objective in stage.objectives:
             if objective not in known:
                 raise ConfigError(

@@ -145,7 +145,7 @@ def _load(
     if not (directory / COUNTS).exists():
         build(plan, directory, tokenizer=teacher.tokenizer, block_size=settings.block_size)
     counts = json.loads((directory / COUNTS).read_text(encoding="utf-8"))
-    files = [(str(path), path.stat().st_size) for path in plan.files]
+    files = [(str(path), reading.file_size(path)) for path in plan.files]
     shards = Shards(directory, counts["blocks"], counts["pieces"])
     return shards, Source(files, counts["blocks"], counts["pieces"], plan.fingerprint)
 
@@ -159,7 +159,7 @@ def _fingerprint(
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=12)
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for file in files:
-        digest.update(f"{file.suffix} {file.stat().st_size}".encode())
+        digest.update(f"{file.suffix} {reading.file_size(file)}".encode())
         try:
             with file.open("rb") as content:
                 while chunk := content.read(1 << 20):

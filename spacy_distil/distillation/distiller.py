@@ -50,18 +50,17 @@ class Distiller(torch.nn.Module):
 
         names: of the objectives that are to be computed; `None` is all.
         """
-        active = [self.objective(name) for name in (names or self.objectives)]
+        active = [self.objective(name) for name in self._chosen(names)]
         student = self._encode(0, self.student, batch, active)
         teacher = None
         if any(o.needs.teacher for o in active):
-            with torch.inference_mode():
-                found = self._encode(1, self._teacher[0], batch, active)
-            teacher = _usable(found)
+            with torch.no_grad():
+                teacher = self._encode(1, self._teacher[0], batch, active)
         return Outputs(teacher, student, batch, step)
 
     def losses(self, outputs: Outputs, names: Collection[str] | None = None) -> dict[str, Loss]:
         """Each objective's loss, unweighted."""
-        return {name: self.objective(name)(outputs) for name in (names or self.objectives)}
+        return {name: self.objective(name)(outputs) for name in self._chosen(names)}
 
     def forward(
         self, batch: Batch, step: int = 0, names: Collection[str] | None = None
@@ -72,6 +71,9 @@ class Distiller(torch.nn.Module):
         """The weighted sum that is minimised. means: each objective's loss, scalar."""
         weighted = [self.objective(name).weight.at(step) * mean for name, mean in means.items()]
         return torch.stack(weighted).sum()
+
+    def _chosen(self, names: Collection[str] | None) -> Collection[str]:
+        return list(self.objectives) if names is None else names
 
     def _encode(
         self, side: int, model: PreTrainedModel, batch: Batch, active: list[Objective]
@@ -89,15 +91,6 @@ class Distiller(torch.nn.Module):
             number: result.last_hidden_state if number == last else result.hidden_states[number]
             for number in wanted
         }
-        attention = self._taps[side].take()
+        read = {pair[side] for objective in active for pair in objective.attention_pairs}
+        attention = {n: a for n, a in self._taps[side].take().items() if n in read}
         return Encoded(result.last_hidden_state, hidden, attention, masked_lm_head(model))
-
-
-def _usable(encoded: Encoded) -> Encoded:
-    """What inference mode made, as tensors that a graph may keep: as copies."""
-    return Encoded(
-        encoded.last_hidden.clone(),
-        {number: tensor.clone() for number, tensor in encoded.hidden_states.items()},
-        {n: type(a)(*(tensor.clone() for tensor in a)) for n, a in encoded.attention.items()},
-        encoded.head,
-    )

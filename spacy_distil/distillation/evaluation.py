@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from accelerate import Accelerator
@@ -17,12 +17,18 @@ ACCURACY_ROWS = 1024
 
 @torch.no_grad()
 def evaluate(
-    distiller: Distiller, batches: Iterable[Batch], accelerator: Accelerator, *, step: int
+    distiller: Distiller,
+    batches: Iterable[Batch],
+    accelerator: Accelerator,
+    summed: Collection[str],
+    *,
+    step: int,
 ) -> dict[str, float]:
     """Scores over all batches of all processes, each position counting the same.
 
+    summed: names of the objectives whose weighted sum is the total.
     step: whose weights and temperatures are taken.
-    Returns the mean of each objective by its name; "total", their weighted sum; and, where pieces
+    Returns the mean of each objective by its name; "total", a weighted sum; and, where pieces
     are masked and there are heads, "student_accuracy" and "teacher_accuracy": the share of masked
     pieces guessed right.
     """
@@ -31,7 +37,9 @@ def evaluate(
     names = list(distiller.objectives)
     accuracies = ("student_accuracy", "teacher_accuracy")
     # Sums and, below them, numbers of positions.
-    sums = torch.zeros(2, len(names) + 2, dtype=torch.float64, device=accelerator.device)
+    # Apple's devices have no float64.
+    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    sums = torch.zeros(2, len(names) + 2, dtype=dtype, device=accelerator.device)
 
     def add(place: int, total: Tensor, count: int) -> None:
         sums[0, place] += total
@@ -49,7 +57,7 @@ def evaluate(
     sums = accelerator.reduce(sums, reduction="sum")
     means = dict(zip((*names, *accuracies), sums[0] / sums[1].clamp(min=1), strict=True))
     scores = {name: float(means[name]) for name in names}
-    scores["total"] = float(distiller.total({name: means[name] for name in names}, step))
+    scores["total"] = float(distiller.total({name: means[name] for name in summed}, step))
     for place, name in enumerate(accuracies, start=len(names)):
         if sums[1, place] > 0:
             scores[name] = float(means[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
@@ -71,7 +72,9 @@ def _style(heat: float) -> str:
 def _shares(importance: Tensor, count: int) -> list[float]:
     """How much of all importance the most important have, row by row."""
     best = importance.topk(count, dim=-1).values.sum(dim=-1)
-    shares: list[float] = (best / importance.sum(dim=-1)).tolist()
+    # Where nothing has any importance, the best have none of it.
+    whole = importance.sum(dim=-1).clamp(min=torch.finfo(importance.dtype).tiny)
+    shares: list[float] = (best / whole).tolist()
     return shares
 
 

@@ -23,7 +23,7 @@ from spacy_distil.distillation.batches import Batch, Masking, make_rows
 from spacy_distil.distillation.families import CUTTABLE
 from spacy_distil.distillation.heads import MaskedLMHead, masked_lm_head
 from spacy_distil.distillation.shapes import shape_of
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 LossKind = Literal["masked LM", "cosine"]
 # BERT's share of the pieces.
 _MASKED = 0.15
+# Pieces of a block that are read. More would take longer and rank alike.
+_LONGEST = 128
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ def measure_importance(teacher: Teacher, batches: Iterable[Batch]) -> Importance
         n_blocks += len(batch.inputs)
     if n_blocks == 0:
         raise CorpusError("importance is measured on text, and there is none")
+    if not all(total.isfinite().all() for total in sums):
+        raise WeightsError(
+            f"{teacher.name}: the importance of its parts is not finite, so that none can be "
+            f"chosen by it. Look for weights that are nan or inf, or take another teacher"
+        )
     heads, neurons, dims = (F.normalize(total, dim=-1) for total in sums)
     kind: LossKind = "cosine" if head is None else "masked LM"
     return Importance(heads, neurons, dims, kind, n_blocks)
@@ -97,10 +104,16 @@ def importance_batches(
 ) -> Iterator[Batch]:
     """Batches to measure importance on, 15 % of their pieces masked, on the teacher's device.
 
-    blocks: ids of their pieces; about 64 of 128 are enough to rank heads.
+    blocks: ids of their pieces; about 64 are enough to rank heads. Of longer ones than 128 pieces
+        the beginning is read.
     batch_pieces: in one forward pass, which bounds the memory that its gradients take.
     """
     tokenizer, device = teacher.tokenizer, teacher.model.device
+    # The last piece is a separator.
+    blocks = [
+        np.append(block[: _LONGEST - 1], block[-1]) if len(block) > _LONGEST else block
+        for block in blocks
+    ]
     masking = Masking.for_tokenizer(tokenizer, _MASKED, seed=seed)
     on_device = masking.to(device)
     batch_size = max(1, batch_pieces // max(map(len, blocks), default=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
@@ -14,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from spacy_distil.distillation.batches import Masking, generator_for
+from spacy_distil.distillation.batches import Masking, seed_for
 from spacy_distil.distillation.checkpoint import Checkpoints
 from spacy_distil.distillation.config import TrainingSettings
 from spacy_distil.distillation.corpus import Corpus
@@ -23,6 +24,7 @@ from spacy_distil.distillation.divergence import Divergence
 from spacy_distil.distillation.evaluation import evaluate
 from spacy_distil.distillation.interruption import Interruption, RunInterrupted
 from spacy_distil.distillation.objectives import Loss
+from spacy_distil.distillation.processes import on_main
 from spacy_distil.distillation.progress import Display, RunLog
 from spacy_distil.distillation.steps import Stage, StepBlocks, StepRows, ahead, held_out_rows
 from spacy_distil.errors import DistilError
@@ -102,7 +104,8 @@ class Trainer:
         return cls(distiller, wrapped, prepared, masking.to(device), accelerator, settings.clip)
 
     def step(self, step: int, rows: StepRows, stage: Stage, meter: Meter | None = None) -> Tensor:
-        """One optimizer step. The CPU does not wait for the device.
+        """One optimizer step. The CPU does not wait for the device, but where transformers looks
+        into a mask: version 5 in the batch with the corpus's last, shorter block.
 
         step: the number of steps taken before.
         Returns the norm of the gradient before clipping, a scalar.
@@ -141,11 +144,13 @@ def train(
     stages: list[Stage],
     settings: TrainingSettings,
     *,
+    checkpoints: Checkpoints,
     output: Path,
     describe: Callable[[int], str],
 ) -> dict[str, float]:
-    """Train the distiller's student in place, from the newest checkpoint in `output` if any.
+    """Train the distiller's student in place, from the newest checkpoint if there is any.
 
+    output: directory of the log.
     describe: says what a block of the corpus is, by its number.
     Returns the last held-out scores, see `evaluation.evaluate`; empty where nothing is held out.
     Raises `RunInterrupted` after SIGTERM and `DistilError` where training diverges.
@@ -154,10 +159,9 @@ def train(
     main = accelerator.is_main_process
     n_steps = stages[-1].end
     names = list(distiller.objectives)
-    checkpoints = Checkpoints(output / "checkpoints", keep=settings.keep_checkpoints)
     log = RunLog(output / "log.jsonl")
     divergence = Divergence(accelerator.device)
-    start = max(checkpoints.steps(), default=0)
+    start = on_main(accelerator, lambda: max(checkpoints.steps(), default=0))
     if start:
         # To the CPU: the device need not have room for it twice.
         state = checkpoints.load(start, torch.device("cpu"))
@@ -165,14 +169,17 @@ def train(
         trainer.optimizer.load_state_dict(state["optimizer"])
         divergence.at_first.update(state["losses_at_first"])
         del state
-    accelerator.wait_for_everyone()
-    logged = log.forget_after(start) if main else set()
+    logged = on_main(accelerator, lambda: log.forget_after(start))
 
     meter = Meter(names, torch.zeros(len(names), device=accelerator.device))
     scores: dict[str, float] = {}
     latest: dict[str, float] = {}  # training losses
     speed: float | None = None
     saved = start
+
+    def stage_of(step: int) -> Stage:
+        """The stage that ends with a step, or that it is in the middle of."""
+        return next(stage for stage in stages if step <= stage.end)
 
     def evaluate_after(step: int) -> dict[str, float]:
         rows = held_out_rows(
@@ -184,13 +191,17 @@ def train(
             n_processes=blocks.n_processes,
         )
         batches = (trainer.masking(r.to(accelerator.device), "held out") for r in rows)
-        scores = evaluate(distiller, batches, accelerator, step=max(0, step - 1))
+        summed = stage_of(step).objectives
+        scores = evaluate(distiller, batches, accelerator, summed, step=max(0, step - 1))
         if main and step not in logged:
             epoch = blocks.starts[step] / len(corpus.train)
             display.scores(step, epoch, speed, latest.get("total"), scores)
             log.write(step, "held_out", scores)
             accelerator.log({f"held_out/{k}": v for k, v in scores.items()}, step=step)
         return scores
+
+    def evaluates(step: int) -> bool:
+        return len(corpus.held_out) > 0 and (step % settings.eval_frequency == 0 or step == n_steps)
 
     def save_after(step: int) -> None:
         nonlocal saved
@@ -200,7 +211,7 @@ def train(
             "optimizer": trainer.optimizer.state_dict(),
             "losses_at_first": divergence.at_first,
         }
-        checkpoints.save(accelerator, step, state)
+        on_main(accelerator, lambda: checkpoints.save(step, state))
         saved = step
 
     def check(step: int, stage: Stage | None = None) -> None:
@@ -214,7 +225,10 @@ def train(
         if worse is not None:
             what = f"the loss {worse!r} has risen to {latest[worse]:.4g} by step {step}"
         rows = blocks.rows((bad or step) - 1)
-        found = {"step": bad or step, "losses": latest, "blocks": rows}
+        shown = {
+            n: v if math.isfinite(v) else str(v) for n, v in latest.items()
+        }  # as JSON has them
+        found = {"step": bad or step, "losses": shown, "blocks": rows}
         if main:
             (output / "diverged.json").write_text(json.dumps(found, indent=2) + "\n")
         kept = f"The checkpoint of step {saved} is kept" if saved else "There is no checkpoint yet"
@@ -229,15 +243,16 @@ def train(
     work = ahead(blocks.__getitem__, range(start, n_steps))
     with closing(display), closing(work), Interruption() as interruption:
         distiller.train()
-        # A run killed after its last step has logged these scores, but not returned them.
-        if len(corpus.held_out) and start in (0, n_steps):
+        # A run that was ended after a checkpoint has not evaluated it; one that was killed after
+        # its last step has, but not returned the scores.
+        if evaluates(start) and (start in (0, n_steps) or start not in logged):
             scores = evaluate_after(start)
         for before in range(start, n_steps):
             step = before + 1
-            stage = next(stage for stage in stages if before < stage.end)
+            stage = stage_of(step)
             started = time.perf_counter()
             # Dropout is a function of seed, step and process too.
-            torch.manual_seed(generator_for(settings.seed, before, blocks.process).initial_seed())
+            torch.manual_seed(seed_for(settings.seed, before, blocks.process))
             rows = next(work)
             divergence.note(step, trainer.step(before, rows, stage, meter))
             meter.pieces += rows.n_real
@@ -256,8 +271,7 @@ def train(
                     shown = {**record, "stage": stage.name, "pieces_per_second": speed}
                     log.write(step, "train", shown)
                     accelerator.log({f"train/{k}": v for k, v in record.items()}, step=step)
-            if len(corpus.held_out) and (step % settings.eval_frequency == 0 or step == n_steps):
-                scores = evaluate_after(step)
+            # Before the evaluation, which may take longer than there is time after SIGTERM.
             if step % settings.checkpoint_frequency == 0 or step == n_steps:
                 save_after(step)
             if _asked_to_end(interruption, accelerator, agree=logs) and step < n_steps:
@@ -267,16 +281,18 @@ def train(
                     f"stopped by SIGTERM after step {step} of {n_steps}, and saved a checkpoint. "
                     f"Go on with --resume"
                 )
+            if evaluates(step):
+                scores = evaluate_after(step)
     return scores
 
 
 def _asked_to_end(interruption: Interruption, accelerator: Accelerator, *, agree: bool) -> bool:
-    """Whether SIGTERM came to any process. Several have to agree, and do so when losses are read,
-    which makes them wait for each other anyway.
+    """Whether SIGTERM came to any process. Several have to agree. On GPUs they do so when losses
+    are read, which makes them wait for each other anyway.
     """
     if accelerator.num_processes == 1:
         return interruption.received
-    if not agree:
+    if not agree and accelerator.device.type != "cpu":
         return False
     flag = torch.tensor(float(interruption.received), device=accelerator.device)
     return bool(accelerator.reduce(flag) > 0)

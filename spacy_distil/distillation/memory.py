@@ -12,11 +12,10 @@ from accelerate.utils import find_executable_batch_size
 from spacy_distil.distillation.batches import Masking, make_rows
 from spacy_distil.distillation.distiller import Distiller
 from spacy_distil.distillation.steps import Stage
+from spacy_distil.errors import OutOfMemoryError
 
 # Pieces in one forward pass: more do not make it faster.
 ENOUGH_ON_CPU, ENOUGH_ON_GPU = 4096, 65536
-# Of what fits into an empty device: the optimizer's state comes later.
-SHARE = 0.8
 
 
 def find_micro_batch(
@@ -40,6 +39,9 @@ def find_micro_batch(
     if accelerator.device.type == "cpu" or most == 1:
         return most
 
+    # Room for what AdamW keeps of each parameter.
+    ballast = [torch.empty_like(p) for p in distiller.parameters() if p.requires_grad for _ in "mv"]
+
     @find_executable_batch_size(starting_batch_size=most)
     def largest(size: int) -> int:
         text = masking.ordinary[:1].cpu().numpy().repeat(block_size)
@@ -51,10 +53,19 @@ def find_micro_batch(
             distiller.total({n: loss.sum for n, loss in losses.items()}, stage.first).backward()
         return size
 
-    found = largest()
+    try:
+        found = largest()
+    except RuntimeError as error:
+        if "No executable batch size" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"not even one block of corpus.block_size = {block_size} pieces fits into the memory "
+            f"of {accelerator.device}. Set a lower corpus.block_size, or a lower chunk_rows or "
+            f"chunk_blocks of the objectives"
+        ) from error
+    ballast.clear()
     for parameter in distiller.parameters():
         parameter.grad = None
     gc.collect()
     torch.cuda.empty_cache()
-    fits = found if found == most else max(1, int(found * SHARE))
-    return int(accelerator.gather(torch.tensor([fits], device=accelerator.device)).min())
+    return int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())

@@ -10,6 +10,8 @@ from typing import Any
 from tqdm import tqdm  # type: ignore[import-untyped]
 from wasabi import row
 
+from spacy_distil.run_directory import write_whole
+
 ACCURACIES = ("student_accuracy", "teacher_accuracy")
 
 
@@ -30,7 +32,7 @@ class RunLog:
         # A kill may have cut the last line short.
         whole = [line for line in lines if line.endswith("\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        write_whole(self.path, "".join(kept))
         records = map(json.loads, kept)
         return {record["step"] for record in records if record["kind"] == "held_out"}
 

@@ -1,4 +1,8 @@
-"""Reading documents from text files, JSONL and `.spacy`, in memory for a part of one at a time."""
+"""Reading documents from text files, JSONL and `.spacy`.
+
+Of a text file a part of a document is in memory at a time, of JSONL a line. A `.spacy` file is read
+whole.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +54,14 @@ def find_files(paths: Sequence[str | Path], *, setting: str) -> list[Path]:
         else:
             files.append(path)
     return files
+
+
+def file_size(path: Path) -> int:
+    """In bytes."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_parts(path: Path) -> Iterator[Part]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,12 +18,12 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     ProjectConfiguration,
-    broadcast_object_list,
 )
 from wasabi import Printer
 
 from spacy_distil.distillation.batches import Masking
 from spacy_distil.distillation.card import student_card
+from spacy_distil.distillation.checkpoint import Checkpoints
 from spacy_distil.distillation.config import (
     FREE_ON_RESUME,
     DistilConfig,
@@ -40,6 +39,7 @@ from spacy_distil.distillation.licence import find_licence
 from spacy_distil.distillation.loop import Trainer, train
 from spacy_distil.distillation.memory import find_micro_batch
 from spacy_distil.distillation.objectives import prepare_objectives
+from spacy_distil.distillation.processes import on_main
 from spacy_distil.distillation.shapes import StudentShape, choose_shape
 from spacy_distil.distillation.steps import StepBlocks, plan_stages, plan_steps
 from spacy_distil.distillation.students import make_student
@@ -47,7 +47,7 @@ from spacy_distil.distillation.teachers import Teacher, load_teacher, quiet_tran
 from spacy_distil.engines.changes import ATTENTION_DROPOUTS, DROPOUTS, EncoderChanges
 from spacy_distil.engines.onednn import is_faster, use_onednn
 from spacy_distil.engines.precision import has_native_bf16
-from spacy_distil.errors import ConfigError, require
+from spacy_distil.errors import ConfigError, DistilError, require
 from spacy_distil.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -110,14 +110,17 @@ def run(
     inputs = {
         "teacher": teacher.fingerprint,
         **{plan.setting: plan.fingerprint for plan in plans.values()},
+        # A plan is no mapping: that the stages are the same ones is not enough.
+        "the order of objectives and stages": repr([[*settings.objectives], [*settings.stages]]),
     }
     # One process decides what becomes of an earlier run, before any other looks.
-    decided: list[Any] = [None]
-    if main:
-        decided = [directory.settle(settings.source, inputs, resume=resume, overwrite=overwrite)]
-    earlier = broadcast_object_list(decided)[0]
+    earlier = on_main(
+        accelerator,
+        lambda: directory.settle(settings.source, inputs, resume=resume, overwrite=overwrite),
+    )
     if earlier and earlier.get("finished"):
         say.good(f"Finished already: {output}")
+        accelerator.end_training()
         return _distilled(output, earlier)
     if earlier is not None:
         say.info(f"Resuming the run in {output}")
@@ -128,7 +131,15 @@ def run(
     cache = Path(settings.corpus.cache) if settings.corpus.cache else output / "cache"
     with accelerator.local_main_process_first():
         corpus = load_corpus(plans, settings.corpus, teacher, cache=cache)
-    results = {"finished": False, "inputs": inputs}
+    before = (earlier or {}).get("mixed_precision", accelerator.mixed_precision)
+    if before != accelerator.mixed_precision:
+        say.warn(f"The run was in mixed precision: {before}. Here it goes on in another")
+    results = {
+        **(earlier or {}),
+        "finished": False,
+        "inputs": inputs,
+        "mixed_precision": accelerator.mixed_precision,
+    }
     if main:
         directory.write_results(results)
     if not len(corpus.held_out):
@@ -142,7 +153,8 @@ def run(
     )
     torch.manual_seed(training.seed)
     teacher.model.to(accelerator.device)
-    student = _make_student(settings, teacher, shape, corpus)
+    checkpoints = Checkpoints(output / "checkpoints", keep=training.keep_checkpoints)
+    student = _make_student(settings, teacher, shape, corpus, is_resumed=bool(checkpoints.steps()))
     prepare_objectives(settings.objectives, teacher.model.config, student.config)
     say.info(
         f"Student: layers {', '.join(map(str, shape.layers))} of {teacher.n_layers}, "
@@ -155,7 +167,9 @@ def run(
     )
     micro_batch = training.micro_batch
     if micro_batch == "auto":
-        micro_batch = (earlier or {}).get("micro_batch") or find_micro_batch(
+        # What was found for a device holds for it: a resumed run sums in the same order.
+        found = (earlier or {}).get("micro_batch", {})
+        micro_batch = found.get(device) or find_micro_batch(
             trainer.distiller,
             stages,
             accelerator,
@@ -163,7 +177,7 @@ def run(
             block_size=settings.corpus.block_size,
             largest_step=int(np.diff(starts).max()),
         )
-    results["micro_batch"] = micro_batch
+    results["micro_batch"] = {device: micro_batch}
     if main:
         directory.write_results(results)
     blocks = StepBlocks(
@@ -177,15 +191,20 @@ def run(
         n_processes=accelerator.num_processes,
     )
     accelerator.init_trackers("distil")
-    scores = train(
-        trainer,
-        corpus,
-        blocks,
-        stages,
-        training,
-        output=output,
-        describe=lambda row: teacher.tokenizer.decode(corpus.train[[row]][0][1:20]),
-    )
+    try:
+        scores = train(
+            trainer,
+            corpus,
+            blocks,
+            stages,
+            training,
+            checkpoints=checkpoints,
+            output=output,
+            describe=lambda row: teacher.tokenizer.decode(corpus.train[[row]][0][1:20]),
+        )
+    except DistilError:
+        accelerator.end_training()
+        raise
     results |= {"finished": True, "steps": len(starts) - 1, "scores": scores, "device": device}
     if main:
         _save(student, teacher, corpus, settings, shape, results, directory)
@@ -213,12 +232,21 @@ def prepare_models(
 
 
 def _make_student(
-    settings: DistilConfig, teacher: Teacher, shape: StudentShape, corpus: Corpus
+    settings: DistilConfig,
+    teacher: Teacher,
+    shape: StudentShape,
+    corpus: Corpus,
+    *,
+    is_resumed: bool,
 ) -> PreTrainedModel:
-    """The student as it begins, without the teacher's dropout."""
+    """The student as it begins, without the teacher's dropout.
+
+    is_resumed: its weights come from a checkpoint, so that those it would begin with do not matter.
+    """
     wanted = settings.student
+    start = "random" if is_resumed else wanted.start
     importance = None
-    if shape.cuts and wanted.start == "teacher":
+    if shape.cuts and start == "teacher":
         most = min(wanted.importance_blocks, len(corpus.train))
         blocks = corpus.train[np.linspace(0, len(corpus.train) - 1, most).astype(int)]
         importance = measure_importance(teacher, importance_batches(blocks, teacher))
@@ -227,11 +255,13 @@ def _make_student(
     source = teacher
     if not teacher.has_head and any(o.needs.student_head for o in settings.objectives.values()):
         source = replace(teacher, model=add_masked_lm_head(teacher.model), has_head=True)
-    before = deepcopy(source.model.config)
-    dropout = settings.training.dropout
-    EncoderChanges(dropout=dropout, attention_dropout=dropout).apply(source.model.config)
-    student = make_student(source, shape, importance, start=wanted.start)
-    source.model.config = before
+    config, dropout = source.model.config, settings.training.dropout
+    names = [name for name in (*DROPOUTS, *ATTENTION_DROPOUTS) if hasattr(config, name)]
+    before = {name: getattr(config, name) for name in names}
+    EncoderChanges(dropout=dropout, attention_dropout=dropout).apply(config)
+    student = make_student(source, shape, importance, start=start)
+    for name, value in before.items():
+        setattr(config, name, value)
     return student
 
 

@@ -100,6 +100,7 @@ def choose_shape(
     heads: int | None = None,
     ffn: int | None = None,
     width: int | None = None,
+    prefix: str = "student.",
 ) -> StudentShape:
     """The shape of a student, or a `ConfigError` that says which there can be.
 
@@ -109,20 +110,21 @@ def choose_shape(
         makes, each is larger: it starts as the teacher's and has room to learn.
     ffn: feed-forward neurons of each layer; `None` is as many as the teacher's.
     width: of the hidden states; `None` is the teacher's.
+    prefix: of these settings where the user wrote them, for errors: "student." or "--".
     """
     whole = shape_of(teacher)
-    chosen = tuple(choose_layers(layers, n_layers, available=whole.layers))
+    chosen = tuple(choose_layers(layers, n_layers, available=whole.layers, prefix=prefix))
     for name, value in (("heads", heads), ("ffn", ffn), ("width", width)):
         most = getattr(whole, name)
         if value is not None and not 1 <= value <= most:
-            raise ConfigError(f"student.{name} = {value}: must be from 1 to the teacher's {most}")
+            raise ConfigError(f"{prefix}{name} = {value}: must be from 1 to the teacher's {most}")
     new_width = whole.width if width is None else width
     fitting = [n for n in range(1, whole.heads + 1) if _fits(n, new_width, whole)]
     n_heads = new_width // whole.head_size if heads is None else heads
     if n_heads not in fitting or (heads is None and new_width % whole.head_size):
-        raise ConfigError(_misfit(heads, width, whole, fitting))
+        raise ConfigError(_misfit(heads, width, whole, fitting, prefix))
     shape = StudentShape(chosen, n_heads, whole.ffn if ffn is None else ffn, new_width, whole)
-    _check_family(teacher, shape)
+    _check_family(teacher, shape, prefix)
     return shape
 
 
@@ -130,20 +132,22 @@ def _fits(heads: int, width: int, teacher: Shape) -> bool:
     return width % heads == 0 and width // heads >= teacher.head_size
 
 
-def _misfit(heads: int | None, width: int | None, teacher: Shape, fitting: Sequence[int]) -> str:
+def _misfit(
+    heads: int | None, width: int | None, teacher: Shape, fitting: Sequence[int], prefix: str
+) -> str:
     """Why a number of heads cannot be, and which can."""
     total = teacher.width if width is None else width
-    place = f"a width of {total}" + ("" if width is None else " (student.width)")
+    place = f"a width of {total}" + ("" if width is None else " ({prefix}width)")
     if not fitting:
         return (
-            f"student.width = {width}: must be at least {teacher.head_size}, the size of one of "
+            f"{prefix}width = {width}: must be at least {teacher.head_size}, the size of one of "
             f"the teacher's heads"
         )
     numbers = ", ".join(map(str, fitting))
     if heads is None:
         return (
-            f"student.width = {width}: it is no multiple of {teacher.head_size}, the size of the "
-            f"teacher's heads. Set student.heads to one of {numbers}, which make larger heads, or "
+            f"{prefix}width = {width}: it is no multiple of {teacher.head_size}, the size of the "
+            f"teacher's heads. Set {prefix}heads to one of {numbers}, which make larger heads, or "
             f"choose another width"
         )
     if total % heads:
@@ -153,21 +157,29 @@ def _misfit(heads: int | None, width: int | None, teacher: Shape, fitting: Seque
             f"heads of {total // heads} in {place} are smaller than the teacher's of "
             f"{teacher.head_size}, which would not fit into them"
         )
-    return f"student.heads = {heads}: {reason}. With this width it can be one of {numbers}"
+    return f"{prefix}heads = {heads}: {reason}. With this width it can be one of {numbers}"
 
 
-def _check_family(config: PretrainedConfig, shape: StudentShape) -> None:
+def _check_family(config: PretrainedConfig, shape: StudentShape, prefix: str) -> None:
     family = config.model_type
     if shape.cuts and family not in CUTTABLE:
-        names = " and ".join(f"student.{name}" for name in shape.cuts)
+        names = " and ".join(f"{prefix}{name}" for name in shape.cuts)
         raise ConfigError(
             f"{names}: layers of a teacher of type {family!r} can only be left out or kept whole: "
-            f"set {names} to null. Heads, neurons and width can be cut in: {', '.join(CUTTABLE)}"
+            f"do without {names}. Heads, neurons and width can be cut in: {', '.join(CUTTABLE)}"
+        )
+    positions = getattr(config, "position_embedding_type", "absolute")
+    size, kept = shape.shape.head_size, shape.teacher.head_size
+    if positions != "absolute" and size != kept:
+        raise ConfigError(
+            f"{prefix}heads = {shape.heads}: makes heads of {size}, but the teacher's position "
+            f"embeddings are {positions!r} and belong to heads of {kept}: the student's must keep "
+            f"this size. Leave {prefix}heads out, and choose a multiple of {kept} as the width"
         )
     embeddings = getattr(config, "embedding_size", config.hidden_size)
     if embeddings == shape.width < config.hidden_size:
         raise ConfigError(
-            f"student.width = {shape.width}: the teacher's embeddings have this width and are "
+            f"{prefix}width = {shape.width}: the teacher's embeddings have this width and are "
             f"projected to {config.hidden_size}; a model of type {family!r} in which both are "
             f"alike has no such projection. Choose another width"
         )
@@ -178,7 +190,7 @@ def _check_family(config: PretrainedConfig, shape: StudentShape) -> None:
         spread = [numbers[int(i / per_group)] for i in range(len(groups))]  # as ALBERT does it
         if groups != spread:
             raise ConfigError(
-                f"student.layers = {list(shape.layers)}: they share the weights of the teacher's "
+                f"{prefix}layers = {list(shape.layers)}: they share the weights of the teacher's "
                 f"groups {groups}, but an ALBERT of as many layers and groups has {spread}. Choose "
                 f"other layers"
             )

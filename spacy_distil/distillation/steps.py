@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from spacy_distil.distillation.batches import Masking, Rows, generator_for, make_rows
+from spacy_distil.distillation.batches import Masking, Rows, make_rows, seed_for
 from spacy_distil.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class StepBlocks:
         epoch, index = divmod(place, len(self.blocks))
         order = self._order  # another thread may be in another epoch
         if order[0] != epoch:
-            generator = generator_for(self.seed, "order", epoch)
+            generator = torch.Generator().manual_seed(seed_for(self.seed, "order", epoch))
             order = epoch, torch.randperm(len(self.blocks), generator=generator).numpy()
             self._order = order
         return int(order[1][index])

@@ -107,9 +107,10 @@ def _load_tokenizer(name: str, where: dict[str, Any], *, vocab_size: int) -> Any
     for role in ("cls", "sep", "pad", "mask"):
         if getattr(tokenizer, f"{role}_token_id") is None:
             raise ConfigError(f"teacher.name = {name!r}: its tokenizer has no {role} piece")
-    if len(tokenizer) > vocab_size:
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if needed > vocab_size:
         raise WeightsError(
-            f"teacher.name = {name!r}: its tokenizer has {len(tokenizer)} pieces, but its "
+            f"teacher.name = {name!r}: its tokenizer has {needed} pieces, but its "
             f"embeddings only {vocab_size}"
         )
     # A saved tokenizer may truncate and pad, and would do so silently.

@@ -421,6 +421,30 @@ def test_rounds_take_turns() -> None:
     assert found.matmul == [1.0, 1.0]
 
 
+def test_rows_learn_what_they_say(tmp_path: Path) -> None:
+    packed = pack_text(synthetic_text(VOCABULARY, 500), SHAPE.length, 4)
+    rows = distil.choose_rows("ours,all,plain,masked,ungrouped")
+    sides = distil.make_sides(
+        rows, packed, SHAPE, Size(2, 1, 2), tmp_path, kind="cpu", bf16=False, rounds=1
+    )
+    found = {}
+    for row in rows:
+        side: Any = sides[row.title]
+        if isinstance(side, distil.Ours):
+            soft_targets: Any = side.trainer.distiller.objectives["soft_targets"]
+            found[row.key] = (soft_targets.positions, None)
+        else:
+            restricted = side.loop.settings.restrict_to_mask
+            found[row.key] = ("masked" if restricted else "all", side.by_length)
+    assert found == {
+        "ours": ("masked", None),
+        "all": ("all", None),
+        "plain": ("all", True),
+        "masked": ("masked", True),
+        "ungrouped": ("all", False),
+    }
+
+
 # The command
 
 
@@ -438,8 +462,8 @@ def test_the_command_measures_both_and_saves(tmp_path: Path) -> None:
     packed: Packed = pack_text(synthetic_text(200, 8 * 32), 32, 8)
     assert cpu["words"] == [packed.n_pieces] * 2
     assert cpu["padding"][OURS] == 0
-    grouped = next(row.title for row in distil.ROWS if row.by_length)
-    assert cpu["padding"][PLAIN] >= cpu["padding"][grouped] > 0
+    ungrouped = next(row.title for row in distil.ROWS if row.key == "ungrouped")
+    assert cpu["padding"][ungrouped] >= cpu["padding"][PLAIN] > 0
     assert cpu["utilisation"][OURS]["median"] == pytest.approx(
         cpu["pieces_per_second"][OURS]["median"]
         * useful_flops(Shape(2, 1, 16, 32), 200)(32)

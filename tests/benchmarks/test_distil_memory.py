@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -25,16 +26,19 @@ FOLLOWED = Followed(
     n_pieces=2_000_000,
     start=sample(100),
     built=sample(150),
-    epoch=[sample(200), sample(250), sample(203)],
+    epoch=[sample(200), sample(250), sample(200.1)],
     build_seconds=5.0,
     read_seconds=0.5,
 )
 
 
 def test_verdict_is_on_the_ends_of_the_epoch() -> None:
-    assert FOLLOWED.growth == pytest.approx(0.015)
+    assert FOLLOWED.growth == pytest.approx(0.0005)
+    assert FOLLOWED.growth_bytes == 100_000
+    assert FOLLOWED.read_growth_bytes == 50_100_000
     assert FOLLOWED.is_flat
-    assert not replace(FOLLOWED, epoch=[sample(200), sample(205)]).is_flat
+    assert not replace(FOLLOWED, epoch=[sample(200), sample(200.3)]).is_flat
+    assert replace(FOLLOWED, epoch=[sample(200), sample(200.3)], disk_bytes=6_000_000).is_flat
     assert distil_memory.make_table(FOLLOWED).rows[1] == ["then", "150.0", "150.0", "150.0"]
 
 
@@ -64,8 +68,8 @@ def test_each_block_is_read_once(tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Noted(Blocks):
-        def __getitem__(self, places: object) -> list[np.ndarray]:
-            read = super().__getitem__(places)  # type: ignore[arg-type]
+        def __getitem__(self, places: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+            read = super().__getitem__(places)
             seen.extend(int(block[0]) for block in read)
             return read
 
@@ -77,6 +81,26 @@ def test_each_block_is_read_once(tmp_path: Path) -> None:
     assert sorted(seen) == list(range(103))
     assert seen != sorted(seen)
     assert seconds > 0
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_corpus_that_stays_in_memory_is_not_flat(tmp_path: Path, keeps: bool) -> None:
+    kept = []
+
+    class Keeping(Blocks):
+        def __getitem__(self, places: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+            read = super().__getitem__(places)
+            kept.append(read)
+            return read
+
+    rows = np.arange(40_000)
+    filler = [1] * 512
+    counts = write_shards([filler] * len(rows), tmp_path, block_size=512, dtype=piece_type(1))
+    disk_bytes = sum(path.stat().st_size for path in tmp_path.iterdir())
+    blocks = (Keeping if keeps else Blocks)(Shards(tmp_path, *counts), rows)
+    samples, _ = distil_memory.stream(blocks, batch_size=32, seed=0)
+    found = replace(FOLLOWED, epoch=samples, disk_bytes=disk_bytes)
+    assert found.is_flat is not keeps
 
 
 @pytest.mark.parametrize("batch_size", [32, 4_000])
@@ -98,9 +122,11 @@ def test_whole_run(bert_dir: Path, tmp_path: Path, batch_size: int) -> None:
     assert saved["disk_bytes"] == pytest.approx(saved["n_blocks"] * 64, rel=0.01)
     assert len(saved["epoch"]) == TENTHS
     assert saved["epoch"][-1]["peak"] >= saved["epoch"][-1]["rss"] > saved["epoch"][-1]["anonymous"]
-    assert saved["flat"] is (saved["growth"] <= distil_memory.FLAT)
-    if batch_size == 32:
-        assert saved["flat"]
+    first, last = (saved["epoch"][place]["rss"] for place in (0, -1))
+    assert saved["growth"] == last / first - 1
+    assert saved["growth_bytes"] == last - first
+    assert saved["read_growth_bytes"] == last - saved["built"]["rss"]
+    assert saved["flat"] is (last - first <= distil_memory.FLAT * saved["disk_bytes"])
     text = (output / "distil_memory.md").read_text(encoding="utf-8")
     assert "| 10/10 of the epoch |" in text
     assert "in random order, in batches of" in text

@@ -13,12 +13,14 @@ from spacy.tokens import DocBin
 from spacy.training import Corpus
 from spacy.util import load_config as load_spacy_config
 from thinc.api import Config
+from typer.testing import CliRunner
 
 from benchmarks.distillation import rows, table, text
 from benchmarks.distillation.rows import ADAPTED, ROWS, Inputs
-from benchmarks.teaching.rows import Command
+from benchmarks.teaching.rows import Command, choose_from
 from benchmarks.teaching.text import SOURCES
 from scripts.train import FINISHED
+from spacy_distil.cli import distil_cli
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.config import load_config
 from spacy_distil.errors import ConfigError
@@ -34,7 +36,7 @@ SUMMARY = {
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six layers, as the rows need them, and no head."""
+    """Six layers, and no head."""
     return write_encoder(tmp_path_factory.mktemp("teacher") / "bert", "bert", layers=6)
 
 
@@ -134,8 +136,12 @@ def test_each_row_has_a_config_that_distillation_accepts(name: str, inputs: Inpu
 def test_all_rows_have_the_same_budget(inputs: Inputs) -> None:
     distilled = [row for row in ROWS.values() if row.distil]
     configs = [rows.row_config(row, inputs) for row in distilled]
-    configs.append(rows.adapt_config(inputs))
-    configs[-1]["training"]["learn_rate"] = inputs.learn_rate
+    rates = {
+        row.name: config["training"].pop("learn_rate")
+        for row, config in zip(distilled, configs, strict=True)
+    }
+    assert rates.pop("random") == 5e-4
+    assert set(rates.values()) == {inputs.learn_rate} == {1e-4}
     for config in configs:
         assert config["corpus"] == configs[0]["corpus"]
         assert config["training"] == configs[0]["training"]
@@ -181,7 +187,7 @@ def test_dry_run_prints_the_commands(inputs: Inputs, capsys: pytest.CaptureFixtu
     )
     lines = [line.split()[2:5] for line in capsys.readouterr().out.splitlines()]
     config = str(inputs.output / "configs" / "train.cfg")
-    adapted = [["spacy", "distil", "encoder"], ["scripts.start_student", "teacher"]]
+    adapted = [["spacy", "distil", "adapt"], ["scripts.start_student", "teacher"]]
     found = [line[:2] if line[0] == "scripts.start_student" else line for line in lines]
     train = [
         ["scripts.train", config, str(inputs.output / name)]
@@ -193,8 +199,13 @@ def test_dry_run_prints_the_commands(inputs: Inputs, capsys: pytest.CaptureFixtu
 
 def test_what_rows_need(inputs: Inputs) -> None:
     with pytest.raises(ConfigError, match="No row cosines"):
-        rows.choose(["cosine", "cosines"])
+        choose_from(ROWS, ["cosine", "cosines"])
     inputs.check()
+    summary = inputs.corpus / "corpus.json"
+    kept = summary.rename(summary.with_suffix(".bak"))
+    with pytest.raises(ConfigError, match=summary.name):
+        inputs.check()
+    kept.rename(summary)
     (inputs.text / text.DEV).unlink()
     with pytest.raises(ConfigError, match=text.DEV):
         inputs.check()
@@ -207,13 +218,23 @@ def test_runs_are_read_as_distillation_writes_them(inputs: Inputs) -> None:
     output = inputs.output
     assert table.read_run(output / ADAPTED) is None
     settings = {"training.log_frequency": 2}
-    distil_encoder(rows.adapt_config(inputs), output / ADAPTED, overrides=settings, gpu_id=-1)
+    row = ROWS["relations-then-distilbert"]
+    command = rows.plan(row, 0, inputs)[0]
+    steps = ["--training.log_frequency", "2", "--gpu-id", "-1"]
+    result = CliRunner().invoke(distil_cli, [*command.arguments[2:], *steps])
+    assert result.exit_code == 0, result.output
+    # It learns from the same blocks, in steps of the same size.
+    shared = load_config(rows.row_config(row, inputs), settings).source
+    config = load_config(output / ADAPTED / "distil.cfg").source
+    assert config["training"].pop("learn_rate") == 3e-4
+    assert shared["training"].pop("learn_rate") == 1e-4
+    assert config["corpus"] == shared["corpus"]
+    assert config["training"] == shared["training"]
     adapted = table.read_run(ROWS["adapted-teacher"].encoder(output, 0))
     assert adapted is not None
     assert (adapted.steps, adapted.pieces) == (5, 5 * 8 * 16)
     assert adapted.accuracy is not None
 
-    row = ROWS["relations-then-distilbert"]
     encoder = row.encoder(output, 0)
     assert encoder is not None
     distil_encoder(rows.row_config(row, inputs), encoder, overrides=settings, gpu_id=-1)

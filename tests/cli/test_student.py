@@ -86,20 +86,42 @@ def test_student_of_whole_layers_needs_no_corpus(teacher: Path, tmp_path: Path) 
     status, output = run(teacher, "--layers", "1", "--from", "last", "--output", path)
     assert status == 0, output
     assert "Layers 3 of" in output
+    card = (path / "README.md").read_text(encoding="utf-8")
+    assert "library_name: transformers" in card
+    assert f"Cut out of `{teacher}` with spacy-distil: its layers 3 (0" in card
+    assert "| layers | 4 | 1 |" in card
+    assert "has not been trained" in card
+    assert "## Licence\n\nUnknown: " in card
     key = "bert.encoder.layer.{}.output.dense.weight"
     mine = load_file(path / "model.safetensors")[key.format(0)]
     assert torch.equal(mine, load_file(teacher / "model.safetensors")[key.format(3)])
 
 
+def test_the_same_call_makes_the_same_student(
+    teacher: Path,
+    text_file: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    paths = [tmp_path / "one", tmp_path / "other"]
+    for path in paths:
+        status, output = run(teacher, "--heads", "1", "--corpus", text_file, "--output", path)
+        assert status == 0, output
+    for name in ("model.safetensors", "README.md"):
+        assert (paths[0] / name).read_bytes() == (paths[1] / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--heads", "3"], "student.heads = 3: must be from 1 to the teacher's 2"),
-        (["--width", "12"], "student.width = 12: it is no multiple of 8"),
-        (["--layers", "5"], "student.n_layers = 5, but the teacher has 4 layers"),
-        (["--layers", "0,4"], "student.layers = [0, 4]: must list layers"),
+        (["--heads", "3"], "--heads = 3: must be from 1 to the teacher's 2"),
+        (["--width", "12"], "--width = 12: it is no multiple of 8"),
+        (["--layers", "5"], "--layers 5: must be from 1 to the teacher's 4"),
+        (["--layers", "-1"], "--layers -1: must be from 1"),
+        (["--layers", ""], "--layers '': expected a number"),
+        (["--layers", "2", "--from", "all"], "--layers 2 with --from all, which is all 4"),
+        (["--layers", "0,4"], "--layers = [0, 4]: must list layers"),
         (["--layers", "x"], "--layers x: expected a number"),
-        (["--layers", ","], "student.layers = []"),
+        (["--layers", ","], "--layers = []"),
         (["--width", "8", "--output", "new"], "Name some with --corpus"),
         (["--corpus", "none.txt", "--ffn", "20"], "--corpus: none.txt does not exist"),
     ],

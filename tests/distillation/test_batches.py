@@ -163,3 +163,13 @@ def test_count_is_what_is_masked() -> None:
     batch = how(make_rows(blocks, range(4), pad_id=0, masking=how))
     assert torch.bincount(batch.masked // 128).tolist() == how.count(lengths).tolist()
     assert how.count(lengths).tolist() == [1, 1, 9, 19]
+
+
+def test_blocks_of_unknown_pieces_predict_them_as_they_are() -> None:
+    """Of other special pieces or of padding there is nothing to learn, whatever the batch."""
+    blocks = [np.array([2] + [1] * n + [3]) for n in (22, 8)]
+    together = masking()(make_rows(blocks, [0, 1], pad_id=0, masking=masking()))
+    assert torch.equal(together.inputs.flatten()[together.masked], together.labels)
+    assert 0 not in together.labels  # padding
+    alone = masking()(make_rows(blocks[1:], [1], pad_id=0, masking=masking()))
+    assert (together.masked[together.masked >= 24] - 24).tolist() == alone.masked.tolist()

@@ -50,10 +50,10 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     assert checkpoints.steps() == []
-    checkpoints.save(accelerator, 7, state(7))
+    checkpoints.save(7, state(7))
     assert Checkpoints(tmp_path / "checkpoints", keep=1).steps() == [7]
     loaded = checkpoints.load(7, CPU)
     assert torch.equal(loaded["distiller"]["weight"], state(7)["distiller"]["weight"])
@@ -64,25 +64,23 @@ def test_what_is_saved_is_loaded(tmp_path: Path, accelerator: Accelerator) -> No
 @pytest.mark.parametrize(
     ("keep", "kept"), [(1, [[9], [10], [200]]), (2, [[9], [9, 10], [10, 200]])]
 )
-def test_the_oldest_go(
-    tmp_path: Path, accelerator: Accelerator, keep: int, kept: list[list[int]]
-) -> None:
+def test_the_oldest_go(tmp_path: Path, keep: int, kept: list[list[int]]) -> None:
     checkpoints = Checkpoints(tmp_path, keep=keep)
     for step, expected in zip((9, 10, 200), kept, strict=True):
-        checkpoints.save(accelerator, step, state(step))
+        checkpoints.save(step, state(step))
         assert checkpoints.steps() == expected
         assert all(checkpoints.load(s, CPU)["distiller"]["weight"][0] == s for s in expected)
     assert len(names(tmp_path)) == keep
 
 
-def test_a_full_disk_leaves_the_one_before(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     with full_disk(), pytest.raises(DistilError, match=r"of step 3 cannot be written.*start again"):
-        checkpoints.save(accelerator, 3, state(3))
+        checkpoints.save(3, state(3))
     assert checkpoints.steps() == []
-    checkpoints.save(accelerator, 3, state(3))
+    checkpoints.save(3, state(3))
     with full_disk(), pytest.raises(DistilError) as error:
-        checkpoints.save(accelerator, 6, state(6))
+        checkpoints.save(6, state(6))
     for part in (
         f"the checkpoint of step 6 cannot be written to {tmp_path / 'checkpoints'}: ",
         "The checkpoint of step 3 is kept: free some space and go on from it with --resume",
@@ -92,18 +90,16 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path, accelerator: Accelera
     assert checkpoints.load(3, CPU)["distiller"]["weight"][0] == 3
 
 
-def test_a_directory_that_cannot_be_made_is_explained(
-    tmp_path: Path, accelerator: Accelerator
-) -> None:
+def test_a_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file in its place")
     with pytest.raises(DistilError, match="of step 3 cannot be written to"):
-        Checkpoints(tmp_path / "checkpoints", keep=1).save(accelerator, 3, state(3))
+        Checkpoints(tmp_path / "checkpoints", keep=1).save(3, state(3))
 
 
-def test_what_a_kill_left_is_no_checkpoint(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_what_a_kill_left_is_no_checkpoint(tmp_path: Path) -> None:
     """It takes the space of one unfinished file, and of no more, until the next is written."""
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(accelerator, 3, state(3))
+    checkpoints.save(3, state(3))
 
     class Killed(BaseException):
         """Nothing that Python code could clean up after."""
@@ -114,29 +110,27 @@ def test_what_a_kill_left_is_no_checkpoint(tmp_path: Path, accelerator: Accelera
 
     for step in (6, 7):
         with pytest.raises(Killed):
-            checkpoints.save(accelerator, step, {**state(step), "then": Kills()})
+            checkpoints.save(step, {**state(step), "then": Kills()})
         assert checkpoints.steps() == [3]
         assert len(names(tmp_path)) == 2
-    checkpoints.save(accelerator, 9, state(9))
+    checkpoints.save(9, state(9))
     assert names(tmp_path) == ["step-00000009.pt"]
 
 
-def test_files_of_other_names_are_left_alone(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(accelerator, 3, state(3))
+    checkpoints.save(3, state(3))
     (tmp_path / "step-00000003.pt").rename(tmp_path / "step-00000003.pt.damaged")
     assert checkpoints.steps() == []
-    checkpoints.save(accelerator, 6, state(6))
+    checkpoints.save(6, state(6))
     assert names(tmp_path) == ["step-00000003.pt.damaged", "step-00000006.pt"]
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut short", "other"])
-def test_a_damaged_checkpoint_is_named(
-    tmp_path: Path, accelerator: Accelerator, damage: str
-) -> None:
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (3, 6):
-        checkpoints.save(accelerator, step, state(step))
+        checkpoints.save(step, state(step))
     path = tmp_path / "step-00000006.pt"
     whole = path.read_bytes()
     path.write_bytes({"empty": b"", "cut short": whole[:-500], "other": b"PK no zip"}[damage])
@@ -158,9 +152,9 @@ class Malicious:
         return (Path.touch, (self.path,))
 
 
-def test_reading_runs_no_code(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_reading_runs_no_code(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
-    checkpoints.save(accelerator, 3, {"distiller": Malicious(tmp_path / "harm")})
+    checkpoints.save(3, {"distiller": Malicious(tmp_path / "harm")})
     with pytest.raises(DistilError, match="cannot be read"):
         checkpoints.load(3, CPU)
     assert not (tmp_path / "harm").exists()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import sys
 import time
@@ -452,14 +454,64 @@ def test_disk_that_fills_up_while_building(
 
 def test_disk_that_is_too_small(teacher: Teacher, tmp_path: Path) -> None:
     """Said before anything is read."""
+    free = shutil.disk_usage(tmp_path).free
     text = tmp_path / "a.txt"
     with text.open("wb") as file:
-        file.truncate(1 << 43)  # takes no room
+        file.truncate(16 * free)  # takes no room
     plan = Plan("corpus.train", [text], None, "fingerprint")
-    message = r"need about 4,398,046\.5 MB, but the disk of .*cache has .* MB free.*corpus\.cache"
+    needed = re.escape(f"{8 * free / 1e6:,.1f} MB")
+    message = rf"need about {needed}, but the disk of .*cache has .* MB free.*corpus\.cache"
     with pytest.raises(CorpusError, match=message):
         build(plan, tmp_path / "cache" / "x", tokenizer=teacher.tokenizer, block_size=16)
     assert not (tmp_path / "cache").exists()
+
+
+def test_disk_that_is_large_enough_for_some_text_among_metadata(
+    teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "a.jsonl"
+    with text.open("wb") as file:
+        file.write(b"nonsense\n")
+        file.truncate(4 * shutil.disk_usage(tmp_path).free)
+    plan = Plan("corpus.train", [text], None, "fingerprint")
+    with pytest.raises(CorpusError, match="line 1"):  # it was begun
+        build(plan, tmp_path / "cache" / "x", tokenizer=teacher.tokenizer, block_size=16)
+    assert "corpus.train: its blocks need about" in " ".join(capsys.readouterr().out.split())
+
+
+def test_cache_without_its_counts_is_built_anew(
+    teacher: Teacher, text_file: Path, tmp_path: Path
+) -> None:
+    """Something else has removed some of its files."""
+    cache = tmp_path / "cache"
+    first = load(teacher, cache, train=str(text_file))
+    (directory,) = cache.iterdir()
+    (directory / building.COUNTS).unlink()
+    again = load(teacher, cache, train=str(text_file))
+    assert again.sources == first.sources
+    assert list(cache.iterdir()) == [directory]
+
+
+def test_builder_that_reads_for_long_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / f"x{building.UNFINISHED}"
+    directory.mkdir()
+    parts = building._touching(directory, iter([Part("ba", True)] * 2))
+    next(parts)
+    os.utime(directory, (0, 0))
+    monkeypatch.setattr(building, "STALE_AFTER", 0.2)
+    time.sleep(0.03)
+    next(parts)
+    monkeypatch.setattr(building, "STALE_AFTER", 100.0)
+    building.remove_stale(tmp_path)
+    assert directory.exists()
+
+
+def test_file_that_vanishes_is_not_taken_for_a_full_disk(teacher: Teacher, tmp_path: Path) -> None:
+    plan = Plan("corpus.train", [tmp_path / "gone.txt"], None, "fingerprint")
+    with pytest.raises(CorpusError, match=r"gone\.txt cannot be read: No such file"):
+        build(plan, tmp_path / "cache" / "x", tokenizer=teacher.tokenizer, block_size=16)
 
 
 def test_cache_that_must_not_be_written(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:

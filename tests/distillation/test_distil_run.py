@@ -244,7 +244,7 @@ def test_kill_at_any_point_leaves_something_to_resume(
     (output / "distil.json").write_text(json.dumps({**results, "finished": False}))
     (output / ".model").mkdir()
     (output / ".model" / "model.safetensors").write_bytes(b"cut short")
-    (output / "checkpoints" / ".unfinished-18").write_bytes(b"cut short")
+    (output / "checkpoints" / ".unfinished").write_bytes(b"cut short")
     with (output / "log.jsonl").open("a") as log:
         log.write('{"step": 12, "kind"')
     distil_encoder(config, output, overrides=overrides, gpu_id=-1, resume=True)

@@ -20,14 +20,16 @@ pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch without torch.distributed"
 )
 
-# A step has an odd number of blocks, so that two processes have unequal shares; the stages use
-# other parts of the student each, and one learns a projection.
+# A step has an odd number of blocks, so that two processes have unequal shares, and portions; the
+# stages, not in alphabetical order, use other parts of the student each; one learns a projection.
 CONFIG = """
 [teacher]
 name = "{teacher}"
 
 [student]
 n_layers = 2
+heads = 1
+width = 8
 
 [corpus]
 train = "{text}"
@@ -53,11 +55,11 @@ weight = 2.0
 
 [stages]
 
-[stages.first]
+[stages.transfer]
 objectives = ["hidden", "relations"]
 share = 1
 
-[stages.second]
+[stages.predict]
 objectives = ["soft_targets", "masked_lm"]
 share = 2
 
@@ -127,7 +129,7 @@ def test_two_processes_equal_one(alone: tuple[Path, Path], tmp_path: Path) -> No
         config,
         tmp_path / "out",
         processes=2,
-        options=("--training.micro_batch", "2"),
+        options=("--training.micro_batch", "3"),
     )
     assert len(losses(expected)) == 12 + 3
     assert_same(expected, tmp_path / "out")
@@ -147,11 +149,14 @@ def test_a_run_goes_on_with_another_number_of_processes(
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list(output.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+    while not list(output.glob("checkpoints/step-*")):
+        assert first.poll() is None, "it ended before it could be stopped"
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     first.send_signal(signal.SIGTERM)  # torchrun hands it to its processes
     text = first.communicate(timeout=60)[0]
     assert first.returncode != 0
+    assert "stopped by SIGTERM after step" in text
     assert not (output / "model.safetensors").exists(), text
     run(config, output, processes=1, options=("--resume",))
     assert_same(expected, output)

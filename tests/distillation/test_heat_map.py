@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,18 @@ def test_numbers_and_what_is_kept(width: int) -> None:
         "The student's 1 of 2 neurons of a layer have of their importance: 75%, 100%",
         "The student's 6 of 8 dimensions have of their importance: 92%",
     ]
+
+
+def test_parts_without_any_importance() -> None:
+    nothing = replace(
+        IMPORTANCE,
+        heads=torch.zeros_like(IMPORTANCE.heads),
+        neurons=torch.zeros_like(IMPORTANCE.neurons),
+    )
+    out = io.StringIO()
+    shape = choose_shape(TEACHER, [0, 2], ffn=1)
+    print_importance(nothing, shape, model_type="bert", console=Console(file=out, width=80))
+    assert out.getvalue().splitlines()[-1].endswith("importance: 0%, 0%")
 
 
 def test_what_is_kept_whole_is_not_spoken_of() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 from spacy_distil.distillation.batches import Batch
 from spacy_distil.distillation.importance import importance_batches, measure_importance
 from spacy_distil.distillation.teachers import Teacher
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 from tests.distillation.conftest import tiny_tokenizer
 
 WIDTH, HEADS, SIZE, FFN, LAYERS = 6, 3, 2, 5, 2
@@ -186,6 +186,24 @@ def test_masks_follow_the_seed() -> None:
     assert torch.equal(first.inputs, same.inputs)
     assert not torch.equal(first.inputs, other.inputs)
     assert len(first.masked) == sum(round(0.15 * (len(block) - 2)) for block in some_blocks())
+
+
+def test_long_blocks_are_read_to_128_pieces() -> None:
+    teacher = random_teacher("bert", head=False)
+    ids = np.random.default_rng(2).integers(5, 60, (2, 200)).astype(np.uint16)
+    ids[:, 0], ids[:, -1] = 2, 3
+    (batch,) = importance_batches([ids[0], ids[1][:128]], teacher)
+    assert batch.attention is None
+    clean = batch.inputs.flatten().index_copy(0, batch.masked, batch.labels).view(2, 128).numpy()
+    np.testing.assert_array_equal(clean[0], [*ids[0][:127], 3])
+    np.testing.assert_array_equal(clean[1], ids[1][:128])
+
+
+def test_importance_that_is_no_number_is_refused() -> None:
+    teacher = random_teacher("bert", head=False)
+    teacher.model.base_model.encoder.layer[1].output.dense.weight[0, 0] = torch.inf
+    with pytest.raises(WeightsError, match=r"tiny: .*not finite"):
+        measure_importance(teacher, importance_batches(some_blocks(), teacher))
 
 
 def test_nothing_to_measure_on_or_in_is_refused() -> None:

@@ -20,6 +20,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.batches import Batch, Masking, make_rows
+from spacy_distil.distillation.checkpoint import Checkpoints
 from spacy_distil.distillation.config import TrainingSettings, load_config
 from spacy_distil.distillation.corpus import Blocks, Corpus
 from spacy_distil.distillation.distiller import Distiller
@@ -289,6 +290,7 @@ def test_a_run_in_stages_equals_plain_torch_and_logs_its_means(
         blocks,
         STAGES,
         SETTINGS,
+        checkpoints=Checkpoints(tmp_path / "checkpoints", keep=SETTINGS.keep_checkpoints),
         output=tmp_path,
         describe=str,
     )

@@ -119,9 +119,11 @@ def zeroed_inputs(
         module.register_forward_pre_hook(hook(off))
         for module, off in zip(modules, columns, strict=True)
     ]
-    yield
-    for handle in handles:
-        handle.remove()
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @pytest.mark.parametrize(
@@ -227,6 +229,30 @@ def test_what_shared_weights_do_not_bear_is_refused() -> None:
         choose_shape(grouped, [0, 2, 3])
     with pytest.raises(ConfigError, match=r"student\.width = 10.*'electra'"):
         choose_shape(config_of("electra", embedding_size=10), width=10, heads=1)
+
+
+def test_heads_with_position_embeddings_of_their_own_keep_their_size() -> None:
+    config = config_of("bert", position_embedding_type="relative_key")
+    with pytest.raises(ConfigError, match=r"student\.heads = 3: .*'relative_key'.*heads of 4"):
+        choose_shape(config, heads=3)
+    assert choose_shape(config, width=16, heads=4).shape.head_size == SIZE
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"heads": 5}, "^--heads = 5: a width of 24 "),
+        ({"width": 7}, r"^--width = 7: it is no multiple of 4.* Set --heads to one of 1"),
+        ({"width": 16, "heads": 8}, r"^--heads = 8: heads of 2 in a width of 16 \(--width\)"),
+        ({"width": 99}, "^--width = 99: must be"),
+        ({"layers": [9]}, r"^--layers = \[9\]: must list"),
+        ({"layers": "last", "n_layers": 9}, "^--n_layers = 9, but"),
+    ],
+)
+def test_errors_name_settings_as_the_user_wrote_them(wanted: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        choose_shape(config_of("bert"), **wanted, prefix="--")
+    assert "student." not in str(caught.value)
 
 
 @pytest.mark.parametrize("wanted", [{"heads": 3}, {"ffn": 7}, {"width": 16}])
@@ -340,9 +366,14 @@ def test_left_out_neurons_are_as_if_their_output_were_zero(family: str) -> None:
     torch.testing.assert_close(logits(student), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", [*CUTTABLE, "wide electra"])
+@pytest.mark.parametrize(
+    "family", [*CUTTABLE, "wide electra", *(f"untied {family}" for family in CUTTABLE)]
+)
 def test_narrower_student_has_the_rows_and_columns_of_what_is_kept(family: str) -> None:
-    changes = {"embedding_size": WIDTH} if family == "wide electra" else {}
+    """Where the decoder is not tied to the embeddings, it is cut as they are."""
+    changes: dict[str, Any] = {"embedding_size": WIDTH} if family == "wide electra" else {}
+    is_tied = not family.startswith("untied")
+    changes |= {} if is_tied else {"tie_word_embeddings": False}
     teacher = random_teacher(family.split()[-1], head=True, **changes)
     importance = random_importance()
     shape = choose_shape(teacher.model.config, [1, 3], width=16, ffn=13)
@@ -386,7 +417,9 @@ def test_narrower_student_has_the_rows_and_columns_of_what_is_kept(family: str) 
     assert n_cut > 2 * 20
     assert last_hidden(student).shape == (3, 9, 16)
     assert logits(student).shape == (3, 9, VOCAB)
-    assert student.get_input_embeddings().weight is student.get_output_embeddings().weight
+    embeddings, decoder = student.get_input_embeddings(), student.get_output_embeddings()
+    assert (embeddings.weight is decoder.weight) == is_tied
+    assert torch.equal(embeddings.weight, decoder.weight) == is_tied
 
 
 @pytest.mark.parametrize("family", [*CUTTABLE, "wide electra"])
@@ -483,6 +516,9 @@ def test_random_student_shares_nothing_with_the_teacher_but_its_shape() -> None:
     teacher = random_teacher("bert", head=True)
     student = make_student(teacher, [0, 1, 2, 3], start="random")
     same = make_student(replace(teacher), [0, 1, 2, 3])
-    key = "bert.encoder.layer.0.attention.self.query.weight"
-    assert student.state_dict().keys() == same.state_dict().keys()
-    assert not torch.equal(student.state_dict()[key], same.state_dict()[key])
+    weights, copies = student.state_dict(), same.state_dict()
+    assert weights.keys() == copies.keys()
+    matrices = [key for key, weight in weights.items() if weight.ndim > 1]
+    assert len(matrices) > 6 * LAYERS
+    for key in matrices:
+        assert not torch.isclose(weights[key], copies[key]).any(dim=-1).all(), key

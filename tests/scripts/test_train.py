@@ -138,7 +138,11 @@ def test_the_student_starts_from_what_was_chosen(
     sources[source] = teacher_dir
     output = tmp_path / "start"
     chosen = start_student.Source(source)
-    start_student.main(chosen, output, **sources, layers="first", n_layers=1)
+    output.mkdir()
+    (output / "old.txt").touch()
+    first = start_student.Choice.first
+    start_student.main(chosen, output, **sources, layers=first, n_layers=1)
+    assert not (output / "old.txt").exists()
     before = load_file(teacher_dir / "model.safetensors")
     after = load_file(output / "model.safetensors")
     # A distilled encoder is taken as it is, of the others the first layer.
@@ -146,6 +150,41 @@ def test_the_student_starts_from_what_was_chosen(
     assert layers == (set("012345") if source == "distilled" else {"0"})
     for key, value in after.items():
         assert (value == before[key]).all()
+
+
+def start(*arguments: str | Path) -> tuple[int, str]:
+    app = start_student.typer.Typer()
+    app.command()(start_student.main)
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_the_student_starts_from_the_layers_named(teacher_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "start"
+    layers = ("--layers", "ends", "--n-layers", "2")
+    status, printed = start("teacher", output, "--teacher", teacher_dir, *layers)
+    assert (status, "layers 0, 5 of" in printed) == (0, True), printed
+
+
+def test_what_cannot_be_started_from_leaves_everything_as_it_was(
+    teacher_dir: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "start" / "encoder" / "old.txt"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    encoder, output = old.parent, tmp_path / "start"
+    refused: list[tuple[list[str | Path], str]] = [
+        (["teacher", output], "with --teacher"),
+        (["distilled", output, "--distilled", tmp_path], "has no config.json, no model"),
+        (["teacher", output, "--teacher", tmp_path], "complete Hugging Face model directory"),
+        (["teacher", encoder, "--teacher", encoder], "Choose another directory"),
+        (["distilled", output, "--distilled", encoder], "Choose another directory"),
+        (["teacher", output, "--teacher", teacher_dir, "--n-layers", "7"], "student_n_layers = 7"),
+    ]
+    for arguments, message in refused:
+        status, printed = start(*arguments)
+        assert (status, message in printed) == (1, True), printed
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [old]
 
 
 def test_clean_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
