@@ -137,7 +137,7 @@ def _misfit(
 ) -> str:
     """Why a number of heads cannot be, and which can."""
     total = teacher.width if width is None else width
-    place = f"a width of {total}" + ("" if width is None else " ({prefix}width)")
+    place = f"a width of {total}" + ("" if width is None else f" ({prefix}width)")
     if not fitting:
         return (
             f"{prefix}width = {width}: must be at least {teacher.head_size}, the size of one of "
