@@ -226,8 +226,9 @@ def test_runs_are_read_as_distillation_writes_them(inputs: Inputs) -> None:
     # It learns from the same blocks, in steps of the same size.
     shared = load_config(rows.row_config(row, inputs), settings).source
     config = load_config(output / ADAPTED / "distil.cfg").source
-    assert config["training"].pop("learn_rate") == 3e-4
+    assert config["training"].pop("learn_rate") == pytest.approx(3e-4)
     assert shared["training"].pop("learn_rate") == 1e-4
+    assert config["training"].pop("warmup") > shared["training"].pop("warmup")
     assert config["corpus"] == shared["corpus"]
     assert config["training"] == shared["training"]
     adapted = table.read_run(ROWS["adapted-teacher"].encoder(output, 0))
