@@ -105,7 +105,8 @@ class Trainer:
 
     def step(self, step: int, rows: StepRows, stage: Stage, meter: Meter | None = None) -> Tensor:
         """One optimizer step. The CPU does not wait for the device, but where transformers looks
-        into a mask: version 5 in the batch with the corpus's last, shorter block.
+        into a mask: version 5 in the batch with the corpus's last, shorter block, version 4 in
+        every forward pass of most families.
 
         step: the number of steps taken before.
         Returns the norm of the gradient before clipping, a scalar.

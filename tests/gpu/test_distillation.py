@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.batches import Masking, make_rows
@@ -29,7 +30,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "teacher": {"name": str(directory / "teacher")},
         "student": {"n_layers": 2, "ffn": 16},
-        "corpus": {"train": str(directory / "text.txt"), "block_size": 24},
+        # Without the last, shorter block.
+        "corpus": {"train": str(directory / "text.txt"), "block_size": 24, "max_blocks": 100},
         "objectives": {kind: {"@distil_objectives": f"spacy-distil.{kind}.v1"} for kind in kinds},
         "training": {"max_steps": 8, "batch_size": 8, "log_frequency": 1, "tensorboard": False},
     }
@@ -74,6 +76,9 @@ def test_bfloat16_trains(config: dict[str, Any], tmp_path: Path) -> None:
     assert (found[-5:].mean(0) < found[:5].mean(0)).all()
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="version 4 looks into masks in every pass"
+)
 def test_a_step_does_not_wait_for_the_gpu(config: dict[str, Any], tmp_path: Path) -> None:
     """Torch raises where the CPU waits; the loop may where it logs, evaluates and saves."""
     from spacy_distil.distillation.loop import Trainer
