@@ -105,12 +105,12 @@ def student_cli(
             require(module, extra="train", purpose="Making a student")
         import torch
 
+        from spacy_distil.distillation.card import untaught_card
         from spacy_distil.distillation.heat_map import print_importance
         from spacy_distil.distillation.importance import importance_batches, measure_importance
         from spacy_distil.distillation.licence import find_licence
         from spacy_distil.distillation.shapes import choose_shape
         from spacy_distil.distillation.student_report import (
-            describe_untaught,
             pieces_per_word,
             read_blocks,
             report_table,
@@ -154,11 +154,11 @@ def student_cli(
             with staged(output) as directory:
                 student.save_pretrained(directory)
                 loaded.tokenizer.save_pretrained(directory)
-                card = describe_untaught(
+                card = untaught_card(
                     loaded,
                     shape,
-                    student.num_parameters(),
-                    find_licence(teacher, revision=revision),
+                    licence=find_licence(teacher, revision=revision),
+                    n_parameters=student.num_parameters(),
                 )
                 (directory / "README.md").write_text(card, encoding="utf-8")
             msg.good(f"Saved the student to {output}")

@@ -83,6 +83,30 @@ def student_card(
     return f"{card.text}\n"
 
 
+def untaught_card(
+    teacher: Teacher, shape: StudentShape, *, licence: Licence, n_parameters: int
+) -> str:
+    """README.md of a student that was cut out of a teacher, and taught nothing since.
+
+    licence: the teacher's. n_parameters: the student's.
+    """
+    name = teacher.name
+    short = Path(name).name if Path(name).is_dir() else name
+    kept = ", of which the most important parts were kept" if shape.cuts else ""
+    card = MarkdownRenderer()
+    card.add(_metadata(name, licence, is_taught=False))
+    card.add(card.title(1, f"{len(shape.layers)}-layer student of {short}, untaught"))
+    card.add(
+        f"Cut out of `{name}` with spacy-distil: its layers {', '.join(map(str, shape.layers))} "
+        f"(0 is the lowest){kept}. It has not been trained since, and knows less than it can "
+        f"learn: `spacy distil encoder` teaches it."
+    )
+    card.add(_table(("", "teacher", "student"), _shapes(teacher, shape, n_parameters), numbers=2))
+    card.add(card.title(2, "Licence"))
+    card.add(licence.describe())
+    return f"{card.text}\n"
+
+
 def _metadata(teacher: str, licence: Licence, is_taught: bool) -> str:
     """The block at the top of a card."""
     from huggingface_hub import ModelCardData

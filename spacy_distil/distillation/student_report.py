@@ -24,8 +24,6 @@ from spacy_distil.tables import Table
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from spacy_distil.distillation.licence import Licence
-    from spacy_distil.distillation.shapes import StudentShape
     from spacy_distil.distillation.teachers import Teacher
 
 # What importance is measured on and speed with.
@@ -202,43 +200,3 @@ def report_table(
         )
     rows = [[row, *(column[row] for column in columns)] for row in columns[0]]
     return Table("Encoders without masked-LM head", ["", *models], rows)
-
-
-def describe_untaught(
-    teacher: Teacher, shape: StudentShape, n_parameters: int, licence: Licence
-) -> str:
-    """README.md of a student that nothing was taught, with the metadata block of a model card.
-
-    n_parameters: the student's. licence: the teacher's.
-    """
-    from huggingface_hub import ModelCardData
-
-    name, own, whole = teacher.name, shape.shape, shape.teacher
-    is_local = Path(name).is_dir()
-    short = Path(name).name if is_local else name
-    metadata = ModelCardData(
-        base_model=None if is_local else name,
-        library_name="transformers",
-        tags=["spacy-distil"],
-        **licence.metadata,
-    )
-    numbers = {
-        "layers": (whole.layers, own.layers),
-        "attention heads in a layer": (whole.heads, own.heads),
-        "feed-forward neurons in a layer": (whole.ffn, own.ffn),
-        "width": (whole.width, own.width),
-        "parameters": (teacher.model.num_parameters(), n_parameters),
-    }
-    rows = [[what, f"{theirs:,}", f"{mine:,}"] for what, (theirs, mine) in numbers.items()]
-    kept = ", of which the most important parts were kept" if shape.cuts else ""
-    return "\n\n".join(
-        [
-            f"---\n{metadata.to_yaml().strip()}\n---",
-            f"# {own.layers}-layer student of {short}, untaught",
-            f"Cut out of `{name}` with spacy-distil: its layers "
-            f"{', '.join(map(str, shape.layers))} (0 is the lowest){kept}. It has not been trained "
-            f"since, and knows less than it can learn: `spacy distil encoder` teaches it.",
-            Table("Encoders", ["", "teacher", "student"], rows).to_markdown(),
-            f"## Licence\n\n{licence.describe()}\n",
-        ]
-    )
