@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -74,6 +76,15 @@ def _quick_collection() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_threads() -> Iterator[None]:
+    """What the benchmark sets for its process is as before for the tests after these."""
+    before = torch.get_num_threads()
+    with mock.patch.dict(os.environ):
+        yield
+    torch.set_num_threads(before)
 
 
 def run(*args: object) -> Any:

@@ -306,15 +306,15 @@ def test_when_the_teacher_has_no_layers_to_give(
     )
     onnx = can_start_from_teacher(spacy.load(onnx_pipeline), config)
     assert "engine = 'onnx'" in (onnx or "")
-    electra = build_pipeline(encoder_dirs["electra"], ["tagger"])
-    electra.initialize(lambda: annotated_examples(electra))
-    assert "'electra'" in (can_start_from_teacher(electra, config) or "")
+    modernbert = build_pipeline(encoder_dirs["modernbert"], ["tagger"])
+    modernbert.initialize(lambda: annotated_examples(modernbert))
+    assert "'modernbert'" in (can_start_from_teacher(modernbert, config) or "")
     # A component that is not in the pipeline is not there.
     config["nlp"]["pipeline"].remove("transformer")
     assert "the student has no components" in (can_start_from_teacher(teacher, config) or "")
     config["nlp"]["pipeline"].insert(0, "transformer")
-    with pytest.raises(ConfigError, match=r"start from the teacher's layers: .* 'electra'"):
-        start_from_teacher(config, electra, tmp_path / "encoder")
+    with pytest.raises(ConfigError, match=r"start from the teacher's layers: .* 'modernbert'"):
+        start_from_teacher(config, modernbert, tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
 
 
