@@ -777,8 +777,8 @@ class Terminated(Objective):
 
 
 def terminate(setup: Distillation) -> None:
-    distil_objectives.register("tests.Terminated.v1", func=lambda: Terminated(1.0))
-    setup.distil(objectives={"terminated": {"@distil_objectives": "tests.Terminated.v1"}})
+    distil_objectives.register("tests.TerminatedAtOnce.v1", func=lambda: Terminated(1.0))
+    setup.distil(objectives={"terminated": {"@distil_objectives": "tests.TerminatedAtOnce.v1"}})
 
 
 def unknown_family(setup: Distillation) -> None:

@@ -70,8 +70,8 @@ class Terminated(Cosine):
 @pytest.fixture
 def config(teacher_dir: TeacherDir, text_file: Path) -> Callable[[int], dict[str, Any]]:
     """Makes the config of a run of 6 steps in one of which SIGTERM comes; 0 is none."""
-    if "tests.Terminated.v1" not in distil_objectives:
-        distil_objectives.register("tests.Terminated.v1", func=Terminated)
+    if "tests.TerminatedInStep.v1" not in distil_objectives:
+        distil_objectives.register("tests.TerminatedInStep.v1", func=Terminated)
 
     def make(at: int) -> dict[str, Any]:
         return {
@@ -83,7 +83,7 @@ def config(teacher_dir: TeacherDir, text_file: Path) -> Callable[[int], dict[str
                 "max_blocks": 40,
                 "dev_fraction": 0.1,
             },
-            "objectives": {"cosine": {"@distil_objectives": "tests.Terminated.v1", "at": at}},
+            "objectives": {"cosine": {"@distil_objectives": "tests.TerminatedInStep.v1", "at": at}},
             "training": {
                 "max_steps": 6,
                 "batch_size": 4,
