@@ -309,7 +309,7 @@ def _copy_layers(teacher: Path, output: Path) -> Command:
 
 
 def _train(row: Row, seed: int, encoder: Path, inputs: Inputs) -> Command:
-    config = write_config(train_config(inputs), "train", inputs)
+    config = write_config(train_config(inputs), f"{row.name}-train", inputs)
     steps = schedule(config, inputs.corpus, inputs.epochs)["training.max_steps"]
     arguments = ["scripts.train", str(config), str(inputs.output / row.name)]
     arguments += ["--corpus", str(inputs.corpus), "--epochs", str(inputs.epochs)]

@@ -170,7 +170,7 @@ def test_the_last_evaluation_is_after_the_last_step(inputs: Inputs) -> None:
     train = rows.plan(ROWS["copied"], 0, inputs)[-1]
     # 3 epochs of 200,000 words in batches of 1,000.
     assert options(train)["training.eval_frequency"] == "300"
-    config = load_spacy_config(inputs.output / "configs" / "train.cfg")
+    config = load_spacy_config(inputs.output / "configs" / "copied-train.cfg")
     assert config["nlp"]["pipeline"] == ["transformer", "morphologizer", "tagger", "ner", "textcat"]
     assert config["components"]["ner"]["factory"] == "distil_ner"
 
@@ -186,11 +186,11 @@ def test_dry_run_prints_the_commands(inputs: Inputs, capsys: pytest.CaptureFixtu
         dry_run=True,
     )
     lines = [line.split()[2:5] for line in capsys.readouterr().out.splitlines()]
-    config = str(inputs.output / "configs" / "train.cfg")
     adapted = [["spacy", "distil", "adapt"], ["scripts.start_student", "teacher"]]
     found = [line[:2] if line[0] == "scripts.start_student" else line for line in lines]
+    configs = inputs.output / "configs"
     train = [
-        ["scripts.train", config, str(inputs.output / name)]
+        ["scripts.train", str(configs / f"{name}-train.cfg"), str(inputs.output / name)]
         for name in ("adapted-copied", "cosine")
     ]
     assert found == [*adapted, train[0]] * 2 + [["spacy", "distil", "encoder"], train[1]] * 2
