@@ -22,25 +22,7 @@ from transformers import BertForMaskedLM
 from typer.testing import CliRunner
 
 from benchmarks import distil
-from benchmarks.distil import (
-    AIMS,
-    OURS,
-    PLAIN,
-    Found,
-    Packed,
-    Positions,
-    Shape,
-    Size,
-    Text,
-    make_ours,
-    make_settings,
-    make_table,
-    pack_text,
-    summarize,
-    synthetic_text,
-    useful_flops,
-    write_blocks,
-)
+from benchmarks.distil_measure import Found, Matmul, measure
 from benchmarks.distil_plain_loop import (
     BERT_SPECIAL,
     IGNORED,
@@ -54,9 +36,23 @@ from benchmarks.distil_plain_loop import (
     pad,
     padded_length,
 )
+from benchmarks.distil_results import AIMS, COMMANDS, make_table, summarize
+from benchmarks.distil_rows import OURS, PLAIN, ROWS, Kind, Shape, Size
+from benchmarks.distil_sides import (
+    Ours,
+    Positions,
+    make_config,
+    make_ours,
+    make_settings,
+    make_sides,
+    useful_flops,
+    write_blocks,
+)
+from benchmarks.distil_text import MEDIAN_PIECES, SIGMA, Packed, Text, pack_text, synthetic_text
 from benchmarks.teaching.speed import Measured
 from spacy_distil.distillation import batches
 from spacy_distil.distillation.batches import Batch
+from spacy_distil.distillation.config import load_config
 from spacy_distil.errors import ConfigError, CorpusError
 
 DASH = "\N{EN DASH}"
@@ -95,7 +91,7 @@ def run(*args: object) -> Any:
 def make_model(layers: int, seed: int) -> Any:
     """With weights that are no longer as initialised, where layers hardly do anything."""
     torch.manual_seed(seed)
-    model = BertForMaskedLM(distil.make_config(SHAPE, VOCABULARY, layers))
+    model = BertForMaskedLM(make_config(SHAPE, VOCABULARY, layers))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -117,16 +113,14 @@ def as_masked(batch: Batch) -> Masked:
     return Masked(batch.inputs, attention, labels.view_as(batch.inputs))
 
 
-def make_steps(
-    models: tuple[Any, Any], size: Size, directory: Path, **settings: Any
-) -> distil.Ours:
+def make_steps(models: tuple[Any, Any], size: Size, directory: Path, **settings: Any) -> Ours:
     """Ours, on synthetic text. settings: of the soft targets."""
     text = synthetic_text(VOCABULARY, 5000)
     n_blocks = size.blocks * size.accumulate * size.steps
     packed = pack_text(text, SHAPE.length, n_blocks)
     source = make_settings(size, 2, bf16=False).source
     source["objectives"]["soft_targets"].update(settings)
-    config = distil.load_config(source)
+    config = load_config(source)
     return make_ours(*models, write_blocks(packed, directory), packed, config, "cpu")
 
 
@@ -325,8 +319,8 @@ def test_too_little_text_is_an_error() -> None:
 
 def test_lengths_of_synthetic_text_are_log_normal() -> None:
     lengths = np.log([len(d) for d in synthetic_text(VOCABULARY, 400_000).documents])
-    assert np.exp(np.median(lengths)) == pytest.approx(distil.MEDIAN_PIECES, rel=0.1)
-    assert lengths.std() == pytest.approx(distil.SIGMA, rel=0.1)
+    assert np.exp(np.median(lengths)) == pytest.approx(MEDIAN_PIECES, rel=0.1)
+    assert lengths.std() == pytest.approx(SIGMA, rel=0.1)
 
 
 # Arithmetic
@@ -343,7 +337,7 @@ def test_useful_operations_of_bert_base() -> None:
 
 
 def test_products_are_those_of_a_layer() -> None:
-    matmul = distil.Matmul("cpu", bf16=False, width=16, positions=10)
+    matmul = Matmul("cpu", bf16=False, width=16, positions=10)
     assert matmul.flops == 2 * 10 * 12 * 16**2
     assert matmul.rate() > 0
 
@@ -356,7 +350,7 @@ FOUND = Found(
 )
 
 
-def summary(kind: distil.Kind) -> dict[str, Any]:
+def summary(kind: Kind) -> dict[str, Any]:
     found = summarize(AIMS[kind], FOUND, lambda length: 2.0 * length)
     about = {
         "device": "H200" if kind == "gpu" else None,
@@ -401,7 +395,7 @@ def test_table() -> None:
     assert rows[2] == [f"GPU: {OURS}", speed, ratio, "3", "no", used, "40", "yes", "0.0"]
     missing = make_table({"cpu": summary("cpu"), "gpu": None}).rows
     assert missing[:2] == rows[:2]
-    assert missing[2] == [f"GPU: `{distil.COMMANDS['gpu']}`", "not yet measured", *[""] * 7]
+    assert missing[2] == [f"GPU: `{COMMANDS['gpu']}`", "not yet measured", *[""] * 7]
 
 
 def test_without_the_plain_loop_there_is_no_verdict() -> None:
@@ -424,7 +418,7 @@ def test_rounds_take_turns() -> None:
             return Positions(5, 3)
 
     sides = {name: Side(name) for name in "ab"}
-    found = distil.measure(sides, 3, lambda: 1.0, 2, log=lambda message: None)
+    found = measure(sides, 3, lambda: 1.0, 2, log=lambda message: None)
     assert gone == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
     assert found.positions == {name: Positions(10, 6) for name in "ab"}  # not of the warm-up
     assert [len(seconds) for seconds in found.measured.seconds.values()] == [2, 2]
@@ -435,13 +429,13 @@ def test_rounds_take_turns() -> None:
 def test_rows_learn_what_they_say(tmp_path: Path) -> None:
     packed = pack_text(synthetic_text(VOCABULARY, 500), SHAPE.length, 4)
     rows = distil.choose_rows("ours,all,plain,masked,ungrouped")
-    sides = distil.make_sides(
+    sides = make_sides(
         rows, packed, SHAPE, Size(2, 1, 2), tmp_path, kind="cpu", bf16=False, rounds=1
     )
     found = {}
     for row in rows:
         side: Any = sides[row.title]
-        if isinstance(side, distil.Ours):
+        if isinstance(side, Ours):
             soft_targets: Any = side.trainer.distiller.objectives["soft_targets"]
             found[row.key] = (soft_targets.positions, None)
         else:
@@ -460,20 +454,18 @@ def test_rows_learn_what_they_say(tmp_path: Path) -> None:
 
 
 def test_the_command_measures_both_and_saves(tmp_path: Path) -> None:
-    result = run(
-        "--cpu", *QUICK, "--rows", ",".join(row.key for row in distil.ROWS), "--output", tmp_path
-    )
+    result = run("--cpu", *QUICK, "--rows", ",".join(row.key for row in ROWS), "--output", tmp_path)
     assert result.exit_code == 0
     saved = json.loads((tmp_path / "distil.json").read_text())
     assert saved["gpu"] is None
     cpu = saved["cpu"]
-    titles = [row.title for row in distil.ROWS]
+    titles = [row.title for row in ROWS]
     assert list(cpu["seconds"]) == titles
     assert all(len(seconds) == 2 for seconds in cpu["seconds"].values())
     packed: Packed = pack_text(synthetic_text(200, 8 * 32), 32, 8)
     assert cpu["words"] == [packed.n_pieces] * 2
     assert cpu["padding"][OURS] == 0
-    ungrouped = next(row.title for row in distil.ROWS if row.key == "ungrouped")
+    ungrouped = next(row.title for row in ROWS if row.key == "ungrouped")
     assert cpu["padding"][ungrouped] >= cpu["padding"][PLAIN] > 0
     assert cpu["utilisation"][OURS]["median"] == pytest.approx(
         cpu["pieces_per_second"][OURS]["median"]
@@ -482,7 +474,7 @@ def test_the_command_measures_both_and_saves(tmp_path: Path) -> None:
     )
     text = (tmp_path / "distil.md").read_text()
     assert f"| CPU: {OURS} | " in text
-    assert f"| GPU: `{distil.COMMANDS['gpu']}` | not yet measured | " in text
+    assert f"| GPU: `{COMMANDS['gpu']}` | not yet measured | " in text
     assert "median 180 pieces" in text
     assert f"{packed.n_pieces} pieces, which fill 8 blocks of 32" in text
     assert f"CPU: {OURS}" in result.output
