@@ -210,7 +210,7 @@ def run(
         _save(student, teacher, corpus, settings, shape, results, directory)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    say.good(f"Student saved to {output}")
+    say.good(f"Encoder saved to {output}")
     return _distilled(output, results)
 
 

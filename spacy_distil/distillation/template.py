@@ -30,8 +30,9 @@ layers = "first"
 n_layers = null
 # "teacher" starts from the weights of these layers, "random" from none.
 start = "teacher"
-# Attention heads and feed-forward neurons of each layer, and hidden size; null is the teacher's.
-# Where there are fewer, the most important ones stay, as measured on blocks of the corpus.
+# Attention heads and feed-forward neurons of each layer, and hidden size; null is the teacher's, or
+# of heads as many of its size as make the width. Where there are fewer of anything, the most
+# important ones stay, as measured on blocks of the corpus.
 # 'spacy distil student' shows what a shape comes to.
 heads = null
 ffn = null

@@ -117,5 +117,5 @@ def test_offline_teacher_is_distilled(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "Training on CPU" in result.output
-    assert "Student saved" in result.output
+    assert "Encoder saved" in result.output
     assert (output / "model.safetensors").exists()
