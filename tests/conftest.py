@@ -11,12 +11,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tests.util import FAMILIES, adam, make_examples, make_nlp, write_encoder
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 class EncoderDirs(dict[str, Path]):

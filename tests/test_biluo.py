@@ -92,7 +92,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_equals_a_search_through_all_sequences(case: dict[str, Any]) -> None:
     lengths, scores = case["lengths"], case["scores"]

@@ -79,7 +79,7 @@ def overlapping(doc: Doc, offsets: list[tuple[int, int]]) -> list[list[int]]:
 
 
 @given(doc=DOCS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_token_offsets_are_those_of_the_text(doc: Doc) -> None:
     starts, ends = token_offsets(doc)
     assert starts.tolist() == [token.idx for token in doc]
@@ -91,7 +91,7 @@ def test_token_offsets_are_those_of_the_text(doc: Doc) -> None:
 @example(doc=Doc(VOCAB))
 @example(doc=Doc(VOCAB, words=["un", "believ", "able"], spaces=[False, False, False]))
 @example(doc=Doc(VOCAB, words=["a", "   ", "b"], spaces=[True, False, False]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_alignment_is_the_overlap_of_characters(family: str, doc: Doc) -> None:
     offsets = naive_offsets(family, doc.text)
     first, last = align(*token_offsets(doc), TOKENIZERS[family]([doc.text])[0])
@@ -110,7 +110,7 @@ def test_alignment_is_the_overlap_of_characters(family: str, doc: Doc) -> None:
     tokens=st.lists(st.integers(0, 4), max_size=12),
     pieces=st.lists(st.tuples(st.integers(-2, 3), st.integers(1, 5)), max_size=12),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_alignment_is_many_to_many(tokens: list[int], pieces: list[tuple[int, int]]) -> None:
     """Tokens that touch, pieces that overlap each other, leave gaps and span several tokens."""
     ends = np.cumsum(tokens, dtype=np.int64)

@@ -14,7 +14,7 @@ SPECIAL = st.lists(st.integers(1, 9), max_size=2)
 
 
 @given(windows=IDS, prefix=SPECIAL, suffix=SPECIAL, budget=st.integers(1, 120))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_each_window_stands_once_in_a_row_of_a_batch(
     windows: list[list[int]], prefix: list[int], suffix: list[int], budget: int
 ) -> None:
@@ -48,7 +48,7 @@ def lines(batch: Batch) -> list[list[int]]:
 
 
 @given(windows=IDS, budget=st.integers(1, 120))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_budget_and_order(windows: list[list[int]], budget: int) -> None:
     batches = list(
         make_batches(

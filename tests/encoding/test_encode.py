@@ -24,7 +24,7 @@ TEXTS = st.lists(
 
 @pytest.mark.parametrize("family", KINDS)
 @given(texts=TEXTS, window=st.integers(8, 40), overlap=st.integers(0, 10))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_docs_keep_to_themselves(family: str, texts: list[str], window: int, overlap: int) -> None:
     """Whatever is encoded with a doc, and in however many windows, its tokens get its pieces."""
     tokenizer = TOKENIZERS[family]

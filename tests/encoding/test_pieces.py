@@ -174,7 +174,7 @@ TOKENIZERS = {family: PieceTokenizer(build_tokenizer(family)) for family in KIND
 
 
 @given(text=st.text(max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @pytest.mark.parametrize("family", KINDS)
 def test_offsets_are_sorted_and_inside_the_text(family: str, text: str) -> None:
     pieces = TOKENIZERS[family]([text])[0]

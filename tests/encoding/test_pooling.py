@@ -60,7 +60,7 @@ def alignments(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("kind", POOLINGS)
 @given(alignment=alignments(), seed=st.integers(0, 100))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_forward_and_backward_against_loops_and_differences(
     kind: PoolingName, alignment: tuple[Any, Any, Any], seed: int
 ) -> None:

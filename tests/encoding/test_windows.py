@@ -29,7 +29,7 @@ TOKENS = st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=60).map
 
 
 @given(tokens=TOKENS, capacity=st.integers(1, 20), overlap=st.integers(0, 25))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_windows_cover_everything_and_cut_between_tokens(
     tokens: tuple[int, np.ndarray, np.ndarray], capacity: int, overlap: int
 ) -> None:
@@ -65,7 +65,7 @@ def _chains(first: np.ndarray, last: np.ndarray) -> list[int]:
 
 
 @given(n=st.integers(0, 300), capacity=st.integers(1, 40), overlap=st.integers(0, 40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_neighbouring_windows_share_what_was_asked_for(n: int, capacity: int, overlap: int) -> None:
     first = np.arange(n)
     windows = split_windows(n, first, first + 1, capacity=capacity, overlap=overlap)

@@ -229,7 +229,7 @@ def graph(request: pytest.FixtureRequest, directories: dict[str, Path]) -> bytes
     return build_graph(weights, Precision(frozenset(range(3)), embeddings=True))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     lengths=st.lists(st.integers(1, 140), min_size=2, max_size=9),
     budget=st.integers(142, 2000),

@@ -357,7 +357,7 @@ def test_parts_in_int8(precision: Precision) -> None:
 
 @pytest.mark.parametrize("kind", ["v3", "v2-xlarge"])
 @pytest.mark.parametrize("precision", [FLOAT, INT8], ids=["float32", "int8"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     lengths=st.lists(st.integers(1, 70), min_size=2, max_size=12),
     budget=st.integers(72, 2000),

@@ -261,7 +261,7 @@ def graph(encoder_dirs: dict[str, Path]) -> tuple[bytes, int]:
     return build_graph(weights, INT8), len(weights.pieces)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 70), min_size=2, max_size=12),
     budget=st.integers(72, 2000),

@@ -417,7 +417,7 @@ def session(request: pytest.FixtureRequest, plain_dir: Path) -> onnxruntime.Infe
     return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, POSITIONS - 2), min_size=2, max_size=8),
     budget=st.integers(80, 4000),

@@ -105,7 +105,7 @@ def test_a_corpus_is_encoded_as_before(real: str) -> None:
     assert set(pruned.dropped.values()) == {0}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.text(alphabet="abcdeABé.'☃中 \t\u0301\u200d[]Uu", max_size=40), min_size=1, max_size=4

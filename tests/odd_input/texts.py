@@ -96,7 +96,6 @@ EXAMPLES: tuple[Source, ...] = (
 
 SETTINGS = settings(
     max_examples=25,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
