@@ -42,13 +42,13 @@ def student_cli(
         ),
     ] = None,
     choice: Annotated[
-        Choice,
+        Choice | None,
         typer.Option(
             "--from",
             help="Which ones where --layers is a number: the lowest, the highest, evenly spaced "
-            "ones, or half from either end.",
+            "ones, or half from either end. Left out: the lowest.",
         ),
-    ] = Choice.first,
+    ] = None,
     heads: Annotated[
         int | None,
         typer.Option(
@@ -123,7 +123,7 @@ def student_cli(
             raise ConfigError(f"--output {output} exists. Choose another directory.")
         loaded = load_teacher(teacher, revision=revision)
         config = loaded.model.config
-        which, count = _parse_layers(layers, choice.value, available=loaded.n_layers)
+        which, count = _parse_layers(layers, choice, available=loaded.n_layers)
         shape = choose_shape(config, which, count, heads=heads, ffn=ffn, width=width, prefix="--")
         if output is not None and shape.cuts and corpus is None:
             raise ConfigError(
@@ -166,10 +166,18 @@ def student_cli(
             msg.info("Its weights were random: name text with --corpus to make one")
 
 
-def _parse_layers(layers: str | None, choice: str, *, available: int) -> tuple[Layers, int | None]:
+def _parse_layers(
+    layers: str | None, choice: Choice | None, *, available: int
+) -> tuple[Layers, int | None]:
     """What to choose layers by, and how many. available: of the teacher's."""
+    which = (choice or Choice.first).value
     if layers is None:
-        return choice, None  # type: ignore[return-value]  # one of the names
+        return which, None  # type: ignore[return-value]  # one of the names
+    if "," in layers and choice is not None:
+        raise ConfigError(
+            f"--layers {layers} says which layers, and so does --from {which}. Leave out one of "
+            f"the two"
+        )
     try:
         numbers = [int(part) for part in layers.split(",") if part.strip()]
         if "," in layers:
@@ -182,8 +190,8 @@ def _parse_layers(layers: str | None, choice: str, *, available: int) -> tuple[L
         ) from None
     if not 1 <= count <= available:
         raise ConfigError(f"--layers {count}: must be from 1 to the teacher's {available}")
-    if choice == Choice.all.value:
+    if choice is Choice.all:
         raise ConfigError(
             f"--layers {count} with --from all, which is all {available}. Leave out one of the two"
         )
-    return choice, count  # type: ignore[return-value]
+    return which, count  # type: ignore[return-value]

@@ -53,13 +53,23 @@ class Meter:
             self.sums[place] += loss.sum.detach()
             self.positions[place] += loss.positions
 
+    def state(self, accelerator: Accelerator) -> list[list[float]]:
+        """Sums and positions of all processes, for a checkpoint."""
+        counted = torch.tensor(self.positions, dtype=torch.float32, device=self.sums.device)
+        state: list[list[float]] = accelerator.reduce(torch.stack([self.sums, counted])).tolist()
+        return state
+
+    def restore(self, state: list[list[float]]) -> None:
+        """Go on with what `state` returned. One process does so for all."""
+        self.sums.copy_(torch.tensor(state[0]))
+        self.positions[:] = state[1]
+
     def read(self, accelerator: Accelerator) -> tuple[dict[str, float], float]:
         """Mean losses of those that were computed, and pieces per second, of all processes; starts
         anew.
         """
         started = time.perf_counter()
-        counted = torch.tensor(self.positions, dtype=torch.float32, device=self.sums.device)
-        sums, positions = accelerator.reduce(torch.stack([self.sums, counted])).tolist()
+        sums, positions = self.state(accelerator)
         means = {
             name: value / count
             for name, value, count in zip(self.names, sums, positions, strict=True)
@@ -162,6 +172,7 @@ def train(
     names = list(distiller.objectives)
     log = RunLog(output / "log.jsonl")
     divergence = Divergence(accelerator.device)
+    meter = Meter(names, torch.zeros(len(names), device=accelerator.device))
     start = on_main(accelerator, lambda: max(checkpoints.steps(), default=0))
     if start:
         # To the CPU: the device need not have room for it twice.
@@ -169,10 +180,11 @@ def train(
         distiller.load_state_dict(state["distiller"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         divergence.at_first.update(state["losses_at_first"])
+        if main:
+            meter.restore(state["losses"])
         del state
     logged = on_main(accelerator, lambda: log.forget_after(start))
 
-    meter = Meter(names, torch.zeros(len(names), device=accelerator.device))
     scores: dict[str, float] = {}
     latest: dict[str, float] = {}  # training losses
     speed: float | None = None
@@ -211,6 +223,7 @@ def train(
             "distiller": distiller.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "losses_at_first": divergence.at_first,
+            "losses": meter.state(accelerator),  # since the log was last written
         }
         on_main(accelerator, lambda: checkpoints.save(step, state))
         saved = step

@@ -38,9 +38,31 @@ def find_micro_batch(
     most = max(1, min(share, enough // block_size))
     if accelerator.device.type == "cpu" or most == 1:
         return most
+    found = largest_that_fits(
+        distiller, stages, accelerator, masking=masking, block_size=block_size, most=most
+    )
+    return int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
 
-    # Room for what AdamW keeps of each parameter.
-    ballast = [torch.empty_like(p) for p in distiller.parameters() if p.requires_grad for _ in "mv"]
+
+def largest_that_fits(
+    distiller: Distiller,
+    stages: Sequence[Stage],
+    accelerator: Accelerator,
+    *,
+    masking: Masking,
+    block_size: int,
+    most: int,
+) -> int:
+    """The number of blocks, at most `most`, that a backward pass of every stage has room for, found
+    by trying. The distiller is left as it was.
+    """
+    learning = [p for p in distiller.parameters() if p.requires_grad]
+    # Room for what AdamW keeps of each parameter, and for what processes send each other.
+    kept = "mvb" if accelerator.num_processes > 1 else "mv"
+    ballast = [torch.empty_like(p) for p in learning for _ in kept]
+    # While a portion goes through the models, there are the gradients of those before it.
+    for parameter in learning:
+        parameter.grad = torch.zeros_like(parameter)
 
     @find_executable_batch_size(starting_batch_size=most)
     def largest(size: int) -> int:
@@ -54,7 +76,7 @@ def find_micro_batch(
         return size
 
     try:
-        found = largest()
+        return int(largest())
     except RuntimeError as error:
         if "No executable batch size" not in str(error):
             raise
@@ -63,9 +85,9 @@ def find_micro_batch(
             f"of {accelerator.device}. Set a lower corpus.block_size, or a lower chunk_rows or "
             f"chunk_blocks of the objectives"
         ) from error
-    ballast.clear()
-    for parameter in distiller.parameters():
-        parameter.grad = None
-    gc.collect()
-    torch.cuda.empty_cache()
-    return int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
+    finally:
+        ballast.clear()
+        for parameter in learning:
+            parameter.grad = None
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm  # type: ignore[import-untyped]
 from wasabi import row
 
+from spacy_distil.errors import DistilError
 from spacy_distil.run_directory import write_whole
 
 ACCURACIES = ("student_accuracy", "teacher_accuracy")
@@ -37,8 +38,14 @@ class RunLog:
         return {record["step"] for record in records if record["kind"] == "held_out"}
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        except OSError as error:
+            raise DistilError(
+                f"{self.path} cannot be written: {error.strerror}. Checkpoints are kept: free some "
+                f"space and go on with --resume"
+            ) from error
 
 
 class Display:

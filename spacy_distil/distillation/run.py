@@ -162,24 +162,24 @@ def run(
         f"Blocks: {len(corpus.train):,} to train on, {len(corpus.held_out):,} held out"
     )
     prepare_models(teacher.model, student, accelerator)
-    trainer = Trainer.prepare(
-        Distiller(teacher.model, student, settings.objectives), training, masking, accelerator
-    )
+    distiller = Distiller(teacher.model, student, settings.objectives).to(accelerator.device)
     micro_batch = training.micro_batch
     if micro_batch == "auto":
         # What was found for a device holds for it: a resumed run sums in the same order.
         found = (earlier or {}).get("micro_batch", {})
         micro_batch = found.get(device) or find_micro_batch(
-            trainer.distiller,
+            distiller,
             stages,
             accelerator,
-            masking=trainer.masking,
+            masking=masking.to(accelerator.device),
             block_size=settings.corpus.block_size,
             largest_step=int(np.diff(starts).max()),
         )
     results["micro_batch"] = {device: micro_batch}
     if main:
         directory.write_results(results)
+    # Not before: DistributedDataParallel takes note of every gradient, those of the trial too.
+    trainer = Trainer.prepare(distiller, training, masking, accelerator)
     blocks = StepBlocks(
         corpus.train,
         starts,
@@ -203,12 +203,18 @@ def run(
             describe=lambda row: teacher.tokenizer.decode(corpus.train[[row]][0][1:20]),
         )
     except DistilError:
-        accelerator.end_training()
+        # Not the processes' group, which the traceback still holds.
+        for tracker in accelerator.trackers:
+            tracker.finish()
         raise
     results |= {"finished": True, "steps": len(starts) - 1, "scores": scores, "device": device}
     if main:
         _save(student, teacher, corpus, settings, shape, results, directory)
     accelerator.wait_for_everyone()
+    # The group of processes must end before the last that holds it: gloo's threads would wait for
+    # Python, which waits for them.
+    accelerator.free_memory(trainer)
+    del trainer
     accelerator.end_training()
     say.good(f"Encoder saved to {output}")
     return _distilled(output, results)

@@ -118,6 +118,10 @@ def test_the_same_call_makes_the_same_student(
         (["--layers", "5"], "--layers 5: must be from 1 to the teacher's 4"),
         (["--layers", "-1"], "--layers -1: must be from 1"),
         (["--layers", ""], "--layers '': expected a number"),
+        (
+            ["--layers", "0,1", "--from", "last"],
+            "--layers 0,1 says which layers, and so",
+        ),
         (["--layers", "2", "--from", "all"], "--layers 2 with --from all, which is all 4"),
         (["--layers", "0,4"], "--layers = [0, 4]: must list layers"),
         (["--layers", "x"], "--layers x: expected a number"),

@@ -54,6 +54,12 @@ def log_of(output: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
+def losses_of(output: Path) -> list[dict[str, Any]]:
+    """What was logged of training, but for its speed."""
+    entries = log_of(output, "train")
+    return [{k: v for k, v in e.items() if k != "pieces_per_second"} for e in entries]
+
+
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
 def test_student_learns_and_is_an_ordinary_model(
     teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path, family: str
@@ -224,7 +230,8 @@ def test_killed_run_resumes_to_the_same_student(
     assert set(found) == set(expected)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert result.steps == 150
-    # The log goes on where the checkpoint was, with the same scores.
+    # The log goes on where the checkpoint was, with the same means and scores.
+    assert losses_of(killed) == losses_of(whole)
     assert log_of(killed, "held_out") == log_of(whole, "held_out")
     assert [entry["step"] for entry in log_of(killed, "held_out")] == [0, 50, 100, 150]
 

@@ -13,8 +13,15 @@ from transformers import AutoModel, BertConfig
 
 from spacy_distil.distillation.batches import Masking
 from spacy_distil.distillation.distiller import Distiller
-from spacy_distil.distillation.memory import find_micro_batch
-from spacy_distil.distillation.objectives import Cosine, MaskedLM, Objective, prepare_objectives
+from spacy_distil.distillation.memory import find_micro_batch, largest_that_fits
+from spacy_distil.distillation.objectives import (
+    Cosine,
+    Loss,
+    MaskedLM,
+    Objective,
+    Outputs,
+    prepare_objectives,
+)
 from spacy_distil.distillation.steps import Stage
 from spacy_distil.distillation.students import make_student
 from spacy_distil.distillation.teachers import Teacher, load_teacher
@@ -22,12 +29,14 @@ from spacy_distil.distillation.teachers import Teacher, load_teacher
 TeacherDir = Callable[..., Path]
 
 
-def prepare(teacher: Teacher, *, cpu: bool) -> tuple[Distiller, Accelerator, Masking, list[Stage]]:
+def prepare(
+    teacher: Teacher, *, cpu: bool, cosine: Cosine | None = None
+) -> tuple[Distiller, Accelerator, Masking, list[Stage]]:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=cpu, mixed_precision="no")
     teacher.model.to(accelerator.device)
     student = make_student(teacher, [0]).to(accelerator.device)
-    objectives: dict[str, Objective] = {"cosine": Cosine()}
+    objectives: dict[str, Objective] = {"cosine": cosine or Cosine()}
     if teacher.has_head:
         objectives["masked_lm"] = MaskedLM()
     prepare_objectives(objectives, teacher.model.config, student.config)
@@ -65,6 +74,35 @@ def test_on_a_cpu_it_is_the_step_or_4096_pieces(
         largest_step=largest_step,
     )
     assert found == expected
+
+
+class Watched(Cosine):
+    """The cosine, which notes at each of its passes whose gradients there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[set[str]] = []
+        self.student: torch.nn.Module | None = None
+
+    def forward(self, outputs: Outputs) -> Loss:
+        assert self.student is not None
+        named = self.student.named_parameters()
+        self.seen.append({name for name, p in named if p.grad is not None})
+        return super().forward(outputs)
+
+
+def test_it_is_tried_with_the_gradients_of_earlier_portions(teacher_dir: TeacherDir) -> None:
+    teacher = load_teacher(str(teacher_dir("bert", head=False)))
+    watched = Watched()
+    distiller, accelerator, masking, stages = prepare(teacher, cpu=True, cosine=watched)
+    watched.student = distiller.student
+    found = largest_that_fits(
+        distiller, stages, accelerator, masking=masking, block_size=16, most=3
+    )
+    assert found == 3
+    learning = {name for name, p in distiller.student.named_parameters() if p.requires_grad}
+    assert watched.seen == [learning] * len(stages)
+    assert all(parameter.grad is None for parameter in distiller.parameters())
 
 
 @pytest.mark.gpu
