@@ -152,11 +152,18 @@ _ROWS = (
         before=("copied", "adapted-copied"),
     ),
     Row(
+        "soft-targets-masked-lm",
+        "adapted: + soft targets and masked LM",
+        distil={"objectives": {**SOFT_TARGETS, **MASKED_LM}},
+        adapted=True,
+        before=("copied", "soft-targets", "masked-lm"),
+    ),
+    Row(
         "distilbert",
         "adapted: + DistilBERT's objectives",
         distil={"objectives": DISTILBERT},
         adapted=True,
-        before=("copied", "soft-targets", "masked-lm", "cosine"),
+        before=("copied", "soft-targets-masked-lm"),
     ),
     Row(
         "relations-then-distilbert",
