@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -83,22 +85,44 @@ def test_each_block_is_read_once(tmp_path: Path) -> None:
     assert seconds > 0
 
 
+STREAM = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.distil_memory import stream
+from spacy_distil.distillation.corpus import Blocks
+from spacy_distil.distillation.shards import Shards
+
+kept = []
+
+class Keeping(Blocks):
+    def __getitem__(self, places):
+        read = super().__getitem__(places)
+        kept.append(read)
+        return read
+
+n_blocks, n_pieces, keeps = map(int, sys.argv[2:])
+shards = Shards(Path(sys.argv[1]), n_blocks, n_pieces)
+blocks = (Keeping if keeps else Blocks)(shards, np.arange(n_blocks))
+for sample in stream(blocks, batch_size=32, seed=0)[0]:
+    print(sample.rss)
+"""
+
+
 @pytest.mark.parametrize("keeps", [False, True])
 def test_a_corpus_that_stays_in_memory_is_not_flat(tmp_path: Path, keeps: bool) -> None:
-    kept = []
-
-    class Keeping(Blocks):
-        def __getitem__(self, places: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-            read = super().__getitem__(places)
-            kept.append(read)
-            return read
-
-    rows = np.arange(40_000)
-    filler = [1] * 512
-    counts = write_shards([filler] * len(rows), tmp_path, block_size=512, dtype=piece_type(1))
+    """In a process of its own: what others have let go of would hold the corpus unseen."""
+    counts = write_shards([[1] * 512] * 40_000, tmp_path, block_size=512, dtype=piece_type(1))
     disk_bytes = sum(path.stat().st_size for path in tmp_path.iterdir())
-    blocks = (Keeping if keeps else Blocks)(Shards(tmp_path, *counts), rows)
-    samples, _ = distil_memory.stream(blocks, batch_size=32, seed=0)
+    arguments = [str(tmp_path), *map(str, counts), str(int(keeps))]
+    done = subprocess.run(
+        [sys.executable, "-c", STREAM, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    samples = [sample(int(rss) / 1e6) for rss in done.stdout.split()]
+    assert len(samples) == TENTHS
     found = replace(FOLLOWED, epoch=samples, disk_bytes=disk_bytes)
     assert found.is_flat is not keeps
 
