@@ -17,6 +17,7 @@ class Row:
 
     key: how `--rows` names it.
     is_ours: whether it is a step of ours, and not of the plain loop.
+    compiled: of ours: whether torch.compile makes kernels of both encoders.
     positions: where soft targets are learned: at masked pieces, or at all.
     by_length: of the plain loop: whether rows of about the same length make a batch, as the
         published script has it by default.
@@ -27,6 +28,7 @@ class Row:
     key: str
     title: str
     is_ours: bool = False
+    compiled: bool = False
     positions: PositionsTaught = "all"
     by_length: bool = False
     dropout: float = 0.0
@@ -35,6 +37,7 @@ class Row:
 
 ROWS = (
     Row("ours", OURS, is_ours=True, positions="masked"),
+    Row("compiled", f"{OURS}, compiled", is_ours=True, compiled=True, positions="masked"),
     Row("all", f"{OURS}, soft targets at all pieces", is_ours=True),
     Row("plain", PLAIN, by_length=True),
     Row("masked", f"{PLAIN}, soft targets at masked", positions="masked", by_length=True),

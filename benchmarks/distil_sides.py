@@ -25,6 +25,7 @@ from benchmarks.distil_plain_loop import (
 from benchmarks.distil_rows import OURS, Kind, PositionsTaught, Row, Shape, Size
 from benchmarks.distil_text import Packed, Text
 from spacy_distil.distillation.batches import Masking
+from spacy_distil.distillation.compilation import compile_encoders
 from spacy_distil.distillation.config import DistilConfig, load_config
 from spacy_distil.distillation.corpus import Blocks
 from spacy_distil.distillation.distiller import Distiller
@@ -178,7 +179,9 @@ def make_sides(
         student = BertForMaskedLM(make_config(shape, vocabulary, shape.layers, row.dropout))
         student.load_state_dict(initial)
         if row.is_ours:
-            config = make_settings(size, rounds, bf16=bf16, positions=row.positions)
+            config = make_settings(
+                size, rounds, bf16=bf16, positions=row.positions, compiled=row.compiled
+            )
             sides[row.title] = make_ours(deepcopy(teacher), student, blocks, packed, config, kind)
             continue
         device = "cuda" if kind == "gpu" else "cpu"
@@ -201,9 +204,14 @@ def write_blocks(packed: Packed, directory: Path) -> Blocks:
 
 
 def make_settings(
-    size: Size, rounds: int, *, bf16: bool, positions: PositionsTaught = "masked"
+    size: Size,
+    rounds: int,
+    *,
+    bf16: bool,
+    positions: PositionsTaught = "masked",
+    compiled: bool = False,
 ) -> DistilConfig:
-    """Those of a run of ours over so many rounds. positions: of soft targets."""
+    """Those of a run of ours over so many rounds. positions, compiled: see `Row`."""
     soft_targets = {**OBJECTIVES["soft_targets"], "positions": positions}
     return load_config(
         {
@@ -215,6 +223,7 @@ def make_settings(
                 "batch_size": size.blocks * size.accumulate,
                 "micro_batch": size.blocks,
                 "mixed_precision": "bf16" if bf16 else "no",
+                "compile": compiled,
             },
         }
     )
@@ -233,6 +242,8 @@ def make_ours(
     accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=training.mixed_precision)
     masking = make_masking(packed.text, config.mask_probability)
     prepare_models(teacher, student, accelerator)
+    if training.compile:
+        compile_encoders(teacher, student)
     distiller = Distiller(teacher, student, config.objectives)
     trainer = Trainer.prepare(distiller, training, masking, accelerator)
     distiller.train()

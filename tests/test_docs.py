@@ -808,6 +808,14 @@ def launched(setup: Distillation) -> None:
         distil_encoder(distil_config(teacher="", text=""), setup.path / "out", gpu_id=0)
 
 
+def no_compiler(setup: Distillation) -> None:
+    from torch._inductor import config
+
+    with pytest.MonkeyPatch.context() as patch, config.patch({"cpp.cxx": ("/no/compiler",)}):
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(setup.path / "inductor"))
+        setup.distil(training={"compile": True})
+
+
 def full_disk(setup: Distillation) -> None:
     import resource
 
@@ -863,6 +871,7 @@ WRONG: dict[str, Callable[[Distillation], Any]] = {
     ),
     "each process that a launcher": launched,
     "training has diverged": lambda s: s.distil(training={"learn_rate": 1e30, "warmup": 0}),
+    "torch cannot compile": no_compiler,
     "stopped by SIGTERM": terminate,
     "the checkpoint of step": full_disk,
     "the checkpoint …": damaged_checkpoint,

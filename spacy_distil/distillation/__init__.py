@@ -5,8 +5,8 @@ Read in this order: `run` (what happens, from config to saved student) and `conf
 - text: `corpus` (`reading`, `packing`, `building`, `shards`), `steps`, `batches`;
 - models: `teachers` (`families`, `heads`), `students` (`layer_choice`, `shapes`, `importance`,
   `pruning`);
-- learning: `objectives` (`base` first), `distiller`, `loop` (`schedules`, `memory`, `evaluation`,
-  `divergence`, `interruption`, `checkpoint`, `progress`);
+- learning: `objectives` (`base` first), `distiller`, `loop` (`schedules`, `memory`, `compilation`,
+  `evaluation`, `divergence`, `interruption`, `checkpoint`, `progress`);
 - what is left of it: `card` (`licence`).
 
 `student_report`, `flops` and `heat_map` tell what a student costs.

@@ -91,6 +91,7 @@ class TrainingSettings(Section):
     clip: Annotated[float, Field(gt=0)] = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mixed_precision: Literal["auto", "bf16", "no"] = "auto"
+    compile: bool = False
     log_frequency: Count = 20
     eval_frequency: Count = 200
     checkpoint_frequency: Count = 200
@@ -103,12 +104,13 @@ class TrainingSettings(Section):
         return make_schedule("training.batch_size", self.batch_size)
 
 
-# What a resumed run may change. None of it changes what is learned; `micro_batch` does change the
-# order of sums, and so the last digits, and what dropout drops if there is any.
+# What a resumed run may change. None of it changes what is learned; `micro_batch` and `compile` do
+# change the order of sums, and so the last digits, and what dropout drops if there is any.
 FREE_ON_RESUME = frozenset(
     {
         "corpus.cache",
         "training.micro_batch",
+        "training.compile",
         "training.log_frequency",
         "training.eval_frequency",
         "training.checkpoint_frequency",

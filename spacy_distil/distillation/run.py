@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from wasabi import Printer
 from spacy_distil.distillation.batches import Masking
 from spacy_distil.distillation.card import student_card
 from spacy_distil.distillation.checkpoint import Checkpoints
+from spacy_distil.distillation.compilation import compile_encoders, explain_compile_errors
 from spacy_distil.distillation.config import (
     FREE_ON_RESUME,
     DistilConfig,
@@ -178,6 +180,8 @@ def run(
     results["micro_batch"] = {device: micro_batch}
     if main:
         directory.write_results(results)
+    if training.compile:  # not before: each size that the trial tries would be compiled anew
+        compile_encoders(teacher.model, student)
     # Not before: DistributedDataParallel takes note of every gradient, those of the trial too.
     trainer = Trainer.prepare(distiller, training, masking, accelerator)
     blocks = StepBlocks(
@@ -192,16 +196,17 @@ def run(
     )
     accelerator.init_trackers("distil")
     try:
-        scores = train(
-            trainer,
-            corpus,
-            blocks,
-            stages,
-            training,
-            checkpoints=checkpoints,
-            output=output,
-            describe=lambda row: teacher.tokenizer.decode(corpus.train[[row]][0][1:20]),
-        )
+        with explain_compile_errors() if training.compile else nullcontext():
+            scores = train(
+                trainer,
+                corpus,
+                blocks,
+                stages,
+                training,
+                checkpoints=checkpoints,
+                output=output,
+                describe=lambda row: teacher.tokenizer.decode(corpus.train[[row]][0][1:20]),
+            )
     except DistilError:
         # Not the processes' group, which the traceback still holds.
         for tracker in accelerator.trackers:

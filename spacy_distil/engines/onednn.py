@@ -63,6 +63,31 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def _multiply(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
-    """What torch's own compiler makes of a linear layer on a CPU."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _multiply(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    if torch.compiler.is_compiling():
+        return _opaque(x, weight, bias)
+    return _linear_pointwise(x, weight, bias)
+
+
+def _linear_pointwise(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """What torch's own compiler makes of a linear layer with constant weights on a CPU."""
+    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return made
+
+
+# The same as something that the compiler does not look into: it insists on constant weights there.
+_opaque = torch.library.custom_op(
+    "spacy_distil::linear",
+    _linear_pointwise,
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+)
+
+
+@_opaque.register_fake
+def _shape(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))

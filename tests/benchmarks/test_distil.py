@@ -520,7 +520,7 @@ def test_real_text_and_half_precision(bert_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rows", "ours,theirs"], "expected some of ours, all, plain"),
+        (["--rows", "ours,theirs"], "expected some of ours, compiled, all, plain"),
         (["--precision", "int8"], "'int8': expected auto, float32 or bf16"),
         pytest.param(
             ["--gpu"],

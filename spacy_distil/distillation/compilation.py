@@ -1,0 +1,33 @@
+"""The encoders of a run through torch's compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import PreTrainedModel
+
+from spacy_distil.errors import ConfigError
+
+
+def compile_encoders(*models: PreTrainedModel) -> None:
+    """Let torch make kernels of the encoders when they first run. They keep their parameters'
+    names.
+    """
+    for model in models:
+        model.base_model.compile()
+
+
+@contextmanager
+def explain_compile_errors() -> Iterator[None]:
+    """Raise `ConfigError` where torch cannot compile."""
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"training.compile = true, but torch cannot compile the encoders here: {reason}\n"
+            f"Set training.compile = false. (On a CPU, torch needs a C++ compiler such as g++.)"
+        ) from error
