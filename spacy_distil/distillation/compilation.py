@@ -26,7 +26,7 @@ def explain_compile_errors() -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"training.compile = true, but torch cannot compile the encoders here: {reason}\n"
             f"Set training.compile = false. (On a CPU, torch needs a C++ compiler such as g++.)"

@@ -149,7 +149,7 @@ clip = 1.0
 dropout = 0.0
 # "bf16", "no", or "auto": bf16 on a GPU or CPU that has instructions for it.
 mixed_precision = "auto"
-# torch.compile for both encoders: faster steps, after a minute or more for compiling.
+# torch.compile for both encoders. It takes a minute or more, and does not pay everywhere.
 compile = false
 # Steps between entries in the log, held-out evaluations and checkpoints.
 log_frequency = 20

@@ -76,6 +76,15 @@ def test_bfloat16_trains(config: dict[str, Any], tmp_path: Path) -> None:
     assert (found[-5:].mean(0) < found[:5].mean(0)).all()
 
 
+def test_compiled_it_learns_the_same(config: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("plain", "compiled"):
+        changed = {"training.mixed_precision": "no", "training.compile": name == "compiled"}
+        distil_encoder(config, tmp_path / name, overrides=changed, gpu_id=0)
+    np.testing.assert_allclose(
+        losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=1e-2, atol=1e-3
+    )
+
+
 @pytest.mark.skipif(
     transformers.__version__.startswith("4."), reason="version 4 looks into masks in every pass"
 )
