@@ -25,7 +25,6 @@ from benchmarks.distil_plain_loop import (
 from benchmarks.distil_rows import OURS, Kind, PositionsTaught, Row, Shape, Size
 from benchmarks.distil_text import Packed, Text
 from spacy_distil.distillation.batches import Masking
-from spacy_distil.distillation.compilation import compile_encoders
 from spacy_distil.distillation.config import DistilConfig, load_config
 from spacy_distil.distillation.corpus import Blocks
 from spacy_distil.distillation.distiller import Distiller
@@ -242,8 +241,6 @@ def make_ours(
     accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=training.mixed_precision)
     masking = make_masking(packed.text, config.mask_probability)
     prepare_models(teacher, student, accelerator)
-    if training.compile:
-        compile_encoders(teacher, student)
     distiller = Distiller(teacher, student, config.objectives)
     trainer = Trainer.prepare(distiller, training, masking, accelerator)
     distiller.train()

@@ -1,21 +1,11 @@
-"""The encoders of a run through torch's compiler."""
+"""What a user sees where torch cannot compile the encoders."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from transformers import PreTrainedModel
-
 from spacy_distil.errors import ConfigError
-
-
-def compile_encoders(*models: PreTrainedModel) -> None:
-    """Let torch make kernels of the encoders when they first run. They keep their parameters'
-    names.
-    """
-    for model in models:
-        model.base_model.compile()
 
 
 @contextmanager

@@ -40,6 +40,11 @@ class Distiller(torch.nn.Module):
             for side, model in enumerate((student, teacher))
         ]
 
+    def compile_encoders(self) -> None:
+        """Let torch make kernels of both encoders when they first run."""
+        for model in (self.student, self._teacher[0]):
+            model.base_model.compile()  # in place: parameters keep their names
+
     def objective(self, name: str) -> Objective:
         objective = self.objectives[name]
         assert isinstance(objective, Objective)

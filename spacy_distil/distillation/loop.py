@@ -108,6 +108,8 @@ class Trainer:
         masking: Masking,
         accelerator: Accelerator,
     ) -> Trainer:
+        if settings.compile:
+            distiller.compile_encoders()
         optimizer = make_optimizer(distiller, settings, accelerator.device)
         wrapped, prepared = accelerator.prepare(distiller, optimizer)
         device = accelerator.device

@@ -25,7 +25,7 @@ from wasabi import Printer
 from spacy_distil.distillation.batches import Masking
 from spacy_distil.distillation.card import student_card
 from spacy_distil.distillation.checkpoint import Checkpoints
-from spacy_distil.distillation.compilation import compile_encoders, explain_compile_errors
+from spacy_distil.distillation.compilation import explain_compile_errors
 from spacy_distil.distillation.config import (
     FREE_ON_RESUME,
     DistilConfig,
@@ -180,9 +180,8 @@ def run(
     results["micro_batch"] = {device: micro_batch}
     if main:
         directory.write_results(results)
-    if training.compile:  # not before: each size that the trial tries would be compiled anew
-        compile_encoders(teacher.model, student)
-    # Not before: DistributedDataParallel takes note of every gradient, those of the trial too.
+    # Not before: DistributedDataParallel takes note of every gradient, those of the trial too, and
+    # each size that the trial takes would be compiled anew.
     trainer = Trainer.prepare(distiller, training, masking, accelerator)
     blocks = StepBlocks(
         corpus.train,

@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM
 from typer.testing import CliRunner, Result
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from tests.distillation.conftest import WORDS, write_teacher
+from tests.distillation.conftest import WORDS, log_of, write_teacher
 
 QUICK = {
     "--gpu-id": "-1",
@@ -58,8 +58,7 @@ def adapt(teacher: Path | str, text: Path, output: Path, *flags: str, **training
 
 def losses(output: Path) -> list[float]:
     """Held-out masked-LM losses, in order."""
-    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
-    return [line["masked_lm"] for line in lines if line["kind"] == "held_out"]
+    return [line["masked_lm"] for line in log_of(output, "held_out")]
 
 
 @pytest.mark.parametrize(("family", "head"), [("bert", True), ("electra", False)])

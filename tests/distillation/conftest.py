@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +88,12 @@ def write_teacher(path: Path, family: str, *, head: bool) -> None:
         parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
+
+
+def log_of(output: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The log of a run: entries of one kind, "train" or "held_out", or all."""
+    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if kind in (None, line["kind"])]
 
 
 @pytest.fixture(scope="session")

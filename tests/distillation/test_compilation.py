@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch._dynamo.utils import counters
 
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.errors import ConfigError
+from tests.distillation.conftest import log_of
 from tests.util import same
 
 TeacherDir = Callable[..., Path]
@@ -53,8 +53,7 @@ def settings(teacher: Path, text: Path) -> dict[str, Any]:
 
 def losses(output: Path) -> np.ndarray:
     """By entry of the log and objective."""
-    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
-    return np.array([[line[kind] for kind in KINDS] for line in lines])
+    return np.array([[line[kind] for kind in KINDS] for line in log_of(output)])
 
 
 def test_it_learns_the_same(teacher_dir: TeacherDir, text_file: Path, tmp_path: Path) -> None:

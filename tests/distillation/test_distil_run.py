@@ -22,6 +22,7 @@ from spacy_distil.distillation.loop import make_optimizer
 from spacy_distil.distillation.teachers import load_teacher
 from spacy_distil.distillation.template import ENCODER_CONFIG
 from spacy_distil.errors import ConfigError, DistilError
+from tests.distillation.conftest import log_of
 
 TeacherDir = Callable[..., Path]
 HIDDEN_ONLY = {"objectives.soft_targets.weight": 0, "objectives.masked_lm.weight": 0}
@@ -47,11 +48,6 @@ def settings(teacher: Path, text: Path, **training: Any) -> dict[str, Any]:
         "corpus.dev_fraction": 0.1,
         **{f"training.{key}": value for key, value in training.items()},
     }
-
-
-def log_of(output: Path, kind: str) -> list[dict[str, Any]]:
-    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
 
 
 def losses_of(output: Path) -> list[dict[str, Any]]:

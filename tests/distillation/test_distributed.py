@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.distillation.conftest import log_of
 
 TeacherDir = Callable[..., Path]
 pytestmark = pytest.mark.skipif(
@@ -95,9 +96,8 @@ def environment() -> dict[str, str]:
 
 
 def losses(output: Path) -> list[dict[str, float]]:
-    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
     left_out = ("pieces_per_second", "kind", "stage")
-    return [{k: v for k, v in line.items() if k not in left_out} for line in lines]
+    return [{k: v for k, v in line.items() if k not in left_out} for line in log_of(output)]
 
 
 def assert_same(first: Path, second: Path) -> None:

@@ -15,6 +15,7 @@ from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.divergence import Divergence
 from spacy_distil.distillation.objectives import Cosine, Loss, Outputs, distil_objectives
 from spacy_distil.errors import DistilError
+from tests.distillation.conftest import log_of
 
 
 def divergence() -> Divergence:
@@ -146,5 +147,4 @@ def test_a_resumed_run_compares_with_the_beginning_of_the_stage(
     for resume in (False, True):
         with pytest.raises(DistilError, match=message):
             distil_encoder(settings, output, gpu_id=-1, resume=resume)
-    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log if line["kind"] == "train"] == [4]
+    assert [line["step"] for line in log_of(output, "train")] == [4]

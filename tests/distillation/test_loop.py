@@ -40,6 +40,7 @@ from spacy_distil.distillation.steps import Stage, StepBlocks
 from spacy_distil.distillation.students import make_student
 from spacy_distil.distillation.teachers import Teacher, load_teacher
 from spacy_distil.errors import ConfigError
+from tests.distillation.conftest import log_of
 
 TeacherDir = Callable[..., Path]
 FAMILIES = (
@@ -301,7 +302,7 @@ def test_a_run_in_stages_equals_plain_torch_and_logs_its_means(
         by_step[step + 1] = plain.step(step, stage.objectives)[1]
     assert_same_weights(trainer.distiller, plain, torch.float64)
 
-    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    entries = log_of(tmp_path)
     # Every second step, the last one of each stage, and so the last one of all.
     intervals = {2: [1, 2], 3: [3], 4: [4], 5: [5]}
     assert [(entry["step"], entry["stage"]) for entry in entries] == [
@@ -355,11 +356,6 @@ def config(
         "objectives": objectives,
         "training": {**quick, **training},
     }
-
-
-def log_of(output: Path, kind: str) -> list[dict[str, Any]]:
-    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
 
 
 @pytest.mark.parametrize("name", ["values", "total", "step", "training"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import transformers
 
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.batches import Masking, make_rows
-from tests.distillation.conftest import WORDS, write_teacher
+from tests.distillation.conftest import WORDS, log_of, write_teacher
 
 GPU = torch.device("cuda")
 
@@ -39,14 +38,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def losses(output: Path) -> np.ndarray:
     """By step and objective."""
-    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
-    return np.array(
-        [
-            [value for name, value in line.items() if name[0].isupper()]
-            for line in lines
-            if line["kind"] == "train"
-        ]
-    )
+    train = log_of(output, "train")
+    return np.array([[v for name, v in line.items() if name[0].isupper()] for line in train])
 
 
 def test_masks_are_those_of_the_cpu() -> None:
