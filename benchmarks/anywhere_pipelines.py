@@ -21,8 +21,8 @@ from thinc.api import Adam
 from wasabi import msg
 
 from benchmarks.spacy_transformers_twin import make_twin, write_encoder
-from spacy_distil.documents import read_examples
 from spacy_distil.engines.files import CONFIG, TOKENIZER
+from spacy_distil.text.documents import read_examples
 
 ENCODERS = {"distil_transformer", "tok2vec"}
 HEADS = {"tagger", "ner", "distil_ner", "textcat"}

@@ -25,12 +25,12 @@ import typer
 from wasabi import msg
 
 from benchmarks.results import save_results
-from spacy_distil.distillation.config import CorpusSettings
-from spacy_distil.distillation.corpus import Blocks, load_corpus, plan_corpus
-from spacy_distil.distillation.teachers import load_teacher
+from spacy_distil.distillation.encoder.config import CorpusSettings
+from spacy_distil.distillation.encoder.corpus import Blocks, load_corpus, plan_corpus
 from spacy_distil.errors import friendly_errors, require
 from spacy_distil.report.machine import command_line
 from spacy_distil.report.worker import peak_rss
+from spacy_distil.students.teachers import load_teacher
 from spacy_distil.tables import Table
 
 STEM = "distil_memory"

@@ -24,17 +24,23 @@ from benchmarks.distil_plain_loop import (
 )
 from benchmarks.distil_rows import OURS, Kind, PositionsTaught, Row, Shape, Size
 from benchmarks.distil_text import Packed, Text
-from spacy_distil.distillation.batches import Masking
-from spacy_distil.distillation.config import DistilConfig, load_config
-from spacy_distil.distillation.corpus import Blocks
-from spacy_distil.distillation.distiller import Distiller
-from spacy_distil.distillation.divergence import Divergence
-from spacy_distil.distillation.flops import encoder_flops, head_flops
-from spacy_distil.distillation.loop import Meter, Trainer
-from spacy_distil.distillation.run import prepare_models
-from spacy_distil.distillation.shards import Shards, piece_type, write_shards
-from spacy_distil.distillation.steps import Stage, StepBlocks, ahead, plan_stages, plan_steps
+from spacy_distil.distillation.encoder.config import EncoderDistilConfig, load_config
+from spacy_distil.distillation.encoder.corpus import Blocks
+from spacy_distil.distillation.encoder.distiller import Distiller
+from spacy_distil.distillation.encoder.divergence import Divergence
+from spacy_distil.distillation.encoder.loop import Meter, Trainer
+from spacy_distil.distillation.encoder.run import prepare_models
+from spacy_distil.distillation.encoder.shards import Shards, piece_type, write_shards
+from spacy_distil.distillation.encoder.steps import (
+    Stage,
+    StepBlocks,
+    ahead,
+    plan_stages,
+    plan_steps,
+)
 from spacy_distil.engines.onednn import is_faster, use_onednn
+from spacy_distil.students.flops import encoder_flops, head_flops
+from spacy_distil.students.masking import Masking
 
 MASK_PROBABILITY = 0.15
 OBJECTIVES = {
@@ -209,7 +215,7 @@ def make_settings(
     bf16: bool,
     positions: PositionsTaught = "masked",
     compiled: bool = False,
-) -> DistilConfig:
+) -> EncoderDistilConfig:
     """Those of a run of ours over so many rounds. positions, compiled: see `Row`."""
     soft_targets = {**OBJECTIVES["soft_targets"], "positions": positions}
     return load_config(
@@ -229,7 +235,12 @@ def make_settings(
 
 
 def make_ours(
-    teacher: Any, student: Any, blocks: Blocks, packed: Packed, config: DistilConfig, kind: Kind
+    teacher: Any,
+    student: Any,
+    blocks: Blocks,
+    packed: Packed,
+    config: EncoderDistilConfig,
+    kind: Kind,
 ) -> Ours:
     """What `distillation.run` makes of a config, but with these models and blocks."""
     training = config.training

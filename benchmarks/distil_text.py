@@ -11,9 +11,9 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from benchmarks.distil_plain_loop import BERT_SPECIAL, Special
-from spacy_distil.distillation.packing import pack, tokenize
-from spacy_distil.distillation.reading import find_files, read_parts
 from spacy_distil.errors import CorpusError
+from spacy_distil.text.packing import pack, tokenize
+from spacy_distil.text.plain_text import find_files, read_parts
 
 # Of the synthetic text: log-normal lengths of documents, about those of paragraphs and articles.
 MEDIAN_PIECES, SIGMA = 180, 0.8

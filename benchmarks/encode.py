@@ -40,7 +40,6 @@ from wasabi import msg
 from benchmarks.results import save_results
 from benchmarks.spacy_transformers_twin import copy_parameters, make_twin
 from benchmarks.teaching.speed import Measured, now
-from spacy_distil.documents import read_examples
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.errors import ConfigError, friendly_errors, require
 from spacy_distil.report.layout import TIMES, count, with_range
@@ -48,6 +47,7 @@ from spacy_distil.report.machine import command_line
 from spacy_distil.report.process import cpu_environment
 from spacy_distil.report.speed import Spread
 from spacy_distil.tables import Table
+from spacy_distil.text.documents import read_examples
 
 STEM = "encode"
 TEMPLATE = Path(__file__).resolve().parents[1] / "configs" / "transformer.cfg"

@@ -30,12 +30,12 @@ from wasabi import msg
 from benchmarks.encode import Side, encoding, make_ours, measure, training
 from benchmarks.results import save_results
 from benchmarks.teaching.speed import Measured
-from spacy_distil.documents import read_examples
+from spacy_distil.cli.train_template import training_config
 from spacy_distil.errors import friendly_errors
 from spacy_distil.report.layout import count, with_range
 from spacy_distil.report.machine import command_line
 from spacy_distil.tables import Table
-from spacy_distil.training_template import training_config
+from spacy_distil.text.documents import read_examples
 
 STEM = "gpu"
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "gpu"

@@ -33,7 +33,7 @@ from wasabi import msg
 
 from benchmarks.int8_graphs import ABOUT, make_shims
 from benchmarks.results import save_results
-from spacy_distil.documents import read_documents
+from spacy_distil.component.shim import EncoderShim
 from spacy_distil.encoding import encode_docs, make_batches
 from spacy_distil.engines.files import GRAPH
 from spacy_distil.engines.onnx import IDS, MASK, POSITIONS
@@ -43,8 +43,8 @@ from spacy_distil.export.encoders import SourceEncoder, find_encoders, replace_e
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.report.layout import MISSING, TIMES, count, with_range
 from spacy_distil.report.speed import Spread
-from spacy_distil.shim import EncoderShim
 from spacy_distil.tables import Table
+from spacy_distil.text.documents import read_documents
 
 STEM = "int8"
 # Documents at a time.

@@ -11,11 +11,11 @@ import onnx
 import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from spacy_distil.component.shim import EncoderShim
 from spacy_distil.engines.files import GRAPH
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.export.encoders import SourceEncoder
 from spacy_distil.export.graph import Precision
-from spacy_distil.shim import EncoderShim
 
 ABOUT = {
     "fp32": "our float32 graph, as it is run",

@@ -49,7 +49,6 @@ from wasabi import msg
 
 from benchmarks.anywhere_pipelines import Pipelines, Sources
 from benchmarks.results import save_results
-from spacy_distil.documents import read_examples
 from spacy_distil.errors import ConfigError, friendly_errors, require
 from spacy_distil.pipelines import check_pipeline, load_pipeline
 from spacy_distil.report.layout import MISSING, TIMES, count
@@ -57,6 +56,7 @@ from spacy_distil.report.machine import command_line
 from spacy_distil.report.process import WorkerError, cpu_environment
 from spacy_distil.report.worker import peak_rss
 from spacy_distil.tables import Table
+from spacy_distil.text.documents import read_examples
 
 STEM = "memory"
 # The C library of this process, where there is one to ask.

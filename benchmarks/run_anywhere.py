@@ -33,11 +33,11 @@ from wasabi import msg
 from benchmarks.anywhere_pipelines import Pipelines, Sources
 from benchmarks.anywhere_rows import ROWS, Condition, Kind, Result, Row, judge, make_table
 from benchmarks.results import save_results
-from spacy_distil.documents import read_examples
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.report.machine import PACKAGES
 from spacy_distil.report.process import Subject, Worker
 from spacy_distil.report.speed import measure, texts_file
+from spacy_distil.text.documents import read_examples
 
 STEM = "run_anywhere"
 REPO = Path(__file__).resolve().parents[1]

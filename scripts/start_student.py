@@ -18,7 +18,7 @@ import typer
 from wasabi import msg
 
 from spacy_distil.errors import ConfigError, friendly_errors
-from spacy_distil.export.output import staged
+from spacy_distil.runs.output import staged
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -65,8 +65,8 @@ def copy_files(encoder: Path, output: Path) -> None:
 
 def copy_layers(encoder: Path, output: Path, layers: Choice, n_layers: int) -> None:
     """Save an encoder of some of the layers of another."""
-    from spacy_distil.distillation.students import choose_layers, make_student
-    from spacy_distil.distillation.teachers import load_teacher
+    from spacy_distil.students.making import choose_layers, make_student
+    from spacy_distil.students.teachers import load_teacher
 
     teacher = load_teacher(str(encoder))
     chosen = choose_layers(layers.value, n_layers, available=teacher.n_layers, prefix="student_")

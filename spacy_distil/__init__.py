@@ -1,6 +1,47 @@
-"""Distilled transformers as spaCy components."""
+"""Distilled transformers as spaCy components.
 
-from spacy_distil.teaching import teach
+The functions below are imported when they are first used, so that `import spacy_distil` costs
+nothing where a pipeline is only run.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spacy_distil.distillation import distil_encoder, distil_pipeline
+    from spacy_distil.export.convert import convert
+    from spacy_distil.export.quantize import quantize
+    from spacy_distil.report import benchmark, compare
 
 __version__ = "0.1.0"
-__all__ = ["teach"]
+__all__ = [
+    "__version__",
+    "benchmark",
+    "compare",
+    "convert",
+    "distil_encoder",
+    "distil_pipeline",
+    "quantize",
+]
+
+_MODULES = {
+    "benchmark": "spacy_distil.report",
+    "compare": "spacy_distil.report",
+    "convert": "spacy_distil.export.convert",
+    "distil_encoder": "spacy_distil.distillation",
+    "distil_pipeline": "spacy_distil.distillation",
+    "quantize": "spacy_distil.export.quantize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

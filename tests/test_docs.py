@@ -42,11 +42,14 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from typer.testing import CliRunner
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from spacy_distil.architectures import DistilTransformer
+from spacy_distil.cli.encoder_template import ENCODER_CONFIG
+from spacy_distil.cli.train_template import training_config
+from spacy_distil.component.architectures import DistilTransformer
+from spacy_distil.component.listener import Listener
 from spacy_distil.distillation import distil_encoder
-from spacy_distil.distillation.building import Plan, build
-from spacy_distil.distillation.checkpoint import Checkpoints
-from spacy_distil.distillation.config import (
+from spacy_distil.distillation.encoder.building import Plan, build
+from spacy_distil.distillation.encoder.checkpoint import Checkpoints
+from spacy_distil.distillation.encoder.config import (
     FREE_ON_RESUME,
     CorpusSettings,
     StageSettings,
@@ -54,10 +57,7 @@ from spacy_distil.distillation.config import (
     TeacherSettings,
     TrainingSettings,
 )
-from spacy_distil.distillation.families import CUTTABLE
-from spacy_distil.distillation.flops import encoder_flops, head_flops
-from spacy_distil.distillation.layer_choice import choose_layers
-from spacy_distil.distillation.objectives import (
+from spacy_distil.distillation.encoder.objectives import (
     Cosine,
     Loss,
     MaskedLM,
@@ -67,17 +67,17 @@ from spacy_distil.distillation.objectives import (
     SoftTargets,
     distil_objectives,
 )
-from spacy_distil.distillation.steps import plan_steps
-from spacy_distil.distillation.teachers import FAMILIES, load_teacher
-from spacy_distil.distillation.template import ENCODER_CONFIG
+from spacy_distil.distillation.encoder.steps import plan_steps
 from spacy_distil.engines.pretrained import load_encoder
 from spacy_distil.errors import DistilError
 from spacy_distil.export.families import read_weights
-from spacy_distil.listener import Listener
-from spacy_distil.settings import Section
-from spacy_distil.training_template import training_config
-from tests.distillation.conftest import WORDS, write_teacher
+from spacy_distil.runs.settings import Section
+from spacy_distil.students.families import CUTTABLE
+from spacy_distil.students.flops import encoder_flops, head_flops
+from spacy_distil.students.layer_choice import choose_layers
+from spacy_distil.students.teachers import FAMILIES, load_teacher
 from tests.life.corpus import make_annotated
+from tests.teachers import WORDS, write_teacher
 from tests.util import (
     LISTENER,
     STOCK_LISTENER,

@@ -44,10 +44,13 @@ def run_python(code: str, *, block: bool) -> str:
 def test_without_torch_and_transformers(bert_dir: Path) -> None:
     out = run_python(
         f"""
-        import spacy_distil, spacy_distil.component, spacy_distil.architectures
-        import spacy_distil.interop, spacy_distil.trf_data, spacy_distil.training_template
-        import spacy_distil.listener, spacy_distil.ner, spacy_distil.encoding, spacy_distil.engines
-        import spacy, spacy_distil.cli, spacy_distil.teaching.run, spacy_distil.teaching.corpus
+        import spacy
+        import spacy_distil.cli.train_template
+        import spacy_distil.component.architectures, spacy_distil.component.interop
+        import spacy_distil.component.listener, spacy_distil.component.pipe
+        import spacy_distil.component.trf_data
+        import spacy_distil.distillation.pipeline.corpus, spacy_distil.distillation.pipeline.run
+        import spacy_distil.encoding, spacy_distil.engines, spacy_distil.ner.pipe
         spacy.registry.readers.get("spacy-distil.Texts.v1")
 
         nlp = spacy.blank("en")
@@ -210,8 +213,9 @@ def test_imports_add_nothing_heavy_to_those_of_spacy() -> None:
         import spacy.cli
         before = set(sys.modules)
         assert "spacy_distil" not in before
-        import spacy_distil.component, spacy_distil.architectures, spacy_distil.listener
-        import spacy_distil.ner
+        import spacy_distil.component.architectures, spacy_distil.component.listener
+        import spacy_distil.component.pipe
+        import spacy_distil.ner.pipe
         import spacy_distil.cli
         added = {{name.split(".")[0] for name in set(sys.modules) - before}}
         print(sorted(added & set({slow!r})))
@@ -230,8 +234,9 @@ def test_a_process_that_does_not_use_the_factory_pays_almost_nothing() -> None:
         import spacy.cli, spacy.pipeline, spacy.training
         assert "spacy_distil" not in sys.modules
         start = time.perf_counter()
-        import spacy_distil.component, spacy_distil.architectures, spacy_distil.listener
-        import spacy_distil.ner
+        import spacy_distil.component.architectures, spacy_distil.component.listener
+        import spacy_distil.component.pipe
+        import spacy_distil.ner.pipe
         print(time.perf_counter() - start)
         """,
         block=True,

@@ -26,8 +26,8 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from tokenizers import Tokenizer
 
+from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import WeightsError
-from spacy_distil.shim import get_encoder
 from tests.life.corpus import annotations_of
 from tests.util import (
     LISTENER,

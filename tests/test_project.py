@@ -14,10 +14,10 @@ from weasel.cli.document import project_document
 from weasel.util import load_project_config
 
 from scripts.configure import NER, configure
-from spacy_distil.distillation.config import load_config
+from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
+from spacy_distil.distillation.encoder.config import load_config
+from spacy_distil.distillation.pipeline.config import StudentSettings
 from spacy_distil.export.quantize import PRECISIONS
-from spacy_distil.teaching.config import StudentSettings
-from spacy_distil.teaching.template import PIPELINE_CONFIG
 
 ROOT = Path(__file__).parents[1]
 PROJECT = load_project_config(ROOT)
@@ -120,23 +120,23 @@ def test_ci_sees_every_step_skipped_that_has_an_output() -> None:
 
 
 def test_what_is_packaged_is_quantized_and_compared() -> None:
-    """It is the taught student, and its seeds are compared."""
+    """It is the distilled student, and its seeds are compared."""
     quantized = "training/sample/quantized"
     assert quantized in COMMANDS["quantize"]["outputs"]
     assert f"package {quantized}/best " in COMMANDS["package"]["script"][0]
     assert f" {quantized} " in " ".join(COMMANDS["evaluate"]["script"])
     compare = shlex.split(COMMANDS["compare"]["script"][0])
     rows = [after for before, after in pairwise(compare) if before == "--pipeline"]
-    assert f"taught int8={quantized}/seed-*/model-best" in rows
-    assert "taught=training/sample/taught/seed-*/model-best" in rows
-    assert COMMANDS["quantize"]["script"][0].split()[3] in COMMANDS["teach"]["outputs"]
+    assert f"distilled int8={quantized}/seed-*/model-best" in rows
+    assert "distilled=training/sample/distilled/seed-*/model-best" in rows
+    assert COMMANDS["quantize"]["script"][0].split()[3] in COMMANDS["distil-pipeline"]["outputs"]
     assert "--without torch --without transformers" in COMMANDS["smoke-test"]["script"][0]
 
 
 def test_variables_have_values_that_the_scripts_know() -> None:
     assert PROJECT["vars"]["ner"] in NER
     assert PROJECT["vars"]["precision"] in PRECISIONS
-    StudentSettings(start=PROJECT["vars"]["taught_from"])
+    StudentSettings(start=PROJECT["vars"]["distilled_from"])
 
 
 def test_both_sets_of_constraints_fit_the_package() -> None:

@@ -26,7 +26,7 @@ from spacy.util import load_config
 from thinc.api import Config
 from typer.testing import CliRunner
 
-from spacy_distil.training_template import PIPES, training_config
+from spacy_distil.cli.train_template import PIPES, training_config
 from tests.life.corpus import annotations_of, make_annotated
 from tests.util import LISTENER, STOCK_LISTENER, make_nlp, torch_model_of, write_encoder
 
@@ -220,8 +220,8 @@ def test_debug_config(config: Path, paths: list[str]) -> None:
     output = command("debug", "config", config, *paths, "--show-functions")
     assert "Config is valid" in output
     for function, module in (
-        ("spacy-distil.DistilTransformer.v1", "spacy_distil.architectures"),
-        ("spacy-distil.Listener.v1", "spacy_distil.listener"),
+        ("spacy-distil.DistilTransformer.v1", "spacy_distil.component.architectures"),
+        ("spacy-distil.Listener.v1", "spacy_distil.component.listener"),
     ):
         assert function in output
         assert module in output

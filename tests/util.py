@@ -25,7 +25,7 @@ from tokenizers import (
     processors,
 )
 
-from spacy_distil.shim import EncoderShim, get_encoder
+from spacy_distil.component.shim import EncoderShim, get_encoder
 
 # Types that spaCy's stubs do not know.
 registry: Any = spacy.registry

@@ -32,7 +32,7 @@ from scripts.configure import configure, read_summary
 from scripts.train import parse_seeds, schedule
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.report.scores import Scores
-from spacy_distil.run_directory import write_whole
+from spacy_distil.runs.directory import write_whole
 
 N_LAYERS = 3
 # Held out, for the accuracy of masked-LM heads.
@@ -293,7 +293,7 @@ def _adapt(inputs: Inputs) -> Command:
     shared = distil_config(inputs, inputs.encoder, inputs.adapt_learn_rate)
     (text,) = shared["corpus"].pop("train")
     arguments = ["spacy", "distil", "adapt", str(inputs.encoder), "--corpus", text]
-    arguments += ["--output", str(inputs.output / ADAPTED), "--resume", "--overwrite"]
+    arguments += ["--output", str(inputs.output / ADAPTED), "--resume", "--force"]
     for section in ("corpus", "training"):
         for name, value in shared[section].items():
             arguments += [f"--{section}.{name}", json.dumps(value)]
@@ -303,7 +303,7 @@ def _adapt(inputs: Inputs) -> Command:
 def _distil(config: Path, output: Path, seed: int) -> Command:
     """A run that knows by itself whether it is finished, or where to go on."""
     arguments = ["spacy", "distil", "encoder", str(config), "--output", str(output)]
-    arguments += ["--resume", "--overwrite", "--training.seed", str(seed)]
+    arguments += ["--resume", "--force", "--training.seed", str(seed)]
     return Command(tuple(arguments))
 
 

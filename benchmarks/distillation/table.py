@@ -25,11 +25,11 @@ from benchmarks.results import save_results
 from benchmarks.teaching.comparison import TASKS, Line, Step, Subject, compare
 from benchmarks.teaching.table import MINUS, points
 from scripts.train import FINISHED
-from spacy_distil.documents import check_test_set
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.report import bootstrap
 from spacy_distil.report.layout import MISSING, count
 from spacy_distil.tables import Table
+from spacy_distil.text.documents import check_test_set
 
 STEM = "distillation"
 # The scores that are shown; the JSON file has all.

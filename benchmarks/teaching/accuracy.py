@@ -18,10 +18,10 @@ from wasabi import msg
 
 from benchmarks.teaching.comparison import ACCURACY, Subject, has
 from benchmarks.teaching.table import make_result, save
-from spacy_distil.documents import check_test_set
 from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
 from spacy_distil.pipelines import check_pipeline
 from spacy_distil.report.scores import score_pipeline
+from spacy_distil.text.documents import check_test_set
 
 STEM = "accuracy"
 

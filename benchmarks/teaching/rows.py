@@ -374,7 +374,7 @@ def plan(row: Row, seed: int, inputs: Inputs) -> list[Command]:
     settings["distillation.cache"] = inputs.output / "cache" / row.cache
     output = inputs.output / row.name / f"seed-{seed}"
     arguments = ["spacy", "distil", "pipeline", str(teacher), str(config)]
-    arguments += ["--output", str(output), "--resume", "--overwrite", *_gpu(inputs)]
+    arguments += ["--output", str(output), "--resume", "--force", *_gpu(inputs)]
     arguments += _options(settings)
     return [*commands, Command(tuple(arguments), output, tuple(made_of))]
 

@@ -28,28 +28,32 @@ from spacy.cli._util import parse_config_overrides, setup_gpu
 from spacy.language import Language
 from wasabi import msg
 
+from spacy_distil.distillation.pipeline.config import PipelineDistilConfig, Stage, load_config
+from spacy_distil.distillation.pipeline.corpus import (
+    TransferExample,
+    TransferSet,
+    read_transfer_set,
+)
+from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
+from spacy_distil.distillation.pipeline.loop import PipelineDistiller
+from spacy_distil.distillation.pipeline.run import (
+    make_distiller,
+    make_student,
+    resolve_corpora,
+    resolve_training,
+)
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.report.layout import count, measured_on, with_range
 from spacy_distil.report.machine import command_line, describe_machine
 from spacy_distil.report.speed import Spread
 from spacy_distil.tables import Table
-from spacy_distil.teaching.config import Stage, TeachingConfig, load_config
-from spacy_distil.teaching.corpus import Lesson, Lessons, read_lessons
-from spacy_distil.teaching.fingerprints import fingerprint_docs, fingerprint_pipeline
-from spacy_distil.teaching.loop import Teaching
-from spacy_distil.teaching.run import (
-    make_student,
-    make_teaching,
-    resolve_corpora,
-    resolve_training,
-)
 
 STEM = "teaching_speed"
 PLAIN = "plain training"
 WHOLE = "teaching, all stages"
 
-Batch = Sequence[Lesson]
+Batch = Sequence[TransferExample]
 # Gathers the gradients of a batch and takes an optimizer step.
 Step = Callable[[Batch], None]
 
@@ -113,7 +117,7 @@ def add_whole(measured: Measured, shares: Mapping[str, float]) -> Measured:
     return Measured({**measured.seconds, WHOLE: whole}, measured.words)
 
 
-def plain_step(nlp: Language, training: dict[str, Any], lessons: Lessons) -> Step:
+def plain_step(nlp: Language, training: dict[str, Any], lessons: TransferSet) -> Step:
     """As `spacy train` does it.
 
     lessons: as `nlp` reads them. Batches come from those of the other student, whose strings it
@@ -144,7 +148,7 @@ def plain_step(nlp: Language, training: dict[str, Any], lessons: Lessons) -> Ste
     return step
 
 
-def taught_step(teaching: Teaching, stage: Stage, training: dict[str, Any]) -> Step:
+def taught_step(teaching: PipelineDistiller, stage: Stage, training: dict[str, Any]) -> Step:
     """As a stage of a teaching run does it."""
     optimizer, drop = training["optimizer"], _dropout(training)
     losses: dict[str, float] = {}
@@ -162,7 +166,9 @@ def _dropout(training: dict[str, Any]) -> float:
     return float(drop) if isinstance(drop, (int, float)) else float(next(drop))
 
 
-def make_batches(lessons: Sequence[Lesson], batcher: Callable[..., Any]) -> Iterator[Batch]:
+def make_batches(
+    lessons: Sequence[TransferExample], batcher: Callable[..., Any]
+) -> Iterator[Batch]:
     """For ever: pass after pass, in an order that is always the same."""
     for epoch in itertools.count():
         order = list(lessons)
@@ -172,7 +178,7 @@ def make_batches(lessons: Sequence[Lesson], batcher: Callable[..., Any]) -> Iter
 
 def compare(
     teacher: Language,
-    settings: TeachingConfig,
+    settings: PipelineDistilConfig,
     work: Path,
     *,
     steps: int,
@@ -189,13 +195,15 @@ def compare(
     trainings = [resolve_training(each.config) for each in (plain, nlp)]
     # Each student has docs of its own vocab.
     own, lessons = (
-        read_lessons(each, resolve_corpora(each, settings)[0], None) for each in (plain, nlp)
+        read_transfer_set(each, resolve_corpora(each, settings)[0], None) for each in (plain, nlp)
     )
     inputs = {
         "the teacher": fingerprint_pipeline(teacher),
         "the documents": fingerprint_docs(lessons.docs),
     }
-    teaching = make_teaching(nlp, teacher, settings, trainings[1], lessons, inputs, work / "taught")
+    teaching = make_distiller(
+        nlp, teacher, settings, trainings[1], lessons, inputs, work / "taught"
+    )
     sides = {PLAIN: plain_step(plain, trainings[0], own)}
     shares = {}
     for stage in settings.stages:

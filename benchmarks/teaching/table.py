@@ -30,7 +30,6 @@ from benchmarks.teaching.comparison import (
 )
 from benchmarks.teaching.rows import ROWS, Row
 from scripts.train import FINISHED
-from spacy_distil.documents import check_test_set
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.pipelines import check_pipeline
 from spacy_distil.report import bootstrap
@@ -39,6 +38,7 @@ from spacy_distil.report.machine import command_line, describe_machine
 from spacy_distil.report.results import Figure, Retention
 from spacy_distil.report.scores import Column
 from spacy_distil.tables import Table
+from spacy_distil.text.documents import check_test_set
 
 STEM = "teaching"
 MINUS = "\N{MINUS SIGN}"

@@ -9,7 +9,7 @@ import typer
 from spacy.cli._util import parse_config_overrides
 
 from spacy_distil.cli import distil_cli
-from spacy_distil.distillation.adapt_template import adapt_config
+from spacy_distil.cli.adapt_template import adapt_config
 from spacy_distil.errors import friendly_errors
 
 
@@ -44,8 +44,8 @@ def adapt_cli(
     resume: Annotated[
         bool, typer.Option("--resume", "-r", help="Go on from the newest checkpoint in the output.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", "-w", help="Replace the run that the output holds.")
+    force: Annotated[
+        bool, typer.Option("--force", "-F", help="Replace the run that the output holds.")
     ] = False,
 ) -> None:
     """Train a teacher encoder further on your own text.
@@ -67,7 +67,7 @@ def adapt_cli(
     \b
       ... --training.max_steps 1000 --training.learn_rate 5e-5 --corpus.block_size 512
 
-    It is trained as students are: --resume and --overwrite do what they do there.
+    It is trained as students are: --resume and --force do what they do there.
     """
     with friendly_errors():
         from spacy_distil.distillation import distil_encoder
@@ -78,5 +78,5 @@ def adapt_cli(
             overrides=parse_config_overrides(ctx.args),
             gpu_id=gpu_id,
             resume=resume,
-            overwrite=overwrite,
+            force=force,
         )

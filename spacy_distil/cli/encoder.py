@@ -40,8 +40,8 @@ def encoder_cli(
     resume: Annotated[
         bool, typer.Option("--resume", "-r", help="Go on from the newest checkpoint in the output.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", "-w", help="Replace the run that the output holds.")
+    force: Annotated[
+        bool, typer.Option("--force", "-F", help="Replace the run that the output holds.")
     ] = False,
 ) -> None:
     """Distil a teacher encoder into a smaller student encoder.
@@ -77,7 +77,7 @@ def encoder_cli(
       torchrun --nproc-per-node 8 -m spacy distil encoder distil.cfg --output student
 
     A run that was killed goes on with --resume, and ends with the same student as one that was
-    not; one that gets SIGTERM saves a checkpoint first, and exits with 1. With --resume --overwrite
+    not; one that gets SIGTERM saves a checkpoint first, and exits with 1. With --resume --force
     a run goes on, or returns at once where it has finished, if settings, teacher and corpus are the
     same, and starts over if they are not: what a workflow wants.
     """
@@ -91,5 +91,5 @@ def encoder_cli(
             overrides=parse_config_overrides(ctx.args),
             gpu_id=gpu_id,
             resume=resume,
-            overwrite=overwrite,
+            force=force,
         )

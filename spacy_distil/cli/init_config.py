@@ -12,10 +12,10 @@ from spacy.cli.init_config import InitValues, Optimizations
 from wasabi import msg
 
 from spacy_distil.cli import distil_cli
-from spacy_distil.distillation.template import ENCODER_CONFIG
+from spacy_distil.cli.encoder_template import ENCODER_CONFIG
+from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
+from spacy_distil.cli.train_template import PIPES, training_config
 from spacy_distil.errors import ConfigError, friendly_errors
-from spacy_distil.teaching.template import PIPELINE_CONFIG
-from spacy_distil.training_template import PIPES, training_config
 
 
 class Kind(str, Enum):

@@ -39,10 +39,10 @@ def pipeline_cli(
     resume: Annotated[
         bool, typer.Option("--resume", "-r", help="Go on from the last evaluation in the output.")
     ] = False,
-    overwrite: Annotated[
+    force: Annotated[
         bool,
         typer.Option(
-            "--overwrite", "-w", help="Replace the run, and a stale cache, that the output holds."
+            "--force", "-F", help="Replace the run, and a stale cache, that the output holds."
         ),
     ] = False,
     code_path: Annotated[
@@ -69,22 +69,22 @@ def pipeline_cli(
       python -m spacy distil pipeline teacher/model-best student.cfg --output student \\
           --paths.train train.spacy --paths.dev dev.spacy --paths.text texts/
 
-    A run that was killed goes on with --resume, from its last evaluation. With --resume --overwrite
+    A run that was killed goes on with --resume, from its last evaluation. With --resume --force
     a run goes on, or trains nothing where it has finished, if settings, teacher and documents are
     the same, and starts over if they are not: what a workflow wants.
     """
     with friendly_errors():
-        from spacy_distil.teaching import teach
+        from spacy_distil.distillation import distil_pipeline
 
         if verbose:
             logger.setLevel(logging.DEBUG)
         import_code(code_path)
-        teach(
+        distil_pipeline(
             teacher,
             config_path,
             output,
             overrides=parse_config_overrides(ctx.args),
             gpu_id=gpu_id,
             resume=resume,
-            overwrite=overwrite,
+            force=force,
         )

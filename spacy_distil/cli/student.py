@@ -13,7 +13,7 @@ from spacy_distil.cli import distil_cli
 from spacy_distil.errors import ConfigError, friendly_errors, require
 
 if TYPE_CHECKING:
-    from spacy_distil.distillation.layer_choice import Layers
+    from spacy_distil.students.layer_choice import Layers
 
 
 class Choice(str, Enum):
@@ -105,19 +105,19 @@ def student_cli(
             require(module, extra="train", purpose="Making a student")
         import torch
 
-        from spacy_distil.distillation.card import untaught_card
-        from spacy_distil.distillation.heat_map import print_importance
-        from spacy_distil.distillation.importance import importance_batches, measure_importance
-        from spacy_distil.distillation.licence import find_licence
-        from spacy_distil.distillation.shapes import choose_shape
-        from spacy_distil.distillation.student_report import (
+        from spacy_distil.distillation.encoder.card import untaught_card
+        from spacy_distil.runs.output import staged
+        from spacy_distil.students.costs import (
             pieces_per_word,
             read_blocks,
             report_table,
         )
-        from spacy_distil.distillation.students import make_student
-        from spacy_distil.distillation.teachers import load_teacher
-        from spacy_distil.export.output import staged
+        from spacy_distil.students.heat_map import print_importance
+        from spacy_distil.students.importance import importance_batches, measure_importance
+        from spacy_distil.students.licence import find_licence
+        from spacy_distil.students.making import make_student
+        from spacy_distil.students.shapes import choose_shape
+        from spacy_distil.students.teachers import load_teacher
 
         if output is not None and output.exists() and (output.is_file() or any(output.iterdir())):
             raise ConfigError(f"--output {output} exists. Choose another directory.")

@@ -1,17 +1,6 @@
-"""Encoder distillation: a teacher encoder becomes a smaller student encoder.
+"""Distillation: `distil_encoder` makes a small encoder, `distil_pipeline` a small pipeline.
 
-Read in this order: `run` (what happens, from config to saved student) and `config`; then
-
-- text: `corpus` (`reading`, `packing`, `building`, `shards`), `steps`, `batches`;
-- models: `teachers` (`families`, `heads`), `students` (`layer_choice`, `shapes`, `importance`,
-  `pruning`);
-- learning: `objectives` (`base` first), `distiller`, `loop` (`schedules`, `memory`, `compilation`,
-  `evaluation`, `divergence`, `interruption`, `checkpoint`, `progress`);
-- what is left of it: `card` (`licence`).
-
-`student_report`, `flops` and `heat_map` tell what a student costs.
-
-Importing this package imports neither torch nor transformers; `distil_encoder` does.
+Importing this package imports neither torch nor transformers; calling the functions does.
 """
 
 from __future__ import annotations
@@ -23,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from spacy_distil.errors import require
 
 if TYPE_CHECKING:
-    from spacy_distil.distillation.run import Distilled
+    from spacy.language import Language
 
-__all__ = ["distil_encoder"]
+    from spacy_distil.distillation.encoder.run import DistilledEncoder
+    from spacy_distil.distillation.pipeline.run import DistilledPipeline
+
+__all__ = ["distil_encoder", "distil_pipeline"]
 
 
 def distil_encoder(
@@ -35,8 +27,8 @@ def distil_encoder(
     overrides: Mapping[str, Any] | None = None,
     gpu_id: int | None = None,
     resume: bool = False,
-    overwrite: bool = False,
-) -> Distilled:
+    force: bool = False,
+) -> DistilledEncoder:
     """Distil the teacher that `config` names into a student saved at `output`.
 
     config: path of a config file, or its sections as nested dicts. `configs/distil.cfg` is a
@@ -49,13 +41,53 @@ def distil_encoder(
     gpu_id: `None` takes an accelerator where there is one, N the CUDA device N, -1 the CPU.
     resume: go on from the newest checkpoint in `output`; start where there is none; return at once
         where the run is finished. The outcome is that of a run that was never interrupted.
-    overwrite: replace what an earlier run left in `output`. With `resume`, only a run that cannot
+    force: replace what an earlier run left in `output`. With `resume`, only a run that cannot
         be resumed, because settings, teacher or corpus have changed, is replaced.
     """
     for module in ("torch", "transformers", "accelerate"):
         require(module, extra="train", purpose="Encoder distillation")
-    from spacy_distil.distillation.run import run
+    from spacy_distil.distillation.encoder.run import run
+
+    return run(config, Path(output), overrides=overrides, gpu_id=gpu_id, resume=resume, force=force)
+
+
+def distil_pipeline(
+    teacher: Language | str | Path,
+    config: str | Path | Mapping[str, Any],
+    output: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    gpu_id: int = -1,
+    resume: bool = False,
+    force: bool = False,
+) -> DistilledPipeline:
+    """Teach a student pipeline what a trained pipeline knows.
+
+    teacher: a pipeline, or the directory or package of one. Any spaCy pipeline will do; its hidden
+        states can be learned where its encoder is a `distil_transformer`.
+    config: path of a config file, or its sections as nested dicts: what `spacy train` takes, with a
+        section [distillation]. `configs/student.cfg` is a commented one.
+    output: directory for the student, `model-best` and `model-last` as of `spacy train`. Beside
+        them it holds `distil.cfg` (the settings), `distil.json` (the results), `labels/` (the
+        teacher's), `start/` (the encoder that the student starts from), `cache/` (what the teacher
+        makes of the documents) and, while the run lasts, `checkpoints/`.
+    overrides: settings by dotted name, e.g. `{"training.max_steps": 100}`.
+    gpu_id: GPU for the layers of spaCy and thinc, or -1 for the CPU. Encoders of ours go where
+        their own setting `device` says.
+    resume: go on from the last evaluation of the run in `output`; start where there is none; train
+        nothing where it is finished. The documents are read and compared in any case, so a training
+        corpus that changes them at random, as augmenters do, needs a fixed [training] seed.
+    force: replace what an earlier run left in `output`, and a cache of other documents or of
+        another teacher. With `resume`, only where the run is not the same.
+    """
+    from spacy_distil.distillation.pipeline.run import run
 
     return run(
-        config, Path(output), overrides=overrides, gpu_id=gpu_id, resume=resume, overwrite=overwrite
+        teacher,
+        config,
+        Path(output),
+        overrides=overrides,
+        gpu_id=gpu_id,
+        resume=resume,
+        force=force,
     )

@@ -148,7 +148,7 @@ def measure_agreement(
     """Run both pipelines over the same documents and compare what they write.
 
     documents: their tokens count, not their annotations: the pipelines get copies without. See
-        `spacy_distil.documents.read_documents`.
+        `spacy_distil.text.documents.read_documents`.
     gold: the documents' annotations, in the same order, to score both pipelines with.
     batch_size: documents at a time.
     alone: also compare `nlp(doc)` with `nlp.pipe(docs)` in each pipeline.

@@ -18,7 +18,7 @@ from thinc import api
 from thinc.api import Model, get_ops
 from thinc.types import Ragged
 
-from spacy_distil.documents import read_documents
+from spacy_distil.component.shim import EncoderShim
 from spacy_distil.encoding import encode_docs
 from spacy_distil.engines.files import longest_window
 from spacy_distil.errors import CorpusError
@@ -26,7 +26,7 @@ from spacy_distil.export.agreement import Agreement, Measure, measure_agreement
 from spacy_distil.export.agreement import to_text as agreement_to_text
 from spacy_distil.export.conversion_plan import Plan, encoders_of
 from spacy_distil.export.trf import find_transformers
-from spacy_distil.shim import EncoderShim
+from spacy_distil.text.documents import read_documents
 
 # Compared where the user has no documents: a token of many pieces, characters of several scripts,
 # several sentences.

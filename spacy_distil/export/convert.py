@@ -26,13 +26,13 @@ from spacy.language import Language
 from spacy.util import registry, replace_model_node
 from thinc.api import Config, Model
 
-from spacy_distil.architectures import DistilTransformer
-from spacy_distil.component import set_requirement
+from spacy_distil.component.architectures import DistilTransformer
+from spacy_distil.component.listener import Listener
+from spacy_distil.component.pipe import set_requirement
+from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError, require
-from spacy_distil.export.output import check_output, staged
-from spacy_distil.listener import Listener
 from spacy_distil.pipelines import load_pipeline
-from spacy_distil.shim import get_encoder
+from spacy_distil.runs.output import check_output, staged
 
 if TYPE_CHECKING:
     from spacy_transformers.layers import TransformerModel

@@ -10,13 +10,13 @@ from typing import cast
 from spacy.language import Language
 from thinc.api import Model
 
+from spacy_distil.component.shim import EncoderShim
 from spacy_distil.cpu import cpu_model
 from spacy_distil.engines.files import CONFIG, GRAPH, TOKENIZER, dump_config, parse_config
 from spacy_distil.engines.onnx import FORMAT, SECTION
 from spacy_distil.export.families import EncoderWeights, build_graph, read_weights
 from spacy_distil.export.graph import Precision
 from spacy_distil.export.weights import count_parameters
-from spacy_distil.shim import EncoderShim
 
 Files = dict[str, bytes]
 

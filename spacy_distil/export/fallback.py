@@ -9,9 +9,9 @@ import numpy as np
 from spacy.tokens import Doc
 from thinc.api import NumpyOps
 
+from spacy_distil.component.shim import EncoderShim
 from spacy_distil.export.encoders import SourceEncoder
 from spacy_distil.export.graph import Precision
-from spacy_distil.shim import EncoderShim
 
 
 class Int8Plan:

@@ -13,15 +13,15 @@ import srsly
 from spacy.language import Language
 from thinc.api import Config
 
-from spacy_distil.component import set_requirement
+from spacy_distil.component.pipe import set_requirement
 from spacy_distil.cpu import cpu_model, has_vnni
-from spacy_distil.documents import Documents, example_documents, read_documents
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.files import TOKENIZER
 from spacy_distil.errors import ConfigError, require
 from spacy_distil.export.agreement import Agreement, Measure, measure_agreement
-from spacy_distil.export.output import check_output, staged
 from spacy_distil.pipelines import load_pipeline
+from spacy_distil.runs.output import check_output, staged
+from spacy_distil.text.documents import Documents, example_documents, read_documents
 
 if TYPE_CHECKING:
     from spacy_distil.export.encoders import SourceEncoder

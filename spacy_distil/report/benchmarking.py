@@ -12,7 +12,6 @@ from typing import Any
 
 import spacy
 
-from spacy_distil.documents import check_test_set, read_documents, read_examples
 from spacy_distil.errors import ConfigError, require
 from spacy_distil.pipelines import check_pipeline, count_bytes
 from spacy_distil.report.benchmark_table import to_markdown
@@ -21,6 +20,7 @@ from spacy_distil.report.plot import Line, Point, draw_scores, draw_speeds
 from spacy_distil.report.process import Subject, Worker, check_pin_cores
 from spacy_distil.report.scores import COLUMNS, Column, has_gold
 from spacy_distil.report.speed import LOAD_REPEATS, Speed, measure
+from spacy_distil.text.documents import check_test_set, read_documents, read_examples
 
 STEM = "benchmark"
 BATCH_SIZES = (1, 16, 256)

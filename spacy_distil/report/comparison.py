@@ -12,7 +12,6 @@ from statistics import mean, stdev
 import numpy as np
 import spacy
 
-from spacy_distil.documents import check_test_set, read_examples
 from spacy_distil.errors import ConfigError, require
 from spacy_distil.pipelines import check_pipeline
 from spacy_distil.report import bootstrap
@@ -28,6 +27,7 @@ from spacy_distil.report.scores import (
 )
 from spacy_distil.report.speed import LOAD_REPEATS, measure
 from spacy_distil.report.table import check_section, replace_section, to_markdown
+from spacy_distil.text.documents import check_test_set, read_examples
 
 STEM = "compare"
 

@@ -13,9 +13,9 @@ from spacy.pipeline import MultiLabel_TextCategorizer, TextCategorizer
 from spacy.scorer import MISSING_VALUES, Scorer
 from spacy.training import Example
 
-from spacy_distil.documents import read_examples
 from spacy_distil.pipelines import count_bytes, load_pipeline
 from spacy_distil.report.bootstrap import Counts, Floats, Metric
+from spacy_distil.text.documents import read_examples
 
 
 def precision(totals: Floats) -> Floats:

@@ -50,10 +50,10 @@ from benchmarks.distil_sides import (
 )
 from benchmarks.distil_text import MEDIAN_PIECES, SIGMA, Packed, Text, pack_text, synthetic_text
 from benchmarks.teaching.speed import Measured
-from spacy_distil.distillation import batches
-from spacy_distil.distillation.batches import Batch
-from spacy_distil.distillation.config import load_config
+from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.students import batches
+from spacy_distil.students.masking import Batch
 
 DASH = "\N{EN DASH}"
 SHAPE = Shape(teacher_layers=3, layers=2, width=32, length=32)

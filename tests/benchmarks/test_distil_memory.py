@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import distil_memory
 from benchmarks.distil_memory import TENTHS, Followed, Sample
-from spacy_distil.distillation.corpus import Blocks
-from spacy_distil.distillation.shards import Shards, piece_type, write_shards
+from spacy_distil.distillation.encoder.corpus import Blocks
+from spacy_distil.distillation.encoder.shards import Shards, piece_type, write_shards
 
 
 def sample(mb: float) -> Sample:
@@ -92,8 +92,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.distil_memory import stream
-from spacy_distil.distillation.corpus import Blocks
-from spacy_distil.distillation.shards import Shards
+from spacy_distil.distillation.encoder.corpus import Blocks
+from spacy_distil.distillation.encoder.shards import Shards
 
 kept = []
 

@@ -22,7 +22,7 @@ from benchmarks.teaching.text import SOURCES
 from scripts.train import FINISHED
 from spacy_distil.cli import distil_cli
 from spacy_distil.distillation import distil_encoder
-from spacy_distil.distillation.config import load_config
+from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.errors import ConfigError
 from tests.util import SENTENCES, adam, make_examples, make_nlp, write_encoder
 

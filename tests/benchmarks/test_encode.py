@@ -20,7 +20,7 @@ from spacy.training import Example
 from benchmarks import encode
 from benchmarks.encode import ENCODING, HEADS, OURS, ROWS, THEIRS, TRAINING, Measured
 from benchmarks.spacy_transformers_twin import ENCODER_FACTORY
-from spacy_distil.architectures import DistilTransformer
+from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.errors import ConfigError
 from tests.util import make_examples, torch_model_of, write_encoder
 

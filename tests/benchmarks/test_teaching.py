@@ -25,10 +25,10 @@ from benchmarks.teaching.text import HeldOut, Source
 from scripts.configure import configure, read_summary
 from scripts.corpus import Dataset, make_corpus
 from scripts.train import FINISHED
+from spacy_distil.distillation.pipeline.config import load_config
+from spacy_distil.distillation.pipeline.corpus import read_transfer_set
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.report.bootstrap import paired_interval
-from spacy_distil.teaching.config import load_config
-from spacy_distil.teaching.corpus import read_lessons
 from tests.util import adam, make_examples, make_nlp
 
 REPO = Path(__file__).parents[2]
@@ -629,7 +629,7 @@ def test_plain_training_is_on_docs_of_its_own() -> None:
     Language.factory("witness", func=lambda nlp, name: Witness())
     nlp, other = spacy.blank("en"), spacy.blank("en")
     nlp.add_pipe("witness")
-    own, theirs = (read_lessons(n, lambda n: make_examples(n, 4), None) for n in (nlp, other))
+    own, theirs = (read_transfer_set(n, lambda n: make_examples(n, 4), None) for n in (nlp, other))
     training = {"dropout": 0.1, "frozen_components": [], "annotating_components": []}
     training["optimizer"] = adam()
     speed.plain_step(nlp, training, own)([theirs.all[2], theirs.all[1]])

@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM
 from typer.testing import CliRunner, Result
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from tests.distillation.conftest import WORDS, log_of, write_teacher
+from tests.teachers import WORDS, log_of, write_teacher
 
 QUICK = {
     "--gpu-id": "-1",
@@ -96,9 +96,9 @@ def test_resuming_and_overwriting(tmp_path: Path, text: Path) -> None:
     assert adapt(teacher, text, output, max_steps="3").exit_code == 0
     again = adapt(teacher, text, output, max_steps="3")
     assert again.exit_code == 1
-    assert "--overwrite" in " ".join(again.output.split())
+    assert "--force" in " ".join(again.output.split())
     assert "Finished already" in adapt(teacher, text, output, "--resume", max_steps="3").output
-    assert adapt(teacher, text, output, "--overwrite", max_steps="2").exit_code == 0
+    assert adapt(teacher, text, output, "--force", max_steps="2").exit_code == 0
     assert json.loads((output / "distil.json").read_text())["steps"] == 2
 
 

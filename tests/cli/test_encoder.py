@@ -12,7 +12,7 @@ from spacy.cli._util import app
 from typer.testing import CliRunner, Result
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from spacy_distil.distillation.template import ENCODER_CONFIG
+from spacy_distil.cli.encoder_template import ENCODER_CONFIG
 
 # torch and transformers cannot be imported, as where the extra "train" is not installed.
 BLOCKED = """
@@ -93,7 +93,7 @@ def test_code_brings_objectives_of_ones_own(tmp_path: Path) -> None:
         '[objectives]\n[objectives.mine]\n@distil_objectives = "test.FromCode.v1"\n'
     )
     code.write_text(
-        "from spacy_distil.distillation.objectives import Cosine, distil_objectives\n"
+        "from spacy_distil.distillation.encoder.objectives import Cosine, distil_objectives\n"
         'distil_objectives.register("test.FromCode.v1", func=lambda: Cosine(1.0))\n'
     )
     run = ("encoder", config, "--output", tmp_path / "out")

@@ -18,11 +18,11 @@ from thinc.api import Config
 from typer.testing import CliRunner, Result
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from spacy_distil.architectures import DistilTransformer
-from spacy_distil.distillation.template import ENCODER_CONFIG
+from spacy_distil.cli.encoder_template import ENCODER_CONFIG
+from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
+from spacy_distil.cli.train_template import PIPES, RIVALS, training_config
+from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.errors import ConfigError
-from spacy_distil.teaching.template import PIPELINE_CONFIG
-from spacy_distil.training_template import PIPES, RIVALS, training_config
 from tests.test_light_import import run_python
 
 ROOT = Path(__file__).resolve().parents[2]

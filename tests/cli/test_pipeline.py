@@ -11,10 +11,10 @@ from spacy.language import Language
 from typer.testing import CliRunner, Result
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from spacy_distil.teaching.template import PIPELINE_CONFIG
+from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
 from tests.cli.test_encoder import distil_without_torch
-from tests.teaching.conftest import train_pipeline
-from tests.teaching.test_teach import student_config, write_corpus
+from tests.distillation.pipeline.conftest import train_pipeline
+from tests.distillation.pipeline.test_run import student_config, write_corpus
 
 PIPES = ("tagger", "textcat")
 
@@ -63,7 +63,7 @@ def test_a_student_is_taught(teacher: Path, config: Path, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.stdout
     assert "LOSS TEXTCAT" in result.stdout
     assert spacy.load(output / "model-best")("Ann ran.")[0].tag_
-    saved = spacy.util.load_config(output / "teaching.cfg")
+    saved = spacy.util.load_config(output / "distil.cfg")
     assert saved["distillation"]["pipes"]["tagger"]["temperature"] == 2.0
     # spaCy's own commands take the student's config as it is.
     assert spacy.load(output / "model-best").config["distillation"]

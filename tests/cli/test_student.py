@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from spacy_distil.cli import distil_cli
 from tests.cli.test_encoder import distil_without_torch
-from tests.distillation.conftest import teacher_dir, text_file  # noqa: F401 (fixtures)
+from tests.teachers import teacher_dir, text_file  # noqa: F401 (fixtures)
 
 TeacherDir = Callable[..., Path]
 

@@ -14,7 +14,6 @@ from spacy.language import Language
 from spacy.tokens import Doc, Span
 from spacy.training import Corpus, Example
 
-from spacy_distil.documents import read_documents
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.export.agreement import (
     TIMES,
@@ -24,6 +23,7 @@ from spacy_distil.export.agreement import (
     to_markdown,
     to_text,
 )
+from spacy_distil.text.documents import read_documents
 from tests.report.conftest import make_docs, save, train
 from tests.util import make_nlp, torch_model_of
 

@@ -18,8 +18,8 @@ from spacy.util import fix_random_seed
 from typer.testing import CliRunner
 
 from spacy_distil.cli import distil_cli
+from spacy_distil.component.shim import EncoderShim, get_encoder
 from spacy_distil.errors import ConfigError
-from spacy_distil.shim import EncoderShim, get_encoder
 from tests.util import SENTENCES, head_config, make_examples, random_text, registry, write_encoder
 
 pytest.importorskip(

@@ -14,7 +14,7 @@ import torch
 from spacy.tokens import Doc, DocBin
 from thinc.api import NumpyOps, concatenate
 
-from spacy_distil.architectures import DistilTransformer
+from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.engines.files import CONFIG, GRAPH, TOKENIZER
 from spacy_distil.engines.onnx import SECTION
 from spacy_distil.errors import ConfigError, CorpusError

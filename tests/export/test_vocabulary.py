@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from spacy_distil.component.shim import get_encoder
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.files import CONFIG, TOKENIZER, WEIGHTS, write_files
 from spacy_distil.errors import ConfigError, CorpusError, WeightsError
@@ -23,7 +24,6 @@ from spacy_distil.export.vocabulary import (
     prune_vocabulary,
     pruning_loss,
 )
-from spacy_distil.shim import get_encoder
 from tests.util import SENTENCES, WIDTH, build_tokenizer, make_nlp
 
 CORPUS = (

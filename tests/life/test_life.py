@@ -20,8 +20,8 @@ from spacy.training.initialize import init_nlp
 from spacy.training.loop import train
 from thinc.api import Config
 
+from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError
-from spacy_distil.shim import get_encoder
 from tests.life.corpus import FACTORIES, add_stock_pipes, annotations_of, make_annotated
 from tests.util import (
     LISTENER,

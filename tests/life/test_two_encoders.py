@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import spacy
 
+from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError
-from spacy_distil.shim import get_encoder
 from tests.life.corpus import annotations_of
 from tests.util import (
     SENTENCES,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from spacy.tokens import Doc
 
-from spacy_distil.interop import TrfData
+from spacy_distil.component.interop import TrfData
 from tests.odd_input.conftest import ENGINES, OVERLAP, WINDOW, Pipelines, to_int8
 from tests.odd_input.test_properties import annotate, budget_of
 from tests.odd_input.texts import EXAMPLES, LITERAL, SPACES, make_docs

@@ -15,7 +15,6 @@ from spacy.training import Corpus, Example
 from thinc.api import Linear, Model, PyTorchWrapper, chain
 from thinc.shims import Shim
 
-from spacy_distil.documents import read_examples
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.pipelines import check_pipeline, count_bytes
 from spacy_distil.report.scores import (
@@ -28,6 +27,7 @@ from spacy_distil.report.scores import (
     recall,
     score_pipeline,
 )
+from spacy_distil.text.documents import read_examples
 from tests.report.conftest import Trained
 
 

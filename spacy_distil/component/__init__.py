@@ -1,0 +1,1 @@
+"""The factory `distil_transformer`: an encoder as one shared embedding layer."""

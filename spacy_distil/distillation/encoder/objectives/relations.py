@@ -1,0 +1,129 @@
+"""Relations: which pieces are alike to a layer's self-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import gcd
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from spacy_distil.distillation.encoder.objectives.base import Loss, Objective, Outputs
+from spacy_distil.distillation.encoder.objectives.chunked import chunked_sum
+from spacy_distil.distillation.encoder.objectives.kl_divergence import kl_divergence
+from spacy_distil.distillation.encoder.objectives.registry import at_least, distil_objectives
+from spacy_distil.errors import ConfigError
+from spacy_distil.students.layer_map import layer_map
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Kind = Literal["queries", "keys", "values"]
+KINDS: tuple[Kind, ...] = ("queries", "keys", "values")
+
+
+class Relations(Objective):
+    """KL(teacher || student) of the self-attention relations of pairs of layers, over every piece
+    but padding, averaged over kinds, relation heads and pairs (MiniLMv2; Wang et al., 2021).
+
+    The relations of a piece are a distribution over all pieces of its block: the softmax of the
+    scaled products of its query with their queries, its key with their keys, its value with their
+    values. Queries, keys and values are split anew, into as many relation heads for both models, so
+    that neither their heads nor their widths need to agree.
+
+    weight: factor in the summed loss.
+    layers: the pairs, see `layer_map`. There is no attention in layer 0.
+    heads: how many relation heads; `None` is as many as the teacher has attention heads, or the
+        most below that whose number divides both widths.
+    relations: the kinds, each counting the same.
+    chunk_blocks: blocks whose relations are in memory at once.
+    """
+
+    def __init__(
+        self,
+        weight: float | Iterable[float] = 1.0,
+        layers: str | Sequence[Sequence[int]] = "last",
+        heads: int | None = None,
+        relations: Sequence[str] = KINDS,
+        chunk_blocks: int = 8,
+    ) -> None:
+        super().__init__(weight)
+        self.layers = layers
+        self.heads = None if heads is None else at_least("heads", heads, 1)
+        self.relations = list(relations)
+        if not self.relations or len({*self.relations}) < len(self.relations):
+            raise ConfigError(
+                f"relations = {self.relations}: must name one or more of {', '.join(KINDS)}, each "
+                f"once"
+            )
+        self.chunk_blocks = at_least("chunk_blocks", chunk_blocks, 1)
+
+    def prepare(self, teacher: PretrainedConfig, student: PretrainedConfig) -> None:
+        self.attention_pairs = layer_map(
+            self.layers,
+            student.num_hidden_layers,
+            teacher.num_hidden_layers,
+            name="layers",
+            lowest=1,
+        )
+        common = gcd(teacher.hidden_size, student.hidden_size)
+        if self.heads is None:
+            most = range(int(teacher.num_attention_heads), 0, -1)
+            self.heads = next(n for n in most if common % n == 0)
+        _check_heads(self.heads, teacher.hidden_size, student.hidden_size)
+
+    def forward(self, outputs: Outputs) -> Loss:
+        batch, heads = outputs.batch, self.heads
+        assert heads is not None
+        real = [] if batch.attention is None else [batch.attention.bool()]
+
+        def divergence(learnt: Tensor, taught: Tensor, *real: Tensor) -> Tensor:
+            with torch.no_grad():
+                target = _scores(taught, heads)
+            padding = ~(real[0][:, None, :, None] & real[0][:, None, None, :]) if real else None
+            return kl_divergence(target, _scores(learnt, heads), padding)
+
+        losses = []
+        for own, other in self.attention_pairs:
+            for kind in self.relations:
+                learnt = getattr(outputs.student.attention[own], kind)
+                taught = getattr(outputs.taught.attention[other], kind)
+                losses.append(
+                    chunked_sum(
+                        divergence, [learnt], constant=[taught, *real], size=self.chunk_blocks
+                    )
+                )
+        return Loss(torch.stack(losses).mean() / heads, batch.n_real)
+
+
+def _scores(vectors: Tensor, heads: int) -> Tensor:
+    """Scaled products of each position's part of each head with all others'.
+
+    vectors: (blocks, length, width). Returns (blocks, heads, length, length).
+    """
+    split = vectors.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
+    return (split * split.shape[-1] ** -0.5) @ split.transpose(-1, -2)
+
+
+def _check_heads(heads: int, teacher_width: int, student_width: int) -> None:
+    common = gcd(teacher_width, student_width)
+    if common % heads:
+        divisors = [n for n in range(1, common + 1) if common % n == 0]
+        raise ConfigError(
+            f"heads = {heads}: must divide the widths of both models, {teacher_width} of the "
+            f"teacher and {student_width} of the student. These do: "
+            f"{', '.join(map(str, divisors))}"
+        )
+
+
+@distil_objectives.register("spacy-distil.Relations.v1")
+def make_relations(
+    weight: float | Iterator[float] = 1.0,
+    layers: Literal["last", "even"] | list[list[int]] = "last",
+    heads: int | None = None,
+    relations: list[Kind] = list(KINDS),  # noqa: B006
+    chunk_blocks: int = 8,
+) -> Relations:
+    """Relations as a config names them; see `Relations` for the arguments."""
+    return Relations(weight, layers, heads, relations, chunk_blocks)

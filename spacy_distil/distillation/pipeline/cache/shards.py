@@ -1,0 +1,156 @@
+"""The files of a cache: written whole or not at all, and mapped."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from spacy_distil.distillation.pipeline.cache.layout import (
+    OFFSET_DTYPE,
+    Layout,
+    each_field,
+    format_code,
+)
+from spacy_distil.distillation.pipeline.heads.base import Array
+from spacy_distil.errors import ConfigError
+
+SHARDS = "shard-*.safetensors"
+UNFINISHED = ".unfinished-"  # what the names of directories begin with where files grow
+# Seconds without a change, after which whoever wrote there is taken for dead: nothing that a
+# machine knows about its processes says so of those of another one, on a disk that they share.
+STALE_AFTER = 600.0
+IDENTITY = "cache"  # the entry of a shard's metadata that says of what cache it is
+
+
+class MappedField(NamedTuple):
+    """A field of the docs in a shard.
+
+    per: what a row stands for.
+    rows: of all docs, (n_rows, width).
+    offsets: first row of each doc, and number of rows, (n_docs + 1,); of items only.
+    """
+
+    head: str
+    name: str
+    per: str
+    rows: Array
+    offsets: Array
+
+
+def shard_path(directory: Path, shard: int) -> Path:
+    return directory / SHARDS.replace("*", f"{shard:05}")
+
+
+def rows_key(head: str, name: str) -> str:
+    """The name of a field's tensor."""
+    return f"{head}/{name}"
+
+
+def offsets_key(head: str, name: str) -> str:
+    """The name of the tensor of first rows; of items only."""
+    return f"{head}/{name}/offsets"
+
+
+# Writing
+
+
+def write_shard(path: Path, tensors: dict[str, Array], identity: str, mode_of: Path) -> None:
+    """identity: of the cache, as `map_shard` expects it. mode_of: a file with the same rights."""
+    with renamed(path) as unfinished:
+        save_file(tensors, unfinished, metadata={IDENTITY: identity})
+        # The library's files are for the owner's eyes only, whatever the umask.
+        shutil.copymode(mode_of, unfinished)
+
+
+@contextmanager
+def renamed(path: Path) -> Iterator[Path]:
+    """Where to write a file that gets its name when it is complete, and on the disk.
+
+    A directory of its own, because safetensors has temporary files beside the one it writes, and
+    because several processes may be at it.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
+    try:
+        yield scratch / path.name
+        with (scratch / path.name).open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch / path.name, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_stale(directory: Path) -> None:
+    """Remove what killed runs left unfinished."""
+    for scratch in directory.glob(f"{UNFINISHED}*"):
+        try:
+            changed = max(path.stat().st_mtime for path in (scratch, *scratch.iterdir()))
+        except OSError:
+            continue  # somebody else has just removed it
+        if time.time() - changed > STALE_AFTER:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+# Reading
+
+
+def map_shard(path: Path, layout: Layout, shard: int, identity: str) -> list[MappedField]:
+    """The fields of `layout` in a shard.
+
+    Raises ConfigError where the file is not what it should be. The safetensors library has slices,
+    too, but at some microseconds each, which small docs make thousands of in a second, and none of
+    an array without rows.
+    """
+    docs = layout.docs(shard)
+    fields = []
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        if header["__metadata__"][IDENTITY] != identity:
+            raise ValueError("it is of another cache")
+        none = np.zeros(0, OFFSET_DTYPE)
+        for head, name, field in each_field(layout.fields):
+            rows = _tensor(data, start, header, rows_key(head, name), field.dtype)
+            offsets, n_rows = none, len(docs) if field.per == "doc" else layout.tokens(docs)
+            if field.per == "item":
+                offsets = _tensor(data, start, header, offsets_key(head, name), OFFSET_DTYPE)
+                if offsets.shape != (len(docs) + 1,):
+                    raise ValueError(f"{head}.{name} is of {len(offsets) - 1} documents")
+                n_rows = int(offsets[-1])
+            if rows.shape != (n_rows, field.width):
+                raise ValueError(
+                    f"{head}.{name} has shape {rows.shape}, expected {(n_rows, field.width)}"
+                )
+            fields.append(MappedField(head, name, field.per, rows, offsets))
+    except OSError as error:
+        raise ConfigError(
+            f"A part of the teacher's cache cannot be read: {error}. If the file is missing, the "
+            "next run computes it again."
+        ) from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}). Delete it, and the next run computes this part of the "
+            "teacher's cache again; --force does both."
+        ) from error
+    return fields
+
+
+def _tensor(data: mmap.mmap, start: int, header: Mapping[str, Any], key: str, dtype: str) -> Array:
+    """A view of a tensor. start: of the bytes that the header's offsets count from."""
+    entry = header[key]
+    if entry["dtype"] != format_code(dtype):
+        raise ValueError(f"{key} is {entry['dtype']}, expected {format_code(dtype)}")
+    offset = start + entry["data_offsets"][0]
+    return np.ndarray(tuple(entry["shape"]), np.dtype(dtype).newbyteorder("<"), data, offset)

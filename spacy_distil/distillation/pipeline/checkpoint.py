@@ -1,0 +1,188 @@
+"""Checkpoints that a killed run goes on from: weights of everything, and the optimizers' states."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from spacy.language import Language
+from thinc.api import Model, Optimizer
+
+from spacy_distil.component.shim import EncoderShim
+from spacy_distil.distillation.pipeline.hidden import HiddenStates
+from spacy_distil.engines import TrainableEngine
+
+MODEL, HEADS, ENCODERS, PROJECTIONS, STATE = (
+    "model",
+    "optimizer.safetensors",
+    "encoder-{}.safetensors",
+    "projections.bin",
+    "state.json",
+)
+# What thinc's optimizer keeps of each parameter.
+_MOMENTS = ("mom1", "mom2", "averages")
+
+
+class Checkpoints:
+    """The newest checkpoint of one run, there whole or not at all.
+
+    directory: holds one directory `step-N`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def newest(self) -> Path | None:
+        """The directory of the newest checkpoint."""
+        return max(self.directory.glob("step-*"), default=None)
+
+    def save(
+        self,
+        step: int,
+        nlp: Language,
+        optimizer: Optimizer,
+        hidden: HiddenStates | None,
+        state: Mapping[str, Any],
+    ) -> None:
+        """Save under another name, rename, and drop the one before.
+
+        state: JSON, of the loop.
+        """
+        unfinished = self.directory / ".unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        nlp.to_disk(unfinished / MODEL)
+        arrays, counts = optimizer_to_arrays(optimizer, _models(nlp, hidden))
+        save_file(arrays, unfinished / HEADS)
+        for i, engine in enumerate(_engines(nlp)):
+            (unfinished / ENCODERS.format(i)).write_bytes(engine.optimizer_to_bytes())
+        if hidden is not None:
+            (unfinished / PROJECTIONS).write_bytes(hidden.to_bytes())
+        saved = {"step": step, "updates": counts, "unseen": _unseen_moves(nlp), "loop": state}
+        (unfinished / STATE).write_text(json.dumps(saved), encoding="utf8")
+        before = list(self.directory.glob("step-*"))
+        unfinished.rename(self.directory / f"step-{step:08d}")
+        for old in before:
+            shutil.rmtree(old)
+
+    def load(
+        self, path: Path, nlp: Language, optimizer: Optimizer, hidden: HiddenStates | None
+    ) -> tuple[int, dict[str, Any]]:
+        """Put everything back as it was.
+
+        optimizer: a new one, made of the config.
+        RETURNS (step, state): as they were given to `save`.
+        """
+        nlp.from_disk(path / MODEL)
+        saved = json.loads((path / STATE).read_text(encoding="utf8"))
+        if hidden is not None:
+            hidden.from_bytes((path / PROJECTIONS).read_bytes())
+        arrays = load_file(path / HEADS)
+        optimizer_from_arrays(optimizer, _models(nlp, hidden), arrays, saved["updates"])
+        for i, engine in enumerate(_engines(nlp)):
+            engine.optimizer_from_bytes((path / ENCODERS.format(i)).read_bytes())
+        for name, moves in saved["unseen"].items():
+            pipe: Any = nlp.get_pipe(name)
+            pipe.model.attrs["unseen_classes"] = set(moves)
+        return saved["step"], saved["loop"]
+
+    def remove(self) -> None:
+        """Drop all of it."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def optimizer_to_arrays(
+    optimizer: Optimizer, models: Mapping[str, Model]
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The state of thinc's optimizer, by names that mean the same in another process.
+
+    thinc knows a parameter by the number of its node, or shim, which is given out as these are
+    made. Here it is known by the node's place in the walk through its model.
+
+    models: by name; the name goes into the keys.
+    RETURNS (arrays, counts): moments and averages; and updates so far, of each parameter.
+    """
+    owners = list(_owners(models))
+    arrays, counts = {}, {}
+    for key, count in optimizer.nr_update.items():
+        # Nodes and shims are numbered apart, so that the number alone does not tell.
+        for place, number, parameters, model in owners:
+            if number == key[0] and (parameters is None or key[1] in parameters):
+                name = f"{place}/{key[1]}"
+                counts[name] = count
+                for moment in _MOMENTS:
+                    value = (getattr(optimizer, moment) or {}).get(key)
+                    if value is not None:
+                        arrays[f"{name}/{moment}"] = model.ops.to_numpy(value)
+                break
+    return arrays, counts
+
+
+def optimizer_from_arrays(
+    optimizer: Optimizer,
+    models: Mapping[str, Model],
+    arrays: Mapping[str, np.ndarray],
+    counts: Mapping[str, int],
+) -> None:
+    """Give a new optimizer the state that `optimizer_to_arrays` returned."""
+    owners = {place: (number, model) for place, number, _, model in _owners(models)}
+    for name, count in counts.items():
+        place, _, parameter = name.rpartition("/")
+        number, model = owners[place]
+        key = (number, parameter)
+        optimizer.nr_update[key] = count
+        for moment in _MOMENTS:
+            value: Any = arrays.get(f"{name}/{moment}")
+            if value is not None:
+                getattr(optimizer, moment)[key] = model.ops.asarray(value)
+
+
+def _owners(
+    models: Mapping[str, Model],
+) -> Iterator[tuple[str, int, Sequence[str] | None, Model]]:
+    """What owns parameters: its lasting name, thinc's number of it, the names of its parameters
+    (None for a shim, which has names of its own), and the model that it is in.
+    """
+    for name, model in models.items():
+        for i, node in enumerate(model.walk()):
+            if node.param_names:
+                yield f"{name}/{i}", node.id, node.param_names, model
+        for i, node in enumerate(model.walk()):
+            for j, shim in enumerate(node.shims):
+                yield f"{name}/{i}/shim {j}", shim.id, None, model
+
+
+def _unseen_moves(nlp: Language) -> dict[str, list[int]]:
+    """The moves that each parser has not been shown yet, which it does not save itself."""
+    return {
+        name.removeprefix("pipe "): sorted(model.attrs["unseen_classes"])
+        for name, model in _models(nlp, None).items()
+        if "unseen_classes" in model.attrs
+    }
+
+
+def _models(nlp: Language, hidden: HiddenStates | None) -> dict[str, Model]:
+    models: dict[str, Model] = {}
+    for name, pipe in nlp.pipeline:
+        model = getattr(pipe, "model", None)
+        if isinstance(model, Model):
+            models[f"pipe {name}"] = model
+    for i, projection in enumerate(hidden.projections if hidden is not None else []):
+        models[f"projection {i}"] = projection
+    return models
+
+
+def _engines(nlp: Language) -> Iterator[TrainableEngine]:
+    """Our encoders that learn, wherever they stand."""
+    for model in _models(nlp, None).values():
+        for node in model.walk():
+            for shim in node.shims:
+                if isinstance(shim, EncoderShim) and shim.is_loaded and shim.is_trainable:
+                    engine = shim.engine
+                    if isinstance(engine, TrainableEngine):
+                        yield engine

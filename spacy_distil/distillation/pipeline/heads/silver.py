@@ -1,0 +1,221 @@
+"""Silver annotation: what the teacher predicts, learned as if people had annotated it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from spacy.attrs import (  # type: ignore[import-not-found]
+    DEP,
+    ENT_IOB,
+    ENT_TYPE,
+    HEAD,
+)
+from spacy.pipeline import DependencyParser, TrainablePipe
+from spacy.strings import StringStore
+from spacy.tokens import Doc
+from spacy.training import Example
+
+from spacy_distil.distillation.pipeline.heads.base import (
+    Array,
+    Field,
+    Head,
+    PipeSettings,
+    Records,
+    UnsuitedError,
+)
+from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, match_labels
+from spacy_distil.errors import ConfigError
+from spacy_distil.ner.decoding import MISSING, OUTSIDE, B, I, L, U
+
+Hashes = NDArray[np.uint64]
+
+# Values of token.ent_iob.
+_UNSET, _INSIDE, _OUTSIDE, _BEGIN = range(4)
+
+
+class SilverHead(Head):
+    """A `ner` or `distil_ner` that learns from either of them, or a `parser` from a `parser`.
+
+    The student's own `update` does the learning: from an example's annotation for this pipe where
+    there is some and `gold` is on, else from the teacher's where `soft` is on. There is no
+    distribution that a temperature could soften, and the gradient cannot be scaled: the weights
+    are 0 or 1.
+    """
+
+    student: Any
+    teacher: Any
+
+    def __init__(
+        self, student: TrainablePipe, teacher: TrainablePipe, settings: PipeSettings
+    ) -> None:
+        super().__init__(student, teacher, settings)
+        self._kind: type[_Annotation]
+        if isinstance(student, ENTITY_KINDS) and isinstance(teacher, ENTITY_KINDS):
+            self._kind = _Entities
+        elif isinstance(student, DependencyParser) and isinstance(teacher, DependencyParser):
+            self._kind = _Dependencies
+        else:
+            raise UnsuitedError(
+                f"The student's {student.name!r} is a {type(student).__name__}, the teacher's "
+                f"{teacher.name!r} a {type(teacher).__name__}: silver annotation is for a 'ner' or "
+                "'distil_ner' on both sides, or a 'parser' on both sides. Set target = "
+                f'"gold" in [distillation.pipes.{student.name}].'
+            )
+        if self._kind is _Dependencies and self.teacher.cfg["learn_tokens"]:
+            raise UnsuitedError(
+                f"The teacher's {teacher.name!r} has learn_tokens = true and merges tokens, but "
+                "the student's docs keep theirs. Use a teacher with learn_tokens = false, or set "
+                f'target = "gold" in [distillation.pipes.{student.name}].'
+            )
+        if settings.weight != 1:
+            raise ConfigError(
+                f"distillation.pipes.{student.name}.weight = {settings.weight}: silver annotation "
+                "is learned like any other, at the weight 1. Leave the setting out, or set "
+                'target = "soft" if pipes of the same kind are on both sides.'
+            )
+        self._labels = sorted(self.teacher.labels)
+        match_labels(self.name, self.student.labels, self._labels)
+        self.fields = self._kind.fields
+
+    def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
+        # Listeners find what the encoder has made in the docs themselves, not in copies.
+        predictions = self.teacher.predict(list(docs))
+        copies = [doc.copy() for doc in docs]
+        self.teacher.set_annotations(copies, predictions)
+        annotation = self._kind(self._labels, self.teacher.vocab.strings)
+        rows = [annotation.read(doc) for doc in copies]
+        return {name: [row[name] for row in rows] for name in self.fields}
+
+    def update(
+        self,
+        examples: Sequence[Example],
+        records: Records,
+        *,
+        soft: float,
+        gold: float,
+        drop: float,
+        losses: dict[str, float],
+    ) -> None:
+        self.check_weights(soft, gold)
+        taught = list(examples)
+        if soft:
+            annotation = self._kind(self._labels, self.student.vocab.strings)
+            for i, example in enumerate(examples):
+                if not (gold and self._has_gold(example)):
+                    reference = _bare(example.predicted)
+                    annotation.write(reference, {name: records[name][i] for name in self.fields})
+                    taught[i] = Example(example.predicted, reference)
+        self.student.update(taught, drop=drop, losses=losses)
+
+    def check_weights(self, soft: float, gold: float) -> None:
+        """Raise ConfigError for weights of a stage that the student's own `update` knows not."""
+        for name, value in (("soft", soft), ("gold", gold)):
+            if value not in (0, 1):
+                raise ConfigError(
+                    f"{name} = {value} in a stage of [distillation.stages], but {self.name!r} "
+                    "learns from silver annotation, which cannot be weighted. Set it to 0 or 1, or "
+                    f'target = "soft" or "gold" in [distillation.pipes.{self.name}].'
+                )
+
+    def _has_gold(self, example: Example) -> bool:
+        """Whether any token is annotated with what the pipe predicts."""
+        return example.reference.has_annotation(self._kind.attribute)
+
+
+def _bare(doc: Doc) -> Doc:
+    """The same tokens without any annotation."""
+    words, spaces = [token.text for token in doc], [bool(token.whitespace_) for token in doc]
+    return Doc(doc.vocab, words=words, spaces=spaces)
+
+
+class _Annotation(ABC):
+    """What is recorded of docs that carry one kind of annotation.
+
+    labels: of the teacher, in the order of their numbers.
+    strings: where they become numbers of spaCy's.
+
+    attribute: name of one that every annotated token has.
+    """
+
+    fields: ClassVar[Mapping[str, Field]]
+    attribute: ClassVar[str]
+
+    def __init__(self, labels: Sequence[str], strings: StringStore) -> None:
+        self._hashes: Hashes = np.array([strings.add(label) for label in labels], dtype=np.uint64)
+
+    @abstractmethod
+    def read(self, doc: Doc) -> dict[str, Array]:
+        """An array for each field, (n_tokens, width)."""
+
+    @abstractmethod
+    def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
+        """Annotate a doc, instead of what it has of this kind.
+
+        rows: as `read` returns them.
+        """
+
+    def _numbers_of(self, hashes: Hashes) -> NDArray[np.int64]:
+        """The numbers of labels, -1 for unknown ones, both (n_tokens,)."""
+        if not len(self._hashes):
+            return np.full(len(hashes), -1)
+        order = np.argsort(self._hashes)
+        found = np.searchsorted(self._hashes, hashes, sorter=order)
+        numbers = order[np.minimum(found, len(order) - 1)]
+        return np.where(self._hashes[numbers] == hashes, numbers, -1)
+
+
+class _Entities(_Annotation):
+    """BILUO tags, as `biluo` numbers them. MISSING are blocked tokens, and entities with labels
+    that are not the teacher's: other pipes of its pipeline have set both.
+    """
+
+    fields: ClassVar[Mapping[str, Field]] = {"tags": Field("token", 1, "int16")}
+    attribute = "ENT_IOB"
+
+    def read(self, doc: Doc) -> dict[str, Array]:
+        iob, types = doc.to_array([ENT_IOB, ENT_TYPE]).T
+        labels = self._numbers_of(types)
+        starts = iob == _BEGIN
+        ends = np.ones(len(doc), dtype=bool)
+        ends[:-1] = iob[1:] != _INSIDE
+        move = np.select([starts & ends, starts, ends], [U, B, L], I)
+        tags = np.where(iob == _OUTSIDE, OUTSIDE, 1 + 4 * labels + move)
+        tags[(iob == _UNSET) | ((iob != _OUTSIDE) & (labels < 0))] = MISSING
+        return {"tags": tags.astype(np.int16)[:, None]}
+
+    def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
+        tags = rows["tags"][:, 0]
+        # What each tag means. MISSING is -1, which stands for the last row.
+        meaning: Any = np.zeros((1 + 4 * len(self._hashes) + 1, 2), dtype=np.uint64)
+        meaning[OUTSIDE, 0] = _OUTSIDE
+        meaning[1:-1, 0] = [_BEGIN, _INSIDE, _INSIDE, _BEGIN] * len(self._hashes)
+        meaning[1:-1, 1] = np.repeat(self._hashes, 4)
+        doc.from_array([ENT_IOB, ENT_TYPE], meaning[tags])
+
+
+class _Dependencies(_Annotation):
+    """Heads, relative to their children, and dependencies. Sentences follow from the heads."""
+
+    fields: ClassVar[Mapping[str, Field]] = {
+        "heads": Field("token", 1, "int32"),
+        "deps": Field("token", 1, "int16"),
+    }
+    attribute = "DEP"
+
+    def read(self, doc: Doc) -> dict[str, Array]:
+        heads, deps = doc.to_array([HEAD, DEP]).T
+        return {
+            # Negative ones are stored by their two's complement.
+            "heads": heads.astype(np.int64).astype(np.int32)[:, None],
+            "deps": self._numbers_of(deps).astype(np.int16)[:, None],
+        }
+
+    def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
+        columns: Any = np.zeros((len(doc), 2), dtype=np.uint64)
+        columns[:, 0] = rows["heads"][:, 0].astype(np.int64).astype(np.uint64)
+        columns[:, 1] = np.append(self._hashes, np.uint64(0))[rows["deps"][:, 0]]
+        doc.from_array([HEAD, DEP], columns)

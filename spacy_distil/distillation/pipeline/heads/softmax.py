@@ -1,0 +1,212 @@
+"""Pipes that choose one label per token by a softmax: tags, morphology, sentence starts, lemmas,
+and the entities of `distil_ner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from spacy.pipeline import EditTreeLemmatizer, Morphologizer, SentenceRecognizer, TrainablePipe
+from spacy.tokens import Doc
+from spacy.training import Example
+from thinc.api import Model, set_dropout_rate
+from thinc.types import Floats2d
+
+from spacy_distil.distillation.pipeline.heads.base import (
+    Array,
+    Field,
+    Head,
+    PipeSettings,
+    Records,
+    UnsuitedError,
+)
+from spacy_distil.distillation.pipeline.labels import match_labels, output_names
+from spacy_distil.distillation.pipeline.losses import log_softmax, safe_log, softmax_kl
+from spacy_distil.errors import ConfigError
+from spacy_distil.ner.decoding import tag_names
+from spacy_distil.ner.pipe import DistilNER
+
+# Labels per token of which the teacher's probabilities are kept. What 16 labels leave out of a
+# trained tagger's distribution is nearly nothing.
+TOP_K = 16
+
+
+class SoftmaxHead(Head):
+    """A tagger, morphologizer, senter, trainable_lemmatizer or distil_ner.
+
+    Of each token are recorded the teacher's most probable labels, by their numbers among the
+    student's, and their log-probabilities, from the most to the least probable.
+    """
+
+    student: Any
+    teacher: Any
+
+    def __init__(
+        self, student: TrainablePipe, teacher: TrainablePipe | None, settings: PipeSettings
+    ) -> None:
+        super().__init__(student, teacher, settings)
+        if teacher is None:
+            return
+        _softmax_layer(student, "student")
+        self._output = _softmax_layer(teacher, "teacher")
+        self._numbers = _match(student, teacher)
+        n_labels = len(self._numbers)
+        k = min(n_labels, TOP_K)
+        number_format = "int16" if n_labels <= np.iinfo(np.int16).max else "int32"
+        self.fields = {
+            "labels": Field("token", k, number_format),
+            "log_probs": Field("token", k, "float16"),
+        }
+
+    def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
+        lengths = [len(doc) for doc in docs]
+        labels, log_probs = self._most_probable([doc for doc in docs if len(doc)])
+        ends = np.cumsum(lengths)[:-1]
+        return {
+            "labels": np.split(labels, ends) if lengths else [],
+            "log_probs": np.split(log_probs, ends) if lengths else [],
+        }
+
+    def _most_probable(self, docs: Sequence[Doc]) -> tuple[Array, Array]:
+        """What is recorded of all tokens of docs that have some, (n_tokens, k) each."""
+        numbers, log_probs = self.fields["labels"], self.fields["log_probs"]
+        if not docs:
+            return (
+                np.zeros((0, numbers.width), numbers.dtype),
+                np.zeros((0, log_probs.width), np.float32),
+            )
+        ops = self.teacher.model.ops
+        scores = ops.flatten(self.teacher.model.predict(list(docs)))
+        if self._output.attrs["softmax_normalize"]:
+            scores = safe_log(scores)
+        else:
+            scores = scores / self._output.attrs["softmax_temperature"]
+        logs = ops.to_numpy(log_softmax(scores))
+        k = log_probs.width
+        best = np.argpartition(-logs, k - 1, axis=1)[:, :k]
+        best = np.take_along_axis(
+            best, np.argsort(-np.take_along_axis(logs, best, axis=1), axis=1, kind="stable"), axis=1
+        )
+        kept = np.take_along_axis(logs, best, axis=1)
+        return self._numbers[best].astype(numbers.dtype), kept
+
+    def update(
+        self,
+        examples: Sequence[Example],
+        records: Records,
+        *,
+        soft: float,
+        gold: float,
+        drop: float,
+        losses: dict[str, float],
+    ) -> None:
+        self._begin(examples, losses)
+        docs = [example.predicted for example in examples]
+        is_annotated = np.array([bool(gold) and self._has_gold(each) for each in examples], bool)
+        if not any(map(len, docs)) or not (soft or is_annotated.any()):
+            return
+        model, weight = self.student.model, self.settings.weight
+        ops = model.ops
+        set_dropout_rate(model, drop)
+        scores, backprop = model.begin_update(docs)
+        probs = ops.flatten(scores)
+        lengths = np.array([len(doc) for doc in docs], dtype="i")
+        loss, d_logits = 0.0, ops.xp.zeros_like(probs)
+        if soft:
+            soft_loss, d_soft = self._soft_loss(probs, records)
+            loss += soft * soft_loss
+            d_logits += (weight * soft) * d_soft
+        if is_annotated.any():
+            annotated = np.flatnonzero(is_annotated).tolist()
+            gold_loss, d_gold = self._gold_loss(
+                [examples[i] for i in annotated], [scores[i] for i in annotated]
+            )
+            loss += gold * gold_loss
+            rows = ops.xp.asarray(np.repeat(is_annotated, lengths))
+            d_logits[rows] += (weight * gold) * d_gold
+        self._add_loss(loss, losses)
+        backprop(ops.unflatten(d_logits, lengths))
+
+    def _soft_loss(self, probs: Floats2d, records: Records) -> tuple[float, Floats2d]:
+        """Summed over tokens, with the gradient of the logits, (n_tokens, n_labels).
+
+        probs: the student's, of all docs, (n_tokens, n_labels).
+        """
+        ops = self.student.model.ops
+        labels = ops.asarray_i(np.concatenate(records["labels"]))
+        log_probs = ops.asarray_f(np.concatenate(records["log_probs"]))
+        return softmax_kl(probs, labels, log_probs, self.settings.temperature)
+
+    def _gold_loss(self, examples: list[Example], scores: list[Floats2d]) -> tuple[float, Floats2d]:
+        """As the pipe itself computes it, with the gradient of the logits, (n_tokens, n_labels).
+
+        scores: probabilities, (n_tokens, n_labels) for each doc.
+        """
+        try:
+            loss, d_logits = self.student.get_loss(examples, scores)
+        except KeyError as error:
+            raise ConfigError(
+                f"The annotation for {self.name!r} has the label {error}, which the teacher does "
+                "not know. Remove it from the training data, or let the pipe learn from these "
+                f'alone: set target = "gold" in [distillation.pipes.{self.name}].'
+            ) from error
+        return float(loss), self.student.model.ops.flatten(d_logits)
+
+    def _has_gold(self, example: Example) -> bool:
+        """Whether any token is annotated with what the pipe predicts. To spaCy, a doc of one token
+        always has its sentence start.
+        """
+        return any(map(example.reference.has_annotation, _annotations(self.student)))
+
+
+def output_layer(model: Model) -> Model:
+    """The layer inside a model that makes its output, wrappers such as `resizable` aside."""
+    while model.layers:
+        model = model.layers[-1]
+    return model
+
+
+def _softmax_layer(pipe: TrainablePipe, owner: str) -> Model:
+    layer = output_layer(pipe.model)
+    if layer.name != "softmax":
+        raise UnsuitedError(
+            f"The model of the {owner}'s {pipe.name!r} ends in a layer {layer.name!r}, but its "
+            "soft targets need thinc's softmax. Use spacy.Tagger.v2, or set target = "
+            f'"gold" in [distillation.pipes.{pipe.name}].'
+        )
+    return layer
+
+
+def _match(student: Any, teacher: Any) -> NDArray[np.int64]:
+    """For each output of the teacher its number among the student's, (n_labels,)."""
+    if isinstance(student, EditTreeLemmatizer) and isinstance(teacher, EditTreeLemmatizer):
+        if output_names(student) != output_names(teacher):
+            raise ConfigError(
+                f"Teacher and student have different edit trees for {student.name!r}: "
+                f"{len(teacher.labels)} and {len(student.labels)} labels, which are numbers of "
+                "trees. Leave the labels out of [initialize], so that the student takes the "
+                f'teacher\'s, or set target = "gold" in [distillation.pipes.{student.name}].'
+            )
+        return np.arange(len(student.labels))
+    return match_labels(student.name, _classes(student), _classes(teacher))
+
+
+def _classes(pipe: Any) -> Sequence[str]:
+    """What the outputs of a pipe's model stand for."""
+    return tag_names(pipe.labels) if isinstance(pipe, DistilNER) else pipe.labels
+
+
+def _annotations(pipe: TrainablePipe) -> tuple[str, ...]:
+    """Attributes of tokens that the pipe learns from."""
+    if isinstance(pipe, Morphologizer):
+        return ("POS", "MORPH")
+    if isinstance(pipe, SentenceRecognizer):
+        return ("SENT_START",)
+    if isinstance(pipe, EditTreeLemmatizer):
+        return ("LEMMA",)
+    if isinstance(pipe, DistilNER):
+        return ("ENT_IOB",)
+    return ("TAG",)

@@ -1,0 +1,210 @@
+"""Kinds of pipes, and the labels of teacher and student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from spacy.attrs import DEP, ENT_TYPE, MORPH, POS, TAG  # type: ignore[import-not-found]
+from spacy.language import Language
+from spacy.morphology import Morphology  # type: ignore[import-not-found]
+from spacy.parts_of_speech import NAMES as POS_NAMES  # type: ignore[import-not-found]
+from spacy.pipeline import (
+    DependencyParser,
+    EditTreeLemmatizer,
+    EntityRecognizer,
+    Morphologizer,
+    MultiLabel_TextCategorizer,
+    SentenceRecognizer,
+    Tagger,
+    TextCategorizer,
+)
+from spacy.tokens import Doc
+from spacy.training import Example
+
+from spacy_distil.errors import ConfigError
+from spacy_distil.ner.pipe import DistilNER
+
+SHOWN = 20
+
+# The pipes that a teacher can teach, by factory.
+KINDS: Mapping[str, type] = {
+    "tagger": Tagger,
+    "morphologizer": Morphologizer,
+    "senter": SentenceRecognizer,
+    "trainable_lemmatizer": EditTreeLemmatizer,
+    "parser": DependencyParser,
+    "beam_parser": DependencyParser,
+    "ner": EntityRecognizer,
+    "beam_ner": EntityRecognizer,
+    "distil_ner": DistilNER,
+    "textcat": TextCategorizer,
+    "textcat_multilabel": MultiLabel_TextCategorizer,
+}
+ENTITY_KINDS = (EntityRecognizer, DistilNER)
+# Between a label and that of the head, where the parser made an arc projective.
+_DECORATION = "||"
+
+
+def kind_of(pipe: object) -> type | None:
+    """Which of the KINDS a pipe is: the most special one, or None."""
+    found = [kind for kind in KINDS.values() if isinstance(pipe, kind)]
+    return max(found, key=lambda kind: len(kind.__mro__), default=None)
+
+
+def match_labels(name: str, student: Sequence[str], teacher: Sequence[str]) -> NDArray[np.int64]:
+    """For each label of the teacher its number among the student's, (n_labels,).
+
+    name: the student's pipe, for the error.
+    Raises ConfigError, with the labels of both, where they are not the same in any order.
+    """
+    if set(student) != set(teacher):
+        raise ConfigError(
+            f"Teacher and student have different labels for {name!r}.\n"
+            f"Only the teacher: {shown(set(teacher) - set(student))}\n"
+            f"Only the student: {shown(set(student) - set(teacher))}\n"
+            "Leave the labels out of [initialize], so that the student takes the teacher's, or "
+            f'set target = "gold" in [distillation.pipes.{name}].'
+        )
+    number = {label: i for i, label in enumerate(student)}
+    return np.array([number[label] for label in teacher], dtype=np.int64)
+
+
+def shown(labels: set[str]) -> str:
+    """Labels as errors list them: sorted, and the first SHOWN of them."""
+    names = sorted(map(str, labels))
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "none") + more
+
+
+# From teacher to student
+
+
+def labels_for(factory: str, teacher: Language, name: str) -> Any:
+    """What a student's pipe takes as `labels` at its initialization, as `spacy init labels` saves
+    it. None where the teacher's pipe has no labels, or is of a kind that cannot teach this one,
+    which then learns from annotation alone, and takes its labels from there.
+
+    factory: of the student's pipe.
+    name: of the teacher's pipe.
+    """
+    pipe: Any = teacher.get_pipe(name)
+    kind, wanted = kind_of(pipe), KINDS.get(factory)
+    if kind is None:
+        return None
+    if kind is wanted or factory == teacher.get_pipe_meta(name).factory:
+        return pipe.label_data
+    if {kind, wanted} == set(ENTITY_KINDS):
+        types = list(pipe.labels)
+        if wanted is DistilNER:
+            return types
+        moves: Any = EntityRecognizer.TransitionSystem
+        return moves.get_actions(entity_types=types)
+    return None
+
+
+def output_names(pipe: Any) -> list[Any]:
+    """What the outputs of a pipe's model stand for, in their order, in terms that two pipelines
+    share.
+    """
+    if isinstance(pipe, (EntityRecognizer, DependencyParser)):
+        return [pipe.moves.get_class_name(i) for i in range(pipe.moves.n_moves)]
+    if isinstance(pipe, EditTreeLemmatizer):
+        # Its labels number trees. A tree's parts stand before it, and those that training adds
+        # behind the last label.
+        n_trees = max(pipe.labels, default=-1) + 1
+        return [list(pipe.labels), pipe.label_data["trees"][:n_trees]]
+    return list(getattr(pipe, "labels", ()))
+
+
+# From gold annotation
+
+
+def unknown_labels(pipe: Any, examples: Sequence[Example]) -> tuple[set[str], set[str]]:
+    """The labels in the gold annotation that a pipe does not have, and those that it has.
+
+    Labels that the pipe itself passes over are not unknown: those of missing annotation, and the
+    parser's that are rarer than `min_action_freq`. A pipe whose labels cannot be missing, such as
+    a senter, has no unknown ones.
+    """
+    kind = kind_of(pipe)
+    if kind is DependencyParser:
+        return _unknown_dependencies(pipe, examples)
+    read = _GOLD.get(kind) if kind is not None else None
+    known = set(map(str, getattr(pipe, "labels", ())))
+    if read is None:
+        return set(), known
+    return read(pipe, [example.reference for example in examples]) - known, known
+
+
+def _tags(pipe: Any, docs: Sequence[Doc]) -> set[str]:
+    # A tag that is known to be wrong is marked by a prefix.
+    return {tag.removeprefix(pipe.cfg["neg_prefix"]) for tag in _values(docs, TAG)}
+
+
+def _morphology(pipe: Any, docs: Sequence[Doc]) -> set[str]:
+    if not docs:
+        return set()
+    strings, morphology = docs[0].vocab.strings, pipe.vocab.morphology
+    labels = set()
+    rows = np.concatenate([doc.to_array([POS, MORPH]) for doc in docs])
+    # Where both are unset, the annotation is missing.
+    for pos, morph in np.unique(rows[rows.any(axis=1)], axis=0).tolist():
+        features = Morphology.feats_to_dict(strings[morph])
+        if pos:
+            features[Morphologizer.POS_FEAT] = POS_NAMES[pos]
+        labels.add(pipe.vocab.strings[morphology.add(features)])
+    return labels
+
+
+def _entity_types(pipe: Any, docs: Sequence[Doc]) -> set[str]:
+    return _values(docs, ENT_TYPE)
+
+
+def _cats(pipe: Any, docs: Sequence[Doc]) -> set[str]:
+    return {label for doc in docs for label in doc.cats}
+
+
+_GOLD: Mapping[type, Callable[[Any, Sequence[Doc]], set[str]]] = {
+    Tagger: _tags,
+    Morphologizer: _morphology,
+    EntityRecognizer: _entity_types,
+    DistilNER: _entity_types,
+    TextCategorizer: _cats,
+    MultiLabel_TextCategorizer: _cats,
+}
+
+
+def _unknown_dependencies(pipe: Any, examples: Sequence[Example]) -> tuple[set[str], set[str]]:
+    known = _plain(pipe.moves.labels)
+    docs = [example.reference for example in examples]
+    frequent = _values(docs, DEP, at_least=pipe.cfg["min_action_freq"])
+    # The parser spells the label of a root in one way.
+    if not {"ROOT" if label.upper() == "ROOT" else label for label in frequent} - known:
+        return set(), known
+    # Some may still be rare, as the parser counts: by direction, and with projective arcs.
+    actions = pipe.moves.get_actions(
+        examples=examples,
+        min_freq=pipe.cfg["min_action_freq"],
+        learn_tokens=pipe.cfg["learn_tokens"],
+    )
+    return _plain(actions) - known, known
+
+
+def _plain(actions: Mapping[Any, Mapping[str, int]]) -> set[str]:
+    """The labels of a parser's moves without what makes arcs projective."""
+    labels = {label.split(_DECORATION)[0] for by_label in actions.values() for label in by_label}
+    return labels - {""}
+
+
+def _values(docs: Sequence[Doc], attr: int, *, at_least: int = 1) -> set[str]:
+    """The values of an attribute that is a string, where it is set, on so many tokens or more."""
+    if not docs:
+        return set()
+    keys, counts = np.unique(
+        np.concatenate([doc.to_array(attr) for doc in docs]), return_counts=True
+    )
+    strings = docs[0].vocab.strings
+    return {strings[key] for key in keys[(counts >= at_least) & (keys != 0)].tolist()}

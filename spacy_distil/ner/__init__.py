@@ -1,0 +1,1 @@
+"""The factory `distil_ner`: entities by token classification."""

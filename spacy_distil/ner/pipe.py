@@ -1,0 +1,312 @@
+"""The component `distil_ner`: entities from one tag per token, decoded a batch at a time.
+
+It stands in for spaCy's `ner`: same annotations, labels, training data and scores. `ner` steps
+through a document with a small network; here the model is a linear layer over the token vectors,
+and the rest is array work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from spacy.attrs import (  # type: ignore[import-not-found]
+    ENT_IOB,
+    IS_SPACE,
+    SENT_START,
+)
+from spacy.errors import Errors
+from spacy.language import Language
+from spacy.pipeline import TrainablePipe
+from spacy.tokens import Doc, Span
+from spacy.training import Example, validate_examples, validate_get_examples
+from spacy.util import check_lexeme_norms
+from spacy.vocab import Vocab
+from thinc.api import Config, Model, Optimizer, set_dropout_rate
+from thinc.layers.resizable import resize_linear_weighted
+from thinc.types import Floats2d
+
+from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.ner.decoding import MISSING, decode, doc_cuts, find_spans, n_tags, tag_names
+
+DEFAULT_MODEL = Config().from_str(
+    """
+[model]
+@architectures = "spacy.Tagger.v2"
+
+[model.tok2vec]
+@architectures = "spacy.HashEmbedCNN.v2"
+pretrained_vectors = null
+width = 96
+depth = 4
+embed_size = 2000
+window_size = 1
+maxout_pieces = 3
+subword_features = true
+"""
+)["model"]
+
+# Values of token.ent_iob.
+_UNSET, _INSIDE, _BEGIN = 0, 1, 3
+# Score at which the tags of a label start that is added to a trained model: low enough to change
+# none of its predictions, high enough to be learned.
+_NEW_LABEL_BIAS = -10.0
+
+
+@Language.factory(
+    "distil_ner",
+    assigns=["doc.ents", "token.ent_iob", "token.ent_type"],
+    default_config={"model": DEFAULT_MODEL, "scorer": {"@scorers": "spacy.ner_scorer.v1"}},
+    default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
+)
+def make_distil_ner(
+    nlp: Language, name: str, model: Model[list[Doc], list[Floats2d]], scorer: Callable | None
+) -> DistilNER:
+    """Construct the component.
+
+    model: gives one score per tag for each token, such as `spacy.Tagger.v2`.
+    """
+    return DistilNER(nlp.vocab, model, name, scorer=scorer)
+
+
+class DistilNER(TrainablePipe):
+    """Named entity recognition by BILUO tags.
+
+    The model gives (n_tokens, 1 + 4 * n_labels) scores for each doc: probabilities in training,
+    logits (or log-probabilities) in prediction. The entities are those of the best valid sequence
+    of tags.
+
+    As with `ner`: entities that are on a doc already stay, and so do blocked tokens; no entity
+    crosses the start of a sentence that is set; none begins or ends on whitespace; tokens without
+    annotation train nothing.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        model: Model[list[Doc], list[Floats2d]],
+        name: str = "ner",
+        *,
+        scorer: Callable | None = None,
+    ) -> None:
+        super().__init__(vocab, model, name, labels=[])
+        self.scorer = scorer
+
+    # Labels
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The kinds of entities."""
+        return tuple(self.cfg["labels"])
+
+    @property
+    def label_data(self) -> tuple[str, ...]:
+        """What `spacy init labels` saves, and `initialize` takes."""
+        return self.labels
+
+    def add_label(self, label: str) -> int:
+        """Add a kind of entity, to a trained model too. RETURNS: 1, or 0 where it is known."""
+        if not isinstance(label, str):
+            raise ValueError(Errors.E187)
+        if label in self.labels:
+            return 0
+        if not label or label.startswith("!"):
+            raise ConfigError(
+                f"An entity label of {self.name!r} must not be empty nor start with '!', "
+                f"got {label!r}."
+            )
+        self.cfg["labels"].append(label)
+        self.vocab.strings.add(label)
+        self._resize()
+        return 1
+
+    def _resize(self) -> None:
+        """Give an initialized model outputs for labels that it does not know yet."""
+        old = self.model.get_ref("output_layer")
+        if not old.has_param("W") or old.get_dim("nO") == n_tags(len(self.labels)):
+            return
+        new = resize_linear_weighted(
+            old, n_tags(len(self.labels)), fill_defaults={"b": _NEW_LABEL_BIAS}
+        )
+        nodes = [node for node in self.model.walk() if node is not old]
+        for node in nodes:
+            node.layers[:] = [new if layer is old else layer for layer in node.layers]
+        for node in nodes:
+            for name in node.ref_names:
+                if node.maybe_get_ref(name) is old:
+                    node.set_ref(name, new)
+
+    # Prediction
+
+    def predict(self, docs: Iterable[Doc]) -> list[np.ndarray]:
+        """The entities of each doc: (n_entities, 3) start, end (exclusive), number of the label."""
+        docs = list(docs)
+        lengths = [len(doc) for doc in docs]
+        if not any(lengths):
+            return [np.zeros((0, 3), dtype=np.int64) for _ in docs]
+        ops = self.model.ops
+        scores = ops.to_numpy(ops.flatten(self.model.predict(docs)))
+        cuts, no_edge, fixed = _constraints(docs, lengths)
+        starts, ends, labels = find_spans(decode(scores, cuts, no_edge=no_edge, fixed=fixed))
+        offsets = np.cumsum([0, *lengths])
+        bounds = np.searchsorted(starts, offsets)
+        found = np.stack([starts, ends, labels], axis=1)
+        found[:, :2] -= np.repeat(offsets[:-1], np.diff(bounds))[:, None]
+        return [found[bounds[i] : bounds[i + 1]] for i in range(len(docs))]
+
+    def set_annotations(self, docs: Iterable[Doc], predictions: Sequence[np.ndarray]) -> None:
+        """Write the entities to the docs, beside those that they have.
+
+        predictions: as `predict` returns them.
+        """
+        labels = [self.vocab.strings.add(label) for label in self.labels]
+        for doc, found in zip(docs, predictions, strict=True):
+            ents = [Span(doc, i, j, label=labels[k]) for i, j, k in found.tolist()]
+            iob = doc.to_array(ENT_IOB)
+            if not _is_taken(iob).any():
+                doc.set_ents(ents, default="outside")
+                continue
+            free = iob == _UNSET
+            for i, j, _ in found:
+                free[i:j] = False
+            outside = [doc[i : i + 1] for i in np.flatnonzero(free).tolist()]
+            doc.set_ents(ents, outside=outside, default="unmodified")
+
+    # Training
+
+    def update(
+        self,
+        examples: Iterable[Example],
+        *,
+        drop: float = 0.0,
+        sgd: Optimizer | None = None,
+        losses: dict[str, float] | None = None,
+    ) -> dict[str, float]:
+        """Learn from a batch. Labels that it brings are added, as `ner` does.
+
+        losses: gets the cross-entropy, summed over tokens, under the component's name.
+        """
+        losses = {} if losses is None else losses
+        losses.setdefault(self.name, 0.0)
+        examples = list(examples)
+        validate_examples(examples, "DistilNER.update")
+        for label in _find_labels(examples):
+            self.add_label(label)
+        truths = self._gold_tags(examples)
+        if not (truths != MISSING).any():
+            return losses
+        set_dropout_rate(self.model, drop)
+        scores, backprop = self.model.begin_update([example.predicted for example in examples])
+        loss, d_scores = self._loss(scores, truths)
+        backprop(d_scores)
+        if sgd not in (None, False):
+            self.finish_update(sgd)
+        losses[self.name] += loss
+        return losses
+
+    def get_loss(
+        self, examples: Iterable[Example], scores: list[Floats2d]
+    ) -> tuple[float, list[Floats2d]]:
+        """Cross-entropy, summed over the tokens that have annotation, and its gradient.
+
+        scores: probabilities of the tags, (n_tokens, n_tags) for each doc.
+        RETURNS (loss, gradient): the latter of the logits, which is what thinc's softmax wants.
+        """
+        examples = list(examples)
+        validate_examples(examples, "DistilNER.get_loss")
+        return self._loss(scores, self._gold_tags(examples))
+
+    def rehearse(self, *args: Any, **kwargs: Any) -> None:
+        raise DistilError(
+            f"{self.name!r} is a 'distil_ner', which cannot rehearse. "
+            f"Leave it out with nlp.rehearse(..., exclude=[{self.name!r}])."
+        )
+
+    def _loss(self, scores: list[Floats2d], truths: np.ndarray) -> tuple[float, list[Floats2d]]:
+        ops = self.model.ops
+        rows = np.flatnonzero(truths != MISSING)
+        where = ops.asarray_i(rows), ops.asarray_i(truths[rows])
+        probs = ops.flatten(scores)
+        d_scores = ops.xp.zeros_like(probs)
+        d_scores[where[0]] = probs[where[0]]
+        d_scores[where] -= 1
+        # A probability in float32 may be zero.
+        loss = float(-ops.xp.log(ops.xp.maximum(probs[where], 1e-30)).sum())
+        if not np.isfinite(loss):
+            raise ValueError(Errors.E910.format(name=self.name))
+        lengths = np.array([len(each) for each in scores], dtype="i")
+        return loss, ops.unflatten(d_scores, lengths)
+
+    def _gold_tags(self, examples: Sequence[Example]) -> np.ndarray:
+        """Tags of all tokens of the predicted docs, (n_tokens,); MISSING where there is none."""
+        number: dict[str | None, int] = {tag: i for i, tag in enumerate(tag_names(self.labels))}
+        number[None] = MISSING
+        tags = [tag for example in examples for tag in example.get_aligned_ner()]
+        try:
+            return np.array([number[tag] for tag in tags], dtype=np.int64)
+        except KeyError as error:
+            raise ConfigError(
+                f"The labels of {self.name!r} are {list(self.labels)}, but the examples have a tag "
+                f"{error}. Call add_label() first."
+            ) from None
+
+    # Initialization
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Language | None = None,
+        labels: list[str] | None = None,  # spaCy validates it, and knows builtin types only
+    ) -> None:
+        """Prepare the model for the labels of the examples.
+
+        get_examples: gives a representative sample of the training data.
+        labels: the labels, instead of those that the examples have.
+        """
+        validate_get_examples(get_examples, "DistilNER.initialize")
+        check_lexeme_norms(self.vocab, "ner")
+        if labels is None:
+            labels = _find_labels(get_examples())
+        elif not isinstance(labels, (list, tuple)):
+            raise ConfigError(
+                f"The labels of {self.name!r} must be a list of strings, got {labels!r}. Labels "
+                "that were saved for 'ner' are written in another way: run 'spacy init labels'."
+            )
+        for label in labels:
+            self.add_label(label)
+        expected = n_tags(len(self.labels))
+        output = self.model.get_ref("output_layer")
+        if (output.maybe_get_dim("nO") or expected) != expected:
+            raise ConfigError(
+                f"The model of {self.name!r} has nO = {output.get_dim('nO')}, but needs {expected} "
+                f"outputs: 1 + 4 for each of {len(self.labels)} labels. Set nO to null."
+            )
+        sample = [example.predicted for example in islice(get_examples(), 10)]
+        truths = [self.model.ops.alloc2f(len(doc), expected) for doc in sample]
+        self.model.initialize(X=sample, Y=truths)
+
+
+def _find_labels(examples: Iterable[Example]) -> list[str]:
+    """The kinds of entities in the gold docs, sorted."""
+    return sorted({ent.label_ for example in examples for ent in example.reference.ents})
+
+
+def _constraints(docs: Sequence[Doc], lengths: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """What is known of a batch before any score.
+
+    RETURNS (cuts, no_edge, fixed): (n_tokens + 1,) bool, boundaries that no entity crosses;
+        (n_tokens,) bool each: tokens where none begins or ends, and tokens that are taken.
+    """
+    attrs = np.concatenate([doc.to_array([ENT_IOB, IS_SPACE, SENT_START]) for doc in docs])
+    iob, is_space, sent_start = attrs.T
+    cuts = doc_cuts(lengths)
+    cuts[:-1] |= sent_start == 1
+    return cuts, is_space == 1, _is_taken(iob)
+
+
+def _is_taken(iob: np.ndarray) -> np.ndarray:
+    """Tokens of entities, and blocked ones, which to spaCy begin an entity without a label."""
+    return (iob == _INSIDE) | (iob == _BEGIN)

@@ -1,0 +1,1 @@
+"""What long runs share: output directory, settings, stages, interruption, atomic files."""

@@ -1,0 +1,132 @@
+"""The output directory of a long run: what an earlier run left in it, and what becomes of that.
+
+Beside its results a run keeps its settings and a record of its inputs, so that it can be told
+whether another call is the same run, to be gone on with, or a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confection import Config
+from wasabi import msg
+
+from spacy_distil.errors import ConfigError
+from spacy_distil.runs.settings import changed_settings
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A directory that runs of one kind write to.
+
+    path: the directory; it need not exist.
+    settings, results: names of the two files that mark it. The first is written when a run starts,
+        the second too, and again when it has finished.
+    kept: names that stay when a run is replaced by another.
+    free: settings that a resumed run may change, since they do not change its outcome.
+    """
+
+    path: Path
+    settings: str
+    results: str
+    kept: frozenset[str]
+    free: frozenset[str]
+
+    def has_run(self) -> bool:
+        """Whether a run has begun here. Whatever else lies here is refused, not touched.
+
+        A run that was given up before its inputs were known to be sound has not begun.
+        """
+        if not self.path.exists():
+            return False
+        if not self.path.is_dir():
+            raise ConfigError(
+                f"output {self.path} is a file; it must be a directory, or not exist yet"
+            )
+        names = {path.name for path in self.path.iterdir()}
+        if names and self.settings not in names:
+            raise ConfigError(
+                f"output directory {self.path} holds files, but no distillation run "
+                f"({', '.join(sorted(names)[:5])}). Give an empty or a new directory"
+            )
+        return self.results in names
+
+    def refuse_run(self) -> None:
+        """Raise ConfigError where there is a run, and nobody has said what is to become of it."""
+        if self.has_run():
+            raise ConfigError(
+                f"output directory {self.path} is not empty. Go on with the run in it with "
+                f"--resume, replace it with --force, or give another directory"
+            )
+
+    def settle(
+        self, settings: Config, inputs: Mapping[str, str], *, resume: bool, force: bool
+    ) -> dict[str, Any] | None:
+        """Go on with the run that is here, replace it, or refuse to do either.
+
+        settings, inputs: of the run that is to be; inputs are fingerprints by name.
+        RETURNS: where the run that is here is this very run, its results so far; else None.
+        Raises ConfigError where there is another run that is not to be replaced.
+        """
+        if not self.has_run():
+            self._clear()  # what a run has left that was killed while it was removed
+            return None
+        changed = self._changes(settings, inputs)
+        if resume and not changed:
+            return self.read_results()
+        if not force:
+            raise ConfigError(
+                f"the run in {self.path} cannot be resumed, because these have changed: "
+                f"{', '.join(changed)}. Put them back, give another directory, or replace the run "
+                f"with --force"
+            )
+        msg.info(f"Replacing the run in {self.path}")
+        self._clear()
+        return None
+
+    def write_settings(self, settings: Config) -> None:
+        """Declare that a run has begun."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / self.settings, settings.to_str())
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """results: JSON, with "inputs" and whether the run has "finished"."""
+        write_whole(self.path / self.results, json.dumps(results, indent=2) + "\n")
+
+    def read_results(self) -> dict[str, Any]:
+        """What `write_results` wrote last; empty where there is nothing."""
+        path = self.path / self.results
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def _changes(self, settings: Config, inputs: Mapping[str, str]) -> list[str]:
+        """What of the run has changed: settings, or the contents of its inputs."""
+        # As text holds them: a number that is written and read is the same one.
+        now = Config().from_str(settings.to_str(), interpolate=False)
+        before = Config().from_disk(self.path / self.settings, interpolate=False)
+        changed = changed_settings(before, now, self.free)
+        # What was not recorded yet has not been used yet.
+        recorded = {**inputs, **self.read_results().get("inputs", {})}
+        return changed + [f"contents of {k}" for k in inputs if recorded[k] != inputs[k]]
+
+    def _clear(self) -> None:
+        """Remove the run. At whatever point this is killed, what is left can be told apart."""
+        (self.path / self.results).unlink(missing_ok=True)
+        for path in self.path.iterdir() if self.path.exists() else ():
+            if path.name in self.kept | {self.settings}:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path.rename(self.path / f".removed-{path.name}"))
+            else:
+                path.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

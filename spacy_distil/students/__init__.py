@@ -1,0 +1,1 @@
+"""Teachers and the students made from them: families, layers, shapes, importance, costs."""

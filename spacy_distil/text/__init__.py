@@ -1,0 +1,1 @@
+"""Documents and plain text from files."""

@@ -1,0 +1,197 @@
+"""Checkpoints: whole or not at all, the newest ones, and nothing that runs code when it is read."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from spacy_distil.distillation import distil_encoder
+from spacy_distil.distillation.encoder.checkpoint import Checkpoints
+from spacy_distil.errors import DistilError
+
+TeacherDir = Callable[..., Path]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=True)
+
+
+def state(step: int) -> dict[str, Any]:
+    """Of what types a distiller's and an optimizer's states are."""
+    weights = torch.full((5000,), float(step))
+    optimizer = {"state": {0: {"exp_avg": weights}}, "param_groups": [{"betas": (0.9, 0.98)}]}
+    return {"distiller": {"weight": weights}, "optimizer": optimizer}
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 8 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    assert checkpoints.steps() == []
+    checkpoints.save(7, state(7))
+    assert Checkpoints(tmp_path / "checkpoints", keep=1).steps() == [7]
+    loaded = checkpoints.load(7, CPU)
+    assert torch.equal(loaded["distiller"]["weight"], state(7)["distiller"]["weight"])
+    assert torch.equal(loaded["optimizer"]["state"][0]["exp_avg"], loaded["distiller"]["weight"])
+    assert loaded["optimizer"]["param_groups"] == [{"betas": (0.9, 0.98)}]
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [(1, [[9], [10], [200]]), (2, [[9], [9, 10], [10, 200]])]
+)
+def test_the_oldest_go(tmp_path: Path, keep: int, kept: list[list[int]]) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    for step, expected in zip((9, 10, 200), kept, strict=True):
+        checkpoints.save(step, state(step))
+        assert checkpoints.steps() == expected
+        assert all(checkpoints.load(s, CPU)["distiller"]["weight"][0] == s for s in expected)
+    assert len(names(tmp_path)) == keep
+
+
+def test_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    with full_disk(), pytest.raises(DistilError, match=r"of step 3 cannot be written.*start again"):
+        checkpoints.save(3, state(3))
+    assert checkpoints.steps() == []
+    checkpoints.save(3, state(3))
+    with full_disk(), pytest.raises(DistilError) as error:
+        checkpoints.save(6, state(6))
+    for part in (
+        f"the checkpoint of step 6 cannot be written to {tmp_path / 'checkpoints'}: ",
+        "The checkpoint of step 3 is kept: free some space and go on from it with --resume",
+    ):
+        assert part in str(error.value)
+    assert names(tmp_path / "checkpoints") == ["step-00000003.pt"]
+    assert checkpoints.load(3, CPU)["distiller"]["weight"][0] == 3
+
+
+def test_a_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file in its place")
+    with pytest.raises(DistilError, match="of step 3 cannot be written to"):
+        Checkpoints(tmp_path / "checkpoints", keep=1).save(3, state(3))
+
+
+def test_what_a_kill_left_is_no_checkpoint(tmp_path: Path) -> None:
+    """It takes the space of one unfinished file, and of no more, until the next is written."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(3, state(3))
+
+    class Killed(BaseException):
+        """Nothing that Python code could clean up after."""
+
+    class Kills:
+        def __reduce__(self) -> str:
+            raise Killed
+
+    for step in (6, 7):
+        with pytest.raises(Killed):
+            checkpoints.save(step, {**state(step), "then": Kills()})
+        assert checkpoints.steps() == [3]
+        assert len(names(tmp_path)) == 2
+    checkpoints.save(9, state(9))
+    assert names(tmp_path) == ["step-00000009.pt"]
+
+
+def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(3, state(3))
+    (tmp_path / "step-00000003.pt").rename(tmp_path / "step-00000003.pt.damaged")
+    assert checkpoints.steps() == []
+    checkpoints.save(6, state(6))
+    assert names(tmp_path) == ["step-00000003.pt.damaged", "step-00000006.pt"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "other"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (3, 6):
+        checkpoints.save(step, state(step))
+    path = tmp_path / "step-00000006.pt"
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut short": whole[:-500], "other": b"PK no zip"}[damage])
+    with pytest.raises(DistilError) as error:
+        checkpoints.load(6, CPU)
+    for part in (f"the checkpoint {path} cannot be read", "Remove it", "from the one before it"):
+        assert part in str(error.value)
+    path.unlink()
+    assert checkpoints.steps() == [3]
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_reading_runs_no_code(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(3, {"distiller": Malicious(tmp_path / "harm")})
+    with pytest.raises(DistilError, match="cannot be read"):
+        checkpoints.load(3, CPU)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    teacher_dir: TeacherDir, text_file: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "teacher": {"name": str(teacher_dir("bert", head=False))},
+        "student": {"n_layers": 2},
+        "corpus": {"train": str(text_file), "block_size": 24, "max_blocks": 40},
+        "objectives": {"cosine": {"@distil_objectives": "spacy-distil.Cosine.v1"}},
+        "training": {
+            "max_steps": 6,
+            "batch_size": 4,
+            "micro_batch": 4,
+            "checkpoint_frequency": 2,
+            "keep_checkpoints": 2,
+            "remove_checkpoints": False,
+            "mixed_precision": "no",
+            "tensorboard": False,
+        },
+    }
+    output = tmp_path / "out"
+    distil_encoder(settings, output, gpu_id=-1)
+    expected = load_file(output / "model.safetensors")
+    results = output / "distil.json"
+    results.write_text(results.read_text().replace('"finished": true', '"finished": false'))
+    (output / "model.safetensors").unlink()
+
+    newest = output / "checkpoints" / "step-00000006.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(DistilError, match=r"step-00000006\.pt cannot be read"):
+        distil_encoder(settings, output, gpu_id=-1, resume=True)
+    newest.unlink()
+    distil_encoder(settings, output, gpu_id=-1, resume=True)
+    found = load_file(output / "model.safetensors")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert names(output / "checkpoints") == ["step-00000004.pt", "step-00000006.pt"]

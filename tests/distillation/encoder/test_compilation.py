@@ -1,0 +1,82 @@
+"""`training.compile`: the same run through kernels of torch's compiler."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch._dynamo
+import torch._inductor.config
+from safetensors.numpy import load_file
+from torch._dynamo.utils import counters
+
+from spacy_distil.distillation import distil_encoder
+from spacy_distil.errors import ConfigError
+from tests.teachers import log_of
+from tests.util import same
+
+TeacherDir = Callable[..., Path]
+KINDS = ("SoftTargets", "MaskedLM", "Cosine", "HiddenStates", "Relations")
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def settings(teacher: Path, text: Path) -> dict[str, Any]:
+    return {
+        "teacher": {"name": str(teacher)},
+        "student": {"n_layers": 2},
+        "corpus": {"train": str(text), "block_size": 24, "max_blocks": 33},
+        "objectives": {kind: {"@distil_objectives": f"spacy-distil.{kind}.v1"} for kind in KINDS},
+        "training": {
+            "max_steps": 4,
+            "batch_size": 6,
+            "micro_batch": 4,  # the second portion of a step has 2 blocks
+            "log_frequency": 1,
+            "mixed_precision": "no",
+            "tensorboard": False,
+        },
+    }
+
+
+def losses(output: Path) -> np.ndarray:
+    """By entry of the log and objective."""
+    return np.array([[line[kind] for kind in KINDS] for line in log_of(output)])
+
+
+def test_it_learns_the_same(teacher_dir: TeacherDir, text_file: Path, tmp_path: Path) -> None:
+    config = settings(teacher_dir("bert", head=True), text_file)
+    plain = distil_encoder(config, tmp_path / "plain", gpu_id=-1)
+    assert not counters["stats"]
+    overrides = {"training.compile": True}
+    compiled = distil_encoder(config, tmp_path / "compiled", overrides=overrides, gpu_id=-1)
+    assert counters["stats"]["unique_graphs"] >= 2  # of student and teacher
+    expected = losses(plain.path)
+    assert expected.shape == (6, 5)
+    np.testing.assert_allclose(losses(compiled.path), expected, rtol=1e-4, atol=1e-6)
+    weights = [load_file(run.path / "model.safetensors") for run in (compiled, plain)]
+    assert same(*weights, atol=1e-4)
+
+
+def test_what_torch_cannot_compile_is_told(
+    teacher_dir: TeacherDir, text_file: Path, tmp_path: Path
+) -> None:
+    config = settings(teacher_dir("bert", head=True), text_file)
+    config["training"]["compile"] = True
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}),
+        pytest.raises(ConfigError, match=r"(?s)training.compile.*C\+\+.*Set training.compile ="),
+    ):
+        distil_encoder(config, tmp_path / "out", gpu_id=-1)

@@ -1,0 +1,162 @@
+"""Several processes learn what one would: same losses, same student, whoever resumes the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.teachers import log_of
+
+TeacherDir = Callable[..., Path]
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch without torch.distributed"
+)
+
+# A step has an odd number of blocks, so that two processes have unequal shares, and portions; the
+# stages, not in alphabetical order, use other parts of the student each; one learns a projection.
+CONFIG = """
+[teacher]
+name = "{teacher}"
+
+[student]
+n_layers = 2
+heads = 1
+width = 8
+
+[corpus]
+train = "{text}"
+block_size = 24
+dev_fraction = 0.1
+
+[objectives]
+
+[objectives.hidden]
+@distil_objectives = "spacy-distil.HiddenStates.v1"
+layers = [[1, 2]]
+
+[objectives.soft_targets]
+@distil_objectives = "spacy-distil.SoftTargets.v1"
+weight = 5.0
+
+[objectives.masked_lm]
+@distil_objectives = "spacy-distil.MaskedLM.v1"
+weight = 2.0
+
+[objectives.relations]
+@distil_objectives = "spacy-distil.Relations.v1"
+
+[stages]
+
+[stages.transfer]
+objectives = ["hidden", "relations"]
+share = 1
+
+[stages.predict]
+objectives = ["soft_targets", "masked_lm"]
+share = 2
+
+[training]
+max_steps = 12
+batch_size = 7
+micro_batch = {micro_batch}
+mixed_precision = "no"
+log_frequency = 1
+eval_frequency = 6
+checkpoint_frequency = 4
+tensorboard = false
+"""
+
+
+def command(config: Path, output: Path, *, processes: int) -> list[str]:
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        launcher += ["-m"]
+    run = ["spacy", "distil", "encoder", str(config), "--output", str(output), "--gpu-id", "-1"]
+    return [*launcher, *run]
+
+
+def run(config: Path, output: Path, *, processes: int, options: tuple[str, ...] = ()) -> None:
+    arguments = [*command(config, output, processes=processes), *options]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def losses(output: Path) -> list[dict[str, float]]:
+    left_out = ("pieces_per_second", "kind", "stage")
+    return [{k: v for k, v in line.items() if k not in left_out} for line in log_of(output)]
+
+
+def assert_same(first: Path, second: Path) -> None:
+    for a, b in zip(losses(first), losses(second), strict=True):
+        assert a == pytest.approx(b, rel=2e-4, abs=1e-6)
+    one, two = (load_file(path / "model.safetensors") for path in (first, second))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(
+    teacher_dir: TeacherDir, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A config, and what one process makes of it with all blocks of a step at once."""
+    directory = tmp_path_factory.mktemp("alone")
+    config = directory / "distil.cfg"
+    config.write_text(
+        CONFIG.format(teacher=teacher_dir("bert", head=True), text=text_file, micro_batch=7)
+    )
+    run(config, directory / "out", processes=1)
+    return config, directory / "out"
+
+
+def test_two_processes_equal_one(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    config, expected = alone
+    run(
+        config,
+        tmp_path / "out",
+        processes=2,
+        options=("--training.micro_batch", "3"),
+    )
+    assert len(losses(expected)) == 12 + 3
+    assert_same(expected, tmp_path / "out")
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    alone: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Two processes are asked to end in the middle, and one goes on."""
+    config, expected = alone
+    output = tmp_path / "out"
+    first = subprocess.Popen(
+        command(config, output, processes=2),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(output.glob("checkpoints/step-*")):
+        assert first.poll() is None, "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    first.send_signal(signal.SIGTERM)  # torchrun hands it to its processes
+    text = first.communicate(timeout=60)[0]
+    assert first.returncode != 0
+    assert "stopped by SIGTERM after step" in text
+    assert not (output / "model.safetensors").exists(), text
+    run(config, output, processes=1, options=("--resume",))
+    assert_same(expected, output)

@@ -1,0 +1,149 @@
+"""SIGTERM: noted, not died of; in runs, after the step that it came in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spacy_distil.distillation import distil_encoder
+from spacy_distil.distillation.encoder.objectives import Cosine, Loss, Outputs, distil_objectives
+from spacy_distil.errors import DistilError
+from spacy_distil.runs.interruption import Interruption, RunInterrupted
+
+TeacherDir = Callable[..., Path]
+
+
+@pytest.fixture
+def noted() -> Iterator[list[int]]:
+    """What SIGTERM did to the process itself, instead of ending it."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    yield signals
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_it_is_noted_while_entered_and_only_then(noted: list[int]) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with Interruption() as interruption:
+        assert not interruption.received
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.received
+        os.kill(os.getpid(), signal.SIGTERM)  # patience runs out, and nothing else happens
+        assert noted == []
+    assert signal.getsignal(signal.SIGTERM) is handler
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert noted == [signal.SIGTERM]
+
+
+def test_the_handler_is_restored_after_an_error(noted: list[int]) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="diverged"), Interruption():
+        raise ValueError("diverged")
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+# Whole runs
+
+
+class Terminated(Cosine):
+    """The cosine, during a step of which SIGTERM comes."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(1.0)
+        self.at = at
+
+    def forward(self, outputs: Outputs) -> Loss:
+        if self.training and outputs.step + 1 == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(outputs)
+
+
+@pytest.fixture
+def config(teacher_dir: TeacherDir, text_file: Path) -> Callable[[int], dict[str, Any]]:
+    """Makes the config of a run of 6 steps in one of which SIGTERM comes; 0 is none."""
+    if "tests.TerminatedInStep.v1" not in distil_objectives:
+        distil_objectives.register("tests.TerminatedInStep.v1", func=Terminated)
+
+    def make(at: int) -> dict[str, Any]:
+        return {
+            "teacher": {"name": str(teacher_dir("bert", head=False))},
+            "student": {"n_layers": 2},
+            "corpus": {
+                "train": str(text_file),
+                "block_size": 24,
+                "max_blocks": 40,
+                "dev_fraction": 0.1,
+            },
+            "objectives": {"cosine": {"@distil_objectives": "tests.TerminatedInStep.v1", "at": at}},
+            "training": {
+                "max_steps": 6,
+                "batch_size": 4,
+                "micro_batch": 2,
+                "log_frequency": 4,
+                "mixed_precision": "no",
+                "tensorboard": False,
+            },
+        }
+
+    return make
+
+
+def results(output: Path) -> dict[str, Any]:
+    return json.loads((output / "distil.json").read_text())
+
+
+def test_a_run_ends_after_the_step_that_it_came_in(
+    config: Callable[[int], dict[str, Any]], tmp_path: Path, noted: list[int]
+) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(
+        RunInterrupted, match=r"after step 3 of 6, and saved a checkpoint.*--resume"
+    ):
+        distil_encoder(config(3), output, gpu_id=-1)
+    assert issubclass(RunInterrupted, DistilError)
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000003.pt"]
+    assert not results(output)["finished"]
+    assert not noted
+    # Step 3 does not come again.
+    assert distil_encoder(config(3), output, gpu_id=-1, resume=True).steps == 6
+    assert results(output)["finished"]
+
+
+def test_in_the_last_step_it_is_finished_first(
+    config: Callable[[int], dict[str, Any]], tmp_path: Path, noted: list[int]
+) -> None:
+    result = distil_encoder(config(6), tmp_path / "out", gpu_id=-1)
+    assert result.steps == 6
+    assert results(result.path)["finished"]
+    assert "cosine" in result.scores
+    assert load_file(result.path / "model.safetensors")
+    assert not noted
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(
+    config: Callable[[int], dict[str, Any]], tmp_path: Path, noted: list[int]
+) -> None:
+    """Python lets none but the main thread handle them."""
+    found: list[Any] = []
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        try:
+            found.append(distil_encoder(config(3), tmp_path / "out", gpu_id=-1).steps)
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [6]
+    assert set(noted) == {signal.SIGTERM}

