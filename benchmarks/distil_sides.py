@@ -34,9 +34,9 @@ from spacy_distil.distillation.encoder.shards import Shards, piece_type, write_s
 from spacy_distil.distillation.encoder.steps import (
     Stage,
     StepBlocks,
-    ahead,
     plan_stages,
     plan_steps,
+    prefetch,
 )
 from spacy_distil.engines.onednn import is_faster, use_onednn
 from spacy_distil.students.flops import encoder_flops, head_flops
@@ -122,7 +122,7 @@ class Ours:
         computed = real = 0
         first = turn * self.steps
         divergence = Divergence(self.device)
-        with closing(ahead(self.blocks.__getitem__, range(first, first + self.steps))) as work:
+        with closing(prefetch(self.blocks.__getitem__, range(first, first + self.steps))) as work:
             for step, rows in enumerate(work, first):
                 norm = self.trainer.step(step, rows, self.stage, self.meter)
                 divergence.note(step + 1, norm)

@@ -18,7 +18,7 @@ import typer
 from wasabi import msg
 
 from spacy_distil.errors import ConfigError, friendly_errors
-from spacy_distil.runs.output import staged
+from spacy_distil.runs.files import atomic_directory
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -57,7 +57,7 @@ def copy_files(encoder: Path, output: Path) -> None:
         raise ConfigError(
             f"{encoder} has no {', no '.join(missing)}: make a distilled encoder first"
         )
-    with staged(output) as directory:
+    with atomic_directory(output) as directory:
         for name in FILES:
             shutil.copy(encoder / name, directory / name)
     msg.good(f"{output}: {encoder}")
@@ -70,7 +70,7 @@ def copy_layers(encoder: Path, output: Path, layers: Choice, n_layers: int) -> N
 
     teacher = load_teacher(str(encoder))
     chosen = choose_layers(layers.value, n_layers, available=teacher.n_layers, prefix="student_")
-    with staged(output) as directory:
+    with atomic_directory(output) as directory:
         make_student(teacher, chosen).save_pretrained(directory)
         teacher.tokenizer.save_pretrained(directory)
     msg.good(f"{output}: layers {', '.join(map(str, chosen))} of {encoder}")

@@ -34,3 +34,8 @@ class Table:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def megabytes(n_bytes: int) -> str:
+    """A size for people: "1,234.5 MB", of a million bytes each."""
+    return f"{n_bytes / 1e6:,.1f} MB"

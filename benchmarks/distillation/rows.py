@@ -32,7 +32,7 @@ from scripts.configure import configure, read_summary
 from scripts.train import parse_seeds, schedule
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.report.scores import Scores
-from spacy_distil.runs.directory import write_whole
+from spacy_distil.runs.files import write_text
 
 N_LAYERS = 3
 # Held out, for the accuracy of masked-LM heads.
@@ -267,7 +267,7 @@ def train_config(inputs: Inputs) -> Config:
 def write_config(config: Config, name: str, inputs: Inputs) -> Path:
     path = inputs.output / "configs" / f"{name}.cfg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, config.to_str())
+    write_text(path, config.to_str())
     return path
 
 

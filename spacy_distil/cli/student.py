@@ -106,7 +106,7 @@ def student_cli(
         import torch
 
         from spacy_distil.distillation.encoder.card import untaught_card
-        from spacy_distil.runs.output import staged
+        from spacy_distil.runs.files import atomic_directory
         from spacy_distil.students.costs import (
             pieces_per_word,
             read_blocks,
@@ -151,7 +151,7 @@ def student_cli(
             f"being the lowest. {words:.2f} pieces a word in {text}"
         )
         if output is not None:
-            with staged(output) as directory:
+            with atomic_directory(output) as directory:
                 student.save_pretrained(directory)
                 loaded.tokenizer.save_pretrained(directory)
                 card = untaught_card(

@@ -32,7 +32,7 @@ from spacy_distil.component.pipe import set_requirement
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError, require
 from spacy_distil.pipelines import load_pipeline
-from spacy_distil.runs.output import check_output, staged
+from spacy_distil.runs.files import atomic_directory, check_output
 
 if TYPE_CHECKING:
     from spacy_transformers.layers import TransformerModel
@@ -106,7 +106,7 @@ def convert(
             + "\n".join(f"- {problem}." for problem in plan.problems)
         )
     corpus = read(documents, original, limit=limit)
-    with staged(output) as directory:
+    with atomic_directory(output) as directory:
         log("Converting it")
         write_converted(original, plan, directory, window=window)
         # Both read back: the original was converted in place, and what is compared is what will be

@@ -20,7 +20,7 @@ from spacy_distil.engines.files import TOKENIZER
 from spacy_distil.errors import ConfigError, require
 from spacy_distil.export.agreement import Agreement, Measure, measure_agreement
 from spacy_distil.pipelines import load_pipeline
-from spacy_distil.runs.output import check_output, staged
+from spacy_distil.runs.files import atomic_directory, check_output
 from spacy_distil.text.documents import Documents, example_documents, read_documents
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def quantize(
         texts = read_documents(prune_vocab, original).texts
         encoders, pruning = _prune(encoders, texts, corpus, vocab_size=vocab_size)
     plan = Int8Plan(encoders, reduced_range=reduced_range)
-    with staged(output) as directory:
+    with atomic_directory(output) as directory:
         while True:
             log(f"Making the graph: {plan if precision == 'int8' else precision}")
             precisions = {

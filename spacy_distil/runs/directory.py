@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from confection import Config
-from wasabi import msg
+from wasabi import Printer, msg
 
 from spacy_distil.errors import ConfigError
+from spacy_distil.runs.files import UNFINISHED, remove_unfinished, write_text
 from spacy_distil.runs.settings import changed_settings
 
 
@@ -48,7 +49,7 @@ class RunDirectory:
             raise ConfigError(
                 f"output {self.path} is a file; it must be a directory, or not exist yet"
             )
-        names = {path.name for path in self.path.iterdir()}
+        names = {p.name for p in self.path.iterdir() if not p.name.startswith(UNFINISHED)}
         if names and self.settings not in names:
             raise ConfigError(
                 f"output directory {self.path} holds files, but no distillation run "
@@ -64,14 +65,14 @@ class RunDirectory:
                 f"--resume, replace it with --force, or give another directory"
             )
 
-    def settle(
+    def resume_or_replace(
         self, settings: Config, inputs: Mapping[str, str], *, resume: bool, force: bool
     ) -> dict[str, Any] | None:
-        """Go on with the run that is here, replace it, or refuse to do either.
+        """Find the run to resume, or make room for a new one.
 
-        settings, inputs: of the run that is to be; inputs are fingerprints by name.
-        RETURNS: where the run that is here is this very run, its results so far; else None.
-        Raises ConfigError where there is another run that is not to be replaced.
+        settings, inputs: of the run that is about to start. Inputs are fingerprints by name.
+        RETURNS: the results so far of the run to resume. None if a new run starts.
+        Raises ConfigError if the directory holds another run and `force` does not replace it.
         """
         if not self.has_run():
             self._clear()  # what a run has left that was killed while it was removed
@@ -89,14 +90,37 @@ class RunDirectory:
         self._clear()
         return None
 
+    def announce(
+        self,
+        earlier: Mapping[str, Any] | None,
+        *,
+        resume: bool,
+        has_checkpoint: bool,
+        printer: Printer = msg,
+    ) -> bool:
+        """Tell the user how the run begins.
+
+        earlier: see `resume_or_replace`. resume: whether the user asked for it.
+        RETURNS: whether the run is finished already.
+        """
+        if earlier and earlier.get("finished"):
+            printer.good(f"Finished already: {self.path}")
+            return True
+        if earlier is not None and has_checkpoint:
+            printer.info(f"Resuming the run in {self.path}")
+        elif resume:
+            printer.info(f"Nothing to resume in {self.path}: starting")
+        return False
+
     def write_settings(self, settings: Config) -> None:
         """Declare that a run has begun."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path / self.settings, settings.to_str())
+        remove_unfinished(self.path)
+        write_text(self.path / self.settings, settings.to_str())
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """results: JSON, with "inputs" and whether the run has "finished"."""
-        write_whole(self.path / self.results, json.dumps(results, indent=2) + "\n")
+        write_text(self.path / self.results, json.dumps(results, indent=2) + "\n")
 
     def read_results(self) -> dict[str, Any]:
         """What `write_results` wrote last; empty where there is nothing."""
@@ -123,10 +147,3 @@ class RunDirectory:
                 shutil.rmtree(path.rename(self.path / f".removed-{path.name}"))
             else:
                 path.unlink()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

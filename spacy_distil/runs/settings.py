@@ -1,11 +1,14 @@
-"""Sections of config files as typed settings, with errors that name section, key and value."""
+"""Config files, and their sections as typed settings. Errors name section, key and value."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from confection import Config, ConfigValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from spacy.util import load_config
 
 from spacy_distil.errors import ConfigError
 
@@ -45,6 +48,42 @@ def read_section(name: str, kind: type[S], values: Mapping[str, Any]) -> S:
                 reason = ", or ".join(dict.fromkeys(reasons))
                 lines.append(f"{name}.{key} = {values[key]!r}: {reason}")
         raise ConfigError("\n".join(lines)) from error
+
+
+def read_config(
+    config: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None,
+    *,
+    kind: str,
+    complete: Callable[[Config], None] | None = None,
+) -> tuple[Config, Config]:
+    """Read a config of a distillation run.
+
+    config: path of a file, or the sections as nested dicts.
+    overrides: settings by dotted name.
+    kind: the argument of `spacy distil init-config` that writes such a config, for errors.
+    complete: adds blocks that the config may leave out, since `overrides` can only change settings
+        of blocks that exist.
+    RETURNS (config, interpolated): as it is written, and with the values of its variables.
+    """
+    try:
+        if isinstance(config, Mapping):
+            read = Config(config).copy()
+        elif Path(config).is_file():
+            read = load_config(config, interpolate=False)
+        else:
+            raise ConfigError(
+                f"config {config} does not exist. This command writes a commented one: "
+                f"python -m spacy distil init-config {kind} {config}"
+            )
+        if complete is not None:
+            complete(read)
+        text = read.to_str(interpolate=False)
+        read = Config().from_str(text, overrides=dict(overrides or {}), interpolate=False)
+        return read, read.interpolate()
+    except ConfigValidationError as error:
+        problems = [f"{'.'.join(e['loc'])}: {e['msg']}" for e in error.errors or []]
+        raise ConfigError("\n".join(problems) or str(error).strip()) from error
 
 
 def changed_settings(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 from spacy_distil.students.families import CUTTABLE
 from spacy_distil.students.masked_lm_heads import MaskedLMHead, masked_lm_head
-from spacy_distil.students.masking import Batch, Masking, make_rows
+from spacy_distil.students.masking import MaskedBatch, Masking, batch_blocks
 from spacy_distil.students.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Importance:
     blocks: int
 
 
-def measure_importance(teacher: Teacher, batches: Iterable[Batch]) -> Importance:
+def measure_importance(teacher: Teacher, batches: Iterable[MaskedBatch]) -> Importance:
     """Importance of a teacher's heads, neurons and dimensions on some text.
 
     The loss is that of masked-LM where the teacher has the head. Without one there are no labels:
@@ -101,7 +101,7 @@ def measure_importance(teacher: Teacher, batches: Iterable[Batch]) -> Importance
 
 def importance_batches(
     blocks: Sequence[np.ndarray], teacher: Teacher, *, batch_pieces: int = 2048, seed: int = 0
-) -> Iterator[Batch]:
+) -> Iterator[MaskedBatch]:
     """Batches to measure importance on, 15 % of their pieces masked, on the teacher's device.
 
     blocks: ids of their pieces; about 64 are enough to rank heads. Of longer ones than 128 pieces
@@ -120,7 +120,7 @@ def importance_batches(
     for start in range(0, len(blocks), batch_size):
         some = blocks[start : start + batch_size]
         places = range(start, start + len(some))
-        rows = make_rows(some, places, pad_id=int(tokenizer.pad_token_id), masking=masking)
+        rows = batch_blocks(some, places, pad_id=int(tokenizer.pad_token_id), masking=masking)
         yield on_device(rows.to(device), "importance")
 
 
@@ -179,7 +179,7 @@ def _scale_output(mask: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
 
 
 def _gradients(
-    model: PreTrainedModel, head: MaskedLMHead | None, batch: Batch
+    model: PreTrainedModel, head: MaskedLMHead | None, batch: MaskedBatch
 ) -> tuple[Tensor, ...]:
     """How the loss of each block changes with its masks, in the order and shapes of `Masks`."""
     shape, n_blocks = shape_of(model.config), len(batch.inputs)
@@ -200,7 +200,7 @@ def _gradients(
 
 
 def block_losses(
-    model: PreTrainedModel, head: MaskedLMHead | None, batch: Batch, hidden: Tensor
+    model: PreTrainedModel, head: MaskedLMHead | None, batch: MaskedBatch, hidden: Tensor
 ) -> Tensor:
     """The loss of each block, (blocks,). It is a mean over positions.
 
@@ -226,7 +226,7 @@ def block_losses(
     return sums / torch.bincount(block, minlength=n_blocks).clamp(min=1)
 
 
-def _encode(model: PreTrainedModel, batch: Batch) -> Tensor:
+def _encode(model: PreTrainedModel, batch: MaskedBatch) -> Tensor:
     """The last hidden states, (blocks, length, width)."""
     result = model.base_model(
         input_ids=batch.inputs, attention_mask=batch.attention, return_dict=True

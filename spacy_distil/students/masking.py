@@ -24,7 +24,7 @@ MASKED, RANDOM = 0.8, 0.1
 
 
 @dataclass(frozen=True)
-class Batch:
+class MaskedBatch:
     """Some blocks as teacher and student see them.
 
     inputs: (blocks, length) int64, ids of the pieces, some of them masked.
@@ -47,14 +47,14 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Rows:
+class BlockBatch:
     """Some blocks before masking, as the CPU prepares them ahead of the device.
 
     Whatever depends on lengths is computed here: finding it out on a GPU would make the CPU wait.
 
     pieces: (blocks, length) int64.
     places: (blocks,) int64, of the blocks in the run.
-    attention, real: see `Batch`.
+    attention, real: see `MaskedBatch`.
     quota: (m,) int64, flat: which of each block's pieces in random order are to be predicted.
     """
 
@@ -64,7 +64,7 @@ class Rows:
     real: Tensor | None
     quota: Tensor
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> BlockBatch:
         """On a GPU this does not wait for the copies to be made."""
         if device.type == "cpu":
             return self
@@ -137,12 +137,12 @@ class Masking:
             return np.zeros_like(lengths)
         return np.maximum(1, np.rint(self.probability * (lengths - 2))).astype(lengths.dtype)
 
-    def __call__(self, rows: Rows, kind: str = "train") -> Batch:
+    def __call__(self, rows: BlockBatch, kind: str = "train") -> MaskedBatch:
         """Mask some pieces. kind: of text; each kind has draws of its own."""
         pieces, length = rows.pieces, rows.pieces.shape[1]
         flat = pieces.flatten()
         if not len(rows.quota):
-            return Batch(pieces, rows.attention, rows.real, rows.quota, rows.quota)
+            return MaskedBatch(pieces, rows.attention, rows.real, rows.quota, rows.quota)
         cells = rows.places[:, None] * 2**20 + torch.arange(length, device=pieces.device)
         # 62 random bits. Special pieces come after all others, for blocks that have no more of
         # these, and padding never: there are at least as many pieces as are to be predicted.
@@ -162,13 +162,13 @@ class Masking:
         new = torch.where(fate < MASKED, self.mask_id, new)
         new = torch.where(self.is_special[labels], labels, new)
         inputs = flat.index_copy(0, masked, new).view_as(pieces)
-        return Batch(inputs, rows.attention, rows.real, masked, labels)
+        return MaskedBatch(inputs, rows.attention, rows.real, masked, labels)
 
 
-def make_rows(
+def batch_blocks(
     blocks: Sequence[np.ndarray], places: Sequence[int], *, pad_id: int, masking: Masking
-) -> Rows:
-    """Pad some blocks to the longest. blocks: ids of their pieces. places: see `Rows`."""
+) -> BlockBatch:
+    """Pad some blocks to the longest. blocks: ids of their pieces. places: see `BlockBatch`."""
     lengths = np.array([len(block) for block in blocks])
     longest = int(lengths.max())
     pieces = np.full((len(blocks), longest), pad_id, dtype=np.int64)
@@ -183,7 +183,7 @@ def make_rows(
     quota = np.concatenate(
         [start + np.arange(count) for start, count in zip(starts, counts, strict=True)]
     )
-    return Rows(
+    return BlockBatch(
         pieces=torch.from_numpy(pieces),
         places=torch.tensor(places, dtype=torch.int64),
         attention=attention,

@@ -52,8 +52,8 @@ from benchmarks.distil_text import MEDIAN_PIECES, SIGMA, Packed, Text, pack_text
 from benchmarks.teaching.speed import Measured
 from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.errors import ConfigError, CorpusError
-from spacy_distil.students import batches
-from spacy_distil.students.masking import Batch
+from spacy_distil.students import masking
+from spacy_distil.students.masking import MaskedBatch
 
 DASH = "\N{EN DASH}"
 SHAPE = Shape(teacher_layers=3, layers=2, width=32, length=32)
@@ -105,7 +105,7 @@ def models() -> tuple[Any, Any]:
     return teacher, make_model(SHAPE.layers, 2)
 
 
-def as_masked(batch: Batch) -> Masked:
+def as_masked(batch: MaskedBatch) -> Masked:
     """What ours masked, as the plain loop has it."""
     labels = torch.full_like(batch.inputs, IGNORED).flatten()
     labels[batch.masked] = batch.labels
@@ -134,7 +134,7 @@ def test_losses_are_those_of_the_plain_loop(
     ours = make_steps(models, Size(4, 1, 1), tmp_path, positions=positions)
     pieces = ours.blocks.blocks[range(4)]
     cut = [piece[:length] for piece, length in zip(pieces, (32, 9, 20, 3), strict=True)]
-    rows = batches.make_rows(cut, range(4), pad_id=0, masking=ours.trainer.masking)
+    rows = masking.batch_blocks(cut, range(4), pad_id=0, masking=ours.trainer.masking)
     batch = ours.trainer.masking(rows)
     assert batch.attention is not None
     assert len(batch.masked) < batch.n_real < batch.inputs.numel()

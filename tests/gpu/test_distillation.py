@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from spacy_distil.distillation import distil_encoder
-from spacy_distil.students.masking import Masking, make_rows
+from spacy_distil.students.masking import Masking, batch_blocks
 from tests.teachers import WORDS, log_of, write_teacher
 
 GPU = torch.device("cuda")
@@ -47,7 +47,7 @@ def test_masks_are_those_of_the_cpu() -> None:
         0.15, seed=3, mask_id=4, is_special=torch.arange(999) < 5, ordinary=torch.arange(5, 999)
     )
     blocks = list(np.random.default_rng(0).integers(0, 999, (16, 64)))
-    rows = make_rows([*blocks, blocks[0][:20]], range(17), pad_id=0, masking=masking)
+    rows = batch_blocks([*blocks, blocks[0][:20]], range(17), pad_id=0, masking=masking)
     expected, found = masking(rows), masking.to(GPU)(rows.to(GPU))
     for name in ("inputs", "attention", "real", "masked", "labels"):
         assert torch.equal(getattr(found, name).cpu(), getattr(expected, name))

@@ -38,15 +38,15 @@ def names(directory: RunDirectory) -> set[str]:
 
 
 def test_the_same_run_goes_on(directory: RunDirectory) -> None:
-    assert directory.settle(SETTINGS, INPUTS, resume=True, force=False) is None
+    assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
     begin(directory)
     with pytest.raises(ConfigError, match="--resume"):
         directory.refuse_run()
     for inputs in (INPUTS, {"the teacher": "a"}):
-        found = directory.settle(SETTINGS, inputs, resume=True, force=True)
+        found = directory.resume_or_replace(SETTINGS, inputs, resume=True, force=True)
         assert found == {"finished": False, "inputs": INPUTS}
     free = Config({"training": {"seed": 0, "log": 9}})
-    assert directory.settle(free, INPUTS, resume=True, force=False) is not None
+    assert directory.resume_or_replace(free, INPUTS, resume=True, force=False) is not None
     assert "checkpoints" in names(directory)
 
 
@@ -62,8 +62,8 @@ def test_another_run_is_refused_or_replaced(
 ) -> None:
     begin(directory)
     with pytest.raises(ConfigError, match=words):
-        directory.settle(Config(settings), inputs, resume=True, force=False)
-    assert directory.settle(Config(settings), inputs, resume=True, force=True) is None
+        directory.resume_or_replace(Config(settings), inputs, resume=True, force=False)
+    assert directory.resume_or_replace(Config(settings), inputs, resume=True, force=True) is None
     assert names(directory) == {"run.cfg", "cache"}
 
 
@@ -72,7 +72,7 @@ def test_without_results_there_is_no_run_and_its_rest_goes(directory: RunDirecto
     begin(directory)
     (directory.path / "run.json").unlink()
     directory.refuse_run()
-    assert directory.settle(SETTINGS, INPUTS, resume=True, force=False) is None
+    assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
     assert names(directory) == {"run.cfg", "cache"}
 
 
@@ -80,7 +80,7 @@ def test_other_files_are_not_touched(directory: RunDirectory) -> None:
     directory.path.mkdir()
     (directory.path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"thesis\.txt"):
-        directory.settle(SETTINGS, INPUTS, resume=True, force=True)
+        directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=True)
     directory.path.joinpath("thesis.txt").unlink()
     directory.path.rmdir()
     directory.path.write_text("a file")

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 
 from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 from spacy_distil.students.importance import importance_batches, measure_importance
-from spacy_distil.students.masking import Batch
+from spacy_distil.students.masking import MaskedBatch
 from spacy_distil.students.teachers import Teacher
 from tests.teachers import tiny_tokenizer
 
@@ -51,7 +51,9 @@ def some_blocks() -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def naive_losses(teacher: Teacher, targets: list[Tensor], batches: list[Batch]) -> list[float]:
+def naive_losses(
+    teacher: Teacher, targets: list[Tensor], batches: list[MaskedBatch]
+) -> list[float]:
     """Of each block on its own, without padding. targets: last hidden states of its clean text."""
     losses = []
     for batch in batches:

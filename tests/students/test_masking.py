@@ -11,10 +11,10 @@ import torch
 from scipy import stats
 
 from spacy_distil.students.masking import (
-    Batch,
+    BlockBatch,
+    MaskedBatch,
     Masking,
-    Rows,
-    make_rows,
+    batch_blocks,
     random_bits,
     random_floats,
 )
@@ -34,9 +34,9 @@ def masking(probability: float = 0.15, seed: int = 0) -> Masking:
     )
 
 
-def rows(pieces: torch.Tensor, how: Masking, places: Sequence[int] | None = None) -> Rows:
+def rows(pieces: torch.Tensor, how: Masking, places: Sequence[int] | None = None) -> BlockBatch:
     places = range(len(pieces)) if places is None else places
-    return make_rows(list(pieces.numpy()), places, pad_id=0, masking=how)
+    return batch_blocks(list(pieces.numpy()), places, pad_id=0, masking=how)
 
 
 def text(blocks: int, length: int) -> torch.Tensor:
@@ -121,7 +121,7 @@ def test_masking_of_a_tokenizer_knows_its_special_pieces(teacher_dir: Callable[.
 def test_batch_is_padded_and_labelled() -> None:
     blocks = [np.array([1, 7, 8, 9, 2], dtype=np.uint16), np.array([1, 7, 2], dtype=np.uint16)]
     everything = masking(0.999999)
-    batch = everything(make_rows(blocks, [0, 1], pad_id=0, masking=everything))
+    batch = everything(batch_blocks(blocks, [0, 1], pad_id=0, masking=everything))
     assert batch.inputs.shape == (2, 5)
     assert batch.attention is not None
     assert batch.real is not None
@@ -131,7 +131,7 @@ def test_batch_is_padded_and_labelled() -> None:
     assert batch.masked.tolist() == [1, 2, 3, 6]
     assert batch.labels.tolist() == [7, 8, 9, 7]
     assert batch.inputs[1].tolist()[2:] == [2, 0, 0]
-    full = everything(make_rows(blocks[:1], [0], pad_id=0, masking=everything))
+    full = everything(batch_blocks(blocks[:1], [0], pad_id=0, masking=everything))
     assert full.attention is None
     assert full.real is None
     assert full.n_real == 5
@@ -141,7 +141,7 @@ def test_masks_depend_on_seed_kind_and_place_alone() -> None:
     pieces = text(8, 30)
     together = masking()(rows(pieces, masking(), range(100, 108)))
 
-    def masked_of(batch: Batch, row: int) -> list[int]:
+    def masked_of(batch: MaskedBatch, row: int) -> list[int]:
         return (batch.masked[batch.masked // 30 == row] % 30).tolist()
 
     for row in range(8):
@@ -160,7 +160,7 @@ def test_count_is_what_is_masked() -> None:
     lengths = np.array([3, 10, 64, 128])
     how = masking()
     blocks = [np.full(length, 7) for length in lengths]
-    batch = how(make_rows(blocks, range(4), pad_id=0, masking=how))
+    batch = how(batch_blocks(blocks, range(4), pad_id=0, masking=how))
     assert torch.bincount(batch.masked // 128).tolist() == how.count(lengths).tolist()
     assert how.count(lengths).tolist() == [1, 1, 9, 19]
 
@@ -168,8 +168,8 @@ def test_count_is_what_is_masked() -> None:
 def test_blocks_of_unknown_pieces_predict_them_as_they_are() -> None:
     """Of other special pieces or of padding there is nothing to learn, whatever the batch."""
     blocks = [np.array([2] + [1] * n + [3]) for n in (22, 8)]
-    together = masking()(make_rows(blocks, [0, 1], pad_id=0, masking=masking()))
+    together = masking()(batch_blocks(blocks, [0, 1], pad_id=0, masking=masking()))
     assert torch.equal(together.inputs.flatten()[together.masked], together.labels)
     assert 0 not in together.labels  # padding
-    alone = masking()(make_rows(blocks[1:], [1], pad_id=0, masking=masking()))
+    alone = masking()(batch_blocks(blocks[1:], [1], pad_id=0, masking=masking()))
     assert (together.masked[together.masked >= 24] - 24).tolist() == alone.masked.tolist()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from wasabi import msg
 
 from spacy_distil.distillation.encoder.shards import piece_type, write_shards
 from spacy_distil.errors import CorpusError
+from spacy_distil.runs.files import STALE_AFTER, atomic_directory, flush, free_bytes
+from spacy_distil.tables import megabytes
 from spacy_distil.text import packing
 from spacy_distil.text import plain_text as reading
 
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
 # The file with the numbers of blocks and pieces.
 COUNTS = "source.json"
-# What the names of directories end with where blocks are being written, and the seconds without a
-# change after which whoever wrote there is taken for dead.
-UNFINISHED = ".unfinished"
-STALE_AFTER = 600.0
 # Of text, about.
 BYTES_PER_PIECE = 4
 # One part in so many of a file is taken to be text at the least.
@@ -61,12 +58,10 @@ def build(
     dtype = piece_type(max(tokenizer.get_vocab().values()))
     needed = _predict_bytes(plan, block_size, dtype)
     _check_room(plan, directory.parent, needed)
-    unfinished = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}{UNFINISHED}")
     with _writing(plan, directory.parent, needed):
-        try:
-            if directory.exists() and not (directory / COUNTS).exists():
-                shutil.rmtree(directory)
-            unfinished.mkdir(parents=True)
+        if directory.exists() and not (directory / COUNTS).exists():
+            shutil.rmtree(directory)
+        with atomic_directory(directory, replace=False) as unfinished:
             parts = _touching(unfinished, _read_files(plan))
             n_blocks, n_pieces = write_shards(
                 packing.pack(
@@ -83,17 +78,8 @@ def build(
             if n_blocks == 0:
                 raise CorpusError(f"{plan.setting}: no text in {', '.join(map(str, plan.files))}")
             counts = json.dumps({"blocks": n_blocks, "pieces": n_pieces})
-            with (unfinished / COUNTS).open("w", encoding="utf-8") as file:
-                file.write(counts)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                unfinished.rename(directory)
-            except OSError:
-                if not (directory / COUNTS).exists():
-                    raise  # otherwise another process was faster, with the same outcome
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            (unfinished / COUNTS).write_text(counts, encoding="utf-8")
+            flush(unfinished / COUNTS)
 
 
 def _read_files(plan: Plan) -> Iterator[reading.Part]:
@@ -140,12 +126,12 @@ def _predict_bytes(plan: Plan, block_size: int, dtype: np.dtype) -> int:
 
 def _check_room(plan: Plan, cache: Path, needed: int) -> None:
     """Refuse what is sure not to fit. A JSONL file may be metadata for the most part."""
-    free = _free_bytes(cache)
+    free = free_bytes(cache)
     if free >= needed:
         return
     found = (
-        f"{plan.setting}: its blocks need about {_megabytes(needed)}, but the disk of {cache} has "
-        f"{_megabytes(free)} free."
+        f"{plan.setting}: its blocks need about {megabytes(needed)}, but the disk of {cache} has "
+        f"{megabytes(free)} free."
     )
     if free < needed / LEAST_SHARE:
         raise CorpusError(f"{found} {_OTHER_DISK}")
@@ -163,30 +149,9 @@ def _writing(plan: Plan, cache: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         raise CorpusError(
             f"{plan.setting}: its blocks cannot be written to {cache}: {error.strerror or error}. "
-            f"They need about {_megabytes(needed)}; {_megabytes(_free_bytes(cache))} are free "
+            f"They need about {megabytes(needed)}; {megabytes(free_bytes(cache))} are free "
             f"there, and nothing unfinished was left behind. {_OTHER_DISK}"
         ) from error
 
 
 _OTHER_DISK = "Make room there, or give a directory on another disk as corpus.cache"
-
-
-def _free_bytes(directory: Path) -> int:
-    """On the disk of a directory that need not be there yet."""
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    return shutil.disk_usage(there).free
-
-
-def _megabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB"
-
-
-def remove_stale(cache: Path) -> None:
-    """Remove what killed runs left unfinished."""
-    for directory in cache.glob(f"*{UNFINISHED}"):
-        try:
-            changed = max(path.stat().st_mtime for path in (directory, *directory.iterdir()))
-        except OSError:
-            continue  # somebody else has just removed it, or finished
-        if time.time() - changed > STALE_AFTER:
-            shutil.rmtree(directory, ignore_errors=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spacy_distil.errors import DistilError
+from spacy_distil.runs.files import atomic_file, remove_unfinished
 
 
 class Checkpoints:
@@ -35,20 +34,14 @@ class Checkpoints:
         It is written under another name, flushed and renamed: whatever interrupts that, the one
         before it stays. One process does it for all.
         """
-        # One name for all, so that a run which is killed again and again fills no disk.
-        unfinished = self.directory / ".unfinished"
+        # A run that is killed again and again must not fill the disk.
+        remove_unfinished(self.directory)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
+            with atomic_file(self._path(step)) as unfinished, unfinished.open("wb") as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self._path(step))
             for old in self.steps()[: -self.keep]:
                 self._path(old).unlink()
         except (OSError, RuntimeError) as error:  # torch's own of a write that came to nothing
-            with suppress(OSError):
-                unfinished.unlink()
             raise DistilError(self._cannot_write(step, error)) from error
 
     def load(self, step: int, device: torch.device) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from spacy.util import registry
 from spacy_distil.distillation.encoder.objectives import Objective, make_objective
 from spacy_distil.distillation.encoder.schedules import Schedule
 from spacy_distil.errors import ConfigError
-from spacy_distil.runs.settings import Count, Paths, Section, read_section
+from spacy_distil.runs.settings import Count, Paths, Section, read_config, read_section
 
 
 class TeacherSettings(Section):
@@ -173,7 +173,7 @@ def load_config(
     config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> EncoderDistilConfig:
     """Read and validate a config. See `distil_encoder` for the arguments."""
-    raw = _read(config, dict(overrides or {}))
+    _, raw = read_config(config, overrides, kind="encoder")
     for name in raw:
         if name not in (*_SECTIONS, *_NAMED):
             raise ConfigError(
@@ -249,22 +249,6 @@ def _blocks(raw: Config, section: str) -> dict[str, dict[str, Any]]:
         if not isinstance(block, Mapping):
             raise ConfigError(f"{section}.{name} = {block!r}: must be a block [{section}.NAME]")
     return {name: dict(block) for name, block in raw.get(section, {}).items()}
-
-
-def _read(config: str | Path | Mapping[str, Any], overrides: dict[str, Any]) -> Config:
-    try:
-        if isinstance(config, Mapping):
-            return Config().from_str(Config(config).to_str(), overrides=overrides)
-        path = Path(config)
-        if not path.is_file():
-            raise ConfigError(
-                f"config {path} does not exist. A commented one is written by: "
-                f"python -m spacy distil init-config encoder {path}"
-            )
-        return Config().from_disk(path, overrides=overrides)
-    except ConfigValidationError as error:
-        problems = [f"{'.'.join(e['loc'])}: {e['msg']}" for e in error.errors or []]
-        raise ConfigError("\n".join(problems) or str(error).strip()) from error
 
 
 def _check(config: EncoderDistilConfig) -> None:

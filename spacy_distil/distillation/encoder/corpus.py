@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spacy_distil.distillation.encoder.building import COUNTS, Plan, build, remove_stale
+from spacy_distil.distillation.encoder.building import COUNTS, Plan, build
 from spacy_distil.distillation.encoder.shards import Shards
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.runs.files import STALE_AFTER, remove_unfinished
 from spacy_distil.text import plain_text as reading
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def load_corpus(
     cache: a directory with one of its own for each corpus. Several processes may call this at once
         and work for nothing at worst; to save that, let one go first.
     """
-    remove_stale(cache)
+    remove_unfinished(cache, older_than=STALE_AFTER)
     loaded = {name: _load(plan, settings, teacher, cache) for name, plan in plans.items()}
     sources = {name: source for name, (_, source) in loaded.items()}
     data, source = loaded["train"]

@@ -10,7 +10,7 @@ import torch
 from spacy_distil.distillation.encoder.attention_taps import AttentionTaps
 from spacy_distil.distillation.encoder.objectives import Encoded, Loss, Objective, Outputs
 from spacy_distil.students.masked_lm_heads import masked_lm_head
-from spacy_distil.students.masking import Batch
+from spacy_distil.students.masking import MaskedBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +50,9 @@ class Distiller(torch.nn.Module):
         assert isinstance(objective, Objective)
         return objective
 
-    def encode(self, batch: Batch, step: int = 0, names: Collection[str] | None = None) -> Outputs:
+    def encode(
+        self, batch: MaskedBatch, step: int = 0, names: Collection[str] | None = None
+    ) -> Outputs:
         """Run the student, and the teacher where it is needed, on the same input.
 
         names: of the objectives that are to be computed; `None` is all.
@@ -68,7 +70,7 @@ class Distiller(torch.nn.Module):
         return {name: self.objective(name)(outputs) for name in self._chosen(names)}
 
     def forward(
-        self, batch: Batch, step: int = 0, names: Collection[str] | None = None
+        self, batch: MaskedBatch, step: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Loss]:
         return self.losses(self.encode(batch, step, names), names)
 
@@ -81,7 +83,7 @@ class Distiller(torch.nn.Module):
         return list(self.objectives) if names is None else names
 
     def _encode(
-        self, side: int, model: PreTrainedModel, batch: Batch, active: list[Objective]
+        self, side: int, model: PreTrainedModel, batch: MaskedBatch, active: list[Objective]
     ) -> Encoded:
         """side: 0 for the student, 1 for the teacher."""
         wanted = {pair[side] for objective in active for pair in objective.hidden_pairs}

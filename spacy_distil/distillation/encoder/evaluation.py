@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.objectives import Encoded
-from spacy_distil.students.masking import Batch
+from spacy_distil.students.masking import MaskedBatch
 
 ACCURACY_ROWS = 1024
 
@@ -18,7 +18,7 @@ ACCURACY_ROWS = 1024
 @torch.no_grad()
 def evaluate(
     distiller: Distiller,
-    batches: Iterable[Batch],
+    batches: Iterable[MaskedBatch],
     accelerator: Accelerator,
     summed: Collection[str],
     *,
@@ -64,7 +64,7 @@ def evaluate(
     return scores
 
 
-def _right(encoded: Encoded, batch: Batch) -> Tensor:
+def _right(encoded: Encoded, batch: MaskedBatch) -> Tensor:
     """How many masked pieces the head guesses right, a few rows of logits at a time."""
     features = encoded.vocabulary_features(batch.masked)
     right = torch.zeros((), device=features.device)

@@ -26,10 +26,10 @@ from spacy_distil.distillation.encoder.processes import on_main
 from spacy_distil.distillation.encoder.progress import Display, RunLog
 from spacy_distil.distillation.encoder.steps import (
     Stage,
+    StepBatches,
     StepBlocks,
-    StepRows,
-    ahead,
-    held_out_rows,
+    held_out_batches,
+    prefetch,
 )
 from spacy_distil.errors import DistilError
 from spacy_distil.runs.interruption import Interruption, RunInterrupted
@@ -121,7 +121,9 @@ class Trainer:
         device = accelerator.device
         return cls(distiller, wrapped, prepared, masking.to(device), accelerator, settings.clip)
 
-    def step(self, step: int, rows: StepRows, stage: Stage, meter: Meter | None = None) -> Tensor:
+    def step(
+        self, step: int, rows: StepBatches, stage: Stage, meter: Meter | None = None
+    ) -> Tensor:
         """One optimizer step. The CPU does not wait for the device, but where transformers looks
         into a mask: version 5 in the batch with the corpus's last, shorter block, version 4 in
         every forward pass of most families.
@@ -145,7 +147,7 @@ class Trainer:
         self.optimizer.zero_grad()
         return norm
 
-    def _total(self, losses: Mapping[str, Loss], rows: StepRows, step: int) -> Tensor:
+    def _total(self, losses: Mapping[str, Loss], rows: StepBatches, step: int) -> Tensor:
         """The portion's share of the mean over the whole step. Several processes average their
         gradients, so that each has to count as many times.
         """
@@ -203,7 +205,7 @@ def train(
         return next(stage for stage in stages if step <= stage.end)
 
     def evaluate_after(step: int) -> dict[str, float]:
-        rows = held_out_rows(
+        rows = held_out_batches(
             corpus.held_out,
             size=blocks.micro_batch,
             masking=trainer.masking,
@@ -262,7 +264,7 @@ def train(
         )
 
     display = Display(names, total=n_steps, start=start, shown=main)
-    work = ahead(blocks.__getitem__, range(start, n_steps))
+    work = prefetch(blocks.__getitem__, range(start, n_steps))
     with closing(display), closing(work), Interruption() as interruption:
         distiller.train()
         # A run that was ended after a checkpoint has not evaluated it; one that was killed after

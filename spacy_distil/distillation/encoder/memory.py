@@ -12,7 +12,7 @@ from accelerate.utils import find_executable_batch_size
 from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.steps import Stage
 from spacy_distil.errors import OutOfMemoryError
-from spacy_distil.students.masking import Masking, make_rows
+from spacy_distil.students.masking import Masking, batch_blocks
 
 # Pieces in one forward pass: more do not make it faster.
 ENOUGH_ON_CPU, ENOUGH_ON_GPU = 4096, 65536
@@ -67,7 +67,7 @@ def largest_that_fits(
     @find_executable_batch_size(starting_batch_size=most)
     def largest(size: int) -> int:
         text = masking.ordinary[:1].cpu().numpy().repeat(block_size)
-        rows = make_rows([text] * size, range(size), pad_id=0, masking=masking)
+        rows = batch_blocks([text] * size, range(size), pad_id=0, masking=masking)
         for stage in stages:
             batch = masking(rows.to(accelerator.device))
             with accelerator.autocast():

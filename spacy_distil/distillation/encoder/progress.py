@@ -11,7 +11,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from wasabi import row
 
 from spacy_distil.errors import DistilError
-from spacy_distil.runs.directory import write_whole
+from spacy_distil.runs.files import write_text
 
 ACCURACIES = ("student_accuracy", "teacher_accuracy")
 
@@ -33,7 +33,7 @@ class RunLog:
         # A kill may have cut the last line short.
         whole = [line for line in lines if line.endswith("\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        write_whole(self.path, "".join(kept))
+        write_text(self.path, "".join(kept))
         records = map(json.loads, kept)
         return {record["step"] for record in records if record["kind"] == "held_out"}
 

@@ -43,6 +43,7 @@ from spacy_distil.engines.onednn import is_faster, use_onednn
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.errors import ConfigError, DistilError, require
 from spacy_distil.runs.directory import RunDirectory
+from spacy_distil.runs.files import scratch_directory
 from spacy_distil.students.heat_map import print_importance
 from spacy_distil.students.importance import importance_batches, measure_importance
 from spacy_distil.students.licence import find_licence
@@ -118,16 +119,13 @@ def run(
     # One process decides what becomes of an earlier run, before any other looks.
     earlier = on_main(
         accelerator,
-        lambda: directory.settle(settings.source, inputs, resume=resume, force=force),
+        lambda: directory.resume_or_replace(settings.source, inputs, resume=resume, force=force),
     )
-    if earlier and earlier.get("finished"):
-        say.good(f"Finished already: {output}")
+    checkpoints = Checkpoints(output / "checkpoints", keep=settings.training.keep_checkpoints)
+    has_checkpoint = bool(checkpoints.steps())
+    if directory.announce(earlier, resume=resume, has_checkpoint=has_checkpoint, printer=say):
         accelerator.end_training()
-        return _distilled(output, earlier)
-    if earlier is not None:
-        say.info(f"Resuming the run in {output}")
-    elif resume:
-        say.info(f"Nothing to resume in {output}: starting")
+        return _distilled(output, earlier or {})
     if main:
         directory.write_settings(settings.source)
     cache = Path(settings.corpus.cache) if settings.corpus.cache else output / "cache"
@@ -155,8 +153,7 @@ def run(
     )
     torch.manual_seed(training.seed)
     teacher.model.to(accelerator.device)
-    checkpoints = Checkpoints(output / "checkpoints", keep=training.keep_checkpoints)
-    student = _make_student(settings, teacher, shape, corpus, is_resumed=bool(checkpoints.steps()))
+    student = _make_student(settings, teacher, shape, corpus, is_resumed=has_checkpoint)
     prepare_objectives(settings.objectives, teacher.model.config, student.config)
     say.info(
         f"Student: layers {', '.join(map(str, shape.layers))} of {teacher.n_layers}, "
@@ -356,11 +353,6 @@ def _save(
     for name in (*DROPOUTS, *ATTENTION_DROPOUTS):  # who trains it further has the teacher's
         if hasattr(student.config, name):
             setattr(student.config, name, getattr(teacher.model.config, name))
-    unfinished = output / ".model"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with quiet_transformers():
-        student.save_pretrained(unfinished)
-        teacher.tokenizer.save_pretrained(unfinished)
     card = student_card(
         settings,
         teacher=teacher,
@@ -372,10 +364,13 @@ def _save(
         scores=results["scores"],
         device=results["device"],
     )
-    (unfinished / "README.md").write_text(card, encoding="utf-8")
-    for path in sorted(unfinished.iterdir()):
-        path.replace(output / path.name)
-    unfinished.rmdir()
+    with scratch_directory(output) as unfinished:
+        with quiet_transformers():
+            student.save_pretrained(unfinished)
+            teacher.tokenizer.save_pretrained(unfinished)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        for path in sorted(unfinished.iterdir()):
+            path.replace(output / path.name)
     directory.write_results(results)
     if settings.training.remove_checkpoints:
         shutil.rmtree(output / "checkpoints", ignore_errors=True)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.students.masking import Masking, Rows, make_rows, seed_for
+from spacy_distil.runs.stages import split_steps
+from spacy_distil.students.masking import BlockBatch, Masking, batch_blocks, seed_for
 
 if TYPE_CHECKING:
     from spacy_distil.distillation.encoder.config import EncoderDistilConfig, TrainingSettings
@@ -47,9 +48,8 @@ class Stage:
 def plan_stages(config: EncoderDistilConfig, n_steps: int) -> list[Stage]:
     """Deal the steps of a run out to its stages, in the order of the config."""
     stages = config.stages
-    shares = np.cumsum([0.0, *(stage.share for stage in stages.values())])
-    ends = np.rint(shares / shares[-1] * n_steps).astype(int)
-    short = [name for name, n in zip(stages, np.diff(ends), strict=True) if n < 1]
+    steps = split_steps({name: stage.share for name, stage in stages.items()}, n_steps)
+    short = [name for name, part in steps.items() if not part]
     if short:
         raise ConfigError(
             f"stages.{short[0]}.share = {stages[short[0]].share}: of the run's {n_steps} steps "
@@ -60,12 +60,12 @@ def plan_stages(config: EncoderDistilConfig, n_steps: int) -> list[Stage]:
         Stage(
             name=name,
             objectives=tuple(stage.objectives),
-            first=int(first),
-            end=int(end),
+            first=steps[name].start,
+            end=steps[name].stop,
             learn_rate=training.learn_rate if stage.learn_rate is None else stage.learn_rate,
             warmup=training.warmup,
         )
-        for (name, stage), first, end in zip(stages.items(), ends[:-1], ends[1:], strict=True)
+        for name, stage in stages.items()
     ]
 
 
@@ -87,7 +87,7 @@ def plan_steps(settings: TrainingSettings, n_blocks: int, n_processes: int = 1) 
 
 
 @dataclass(frozen=True)
-class StepRows:
+class StepBatches:
     """What one process has to do in one optimizer step.
 
     micro_batches: its blocks, in portions that fit into memory.
@@ -95,7 +95,7 @@ class StepRows:
         portions and processes.
     """
 
-    micro_batches: Sequence[Rows]
+    micro_batches: Sequence[BlockBatch]
     n_real: int
     n_masked: int
 
@@ -138,7 +138,7 @@ class StepBlocks:
         """Numbers of the blocks that all processes take in a step."""
         return [self._row(place) for place in range(*self.starts[step : step + 2])]
 
-    def __getitem__(self, step: int) -> StepRows:
+    def __getitem__(self, step: int) -> StepBatches:
         rows = self.rows(step)
         lengths = self.blocks.lengths(rows)
         first, end = self.starts[step : step + 2]
@@ -148,11 +148,11 @@ class StepBlocks:
         for start in range(0, len(mine), self.micro_batch):
             part = slice(start, start + self.micro_batch)
             portions.append(
-                make_rows(
+                batch_blocks(
                     self.blocks[mine[part]], places[part], pad_id=self.pad_id, masking=self.masking
                 )
             )
-        return StepRows(portions, int(lengths.sum()), int(self.masking.count(lengths).sum()))
+        return StepBatches(portions, int(lengths.sum()), int(self.masking.count(lengths).sum()))
 
     def _row(self, place: int) -> int:
         epoch, index = divmod(place, len(self.blocks))
@@ -164,22 +164,22 @@ class StepBlocks:
         return int(order[1][index])
 
 
-def held_out_rows(
+def held_out_batches(
     blocks: Blocks, *, size: int, masking: Masking, pad_id: int, process: int, n_processes: int
-) -> Iterator[Rows]:
+) -> Iterator[BlockBatch]:
     """A process's share of the held-out blocks, in order."""
     mine = range(process, len(blocks), n_processes)
     for start in range(0, len(mine), size):
         places = mine[start : start + size]
-        yield make_rows(blocks[places], places, pad_id=pad_id, masking=masking)
+        yield batch_blocks(blocks[places], places, pad_id=pad_id, masking=masking)
 
 
-def ahead(
-    make: Callable[[int], StepRows], steps: range, *, depth: int = 2
-) -> Generator[StepRows, None, None]:
+def prefetch(
+    make: Callable[[int], StepBatches], steps: range, *, depth: int = 2
+) -> Generator[StepBatches, None, None]:
     """`make(step)` for each step, a few made ahead by a thread while the device is busy."""
     with ThreadPoolExecutor(1, thread_name_prefix="distil-data") as pool:
-        waiting: list[Future[StepRows]] = []
+        waiting: list[Future[StepBatches]] = []
         try:
             for step in steps:
                 waiting.append(pool.submit(make, step))

@@ -16,6 +16,7 @@ from thinc.api import Model, Optimizer
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.distillation.pipeline.hidden import HiddenStates
 from spacy_distil.engines import TrainableEngine
+from spacy_distil.runs.files import atomic_directory, remove_unfinished
 
 MODEL, HEADS, ENCODERS, PROJECTIONS, STATE = (
     "model",
@@ -53,20 +54,18 @@ class Checkpoints:
 
         state: JSON, of the loop.
         """
-        unfinished = self.directory / ".unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        nlp.to_disk(unfinished / MODEL)
-        arrays, counts = optimizer_to_arrays(optimizer, _models(nlp, hidden))
-        save_file(arrays, unfinished / HEADS)
-        for i, engine in enumerate(_engines(nlp)):
-            (unfinished / ENCODERS.format(i)).write_bytes(engine.optimizer_to_bytes())
-        if hidden is not None:
-            (unfinished / PROJECTIONS).write_bytes(hidden.to_bytes())
-        saved = {"step": step, "updates": counts, "unseen": _unseen_moves(nlp), "loop": state}
-        (unfinished / STATE).write_text(json.dumps(saved), encoding="utf8")
+        remove_unfinished(self.directory)
         before = list(self.directory.glob("step-*"))
-        unfinished.rename(self.directory / f"step-{step:08d}")
+        with atomic_directory(self.directory / f"step-{step:08d}") as unfinished:
+            nlp.to_disk(unfinished / MODEL)
+            arrays, counts = optimizer_to_arrays(optimizer, _models(nlp, hidden))
+            save_file(arrays, unfinished / HEADS)
+            for i, engine in enumerate(_engines(nlp)):
+                (unfinished / ENCODERS.format(i)).write_bytes(engine.optimizer_to_bytes())
+            if hidden is not None:
+                (unfinished / PROJECTIONS).write_bytes(hidden.to_bytes())
+            saved = {"step": step, "updates": counts, "unseen": _unseen_moves(nlp), "loop": state}
+            (unfinished / STATE).write_text(json.dumps(saved), encoding="utf8")
         for old in before:
             shutil.rmtree(old)
 

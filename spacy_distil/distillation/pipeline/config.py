@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from confection import Config, ConfigValidationError
+from confection import Config
 from pydantic import Field
-from spacy.util import load_config as load_spacy_config
 
 from spacy_distil.distillation.pipeline.heads import PipeSettings, Target
 from spacy_distil.errors import ConfigError
-from spacy_distil.runs.settings import Count, Section, read_section
+from spacy_distil.runs.settings import Count, Section, read_config, read_section
+from spacy_distil.runs.stages import split_steps
 
 SECTION = "distillation"
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -133,12 +133,16 @@ def load_config(
     config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> PipelineDistilConfig:
     """Read and validate a config. See `distil_pipeline` for the arguments."""
-    spacy_config, interpolated = _read(config, dict(overrides or {}))
+    spacy_config, interpolated = read_config(
+        config, overrides, kind="pipeline", complete=_add_blocks
+    )
     if SECTION not in interpolated:
         raise ConfigError(
             f"The config has no section [{SECTION}]. A commented config that has one is written "
             "by: python -m spacy distil init-config pipeline student.cfg"
         )
+    for read in (spacy_config, interpolated):
+        _remove_empty_blocks(read[SECTION])
     raw = interpolated[SECTION]
     top = read_section(SECTION, DistillationSettings, raw)
     blocks = {name: _block(raw, name) for name in ("student", "hidden", "stages", "pipes")}
@@ -166,34 +170,9 @@ def load_config(
     )
 
 
-def _read(
-    config: str | Path | Mapping[str, Any], overrides: dict[str, Any]
-) -> tuple[Config, Config]:
-    """The config as it is written, and interpolated."""
-    try:
-        if isinstance(config, Mapping):
-            read = Config(config).copy()
-        elif Path(config).is_file():
-            read = load_spacy_config(config, interpolate=False)
-        else:
-            raise ConfigError(
-                f"config {config} does not exist. A commented one is written by: "
-                f"python -m spacy distil init-config pipeline {config}"
-            )
-        if SECTION in read:
-            _add_blocks(read)
-        text = read.to_str(interpolate=False)
-        read = Config().from_str(text, overrides=overrides, interpolate=False)
-        if SECTION in read:
-            _remove_empty_blocks(read[SECTION])
-        return read, read.interpolate()
-    except ConfigValidationError as error:
-        problems = [f"{'.'.join(e['loc'])}: {e['msg']}" for e in error.errors or []]
-        raise ConfigError("\n".join(problems) or str(error).strip()) from error
-
-
 def _add_blocks(config: Config) -> None:
-    """Make all blocks, since settings can be overridden in those only that there are."""
+    if SECTION not in config:
+        return
     section = config[SECTION]
     for name in ("student", "hidden", "stages", "pipes"):
         section.setdefault(name, {})
@@ -240,16 +219,13 @@ def _stages(blocks: Mapping[str, Any], max_steps: Any) -> tuple[Stage, ...]:
                 "to 0"
             )
         settings[name] = chosen
-    total = sum(each.share for each in settings.values())
-    if total == 0:
+    if not any(each.share for each in settings.values()):
         raise ConfigError(
             f"No stage of [{SECTION}.stages] has a share above 0: there is nothing to learn"
         )
-    stages, done, start = [], 0.0, 0
-    for name, each in settings.items():
-        done += each.share
-        end = round(max_steps * done / total)
-        if end > start:
-            stages.append(Stage(name, start, end, each.hidden, each.soft, each.gold))
-        start = end
-    return tuple(stages)
+    steps = split_steps({name: each.share for name, each in settings.items()}, max_steps)
+    return tuple(
+        Stage(name, steps[name].start, steps[name].stop, each.hidden, each.soft, each.gold)
+        for name, each in settings.items()
+        if steps[name]
+    )

@@ -31,6 +31,7 @@ from spacy_distil.distillation.pipeline.corpus import TransferExample, TransferS
 from spacy_distil.distillation.pipeline.heads.base import Head, Records
 from spacy_distil.distillation.pipeline.hidden import HiddenStates
 from spacy_distil.errors import CorpusError
+from spacy_distil.runs.files import atomic_directory
 
 # Name of the hidden states among the records, which no pipe can have.
 HIDDEN = "[hidden]"
@@ -306,10 +307,6 @@ def _reseed(seed: int, step: int) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Put a copy in place of what is there, whole or not at all."""
-    unfinished = target.with_name(f".{target.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(source, unfinished)
-    if target.exists():
-        shutil.rmtree(target)
-    unfinished.rename(target)
+    """Replace a directory by a copy of another."""
+    with atomic_directory(target) as unfinished:
+        shutil.copytree(source, unfinished, dirs_exist_ok=True)

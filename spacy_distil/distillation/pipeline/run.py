@@ -101,7 +101,7 @@ def run(
 
     inputs = {"the teacher": fingerprint_pipeline(teacher)}
     rules = {"resume": resume, "force": force}
-    earlier = directory.settle(settings.spacy, inputs, **rules)
+    earlier = directory.resume_or_replace(settings.spacy, inputs, **rules)
     directory.write_settings(settings.spacy)
     try:
         nlp, started = make_student(settings, teacher, output, gpu_id)
@@ -120,15 +120,12 @@ def run(
     inputs["the development documents"] = fingerprint_annotation(development)
     if earlier is not None:
         # What could be told without reading the documents was the same.
-        earlier = directory.settle(settings.spacy, inputs, **rules)
-    if earlier and earlier.get("finished"):
-        Checkpoints(output / "checkpoints").remove()  # in case it was killed just before that
-        msg.good(f"Finished already: {output / DIR_MODEL_BEST}")
-        return _distilled(output, earlier)
-    if earlier is not None and Checkpoints(output / "checkpoints").newest() is not None:
-        msg.info(f"Resuming the run in {output}")
-    elif resume:
-        msg.info(f"Nothing to resume in {output}: starting")
+        earlier = directory.resume_or_replace(settings.spacy, inputs, **rules)
+    checkpoints = Checkpoints(output / "checkpoints")
+    has_checkpoint = checkpoints.newest() is not None
+    if directory.announce(earlier, resume=resume, has_checkpoint=has_checkpoint):
+        checkpoints.remove()  # in case it was killed just before that
+        return _distilled(output, earlier or {})
     for name, how in started.items():
         msg.info(f"{name} starts from {how}")
     teaching = make_distiller(
@@ -156,7 +153,7 @@ def run(
         "cache_bytes": teaching.cache.n_bytes if teaching.cache is not None else 0,
     }
     directory.write_results(results)
-    Checkpoints(output / "checkpoints").remove()
+    checkpoints.remove()
     msg.good(f"Saved the best student, of step {step}, to {output / DIR_MODEL_BEST}")
     return _distilled(output, results)
 

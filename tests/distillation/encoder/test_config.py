@@ -23,7 +23,7 @@ from spacy_distil.distillation.encoder.objectives import (
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.settings import changed_settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

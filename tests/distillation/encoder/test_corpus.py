@@ -33,6 +33,7 @@ from spacy_distil.distillation.encoder.config import CorpusSettings
 from spacy_distil.distillation.encoder.corpus import Blocks, Corpus, load_corpus, plan_corpus
 from spacy_distil.distillation.encoder.shards import Shards
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.runs.files import STALE_AFTER, UNFINISHED, remove_unfinished
 from spacy_distil.students.teachers import Teacher, load_teacher
 from spacy_distil.text import packing
 from spacy_distil.text import plain_text as reading
@@ -427,7 +428,7 @@ def test_killed_while_building(teacher: Teacher, tmp_path: Path) -> None:
     assert sum(corpus.train.lengths(range(len(corpus.train)))) == corpus.sources["train"].pieces
     assert left.exists()  # another process might be writing there
     for path in (left, *left.iterdir()):
-        os.utime(path, (0, time.time() - building.STALE_AFTER - 1))
+        os.utime(path, (0, time.time() - STALE_AFTER - 1))
     load(teacher, cache, train=str(text))
     assert not left.exists()
     assert len(list(cache.iterdir())) == 1
@@ -497,16 +498,16 @@ def test_cache_without_its_counts_is_built_anew(
 def test_builder_that_reads_for_long_is_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = tmp_path / f"x{building.UNFINISHED}"
-    directory.mkdir()
+    directory = tmp_path / f"{UNFINISHED}x" / "new"
+    directory.mkdir(parents=True)
     parts = building._touching(directory, iter([Part("ba", True)] * 2))
     next(parts)
-    os.utime(directory, (0, 0))
+    for path in (directory, directory.parent):
+        os.utime(path, (0, 0))
     monkeypatch.setattr(building, "STALE_AFTER", 0.2)
     time.sleep(0.03)
     next(parts)
-    monkeypatch.setattr(building, "STALE_AFTER", 100.0)
-    building.remove_stale(tmp_path)
+    remove_unfinished(tmp_path, older_than=100.0)
     assert directory.exists()
 
 

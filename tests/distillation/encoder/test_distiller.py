@@ -31,7 +31,7 @@ from spacy_distil.distillation.encoder.objectives import (
 )
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masked_lm_heads import masked_lm_head
-from spacy_distil.students.masking import Batch, Masking, make_rows
+from spacy_distil.students.masking import MaskedBatch, Masking, batch_blocks
 from spacy_distil.students.teachers import Teacher, load_teacher
 
 TeacherDir = Callable[..., Path]
@@ -68,14 +68,14 @@ def make_distiller(teacher: Teacher, objectives: Mapping[str, Objective]) -> Dis
     return Distiller(teacher.model, student, objectives)
 
 
-def make_batch(teacher: Teacher) -> Batch:
+def make_batch(teacher: Teacher) -> MaskedBatch:
     """Two blocks, the second padded."""
     masking = Masking.for_tokenizer(teacher.tokenizer, 0.3, seed=0)
     words = masking.ordinary.numpy()
     ends = teacher.tokenizer.cls_token_id, teacher.tokenizer.sep_token_id
     blocks = [np.array([ends[0], *words[:n], ends[1]]) for n in (9, 5)]
     pad_id = int(teacher.tokenizer.pad_token_id)
-    return masking(make_rows(blocks, [0, 1], pad_id=pad_id, masking=masking))
+    return masking(batch_blocks(blocks, [0, 1], pad_id=pad_id, masking=masking))
 
 
 @pytest.fixture
@@ -143,7 +143,9 @@ def test_backward_passes_through_whatever_the_teacher_made(
         assert torch.cosine_similarity(next(flat), next(flat), dim=0) > 0.99
 
 
-def plain_gradients(teacher: Teacher, distiller: Distiller, batch: Batch) -> dict[str, Tensor]:
+def plain_gradients(
+    teacher: Teacher, distiller: Distiller, batch: MaskedBatch
+) -> dict[str, Tensor]:
     """Both models run by transformers alone, in float32 and in one graph."""
 
     def encode(model: PreTrainedModel) -> Encoded:

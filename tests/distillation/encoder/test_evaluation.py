@@ -24,7 +24,7 @@ from spacy_distil.distillation.encoder.objectives import (
     prepare_objectives,
 )
 from spacy_distil.students.making import make_student
-from spacy_distil.students.masking import Batch, Masking, make_rows
+from spacy_distil.students.masking import MaskedBatch, Masking, batch_blocks
 from spacy_distil.students.teachers import Teacher, load_teacher
 
 TeacherDir = Callable[..., Path]
@@ -57,7 +57,7 @@ def make_distiller(teacher: Teacher, objectives: dict[str, Objective]) -> Distil
     return Distiller(teacher.model, student, objectives).train()
 
 
-def batches(teacher: Teacher, size: int, probability: float = 0.3) -> list[Batch]:
+def batches(teacher: Teacher, size: int, probability: float = 0.3) -> list[MaskedBatch]:
     """Random words in blocks of 20 pieces, the last of 8."""
     masking = Masking.for_tokenizer(teacher.tokenizer, probability, seed=0)
     random = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def batches(teacher: Teacher, size: int, probability: float = 0.3) -> list[Batch
     for start in range(0, N_BLOCKS, size):
         part = slice(start, start + size)
         places = range(N_BLOCKS)[part]
-        made.append(masking(make_rows(blocks[part], places, pad_id=0, masking=masking)))
+        made.append(masking(batch_blocks(blocks[part], places, pad_id=0, masking=masking)))
     return made
 
 

@@ -37,7 +37,7 @@ from spacy_distil.distillation.encoder.shards import Shards, piece_type, write_s
 from spacy_distil.distillation.encoder.steps import Stage, StepBlocks
 from spacy_distil.errors import ConfigError
 from spacy_distil.students.making import make_student
-from spacy_distil.students.masking import Batch, Masking, make_rows
+from spacy_distil.students.masking import MaskedBatch, Masking, batch_blocks
 from spacy_distil.students.shapes import choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher
 from tests.teachers import log_of
@@ -133,12 +133,12 @@ class Plain:
         self.optimizer.step()
         return norm, {name: values.detach() for name, values in rows.items()}
 
-    def masked(self, row: int, place: int) -> Batch:
+    def masked(self, row: int, place: int) -> MaskedBatch:
         masking = self.blocks.masking
         pieces = self.blocks.blocks[[row]]
-        return masking(make_rows(pieces, [place], pad_id=0, masking=masking))
+        return masking(batch_blocks(pieces, [place], pad_id=0, masking=masking))
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
         with torch.no_grad():
             taught = self.teacher(input_ids=batch.inputs, output_hidden_states=True)
         own = self.student(input_ids=batch.inputs, output_hidden_states=True)

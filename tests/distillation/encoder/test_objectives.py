@@ -33,7 +33,7 @@ from spacy_distil.distillation.encoder.objectives.kl_divergence import kl_diverg
 from spacy_distil.distillation.encoder.objectives.vocabulary import vocabulary_loss
 from spacy_distil.errors import ConfigError
 from spacy_distil.students.masked_lm_heads import MaskedLMHead
-from spacy_distil.students.masking import Batch
+from spacy_distil.students.masking import MaskedBatch
 
 BLOCKS, LENGTH, VOCABULARY = 3, 7, 11
 N_PADDING = 3  # at the end of the last block
@@ -102,10 +102,10 @@ class Toy:
         self.is_masked = torch.zeros_like(self.real).flatten().index_fill(0, chosen, True)
         self.is_masked = self.is_masked.view_as(self.real)
 
-    def batch(self, blocks: slice = slice(None)) -> Batch:
+    def batch(self, blocks: slice = slice(None)) -> MaskedBatch:
         real, is_masked = self.real[blocks], self.is_masked[blocks]
         full = bool(real.all())
-        return Batch(
+        return MaskedBatch(
             inputs=self.pieces[blocks],
             attention=None if full else real.long(),
             real=None if full else real.flatten().nonzero().squeeze(1),

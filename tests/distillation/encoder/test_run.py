@@ -21,6 +21,7 @@ from spacy_distil.cli.encoder_template import ENCODER_CONFIG
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.encoder.loop import make_optimizer
 from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.runs.files import UNFINISHED
 from spacy_distil.students.teachers import load_teacher
 from tests.teachers import log_of
 
@@ -245,15 +246,16 @@ def test_kill_at_any_point_leaves_something_to_resume(
     (output / "model.safetensors").unlink()
     results = json.loads((output / "distil.json").read_text())
     (output / "distil.json").write_text(json.dumps({**results, "finished": False}))
-    (output / ".model").mkdir()
-    (output / ".model" / "model.safetensors").write_bytes(b"cut short")
-    (output / "checkpoints" / ".unfinished").write_bytes(b"cut short")
+    for directory in (output, output / "checkpoints"):
+        (directory / f"{UNFINISHED}x").mkdir()
+        (directory / f"{UNFINISHED}x" / "model.safetensors").write_bytes(b"cut short")
     with (output / "log.jsonl").open("a") as log:
         log.write('{"step": 12, "kind"')
     distil_encoder(config, output, overrides=overrides, gpu_id=-1, resume=True)
     found = load_file(output / "model.safetensors")
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert not (output / "checkpoints").exists()
+    assert not list(output.glob(f"{UNFINISHED}*"))
     assert [entry["step"] for entry in log_of(output, "train")] == [12]
     assert [entry["step"] for entry in log_of(output, "held_out")] == [0, 12]
 

@@ -16,12 +16,12 @@ from spacy_distil.distillation.encoder.config import (
     load_config,
 )
 from spacy_distil.distillation.encoder.steps import (
+    StepBatches,
     StepBlocks,
-    StepRows,
-    ahead,
-    held_out_rows,
+    held_out_batches,
     plan_stages,
     plan_steps,
+    prefetch,
 )
 from spacy_distil.errors import ConfigError
 from spacy_distil.students.masking import Masking
@@ -61,7 +61,7 @@ def step_blocks(n: int, starts: Sequence[int], **settings: Any) -> StepBlocks:
     )
 
 
-def blocks_of(rows: StepRows) -> list[int]:
+def blocks_of(rows: StepBatches) -> list[int]:
     return [int(row[0]) - 5 for portion in rows.micro_batches for row in portion.pieces]
 
 
@@ -89,7 +89,7 @@ def test_a_step_depends_on_its_number_and_the_seed_only() -> None:
 def test_processes_share_a_step_whatever_their_number(n_processes: int, micro_batch: int) -> None:
     """Each block once, masked as it would be for one process alone; all know the step's totals."""
 
-    def inputs(some: StepRows) -> list[list[int]]:
+    def inputs(some: StepBatches) -> list[list[int]]:
         """Without padding, which depends on the portion."""
         rows = [row for portion in some.micro_batches for row in MASKING(portion).inputs.tolist()]
         return [[piece for piece in row if piece] for row in rows]
@@ -147,7 +147,7 @@ def test_held_out_rows_are_the_same_for_any_number_of_processes() -> None:
     def inputs(n_processes: int, size: int) -> dict[int, list[int]]:
         found = {}
         for process in range(n_processes):
-            for rows in held_out_rows(
+            for rows in held_out_batches(
                 Numbered(7),  # type: ignore[arg-type]
                 size=size,
                 masking=MASKING,
@@ -174,7 +174,7 @@ def test_ahead_gives_everything_in_order_and_works_ahead() -> None:
             waited.set()
         return step
 
-    work = ahead(make, range(2, 9))  # type: ignore[arg-type]
+    work = prefetch(make, range(2, 9))  # type: ignore[arg-type]
     first = next(work)
     assert first == 2
     assert waited.wait(5)  # two more are made while this one is worked on
@@ -183,11 +183,11 @@ def test_ahead_gives_everything_in_order_and_works_ahead() -> None:
 
 
 def test_ahead_passes_errors_on() -> None:
-    def make(step: int) -> StepRows:
+    def make(step: int) -> StepBatches:
         raise ValueError(f"step {step}")
 
     with pytest.raises(ValueError, match="step 0"):
-        next(ahead(make, range(3)))
+        next(prefetch(make, range(3)))
 
 
 def config(stages: Mapping[str, Any], **training: Any) -> EncoderDistilConfig:

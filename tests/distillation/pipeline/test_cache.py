@@ -19,7 +19,6 @@ from safetensors import safe_open
 
 from spacy_distil.distillation.pipeline.cache import TeacherCache, open_cache
 from spacy_distil.distillation.pipeline.cache.layout import Layout
-from spacy_distil.distillation.pipeline.cache.shards import renamed
 from spacy_distil.distillation.pipeline.heads.base import Field
 from spacy_distil.errors import ConfigError
 
@@ -398,20 +397,6 @@ def test_a_shard_that_goes_missing_while_it_is_used(tmp_path: Path) -> None:
 
 
 # Several processes
-
-
-def test_two_that_write_the_same_file_keep_out_of_each_others_way(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    with renamed(path) as first:
-        first.write_text("first")
-        with renamed(path) as second:
-            second.write_text("second")
-        assert path.read_text() == "second"
-        with pytest.raises(FileNotFoundError), renamed(path):
-            pass
-        assert path.read_text() == "second"
-    assert path.read_text() == "first"
-    assert files(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("replaced", [False, True])

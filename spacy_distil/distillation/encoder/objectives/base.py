@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spacy_distil.distillation.encoder.schedules import Schedule
 from spacy_distil.students.masked_lm_heads import MaskedLMHead
-from spacy_distil.students.masking import Batch
+from spacy_distil.students.masking import MaskedBatch
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -103,7 +103,7 @@ class Outputs:
 
     teacher: Encoded | None
     student: Encoded
-    batch: Batch
+    batch: MaskedBatch
     step: int = 0
 
     @property

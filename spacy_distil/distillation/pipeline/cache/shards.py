@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +20,9 @@ from spacy_distil.distillation.pipeline.cache.layout import (
 )
 from spacy_distil.distillation.pipeline.heads.base import Array
 from spacy_distil.errors import ConfigError
+from spacy_distil.runs.files import atomic_file
 
 SHARDS = "shard-*.safetensors"
-UNFINISHED = ".unfinished-"  # what the names of directories begin with where files grow
-# Seconds without a change, after which whoever wrote there is taken for dead: nothing that a
-# machine knows about its processes says so of those of another one, on a disk that they share.
-STALE_AFTER = 600.0
 IDENTITY = "cache"  # the entry of a shard's metadata that says of what cache it is
 
 
@@ -67,38 +60,10 @@ def offsets_key(head: str, name: str) -> str:
 
 def write_shard(path: Path, tensors: dict[str, Array], identity: str, mode_of: Path) -> None:
     """identity: of the cache, as `map_shard` expects it. mode_of: a file with the same rights."""
-    with renamed(path) as unfinished:
+    with atomic_file(path) as unfinished:
         save_file(tensors, unfinished, metadata={IDENTITY: identity})
         # The library's files are for the owner's eyes only, whatever the umask.
         shutil.copymode(mode_of, unfinished)
-
-
-@contextmanager
-def renamed(path: Path) -> Iterator[Path]:
-    """Where to write a file that gets its name when it is complete, and on the disk.
-
-    A directory of its own, because safetensors has temporary files beside the one it writes, and
-    because several processes may be at it.
-    """
-    scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
-    try:
-        yield scratch / path.name
-        with (scratch / path.name).open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch / path.name, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def remove_stale(directory: Path) -> None:
-    """Remove what killed runs left unfinished."""
-    for scratch in directory.glob(f"{UNFINISHED}*"):
-        try:
-            changed = max(path.stat().st_mtime for path in (scratch, *scratch.iterdir()))
-        except OSError:
-            continue  # somebody else has just removed it
-        if time.time() - changed > STALE_AFTER:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 # Reading

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from spacy_distil.distillation.pipeline.cache.layout import Layout
-from spacy_distil.distillation.pipeline.cache.shards import UNFINISHED, renamed
 from spacy_distil.errors import ConfigError
+from spacy_distil.runs.files import UNFINISHED, write_text
 
 # What `cache.json` holds.
 State = Mapping[str, Any]
@@ -51,8 +51,7 @@ def identity_of(state: State) -> str:
 
 
 def write_state(directory: Path, state: State) -> None:
-    with renamed(directory / STATE) as unfinished:
-        unfinished.write_text(json.dumps(state, indent=2) + "\n", encoding="utf8")
+    write_text(directory / STATE, json.dumps(state, indent=2) + "\n")
 
 
 def read_state(directory: Path) -> State | None:

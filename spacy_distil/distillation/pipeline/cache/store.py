@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,6 @@ from spacy_distil.distillation.pipeline.cache.recording import Record, record_sh
 from spacy_distil.distillation.pipeline.cache.shards import (
     SHARDS,
     map_shard,
-    remove_stale,
     shard_path,
     write_shard,
 )
@@ -31,6 +29,8 @@ from spacy_distil.distillation.pipeline.cache.state import (
     write_state,
 )
 from spacy_distil.errors import ConfigError
+from spacy_distil.runs.files import STALE_AFTER, free_bytes, remove_unfinished
+from spacy_distil.tables import megabytes
 
 
 def open_cache(
@@ -86,7 +86,7 @@ def open_cache(
     _announce(cache, missing)
     with _writing(cache, missing):
         directory.mkdir(parents=True, exist_ok=True)
-        remove_stale(directory)
+        remove_unfinished(directory, older_than=STALE_AFTER)
         stale = [*directory.glob(SHARDS)] if changed else []
         _check_room(cache, missing, gained=sum(map(_size_of, stale)))
         # `cache.json` goes last: until then, the cache is known to be ours, and another one.
@@ -155,7 +155,7 @@ def _announce(cache: TeacherCache, missing: Sequence[int]) -> None:
     if layout.is_estimated:
         text += f", at a guess of {ITEMS_PER_TOKEN} items a token"
     if len(missing) < layout.n_shards:
-        left = _size(layout.n_bytes(missing))
+        left = megabytes(layout.n_bytes(missing))
         text += f"; {left} of it to go, in {len(missing)} of {layout.n_shards} shards"
     msg.info(text)
 
@@ -163,13 +163,13 @@ def _announce(cache: TeacherCache, missing: Sequence[int]) -> None:
 def _check_room(cache: TeacherCache, missing: Sequence[int], *, gained: int) -> None:
     """Raise ConfigError where the disk has no room. gained: bytes that are deleted before."""
     needed = cache.layout.n_bytes(missing)
-    free = shutil.disk_usage(cache.directory).free + gained
+    free = free_bytes(cache.directory) + gained
     if free < needed:
         raise ConfigError(
-            f"The teacher's cache needs {_size(needed)} more, but the disk of {cache.directory} "
-            f"has {_size(free)} free. Give a directory on another disk as [distillation] cache, "
-            "fewer documents, or leave out the hidden states, which are most of it where they are "
-            "recorded."
+            f"The teacher's cache needs {megabytes(needed)} more, but the disk of "
+            f"{cache.directory} has {megabytes(free)} free. Give a directory on another disk as "
+            "[distillation] cache, or fewer documents, or do not learn hidden states, which take "
+            "most of the space."
         )
 
 
@@ -189,8 +189,4 @@ def _writing(cache: TeacherCache, missing: Sequence[int]) -> Iterator[None]:
 
 
 def _summary(layout: Layout, n_bytes: int) -> str:
-    return f"{layout.n_docs:,} documents, {layout.n_tokens:,} tokens, {_size(n_bytes)}"
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB"
+    return f"{layout.n_docs:,} documents, {layout.n_tokens:,} tokens, {megabytes(n_bytes)}"

@@ -1,0 +1,122 @@
+"""Files and directories that are complete or absent, whatever interrupts the writing.
+
+Everything is written into a scratch directory beside its place, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spacy_distil.errors import ConfigError
+
+# The names of scratch directories begin with this.
+UNFINISHED = ".unfinished-"
+# A scratch directory that has not changed for so many seconds belongs to a dead process. Nothing
+# else tells: the process may run on another machine that shares the disk.
+STALE_AFTER = 600.0
+
+
+@contextmanager
+def scratch_directory(parent: Path) -> Iterator[Path]:
+    """A new directory in `parent`, which is created if it is missing. It is deleted in the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """The path to write a file to. The file moves to `path` when the block ends without an error.
+
+    The scratch directory also takes the temporary files of libraries such as safetensors.
+    """
+    with scratch_directory(path.parent) as scratch:
+        yield scratch / path.name
+        flush(scratch / path.name)
+        os.replace(scratch / path.name, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8."""
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A new directory, which takes the place of `path` when the block ends without an error.
+
+    If the block raises, `path` stays as it was.
+
+    replace: whether to replace a directory that is there in the end. If several processes make the
+        same one, the first should win, since it may be in use already.
+    """
+    with scratch_directory(path.parent) as scratch:
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir()
+        yield new
+        if replace and path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            elif not replace and path.exists():
+                return
+            raise
+
+
+def flush(path: Path) -> None:
+    """Wait until a file is on the disk. A power cut may otherwise keep its name, but no content."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def remove_unfinished(directory: Path, *, older_than: float = 0.0) -> None:
+    """Delete the scratch directories that killed processes have left.
+
+    older_than: seconds without a change. Give `STALE_AFTER` if other processes may be writing.
+    """
+    for scratch in directory.glob(f"{UNFINISHED}*"):
+        try:
+            changed = max(path.stat().st_mtime for path in (scratch, *scratch.iterdir()))
+        except OSError:
+            continue  # another process has just deleted or renamed it
+        if time.time() - changed >= older_than:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def free_bytes(directory: Path) -> int:
+    """Free space on the disk of a directory, which need not exist yet."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def check_output(output: Path, *, force: bool, source: Path | None = None) -> None:
+    """Raise ConfigError if a pipeline must not be written to `output`.
+
+    force: replace a saved pipeline. Anything else in `output` is never replaced.
+    source: the pipeline that is read, a directory or the name of a package. It must not be
+        overwritten.
+    """
+    if source is not None and source.exists() and output.resolve() == source.resolve():
+        raise ConfigError(f"{output} is the pipeline itself. Choose another directory.")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not force:
+        raise ConfigError(f"{output} exists. Choose another directory, or replace it with --force.")
+    if not (output / "meta.json").is_file():
+        raise ConfigError(
+            f"{output} is no saved pipeline (it has no meta.json), and is not replaced. "
+            "Choose another directory."
+        )
