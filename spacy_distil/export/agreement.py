@@ -25,6 +25,7 @@ from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.export.measures import Question, find_questions, not_compared
 from spacy_distil.pipelines import count_bytes
 from spacy_distil.tables import Table
+from spacy_distil.text.docs import same_tokens
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 MISSING = "\N{EN DASH}"
@@ -267,17 +268,7 @@ def _check(
 
 def _copies(nlp: Language, documents: Sequence[Doc]) -> list[Doc]:
     """The same tokens in the pipeline's own vocab, without annotations."""
-    return [_copy(nlp, doc) for doc in documents]
-
-
-def _copy(nlp: Language, doc: Doc) -> Doc:
-    words = [token.text for token in doc]
-    copy = Doc(nlp.vocab, words=words, spaces=[bool(token.whitespace_) for token in doc])
-    for own, token in zip(copy, doc, strict=True):
-        # Tokenizers write norms ("n't" is "not"), which spaCy's own encoders read.
-        if own.norm != token.norm:
-            own.norm_ = token.norm_
-    return copy
+    return [same_tokens(doc, nlp.vocab) for doc in documents]
 
 
 def _ask(question: Question, batched: Sequence[list[Doc]], single: Sequence[list[Doc]]) -> Measure:

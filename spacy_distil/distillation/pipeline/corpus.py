@@ -25,6 +25,7 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.text.docs import same_tokens
 from spacy_distil.text.plain_text import find_files, read_parts
 
 Reader = Callable[[Language], Iterable[Example]]
@@ -144,7 +145,7 @@ def Texts(path: str | list[str] | None, max_words: int = 200, limit: int = 0) ->
                 for doc in cut(nlp.make_doc(part.text), max_words):
                     if not any(not token.is_space for token in doc):
                         continue
-                    yield Example(doc, Doc(doc.vocab, words=_words(doc), spaces=_spaces(doc)))
+                    yield Example(doc, same_tokens(doc, doc.vocab))
                     count += 1
                     if count == limit:
                         return
@@ -167,16 +168,3 @@ def cut(doc: Doc, max_words: int) -> Iterator[Doc]:
         yield doc[start:end].as_doc()
         start = end
     yield doc[start:].as_doc() if start else doc
-
-
-def _words(doc: Doc) -> list[str]:
-    return [token.text for token in doc]
-
-
-def _spaces(doc: Doc) -> list[bool]:
-    return [bool(token.whitespace_) for token in doc]
-
-
-def retokenized(doc: Doc, nlp: Language) -> Doc:
-    """The same tokens as a document of another pipeline."""
-    return Doc(nlp.vocab, words=_words(doc), spaces=_spaces(doc))

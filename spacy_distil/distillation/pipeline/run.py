@@ -32,7 +32,6 @@ from spacy_distil.distillation.pipeline.corpus import (
     TransferSet,
     fingerprint_annotation,
     read_transfer_set,
-    retokenized,
 )
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
 from spacy_distil.distillation.pipeline.heads import PipeSettings, Plan, find_pairs, plan_heads
@@ -56,6 +55,7 @@ from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.students.layer_map import layer_map
+from spacy_distil.text.docs import same_tokens
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ def _cache(
     examples = lessons.all
 
     def record(numbers: range) -> dict[str, dict[str, list[Array]]]:
-        docs = [retokenized(examples[number].predicted, teacher) for number in numbers]
+        docs = [same_tokens(examples[number].predicted, teacher.vocab) for number in numbers]
         records = {}
         for source, pipe in teacher.pipeline:
             for name, head in recorders.get(source, ()):

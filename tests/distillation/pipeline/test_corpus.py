@@ -18,7 +18,6 @@ from spacy_distil.distillation.pipeline.corpus import (
     cut,
     fingerprint_annotation,
     read_transfer_set,
-    retokenized,
 )
 from spacy_distil.errors import ConfigError, CorpusError
 
@@ -74,16 +73,6 @@ def test_cutting_loses_nothing(text: str, max_words: int) -> None:
     assert [token.text for part in parts for token in part] == [token.text for token in doc]
     assert "".join(part.text_with_ws for part in (d[:] for d in parts)) == doc.text_with_ws
     assert all(len(part) <= max_words for part in parts)
-
-
-@given(st.text(max_size=80))
-def test_a_retokenized_doc_has_the_same_tokens(text: str) -> None:
-    doc = NLP.make_doc(text)
-    other: Language = spacy.blank("de")
-    copy = retokenized(doc, other)
-    assert copy.vocab is other.vocab
-    assert copy.text == doc.text
-    assert [token.idx for token in copy] == [token.idx for token in doc]
 
 
 @pytest.mark.parametrize("settings", [{"max_words": 0}, {"limit": -1}])

@@ -16,12 +16,13 @@ from thinc.api import fix_random_seed
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.cache import open_cache
 from spacy_distil.distillation.pipeline.config import Stage, load_config
-from spacy_distil.distillation.pipeline.corpus import TransferExample, TransferSet, retokenized
+from spacy_distil.distillation.pipeline.corpus import TransferExample, TransferSet
 from spacy_distil.distillation.pipeline.heads import plan_heads
 from spacy_distil.distillation.pipeline.heads.base import Array
 from spacy_distil.distillation.pipeline.loop import PipelineDistiller, make_batches
 from spacy_distil.errors import CorpusError
 from spacy_distil.ner.decoding import tag_names
+from spacy_distil.text.docs import same_tokens
 from tests.distillation.pipeline.conftest import annotated_examples, build_pipeline, train_pipeline
 from tests.util import adam
 
@@ -121,7 +122,9 @@ def test_sure_teachers_teach_like_plain_training_on_their_annotation(
     optimizers = adam(1e-2), adam(1e-2)
     for step in range(3):
         fix_random_seed(step)
-        annotated = [Example(retokenized(eg.predicted, plain), eg.reference) for eg in examples]
+        annotated = [
+            Example(same_tokens(eg.predicted, plain.vocab), eg.reference) for eg in examples
+        ]
         plain.update(annotated, sgd=False, drop=0.1)
         for _, pipe in plain.pipeline:
             pipe.finish_update(optimizers[0])
@@ -141,7 +144,7 @@ def test_gold_alone_is_plain_training(bert_dir: Path) -> None:
     plan = plan_heads(taught, plain, {})
     teaching = PipelineDistiller(taught, plan.heads, plan.gold)
     fix_random_seed(0)
-    annotated = [Example(retokenized(eg.predicted, plain), eg.reference) for eg in examples]
+    annotated = [Example(same_tokens(eg.predicted, plain.vocab), eg.reference) for eg in examples]
     plain.update(annotated, sgd=False, drop=0.1)
     optimizer = adam(1e-2)
     for _, pipe in plain.pipeline:

@@ -30,6 +30,7 @@ from spacy_distil.distillation.pipeline.heads.base import (
 from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, match_labels
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner.decoding import MISSING, OUTSIDE, B, I, L, U
+from spacy_distil.text.docs import same_tokens
 
 Hashes = NDArray[np.uint64]
 
@@ -106,7 +107,7 @@ class SilverHead(Head):
             annotation = self._kind(self._labels, self.student.vocab.strings)
             for i, example in enumerate(examples):
                 if not (gold and self._has_gold(example)):
-                    reference = _bare(example.predicted)
+                    reference = same_tokens(example.predicted, example.predicted.vocab)
                     annotation.write(reference, {name: records[name][i] for name in self.fields})
                     taught[i] = Example(example.predicted, reference)
         self.student.update(taught, drop=drop, losses=losses)
@@ -124,12 +125,6 @@ class SilverHead(Head):
     def _has_gold(self, example: Example) -> bool:
         """Whether any token is annotated with what the pipe predicts."""
         return example.reference.has_annotation(self._kind.attribute)
-
-
-def _bare(doc: Doc) -> Doc:
-    """The same tokens without any annotation."""
-    words, spaces = [token.text for token in doc], [bool(token.whitespace_) for token in doc]
-    return Doc(doc.vocab, words=words, spaces=spaces)
 
 
 class _Annotation(ABC):
