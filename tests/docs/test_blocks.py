@@ -54,8 +54,6 @@ NOT_RUN = {
     ("README.md", "pip install spacy-distil "): "installs packages: .ci/run does, from here",
     ("CONTRIBUTING.md", '-e ".[test'): "sets up an environment: .ci/run does",
     ("CONTRIBUTING.md", "pytest"): "runs these tests",
-    ("CONTRIBUTING.md", ".ci/run"): "runs everything",
-    ("CONTRIBUTING.md", "project document"): "tests/test_project.py compares what it writes",
     ("docs/project.md", "project run all\n"): "takes 10 minutes: .ci/run runs the project",
     ("docs/results.md", "--vars.dataset ewt"): "downloads corpora and takes two hours",
     ("docs/results.md", "benchmarks.teaching.rows"): "needs corpora and takes half an hour",
