@@ -172,12 +172,8 @@ def run_encoder_config(block: Block) -> None:
 def run_pipeline_config(block: Block) -> None:
     """Distil a pipeline with the block in place of the same parts of `init-config pipeline`."""
     config = pipeline_config(train="dev.spacy", dev="dev.spacy", text="texts.jsonl")
-    part = parse_part(block.code)
-    assert part.keys() <= config.keys(), block.place
-    overrides = {"training.max_steps": 2, "training.eval_frequency": 2}
-    distil_pipeline(
-        "my_teacher", config.merge(part), f"from-line-{block.line}", overrides=overrides
-    )
+    config = merge_part(config, parse_part(block.code))
+    distil_pipeline("my_teacher", config, f"from-line-{block.line}")
 
 
 def run_train_config(block: Block) -> None:
@@ -187,12 +183,7 @@ def run_train_config(block: Block) -> None:
     part = parse_part(block.code)
     whole = training_config(pipes=("tagger", "ner", "textcat"), encoder="distilbert-base-uncased")
     base = Config().from_str(whole, interpolate=False)
-    assert part.keys() <= base.keys(), block.place
-    for name, settings in part.get("components", {}).items():
-        known = base["components"].setdefault(name, {"factory": settings.get("factory", name)})
-        if "source" in settings or settings.get("factory", known["factory"]) != known["factory"]:
-            base["components"][name] = {}  # its settings belong to another factory
-    config = Config(base).merge(part)
+    config = merge_part(base, part)
     pipeline = config["nlp"]["pipeline"]
     if "pipeline" not in part.get("nlp", {}):
         pipeline = [*dict.fromkeys([*pipeline, *part.get("components", {})])]
@@ -205,6 +196,17 @@ def run_train_config(block: Block) -> None:
     frozen, annotating = training["frozen_components"], training["annotating_components"]
     losses = nlp.update(batch, sgd=training["optimizer"], exclude=frozen, annotates=annotating)
     assert losses.keys() >= set(pipeline) - set(frozen), block.place
+
+
+def merge_part(config: Config, part: Config) -> Config:
+    """Put a part in place of the same parts of a config."""
+    assert part.keys() <= config.keys()
+    components = config["components"]
+    for name, settings in part.get("components", {}).items():
+        known = components.setdefault(name, {"factory": settings.get("factory", name)})
+        if "source" in settings or settings.get("factory", known["factory"]) != known["factory"]:
+            components[name] = {}  # its settings belong to another factory
+    return Config(config).merge(part)
 
 
 def parse_part(text: str) -> Config:
