@@ -63,20 +63,15 @@ NOT_RUN = {
 }
 # Commands that need a package which is not installed everywhere.
 NEEDS = {"distil convert": "spacy_transformers"}
-SLOW = (
-    "README.md",
-    "docs/recipes.md",
-    "docs/training.md",
-    "docs/questions.md",
-    "docs/component.md",
-    ENCODER,
-    PIPELINE,
-)
 
 
 def key_in_not_run(block: Block) -> tuple[str, str] | None:
     keys = (key for key in NOT_RUN if key[0] == block.page and key[1] in block.code)
     return next(keys, None)
+
+
+def runnable_blocks(page: str) -> list[Block]:
+    return [block for block in blocks_of(page) if key_in_not_run(block) is None]
 
 
 def shorten(text: str) -> str:
@@ -232,17 +227,12 @@ RUNNERS: dict[str, Callable[[Block, dict[str, Any]], None]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else []) for page in PAGES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable_blocks(page)])
 def test_the_blocks_of_a_page_run(
     page: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = [block for block in blocks_of(page) if key_in_not_run(block) is None]
-    if not blocks:
-        return
-    for section, group in groupby(blocks, key=lambda block: block.section):
+    for section, group in groupby(runnable_blocks(page), key=lambda block: block.section):
         directory = shutil.copytree(files, tmp_path / f"section-{section}")
         monkeypatch.chdir(directory)
         namespace: dict[str, Any] = {"__name__": "page"}
@@ -265,9 +255,3 @@ def test_the_blocks_of_a_page_run(
 def test_what_is_not_run_is_there() -> None:
     keys = [key for page in PAGES for block in blocks_of(page) if (key := key_in_not_run(block))]
     assert sorted(set(keys)) == sorted(NOT_RUN)
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in SLOW])
-def test_pages_that_are_not_slow_run_nothing(page: str) -> None:
-    """So that `-m "not slow"` leaves out no more than the time that blocks take."""
-    assert all(key_in_not_run(block) for block in blocks_of(page))
