@@ -512,7 +512,7 @@ PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
         distillation__stages__hidden__share=0.5,
     ),
     "cannot tell documents": with_spancat,
-    "is of something else": with_the_cache_of_other_documents,
+    "Changed since it was made": with_the_cache_of_other_documents,
     "more, but the disk of": with_a_full_disk,
     "is damaged": with_a_damaged_cache,
     "is not empty.": lambda s: s.distil(s.finished),
