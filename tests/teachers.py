@@ -19,15 +19,22 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from spacy_distil.engines.files import PADDED_POSITIONS
+from spacy_distil.students.families import FAMILIES
+
 WORDS = [f"{onset}{rest}" for onset in "bdfgklmnprst" for rest in ("a", "e", "i", "o", "u")]
-SPECIAL = {
-    "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
-    "roberta": {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"},
+BERT_PIECES = {
+    "pad": "[PAD]",
+    "unk": "[UNK]",
+    "cls": "[CLS]",
+    "sep": "[SEP]",
+    "mask": "[MASK]",
 }
-for family in ("distilbert", "electra", "albert"):
-    SPECIAL[family] = SPECIAL["bert"]
-for family in ("xlm-roberta", "camembert", "mpnet"):
-    SPECIAL[family] = SPECIAL["roberta"]
+ROBERTA_PIECES = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+# Special pieces of each family, in the order of their ids.
+SPECIAL = {
+    family: ROBERTA_PIECES if family in PADDED_POSITIONS else BERT_PIECES for family in FAMILIES
+}
 
 
 def tiny_config(family: str, *, vocab_size: int, layers: int = 4) -> PretrainedConfig:
@@ -43,7 +50,7 @@ def tiny_config(family: str, *, vocab_size: int, layers: int = 4) -> PretrainedC
             max_position_embeddings=32,
         )
     special: dict[str, int] = {}
-    if SPECIAL[family] is SPECIAL["roberta"]:
+    if SPECIAL[family] is ROBERTA_PIECES:
         special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     elif family in ("electra", "albert"):
         special = {"embedding_size": 8}  # narrower than what follows
@@ -56,7 +63,7 @@ def tiny_config(family: str, *, vocab_size: int, layers: int = 4) -> PretrainedC
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=34 if SPECIAL[family] is SPECIAL["roberta"] else 32,
+        max_position_embeddings=34 if SPECIAL[family] is ROBERTA_PIECES else 32,
         type_vocab_size=1 if family in ("bert", "roberta") else 2,
         **special,
     )
@@ -66,7 +73,7 @@ def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """Whole words of `WORDS`, which truncates and pads to 8, as saved tokenizers may."""
     special = SPECIAL[family]
     pieces = [*special.values(), *WORDS]
-    if special is SPECIAL["roberta"]:
+    if special is ROBERTA_PIECES:
         pieces.append(pieces.pop(4))  # the mask piece comes last there
     vocab = {piece: number for number, piece in enumerate(pieces)}
     backend = Tokenizer(models.WordPiece(vocab, unk_token=special["unk"]))

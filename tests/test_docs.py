@@ -72,10 +72,10 @@ from spacy_distil.engines.pretrained import load_encoder
 from spacy_distil.errors import DistilError
 from spacy_distil.export.families import read_weights
 from spacy_distil.runs.settings import Section
-from spacy_distil.students.families import CUTTABLE
-from spacy_distil.students.flops import encoder_flops, head_flops
+from spacy_distil.students.families import CUTTABLE, FAMILIES
+from spacy_distil.students.flops import encoder_flops, mlm_head_flops
 from spacy_distil.students.layer_choice import choose_layers
-from spacy_distil.students.teachers import FAMILIES, load_teacher
+from spacy_distil.students.teachers import load_teacher
 from tests.life.corpus import make_annotated
 from tests.teachers import WORDS, write_teacher
 from tests.util import (
@@ -571,7 +571,7 @@ def test_operations_are_what_the_page_says() -> None:
     teacher, student = (transformers.BertConfig(num_hidden_layers=n) for n in (12, 6))
     teaching = encoder_flops(teacher, 512)
     both = teaching + encoder_flops(student, 512, backward=True)
-    heads = [0.15 * head_flops(student, backward=backward) for backward in (False, True)]
+    heads = [0.15 * mlm_head_flops(student, backward=backward) for backward in (False, True)]
     text = " ".join((ROOT / DISTILLATION).read_text(encoding="utf8").split())
     assert f"takes {both / 1e6:.0f} MFLOP a piece" in text
     assert f"forward pass is {teaching / both:.0%}".replace("%", " %") in text

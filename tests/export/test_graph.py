@@ -21,7 +21,8 @@ from scipy.special import erf  # type: ignore[import-untyped]
 from spacy_distil.encoding import make_batches
 from spacy_distil.engines.torch import TorchEngine
 from spacy_distil.export.families import build_graph, read_weights
-from spacy_distil.export.families.bert import BertWeights, Layer
+from spacy_distil.export.families.bert import BertWeights
+from spacy_distil.export.families.post_norm import PostNormLayer
 from spacy_distil.export.graph import Precision, quantize_columns
 from spacy_distil.export.weights import Linear, Norm
 from tests.util import LAYERS, WIDTH, write_encoder
@@ -133,7 +134,7 @@ class Naive:
             hidden = self.layer(hidden, layer, i in self.precision.layers)
         return hidden
 
-    def layer(self, hidden: np.ndarray, layer: Layer, int8: bool) -> np.ndarray:
+    def layer(self, hidden: np.ndarray, layer: PostNormLayer, int8: bool) -> np.ndarray:
         parts = (layer.query, layer.key, layer.value)
         query, key, value = (
             np.split(self.product(hidden, part, int8), self.weights.n_heads, axis=1)

@@ -20,8 +20,8 @@ from scipy.special import erf  # type: ignore[import-untyped]
 from spacy_distil.engines.files import parse_config
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.families.modernbert import (
-    Layer,
     ModernBertGraph,
+    ModernBertLayer,
     ModernBertWeights,
     Scope,
     read,
@@ -301,7 +301,7 @@ class Naive:
             hidden = hidden + self.product(inner, layer.down, int8)
         return self.norm(hidden, w.final_norm)
 
-    def attend(self, normed: np.ndarray, layer: Layer, int8: bool) -> np.ndarray:
+    def attend(self, normed: np.ndarray, layer: ModernBertLayer, int8: bool) -> np.ndarray:
         """A piece at a time, with what it sees."""
         n_heads, n = self.weights.n_heads, len(normed)
         query, key, value = (

@@ -308,7 +308,7 @@ def test_loss_by_hand(small: str) -> None:
     assert loss.pieces_before == pytest.approx((1 + 2 + 1 + 1 + 2) / 5)
     assert loss.pieces_after == pytest.approx((2 + 2 + 1 + 1 + 3) / 5)
     assert loss.unknown_before == loss.unknown_after == pytest.approx(1 / 5)
-    with pytest.raises(CorpusError, match="No word"):
+    with pytest.raises(CorpusError, match="have no words"):
         pruning_loss(old, new, [" "])
 
 

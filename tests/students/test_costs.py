@@ -13,14 +13,9 @@ from transformers import AutoModel, BertConfig, ElectraConfig, MPNetConfig, Pret
 from spacy_distil.errors import CorpusError
 from spacy_distil.export.families import build_graph, read_weights
 from spacy_distil.export.graph import Precision
-from spacy_distil.students.costs import (
-    pieces_per_second,
-    pieces_per_word,
-    read_blocks,
-    report_table,
-    size_of,
-)
+from spacy_distil.students.costs import cost_table, encoder_size, pieces_per_second
 from spacy_distil.students.making import make_student
+from spacy_distil.students.sample_text import pieces_per_word, read_blocks
 from spacy_distil.students.teachers import Teacher, load_teacher
 from tests.teachers import WORDS
 
@@ -47,21 +42,21 @@ def teacher(teacher_dir: Callable[..., Path]) -> Teacher:
 def test_size_is_that_of_files_and_graphs(config: PretrainedConfig, tmp_path: Path) -> None:
     bare = {} if config.model_type == "electra" else {"add_pooling_layer": False}
     model = AutoModel.from_config(config, **bare)
-    size = size_of(model)
+    size = encoder_size(model)
     assert size.embeddings == sum(p.numel() for p in model.embeddings.parameters())
     assert size.embeddings + size.layers == model.num_parameters()
     model.save_pretrained(tmp_path)
     saved = (tmp_path / "model.safetensors").stat().st_size
-    assert size.megabytes == pytest.approx(saved / 1e6, rel=0.03)
+    assert size.n_bytes == pytest.approx(saved, rel=0.03)
     files = {name: (tmp_path / name).read_bytes() for name in ("config.json", "model.safetensors")}
     precision = Precision(frozenset(range(2)), embeddings=True)
     graph = build_graph(read_weights(files), precision)
-    assert size.int8_megabytes == pytest.approx(len(graph) / 1e6, rel=0.06)
+    assert size.int8_bytes == pytest.approx(len(graph), rel=0.06)
 
 
 def test_head_does_not_count(teacher: Teacher) -> None:
-    assert teacher.has_head
-    assert size_of(teacher.model) == size_of(teacher.model.base_model)
+    assert teacher.has_mlm_head
+    assert encoder_size(teacher.model) == encoder_size(teacher.model.base_model)
 
 
 def test_less_to_compute_is_faster() -> None:
@@ -105,7 +100,7 @@ def test_blocks_are_of_all_files(teacher: Teacher, tmp_path: Path) -> None:
 
 def test_table_has_both(teacher: Teacher) -> None:
     student = make_student(teacher, [0]).eval()
-    table = report_table(teacher.model, student, pieces_per_word=2.0, threads=1)
+    table = cost_table(teacher.model, student, pieces_per_word=2.0, threads=1)
     assert table.header == ["", "teacher", "student"]
     rows = {name: values for name, *values in table.rows}
     assert rows["layers"] == ["4", "1"]
@@ -113,7 +108,7 @@ def test_table_has_both(teacher: Teacher) -> None:
     encoders = [model.base_model.num_parameters() for model in (teacher.model, student)]
     assert rows["parameters"] == [f"{count:,}" for count in encoders]
     # 2 x (4 x 16 x 16 + 2 x 16 x 32 + 2 x 32 x 16) in a layer and blocks of 32
-    assert rows["MFLOP a piece, blocks of 32"] == ["0.02", "0.01"]
+    assert rows["MFLOP per piece, blocks of 32"] == ["0.02", "0.01"]
     pieces, words = (
         [float(value.replace(",", "")) for value in rows[name]]
         for name in ("pieces/s here", "words/s here")

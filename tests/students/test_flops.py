@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.students.flops import encoder_flops, head_flops
+from spacy_distil.students.flops import encoder_flops, mlm_head_flops
 from spacy_distil.students.masked_lm_heads import masked_lm_head
 
 BLOCKS, LENGTH = 3, 20
@@ -72,7 +72,7 @@ def test_head_is_counted_as_torch_counts(name: str) -> None:
             if backward:
                 logits.sum().backward()
         found = counter.get_total_flops() / 7
-        assert head_flops(CONFIGS[name], backward=backward) == pytest.approx(found, rel=1e-9)
+        assert mlm_head_flops(CONFIGS[name], backward=backward) == pytest.approx(found, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["electra", "albert"])
@@ -83,7 +83,7 @@ def test_head_decodes_from_narrow_embeddings(name: str) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(input_ids=pieces)
     found = counter.get_total_flops() / (BLOCKS * LENGTH) - encoder_flops(CONFIGS[name], LENGTH)
-    assert head_flops(CONFIGS[name]) == pytest.approx(found, rel=1e-9)
+    assert mlm_head_flops(CONFIGS[name]) == pytest.approx(found, rel=1e-9)
 
 
 def test_distilling_bert_base_takes_501_megaflops_a_piece() -> None:
@@ -91,7 +91,7 @@ def test_distilling_bert_base_takes_501_megaflops_a_piece() -> None:
     teacher = transformers.BertConfig()
     student = transformers.BertConfig(num_hidden_layers=6)
     total = encoder_flops(teacher, 512) + encoder_flops(student, 512, backward=True)
-    total += 0.15 * (head_flops(teacher) + head_flops(student, backward=True))
+    total += 0.15 * (mlm_head_flops(teacher) + mlm_head_flops(student, backward=True))
     assert round(total / 1e6) == 501
 
 

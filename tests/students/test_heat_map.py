@@ -46,8 +46,8 @@ def test_numbers_and_what_is_kept(width: int) -> None:
         ["2", ".10", ".20", ".30*", ".93*"],
     ]
     assert lines[5:] == [
-        "The student's 1 of 2 neurons of a layer have of their importance: 75%, 100%",
-        "The student's 6 of 8 dimensions have of their importance: 92%",
+        "Kept: 1 of 2 feed-forward neurons per layer, with 75%, 100% of their importance",
+        "Kept: 6 of 8 dimensions, with 92% of their importance",
     ]
 
 
@@ -60,7 +60,7 @@ def test_parts_without_any_importance() -> None:
     out = io.StringIO()
     shape = choose_shape(TEACHER, [0, 2], ffn=1)
     print_importance(nothing, shape, model_type="bert", console=Console(file=out, width=80))
-    assert out.getvalue().splitlines()[-1].endswith("importance: 0%, 0%")
+    assert out.getvalue().splitlines()[-1].endswith("with 0%, 0% of their importance")
 
 
 def test_what_is_kept_whole_is_not_spoken_of() -> None:

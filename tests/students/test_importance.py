@@ -67,7 +67,7 @@ def naive_losses(
                 if int(at) // length == row
             ]
             found = teacher.model(input_ids=inputs[None, :end])
-            if teacher.has_head:
+            if teacher.has_mlm_head:
                 logits = found.logits[0, [place for place, _ in places]]
                 labels = batch.labels[[i for _, i in places]]
                 losses.append(float(F.cross_entropy(logits, labels)))

@@ -17,17 +17,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.families import build_graph, read_weights
 from spacy_distil.export.graph import Precision
+from spacy_distil.students.families import CUTTABLE, FAMILIES
 from spacy_distil.students.importance import Importance
 from spacy_distil.students.layer_choice import Layers, choose_layers
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masked_lm_heads import masked_lm_head
 from spacy_distil.students.shapes import Shape, choose_shape, shape_of
-from spacy_distil.students.teachers import FAMILIES, Teacher
+from spacy_distil.students.teachers import Teacher
 from tests.export.test_graph import of_transformers, random_windows, run
 from tests.teachers import tiny_tokenizer
 
 WIDTH, HEADS, SIZE, FFN, LAYERS, VOCAB = 24, 6, 4, 40, 4, 70
-CUTTABLE = [family for family in FAMILIES if family != "albert"]
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_cuttable = pytest.mark.parametrize("family", CUTTABLE)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
+from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.masked_lm_heads import add_masked_lm_head, masked_lm_head
-from spacy_distil.students.teachers import FAMILIES, load_teacher
+from spacy_distil.students.teachers import load_teacher
 
 TeacherDir = Callable[..., Path]
 each_family = pytest.mark.parametrize("family", FAMILIES)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertForPreTraining, ElectraForPreTraining
 
 from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.masked_lm_heads import masked_lm_head
-from spacy_distil.students.teachers import FAMILIES, load_teacher
+from spacy_distil.students.teachers import load_teacher
 
 TeacherDir = Callable[..., Path]
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -26,7 +27,7 @@ def test_teacher_is_loaded_frozen_and_its_head_detected(
     teacher_dir: TeacherDir, family: str, head: bool
 ) -> None:
     teacher = load_teacher(str(teacher_dir(family, head=head)))
-    assert teacher.has_head is head
+    assert teacher.has_mlm_head is head
     assert (masked_lm_head(teacher.model) is not None) is head
     assert not teacher.model.training
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
@@ -83,7 +84,7 @@ def test_an_electra_discriminator_has_no_head(teacher_dir: TeacherDir, tmp_path:
     discriminator = ElectraForPreTraining(config)
     discriminator.save_pretrained(path)
     teacher = load_teacher(str(path))
-    assert not teacher.has_head
+    assert not teacher.has_mlm_head
     weights = discriminator.electra.state_dict()
     assert weights.keys() == teacher.model.state_dict().keys()
     for key, value in teacher.model.state_dict().items():
@@ -96,7 +97,7 @@ def test_a_checkpoint_with_more_heads_than_one_has_its_masked_lm_head(
     config = load_teacher(str(teacher_dir("bert", head=True))).model.config
     path = shutil.copytree(teacher_dir("bert", head=True), tmp_path / "pretraining")
     BertForPreTraining(config).save_pretrained(path)
-    assert load_teacher(str(path)).has_head
+    assert load_teacher(str(path)).has_mlm_head
 
 
 @each_family
@@ -109,7 +110,7 @@ def test_a_checkpoint_that_spells_out_its_tied_decoder(
     whole = {key: value.clone() for key, value in model.state_dict().items()}
     save_file(whole, path / "model.safetensors", metadata={"format": "pt"})
     again = load_teacher(str(path))
-    assert again.has_head
+    assert again.has_mlm_head
     assert again.model.get_output_embeddings().weight is again.model.get_input_embeddings().weight
 
 
