@@ -26,10 +26,11 @@ from spacy_distil.export.families import build_graph, read_weights
 from spacy_distil.export.families.bert import BertWeights
 from spacy_distil.export.graph import Precision
 from spacy_distil.export.weights import count_parameters
-from tests.export.test_graph import (
+from tests.export.graphs import (
     FLOAT,
     SHORT,
     assert_mostly_close,
+    assert_valid,
     constants_of,
     of_transformers,
     random_windows,
@@ -127,17 +128,17 @@ def test_hidden_states_are_those_of_transformers(directories: dict[str, Path], n
     expected = of_transformers(directories[name], windows)
     session = session_of(build_graph(weights, FLOAT))
     for budget in (600, 10_000):
-        found = run_session(session, windows, budget)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        actual = run_session(session, windows, budget)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_the_bias_of_each_distance_is_that_of_transformers(directories: dict[str, Path]) -> None:
-    found = weights_in(directories["mpnet"]).distance_bias
+    actual = weights_in(directories["mpnet"]).distance_bias
     distances = torch.arange(1 - POSITIONS, POSITIONS)
     kinds = MPNetEncoder.relative_position_bucket(distances).numpy()
     by_kind = load((directories["mpnet"] / WEIGHTS).read_bytes())
     expected = by_kind["encoder.relative_attention_bias.weight"][kinds].T
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
     # Both ways, as near and as far as possible.
     assert {1, 15, 17, 31} < set(kinds.tolist())
 
@@ -217,10 +218,10 @@ def test_int8_is_the_rounding_that_is_documented(
     directories: dict[str, Path], name: str, precision: Precision
 ) -> None:
     windows = random_windows(N_PIECES, SHORT)
-    found = run(build_graph(weights_in(directories[name]), precision), windows)
+    actual = run(build_graph(weights_in(directories[name]), precision), windows)
     expected = Rounding(directories[name], precision)(windows)
     exact = Rounding(directories[name], FLOAT)(windows)
-    assert_mostly_close(found, expected, exact)
+    assert_mostly_close(actual, expected, exact)
 
 
 @pytest.fixture(scope="module", params=["albert", "mpnet"])
@@ -247,7 +248,7 @@ def test_a_window_does_not_depend_on_its_batch(
 
 
 def test_the_graph_is_valid(graph: bytes) -> None:
-    onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
+    assert_valid(graph)
 
 
 # What is kept

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
 from scipy.special import erf  # type: ignore[import-untyped]
 
 from spacy_distil.engines.files import parse_config
@@ -27,18 +24,22 @@ from spacy_distil.export.families.modernbert import (
     read,
 )
 from spacy_distil.export.graph import Precision
-from spacy_distil.export.weights import Linear, Norm, Weights, load_weights
-from tests.export.test_graph import (
+from spacy_distil.export.weights import Weights, load_weights
+from tests.export.graphs import (
+    FLOAT,
     SHORT,
+    Naive,
     assert_mostly_close,
+    assert_valid,
+    constants_of,
+    new_session,
+    of_transformers,
     random_windows,
     run,
     run_session,
-    with_ends,
 )
 
 WIDTH, HIDDEN, LAYERS, N_VOCAB, POSITIONS = 32, 48, 4, 100, 320
-FLOAT = Precision()
 INT8 = Precision(frozenset(range(LAYERS)), embeddings=True)
 # 318 and two special pieces are as many as the encoder takes; the shortest are within the reach.
 LENGTHS = [3, 318, 1, 12, 29, 150, 7]
@@ -112,28 +113,15 @@ def directory(request: pytest.FixtureRequest) -> Path:
 # In float32
 
 
-def of_transformers(
-    directory: Path, windows: Sequence[np.ndarray], attention: str = "eager"
-) -> np.ndarray:
-    """Last hidden states of transformers' own model, window by window, without padding."""
-    model = transformers.AutoModel.from_pretrained(directory, attn_implementation=attention).eval()
-    with torch.no_grad():
-        states = [
-            model(input_ids=torch.from_numpy(with_ends(window))[None]).last_hidden_state[0, 1:-1]
-            for window in windows
-        ]
-    return torch.cat(states).numpy()
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("budget", [80, 10_000])
 def test_hidden_states_are_those_of_transformers(
     directory: Path, attention: str, budget: int
 ) -> None:
     windows = random_windows(N_VOCAB, LENGTHS)
-    found = run(build(weights_in(directory), FLOAT), windows, budget)
-    expected = of_transformers(directory, windows, attention)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    actual = run(build(weights_in(directory), FLOAT), windows, budget)
+    expected = of_transformers(directory, windows, attn_implementation=attention)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +142,9 @@ def test_hidden_states_are_those_of_transformers(
 def test_settings(tmp_path: Path, changes: dict[str, Any]) -> None:
     directory = write(tmp_path, **changes)
     windows = random_windows(N_VOCAB, [7, 60, 1])
-    found = run(build(weights_in(directory), FLOAT), windows)
-    expected = of_transformers(directory, windows)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    actual = run(build(weights_in(directory), FLOAT), windows)
+    expected = of_transformers(directory, windows, attn_implementation="eager")
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_settings_left_at_their_defaults(tmp_path: Path) -> None:
@@ -178,12 +166,12 @@ def test_settings_left_at_their_defaults(tmp_path: Path) -> None:
     ):
         config.pop(name, None)
     windows = random_windows(N_VOCAB, [7, 200])
-    found = run(build(read(config, weights), FLOAT), windows)
+    actual = run(build(read(config, weights), FLOAT), windows)
     model = transformers.AutoModel.from_config(transformers.ModernBertConfig.from_dict(config))
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     model.save_pretrained(directory)
-    expected = of_transformers(directory, windows)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    expected = of_transformers(directory, windows, attn_implementation="eager")
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 # Configs of transformers 4 and 5
@@ -273,24 +261,10 @@ def test_missing_weights_are_named(plain_dir: Path) -> None:
 # In int8
 
 
-class Naive:
-    """The same encoder in numpy, in float64, window by window, rounding as it is written down."""
-
-    def __init__(self, weights: ModernBertWeights, precision: Precision) -> None:
-        self.weights = weights
-        self.precision = precision
-
-    def __call__(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """(n_rows, width): without the special pieces."""
-        return np.concatenate([self.encode(with_ends(window))[1:-1] for window in windows])
-
+class NaiveModernBert(Naive):
     def encode(self, ids: np.ndarray) -> np.ndarray:
         w = self.weights
-        rows = [
-            self.round(row, 127) if self.precision.embeddings else row
-            for row in w.pieces[ids].astype("d")
-        ]
-        hidden = self.norm(np.array(rows), w.embedding_norm)
+        hidden = self.norm(self.pieces()[ids], w.embedding_norm)
         for i, layer in enumerate(w.layers):
             int8 = i in self.precision.layers
             normed = self.norm(hidden, layer.attention_norm) if layer.attention_norm else hidden
@@ -330,38 +304,25 @@ class Naive:
             return np.maximum(x, 0)
         return x * (1 + erf(x / np.sqrt(2))) / 2
 
-    def product(self, x: np.ndarray, linear: Linear, int8: bool) -> np.ndarray:
-        columns = linear.weight.T.astype("d")
-        if int8:
-            limit = 63 if self.precision.reduced_range else 127
-            columns = np.array([self.round(column, limit) for column in columns])
-            x = np.array([self.round(row, 127) for row in x])
-        return x @ columns.T + linear.bias
-
-    def round(self, x: np.ndarray, limit: int) -> np.ndarray:
-        step = np.abs(x).max() / limit
-        return np.rint(x / step) * step if step else x
-
-    def norm(self, x: np.ndarray, norm: Norm) -> np.ndarray:
-        deviation = np.sqrt(x.var(1, keepdims=True) + self.weights.epsilon)
-        return (x - x.mean(1, keepdims=True)) / deviation * norm.weight + norm.bias
-
 
 @pytest.mark.parametrize("reduced_range", [False, True])
 def test_int8_is_the_rounding_that_is_documented(directory: Path, reduced_range: bool) -> None:
     weights = weights_in(directory)
     windows = random_windows(N_VOCAB, [*SHORT, 20])
     precision = Precision(INT8.layers, embeddings=True, reduced_range=reduced_range)
-    found = run(build(weights, precision), windows)
-    expected, exact = Naive(weights, precision)(windows), Naive(weights, FLOAT)(windows)
-    assert_mostly_close(found, expected, exact)
+    actual = run(build(weights, precision), windows)
+    expected = NaiveModernBert(weights, precision)(windows)
+    exact = NaiveModernBert(weights, FLOAT)(windows)
+    assert_mostly_close(actual, expected, exact)
 
 
 def test_int8_with_another_activation(tmp_path: Path) -> None:
     weights = weights_in(write(tmp_path, hidden_activation="relu", **BIASES))
     windows = random_windows(N_VOCAB, SHORT)
-    found = run(build(weights, INT8), windows)
-    assert_mostly_close(found, Naive(weights, INT8)(windows), Naive(weights, FLOAT)(windows))
+    actual = run(build(weights, INT8), windows)
+    assert_mostly_close(
+        actual, NaiveModernBert(weights, INT8)(windows), NaiveModernBert(weights, FLOAT)(windows)
+    )
 
 
 @pytest.mark.parametrize(
@@ -372,11 +333,12 @@ def test_int8_with_another_activation(tmp_path: Path) -> None:
 def test_parts_in_int8(plain_dir: Path, precision: Precision) -> None:
     weights = weights_in(plain_dir)
     windows = random_windows(N_VOCAB, SHORT)
-    found = run(build(weights, precision), windows)
-    expected, exact = Naive(weights, precision)(windows), Naive(weights, FLOAT)(windows)
-    assert_mostly_close(found, expected, exact)
-    other = Naive(weights, INT8)(windows)
-    assert np.abs(found - expected).max() < np.abs(found - other).max() / 2
+    actual = run(build(weights, precision), windows)
+    expected = NaiveModernBert(weights, precision)(windows)
+    exact = NaiveModernBert(weights, FLOAT)(windows)
+    assert_mostly_close(actual, expected, exact)
+    other = NaiveModernBert(weights, INT8)(windows)
+    assert np.abs(actual - expected).max() < np.abs(actual - other).max() / 2
 
 
 def test_a_piece_of_zeros(plain_dir: Path) -> None:
@@ -384,8 +346,10 @@ def test_a_piece_of_zeros(plain_dir: Path) -> None:
     weights = weights_in(plain_dir)
     weights.pieces[5] = 0.0
     for windows in ([np.array([5] * 4)], [np.array([7, 5, 8, 5, 9])]):
-        found = run(build(weights, INT8), windows)
-        np.testing.assert_allclose(found, Naive(weights, INT8)(windows), rtol=0, atol=2e-5)
+        actual = run(build(weights, INT8), windows)
+        np.testing.assert_allclose(
+            actual, NaiveModernBert(weights, INT8)(windows), rtol=0, atol=2e-5
+        )
 
 
 def test_what_is_in_int8_is_kept_in_int8(plain_dir: Path) -> None:
@@ -400,8 +364,7 @@ def test_what_is_in_int8_is_kept_in_int8(plain_dir: Path) -> None:
         (Precision(frozenset(range(LAYERS))), n_layer * LAYERS),
         (Precision(embeddings=True), n_pieces),
     ):
-        graph = onnx.load_from_string(build(weights, precision)).graph
-        constants = [numpy_helper.to_array(each) for each in graph.initializer]
+        constants = constants_of(build(weights, precision))
         assert sum(c.size for c in constants if c.dtype == np.int8) == n_int8
         # Nothing is there twice.
         large = sum(c.size for c in constants if c.ndim == 2 and c.size >= WIDTH * WIDTH)
@@ -414,7 +377,7 @@ def test_what_is_in_int8_is_kept_in_int8(plain_dir: Path) -> None:
 @pytest.fixture(scope="module", params=["float32", "int8"])
 def session(request: pytest.FixtureRequest, plain_dir: Path) -> onnxruntime.InferenceSession:
     graph = build(weights_in(plain_dir), FLOAT if request.param == "float32" else INT8)
-    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return new_session(graph)
 
 
 @settings(max_examples=25)
@@ -448,11 +411,4 @@ def test_padding_far_from_every_piece(session: onnxruntime.InferenceSession) -> 
 
 
 def test_the_graph_is_valid_and_for_old_versions_too(biased_dir: Path) -> None:
-    """What ONNX Runtime 1.18 reads."""
-    model = onnx.load_from_string(build(weights_in(biased_dir), INT8))
-    onnx.checker.check_model(model, full_check=True)
-    assert model.ir_version <= 10
-    assert {each.domain: each.version for each in model.opset_import} == {
-        "": 18,
-        "com.microsoft": 1,
-    }
+    assert_valid(build(weights_in(biased_dir), INT8))

@@ -1,8 +1,7 @@
-"""What the report says of a student, against models and graphs themselves."""
+"""A student's costs, against models and graphs themselves."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,14 +9,11 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, ElectraConfig, MPNetConfig, PretrainedConfig
 
-from spacy_distil.errors import CorpusError
 from spacy_distil.export.families import build_graph, read_weights
 from spacy_distil.export.graph import Precision
 from spacy_distil.students.costs import cost_table, encoder_size, pieces_per_second
 from spacy_distil.students.making import make_student
-from spacy_distil.students.sample_text import pieces_per_word, read_blocks
 from spacy_distil.students.teachers import Teacher, load_teacher
-from tests.teachers import WORDS
 
 SIZES = {
     "vocab_size": 3000,
@@ -68,34 +64,6 @@ def test_less_to_compute_is_faster() -> None:
     speeds = pieces_per_second({"small": model, "large": larger}, length=64, threads=1)
     assert speeds["small"] > 2 * speeds["large"] > 0
     assert torch.get_num_threads() == threads
-
-
-def test_pieces_of_a_word(teacher: Teacher, tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text("ba be\n\nbi, bo\n")  # the comma is a word and an unknown piece
-    assert pieces_per_word(path, teacher, setting="--corpus") == 1
-    assert pieces_per_word(None, teacher, setting="--corpus") > 0.9
-    path.write_text("\n\n")
-    with pytest.raises(CorpusError, match=r"--corpus: no text in .*text\.txt"):
-        pieces_per_word(path, teacher, setting="--corpus")
-    with pytest.raises(CorpusError, match=r"--corpus: no text in .*text\.txt"):
-        read_blocks(path, teacher, setting="--corpus")
-
-
-def test_blocks_are_of_all_files(teacher: Teacher, tmp_path: Path) -> None:
-    words = {"a.txt": WORDS[:20], "b.txt": WORDS[20:40], "c.txt": WORDS[40:]}
-    rng = random.Random(0)
-    for name, some in words.items():
-        length = 10 if name == "a.txt" else 2000
-        (tmp_path / name).write_text(" ".join(rng.choices(some, k=length)) + "\n")
-    blocks = read_blocks(tmp_path, teacher, setting="--corpus", n_blocks=9)
-    # One short file makes one block; the others share what is left.
-    assert [len(block) for block in blocks] == [12, *[32] * 8]
-    vocabulary = teacher.tokenizer.get_vocab()
-    of_file = [{vocabulary[word] for word in some} for some in words.values()]
-    for block, number in zip(blocks, [0, *[1] * 4, *[2] * 4], strict=True):
-        assert set(block[1:-1].tolist()) <= of_file[number]
-        assert (block[0], block[-1]) == (vocabulary["[CLS]"], vocabulary["[SEP]"])
 
 
 def test_table_has_both(teacher: Teacher) -> None:

@@ -57,8 +57,8 @@ def test_encoder_is_counted_as_torch_counts(name: str, attention: str) -> None:
         pooler = 0
         if getattr(model, "pooler", None) is not None:  # of which only the forward pass is run
             pooler = 2 * 16 * 16 * BLOCKS
-        found = (counter.get_total_flops() - pooler) / (BLOCKS * LENGTH)
-        assert encoder_flops(config, LENGTH, backward=backward) == pytest.approx(found, rel=1e-9)
+        actual = (counter.get_total_flops() - pooler) / (BLOCKS * LENGTH)
+        assert encoder_flops(config, LENGTH, backward=backward) == pytest.approx(actual, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "roberta"])
@@ -71,8 +71,8 @@ def test_head_is_counted_as_torch_counts(name: str) -> None:
             logits = head.decode(head.transform(hidden))
             if backward:
                 logits.sum().backward()
-        found = counter.get_total_flops() / 7
-        assert mlm_head_flops(CONFIGS[name], backward=backward) == pytest.approx(found, rel=1e-9)
+        actual = counter.get_total_flops() / 7
+        assert mlm_head_flops(CONFIGS[name], backward=backward) == pytest.approx(actual, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["electra", "albert"])
@@ -82,8 +82,8 @@ def test_head_decodes_from_narrow_embeddings(name: str) -> None:
     pieces = torch.randint(5, 50, (BLOCKS, LENGTH))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(input_ids=pieces)
-    found = counter.get_total_flops() / (BLOCKS * LENGTH) - encoder_flops(CONFIGS[name], LENGTH)
-    assert mlm_head_flops(CONFIGS[name]) == pytest.approx(found, rel=1e-9)
+    actual = counter.get_total_flops() / (BLOCKS * LENGTH) - encoder_flops(CONFIGS[name], LENGTH)
+    assert mlm_head_flops(CONFIGS[name]) == pytest.approx(actual, rel=1e-9)
 
 
 def test_distilling_bert_base_takes_501_megaflops_a_piece() -> None:

@@ -41,7 +41,7 @@ def random_teacher(family: str, *, head: bool) -> Teacher:
     return Teacher("tiny", model.double().eval().requires_grad_(False), tokenizer, head, "")
 
 
-def some_blocks() -> list[np.ndarray]:
+def random_blocks() -> list[np.ndarray]:
     """Of different lengths, so that there is padding."""
     rng = np.random.default_rng(1)
     blocks = [rng.integers(5, 60, length).astype(np.int32) for length in (12, 20, 16, 20, 9)]
@@ -66,13 +66,13 @@ def naive_losses(
                 for place, at in zip(places, batch.masked, strict=True)
                 if int(at) // length == row
             ]
-            found = teacher.model(input_ids=inputs[None, :end])
+            output = teacher.model(input_ids=inputs[None, :end])
             if teacher.has_mlm_head:
-                logits = found.logits[0, [place for place, _ in places]]
+                logits = output.logits[0, [place for place, _ in places]]
                 labels = batch.labels[[i for _, i in places]]
                 losses.append(float(F.cross_entropy(logits, labels)))
             else:
-                similar = F.cosine_similarity(found[0][0], targets[len(losses)], dim=-1)
+                similar = F.cosine_similarity(output[0][0], targets[len(losses)], dim=-1)
                 losses.append(float((1 - similar).mean()))
     return losses
 
@@ -81,16 +81,16 @@ def naive_losses(
 def clean_states(teacher: Teacher) -> list[Tensor]:
     return [
         teacher.model(input_ids=torch.from_numpy(block.astype(np.int64))[None])[0][0]
-        for block in some_blocks()
+        for block in random_blocks()
     ]
 
 
 def modules_of(model: PreTrainedModel, endings: tuple[str, ...]) -> list[Any]:
-    found = []
-    for name, module in model.base_model.named_modules():
-        if name.endswith(endings) and (endings is READS_HEADS or not name.endswith(READS_HEADS)):
-            found.append(module)
-    return found
+    return [
+        module
+        for name, module in model.base_model.named_modules()
+        if name.endswith(endings) and (endings is READS_HEADS or not name.endswith(READS_HEADS))
+    ]
 
 
 def scale(model: PreTrainedModel, kind: str, layer: int, place: int, factor: float) -> None:
@@ -111,11 +111,11 @@ def scale(model: PreTrainedModel, kind: str, layer: int, place: int, factor: flo
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra", "mpnet"])
 def test_importance_is_what_the_loss_changes_by(family: str, head: bool) -> None:
     teacher = random_teacher(family, head=head)
-    batches = list(importance_batches(some_blocks(), teacher, batch_pieces=45))
+    batches = list(importance_batches(random_blocks(), teacher, batch_pieces=45))
     assert [len(batch.inputs) for batch in batches] == [2, 2, 1]
     assert batches[0].attention is not None
-    found = measure_importance(teacher, batches)
-    assert (found.blocks, found.loss_kind) == (5, "masked LM" if head else "cosine")
+    importance = measure_importance(teacher, batches)
+    assert (importance.blocks, importance.loss_kind) == (5, "masked LM" if head else "cosine")
     targets = clean_states(teacher)
     step = 1e-5
     sizes = {"heads": (LAYERS, HEADS), "neurons": (LAYERS, FFN), "dims": (1, WIDTH)}
@@ -131,7 +131,7 @@ def test_importance_is_what_the_loss_changes_by(family: str, head: bool) -> None
                 slopes = [abs(up - down) / (2 * step) for up, down in zip(*losses, strict=True)]
                 expected[layer, place] = np.mean(slopes)
         expected /= expected.square().sum(dim=1, keepdim=True).sqrt()
-        actual = getattr(found, kind).view_as(expected)
+        actual = getattr(importance, kind).view_as(expected)
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
         assert expected.std() > 0.05
 
@@ -151,13 +151,15 @@ def test_what_nothing_reads_has_no_importance_and_a_copy_has_as_much(head: bool)
     layer.intermediate.dense.bias[3] = layer.intermediate.dense.bias[0]
     layer.output.dense.weight[:, 3] = layer.output.dense.weight[:, 0]
     layer.output.dense.weight[:, 4] = 0
-    found = measure_importance(teacher, importance_batches(some_blocks(), teacher))
-    assert found.heads[1, 2] == 0
-    assert found.neurons[1, 4] == 0
-    assert found.heads[1, 0] > 0.1
-    assert found.neurons[1, 0] > 0
-    torch.testing.assert_close(found.heads[1, 0], found.heads[1, 1], rtol=1e-9, atol=0)
-    torch.testing.assert_close(found.neurons[1, 0], found.neurons[1, 3], rtol=1e-9, atol=0)
+    importance = measure_importance(teacher, importance_batches(random_blocks(), teacher))
+    assert importance.heads[1, 2] == 0
+    assert importance.neurons[1, 4] == 0
+    assert importance.heads[1, 0] > 0.1
+    assert importance.neurons[1, 0] > 0
+    torch.testing.assert_close(importance.heads[1, 0], importance.heads[1, 1], rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        importance.neurons[1, 0], importance.neurons[1, 3], rtol=1e-9, atol=0
+    )
 
 
 @pytest.mark.parametrize("head", [True, False])
@@ -165,7 +167,7 @@ def test_batches_do_not_matter_and_the_teacher_stays_as_it_was(head: bool) -> No
     teacher = random_teacher("bert", head=head)
     before = clean_states(teacher) if not head else []
     results = [
-        measure_importance(teacher, importance_batches(some_blocks(), teacher, batch_pieces=size))
+        measure_importance(teacher, importance_batches(random_blocks(), teacher, batch_pieces=size))
         for size in (1, 100)
     ]
     for name in ("heads", "neurons", "dims"):
@@ -183,11 +185,11 @@ def test_batches_do_not_matter_and_the_teacher_stays_as_it_was(head: bool) -> No
 def test_masks_follow_the_seed() -> None:
     teacher = random_teacher("bert", head=False)
     first, same, other = (
-        next(importance_batches(some_blocks(), teacher, seed=seed)) for seed in (1, 1, 2)
+        next(importance_batches(random_blocks(), teacher, seed=seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(first.inputs, same.inputs)
     assert not torch.equal(first.inputs, other.inputs)
-    assert len(first.masked) == sum(round(0.15 * (len(block) - 2)) for block in some_blocks())
+    assert len(first.masked) == sum(round(0.15 * (len(block) - 2)) for block in random_blocks())
 
 
 def test_long_blocks_are_read_to_128_pieces() -> None:
@@ -205,7 +207,7 @@ def test_importance_that_is_no_number_is_refused() -> None:
     teacher = random_teacher("bert", head=False)
     teacher.model.base_model.encoder.layer[1].output.dense.weight[0, 0] = torch.inf
     with pytest.raises(WeightsError, match=r"tiny: .*not finite"):
-        measure_importance(teacher, importance_batches(some_blocks(), teacher))
+        measure_importance(teacher, importance_batches(random_blocks(), teacher))
 
 
 def test_nothing_to_measure_on_or_in_is_refused() -> None:

@@ -28,9 +28,9 @@ def test_head_gives_the_logits_of_the_model(teacher_dir: TeacherDir, family: str
         head = masked_lm_head(model)
         assert head is not None
         features = head.transform(model.base_model(input_ids=PIECES)[0])
-        found = head.decode(features)
+        actual = head.decode(features)
     assert features.shape[-1] == (8 if family in ("electra", "albert") else 16)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @each_family

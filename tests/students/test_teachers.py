@@ -53,7 +53,7 @@ def test_it_encodes_as_transformers_does(teacher_dir: TeacherDir, family: str) -
                 pieces[row, length:] = teacher.tokenizer.pad_token_id
                 mask[row, length:] = 0
             full = min(lengths) == 9
-            found = teacher.model.base_model(
+            actual = teacher.model.base_model(
                 input_ids=pieces,
                 attention_mask=None if full else mask,
                 output_hidden_states=True,
@@ -69,9 +69,9 @@ def test_it_encodes_as_transformers_does(teacher_dir: TeacherDir, family: str) -
                     output_hidden_states=True,
                     **types,
                 )
-                assert len(found.hidden_states) == 5
+                assert len(actual.hidden_states) == 5
                 for ours, theirs in zip(
-                    (*found.hidden_states, found.last_hidden_state),
+                    (*actual.hidden_states, actual.last_hidden_state),
                     (*expected.hidden_states, expected.last_hidden_state),
                     strict=True,
                 ):
