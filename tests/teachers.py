@@ -38,7 +38,7 @@ SPECIAL = {
 
 
 def tiny_config(family: str, *, vocab_size: int, layers: int = 4) -> PretrainedConfig:
-    """Width 16, room for blocks of 32 pieces."""
+    """Make a config of width 16, with room for blocks of 32 pieces."""
     if family == "distilbert":
         return AutoConfig.for_model(
             family,
@@ -70,7 +70,7 @@ def tiny_config(family: str, *, vocab_size: int, layers: int = 4) -> PretrainedC
 
 
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """Whole words of `WORDS`, which truncates and pads to 8, as saved tokenizers may."""
+    """Make a tokenizer of whole words. It truncates and pads to 8, as saved tokenizers may."""
     special = SPECIAL[family]
     pieces = [*special.values(), *WORDS]
     if special is ROBERTA_PIECES:
@@ -91,21 +91,21 @@ def write_teacher(path: Path, family: str, *, head: bool) -> None:
     tokenizer = tiny_tokenizer(family)
     kind = AutoModelForMaskedLM if head else AutoModel
     model = kind.from_config(tiny_config(family, vocab_size=len(tokenizer)))
-    for parameter in model.parameters():  # as initialised, layers hardly do anything
+    for parameter in model.parameters():  # initial weights hardly change hidden states
         parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
 def log_of(output: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The log of a run: entries of one kind, "train" or "held_out", or all."""
+    """Read the log of a run: entries of one kind, "train" or "held_out", or all."""
     lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
     return [line for line in lines if kind in (None, line["kind"])]
 
 
 @pytest.fixture(scope="session")
 def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Makes teachers: `teacher_dir("bert", head=True)` is the directory of one with a head."""
+    """Make a teacher once and return its directory. head: with a masked-LM head."""
     made: dict[tuple[str, bool], Path] = {}
 
     def make(family: str, *, head: bool) -> Path:
@@ -120,7 +120,7 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 3,000 words in 60 documents, in which each word tells much about the next."""
+    """About 3,000 words in 60 documents. Each word says much about the next."""
     rng = random.Random(3)
     documents = []
     for _ in range(60):
@@ -137,7 +137,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads, and sums come out the same everywhere."""
+    """Use one thread: tiny models gain nothing from more, and sums are the same everywhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Run graphs, and compute the same without one: by transformers and by plain numpy."""
+"""Run graphs, and compute the expected output by transformers and by plain numpy."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Naive:
         self.precision = precision
 
     def __call__(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """(n_rows, width): without the special pieces."""
+        """Encode windows: (n_rows, width), without the special pieces."""
         return np.concatenate([self.encode(with_ends(window))[1:-1] for window in windows])
 
     def encode(self, ids: np.ndarray) -> np.ndarray:
@@ -159,10 +159,12 @@ class Naive:
 
 
 def assert_mostly_close(actual: np.ndarray, expected: np.ndarray, exact: np.ndarray) -> None:
-    """But for the rare number that lies so near the middle of two steps that float32 and float64
-    round it to different ones, which shows in all rows of its window.
+    """Compare rounded computations in float32 and float64.
 
-    exact: what no rounding would give, to tell how far off is far.
+    The two round a rare number to different steps, if it lies in the middle between them. This
+    shows in all rows of its window.
+
+    exact: the result without rounding, as a scale for differences.
     """
     rounding = np.abs(expected - exact).max()
     assert rounding > 1e-3

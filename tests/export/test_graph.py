@@ -41,7 +41,7 @@ def weights_in(directory: Path) -> Any:
 @pytest.mark.parametrize("budget", [80, 10_000])
 def test_hidden_states_are_those_of_transformers(encoder_dir: Path, budget: int) -> None:
     weights = weights_in(encoder_dir)
-    # 70 and two special ones are as many as the encoder takes.
+    # The encoder takes 70 pieces and two special ones.
     windows = random_windows(len(weights.pieces), [3, 70, 1, 12, 29, 70, 2])
     actual = run(build_graph(weights, FLOAT), windows, budget)
     np.testing.assert_allclose(actual, of_transformers(encoder_dir, windows), rtol=0, atol=1e-5)
@@ -103,10 +103,10 @@ def test_parts_in_int8(bert_dir: Path, precision: Precision) -> None:
 
 
 def test_a_row_of_zeros_and_a_row_with_a_huge_number(bert_dir: Path) -> None:
-    """And a column of zeros. The first layer sees them as they are."""
+    """There is a column of zeros, too. The first layer sees all three unchanged."""
     weights = weights_in(bert_dir)
     zeros, huge = 5, 6
-    # Layer normalization makes zeros of a row of equal numbers, and here of nothing else.
+    # Layer normalization turns a row of equal numbers into zeros.
     weights.positions[:] = 0.0
     weights.embedding_norm.bias[:] = 0.0
     weights.pieces[zeros] = 0.25
@@ -115,7 +115,7 @@ def test_a_row_of_zeros_and_a_row_with_a_huge_number(bert_dir: Path) -> None:
     weights.embedding_norm.weight[3] = 1e4
     layer = weights.layers[0]
     layer.query.weight[:, 4] = 0.0
-    # It decides over the step of its row, and not over the attention as well.
+    # The huge number sets the step of its row, but must not decide the attention.
     layer.query.weight[3] = layer.key.weight[3] = 0.0
     for windows in ([np.array([zeros] * 4)], [np.array([7, zeros, 8, zeros, 9, 10, huge])]):
         precision = Precision(frozenset({0}))
@@ -142,7 +142,7 @@ def graph(encoder_dirs: dict[str, Path]) -> tuple[bytes, int]:
 def test_a_window_does_not_depend_on_its_batch(
     graph: tuple[bytes, int], lengths: list[int], budget: int, seed: int
 ) -> None:
-    """Not by a bit: neither on the others nor on the padding."""
+    """All bits are equal, whatever the other windows and the padding."""
     session, n_vocab = session_of(graph[0]), graph[1]
     windows = random_windows(n_vocab, lengths, seed)
     together = run_session(session, windows, budget)
@@ -166,7 +166,7 @@ def test_columns_are_rounded_to_the_nearest_step(reduced_range: bool, limit: int
 
 
 @pytest.mark.parametrize("reduced_range", [False, True])
-def test_reduced_range_is_of_the_products_alone(bert_dir: Path, reduced_range: bool) -> None:
+def test_reduced_range_applies_only_to_products(bert_dir: Path, reduced_range: bool) -> None:
     weights = weights_in(bert_dir)
     precision = Precision(INT8.layers, embeddings=True, reduced_range=reduced_range)
     constants = [c for c in constants_of(build_graph(weights, precision)) if c.dtype == np.int8]
@@ -177,7 +177,7 @@ def test_reduced_range_is_of_the_products_alone(bert_dir: Path, reduced_range: b
     assert np.abs(embeddings[0]).max() == 127
 
 
-def test_what_is_in_int8_is_kept_in_int8(bert_dir: Path) -> None:
+def test_int8_weights_are_stored_in_int8(bert_dir: Path) -> None:
     weights = weights_in(bert_dir)
     for precision, n_int8 in (
         (FLOAT, 0),
@@ -186,7 +186,7 @@ def test_what_is_in_int8_is_kept_in_int8(bert_dir: Path) -> None:
     ):
         constants = constants_of(build_graph(weights, precision))
         assert sum(c.size for c in constants if c.dtype == np.int8) == n_int8
-        # Nothing is there twice.
+        # No weight is stored twice.
         n_products = 8 * 32 * 32 * LAYERS + weights.pieces.size
         assert sum(c.size for c in constants if c.size >= WIDTH * WIDTH) == (
             n_products + weights.positions.size

@@ -41,13 +41,14 @@ from tests.export.graphs import (
 
 WIDTH, HIDDEN, LAYERS, N_VOCAB, POSITIONS = 32, 48, 4, 100, 320
 INT8 = Precision(frozenset(range(LAYERS)), embeddings=True)
-# 318 and two special pieces are as many as the encoder takes; the shortest are within the reach.
+# Lengths of windows. The encoder takes 318 pieces and two special ones. Short windows lie within
+# the reach of local attention.
 LENGTHS = [3, 318, 1, 12, 29, 150, 7]
 BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True}
 
 
 def write(directory: Path, **changes: Any) -> Path:
-    """Write a random encoder: its layers are a global one, two local ones and a global one."""
+    """Write a random encoder with layers: global, local, local, global."""
     config = transformers.ModernBertConfig(
         **{
             "vocab_size": N_VOCAB,
@@ -80,7 +81,7 @@ def write(directory: Path, **changes: Any) -> Path:
 
 
 def files_in(directory: Path) -> tuple[dict[str, Any], Weights]:
-    """Config and weights."""
+    """Read config and weights."""
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
     return parse_config(files), load_weights(files)
 
@@ -95,7 +96,7 @@ def build(weights: ModernBertWeights, precision: Precision) -> bytes:
 
 @pytest.fixture(scope="module")
 def plain_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without biases, as the published encoders are."""
+    """Without biases, like the published encoders."""
     return write(tmp_path_factory.mktemp("plain"))
 
 
@@ -193,10 +194,10 @@ USUAL = [FAR, NEAR, NEAR, FAR]
     [
         (FOUR, USUAL),
         (FIVE, USUAL),
-        # What transformers 4 adds to a file of transformers 5, whose settings it does not know.
+        # transformers 4 adds its own settings to a file of transformers 5.
         ({**FIVE, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0}, USUAL),
         ({**FIVE, "global_attn_every_n_layers": 2}, USUAL),
-        # What transformers 5 finds in files of either.
+        # Files of either, as transformers 5 reads them.
         ({**FOUR, "layer_types": ["sliding_attention"] * 4}, [NEAR] * 4),
         ({**FOUR, "layer_types": None, "rope_parameters": None, "rope_scaling": None}, USUAL),
         ({**FOUR, "rope_parameters": {"sliding_attention": None}}, USUAL),
@@ -238,21 +239,30 @@ def linear_scaling(name: str) -> dict[str, Any]:
         ({"layer_types": ["full_attention"] * 3 + ["linear_attention"]}, "'linear_attention'"),
     ],
 )
-def test_what_has_no_graph_is_named(plain_dir: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_encoder_is_named(
+    plain_dir: Path, changes: dict[str, Any], message: str
+) -> None:
     config, weights = files_in(plain_dir)
     with pytest.raises(ConfigError, match=message):
         read({**config, **changes}, weights)
 
 
-def test_missing_weights_are_named(plain_dir: Path) -> None:
-    config, weights = files_in(plain_dir)
-    for flag, name in (
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
         ("norm_bias", "embeddings.norm.bias"),
         ("attention_bias", "layers.0.attn.Wqkv.bias"),
         ("mlp_bias", "layers.0.mlp.Wi.bias"),
-    ):
-        with pytest.raises(KeyError, match=name):
-            read({**config, flag: True}, weights)
+    ],
+)
+def test_missing_bias_is_named(plain_dir: Path, setting: str, name: str) -> None:
+    config, weights = files_in(plain_dir)
+    with pytest.raises(KeyError, match=name):
+        read({**config, setting: True}, weights)
+
+
+def test_every_weight_is_needed(plain_dir: Path) -> None:
+    config, weights = files_in(plain_dir)
     for name in weights:
         with pytest.raises(KeyError, match=name):
             read(config, {other: value for other, value in weights.items() if other != name})
@@ -276,7 +286,7 @@ class NaiveModernBert(Naive):
         return self.norm(hidden, w.final_norm)
 
     def attend(self, normed: np.ndarray, layer: ModernBertLayer, int8: bool) -> np.ndarray:
-        """A piece at a time, with what it sees."""
+        """Attend from one piece at a time to the pieces that it sees."""
         n_heads, n = self.weights.n_heads, len(normed)
         query, key, value = (
             self.product(normed, part, int8).reshape(n, n_heads, -1)
@@ -293,7 +303,7 @@ class NaiveModernBert(Naive):
         return self.product(attended.reshape(n, -1), layer.attention_out, int8)
 
     def rotate(self, x: np.ndarray, theta: float) -> np.ndarray:
-        """Pairs of numbers, one from each half of a head, as complex numbers."""
+        """Rotate pairs of numbers, one from each half of a head, as complex numbers."""
         half = x.shape[2] // 2
         angles = np.arange(len(x))[:, None] / theta ** (np.arange(half) / half)
         turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
@@ -341,22 +351,21 @@ def test_parts_in_int8(plain_dir: Path, precision: Precision) -> None:
     assert np.abs(actual - expected).max() < np.abs(actual - other).max() / 2
 
 
-def test_a_piece_of_zeros(plain_dir: Path) -> None:
-    """As padding is at the start: without biases, its rows stay zeros up to the attention."""
+@pytest.mark.parametrize("pieces", [[5] * 4, [7, 5, 8, 5, 9]], ids=str)
+def test_a_piece_of_zeros(plain_dir: Path, pieces: list[int]) -> None:
+    """Initial padding is like that: without biases, its rows stay zeros up to the attention."""
     weights = weights_in(plain_dir)
     weights.pieces[5] = 0.0
-    for windows in ([np.array([5] * 4)], [np.array([7, 5, 8, 5, 9])]):
-        actual = run(build(weights, INT8), windows)
-        np.testing.assert_allclose(
-            actual, NaiveModernBert(weights, INT8)(windows), rtol=0, atol=2e-5
-        )
+    windows = [np.array(pieces)]
+    actual = run(build(weights, INT8), windows)
+    np.testing.assert_allclose(actual, NaiveModernBert(weights, INT8)(windows), rtol=0, atol=2e-5)
 
 
-def test_what_is_in_int8_is_kept_in_int8(plain_dir: Path) -> None:
+def test_int8_weights_are_stored_in_int8(plain_dir: Path) -> None:
     weights = weights_in(plain_dir)
     n_layer = 4 * WIDTH * WIDTH + 3 * WIDTH * HIDDEN
     n_pieces = N_VOCAB * WIDTH
-    # Cosines and sines, for layers of either scope.
+    # Cosines and sines for both scopes.
     n_rotations = 2 * 2 * POSITIONS * WIDTH // 4 // 2
     for precision, n_int8 in (
         (FLOAT, 0),
@@ -366,7 +375,7 @@ def test_what_is_in_int8_is_kept_in_int8(plain_dir: Path) -> None:
     ):
         constants = constants_of(build(weights, precision))
         assert sum(c.size for c in constants if c.dtype == np.int8) == n_int8
-        # Nothing is there twice.
+        # No weight is stored twice.
         large = sum(c.size for c in constants if c.ndim == 2 and c.size >= WIDTH * WIDTH)
         assert large == n_layer * LAYERS + n_pieces + n_rotations
 
@@ -389,7 +398,7 @@ def session(request: pytest.FixtureRequest, plain_dir: Path) -> onnxruntime.Infe
 def test_a_window_does_not_depend_on_its_batch(
     session: onnxruntime.InferenceSession, lengths: list[int], budget: int, seed: int
 ) -> None:
-    """Not by a bit: neither on the others nor on the padding."""
+    """All bits are equal, whatever the other windows and the padding."""
     windows = random_windows(N_VOCAB, lengths, seed)
     together = run_session(session, windows, budget)
     alone = [run_session(session, [window], budget) for window in windows]
@@ -397,7 +406,7 @@ def test_a_window_does_not_depend_on_its_batch(
 
 
 def test_padding_far_from_every_piece(session: onnxruntime.InferenceSession) -> None:
-    """It sees nothing within its reach, and still makes nothing that is no number."""
+    """Such padding sees no piece within its reach. Its rows must be finite all the same."""
     rng = np.random.default_rng(0)
     mask = (np.arange(200) < np.array([[200], [3]])).astype(np.int64)
     ids = rng.integers(5, N_VOCAB, mask.shape)

@@ -35,7 +35,7 @@ def teacher(teacher_dir: Callable[..., Path]) -> Teacher:
     [BertConfig(**SIZES), ElectraConfig(**SIZES, embedding_size=32), MPNetConfig(**SIZES)],
     ids=["bert", "electra", "mpnet"],
 )
-def test_size_is_that_of_files_and_graphs(config: PretrainedConfig, tmp_path: Path) -> None:
+def test_size_matches_files_and_graphs(config: PretrainedConfig, tmp_path: Path) -> None:
     bare = {} if config.model_type == "electra" else {"add_pooling_layer": False}
     model = AutoModel.from_config(config, **bare)
     size = encoder_size(model)
@@ -50,12 +50,12 @@ def test_size_is_that_of_files_and_graphs(config: PretrainedConfig, tmp_path: Pa
     assert size.int8_bytes == pytest.approx(len(graph), rel=0.06)
 
 
-def test_head_does_not_count(teacher: Teacher) -> None:
+def test_masked_lm_head_does_not_count(teacher: Teacher) -> None:
     assert teacher.has_mlm_head
     assert encoder_size(teacher.model) == encoder_size(teacher.model.base_model)
 
 
-def test_less_to_compute_is_faster() -> None:
+def test_smaller_model_is_faster() -> None:
     config = BertConfig(**SIZES)
     model = AutoModel.from_config(config).eval()
     config = BertConfig(**SIZES | {"num_hidden_layers": 16})
@@ -66,7 +66,7 @@ def test_less_to_compute_is_faster() -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_table_has_both(teacher: Teacher) -> None:
+def test_table_compares_teacher_and_student(teacher: Teacher) -> None:
     student = make_student(teacher, [0]).eval()
     table = cost_table(teacher.model, student, pieces_per_word=2.0, threads=1)
     assert table.header == ["", "teacher", "student"]

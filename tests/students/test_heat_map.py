@@ -1,4 +1,4 @@
-"""The heat map as a terminal and as a pipe show it."""
+"""The heat map in a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def printed(shape: StudentShape, *, terminal: bool, width: int = 80) -> str:
 
 
 @pytest.mark.parametrize("width", [80, 10])
-def test_numbers_and_what_is_kept(width: int) -> None:
+def test_numbers_and_kept_units(width: int) -> None:
     shape = choose_shape(TEACHER, [0, 2], heads=2, ffn=1, width=6)
     lines = printed(shape, terminal=False, width=width).splitlines()
     assert lines[0] == "Importance of heads, by cosine loss on 64 blocks; the student keeps *"
@@ -51,7 +51,7 @@ def test_numbers_and_what_is_kept(width: int) -> None:
     ]
 
 
-def test_parts_without_any_importance() -> None:
+def test_units_without_any_importance() -> None:
     nothing = replace(
         IMPORTANCE,
         heads=torch.zeros_like(IMPORTANCE.heads),
@@ -63,7 +63,7 @@ def test_parts_without_any_importance() -> None:
     assert out.getvalue().splitlines()[-1].endswith("with 0%, 0% of their importance")
 
 
-def test_what_is_kept_whole_is_not_spoken_of() -> None:
+def test_no_summary_of_whole_parts() -> None:
     lines = printed(choose_shape(TEACHER, "all"), terminal=False).splitlines()
     assert len(lines) == 5
     assert lines[2].count("*") == 4

@@ -1,4 +1,4 @@
-"""Importance against finite differences of the loss, and where it is known."""
+"""Importance against finite differences of the loss, and in known cases."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from spacy_distil.students.teachers import Teacher
 from tests.teachers import tiny_tokenizer
 
 WIDTH, HEADS, SIZE, FFN, LAYERS = 6, 3, 2, 5, 2
-# Linear layers that read heads, those that read neurons, and what ends in hidden states.
+# Names of linear layers that read heads or neurons, and of modules that make hidden states.
 READS_HEADS = ("attention.output.dense", "attention.out_lin", "attention.attn.o")
 READS_NEURONS = ("ffn.lin2", "output.dense")
-ENDS_IN_HIDDEN = ("LayerNorm", "layer_norm", "embeddings_project")
+MAKES_HIDDEN = ("LayerNorm", "layer_norm", "embeddings_project")
 
 
 def random_teacher(family: str, *, head: bool) -> Teacher:
-    """In float64, its embeddings narrower in ELECTRA."""
+    """Make a teacher in float64. ELECTRA and ALBERT get narrow embeddings."""
     torch.manual_seed(5)
     tokenizer = tiny_tokenizer(family)
     names = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS}
@@ -42,7 +42,7 @@ def random_teacher(family: str, *, head: bool) -> Teacher:
 
 
 def random_blocks() -> list[np.ndarray]:
-    """Of different lengths, so that there is padding."""
+    """Draw blocks of different lengths, which need padding."""
     rng = np.random.default_rng(1)
     blocks = [rng.integers(5, 60, length).astype(np.int32) for length in (12, 20, 16, 20, 9)]
     for block in blocks:
@@ -54,7 +54,10 @@ def random_blocks() -> list[np.ndarray]:
 def naive_losses(
     teacher: Teacher, targets: list[Tensor], batches: list[MaskedBatch]
 ) -> list[float]:
-    """Of each block on its own, without padding. targets: last hidden states of its clean text."""
+    """Compute the loss of each block on its own, without padding.
+
+    targets: last hidden states of the clean text, by block.
+    """
     losses = []
     for batch in batches:
         length = batch.inputs.shape[1]
@@ -101,7 +104,7 @@ def scale(model: PreTrainedModel, kind: str, layer: int, place: int, factor: flo
     elif kind == "neurons":
         modules_of(model, READS_NEURONS)[layer].weight[:, place] *= factor
     else:
-        for module in modules_of(model, ENDS_IN_HIDDEN):
+        for module in modules_of(model, MAKES_HIDDEN):
             if len(module.bias) == WIDTH:  # not that of ELECTRA's narrower embeddings
                 module.weight[place] *= factor
                 module.bias[place] *= factor
@@ -109,7 +112,7 @@ def scale(model: PreTrainedModel, kind: str, layer: int, place: int, factor: flo
 
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra", "mpnet"])
-def test_importance_is_what_the_loss_changes_by(family: str, head: bool) -> None:
+def test_importance_is_the_slope_of_the_loss(family: str, head: bool) -> None:
     teacher = random_teacher(family, head=head)
     batches = list(importance_batches(random_blocks(), teacher, batch_pieces=45))
     assert [len(batch.inputs) for batch in batches] == [2, 2, 1]
@@ -137,7 +140,7 @@ def test_importance_is_what_the_loss_changes_by(family: str, head: bool) -> None
 
 
 @pytest.mark.parametrize("head", [True, False])
-def test_what_nothing_reads_has_no_importance_and_a_copy_has_as_much(head: bool) -> None:
+def test_unread_units_have_no_importance_and_copies_have_the_same(head: bool) -> None:
     teacher = random_teacher("bert", head=head)
     layer = teacher.model.base_model.encoder.layer[1]
     attention = layer.attention.self
@@ -163,7 +166,7 @@ def test_what_nothing_reads_has_no_importance_and_a_copy_has_as_much(head: bool)
 
 
 @pytest.mark.parametrize("head", [True, False])
-def test_batches_do_not_matter_and_the_teacher_stays_as_it_was(head: bool) -> None:
+def test_batches_do_not_matter_and_the_teacher_is_unchanged(head: bool) -> None:
     teacher = random_teacher("bert", head=head)
     before = clean_states(teacher) if not head else []
     results = [
@@ -203,14 +206,14 @@ def test_long_blocks_are_read_to_128_pieces() -> None:
     np.testing.assert_array_equal(clean[1], ids[1][:128])
 
 
-def test_importance_that_is_no_number_is_refused() -> None:
+def test_infinite_weights_are_refused() -> None:
     teacher = random_teacher("bert", head=False)
     teacher.model.base_model.encoder.layer[1].output.dense.weight[0, 0] = torch.inf
     with pytest.raises(WeightsError, match=r"tiny: .*not finite"):
         measure_importance(teacher, importance_batches(random_blocks(), teacher))
 
 
-def test_nothing_to_measure_on_or_in_is_refused() -> None:
+def test_no_text_and_other_families_are_refused() -> None:
     teacher = random_teacher("bert", head=False)
     with pytest.raises(CorpusError, match="there is none"):
         measure_importance(teacher, [])

@@ -43,7 +43,7 @@ def config_of(family: str, **changes: Any) -> Any:
 
 
 def random_teacher(family: str, *, head: bool, **changes: Any) -> Teacher:
-    """As after training: no bias is zero, no normalisation the identity."""
+    """Make a teacher as after training: no bias is zero, no normalization the identity."""
     torch.manual_seed(3)
     config = config_of(family, **changes)
     if head:
@@ -97,7 +97,7 @@ DOWN = ("ffn.lin2", "output.dense")
 def zeroed_inputs(
     model: PreTrainedModel, names: Sequence[str], columns: Sequence[Sequence[int]]
 ) -> Iterator[None]:
-    """Zero some inputs of the module of these names in each layer. columns: by layer."""
+    """Zero inputs of one module per layer. names: of the module. columns: by layer."""
     modules = [
         module
         for name, module in model.named_modules()
@@ -125,7 +125,7 @@ def zeroed_inputs(
 
 
 @pytest.mark.parametrize("settings", [{"heads": 3}, {"ffn": 7}, {"width": 16}])
-def test_parts_are_left_out_by_importance_only(settings: dict[str, int]) -> None:
+def test_cutting_needs_importance(settings: dict[str, int]) -> None:
     teacher = random_teacher("bert", head=False)
     shape = choose_shape(teacher.model.config, **settings)
     with pytest.raises(ConfigError, match=r"student\.\w+ = \d+.*name a corpus"):
@@ -153,7 +153,7 @@ def test_student_has_the_chosen_layers_of_the_teacher(family: str, head: bool) -
         assert torch.equal(value, source[".".join(parts)]), key
         assert value.data_ptr() != source[".".join(parts)].data_ptr()
     assert seen == (set() if family == "albert" else {0, 1})
-    # Everything of the teacher but its layers is there: embeddings and head.
+    # Embeddings and head are complete.
     assert {k for k in source if ".layer." not in k} == {k for k in copy if ".layer." not in k}
     assert not any("pooler" in key for key in copy)
     assert all(parameter.requires_grad for parameter in student.parameters())
@@ -166,7 +166,7 @@ def test_student_of_albert_has_the_groups_that_its_layers_share(
     teacher = random_teacher("albert", head=False, num_hidden_groups=2)
     student = make_student(teacher, layers)
     assert student.config.num_hidden_groups == len(groups)
-    # Layer by layer through the teacher's own modules.
+    # The expected output, by the teacher's own modules.
     encoder = teacher.model.encoder
     with torch.no_grad():
         hidden = encoder.embedding_hidden_mapping_in(teacher.model.embeddings(random_pieces()))
@@ -192,15 +192,15 @@ def test_student_of_the_whole_teacher_is_the_teacher(family: str) -> None:
 
 
 @each_cuttable
-def test_left_out_heads_are_as_if_their_output_were_zero(family: str) -> None:
-    """In heads that are twice as large: what is new in them does not show."""
+def test_dropping_heads_equals_zeroing_their_output(family: str) -> None:
+    """The student's heads are twice as large. The new parts do not change its output."""
     teacher = random_teacher(family, head=True)
     importance = random_importance()
     shape = choose_shape(teacher.model.config, [0, 2, 3], heads=3)
     assert shape.shape.head_size == 2 * SIZE
     student = make_student(teacher, shape, importance)
     by_layer = importance.heads[list(shape.layers)]
-    if family == "mpnet":  # its bias by distance is that of the first, second, ... head everywhere
+    if family == "mpnet":  # its bias by distance has one row per head for all layers
         by_layer = by_layer.sum(dim=0, keepdim=True).expand(3, -1)
     kept = [top(heads, 3) for heads in by_layer]
     if family != "mpnet":
@@ -218,7 +218,7 @@ def test_left_out_heads_are_as_if_their_output_were_zero(family: str) -> None:
 
 
 @each_cuttable
-def test_left_out_neurons_are_as_if_their_output_were_zero(family: str) -> None:
+def test_dropping_neurons_equals_zeroing_their_output(family: str) -> None:
     teacher = random_teacher(family, head=True)
     importance = random_importance()
     shape = choose_shape(teacher.model.config, [1, 2], ffn=13)
@@ -238,8 +238,8 @@ def test_left_out_neurons_are_as_if_their_output_were_zero(family: str) -> None:
 @pytest.mark.parametrize(
     "family", [*CUTTABLE, "wide electra", *(f"untied {family}" for family in CUTTABLE)]
 )
-def test_narrower_student_has_the_rows_and_columns_of_what_is_kept(family: str) -> None:
-    """Where the decoder is not tied to the embeddings, it is cut as they are."""
+def test_narrower_student_has_the_rows_and_columns_of_kept_units(family: str) -> None:
+    """An untied decoder is cut in the same way as the embeddings."""
     changes: dict[str, Any] = {"embedding_size": WIDTH} if family == "wide electra" else {}
     is_tied = not family.startswith("untied")
     changes |= {} if is_tied else {"tie_word_embeddings": False}
@@ -266,7 +266,7 @@ def test_narrower_student_has_the_rows_and_columns_of_what_is_kept(family: str) 
         slots = [head * SIZE + i for head in heads for i in range(SIZE)]
         neurons = top(importance.neurons[layer], 13)
         expected = source[".".join(parts)]
-        # Sizes tell the axes apart, but for those of heads.
+        # Sizes tell the axes apart, except for the axes of heads.
         for axis, size in enumerate(expected.shape):
             name = ".".join(parts[:-1])
             makes_heads = axis == 0 and name.endswith(
@@ -293,8 +293,8 @@ def test_narrower_student_has_the_rows_and_columns_of_what_is_kept(family: str) 
 
 
 @pytest.mark.parametrize("family", [*CUTTABLE, "wide electra"])
-def test_nothing_is_lost_where_what_is_left_out_says_nothing_new(family: str) -> None:
-    """The teacher is a smaller model in which everything is there twice, and read once."""
+def test_dropping_redundant_units_loses_nothing(family: str) -> None:
+    """The teacher is a smaller model whose units are all doubled, and the copies are unread."""
     family, wide = family.split()[-1], "wide" in family
     small_sizes = {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20}
     small = random_teacher(
@@ -325,7 +325,7 @@ def test_nothing_is_lost_where_what_is_left_out_says_nothing_new(family: str) ->
 
 
 @each_cuttable
-def test_what_is_new_in_larger_heads_learns(family: str) -> None:
+def test_new_parts_of_larger_heads_learn(family: str) -> None:
     teacher = random_teacher(family, head=False)
     shape = choose_shape(teacher.model.config, "all", heads=2)
     assert shape.shape.head_size == 12
@@ -382,7 +382,7 @@ def test_cut_student_becomes_a_graph(family: str, tmp_path: Path) -> None:
     )
 
 
-def test_random_student_shares_nothing_with_the_teacher_but_its_shape() -> None:
+def test_random_student_has_only_the_shape_of_the_teacher() -> None:
     teacher = random_teacher("bert", head=True)
     student = make_student(teacher, [0, 1, 2, 3], start="random")
     same = make_student(replace(teacher), [0, 1, 2, 3])

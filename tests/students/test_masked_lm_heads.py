@@ -34,7 +34,7 @@ def test_head_gives_the_logits_of_the_model(teacher_dir: TeacherDir, family: str
 
 
 @each_family
-def test_a_new_head_leaves_the_encoder_as_it_is(teacher_dir: TeacherDir, family: str) -> None:
+def test_new_head_does_not_change_the_encoder(teacher_dir: TeacherDir, family: str) -> None:
     encoder = load_teacher(str(teacher_dir(family, head=False))).model
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     model = add_masked_lm_head(encoder)
@@ -52,9 +52,7 @@ def test_a_new_head_leaves_the_encoder_as_it_is(teacher_dir: TeacherDir, family:
 
 
 @each_family
-def test_a_new_head_is_tied_and_is_kept_by_saving(
-    teacher_dir: TeacherDir, tmp_path: Path, family: str
-) -> None:
+def test_new_head_is_tied_and_saved(teacher_dir: TeacherDir, tmp_path: Path, family: str) -> None:
     encoder = load_teacher(str(teacher_dir(family, head=False))).model
     encoder.config.tie_word_embeddings = False
     model = add_masked_lm_head(encoder)
@@ -74,8 +72,8 @@ def test_a_new_head_is_tied_and_is_kept_by_saving(
 
 
 @each_family
-def test_a_new_head_starts_by_handing_on(teacher_dir: TeacherDir, family: str) -> None:
-    """It undoes the projection of the embeddings, where there is one."""
+def test_new_head_starts_by_passing_hidden_states_on(teacher_dir: TeacherDir, family: str) -> None:
+    """It undoes the projection of the embeddings, if the family has one."""
     encoder = load_teacher(str(teacher_dir(family, head=False))).model
     head = masked_lm_head(add_masked_lm_head(encoder))
     assert head is not None
@@ -94,8 +92,8 @@ def test_a_new_head_starts_by_handing_on(teacher_dir: TeacherDir, family: str) -
         torch.testing.assert_close(head.transform(hidden), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_new_head_learns(teacher_dir: TeacherDir) -> None:
-    """All of it: transform, decoder's bias and, through it, the embeddings."""
+def test_new_head_learns(teacher_dir: TeacherDir) -> None:
+    """Transform and decoder learn, and so do the tied embeddings."""
     torch.manual_seed(0)
     model = add_masked_lm_head(load_teacher(str(teacher_dir("electra", head=False))).model)
     head = masked_lm_head(model)

@@ -19,7 +19,7 @@ def teacher(teacher_dir: Callable[..., Path]) -> Teacher:
     return load_teacher(str(teacher_dir("bert", head=True)))
 
 
-def test_pieces_of_a_word(teacher: Teacher, tmp_path: Path) -> None:
+def test_pieces_per_word(teacher: Teacher, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("ba be\n\nbi, bo\n")  # the comma is a word and an unknown piece
     assert pieces_per_word(path, teacher, setting="--corpus") == 1
@@ -31,14 +31,14 @@ def test_pieces_of_a_word(teacher: Teacher, tmp_path: Path) -> None:
         read_blocks(path, teacher, setting="--corpus")
 
 
-def test_blocks_are_of_all_files(teacher: Teacher, tmp_path: Path) -> None:
+def test_blocks_come_from_all_files(teacher: Teacher, tmp_path: Path) -> None:
     words = {"a.txt": WORDS[:20], "b.txt": WORDS[20:40], "c.txt": WORDS[40:]}
     rng = random.Random(0)
     for name, file_words in words.items():
         length = 10 if name == "a.txt" else 2000
         (tmp_path / name).write_text(" ".join(rng.choices(file_words, k=length)) + "\n")
     blocks = read_blocks(tmp_path, teacher, setting="--corpus", n_blocks=9)
-    # One short file makes one block; the others share what is left.
+    # The short file makes one block; the others share the rest.
     assert [len(block) for block in blocks] == [12, *[32] * 8]
     vocabulary = teacher.tokenizer.get_vocab()
     of_file = [{vocabulary[word] for word in file_words} for file_words in words.values()]

@@ -56,7 +56,7 @@ def test_impossible_shape(settings: dict[str, int], message: str) -> None:
         choose_shape(teacher, **settings)
 
 
-def test_what_shared_weights_do_not_bear_is_refused() -> None:
+def test_cuts_that_a_family_cannot_have_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"student\.heads and student\.ffn: .*'albert'.*bert, d"):
         choose_shape(config_of("albert"), heads=3, ffn=8)
     grouped = config_of("albert", num_hidden_groups=2)
@@ -66,7 +66,7 @@ def test_what_shared_weights_do_not_bear_is_refused() -> None:
         choose_shape(config_of("electra", embedding_size=10), width=10, heads=1)
 
 
-def test_heads_with_position_embeddings_of_their_own_keep_their_size() -> None:
+def test_heads_with_relative_positions_keep_their_size() -> None:
     config = config_of("bert", position_embedding_type="relative_key")
     with pytest.raises(ConfigError, match=r"student\.heads = 3: .*'relative_key'.*heads of 4"):
         choose_shape(config, heads=3)
