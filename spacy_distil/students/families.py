@@ -91,12 +91,15 @@ class Family:
     mlm_head: parts of the masked-LM head.
     layers: list of the layers, from the encoder. In ALBERT: list of the groups of layers.
     layer: parts of each layer.
+    projection: linear, from the width of the embeddings to the width of the hidden states, from the
+        encoder. ALBERT always has it, ELECTRA if the widths differ.
     shares_layers: whether several layers are one module, as in ALBERT. Their parts cannot be cut.
     """
 
     mlm_head: MaskedLMHeadParts
     layers: str = "encoder.layer"
     layer: LayerParts = LayerParts()
+    projection: str | None = None
     shares_layers: bool = False
 
 
@@ -150,7 +153,8 @@ FAMILIES: dict[str, Family] = {
             activation="generator_predictions.activation",
             norm="generator_predictions.LayerNorm",
             decoder="generator_lm_head",
-        )
+        ),
+        projection="embeddings_project",
     ),
     "mpnet": Family(
         _ROBERTA.mlm_head,
@@ -180,6 +184,7 @@ FAMILIES: dict[str, Family] = {
             down="ffn_output",
             output_norm="full_layer_layer_norm",
         ),
+        projection="encoder.embedding_hidden_mapping_in",
         shares_layers=True,
     ),
 }

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 from spacy_distil.students.families import CUTTABLE
-from spacy_distil.students.masked_lm_heads import MaskedLMHead, masked_lm_head
+from spacy_distil.students.masked_lm_heads import MaskedLMHead, embedding_projection, masked_lm_head
 from spacy_distil.students.masking import MaskedBatch, Masking, batch_blocks
 from spacy_distil.students.shapes import shape_of
 
@@ -151,8 +151,9 @@ def mask_units(model: PreTrainedModel, masks: UnitMasks) -> Iterator[None]:
     encoder = model.base_model
     family = CUTTABLE[encoder.config.model_type]
     parts = family.layer
-    # Hidden states enter the lowest layer from here: in ELECTRA through a projection.
-    bottom = getattr(encoder, "embeddings_project", encoder.embeddings)
+    # The module whose output enters the lowest layer.
+    projection = embedding_projection(encoder)
+    bottom = encoder.embeddings if projection is None else projection
     handles = [bottom.register_forward_hook(_scale_output(masks.dims))]
     size = shape_of(encoder.config).head_size
     for number, layer in enumerate(encoder.get_submodule(family.layers)):

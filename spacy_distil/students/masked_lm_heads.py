@@ -76,7 +76,7 @@ def add_masked_lm_head(encoder: PreTrainedModel) -> PreTrainedModel:
     new_encoder.load_state_dict({key: weights[key] for key in new_encoder.state_dict()})
     model.tie_weights()
     dense, _, _ = _transform_steps(model)
-    projection = _embedding_projection(new_encoder)
+    projection = embedding_projection(new_encoder)
     with torch.no_grad():
         if projection is None:
             torch.nn.init.eye_(dense.weight)
@@ -96,8 +96,10 @@ def _transform_steps(
     return dense, activation, norm
 
 
-def _embedding_projection(encoder: PreTrainedModel) -> nn.Linear | None:
-    """Find the layer that widens embeddings to hidden states. `None`: they are equally wide."""
-    if encoder.config.model_type == "albert":
-        return encoder.encoder.embedding_hidden_mapping_in
-    return getattr(encoder, "embeddings_project", None)  # ELECTRA
+def embedding_projection(encoder: PreTrainedModel) -> nn.Linear | None:
+    """Find the layer that projects embeddings to hidden states. `None`: they are equally wide."""
+    name = FAMILIES[encoder.config.model_type].projection
+    if name is None:
+        return None
+    projection: Any = dict(encoder.named_modules()).get(name)
+    return projection

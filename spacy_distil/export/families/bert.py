@@ -100,12 +100,11 @@ def _positions(weights: Weights, config: Mapping[str, Any]) -> np.ndarray:
     return positions if token_types is None else positions + token_types[0]
 
 
-def _projection(weights: Weights, family: str) -> Linear | None:
-    if family == "albert":
-        return linear(weights, "encoder.embedding_hidden_mapping_in")
-    if "embeddings_project.weight" in weights:
-        return linear(weights, "embeddings_project")
-    return None
+def _projection(weights: Weights, model_type: str) -> Linear | None:
+    name = FAMILIES[model_type].projection
+    if name is None or (model_type == "electra" and f"{name}.weight" not in weights):
+        return None
+    return linear(weights, name)
 
 
 def _layers(weights: Weights, config: Mapping[str, Any]) -> list[PostNormLayer]:
