@@ -107,15 +107,12 @@ def student_cli(
 
         from spacy_distil.distillation.encoder.card import untaught_card
         from spacy_distil.runs.files import atomic_directory
-        from spacy_distil.students.costs import (
-            pieces_per_word,
-            read_blocks,
-            report_table,
-        )
+        from spacy_distil.students.costs import cost_table
         from spacy_distil.students.heat_map import print_importance
         from spacy_distil.students.importance import importance_batches, measure_importance
         from spacy_distil.students.licence import find_licence
         from spacy_distil.students.making import make_student
+        from spacy_distil.students.sample_text import pieces_per_word, read_blocks
         from spacy_distil.students.shapes import choose_shape
         from spacy_distil.students.teachers import load_teacher
 
@@ -143,7 +140,7 @@ def student_cli(
             loaded, shape, importance, start="teacher" if is_made else "random"
         ).eval()
         words = pieces_per_word(corpus, loaded, setting="--corpus")
-        table = report_table(loaded.model, student, pieces_per_word=words, threads=threads)
+        table = cost_table(loaded.model, student, pieces_per_word=words, threads=threads)
         print(table.to_text())
         text = "the corpus" if corpus else "English example sentences"
         msg.info(

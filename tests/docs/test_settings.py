@@ -46,10 +46,9 @@ from spacy_distil.distillation.pipeline.corpus import Texts
 from spacy_distil.distillation.pipeline.heads import softmax
 from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, KINDS
 from spacy_distil.runs.settings import Section
-from spacy_distil.students.families import CUTTABLE
-from spacy_distil.students.flops import encoder_flops, head_flops
+from spacy_distil.students.families import CUTTABLE, FAMILIES
+from spacy_distil.students.flops import encoder_flops, mlm_head_flops
 from spacy_distil.students.layer_choice import choose_layers
-from spacy_distil.students.teachers import FAMILIES
 from tests.docs.configs import encoder_config
 from tests.docs.pages import COMPONENT, ENCODER, PIPELINE, ROOT, in_backticks, table_after
 
@@ -194,7 +193,7 @@ def test_operations_are_what_the_page_says() -> None:
     teacher, student = (transformers.BertConfig(num_hidden_layers=n) for n in (12, 6))
     forward = encoder_flops(teacher, 512)
     both = forward + encoder_flops(student, 512, backward=True)
-    heads = [0.15 * head_flops(student, backward=backward) for backward in (False, True)]
+    heads = [0.15 * mlm_head_flops(student, backward=backward) for backward in (False, True)]
     text = " ".join((ROOT / ENCODER).read_text(encoding="utf8").split())
     assert f"costs {both / 1e6:.0f} MFLOP per piece" in text
     assert f"forward pass is {forward / both:.0%}".replace("%", " %") in text
