@@ -47,7 +47,7 @@ from spacy_distil.cli.train_template import training_config
 from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.component.listener import Listener
 from spacy_distil.distillation import distil_encoder
-from spacy_distil.distillation.encoder.building import Plan, build
+from spacy_distil.distillation.encoder.building import CorpusPlan, build
 from spacy_distil.distillation.encoder.checkpoint import Checkpoints
 from spacy_distil.distillation.encoder.config import (
     FREE_ON_RESUME,
@@ -791,7 +791,7 @@ def little_room(setup: Distillation) -> None:
     with text.open("wb") as file:
         file.truncate(1 << 43)  # takes no room
     tokenizer = load_teacher(str(setup.teacher)).tokenizer
-    plan = Plan("corpus.train", [text], None, "fingerprint")
+    plan = CorpusPlan("corpus.train", [text], None, "fingerprint")
     build(plan, setup.path / "cache", tokenizer=tokenizer, block_size=16)
 
 

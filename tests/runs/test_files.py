@@ -144,7 +144,7 @@ def test_only_a_saved_pipeline_is_replaced(tmp_path: Path) -> None:
     (output / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="--force"):
         check_output(output, force=False)
-    with pytest.raises(ConfigError, match="no saved pipeline"):
+    with pytest.raises(ConfigError, match="not a saved pipeline"):
         check_output(output, force=True)
     (output / "meta.json").write_text("{}")
     check_output(output, force=True)

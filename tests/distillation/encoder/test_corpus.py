@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from spacy_distil.distillation.encoder import building, shards
-from spacy_distil.distillation.encoder.building import Plan, build
+from spacy_distil.distillation.encoder.building import CorpusPlan, build
 from spacy_distil.distillation.encoder.config import CorpusSettings
 from spacy_distil.distillation.encoder.corpus import Blocks, Corpus, load_corpus, plan_corpus
 from spacy_distil.distillation.encoder.shards import Shards
@@ -336,7 +336,7 @@ def test_vocabulary_beyond_two_bytes(tmp_path: Path) -> None:
     )
     text = tmp_path / "a.txt"
     text.write_text("w65535 w65536 w69999 w3")
-    plan = Plan("corpus.train", [text], None, "fingerprint")
+    plan = CorpusPlan("corpus.train", [text], None, "fingerprint")
     build(plan, tmp_path / "built", tokenizer=tokenizer, block_size=8)
     blocks = Blocks(Shards(tmp_path / "built", 1, 6), np.arange(1))
     assert blocks[[0]][0].tolist() == [0, 65_535, 65_536, 69_999, 3, 1]
@@ -398,7 +398,7 @@ def test_unfinished_cache_is_no_cache(teacher: Teacher, tmp_path: Path) -> None:
 def test_another_process_that_was_faster(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
     first = load(teacher, tmp_path / "cache", train=str(text_file))
     (directory,) = (tmp_path / "cache").iterdir()
-    plan = Plan("corpus.train", [text_file], None, directory.name)
+    plan = CorpusPlan("corpus.train", [text_file], None, directory.name)
     build(plan, directory, tokenizer=teacher.tokenizer, block_size=16)
     assert list((tmp_path / "cache").iterdir()) == [directory]
     assert len(load(teacher, tmp_path / "cache", train=str(text_file)).train) == len(first.train)
@@ -461,7 +461,7 @@ def test_disk_that_is_too_small(teacher: Teacher, tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     with text.open("wb") as file:
         file.truncate(16 * free)  # takes no room
-    plan = Plan("corpus.train", [text], None, "fingerprint")
+    plan = CorpusPlan("corpus.train", [text], None, "fingerprint")
     needed = re.escape(f"{8 * free / 1e6:,.1f} MB")
     message = rf"need about {needed}, but the disk of .*cache has .* MB free.*corpus\.cache"
     with pytest.raises(CorpusError, match=message):
@@ -476,7 +476,7 @@ def test_disk_that_is_large_enough_for_some_text_among_metadata(
     with text.open("wb") as file:
         file.write(b"nonsense\n")
         file.truncate(4 * shutil.disk_usage(tmp_path).free)
-    plan = Plan("corpus.train", [text], None, "fingerprint")
+    plan = CorpusPlan("corpus.train", [text], None, "fingerprint")
     with pytest.raises(CorpusError, match="line 1"):  # it was begun
         build(plan, tmp_path / "cache" / "x", tokenizer=teacher.tokenizer, block_size=16)
     assert "corpus.train: its blocks need about" in " ".join(capsys.readouterr().out.split())
@@ -512,7 +512,7 @@ def test_builder_that_reads_for_long_is_alive(
 
 
 def test_file_that_vanishes_is_not_taken_for_a_full_disk(teacher: Teacher, tmp_path: Path) -> None:
-    plan = Plan("corpus.train", [tmp_path / "gone.txt"], None, "fingerprint")
+    plan = CorpusPlan("corpus.train", [tmp_path / "gone.txt"], None, "fingerprint")
     with pytest.raises(CorpusError, match=r"gone\.txt cannot be read: No such file"):
         build(plan, tmp_path / "cache" / "x", tokenizer=teacher.tokenizer, block_size=16)
 

@@ -102,7 +102,7 @@ def test_hidden_states_are_those_of_transformers(teacher_dir: TeacherDir, family
         distiller = make_distiller(teacher, {"hidden": HiddenStates(layers=layers)}).eval()
         outputs = distiller.encode(batch)
         for side, (model, encoded) in enumerate(
-            [(distiller.student, outputs.student), (teacher.model, outputs.taught)]
+            [(distiller.student, outputs.student), (teacher.model, outputs.target)]
         ):
             with torch.no_grad():
                 expected = model(
@@ -130,8 +130,8 @@ def test_backward_passes_through_whatever_the_teacher_made(
         outputs = distiller.encode(batch)
         loss = total(distiller, distiller.losses(outputs))
     assert loss.dtype is torch.float32
-    taught = outputs.taught
-    tensors = [taught.last_hidden, *taught.hidden_states.values(), *taught.attention[3]]
+    target = outputs.target
+    tensors = [target.last_hidden, *target.hidden_states.values(), *target.attention[3]]
     assert not any(tensor.is_inference() or tensor.requires_grad for tensor in tensors)
     loss.backward()
     found = gradients(distiller)
@@ -241,7 +241,7 @@ def test_nothing_of_a_batch_stays_in_memory(teacher: Teacher) -> None:
     outputs = distiller.encode(batch)
     tensors = [
         weakref.ref(tensor)
-        for encoded in (outputs.student, outputs.taught)
+        for encoded in (outputs.student, outputs.target)
         for tensor in (encoded.last_hidden, *next(iter(encoded.attention.values())))
     ]
     assert len(tensors) == 8

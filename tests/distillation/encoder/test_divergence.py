@@ -54,28 +54,28 @@ def test_a_loss_may_rise_to_ten_times_its_first_value_and_by_one(
 ) -> None:
     watch = divergence()
     for loss in (first, first / 2, highest - 1e-6):
-        assert watch.worse("stage", {"hidden": loss}) is None
-    assert watch.worse("stage", {"hidden": highest + 1e-6}) == "hidden"
+        assert watch.risen_loss("stage", {"hidden": loss}) is None
+    assert watch.risen_loss("stage", {"hidden": highest + 1e-6}) == "hidden"
 
 
 def test_each_loss_is_compared_with_its_own_first_value() -> None:
     watch = divergence()
-    assert watch.worse("stage", {"hidden": 1.0, "masked_lm": 100.0}) is None
-    assert watch.worse("stage", {"hidden": 2.0, "masked_lm": 500.0}) is None
-    assert watch.worse("stage", {"hidden": 30.0, "masked_lm": 100.0}) == "hidden"
+    assert watch.risen_loss("stage", {"hidden": 1.0, "masked_lm": 100.0}) is None
+    assert watch.risen_loss("stage", {"hidden": 2.0, "masked_lm": 500.0}) is None
+    assert watch.risen_loss("stage", {"hidden": 30.0, "masked_lm": 100.0}) == "hidden"
 
 
 def test_a_new_stage_starts_anew() -> None:
     watch = divergence()
-    assert watch.worse("transfer", {"hidden": 0.1}) is None
-    assert watch.worse("predict", {"hidden": 40.0}) is None
-    assert watch.worse("predict", {"hidden": 90.0}) is None
-    assert watch.worse("predict", {"hidden": 401.0}) == "hidden"
+    assert watch.risen_loss("transfer", {"hidden": 0.1}) is None
+    assert watch.risen_loss("predict", {"hidden": 40.0}) is None
+    assert watch.risen_loss("predict", {"hidden": 90.0}) is None
+    assert watch.risen_loss("predict", {"hidden": 401.0}) == "hidden"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_bad_from_the_first(loss: float) -> None:
-    assert divergence().worse("stage", {"masked_lm": 5.0, "hidden": loss}) == "hidden"
+    assert divergence().risen_loss("stage", {"masked_lm": 5.0, "hidden": loss}) == "hidden"
 
 
 # Whole runs

@@ -90,15 +90,15 @@ def test_scores_are_means_over_positions_for_any_size_of_batches(
     student = distiller.student.eval()
     for batch in batches(teacher, 1):
         with torch.no_grad():
-            own, taught = (
+            own, target = (
                 model(input_ids=batch.inputs, output_hidden_states=True)
                 for model in (student, teacher.model)
             )
-        p, q = (out.logits[0, batch.masked] for out in (taught, own))
+        p, q = (out.logits[0, batch.masked] for out in (target, own))
         softened = F.kl_div((q / 2).log_softmax(-1), (p / 2).softmax(-1), reduction="none")
         rows["soft"] += (4 * softened.sum(-1)).tolist()
         rows["mlm"] += F.cross_entropy(q, batch.labels, reduction="none").tolist()
-        a, b = (out.hidden_states[-1][0] for out in (own, taught))
+        a, b = (out.hidden_states[-1][0] for out in (own, target))
         rows["cos"] += (1 - torch.cosine_similarity(a, b, dim=-1)).tolist()
         for name, logits in (("student_accuracy", q), ("teacher_accuracy", p)):
             rows[name] += (logits.argmax(-1) == batch.labels).tolist()

@@ -23,7 +23,8 @@ from spacy_distil.distillation.encoder.checkpoint import Checkpoints
 from spacy_distil.distillation.encoder.config import TrainingSettings, load_config
 from spacy_distil.distillation.encoder.corpus import Blocks, Corpus
 from spacy_distil.distillation.encoder.distiller import Distiller
-from spacy_distil.distillation.encoder.loop import Meter, Trainer, train
+from spacy_distil.distillation.encoder.loop import TrainingLoop
+from spacy_distil.distillation.encoder.meter import Meter
 from spacy_distil.distillation.encoder.objectives import (
     Cosine,
     HiddenStates,
@@ -34,7 +35,8 @@ from spacy_distil.distillation.encoder.objectives import (
     prepare_objectives,
 )
 from spacy_distil.distillation.encoder.shards import Shards, piece_type, write_shards
-from spacy_distil.distillation.encoder.steps import Stage, StepBlocks
+from spacy_distil.distillation.encoder.steps import EncoderStage, StepBlocks
+from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.errors import ConfigError
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masking import MaskedBatch, Masking, batch_blocks
@@ -66,8 +68,8 @@ SETTINGS = TrainingSettings(
 )
 # Each begins with half of its learning rate, and ends with a third or half of it.
 STAGES = [
-    Stage("all", ("soft", "mlm", "cosine", "hidden", "relations"), 0, 3, 0.02, 0.34),
-    Stage("last", ("soft", "cosine"), 3, 5, 0.01, 0.5),
+    EncoderStage("all", ("soft", "mlm", "cosine", "hidden", "relations"), 0, 3, 0.02, 0.34),
+    EncoderStage("last", ("soft", "cosine"), 3, 5, 0.01, 0.5),
 ]
 RATES = [0.01, 0.02, 0.01, 0.005, 0.01]
 WEIGHTS = {
@@ -119,8 +121,9 @@ class Plain:
         """Returns the gradient's norm and, by objective, the loss of each position."""
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         starts = self.blocks.starts
-        for place, row in zip(range(*starts[step : step + 2]), self.blocks.rows(step), strict=True):
-            losses = self.losses(self.masked(row, place))
+        places = range(*starts[step : step + 2])
+        for place, number in zip(places, self.blocks.block_numbers(step), strict=True):
+            losses = self.losses(self.masked(number, place))
             for name in names:
                 found[name].append(losses[name])
         rows = {name: torch.cat(parts) for name, parts in found.items()}
@@ -133,32 +136,32 @@ class Plain:
         self.optimizer.step()
         return norm, {name: values.detach() for name, values in rows.items()}
 
-    def masked(self, row: int, place: int) -> MaskedBatch:
+    def masked(self, number: int, place: int) -> MaskedBatch:
         masking = self.blocks.masking
-        pieces = self.blocks.blocks[[row]]
+        pieces = self.blocks.blocks[[number]]
         return masking(batch_blocks(pieces, [place], pad_id=0, masking=masking))
 
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
         with torch.no_grad():
-            taught = self.teacher(input_ids=batch.inputs, output_hidden_states=True)
+            target = self.teacher(input_ids=batch.inputs, output_hidden_states=True)
         own = self.student(input_ids=batch.inputs, output_hidden_states=True)
-        p, q = (out.logits[0, batch.masked] for out in (taught, own))
+        p, q = (out.logits[0, batch.masked] for out in (target, own))
         softened = F.kl_div((q / 2).log_softmax(-1), (p / 2).softmax(-1), reduction="none")
         projected = self.cosine(own.hidden_states[-1][0])
         pairs = zip(self.hidden, [(0, 0), (2, 3)], strict=True)
         squares = [
-            (project(own.hidden_states[a]) - taught.hidden_states[b])[0].square().mean(-1)
+            (project(own.hidden_states[a]) - target.hidden_states[b])[0].square().mean(-1)
             for project, (a, b) in pairs
         ]
         mine, other = (
             self.relations(model, out.hidden_states, layer)
-            for model, out, layer in ((self.student, own, 2), (self.teacher, taught, 4))
+            for model, out, layer in ((self.student, own, 2), (self.teacher, target, 4))
         )
         divergence = (other * (other.log() - mine.log())).sum(-1)  # (kinds, heads, pieces)
         return {
             "soft": 4 * softened.sum(-1),
             "mlm": F.cross_entropy(q, batch.labels, reduction="none"),
-            "cosine": 1 - F.cosine_similarity(projected, taught.hidden_states[-1][0], dim=-1),
+            "cosine": 1 - F.cosine_similarity(projected, target.hidden_states[-1][0], dim=-1),
             "hidden": sum(squares) / 2,
             "relations": divergence.mean((0, 1)),
         }
@@ -248,7 +251,7 @@ def test_steps_equal_plain_torch(
     trainer.distiller.train()
     before = {k: v.clone() for k, v in plain.state().items()}
     names = list(trainer.distiller.objectives)
-    meter = Meter(names, torch.zeros(len(names)))
+    meter = Meter(names, torch.device("cpu"))
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
     padded, clipped = 0, 0
     for step in range(3):
@@ -285,7 +288,7 @@ def test_a_run_in_stages_equals_plain_torch_and_logs_its_means(
     """What an objective learned stays as it is in a stage without it."""
     trainer, plain, blocks = prepare(teacher_dir, tmp_path / "blocks", torch.float64)
     nothing = Blocks(blocks.blocks.shards, np.arange(0))
-    scores = train(
+    loop = TrainingLoop(
         trainer,
         Corpus(blocks.blocks, nothing, {}),
         blocks,
@@ -295,7 +298,7 @@ def test_a_run_in_stages_equals_plain_torch_and_logs_its_means(
         output=tmp_path,
         describe=str,
     )
-    assert scores == {}
+    assert loop.run() == {}
     by_step = {}
     for step in range(5):
         stage = STAGES[step // 3]

@@ -21,7 +21,7 @@ from spacy_distil.distillation.encoder.objectives import (
     Outputs,
     prepare_objectives,
 )
-from spacy_distil.distillation.encoder.steps import Stage
+from spacy_distil.distillation.encoder.steps import EncoderStage
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masking import Masking
 from spacy_distil.students.teachers import Teacher, load_teacher
@@ -31,7 +31,7 @@ TeacherDir = Callable[..., Path]
 
 def prepare(
     teacher: Teacher, *, cpu: bool, cosine: Cosine | None = None
-) -> tuple[Distiller, Accelerator, Masking, list[Stage]]:
+) -> tuple[Distiller, Accelerator, Masking, list[EncoderStage]]:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=cpu, mixed_precision="no")
     teacher.model.to(accelerator.device)
@@ -44,7 +44,8 @@ def prepare(
     masking = Masking.for_tokenizer(teacher.tokenizer, 0.15, seed=0).to(accelerator.device)
     names = tuple(objectives)
     stages = [
-        Stage(name, names[i:], 10 * i, 10 * i + 10, 1e-3, 0.1) for i, name in enumerate(names)
+        EncoderStage(name, names[i:], 10 * i, 10 * i + 10, 1e-3, 0.1)
+        for i, name in enumerate(names)
     ]
     return distiller, accelerator, masking, stages
 
@@ -97,7 +98,7 @@ def test_it_is_tried_with_the_gradients_of_earlier_portions(teacher_dir: Teacher
     distiller, accelerator, masking, stages = prepare(teacher, cpu=True, cosine=watched)
     watched.student = distiller.student
     found = largest_that_fits(
-        distiller, stages, accelerator, masking=masking, block_size=16, most=3
+        distiller, stages, accelerator, masking=masking, block_size=16, upper=3
     )
     assert found == 3
     learning = {name for name, p in distiller.student.named_parameters() if p.requires_grad}

@@ -198,12 +198,12 @@ def test_cosine(student: tuple[int, int, int], padded: bool) -> None:
     toy.prepared(objective)
     losses = []
     for b, i in toy.positions():
-        taught, learnt = toy.teacher.hidden[-1][b, i].detach(), toy.student.hidden[-1][b, i]
+        target, prediction = toy.teacher.hidden[-1][b, i].detach(), toy.student.hidden[-1][b, i]
         if student == SMALLER:
             projection = objective.projection
             assert isinstance(projection, nn.Linear)
-            learnt = projection.weight @ learnt + projection.bias
-        losses.append(1 - taught @ learnt / taught.norm() / learnt.norm())
+            prediction = projection.weight @ prediction + projection.bias
+        losses.append(1 - target @ prediction / target.norm() / prediction.norm())
     assert len([*objective.parameters()]) == (2 if student == SMALLER else 0)
     assert_same(toy, objective, total(losses), len(losses))
 
@@ -224,16 +224,20 @@ def test_hidden_states(
     losses = []
     for place, (own, other) in enumerate(pairs):
         for b, i in toy.positions():
-            taught, learnt = toy.teacher.hidden[other][b, i].detach(), toy.student.hidden[own][b, i]
+            target, prediction = (
+                toy.teacher.hidden[other][b, i].detach(),
+                toy.student.hidden[own][b, i],
+            )
             if student == SMALLER:
                 projection = objective.projections[place]
                 assert isinstance(projection, nn.Linear)
-                learnt = projection.weight @ learnt + projection.bias
+                prediction = projection.weight @ prediction + projection.bias
             if normalize:
-                taught, learnt = (
-                    (t - t.mean()) / (t.var(correction=0) + 1e-5).sqrt() for t in (taught, learnt)
+                target, prediction = (
+                    (t - t.mean()) / (t.var(correction=0) + 1e-5).sqrt()
+                    for t in (target, prediction)
                 )
-            losses.append(sum((a - c) ** 2 for a, c in zip(taught, learnt, strict=True)) / 12)
+            losses.append(sum((a - c) ** 2 for a, c in zip(target, prediction, strict=True)) / 12)
     n_parameters = 2 * len(pairs) if student == SMALLER else 0
     assert len([*objective.parameters()]) == n_parameters
     assert_same(toy, objective, total(losses) / len(pairs), len(toy.positions()))
@@ -276,12 +280,12 @@ def test_relations(case: Case) -> None:
     losses = []
     for own, other in case.pairs:
         for kind in case.kinds:
-            taught = getattr(toy.teacher.attention[other], kind).detach()
-            learnt = getattr(toy.student.attention[own], kind)
+            target = getattr(toy.teacher.attention[other], kind).detach()
+            prediction = getattr(toy.student.attention[own], kind)
             for head in range(heads):
                 for b, i in toy.positions():
                     distributions = []
-                    for vectors in (taught, learnt):
+                    for vectors in (target, prediction):
                         size = vectors.shape[-1] // heads
                         part = vectors[b, :, head * size : (head + 1) * size]
                         alike = [part[i] @ part[j] for c, j in toy.positions() if c == b]
@@ -508,37 +512,37 @@ def test_chunked_sum(size: int) -> None:
 @pytest.mark.parametrize("ignoring", [False, True])
 def test_kl_divergence(shape: tuple[int, ...], ignoring: bool) -> None:
     torch.manual_seed(0)
-    taught, learnt = torch.randn(shape), torch.randn(shape, requires_grad=True)
+    target, prediction = torch.randn(shape), torch.randn(shape, requires_grad=True)
     ignored = torch.rand(shape[-1]) < 0.4 if ignoring else None
-    assert torch.autograd.gradcheck(lambda t: kl_divergence(taught, t, ignored), (learnt,))
+    assert torch.autograd.gradcheck(lambda t: kl_divergence(target, t, ignored), (prediction,))
     kept = slice(None) if ignored is None else ~ignored
     expected = F.kl_div(
-        learnt[..., kept].log_softmax(-1),
-        taught[..., kept].log_softmax(-1),
+        prediction[..., kept].log_softmax(-1),
+        target[..., kept].log_softmax(-1),
         log_target=True,
         reduction="sum",
     )
-    torch.testing.assert_close(kl_divergence(taught, learnt, ignored), expected)
+    torch.testing.assert_close(kl_divergence(target, prediction, ignored), expected)
 
 
 def test_row_of_which_all_is_ignored_counts_nothing() -> None:
-    taught, learnt = torch.randn(3, 5), torch.randn(3, 5, requires_grad=True)
+    target, prediction = torch.randn(3, 5), torch.randn(3, 5, requires_grad=True)
     ignored = torch.tensor([[False], [True], [False]])
-    loss = kl_divergence(taught, learnt, ignored)
-    torch.testing.assert_close(loss, kl_divergence(taught[::2], learnt[::2]))
+    loss = kl_divergence(target, prediction, ignored)
+    torch.testing.assert_close(loss, kl_divergence(target[::2], prediction[::2]))
     loss.backward()
-    assert learnt.grad is not None
-    assert not learnt.grad[1].any()
+    assert prediction.grad is not None
+    assert not prediction.grad[1].any()
 
 
 def test_kl_divergence_of_certainties() -> None:
     """Logits so far apart that probabilities vanish."""
-    taught = torch.tensor([[1e4, 0.0, -1e4]])
-    learnt = torch.tensor([[0.0, 1e4, -1e4]], requires_grad=True)
-    loss = kl_divergence(taught, learnt)
+    target = torch.tensor([[1e4, 0.0, -1e4]])
+    prediction = torch.tensor([[0.0, 1e4, -1e4]], requires_grad=True)
+    loss = kl_divergence(target, prediction)
     assert loss.item() == pytest.approx(1e4)
     loss.backward()
-    torch.testing.assert_close(learnt.grad, torch.tensor([[-1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(prediction.grad, torch.tensor([[-1.0, 1.0, 0.0]]))
 
 
 def test_vocabulary_loss_gives_rows_to_their_logits() -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from spacy_distil.cli.encoder_template import ENCODER_CONFIG
 from spacy_distil.distillation import distil_encoder
-from spacy_distil.distillation.encoder.loop import make_optimizer
+from spacy_distil.distillation.encoder.trainer import make_optimizer
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.runs.files import UNFINISHED
 from spacy_distil.students.teachers import load_teacher

@@ -71,7 +71,7 @@ def test_each_epoch_has_every_block_once_in_its_own_order() -> None:
     epochs = [seen[:7], seen[7:14], seen[14:]]
     assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert seen == [number for step in range(7) for number in blocks.rows(step)]
+    assert seen == [number for step in range(7) for number in blocks.block_numbers(step)]
 
 
 def test_a_step_depends_on_its_number_and_the_seed_only() -> None:
@@ -215,8 +215,8 @@ def test_stages_share_the_steps() -> None:
         ),
         40,
     )
-    assert (first.name, first.objectives, first.first, first.end) == ("one", ("b",), 0, 30)
-    assert (second.objectives, second.first, second.end) == (("a", "b"), 30, 40)
+    assert (first.name, first.objectives, first.start, first.end) == ("one", ("b",), 0, 30)
+    assert (second.objectives, second.start, second.end) == (("a", "b"), 30, 40)
     assert max(first.rate(step) for step in range(30)) == pytest.approx(0.1)
     assert max(second.rate(step) for step in range(30, 40)) == pytest.approx(0.01)
     assert second.rate(30) == pytest.approx(0.01 / 3)  # each warms up by itself
@@ -224,7 +224,7 @@ def test_stages_share_the_steps() -> None:
 
 def test_without_stages_all_objectives_are_summed_from_first_to_last() -> None:
     (only,) = plan_stages(config({}), 40)
-    assert (only.objectives, only.first, only.end) == (("a", "b"), 0, 40)
+    assert (only.objectives, only.start, only.end) == (("a", "b"), 0, 40)
 
 
 def test_learning_rate_rises_and_falls() -> None:
