@@ -138,7 +138,7 @@ class RunDirectory:
         return changed + [f"contents of {k}" for k in inputs if recorded[k] != inputs[k]]
 
     def _clear(self) -> None:
-        """Remove the run. If this is killed, the rest is still known to be a part of a run."""
+        """Remove the run. If this is killed, the directory is still known to hold a run."""
         (self.path / self.results).unlink(missing_ok=True)
         for path in self.path.iterdir() if self.path.exists() else ():
             if path.name in self.kept | {self.settings}:

@@ -154,7 +154,7 @@ ONLY_STAGE = "all"
 class EncoderDistilConfig:
     """A validated config.
 
-    objectives: by name; only those with a weight other than 0.
+    objectives: by name, without any whose weight is 0 at all steps.
     stages: by name, in order; at least one.
     source: the config with all defaults filled in, to save and to compare.
     """
@@ -211,7 +211,7 @@ def _active_stages(
 ) -> dict[str, StageSettings]:
     """Leave out the objectives that are switched off, and stages without any others.
 
-    known, active: names of all objectives, and of those that are switched on.
+    known, active: names of all objectives, and of the active ones.
     """
     if not stages:
         return {ONLY_STAGE: StageSettings(objectives=list(active))}

@@ -67,7 +67,7 @@ class TrainingLoop:
         self.log = RunLog(output / "log.jsonl")
         self.divergence = Divergence(self.accelerator.device)
         self.meter = Meter(list(self.distiller.objectives), self.accelerator.device)
-        # Steps taken, and those of the newest checkpoint.
+        # Number of steps taken, and the same at the newest checkpoint.
         self.step = self.saved_step = 0
         # Mean training losses at the last log entry, their weighted sum as "total", and the speed.
         self.losses: dict[str, float] = {}
@@ -91,8 +91,8 @@ class TrainingLoop:
             self.distiller.train()
             # A run that stopped at a checkpoint has no scores of that step. A run that was killed
             # after its last step has logged them, but not returned them.
-            is_end = self.step in (0, self.n_steps)
-            if self.evaluates and (is_end or self.step not in self.scored_steps):
+            needs_scores = self.step in (0, self.n_steps) or self.step not in self.scored_steps
+            if self.evaluates and needs_scores:
                 self.evaluate()
             while self.step < self.n_steps:
                 self.take_step(batches)
@@ -119,11 +119,11 @@ class TrainingLoop:
         return len(self.corpus.held_out) > 0 and self.is_due(self.settings.eval_frequency)
 
     def is_due(self, frequency: int) -> bool:
-        """Whether something is due that happens every so many steps, and after the last."""
+        """Whether something is due that happens every `frequency` steps, and after the last."""
         return self.step % frequency == 0 or self.step == self.n_steps
 
     def restore(self) -> None:
-        """Load the newest checkpoint, if there is one, and drop what was logged after it."""
+        """Load the newest checkpoint, if there is one, and drop later entries of the log."""
         self.step = on_main(self.accelerator, lambda: max(self.checkpoints.steps(), default=0))
         self.saved_step = self.step
         if self.step:
@@ -150,7 +150,7 @@ class TrainingLoop:
         self.display.advance()
 
     def log_losses(self) -> None:
-        """Read the training losses, check them, show them and write them down."""
+        """Read the training losses, check them, show them and log them."""
         before = self.step - 1
         means, self.speed = self.meter.read(self.accelerator)
         total = self.distiller.total({n: torch.tensor(mean) for n, mean in means.items()}, before)
@@ -165,7 +165,7 @@ class TrainingLoop:
             self.accelerator.log({f"train/{k}": v for k, v in values.items()}, step=self.step)
 
     def evaluate(self) -> None:
-        """Score the held-out blocks, and show and write down the scores unless that was done."""
+        """Score the held-out blocks. Show and log the scores, unless an earlier run has done so."""
         batches = held_out_batches(
             self.corpus.held_out,
             size=self.blocks.micro_batch,

@@ -44,7 +44,7 @@ class Meter:
         return state
 
     def restore(self, state: list[list[float]]) -> None:
-        """Continue with what `state` returned. Call this in one process only."""
+        """Continue from a state that `state` returned. Call this in one process only."""
         self.sums.copy_(torch.tensor(state[0]))
         self.positions[:] = state[1]
 

@@ -54,7 +54,7 @@ class Display:
 
     objectives: names of the columns.
     total, start: steps of the run, and steps taken before.
-    shown: whether to show anything; of several processes only one does.
+    shown: whether to show anything. Only one of several processes should.
     """
 
     def __init__(self, objectives: Sequence[str], *, total: int, start: int, shown: bool) -> None:

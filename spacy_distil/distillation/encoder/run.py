@@ -88,7 +88,7 @@ def run(
 class EncoderRun:
     """One distillation. `run` calls the other methods, in their order.
 
-    Each process of a run has its own. The arguments are those of `distil_encoder`.
+    With several processes, each has its own instance. See `distil_encoder` for the arguments.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class EncoderRun:
         self.inputs = {
             "teacher": self.teacher.fingerprint,
             **{plan.setting: plan.fingerprint for plan in self.corpus_plans.values()},
-            # The settings are compared without regard to their order, but this order matters.
+            # The comparison of settings ignores order, but here it matters.
             "the order of objectives and stages": repr(
                 [[*self.settings.objectives], [*self.settings.stages]]
             ),
@@ -224,7 +224,7 @@ class EncoderRun:
         )
 
     def make_student(self) -> None:
-        """Make the student as it starts, and fit the objectives to both models."""
+        """Make the student as it is before training, and fit the objectives to both models."""
         torch.manual_seed(self.training.seed)
         self.teacher.model.to(self.accelerator.device)
         # A checkpoint will replace the weights of a resumed run.
@@ -295,8 +295,8 @@ class EncoderRun:
             process=self.accelerator.process_index,
             n_processes=self.accelerator.num_processes,
         )
-        # Only now that the micro-batch is known. DistributedDataParallel would record the gradients
-        # of the trials, and torch would compile the models again for each size.
+        # This must follow the search for a micro-batch. DistributedDataParallel would record the
+        # gradients of its trials, and torch would compile the models again for each size.
         trainer = Trainer.prepare(self.distiller, self.training, self.masking, self.accelerator)
         loop = TrainingLoop(
             trainer,
@@ -360,9 +360,10 @@ class EncoderRun:
     def close(self) -> None:
         """Wait for all processes and end their group."""
         self.accelerator.wait_for_everyone()
-        # No module that uses the group may outlive it: gloo's threads and Python would wait for
-        # each other.
-        self.accelerator.free_memory()
+        if self.accelerator.num_processes > 1:
+            # No module that uses the group may outlive it: gloo's threads and Python would wait for
+            # each other.
+            self.accelerator.free_memory()
         self.accelerator.end_training()
 
     def update_results(self, **changes: Any) -> None:

@@ -71,7 +71,7 @@ def plan_stages(config: EncoderDistilConfig, n_steps: int) -> list[EncoderStage]
 
 
 def plan_steps(settings: TrainingSettings, n_blocks: int, n_processes: int = 1) -> np.ndarray:
-    """Compute where each step begins.
+    """Compute the first block of each step.
 
     n_blocks: in the training corpus.
     RETURNS: (steps + 1,) int64, the number of blocks before each step, from 0; the last entry is
