@@ -126,11 +126,11 @@ class Ours:
         first = turn * self.steps
         divergence = Divergence(self.device)
         with closing(prefetch(self.blocks.__getitem__, range(first, first + self.steps))) as work:
-            for step, rows in enumerate(work, first):
-                norm = self.trainer.step(step, rows, self.stage, self.meter)
+            for step, batches in enumerate(work, first):
+                norm = self.trainer.step(step, batches, self.stage, self.meter)
                 divergence.note(step + 1, norm)
-                computed += sum(portion.pieces.numel() for portion in rows.micro_batches)
-                real += rows.n_real
+                computed += sum(batch.pieces.numel() for batch in batches.micro_batches)
+                real += batches.n_real
         if divergence.bad_step() is not None:
             raise ValueError(f"{OURS}: the gradient is not finite.")
         return Positions(computed, real)

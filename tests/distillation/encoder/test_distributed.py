@@ -1,4 +1,4 @@
-"""Several processes learn what one would: same losses, same student, whoever resumes the run."""
+"""Several processes and one process have the same losses and the same student."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ pytestmark = [
     ),
 ]
 
-# A step has an odd number of blocks, so that two processes have unequal shares, and portions; the
-# stages, not in alphabetical order, use other parts of the student each; one learns a projection.
+# A step has an odd number of blocks, so that two processes have unequal shares and micro-batches.
+# The stages are not in alphabetical order, and use different parts of the student. One objective
+# learns a projection.
 CONFIG = """
 [teacher]
 name = "{teacher}"
@@ -109,7 +110,7 @@ def assert_same(first: Path, second: Path) -> None:
 def alone(
     teacher_dir: TeacherDir, text_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """A config, and what one process makes of it with all blocks of a step at once."""
+    """A config, and the output of one process that takes all blocks of a step at once."""
     directory = tmp_path_factory.mktemp("alone")
     config = directory / "distil.cfg"
     config.write_text(
@@ -131,7 +132,7 @@ def test_two_processes_equal_one(alone: tuple[Path, Path], tmp_path: Path) -> No
 def test_a_run_goes_on_with_another_number_of_processes(
     alone: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Two processes are asked to end in the middle, and one goes on."""
+    """Two processes are interrupted in the middle, and one resumes the run."""
     config, expected = alone
     output = tmp_path / "out"
     processes = subprocess.Popen(
@@ -143,7 +144,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     )
     deadline = time.monotonic() + 120
     while not list(output.glob("checkpoints/step-*")):
-        assert processes.poll() is None, "it ended before it could be stopped"
+        assert processes.poll() is None, "the run ended before the signal"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     processes.send_signal(signal.SIGTERM)  # torchrun hands it to its processes

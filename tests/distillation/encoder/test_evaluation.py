@@ -39,7 +39,7 @@ def accelerator() -> Accelerator:
 
 @pytest.fixture
 def teacher(teacher_dir: TeacherDir) -> Teacher:
-    """It knows which few words there are, and so guesses some of them right."""
+    """A teacher that predicts some words correctly, since there are so few."""
     loaded = load_teacher(str(teacher_dir("bert", head=True)))
     loaded.model.get_output_embeddings().bias[words(loaded)] += 30
     return loaded
@@ -50,7 +50,7 @@ def words(teacher: Teacher) -> Tensor:
 
 
 def make_distiller(teacher: Teacher, objectives: dict[str, Objective]) -> Distiller:
-    """The student has dropout, which must not show."""
+    """A distiller whose student has dropout, which must not affect the scores."""
     student = make_student(teacher, [0, 2])
     assert student.config.hidden_dropout_prob == 0.1
     prepare_objectives(objectives, teacher.model.config, student.config)
@@ -122,7 +122,7 @@ def test_accuracy_needs_masked_pieces_and_a_head(
     assert set(
         evaluate(distiller, batches(bare, 4), accelerator, distiller.objectives, step=0)
     ) == {"cos", "total"}
-    # A teacher that does not run is not scored either.
+    # A teacher that does not run has no score.
     distiller = make_distiller(teacher, {"mlm": MaskedLM()})
     scores = evaluate(distiller, batches(teacher, 4), accelerator, distiller.objectives, step=0)
     assert set(scores) == {"mlm", "total", "student_accuracy"}

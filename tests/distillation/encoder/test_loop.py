@@ -92,7 +92,7 @@ def make_objectives() -> dict[str, Objective]:
 
 
 class Plain:
-    """The training that is to be: every block by itself and without padding, all logits, one mean
+    """The reference: every block by itself and without padding, all logits, one mean
     over all positions of a step, torch's own optimizer.
     """
 
@@ -207,7 +207,7 @@ def prepare(
     objectives = make_objectives()
     prepare_objectives(objectives, teacher.model.config, student.config)
     distiller = Distiller(teacher.model, student, objectives)
-    for parameter in distiller.parameters():  # as initialised, layers hardly do anything
+    for parameter in distiller.parameters():  # freshly initialized layers hardly change anything
         parameter.data += 0.2 * torch.randn_like(parameter)
     distiller.to(dtype)
     teacher.model.to(dtype)
@@ -236,7 +236,7 @@ def prepare(
 def assert_same_weights(distiller: Distiller, plain: Plain, dtype: torch.dtype) -> None:
     found, expected = distiller.state_dict(), plain.state()
     assert found.keys() == expected.keys()
-    # Where a gradient is zero but for rounding, as of biases of keys, AdamW enlarges the rounding.
+    # AdamW enlarges the rounding of gradients that should be zero, such as biases of keys.
     exact = dtype is torch.float64
     rtol, atol = (1e-6, 1e-7) if exact else (1e-3, 2e-3)
     for name, value in expected.items():
@@ -246,7 +246,7 @@ def assert_same_weights(distiller: Distiller, plain: Plain, dtype: torch.dtype) 
 def test_steps_equal_plain_torch(
     teacher_dir: TeacherDir, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """2 + 2 + 1 blocks, the short one among others, teach what all positions at once do."""
+    """A step of 2 + 2 + 1 blocks, one of them short, equals a step on all positions at once."""
     trainer, plain, blocks = prepare(teacher_dir, tmp_path / "blocks", dtype)
     trainer.distiller.train()
     before = {k: v.clone() for k, v in plain.state().items()}
@@ -255,10 +255,10 @@ def test_steps_equal_plain_torch(
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
     padded, clipped = 0, 0
     for step in range(3):
-        rows = blocks[step]
-        assert [len(portion.pieces) for portion in rows.micro_batches] == [2, 2, 1]
-        padded += sum(portion.attention is not None for portion in rows.micro_batches)
-        norm = trainer.step(step, rows, STAGES[0], meter)
+        batches = blocks[step]
+        assert [len(batch.pieces) for batch in batches.micro_batches] == [2, 2, 1]
+        padded += sum(batch.attention is not None for batch in batches.micro_batches)
+        norm = trainer.step(step, batches, STAGES[0], meter)
         expected, losses = plain.step(step, STAGES[0].objectives)
         assert float(norm) == pytest.approx(float(expected), rel=1e-3)
         clipped += float(norm) > 0.5
@@ -275,7 +275,7 @@ def test_steps_equal_plain_torch(
     assert means == pytest.approx(
         {k: float(torch.cat(v).mean()) for k, v in seen.items()}, rel=1e-3
     )
-    # Then it starts anew.
+    # Then it starts again from zero.
     trainer.step(3, blocks[3], STAGES[1], meter)
     _, losses = plain.step(3, STAGES[1].objectives)
     means, _ = meter.read(trainer.accelerator)
@@ -285,7 +285,7 @@ def test_steps_equal_plain_torch(
 def test_a_run_in_stages_equals_plain_torch_and_logs_its_means(
     teacher_dir: TeacherDir, tmp_path: Path
 ) -> None:
-    """What an objective learned stays as it is in a stage without it."""
+    """Parameters of an objective do not change in a stage without it."""
     trainer, plain, blocks = prepare(teacher_dir, tmp_path / "blocks", torch.float64)
     nothing = Blocks(blocks.blocks.shards, np.arange(0))
     loop = TrainingLoop(
@@ -306,7 +306,7 @@ def test_a_run_in_stages_equals_plain_torch_and_logs_its_means(
     assert_same_weights(trainer.distiller, plain, torch.float64)
 
     entries = log_of(tmp_path)
-    # Every second step, the last one of each stage, and so the last one of all.
+    # Every second step, and the last step of each stage.
     intervals = {2: [1, 2], 3: [3], 4: [4], 5: [5]}
     assert [(entry["step"], entry["stage"]) for entry in entries] == [
         (2, "all"),
@@ -362,8 +362,8 @@ def config(
 
 
 @pytest.mark.parametrize("name", ["values", "total", "step", "training"])
-def test_an_objective_has_a_name_of_its_own(name: str) -> None:
-    """Not that of another entry in the log, nor one that torch has taken."""
+def test_an_objective_must_not_have_a_reserved_name(name: str) -> None:
+    """Names of other log entries, and of attributes of torch modules."""
     settings = {"teacher": {"name": "x"}, "corpus": {"train": "x"}, "training": {"max_steps": 1}}
     with pytest.raises(ConfigError, match=rf"\[objectives\.{name}\]: .*such as {name}_loss"):
         load_config({**settings, "objectives": {name: COSINE["cosine"]}})
@@ -381,7 +381,7 @@ def test_dropout_is_a_function_of_the_seed(
 
     torch.manual_seed(1)
     first = student("first")
-    torch.rand(100)  # whatever else was drawn in the meantime
+    torch.rand(100)  # other draws must not matter
     again = student("again")
     assert all(torch.equal(first[key], again[key]) for key in first)
     for other in (student("seed", seed=1), student("none", dropout=0.0)):
@@ -392,7 +392,7 @@ def test_dropout_is_a_function_of_the_seed(
 def test_the_student_is_saved_with_the_teachers_dropout(
     teacher_dir: TeacherDir, text_file: Path, tmp_path: Path, family: str
 ) -> None:
-    """Whatever it was distilled with, and whatever the family calls it."""
+    """With any dropout in the run, and any name that a family has for it."""
     teacher = tmp_path / "teacher"
     model = AutoModelForMaskedLM.from_pretrained(teacher_dir(family, head=True))
     names = {
@@ -414,7 +414,7 @@ def test_the_student_is_saved_with_the_teachers_dropout(
         saved = json.loads((output / "config.json").read_text())
         assert (saved[hidden], saved[attention]) == (0.07, 0.04)
         students.append(load_file(output / "model.safetensors"))
-    # It did make a difference.
+    # The dropout of the run made a difference.
     assert not all(torch.equal(students[0][key], students[1][key]) for key in students[0])
 
 
@@ -439,7 +439,7 @@ def test_batches_grow_by_a_schedule(
     assert resumed == result
 
 
-def test_a_second_stage_gives_the_student_a_head_that_the_teacher_has_not(
+def test_a_second_stage_trains_a_head_that_the_teacher_does_not_have(
     teacher_dir: TeacherDir, text_file: Path, tmp_path: Path
 ) -> None:
     settings = config(
@@ -461,7 +461,7 @@ def test_a_second_stage_gives_the_student_a_head_that_the_teacher_has_not(
     assert "masked_lm" not in first
     assert "masked_lm" in second
     assert "cosine" not in second
-    # Held-out text is scored by all objectives; there is no teacher's head to score.
+    # All objectives score held-out text. The teacher has no head to score.
     assert set(result.scores) == {"cosine", "masked_lm", "total", "student_accuracy"}
     model, report = AutoModelForMaskedLM.from_pretrained(result.path, output_loading_info=True)
     assert not report["missing_keys"]

@@ -1,4 +1,4 @@
-"""How many blocks go through the models at once."""
+"""The number of blocks in a forward pass."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def prepare(
 @pytest.mark.parametrize(
     ("block_size", "largest_step", "expected"),
     [
-        (512, 3, 3),  # what a step has
+        (512, 3, 3),  # the whole step
         (512, 128, 8),  # 4,096 pieces
         (500, 128, 8),
         (32, 128, 128),
-        (8192, 128, 1),  # no block is cut
+        (8192, 128, 1),  # at least one block
         (8192, 1, 1),
     ],
 )
-def test_on_a_cpu_it_is_the_step_or_4096_pieces(
+def test_on_a_cpu_the_limit_is_the_step_or_4096_pieces(
     teacher_dir: TeacherDir, block_size: int, largest_step: int, expected: int
 ) -> None:
     teacher = load_teacher(str(teacher_dir("bert", head=True)))
@@ -78,7 +78,7 @@ def test_on_a_cpu_it_is_the_step_or_4096_pieces(
 
 
 class Watched(Cosine):
-    """The cosine, which notes at each of its passes whose gradients there are."""
+    """The cosine, which notes in each pass which parameters have gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Watched(Cosine):
         return super().forward(outputs)
 
 
-def test_it_is_tried_with_the_gradients_of_earlier_portions(teacher_dir: TeacherDir) -> None:
+def test_trials_have_gradients_of_earlier_micro_batches(teacher_dir: TeacherDir) -> None:
     teacher = load_teacher(str(teacher_dir("bert", head=False)))
     watched = Watched()
     distiller, accelerator, masking, stages = prepare(teacher, cpu=True, cosine=watched)
@@ -108,8 +108,8 @@ def test_it_is_tried_with_the_gradients_of_earlier_portions(teacher_dir: Teacher
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
-def test_on_a_gpu_it_is_what_fits(teacher_dir: TeacherDir, tmp_path: Path) -> None:
-    """In little memory fewer blocks than in much, no gradient left behind, and all of them fit."""
+def test_on_a_gpu_the_limit_is_memory(teacher_dir: TeacherDir, tmp_path: Path) -> None:
+    """Less memory means fewer blocks. They fit, and no gradient stays behind."""
     tiny = load_teacher(str(teacher_dir("bert", head=True)))
     config = BertConfig(
         vocab_size=len(tiny.tokenizer), hidden_size=256, num_hidden_layers=4, num_attention_heads=4

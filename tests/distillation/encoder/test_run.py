@@ -1,4 +1,4 @@
-"""Whole runs: learning, resuming after a kill, what is saved, and what is refused."""
+"""Whole runs: learning, resuming, saving and refusing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(tmp_path: Path) -> Path:
 def settings(teacher: Path, text: Path, **training: Any) -> dict[str, Any]:
     """Overrides for a run of a second or so."""
     quick = {"max_steps": 12, "epochs": None, "batch_size": 8, "micro_batch": 4}
-    # What is compared with plain torch is computed in float32, whatever the CPU could do.
+    # Comparisons with plain torch need float32, even if the CPU supports bf16.
     training = {**quick, "tensorboard": False, "mixed_precision": "no", **training}
     return {
         "teacher.name": str(teacher),
@@ -56,7 +56,7 @@ def settings(teacher: Path, text: Path, **training: Any) -> dict[str, Any]:
 
 
 def losses_of(output: Path) -> list[dict[str, Any]]:
-    """What was logged of training, but for its speed."""
+    """Log entries of training, without the speed."""
     entries = log_of(output, "train")
     return [{k: v for k, v in e.items() if k != "pieces_per_second"} for e in entries]
 
@@ -146,7 +146,7 @@ def test_held_out_scores_equal_plain_torch(
     assert result.scores["cosine"] == pytest.approx(total / count, rel=1e-4)
 
 
-def test_teacher_without_head_teaches_hidden_states(
+def test_hidden_states_of_a_teacher_without_head(
     teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
 ) -> None:
     overrides = settings(teacher_dir("bert", head=False), text_file, learn_rate=5e-3, max_steps=30)
@@ -210,7 +210,7 @@ distil_encoder(config, output, overrides=json.loads(overrides), gpu_id=-1)
 def test_killed_run_resumes_to_the_same_student(
     teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
 ) -> None:
-    """Dropout, optimizer, schedule, order and masking all have to go on where they were."""
+    """Dropout, optimizer, schedule, order and masking all continue from the checkpoint."""
     overrides = settings(
         teacher_dir("bert", head=True),
         text_file,
@@ -240,7 +240,7 @@ def test_killed_run_resumes_to_the_same_student(
     assert set(found) == set(expected)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert result.steps == 24
-    # The log goes on where the checkpoint was, with the same means and scores.
+    # The log continues from the checkpoint, with the same means and scores.
     assert losses_of(killed) == losses_of(whole)
     assert log_of(killed, "held_out") == log_of(whole, "held_out")
     assert [entry["step"] for entry in log_of(killed, "held_out")] == [0, 5, 10, 15, 20, 24]
@@ -249,7 +249,7 @@ def test_killed_run_resumes_to_the_same_student(
 def test_kill_at_any_point_leaves_something_to_resume(
     teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
 ) -> None:
-    """Debris of a kill in the middle of a checkpoint, a log line or the final save."""
+    """Files that a kill leaves during a checkpoint, a log entry or the final save."""
     overrides = settings(teacher_dir("bert", head=True), text_file, checkpoint_frequency=6)
     kept = {**overrides, "training.remove_checkpoints": False}
     output = tmp_path / "out"
@@ -311,7 +311,7 @@ def test_resume_and_force(
     assert [entry["step"] for entry in log_of(output, "held_out")] == [0, 12]
 
 
-def test_directories_of_others_are_left_alone(
+def test_other_directories_are_left_alone(
     teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
 ) -> None:
     overrides = settings(teacher_dir("bert", head=True), text_file)
@@ -361,7 +361,7 @@ def test_diverged_training_is_reported(
     found = json.loads((output / "diverged.json").read_text())
     assert found["step"] == 2
     assert len(set(found["blocks"])) == 8
-    # What is kept is sound.
+    # The checkpoint is sound.
     state = torch.load(output / "checkpoints" / "step-00000001.pt", weights_only=True)
     assert state["optimizer"]["state"]
 
@@ -369,7 +369,7 @@ def test_diverged_training_is_reported(
 def test_micro_batches_equal_one_large_batch(
     teacher_dir: TeacherDir, text_file: Path, tmp_path: Path, config: Path
 ) -> None:
-    """3 + 3 + 2 blocks teach what 8 blocks do, whatever the objectives are computed at."""
+    """A student learns the same from 3 + 3 + 2 blocks as from 8, with all objectives."""
     students = []
     for micro_batch in (8, 3):
         overrides = settings(teacher_dir("bert", head=True), text_file, micro_batch=micro_batch)
