@@ -29,7 +29,8 @@ def find_micro_batch(
 ) -> int:
     """Find a number of blocks that fits into the memory of every process's device.
 
-    It is no larger than makes training faster. On a GPU, training steps are tried.
+    A larger number would not make training faster, or would not fit. On a GPU, it is found by
+    trying.
 
     masking: on the device.
     block_size: pieces in a block.

@@ -89,7 +89,8 @@ class Display:
         """Add a row to the table.
 
         epoch: how often the run has gone through the corpus.
-        speed: in pieces per second. loss: weighted training loss. `None` at the start of a run.
+        speed: in pieces per second; `None` at the start of a run.
+        loss: weighted training loss; `None` at the start of a run.
         scores: see `evaluation.evaluate`.
         """
         cells = [str(step), f"{epoch:.2f}"]

@@ -22,7 +22,10 @@ from tests.util import same
 TeacherDir = Callable[..., Path]
 KINDS = ("SoftTargets", "MaskedLM", "Cosine", "HiddenStates", "Relations")
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +40,13 @@ def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
 def settings(teacher: Path, text: Path) -> dict[str, Any]:
     return {
         "teacher": {"name": str(teacher)},
-        "student": {"n_layers": 2},
-        "corpus": {"train": str(text), "block_size": 24, "max_blocks": 33},
+        "student": {"n_layers": 1},  # torch takes seconds to compile a layer
+        "corpus": {
+            "train": str(text),
+            "block_size": 24,
+            "max_blocks": 33,
+            "dev_fraction": 0.06,  # 2 blocks: torch would compile the models again for 1
+        },
         "objectives": {kind: {"@distil_objectives": f"spacy-distil.{kind}.v1"} for kind in KINDS},
         "training": {
             "max_steps": 4,

@@ -149,7 +149,7 @@ class Objective(torch.nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """Whether the weight is not 0 at some step."""
+        """Whether the weight is above 0 at any step."""
         return not (self.weight.is_constant and self.weight.at(0) == 0)
 
     def prepare(self, teacher: PretrainedConfig, student: PretrainedConfig) -> None:
