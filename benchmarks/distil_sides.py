@@ -26,18 +26,19 @@ from benchmarks.distil_rows import OURS, Kind, PositionsTaught, Row, Shape, Size
 from benchmarks.distil_text import Packed, Text
 from spacy_distil.distillation.encoder.config import EncoderDistilConfig, load_config
 from spacy_distil.distillation.encoder.corpus import Blocks
+from spacy_distil.distillation.encoder.devices import prepare_models
 from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.divergence import Divergence
-from spacy_distil.distillation.encoder.loop import Meter, Trainer
-from spacy_distil.distillation.encoder.run import prepare_models
+from spacy_distil.distillation.encoder.meter import Meter
 from spacy_distil.distillation.encoder.shards import Shards, piece_type, write_shards
 from spacy_distil.distillation.encoder.steps import (
-    Stage,
+    EncoderStage,
     StepBlocks,
     plan_stages,
     plan_steps,
     prefetch,
 )
+from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.engines.onednn import is_faster, use_onednn
 from spacy_distil.students.flops import encoder_flops, mlm_head_flops
 from spacy_distil.students.masking import Masking
@@ -108,7 +109,9 @@ class Side(Protocol):
 class Ours:
     """As `spacy distil encoder` takes the steps of an epoch."""
 
-    def __init__(self, trainer: Trainer, blocks: StepBlocks, stage: Stage, steps: int) -> None:
+    def __init__(
+        self, trainer: Trainer, blocks: StepBlocks, stage: EncoderStage, steps: int
+    ) -> None:
         self.trainer = trainer
         self.blocks = blocks
         self.stage = stage
@@ -116,18 +119,18 @@ class Ours:
         self.lengths = blocks.blocks.lengths(range(len(blocks.blocks))).tolist()
         self.device = trainer.accelerator.device
         names = list(trainer.distiller.objectives)
-        self.meter = Meter(names, torch.zeros(len(names), device=self.device))
+        self.meter = Meter(names, self.device)
 
     def go(self, turn: int) -> Positions:
         computed = real = 0
         first = turn * self.steps
         divergence = Divergence(self.device)
         with closing(prefetch(self.blocks.__getitem__, range(first, first + self.steps))) as work:
-            for step, rows in enumerate(work, first):
-                norm = self.trainer.step(step, rows, self.stage, self.meter)
+            for step, batches in enumerate(work, first):
+                norm = self.trainer.step(step, batches, self.stage, self.meter)
                 divergence.note(step + 1, norm)
-                computed += sum(portion.pieces.numel() for portion in rows.micro_batches)
-                real += rows.n_real
+                computed += sum(batch.pieces.numel() for batch in batches.micro_batches)
+                real += batches.n_real
         if divergence.bad_step() is not None:
             raise ValueError(f"{OURS}: the gradient is not finite.")
         return Positions(computed, real)

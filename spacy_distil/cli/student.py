@@ -105,8 +105,8 @@ def student_cli(
             require(module, extra="train", purpose="Making a student")
         import torch
 
-        from spacy_distil.distillation.encoder.card import untaught_card
         from spacy_distil.runs.files import atomic_directory
+        from spacy_distil.students.card import cut_student_card
         from spacy_distil.students.costs import cost_table
         from spacy_distil.students.heat_map import print_importance
         from spacy_distil.students.importance import importance_batches, measure_importance
@@ -151,7 +151,7 @@ def student_cli(
             with atomic_directory(output) as directory:
                 student.save_pretrained(directory)
                 loaded.tokenizer.save_pretrained(directory)
-                card = untaught_card(
+                card = cut_student_card(
                     loaded,
                     shape,
                     licence=find_licence(teacher, revision=revision),

@@ -1,6 +1,6 @@
 """Distillation: `distil_encoder` makes a small encoder, `distil_pipeline` a small pipeline.
 
-Importing this package imports neither torch nor transformers; calling the functions does.
+Importing this package imports neither torch nor transformers. Calling the functions does.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ def distil_encoder(
 ) -> DistilledEncoder:
     """Distil the teacher that `config` names into a student saved at `output`.
 
-    config: path of a config file, or its sections as nested dicts. `configs/distil.cfg` is a
-        commented one.
+    config: path of a config file, or its sections as nested dicts. `configs/distil.cfg` is an
+        example with comments.
     output: directory that becomes an ordinary Hugging Face model directory. Beside the model it
         holds `distil.cfg` (the settings), `distil.json` (the results), `log.jsonl` (losses and
-        held-out scores), `logs/` (TensorBoard), `cache/` (the tokenised corpus) and, while the run
-        lasts, `checkpoints/`.
-    overrides: settings by dotted name, e.g. `{"training.max_steps": 100}`.
-    gpu_id: `None` takes an accelerator where there is one, N the CUDA device N, -1 the CPU.
-    resume: go on from the newest checkpoint in `output`; start where there is none; return at once
-        where the run is finished. The outcome is that of a run that was never interrupted.
-    force: replace what an earlier run left in `output`. With `resume`, only a run that cannot
-        be resumed, because settings, teacher or corpus have changed, is replaced.
+        held-out scores), `logs/` (TensorBoard), `cache/` (the tokenized corpus) and, during the
+        run, `checkpoints/`.
+    overrides: settings by dotted name, such as `{"training.max_steps": 100}`.
+    gpu_id: number of a CUDA device, or -1 for the CPU. `None` chooses the best device available.
+    resume: continue from the newest checkpoint in `output`, or start if there is none. If the run
+        is finished, return at once. The result is the same as without an interruption.
+    force: replace an earlier run in `output`. With `resume`, replace it only if it cannot be
+        resumed because settings, teacher or corpus have changed.
+    RETURNS: the directory of the student, and its last held-out scores.
     """
     for module in ("torch", "transformers", "accelerate"):
         require(module, extra="train", purpose="Encoder distillation")
@@ -61,24 +62,25 @@ def distil_pipeline(
     resume: bool = False,
     force: bool = False,
 ) -> DistilledPipeline:
-    """Teach a student pipeline what a trained pipeline knows.
+    """Distil a trained pipeline into a student pipeline.
 
-    teacher: a pipeline, or the directory or package of one. Any spaCy pipeline will do; its hidden
-        states can be learned where its encoder is a `distil_transformer`.
-    config: path of a config file, or its sections as nested dicts: what `spacy train` takes, with a
-        section [distillation]. `configs/student.cfg` is a commented one.
-    output: directory for the student, `model-best` and `model-last` as of `spacy train`. Beside
-        them it holds `distil.cfg` (the settings), `distil.json` (the results), `labels/` (the
-        teacher's), `start/` (the encoder that the student starts from), `cache/` (what the teacher
-        makes of the documents) and, while the run lasts, `checkpoints/`.
-    overrides: settings by dotted name, e.g. `{"training.max_steps": 100}`.
-    gpu_id: GPU for the layers of spaCy and thinc, or -1 for the CPU. Encoders of ours go where
-        their own setting `device` says.
-    resume: go on from the last evaluation of the run in `output`; start where there is none; train
-        nothing where it is finished. The documents are read and compared in any case, so a training
-        corpus that changes them at random, as augmenters do, needs a fixed [training] seed.
-    force: replace what an earlier run left in `output`, and a cache of other documents or of
-        another teacher. With `resume`, only where the run is not the same.
+    teacher: a pipeline, or its directory or package. Any spaCy pipeline can be the teacher. The
+        student can learn its hidden states if its encoder is a `distil_transformer`.
+    config: path of a config file, or its sections as nested dicts: a config for `spacy train` with
+        a section [distillation]. `configs/student.cfg` is an example with comments.
+    output: directory for the student. As `spacy train` does, the run writes `model-best` and
+        `model-last` there. Beside them it holds `distil.cfg` (the settings), `distil.json` (the
+        results), `labels/` (the teacher's), `start/` (the encoder that the student starts from),
+        `cache/` (the teacher's outputs for the documents) and, during the run, `checkpoints/`.
+    overrides: settings by dotted name, such as `{"training.max_steps": 100}`.
+    gpu_id: GPU for the layers of spaCy and thinc, or -1 for the CPU. The setting `device` of a
+        `distil_transformer` chooses the device of its encoder.
+    resume: continue from the last evaluation of the run in `output`, or start if there is none. If
+        the run is finished, train nothing. The documents are read and compared in any case. If the
+        training corpus changes them at random, as augmenters do, [training] needs a fixed seed.
+    force: replace an earlier run in `output`, and a cache of other documents or of another teacher.
+        With `resume`, replace them only if the run is not the same.
+    RETURNS: the directory of the best student, and its score.
     """
     from spacy_distil.distillation.pipeline.run import run
 

@@ -1,1 +1,1 @@
-"""What long runs share: output directory, settings, stages, interruption, atomic files."""
+"""Common parts of long runs: output directory, settings, stages, interruption, atomic files."""

@@ -1,7 +1,7 @@
-"""The output directory of a long run: what an earlier run left in it, and what becomes of that.
+"""The output directory of a long run, and the earlier run that it may hold.
 
-Beside its results a run keeps its settings and a record of its inputs, so that it can be told
-whether another call is the same run, to be gone on with, or a new one.
+Beside its results, a run keeps its settings and fingerprints of its inputs. They tell whether a
+later call is the same run, which can be resumed, or a new one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class RunDirectory:
     """A directory that runs of one kind write to.
 
     path: the directory; it need not exist.
-    settings, results: names of the two files that mark it. The first is written when a run starts,
-        the second too, and again when it has finished.
-    kept: names that stay when a run is replaced by another.
-    free: settings that a resumed run may change, since they do not change its outcome.
+    settings, results: names of the two files that mark a run. Both are written when it starts, and
+        the results again when it has finished.
+    kept: names of files that stay when another run replaces this one.
+    free: settings that a resumed run may change, since they do not change its result.
     """
 
     path: Path
@@ -39,9 +39,9 @@ class RunDirectory:
     free: frozenset[str]
 
     def has_run(self) -> bool:
-        """Whether a run has begun here. Whatever else lies here is refused, not touched.
+        """Whether a run has begun here. A run begins after its inputs have been checked.
 
-        A run that was given up before its inputs were known to be sound has not begun.
+        Raises `ConfigError` if the directory holds anything but a run, which must not be touched.
         """
         if not self.path.exists():
             return False
@@ -58,7 +58,7 @@ class RunDirectory:
         return self.results in names
 
     def refuse_run(self) -> None:
-        """Raise ConfigError where there is a run, and nobody has said what is to become of it."""
+        """Raise `ConfigError` if the directory holds a run that is neither resumed nor replaced."""
         if self.has_run():
             raise ConfigError(
                 f"output directory {self.path} is not empty. Go on with the run in it with "
@@ -71,11 +71,11 @@ class RunDirectory:
         """Find the run to resume, or make room for a new one.
 
         settings, inputs: of the run that is about to start. Inputs are fingerprints by name.
-        RETURNS: the results so far of the run to resume. None if a new run starts.
-        Raises ConfigError if the directory holds another run and `force` does not replace it.
+        RETURNS: the results so far of the run to resume; `None` if a new run starts.
+        Raises `ConfigError` if the directory holds another run and `force` does not replace it.
         """
         if not self.has_run():
-            self._clear()  # what a run has left that was killed while it was removed
+            self._clear()  # a process may have been killed while it removed a run
             return None
         changed = self._changes(settings, inputs)
         if resume and not changed:
@@ -119,26 +119,26 @@ class RunDirectory:
         write_text(self.path / self.settings, settings.to_str())
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """results: JSON, with "inputs" and whether the run has "finished"."""
+        """Write the results. results: JSON, with "inputs" and whether the run has "finished"."""
         write_text(self.path / self.results, json.dumps(results, indent=2) + "\n")
 
     def read_results(self) -> dict[str, Any]:
-        """What `write_results` wrote last; empty where there is nothing."""
+        """Read the results; empty if there are none."""
         path = self.path / self.results
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def _changes(self, settings: Config, inputs: Mapping[str, str]) -> list[str]:
-        """What of the run has changed: settings, or the contents of its inputs."""
-        # As text holds them: a number that is written and read is the same one.
+        """Name the settings that have changed, and the inputs with other contents."""
+        # Written and read, as the settings before were, so that numbers compare equal.
         now = Config().from_str(settings.to_str(), interpolate=False)
         before = Config().from_disk(self.path / self.settings, interpolate=False)
         changed = changed_settings(before, now, self.free)
-        # What was not recorded yet has not been used yet.
+        # An input that is not recorded has not been used yet.
         recorded = {**inputs, **self.read_results().get("inputs", {})}
         return changed + [f"contents of {k}" for k in inputs if recorded[k] != inputs[k]]
 
     def _clear(self) -> None:
-        """Remove the run. At whatever point this is killed, what is left can be told apart."""
+        """Remove the run. If this is killed, the directory is still known to hold a run."""
         (self.path / self.results).unlink(missing_ok=True)
         for path in self.path.iterdir() if self.path.exists() else ():
             if path.name in self.kept | {self.settings}:

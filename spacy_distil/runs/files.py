@@ -17,14 +17,14 @@ from spacy_distil.errors import ConfigError
 
 # The names of scratch directories begin with this.
 UNFINISHED = ".unfinished-"
-# A scratch directory that has not changed for so many seconds belongs to a dead process. Nothing
-# else tells: the process may run on another machine that shares the disk.
+# A scratch directory that has not changed for so many seconds belongs to a dead process. No other
+# sign is reliable: the process may run on another machine that shares the disk.
 STALE_AFTER = 600.0
 
 
 @contextmanager
 def scratch_directory(parent: Path) -> Iterator[Path]:
-    """A new directory in `parent`, which is created if it is missing. It is deleted in the end."""
+    """Make a directory in `parent`, which need not exist yet. It is deleted at the end."""
     parent.mkdir(parents=True, exist_ok=True)
     path = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
     try:
@@ -35,7 +35,7 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """The path to write a file to. The file moves to `path` when the block ends without an error.
+    """Yield the path to write a file to. It moves to `path` if the block ends without an error.
 
     The scratch directory also takes the temporary files of libraries such as safetensors.
     """
@@ -53,12 +53,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A new directory, which takes the place of `path` when the block ends without an error.
+    """Yield a new directory, which moves to `path` if the block ends without an error.
 
-    If the block raises, `path` stays as it was.
-
-    replace: whether to replace a directory that is there in the end. If several processes make the
-        same one, the first should win, since it may be in use already.
+    replace: whether to replace a directory that exists by then. If several processes make the same
+        directory, the first one should stay, since it may be in use already.
     """
     with scratch_directory(path.parent) as scratch:
         new, old = scratch / "new", scratch / "old"
@@ -97,17 +95,16 @@ def remove_unfinished(directory: Path, *, older_than: float = 0.0) -> None:
 
 
 def free_bytes(directory: Path) -> int:
-    """Free space on the disk of a directory, which need not exist yet."""
+    """Return the free space on the disk of a directory, which need not exist yet."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     return shutil.disk_usage(existing).free
 
 
 def check_output(output: Path, *, force: bool, source: Path | None = None) -> None:
-    """Raise ConfigError if a pipeline must not be written to `output`.
+    """Raise `ConfigError` if a pipeline must not be written to `output`.
 
     force: replace a saved pipeline. Anything else in `output` is never replaced.
-    source: the pipeline that is read, a directory or the name of a package. It must not be
-        overwritten.
+    source: the pipeline to read, a directory or the name of a package. It must not be overwritten.
     """
     if source is not None and source.exists() and output.resolve() == source.resolve():
         raise ConfigError(f"{output} is the pipeline itself. Choose another directory.")
@@ -117,6 +114,6 @@ def check_output(output: Path, *, force: bool, source: Path | None = None) -> No
         raise ConfigError(f"{output} exists. Choose another directory, or replace it with --force.")
     if not (output / "meta.json").is_file():
         raise ConfigError(
-            f"{output} is no saved pipeline (it has no meta.json), and is not replaced. "
+            f"{output} is not a saved pipeline (it has no meta.json), and is not replaced. "
             "Choose another directory."
         )

@@ -1,4 +1,4 @@
-"""SIGTERM, which is what a machine sends that is about to be taken away."""
+"""SIGTERM, the signal that a machine sends before it shuts down."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from spacy_distil.errors import DistilError
 
 
 class RunInterrupted(DistilError):
-    """A run was asked to end, and has saved a checkpoint to go on from."""
+    """A run received SIGTERM and has saved a checkpoint to go on from."""
 
 
 class Interruption:
-    """Notes SIGTERM while it is entered, instead of dying of it.
+    """A context in which SIGTERM is noted and does not end the process.
 
-    received: whether it came.
+    received: whether SIGTERM came.
     """
 
     def __init__(self) -> None:
         self.received = False
         self._before: Any = None
-        # Python lets none but the main thread handle signals.
+        # Python lets only the main thread handle signals.
         self._handles = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Interruption:

@@ -26,7 +26,7 @@ S = TypeVar("S", bound=Section)
 
 
 def read_section(name: str, kind: type[S], values: Mapping[str, Any]) -> S:
-    """The settings of the section [name]. Raises ConfigError for whatever is wrong with it."""
+    """Validate the section [name]. Raises `ConfigError` that lists all of its errors."""
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -57,14 +57,14 @@ def read_config(
     kind: str,
     complete: Callable[[Config], None] | None = None,
 ) -> tuple[Config, Config]:
-    """Read a config of a distillation run.
+    """Read the config of a distillation run.
 
     config: path of a file, or the sections as nested dicts.
     overrides: settings by dotted name.
     kind: the argument of `spacy distil init-config` that writes such a config, for errors.
     complete: adds blocks that the config may leave out, since `overrides` can only change settings
         of blocks that exist.
-    RETURNS (config, interpolated): as it is written, and with the values of its variables.
+    RETURNS: the config as it is written, and with the values of its variables.
     """
     try:
         if isinstance(config, Mapping):
@@ -89,9 +89,9 @@ def read_config(
 def changed_settings(
     before: Mapping[str, Any], after: Mapping[str, Any], free: Collection[str] = ()
 ) -> list[str]:
-    """Dotted names of the settings that differ, sorted.
+    """List the dotted names of the settings that differ, sorted.
 
-    free: names that do not count; "a.b" stands for "a.b.c" too.
+    free: names to ignore. "a.b" stands for "a.b.c", too.
     """
     old, new = _flatten(before), _flatten(after)
     differing = {key for key in {**old, **new} if old.get(key) != new.get(key)}

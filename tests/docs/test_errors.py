@@ -24,7 +24,7 @@ from spacy.tokens import DocBin, Span
 from thinc.api import Config
 
 from spacy_distil.distillation import distil_encoder, distil_pipeline
-from spacy_distil.distillation.encoder.building import Plan, build
+from spacy_distil.distillation.encoder.building import CorpusPlan, build
 from spacy_distil.distillation.encoder.checkpoint import Checkpoints
 from spacy_distil.distillation.encoder.config import TrainingSettings
 from spacy_distil.distillation.encoder.objectives import (
@@ -261,7 +261,7 @@ def little_room(setup: Distillation) -> None:
     with text.open("wb") as file:
         file.truncate(1 << 43)  # takes no room
     tokenizer = load_teacher(str(setup.teacher)).tokenizer
-    plan = Plan("corpus.train", [text], None, "fingerprint")
+    plan = CorpusPlan("corpus.train", [text], None, "fingerprint")
     build(plan, setup.path / "cache", tokenizer=tokenizer, block_size=16)
 
 

@@ -83,7 +83,7 @@ def test_compiled_it_learns_the_same(config: dict[str, Any], tmp_path: Path) -> 
 )
 def test_a_step_does_not_wait_for_the_gpu(config: dict[str, Any], tmp_path: Path) -> None:
     """Torch raises where the CPU waits; the loop may where it logs, evaluates and saves."""
-    from spacy_distil.distillation.encoder.loop import Trainer
+    from spacy_distil.distillation.encoder.trainer import Trainer
 
     step = Trainer.step
 

@@ -1,4 +1,4 @@
-"""What becomes of a directory that an earlier run has written to."""
+"""Directories with and without an earlier run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def names(directory: RunDirectory) -> set[str]:
     return {path.name for path in directory.path.iterdir()}
 
 
-def test_the_same_run_goes_on(directory: RunDirectory) -> None:
+def test_the_same_run_is_resumed(directory: RunDirectory) -> None:
     assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
     begin(directory)
     with pytest.raises(ConfigError, match="--resume"):
@@ -67,8 +67,8 @@ def test_another_run_is_refused_or_replaced(
     assert names(directory) == {"run.cfg", "cache"}
 
 
-def test_without_results_there_is_no_run_and_its_rest_goes(directory: RunDirectory) -> None:
-    """A run that is killed while it is removed leaves checkpoints that nobody may go on from."""
+def test_without_results_there_is_no_run_and_its_files_are_deleted(directory: RunDirectory) -> None:
+    """A kill during the removal leaves checkpoints, which no run must resume from."""
     begin(directory)
     (directory.path / "run.json").unlink()
     directory.refuse_run()

@@ -132,7 +132,7 @@ def test_unfinished_work_is_removed_by_its_age(tmp_path: Path) -> None:
     remove_unfinished(tmp_path / "missing")
 
 
-def test_free_space_of_a_directory_that_is_yet_to_be_made(tmp_path: Path) -> None:
+def test_free_space_of_a_directory_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "a" / "b") > 0
 
 
@@ -144,7 +144,7 @@ def test_only_a_saved_pipeline_is_replaced(tmp_path: Path) -> None:
     (output / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="--force"):
         check_output(output, force=False)
-    with pytest.raises(ConfigError, match="no saved pipeline"):
+    with pytest.raises(ConfigError, match="not a saved pipeline"):
         check_output(output, force=True)
     (output / "meta.json").write_text("{}")
     check_output(output, force=True)

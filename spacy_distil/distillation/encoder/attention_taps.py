@@ -1,7 +1,7 @@
-"""Reading the queries, keys and values of chosen layers while a model runs.
+"""Recording the queries, keys and values of chosen layers while a model runs.
 
-They are taken where they are made, at the outputs of the linear layers: attention itself stays the
-fused kernel that never writes its scores down, and layers that were not chosen cost nothing.
+Hooks record the outputs of the linear layers that compute them. Attention itself remains the fused
+kernel, which never stores its scores, and other layers cost nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class AttentionTaps:
-    """Records what the self-attention of some layers of a model is computed from.
+    """Records the inputs of the self-attention of some layers of a model.
 
-    It is attached to the model once. From then on every forward pass records, and `take` hands the
-    record out; gradients flow through what it holds.
+    Once attached, it records in every forward pass, and `take` returns the record. Gradients flow
+    through the recorded tensors.
 
     model: an encoder, with or without a head.
-    layers: their numbers, 1 being the lowest. May be empty.
+    layers: numbers of the layers, 1 being the lowest. May be empty.
     """
 
     def __init__(self, model: PreTrainedModel, layers: Iterable[int]) -> None:
@@ -35,19 +35,20 @@ class AttentionTaps:
         self._calls: dict[str, int] = {}
         self._layers = sorted(set(layers))
         encoder = model.base_model
-        # Which part (0 queries, 1 keys, 2 values) of which layer a linear layer makes at each call.
-        made_at: dict[str, dict[int, tuple[int, int]]] = {}
+        # By path and call of a linear layer: the layer whose queries (0), keys (1) or values (2) it
+        # computes.
+        outputs: dict[str, dict[int, tuple[int, int]]] = {}
         for layer in self._layers:
             paths, call = _find_linears(encoder.config, layer)
             for part, path in enumerate(paths):
-                made_at.setdefault(path, {})[call] = (layer, part)
-        self._handles = [encoder.register_forward_pre_hook(self._start)] if made_at else []
-        for path, made in made_at.items():
+                outputs.setdefault(path, {})[call] = (layer, part)
+        self._handles = [encoder.register_forward_pre_hook(self._start)] if outputs else []
+        for path, by_call in outputs.items():
             linear = encoder.get_submodule(path)
-            self._handles.append(linear.register_forward_hook(self._make_hook(path, made)))
+            self._handles.append(linear.register_forward_hook(self._make_hook(path, by_call)))
 
     def take(self) -> dict[int, Attention]:
-        """What the newest forward pass recorded, by number of the layer. It is held no longer."""
+        """Return the record of the latest forward pass, by number of the layer, and forget it."""
         recorded = {
             layer: Attention(*(self._recorded[layer, part] for part in range(3)))
             for layer in self._layers
@@ -56,33 +57,34 @@ class AttentionTaps:
         return recorded
 
     def remove(self) -> None:
-        """Detach it from the model."""
+        """Detach the hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._recorded.clear()
 
     def _start(self, *_: Any) -> None:
-        # Also where a pass was given up, for want of memory, and nobody took what it had recorded.
+        # A pass that ran out of memory may have left a record that nobody took.
         self._recorded.clear()
         self._calls.clear()
 
     def _make_hook(
-        self, path: str, made: dict[int, tuple[int, int]]
+        self, path: str, by_call: dict[int, tuple[int, int]]
     ) -> Callable[[nn.Module, Any, Tensor], None]:
         def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
             call = self._calls.get(path, 0)
             self._calls[path] = call + 1
-            if call in made:
-                self._recorded[made[call]] = output
+            if call in by_call:
+                self._recorded[by_call[call]] = output
 
         return record
 
 
 def _find_linears(config: PretrainedConfig, layer: int) -> tuple[list[str], int]:
-    """What makes the queries, keys and values of a layer: the paths of three modules in the
-    encoder, and which of their calls in a forward pass is that layer's, 0 being the first.
+    """Find the linear layers that compute the queries, keys and values of a layer.
 
     layer: its number, 1 being the lowest.
+    RETURNS: paths of the three modules in the encoder, and the number of their call in a forward
+        pass that belongs to this layer, 0 being the first.
     """
     if config.model_type not in FAMILIES:
         raise ConfigError(
@@ -95,7 +97,7 @@ def _find_linears(config: PretrainedConfig, layer: int) -> tuple[list[str], int]
     family = FAMILIES[config.model_type]
     place, call = str(layer - 1), 0
     if family.shares_layers:
-        # Layers that follow each other are one module, called once for each.
+        # The layers of a group share one module, which is called once for each of them.
         groups = albert_groups(config, range(layer))
         place = f"{groups[-1]}.albert_layers.{config.inner_group_num - 1}"
         call = groups.count(groups[-1]) - 1

@@ -1,4 +1,4 @@
-"""Building the blocks of a corpus, whole or not at all."""
+"""Building the blocks of a corpus in the cache, completely or not at all."""
 
 from __future__ import annotations
 
@@ -28,17 +28,20 @@ if TYPE_CHECKING:
 
 # The file with the numbers of blocks and pieces.
 COUNTS = "source.json"
-# Of text, about.
+# Bytes of text in a piece, roughly.
 BYTES_PER_PIECE = 4
-# One part in so many of a file is taken to be text at the least.
-LEAST_SHARE = 4
+# A file is assumed to be text for at least one part in this many.
+MAX_BYTES_PER_TEXT_BYTE = 4
+_OTHER_DISK = "Make room there, or give a directory on another disk as corpus.cache"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Files that are to become blocks.
+class CorpusPlan:
+    """Files to make blocks of.
 
-    setting: where they come from, for errors. limit: of blocks. fingerprint: see `Source`.
+    setting: the setting that names the files, for errors.
+    limit: maximum number of blocks; `None` is no limit.
+    fingerprint: see `Source`.
     """
 
     setting: str
@@ -48,21 +51,21 @@ class Plan:
 
 
 def build(
-    plan: Plan, directory: Path, *, tokenizer: PreTrainedTokenizerFast, block_size: int
+    plan: CorpusPlan, directory: Path, *, tokenizer: PreTrainedTokenizerFast, block_size: int
 ) -> None:
-    """Write blocks under a temporary name, then rename: what is in the cache is whole.
+    """Write the blocks of a corpus and their `COUNTS`.
 
-    directory: in the cache, for the blocks and `COUNTS`. If it is there without `COUNTS`, something
-        else has removed a part of it, and it is replaced.
+    directory: in the cache. If it exists without `COUNTS`, something has deleted a part of it, and
+        it is replaced.
     """
     dtype = piece_type(max(tokenizer.get_vocab().values()))
-    needed = _predict_bytes(plan, block_size, dtype)
-    _check_room(plan, directory.parent, needed)
-    with _writing(plan, directory.parent, needed):
+    n_bytes = _predict_bytes(plan, block_size, dtype)
+    _check_room(plan, directory.parent, n_bytes)
+    with _explain_write_errors(plan, directory.parent, n_bytes):
         if directory.exists() and not (directory / COUNTS).exists():
             shutil.rmtree(directory)
         with atomic_directory(directory, replace=False) as unfinished:
-            parts = _touching(unfinished, _read_files(plan))
+            parts = _keep_alive(unfinished, _read_files(plan))
             n_blocks, n_pieces = write_shards(
                 packing.pack(
                     packing.tokenize(parts, tokenizer),
@@ -82,16 +85,16 @@ def build(
             flush(unfinished / COUNTS)
 
 
-def _read_files(plan: Plan) -> Iterator[reading.Part]:
-    """The text of all files, with a progress bar on terminals."""
+def _read_files(plan: CorpusPlan) -> Iterator[reading.Part]:
+    """Read the text of all files, with a progress bar on terminals."""
     sizes = [reading.file_size(path) for path in plan.files]
     with tqdm(
-        desc=f"Tokenising {plan.setting}",
+        desc=f"Tokenizing {plan.setting}",
         total=sum(sizes),
         unit="B",
         unit_scale=True,
         leave=False,
-        disable=None,
+        disable=None,  # shows the bar on terminals only
     ) as bar:
         end = 0
         for path, size in zip(plan.files, sizes, strict=True):
@@ -103,8 +106,8 @@ def _read_files(plan: Plan) -> Iterator[reading.Part]:
             bar.update(end - bar.n)
 
 
-def _touching(directory: Path, parts: Iterator[reading.Part]) -> Iterator[reading.Part]:
-    """Hand the parts on, and mark the directory as alive, even where nothing is written for long.
+def _keep_alive(directory: Path, parts: Iterator[reading.Part]) -> Iterator[reading.Part]:
+    """Touch the directory while parts are read, even if nothing is written for long.
 
     See `STALE_AFTER`.
     """
@@ -116,42 +119,42 @@ def _touching(directory: Path, parts: Iterator[reading.Part]) -> Iterator[readin
         yield part
 
 
-def _predict_bytes(plan: Plan, block_size: int, dtype: np.dtype) -> int:
-    """About how much disk the blocks will take where the files hold little but text."""
+def _predict_bytes(plan: CorpusPlan, block_size: int, dtype: np.dtype) -> int:
+    """Estimate the size of the blocks on disk, if the files hold little but text."""
     n_pieces = sum(map(reading.file_size, plan.files)) // BYTES_PER_PIECE
     if plan.limit is not None:
         n_pieces = min(n_pieces, plan.limit * block_size)
     return n_pieces * dtype.itemsize
 
 
-def _check_room(plan: Plan, cache: Path, needed: int) -> None:
-    """Refuse what is sure not to fit. A JSONL file may be metadata for the most part."""
+def _check_room(plan: CorpusPlan, cache: Path, n_bytes: int) -> None:
+    """Raise `CorpusError` if the blocks cannot fit on the disk; warn if they may not.
+
+    n_bytes: see `_predict_bytes`. A JSONL file may consist of metadata for the most part.
+    """
     free = free_bytes(cache)
-    if free >= needed:
+    if free >= n_bytes:
         return
-    found = (
-        f"{plan.setting}: its blocks need about {megabytes(needed)}, but the disk of {cache} has "
+    problem = (
+        f"{plan.setting}: its blocks need about {megabytes(n_bytes)}, but the disk of {cache} has "
         f"{megabytes(free)} free."
     )
-    if free < needed / LEAST_SHARE:
-        raise CorpusError(f"{found} {_OTHER_DISK}")
-    msg.warn(f"{found} They will fit only if much of the files is not text.")
+    if free < n_bytes / MAX_BYTES_PER_TEXT_BYTE:
+        raise CorpusError(f"{problem} {_OTHER_DISK}")
+    msg.warn(f"{problem} They will fit only if much of the files is not text.")
 
 
 @contextmanager
-def _writing(plan: Plan, cache: Path, needed: int) -> Iterator[None]:
-    """Turn what the system raises, such as of a full disk, into a `CorpusError`.
+def _explain_write_errors(plan: CorpusPlan, cache: Path, n_bytes: int) -> Iterator[None]:
+    """Turn errors of the system, such as a full disk, into a `CorpusError`.
 
-    What it raises of the corpus' own files is one already.
+    Errors in reading the files of the corpus are a `CorpusError` already.
     """
     try:
         yield
     except OSError as error:
         raise CorpusError(
             f"{plan.setting}: its blocks cannot be written to {cache}: {error.strerror or error}. "
-            f"They need about {megabytes(needed)}; {megabytes(free_bytes(cache))} are free "
+            f"They need about {megabytes(n_bytes)}; {megabytes(free_bytes(cache))} are free "
             f"there, and nothing unfinished was left behind. {_OTHER_DISK}"
         ) from error
-
-
-_OTHER_DISK = "Make room there, or give a directory on another disk as corpus.cache"

@@ -1,21 +1,26 @@
-"""The model card: what a student was made of, and how well it follows its teacher."""
+"""The model card of a distilled encoder: its origin, its training and its scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from wasabi import MarkdownRenderer
 
 from spacy_distil.distillation.encoder.config import EncoderDistilConfig
 from spacy_distil.distillation.encoder.corpus import Source
 from spacy_distil.distillation.encoder.steps import plan_stages
+from spacy_distil.students.card import (
+    Cells,
+    describe_parts,
+    markdown_table,
+    metadata_block,
+    shapes_table,
+    short_name,
+)
 from spacy_distil.students.licence import Licence
 from spacy_distil.students.shapes import StudentShape
 from spacy_distil.students.teachers import Teacher
-
-Row = tuple[str, ...]  # of a table
 
 
 def student_card(
@@ -30,28 +35,30 @@ def student_card(
     scores: Mapping[str, float],
     device: str,
 ) -> str:
-    """README.md of a student, with the metadata block that the Hugging Face hub reads.
+    """Write the README.md of a student, with the metadata block that the Hugging Face hub reads.
 
-    It is a function of the run: the same run writes the same card.
+    The same run writes the same card.
 
     licence: the teacher's.
     n_parameters: the student's.
+    sources: of the corpus, by "train" and "dev".
     scores: see `evaluation.evaluate`.
     """
     name = config.teacher.name
-    short = Path(name).name if Path(name).is_dir() else name
-    is_taught = any(objective.needs.teacher for objective in config.objectives.values())
-    title = f"{len(shape.layers)}-layer student of {short}" if is_taught else f"{short}, adapted"
-    made = (
-        f"Distilled with spacy-distil from `{name}`"
-        if is_taught
-        else f"`{name}`, trained further on text by masked language modelling with spacy-distil"
-    )
+    short = short_name(name)
+    if any(objective.needs.teacher for objective in config.objectives.values()):
+        title = f"{len(shape.layers)}-layer student of {short}"
+        origin = f"Distilled with spacy-distil from `{name}`"
+        tags = ["distillation", "spacy-distil"]
+    else:
+        title = f"{short}, adapted"
+        origin = f"`{name}`, trained further on text by masked language modelling with spacy-distil"
+        tags = ["spacy-distil"]
     card = MarkdownRenderer()
-    card.add(_metadata(name, licence, is_taught))
+    card.add(metadata_block(name, licence, tags=tags))
     card.add(card.title(1, title))
-    card.add(f"{made}. {_start(config, teacher, shape)}")
-    card.add(_table(("", "teacher", "student"), _shapes(teacher, shape, n_parameters), numbers=2))
+    card.add(f"{origin}. {_describe_start(config, teacher, shape)}")
+    card.add(shapes_table(teacher, shape, n_parameters))
     card.add(
         f"The teacher is a model of type {teacher.model.config.model_type}, revision "
         f"{config.teacher.revision or 'not given'}, fingerprint `{teacher.fingerprint}`"
@@ -59,7 +66,7 @@ def student_card(
     card.add(card.title(2, "Licence"))
     card.add(licence.describe())
     card.add(card.title(2, "Data"))
-    card.add(_table(("", "file", "bytes"), _files(sources), numbers=1))
+    card.add(markdown_table(("", "file", "bytes"), _files(sources), numbers=1))
     card.add(
         card.list(
             f"{kind}: {source.blocks:,} blocks of up to {config.corpus.block_size} pieces, "
@@ -68,103 +75,59 @@ def student_card(
         )
     )
     card.add(card.title(2, "Objectives"))
-    card.add(_table(("", "objective", "weight", "settings"), _objectives(config)))
+    card.add(markdown_table(("", "objective", "weight", "settings"), _objectives(config)))
     card.add(f"Share of pieces masked: {config.mask_probability:g}")
     card.add(card.title(2, "Training"))
+    header = ("stage", "objectives", "steps", "learn rate")
+    card.add(markdown_table(header, _stages(config, steps), numbers=2))
     card.add(
-        _table(("stage", "objectives", "steps", "learn rate"), _stages(config, steps), numbers=2)
-    )
-    card.add(
-        f"{steps:,} steps of {_show(config.training.batch_size)} blocks on {device}, seed "
-        f"{config.training.seed}. Every setting: `distil.cfg`. Losses on the way: `log.jsonl`."
+        f"{steps:,} steps of {_describe_setting(config.training.batch_size)} blocks on {device}, "
+        f"seed {config.training.seed}. Every setting: `distil.cfg`. Losses on the way: `log.jsonl`."
     )
     card.add(card.title(2, "Held-out scores"))
-    card.add(_table(("", ""), _scores(scores), numbers=1) if scores else "Nothing was held out.")
+    no_scores = "Nothing was held out."
+    card.add(markdown_table(("", ""), _scores(scores), numbers=1) if scores else no_scores)
     return f"{card.text}\n"
 
 
-def untaught_card(
-    teacher: Teacher, shape: StudentShape, *, licence: Licence, n_parameters: int
-) -> str:
-    """README.md of a student that was cut out of a teacher, and taught nothing since.
-
-    licence: the teacher's. n_parameters: the student's.
-    """
-    name = teacher.name
-    short = Path(name).name if Path(name).is_dir() else name
-    kept = ", of which the most important parts were kept" if shape.cuts else ""
-    card = MarkdownRenderer()
-    card.add(_metadata(name, licence, is_taught=False))
-    card.add(card.title(1, f"{len(shape.layers)}-layer student of {short}, untaught"))
-    card.add(
-        f"Cut out of `{name}` with spacy-distil: its layers {', '.join(map(str, shape.layers))} "
-        f"(0 is the lowest){kept}. It has not been trained since, and knows less than it can "
-        f"learn: `spacy distil encoder` teaches it."
-    )
-    card.add(_table(("", "teacher", "student"), _shapes(teacher, shape, n_parameters), numbers=2))
-    card.add(card.title(2, "Licence"))
-    card.add(licence.describe())
-    return f"{card.text}\n"
-
-
-def _metadata(teacher: str, licence: Licence, is_taught: bool) -> str:
-    """The block at the top of a card."""
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(
-        base_model=None if Path(teacher).is_dir() else teacher,
-        library_name="transformers",
-        tags=[*(["distillation"] if is_taught else []), "spacy-distil"],
-        **licence.metadata,
-    )
-    return f"---\n{data.to_yaml().strip()}\n---"
-
-
-def _start(config: EncoderDistilConfig, teacher: Teacher, shape: StudentShape) -> str:
+def _describe_start(config: EncoderDistilConfig, teacher: Teacher, shape: StudentShape) -> str:
     if config.student.start == "random":
         return "It started from random weights."
-    if len(shape.layers) == shape.teacher.layers and not shape.cuts:
+    is_whole = len(shape.layers) == shape.teacher.layers and not shape.cuts
+    start = f"It started from its {describe_parts(shape)}."
+    if is_whole:
         start = "It started as the whole of it."
-    else:
-        kept = ", of which the most important parts were kept" if shape.cuts else ""
-        layers = ", ".join(map(str, shape.layers))
-        start = f"It started from its layers {layers} (0 is the lowest){kept}."
-    is_new = any(objective.needs.student_head for objective in config.objectives.values())
-    return f"{start} Its masked-LM head is new." if is_new and not teacher.has_mlm_head else start
+    needs_head = any(objective.needs.student_head for objective in config.objectives.values())
+    return (
+        start if teacher.has_mlm_head or not needs_head else f"{start} Its masked-LM head is new."
+    )
 
 
-def _shapes(teacher: Teacher, shape: StudentShape, n_parameters: int) -> list[Row]:
-    pairs = {
-        "layers": (shape.teacher.layers, len(shape.layers)),
-        "attention heads in a layer": (shape.teacher.heads, shape.heads),
-        "feed-forward neurons in a layer": (shape.teacher.ffn, shape.ffn),
-        "width": (shape.teacher.width, shape.width),
-        "parameters": (teacher.model.num_parameters(), n_parameters),
-    }
-    return [(what, f"{theirs:,}", f"{own:,}") for what, (theirs, own) in pairs.items()]
-
-
-def _files(sources: Mapping[str, Source]) -> list[Row]:
+def _files(sources: Mapping[str, Source]) -> list[Cells]:
     return [
         (kind, path, f"{size:,}") for kind, source in sources.items() for path, size in source.files
     ]
 
 
-def _objectives(config: EncoderDistilConfig) -> list[Row]:
+def _objectives(config: EncoderDistilConfig) -> list[Cells]:
     return [
         (
             name,
             block["@distil_objectives"],
-            _show(block.get("weight", "default")),
-            ", ".join(f"{k} {_show(v)}" for k, v in block.items() if k[0] != "@" and k != "weight"),
+            _describe_setting(block.get("weight", "default")),
+            ", ".join(
+                f"{key} {_describe_setting(value)}"
+                for key, value in block.items()
+                if not key.startswith("@") and key != "weight"
+            ),
         )
         for name, block in config.source["objectives"].items()
         if name in config.objectives
     ]
 
 
-def _show(value: Any) -> str:
-    """A setting: a schedule by its name and arguments, anything else as it is."""
+def _describe_setting(value: Any) -> str:
+    """A schedule by its name and arguments; any other value as it is."""
     if not isinstance(value, Mapping):
         return str(value)
     names = [str(v) for k, v in value.items() if k.startswith("@")]
@@ -172,27 +135,19 @@ def _show(value: Any) -> str:
     return f"{' '.join(names)} ({', '.join(arguments)})"
 
 
-def _stages(config: EncoderDistilConfig, steps: int) -> list[Row]:
+def _stages(config: EncoderDistilConfig, steps: int) -> list[Cells]:
     return [
-        (s.name, ", ".join(s.objectives), f"{s.end - s.first:,}", f"{s.learn_rate:g}")
+        (s.name, ", ".join(s.objectives), f"{s.end - s.start:,}", f"{s.learn_rate:g}")
         for s in plan_stages(config, steps)
     ]
 
 
-def _scores(scores: Mapping[str, float]) -> list[Row]:
-    rows: list[Row] = []
+def _scores(scores: Mapping[str, float]) -> list[Cells]:
+    rows: list[Cells] = []
     for name, score in scores.items():
         if name.endswith("_accuracy"):
-            whose = name.removesuffix("_accuracy")
-            rows.append((f"masked-LM accuracy of the {whose}, %", f"{100 * score:.2f}"))
+            model = name.removesuffix("_accuracy")
+            rows.append((f"masked-LM accuracy of the {model}, %", f"{100 * score:.2f}"))
         else:
             rows.append((f"loss: {name}", f"{score:.4f}"))
     return rows
-
-
-def _table(header: Row, rows: Sequence[Row], *, numbers: int = 0) -> str:
-    """numbers: how many columns, of the last, are numbers."""
-    aligns: list[Literal["l", "r"]] = ["l"] * (len(header) - numbers)
-    aligns += ["r"] * numbers
-    escaped = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
-    return MarkdownRenderer().table(escaped, header, aligns=aligns)

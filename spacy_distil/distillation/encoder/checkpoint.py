@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all."""
+"""Checkpoints, which are complete or absent."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from spacy_distil.runs.files import atomic_file, remove_unfinished
 
 
 class Checkpoints:
-    """The checkpoints of one run, a file each: whatever changes from step to step.
+    """The checkpoints of one run, one file each.
 
-    directory: where they are.
-    keep: how many of the newest stay.
+    directory: of the files. It need not exist.
+    keep: number of the newest checkpoints that stay.
     """
 
     def __init__(self, directory: Path, *, keep: int) -> None:
@@ -23,16 +23,15 @@ class Checkpoints:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, oldest first."""
+        """The steps that have a checkpoint, oldest first."""
         return sorted(
             int(path.stem.removeprefix("step-")) for path in self.directory.glob("step-*.pt")
         )
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Save what training is after `step` steps, and drop the oldest of those that there are.
+        """Save the state of the training after `step` steps, and delete the oldest checkpoints.
 
-        It is written under another name, flushed and renamed: whatever interrupts that, the one
-        before it stays. One process does it for all.
+        If anything interrupts this, the previous checkpoint stays. Call it in one process only.
         """
         # A run that is killed again and again must not fill the disk.
         remove_unfinished(self.directory)
@@ -41,11 +40,11 @@ class Checkpoints:
                 torch.save(state, file)
             for old in self.steps()[: -self.keep]:
                 self._path(old).unlink()
-        except (OSError, RuntimeError) as error:  # torch's own of a write that came to nothing
-            raise DistilError(self._cannot_write(step, error)) from error
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if it cannot write
+            raise DistilError(self._describe_failure(step, error)) from error
 
     def load(self, step: int, device: torch.device) -> dict[str, Any]:
-        """What was saved after `step` steps."""
+        """Load the state that was saved after `step` steps."""
         path = self._path(step)
         if not path.exists():
             raise DistilError(
@@ -54,24 +53,24 @@ class Checkpoints:
             )
         try:
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # torch has many words for a damaged file
+        except Exception as error:  # torch raises many kinds of errors for a damaged file
             raise DistilError(
                 f"the checkpoint {path} cannot be read: {error}. Remove it: the run then goes on "
                 f"from the one before it, or from the start"
             ) from error
         return state
 
-    def _cannot_write(self, step: int, error: Exception) -> str:
+    def _describe_failure(self, step: int, error: Exception) -> str:
         reason = getattr(error, "strerror", None) or error
         kept = self.steps()
-        there = (
-            f"The checkpoint of step {kept[-1]} is kept: free some space and go on from it with "
-            f"--resume"
-            if kept
-            else "Free some space and start again"
-        )
-        where = f"the checkpoint of step {step} cannot be written to {self.directory}"
-        return f"{where}: {reason}. {there}"
+        advice = "Free some space and start again"
+        if kept:
+            advice = (
+                f"The checkpoint of step {kept[-1]} is kept: free some space and go on from it "
+                f"with --resume"
+            )
+        problem = f"the checkpoint of step {step} cannot be written to {self.directory}"
+        return f"{problem}: {reason}. {advice}"
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}.pt"

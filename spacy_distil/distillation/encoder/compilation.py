@@ -1,4 +1,4 @@
-"""What a user sees where torch cannot compile the encoders."""
+"""An error message for users whose torch cannot compile the encoders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spacy_distil.errors import ConfigError
 
 @contextmanager
 def explain_compile_errors() -> Iterator[None]:
-    """Raise `ConfigError` where torch cannot compile."""
+    """Raise `ConfigError` if torch cannot compile."""
     from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
     try:

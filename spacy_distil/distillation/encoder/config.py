@@ -1,6 +1,6 @@
-"""The settings of a distillation run.
+"""The settings of an encoder distillation.
 
-Each section is a model whose fields are the settings; whatever is wrong with a config is a
+Each section is a pydantic model whose fields are the settings. An error in a config raises a
 `ConfigError` that names section, key and value.
 """
 
@@ -31,15 +31,15 @@ class TeacherSettings(Section):
 
 
 class StudentSettings(Section):
-    """layers: which of the teacher's, see `layer_choice.choose_layers`. n_layers: how many.
+    """layers: which of the teacher's layers, see `layer_choice.choose_layers`. n_layers: how many.
 
-    start: "teacher", their weights; "random", as a new model is initialised.
-    heads, ffn, width: attention heads and feed-forward neurons of a layer, and hidden size; `None`
-        is the teacher's. Where there are fewer, the most important ones stay.
-    importance_blocks: blocks of the corpus that importance is measured on.
+    start: "teacher" copies the teacher's weights; "random" initializes a new model.
+    heads, ffn, width: attention heads and feed-forward neurons of a layer, and hidden size. `None`
+        is the teacher's number. With a lower number, the most important ones stay.
+    importance_blocks: number of blocks of the corpus to measure importance on.
     """
 
-    # Copied from layers 0-2 of a 6-layer encoder, a tagger reached UPOS 96.1; from 0, 2, 4 95.4.
+    # A tagger on layers 0-2 of a 6-layer encoder reached UPOS 96.1, on layers 0, 2 and 4 95.4.
     layers: Literal["first", "last", "even", "ends", "all"] | list[int] = "first"
     n_layers: Count | None = None
     start: Literal["teacher", "random"] = "teacher"
@@ -50,11 +50,14 @@ class StudentSettings(Section):
 
 
 class CorpusSettings(Section):
-    """train, dev: files or directories. dev_fraction: held out of `train` where `dev` is empty.
+    """train, dev: files or directories.
 
-    block_size: pieces in a block. max_blocks, max_dev_blocks: at most so many; `None` is all.
-    mask_probability: share of pieces to predict; "auto" is 0.15 where an objective predicts pieces,
-    else 0. cache: directory of the tokenised corpus; `None` is `cache` in the output directory.
+    dev_fraction: share of `train` to hold out if `dev` is empty.
+    block_size: pieces in a block.
+    max_blocks, max_dev_blocks: maximum numbers of blocks; `None` is no limit.
+    mask_probability: share of pieces to predict. "auto" is 0.15 if an objective predicts pieces,
+        and 0 otherwise.
+    cache: directory of the tokenized corpus; `None` is `cache` in the output directory.
     """
 
     train: Paths
@@ -68,8 +71,10 @@ class CorpusSettings(Section):
 
 
 class StageSettings(Section):
-    """objectives: names of those that are summed. share: of the run's steps, relative to the other
-    stages'. learn_rate: `None` is that of [training].
+    """objectives: names of the objectives to sum.
+
+    share: of the run's steps, relative to the shares of the other stages.
+    learn_rate: `None` is the rate in [training].
     """
 
     objectives: Annotated[list[str], Field(min_length=1)]
@@ -78,7 +83,7 @@ class StageSettings(Section):
 
 
 class TrainingSettings(Section):
-    """See the comments in `template`, which say what each is for."""
+    """See the comments in `cli.encoder_template`, which explain each setting."""
 
     seed: int = 0
     epochs: Annotated[float, Field(gt=0)] | None = None
@@ -104,8 +109,8 @@ class TrainingSettings(Section):
         return make_schedule("training.batch_size", self.batch_size)
 
 
-# What a resumed run may change. None of it changes what is learned; `micro_batch` and `compile` do
-# change the order of sums, and so the last digits, and what dropout drops if there is any.
+# Settings that a resumed run may change, since they do not change what it learns. `micro_batch` and
+# `compile` change the order of sums, and so the last digits, and the random numbers of dropout.
 FREE_ON_RESUME = frozenset(
     {
         "corpus.cache",
@@ -126,10 +131,10 @@ _SECTIONS: dict[str, type[Section]] = {
     "corpus": CorpusSettings,
     "training": TrainingSettings,
 }
-# Sections of named blocks.
-_NAMED = ("objectives", "stages")
-# What objectives cannot be called: other entries of the log and of the held-out scores.
-TAKEN = frozenset(
+# Sections that consist of named blocks.
+_BLOCK_SECTIONS = ("objectives", "stages")
+# Names of other entries in the log and in the held-out scores. Objectives must not have them.
+RESERVED_NAMES = frozenset(
     {
         "step",
         "kind",
@@ -141,7 +146,7 @@ TAKEN = frozenset(
         "teacher_accuracy",
     }
 )
-# What the one stage of a run without stages is called.
+# Name of the only stage of a run whose config has no stages.
 ONLY_STAGE = "all"
 
 
@@ -149,9 +154,9 @@ ONLY_STAGE = "all"
 class EncoderDistilConfig:
     """A validated config.
 
-    objectives: by name, those with a weight other than 0 only.
+    objectives: by name, without any whose weight is 0 at all steps.
     stages: by name, in order; at least one.
-    source: what was validated, every default filled in, to be saved and compared.
+    source: the config with all defaults filled in, to save and to compare.
     """
 
     teacher: TeacherSettings
@@ -164,6 +169,7 @@ class EncoderDistilConfig:
 
     @property
     def mask_probability(self) -> float:
+        """Share of pieces to predict."""
         if self.corpus.mask_probability != "auto":
             return self.corpus.mask_probability
         return 0.15 if any(o.needs.masking for o in self.objectives.values()) else 0.0
@@ -175,15 +181,15 @@ def load_config(
     """Read and validate a config. See `distil_encoder` for the arguments."""
     _, raw = read_config(config, overrides, kind="encoder")
     for name in raw:
-        if name not in (*_SECTIONS, *_NAMED):
+        if name not in (*_SECTIONS, *_BLOCK_SECTIONS):
             raise ConfigError(
                 f"[{name}] is not a section of this config. Sections: "
-                f"{', '.join(f'[{s}]' for s in (*_SECTIONS, *_NAMED))}"
+                f"{', '.join(f'[{s}]' for s in (*_SECTIONS, *_BLOCK_SECTIONS))}"
             )
     sections: dict[str, Any] = {
         name: read_section(name, kind, raw.get(name, {})) for name, kind in _SECTIONS.items()
     }
-    blocks = {name: _blocks(raw, name) for name in _NAMED}
+    blocks = {name: _blocks(raw, name) for name in _BLOCK_SECTIONS}
     objectives = {name: make_objective(name, b) for name, b in blocks["objectives"].items()}
     active = {name: objective for name, objective in objectives.items() if objective.is_active}
     stages = {
@@ -203,12 +209,13 @@ def load_config(
 def _active_stages(
     stages: dict[str, StageSettings], known: Collection[str], active: Collection[str]
 ) -> dict[str, StageSettings]:
-    """What the stages come to: objectives that are switched off are left out, and so are stages
-    that have no other.
+    """Leave out the objectives that are switched off, and stages without any others.
+
+    known, active: names of all objectives, and of the active ones.
     """
     if not stages:
         return {ONLY_STAGE: StageSettings(objectives=list(active))}
-    found = {}
+    remaining = {}
     for name, stage in stages.items():
         if len({*stage.objectives}) < len(stage.objectives):
             raise ConfigError(f"stages.{name}.objectives = {stage.objectives}: names one twice")
@@ -218,33 +225,33 @@ def _active_stages(
                     f"stages.{name}.objectives names {objective!r}, which is no block of "
                     f"[objectives]. There are: {', '.join(known)}"
                 )
-        left = [objective for objective in stage.objectives if objective in active]
-        if left:
-            found[name] = stage.model_copy(update={"objectives": left})
-    idle = [name for name in active if not any(name in s.objectives for s in found.values())]
+        summed = [objective for objective in stage.objectives if objective in active]
+        if summed:
+            remaining[name] = stage.model_copy(update={"objectives": summed})
+    idle = [name for name in active if not any(name in s.objectives for s in remaining.values())]
     if idle:
         raise ConfigError(
             f"no stage names objectives.{idle[0]}. Name it in a stage, or set its weight to 0"
         )
-    return found
+    return remaining
 
 
 def make_schedule(setting: str, value: float | Mapping[str, Any]) -> Schedule:
-    """setting: dotted name, for errors. value: a number, or a block that names a schedule."""
+    """Make a schedule. setting: dotted name, for errors. value: a number, or a schedule's block."""
     if not isinstance(value, Mapping):
         return Schedule(setting, value)
     try:
-        made = registry.resolve({"schedule": dict(value)})["schedule"]
+        schedule = registry.resolve({"schedule": dict(value)})["schedule"]
     except ConfigValidationError as error:
         problems = "; ".join(str(e["msg"]) for e in error.errors or []) or str(error)
         raise ConfigError(f"{setting} = {dict(value)}: {problems}") from error
     except catalogue.RegistryError as error:
         raise ConfigError(f"{setting} = {dict(value)}: {error}") from error
-    return Schedule(setting, made)
+    return Schedule(setting, schedule)
 
 
 def _blocks(raw: Config, section: str) -> dict[str, dict[str, Any]]:
-    """The blocks of a section of named blocks."""
+    """Read the blocks of a section that consists of named blocks."""
     for name, block in raw.get(section, {}).items():
         if not isinstance(block, Mapping):
             raise ConfigError(f"{section}.{name} = {block!r}: must be a block [{section}.NAME]")
@@ -252,8 +259,8 @@ def _blocks(raw: Config, section: str) -> dict[str, dict[str, Any]]:
 
 
 def _check(config: EncoderDistilConfig) -> None:
-    """What no single setting can tell."""
-    config.training.batch_sizes()  # a schedule that cannot be made is known before anything is read
+    """Check the settings against each other. Raises `ConfigError`."""
+    config.training.batch_sizes()  # raises, before any file is read, if the schedule is not valid
     if not config.objectives:
         raise ConfigError(
             "[objectives] has no objective with a weight other than 0: there is nothing to learn"
@@ -263,7 +270,7 @@ def _check(config: EncoderDistilConfig) -> None:
             "training.epochs and training.max_steps are both null: set at least one of them"
         )
     for name, objective in config.objectives.items():
-        if name in TAKEN or hasattr(torch.nn.ModuleDict(), name):
+        if name in RESERVED_NAMES or hasattr(torch.nn.ModuleDict(), name):
             raise ConfigError(
                 f"[objectives.{name}]: {name!r} stands for something else in the log or in torch. "
                 f"Choose another name, such as {name}_loss"

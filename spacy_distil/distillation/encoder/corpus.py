@@ -1,4 +1,4 @@
-"""The corpus as training sees it: blocks that are tokenised once and then read from shards."""
+"""The corpus as training sees it: blocks that are tokenized once and then read from shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spacy_distil.distillation.encoder.building import COUNTS, Plan, build
+from spacy_distil.distillation.encoder.building import COUNTS, CorpusPlan, build
 from spacy_distil.distillation.encoder.shards import Shards
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.runs.files import STALE_AFTER, remove_unfinished
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from spacy_distil.distillation.encoder.config import CorpusSettings
     from spacy_distil.students.teachers import Teacher
 
-# Part of the fingerprint: raise it when reading, packing or shards change what comes out.
+# Part of the fingerprint. Raise it when a change of reading, packing or shards changes the blocks.
 FORMAT = 2
 
 
 class Blocks:
-    """Some blocks of a corpus, read from its shards as they are asked for.
+    """Some blocks of a corpus, read from its shards on demand.
 
     shards: of the whole corpus.
-    rows: (n,) int64, which of its rows belong here, in order.
+    rows: (n,) int64, the rows of these blocks, in order.
     """
 
     def __init__(self, shards: Shards, rows: np.ndarray) -> None:
@@ -40,11 +40,11 @@ class Blocks:
         return len(self.rows)
 
     def lengths(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
-        """How many pieces some blocks have, (n,) int64. Nothing is read for it."""
+        """Numbers of pieces of some blocks, without reading them: (n,) int64."""
         return self.shards.lengths(self._rows(places))
 
     def __getitem__(self, places: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """The pieces of some blocks, (length,) uint16 or int32 each. places: in any order."""
+        """Read some blocks, in any order: ids of pieces, (length,) uint16 or int32 each."""
         rows = self._rows(places)
         lengths = self.shards.lengths(rows)
         read = self.shards.read(rows)
@@ -56,9 +56,10 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Source:
-    """What blocks were made from and how many came of it, as the card records it.
+    """The origin and the size of the blocks of a corpus, as the model card reports them.
 
     files: names and sizes in bytes.
+    blocks, pieces: how many there are.
     fingerprint: of files, tokenizer and packing.
     """
 
@@ -70,44 +71,48 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The blocks to train on and those held out. held_out: may be empty."""
+    """Blocks to train on and held-out blocks.
+
+    held_out: may be empty.
+    sources: by "train" and, if the corpus has its own held-out files, "dev".
+    """
 
     train: Blocks
     held_out: Blocks
     sources: dict[str, Source]
 
 
-def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, Plan]:
-    """Find the files of "train" and, where there are any, of "dev". Nothing is written."""
+def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, CorpusPlan]:
+    """Find the files of "train" and, if the settings name some, of "dev". Nothing is written."""
     if settings.block_size > teacher.longest_block:
         raise ConfigError(
             f"corpus.block_size = {settings.block_size}: the teacher has positions for blocks of "
             f"at most {teacher.longest_block} pieces"
         )
-    wanted = {"train": (settings.train, settings.max_blocks)}
+    parts = {"train": (settings.train, settings.max_blocks)}
     if settings.dev:
-        wanted["dev"] = (settings.dev, settings.max_dev_blocks)
+        parts["dev"] = (settings.dev, settings.max_dev_blocks)
     plans = {}
-    for name, (paths, limit) in wanted.items():
+    for name, (paths, limit) in parts.items():
         setting = f"corpus.{name}"
         files = reading.find_files(paths, setting=setting)
         if not files:
             raise CorpusError(
                 f"{setting} is empty: name the text to distil on, in the config or with "
-                f"--{setting} PATH ({', '.join(reading.SUFFIXES)}, or a directory of such)"
+                f"--{setting} PATH ({', '.join(reading.SUFFIXES)}, or a directory of such files)"
             )
         fingerprint = _fingerprint(files, teacher, settings.block_size, limit)
-        plans[name] = Plan(setting, files, limit, fingerprint)
+        plans[name] = CorpusPlan(setting, files, limit, fingerprint)
     return plans
 
 
 def load_corpus(
-    plans: Mapping[str, Plan], settings: CorpusSettings, teacher: Teacher, *, cache: Path
+    plans: Mapping[str, CorpusPlan], settings: CorpusSettings, teacher: Teacher, *, cache: Path
 ) -> Corpus:
-    """Read, tokenise and pack the files, or find it done in the cache.
+    """Read, tokenize and pack the files, unless the cache has their blocks.
 
-    cache: a directory with one of its own for each corpus. Several processes may call this at once
-        and work for nothing at worst; to save that, let one go first.
+    cache: directory with a subdirectory for each corpus. Several processes may call this at once,
+        but each would do all the work: let one go first.
     """
     remove_unfinished(cache, older_than=STALE_AFTER)
     loaded = {name: _load(plan, settings, teacher, cache) for name, plan in plans.items()}
@@ -122,9 +127,9 @@ def load_corpus(
 
 
 def _held_out_rows(n_blocks: int, fraction: float, limit: int | None) -> np.ndarray:
-    """Evenly spaced blocks, so that a corpus sorted by source is held out in proportion.
+    """Choose evenly spaced blocks, so that each part of a sorted corpus is held out in proportion.
 
-    At least one where anything is to be held out, and never all.
+    fraction: of the blocks; 0 chooses none, any other fraction at least one.
     """
     if fraction == 0:
         return np.arange(0)
@@ -140,7 +145,7 @@ def _held_out_rows(n_blocks: int, fraction: float, limit: int | None) -> np.ndar
 
 
 def _load(
-    plan: Plan, settings: CorpusSettings, teacher: Teacher, cache: Path
+    plan: CorpusPlan, settings: CorpusSettings, teacher: Teacher, cache: Path
 ) -> tuple[Shards, Source]:
     directory = cache / plan.fingerprint
     if not (directory / COUNTS).exists():
@@ -154,7 +159,7 @@ def _load(
 def _fingerprint(
     files: Sequence[Path], teacher: Teacher, block_size: int, limit: int | None
 ) -> str:
-    """Of contents, not of names and times: a copied or freshly checked-out corpus is the same."""
+    """Hash contents, not names and times: a copied or freshly checked-out corpus is the same."""
     tokenizer = teacher.tokenizer
     settings = (FORMAT, block_size, limit, tokenizer.cls_token_id, tokenizer.sep_token_id)
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=12)

@@ -1,4 +1,4 @@
-"""Teacher, student and objectives as one module: a batch goes in, losses come out."""
+"""Teacher, student and objectives as one module from a batch to its losses."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Distiller(torch.nn.Module):
     """Computes the losses of one batch.
 
-    Its submodules, which are trained and saved in checkpoints, are the student and the objectives;
-    the teacher is neither.
+    The student and the objectives are submodules: they are trained and saved in checkpoints. The
+    teacher is not.
 
     objectives: prepared for these two models.
     """
@@ -41,11 +41,12 @@ class Distiller(torch.nn.Module):
         ]
 
     def compile_encoders(self) -> None:
-        """Let torch make kernels of both encoders when they first run."""
+        """Let torch compile both encoders when they first run."""
         for model in (self.student, self._teacher[0]):
             model.base_model.compile()  # in place: parameters keep their names
 
     def objective(self, name: str) -> Objective:
+        """The objective of that name."""
         objective = self.objectives[name]
         assert isinstance(objective, Objective)
         return objective
@@ -53,9 +54,10 @@ class Distiller(torch.nn.Module):
     def encode(
         self, batch: MaskedBatch, step: int = 0, names: Collection[str] | None = None
     ) -> Outputs:
-        """Run the student, and the teacher where it is needed, on the same input.
+        """Run the student, and the teacher if an objective needs it, on the same input.
 
-        names: of the objectives that are to be computed; `None` is all.
+        step: number of optimizer steps taken before.
+        names: of the objectives to compute; `None` is all.
         """
         active = [self.objective(name) for name in self._chosen(names)]
         student = self._encode(0, self.student, batch, active)
@@ -66,16 +68,17 @@ class Distiller(torch.nn.Module):
         return Outputs(teacher, student, batch, step)
 
     def losses(self, outputs: Outputs, names: Collection[str] | None = None) -> dict[str, Loss]:
-        """Each objective's loss, unweighted."""
+        """Compute the unweighted loss of each objective. names: see `encode`."""
         return {name: self.objective(name)(outputs) for name in self._chosen(names)}
 
     def forward(
         self, batch: MaskedBatch, step: int = 0, names: Collection[str] | None = None
     ) -> dict[str, Loss]:
+        """Run both models and compute the losses. See `encode` for the arguments."""
         return self.losses(self.encode(batch, step, names), names)
 
     def total(self, means: Mapping[str, torch.Tensor], step: int) -> torch.Tensor:
-        """The weighted sum that is minimised. means: each objective's loss, scalar."""
+        """The weighted sum to minimize. means: each objective's mean loss, a scalar."""
         weighted = [self.objective(name).weight.at(step) * mean for name, mean in means.items()]
         return torch.stack(weighted).sum()
 
@@ -85,18 +88,18 @@ class Distiller(torch.nn.Module):
     def _encode(
         self, side: int, model: PreTrainedModel, batch: MaskedBatch, active: list[Objective]
     ) -> Encoded:
-        """side: 0 for the student, 1 for the teacher."""
-        wanted = {pair[side] for objective in active for pair in objective.hidden_pairs}
+        """Run one model. side: 0 for the student, 1 for the teacher."""
+        numbers = {pair[side] for objective in active for pair in objective.hidden_pairs}
         last = int(model.config.num_hidden_layers)
         result = model.base_model(
             input_ids=batch.inputs,
             attention_mask=batch.attention,
-            output_hidden_states=bool(wanted - {last}),
+            output_hidden_states=bool(numbers - {last}),
             return_dict=True,
         )
         hidden = {
             number: result.last_hidden_state if number == last else result.hidden_states[number]
-            for number in wanted
+            for number in numbers
         }
         read = {pair[side] for objective in active for pair in objective.attention_pairs}
         attention = {n: a for n, a in self._taps[side].take().items() if n in read}

@@ -1,4 +1,4 @@
-"""Held-out scores while a student trains."""
+"""Held-out scores during training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.objectives import Encoded
 from spacy_distil.students.masking import MaskedBatch
 
+# Positions whose logits are in memory at once, to compute accuracies.
 ACCURACY_ROWS = 1024
 
 
@@ -24,51 +25,51 @@ def evaluate(
     *,
     step: int,
 ) -> dict[str, float]:
-    """Scores over all batches of all processes, each position counting the same.
+    """Score the student on all batches of all processes. Each position counts the same.
 
     summed: names of the objectives whose weighted sum is the total.
-    step: whose weights and temperatures are taken.
-    Returns the mean of each objective by its name; "total", a weighted sum; and, where pieces
-    are masked and there are heads, "student_accuracy" and "teacher_accuracy": the share of masked
-    pieces guessed right.
+    step: the step whose weights and temperatures apply.
+    RETURNS: the mean of each objective by its name, and "total", a weighted sum. If pieces are
+        masked, also "student_accuracy" and "teacher_accuracy" of the models that have a masked-LM
+        head: the share of masked pieces that they predict correctly.
     """
     training = distiller.training
     distiller.eval()
     names = list(distiller.objectives)
     accuracies = ("student_accuracy", "teacher_accuracy")
-    # Sums and, below them, numbers of positions.
-    # Apple's devices have no float64.
+    # Two rows: sums and numbers of positions. Apple's devices have no float64.
     dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
     sums = torch.zeros(2, len(names) + 2, dtype=dtype, device=accelerator.device)
 
-    def add(place: int, total: Tensor, count: int) -> None:
-        sums[0, place] += total
-        sums[1, place] += count
+    def add(column: int, total: Tensor, count: int) -> None:
+        sums[0, column] += total
+        sums[1, column] += count
 
     for batch in batches:
         with accelerator.autocast():
             outputs = distiller.encode(batch, step)
-            for place, loss in enumerate(distiller.losses(outputs).values()):
-                add(place, loss.sum, loss.positions)
-            for place, encoded in enumerate((outputs.student, outputs.teacher), start=len(names)):
+            for column, loss in enumerate(distiller.losses(outputs).values()):
+                add(column, loss.sum, loss.positions)
+            for column, encoded in enumerate((outputs.student, outputs.teacher), start=len(names)):
                 if len(batch.masked) and encoded is not None and encoded.head is not None:
-                    add(place, _right(encoded, batch), len(batch.masked))
+                    add(column, _count_correct(encoded, batch), len(batch.masked))
     distiller.train(training)
     sums = accelerator.reduce(sums, reduction="sum")
     means = dict(zip((*names, *accuracies), sums[0] / sums[1].clamp(min=1), strict=True))
     scores = {name: float(means[name]) for name in names}
     scores["total"] = float(distiller.total({name: means[name] for name in summed}, step))
-    for place, name in enumerate(accuracies, start=len(names)):
-        if sums[1, place] > 0:
+    for column, name in enumerate(accuracies, start=len(names)):
+        if sums[1, column] > 0:
             scores[name] = float(means[name])
     return scores
 
 
-def _right(encoded: Encoded, batch: MaskedBatch) -> Tensor:
-    """How many masked pieces the head guesses right, a few rows of logits at a time."""
+def _count_correct(encoded: Encoded, batch: MaskedBatch) -> Tensor:
+    """Count the masked pieces that a head predicts correctly. RETURNS: scalar."""
     features = encoded.vocabulary_features(batch.masked)
-    right = torch.zeros((), device=features.device)
+    correct = torch.zeros((), device=features.device)
     for start in range(0, len(features), ACCURACY_ROWS):
         rows = slice(start, start + ACCURACY_ROWS)
-        right += (encoded.mlm_head.decode(features[rows]).argmax(1) == batch.labels[rows]).sum()
-    return right
+        predicted = encoded.mlm_head.decode(features[rows]).argmax(1)
+        correct += (predicted == batch.labels[rows]).sum()
+    return correct

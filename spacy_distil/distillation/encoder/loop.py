@@ -5,331 +5,254 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 
 from spacy_distil.distillation.encoder.checkpoint import Checkpoints
 from spacy_distil.distillation.encoder.config import TrainingSettings
 from spacy_distil.distillation.encoder.corpus import Corpus
-from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.divergence import Divergence
 from spacy_distil.distillation.encoder.evaluation import evaluate
-from spacy_distil.distillation.encoder.objectives import Loss
+from spacy_distil.distillation.encoder.meter import Meter
 from spacy_distil.distillation.encoder.processes import on_main
 from spacy_distil.distillation.encoder.progress import Display, RunLog
 from spacy_distil.distillation.encoder.steps import (
-    Stage,
+    EncoderStage,
     StepBatches,
     StepBlocks,
     held_out_batches,
     prefetch,
 )
+from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.errors import DistilError
 from spacy_distil.runs.interruption import Interruption, RunInterrupted
-from spacy_distil.students.masking import Masking, seed_for
+from spacy_distil.students.masking import seed_for
 
 
-@dataclass
-class Meter:
-    """Training losses since the last look, summed on the device: reading them makes the CPU wait.
-
-    names: of all objectives.
-    sums: (objectives,) float32. positions: (objectives,), how many these are sums of.
-    """
-
-    names: list[str]
-    sums: Tensor
-    positions: np.ndarray = field(init=False)
-    pieces: int = 0
-    seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.positions = np.zeros(len(self.names))
-
-    def add(self, losses: Mapping[str, Loss]) -> None:
-        for name, loss in losses.items():
-            place = self.names.index(name)
-            self.sums[place] += loss.sum.detach()
-            self.positions[place] += loss.positions
-
-    def state(self, accelerator: Accelerator) -> list[list[float]]:
-        """Sums and positions of all processes, for a checkpoint."""
-        counted = torch.tensor(self.positions, dtype=torch.float32, device=self.sums.device)
-        state: list[list[float]] = accelerator.reduce(torch.stack([self.sums, counted])).tolist()
-        return state
-
-    def restore(self, state: list[list[float]]) -> None:
-        """Go on with what `state` returned. One process does so for all."""
-        self.sums.copy_(torch.tensor(state[0]))
-        self.positions[:] = state[1]
-
-    def read(self, accelerator: Accelerator) -> tuple[dict[str, float], float]:
-        """Mean losses of those that were computed, and pieces per second, of all processes; starts
-        anew.
-        """
-        started = time.perf_counter()
-        sums, positions = self.state(accelerator)
-        means = {
-            name: value / count
-            for name, value, count in zip(self.names, sums, positions, strict=True)
-            if count
-        }
-        self.seconds += time.perf_counter() - started  # the wait for the device is its work
-        speed = self.pieces / self.seconds
-        self.sums.zero_()
-        self.positions[:] = 0
-        self.pieces, self.seconds = 0, 0.0
-        return means, speed
-
-
-@dataclass
-class Trainer:
-    """Trains the student of a distiller, step by step.
-
-    distiller: on the accelerator's device.
-    masking: likewise.
-    wrapped: the same module for mixed precision and several processes.
-    clip: norm that the gradient of a step is clipped to.
-    """
-
-    distiller: Distiller
-    wrapped: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    masking: Masking
-    accelerator: Accelerator
-    clip: float
-
-    @classmethod
-    def prepare(
-        cls,
-        distiller: Distiller,
-        settings: TrainingSettings,
-        masking: Masking,
-        accelerator: Accelerator,
-    ) -> Trainer:
-        if settings.compile:
-            distiller.compile_encoders()
-        optimizer = make_optimizer(distiller, settings, accelerator.device)
-        wrapped, prepared = accelerator.prepare(distiller, optimizer)
-        device = accelerator.device
-        return cls(distiller, wrapped, prepared, masking.to(device), accelerator, settings.clip)
-
-    def step(
-        self, step: int, rows: StepBatches, stage: Stage, meter: Meter | None = None
-    ) -> Tensor:
-        """One optimizer step. The CPU does not wait for the device, but where transformers looks
-        into a mask: version 5 in the batch with the corpus's last, shorter block, version 4 in
-        every forward pass of most families.
-
-        step: the number of steps taken before.
-        Returns the norm of the gradient before clipping, a scalar.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = stage.rate(step)
-        for place, portion in enumerate(rows.micro_batches):
-            batch = self.masking(portion.to(self.accelerator.device))
-            # Processes add up their gradients in the last backward pass alone.
-            last = place == len(rows.micro_batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                losses: dict[str, Loss] = self.wrapped(batch, step, stage.objectives)
-                self.accelerator.backward(self._total(losses, rows, step))
-            if meter is not None:
-                meter.add(losses)
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
-
-    def _total(self, losses: Mapping[str, Loss], rows: StepBatches, step: int) -> Tensor:
-        """The portion's share of the mean over the whole step. Several processes average their
-        gradients, so that each has to count as many times.
-        """
-        means = {}
-        for name, loss in losses.items():
-            positions = rows.positions(masked=self.distiller.objective(name).needs.masking)
-            means[name] = loss.sum / positions * self.accelerator.num_processes
-        return self.distiller.total(means, step)
-
-
-def train(
-    trainer: Trainer,
-    corpus: Corpus,
-    blocks: StepBlocks,
-    stages: list[Stage],
-    settings: TrainingSettings,
-    *,
-    checkpoints: Checkpoints,
-    output: Path,
-    describe: Callable[[int], str],
-) -> dict[str, float]:
-    """Train the distiller's student in place, from the newest checkpoint if there is any.
+class TrainingLoop:
+    """Trains the student of a trainer's distiller in place, step after step.
 
     output: directory of the log.
-    describe: says what a block of the corpus is, by its number.
-    Returns the last held-out scores, see `evaluation.evaluate`; empty where nothing is held out.
-    Raises `RunInterrupted` after SIGTERM and `DistilError` where training diverges.
+    describe: returns the beginning of a block of the corpus as text, given its number.
     """
-    distiller, accelerator = trainer.distiller, trainer.accelerator
-    main = accelerator.is_main_process
-    n_steps = stages[-1].end
-    names = list(distiller.objectives)
-    log = RunLog(output / "log.jsonl")
-    divergence = Divergence(accelerator.device)
-    meter = Meter(names, torch.zeros(len(names), device=accelerator.device))
-    start = on_main(accelerator, lambda: max(checkpoints.steps(), default=0))
-    if start:
-        # To the CPU: the device need not have room for it twice.
-        state = checkpoints.load(start, torch.device("cpu"))
-        distiller.load_state_dict(state["distiller"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        divergence.at_first.update(state["losses_at_first"])
-        if main:
-            meter.restore(state["losses"])
-        del state
-    logged = on_main(accelerator, lambda: log.forget_after(start))
 
-    scores: dict[str, float] = {}
-    latest: dict[str, float] = {}  # training losses
-    speed: float | None = None
-    saved = start
+    def __init__(
+        self,
+        trainer: Trainer,
+        corpus: Corpus,
+        blocks: StepBlocks,
+        stages: list[EncoderStage],
+        settings: TrainingSettings,
+        *,
+        checkpoints: Checkpoints,
+        output: Path,
+        describe: Callable[[int], str],
+    ) -> None:
+        self.trainer = trainer
+        self.distiller = trainer.distiller
+        self.accelerator = trainer.accelerator
+        self.is_main = self.accelerator.is_main_process
+        self.corpus = corpus
+        self.blocks = blocks
+        self.stages = stages
+        self.n_steps = stages[-1].end
+        self.settings = settings
+        self.checkpoints = checkpoints
+        self.output = output
+        self.describe = describe
+        self.log = RunLog(output / "log.jsonl")
+        self.divergence = Divergence(self.accelerator.device)
+        self.meter = Meter(list(self.distiller.objectives), self.accelerator.device)
+        # Number of steps taken, and the same at the newest checkpoint.
+        self.step = self.saved_step = 0
+        # Mean training losses at the last log entry, their weighted sum as "total", and the speed.
+        self.losses: dict[str, float] = {}
+        self.speed: float | None = None
+        # The newest held-out scores, and the steps whose scores an interrupted run has logged.
+        self.scores: dict[str, float] = {}
+        self.scored_steps: set[int] = set()
 
-    def stage_of(step: int) -> Stage:
-        """The stage that ends with a step, or that it is in the middle of."""
-        return next(stage for stage in stages if step <= stage.end)
+    def run(self) -> dict[str, float]:
+        """Train to the last step, from the newest checkpoint if there is one.
 
-    def evaluate_after(step: int) -> dict[str, float]:
-        rows = held_out_batches(
-            corpus.held_out,
-            size=blocks.micro_batch,
-            masking=trainer.masking,
-            pad_id=blocks.pad_id,
-            process=blocks.process,
-            n_processes=blocks.n_processes,
+        RETURNS: the last held-out scores, see `evaluation.evaluate`; empty if nothing is held out.
+        Raises `RunInterrupted` after SIGTERM, and `DistilError` if training diverges.
+        """
+        self.restore()
+        self.display = Display(
+            self.meter.names, total=self.n_steps, start=self.step, shown=self.is_main
         )
-        batches = (trainer.masking(r.to(accelerator.device), "held out") for r in rows)
-        summed = stage_of(step).objectives
-        scores = evaluate(distiller, batches, accelerator, summed, step=max(0, step - 1))
-        if main and step not in logged:
-            epoch = blocks.starts[step] / len(corpus.train)
-            display.scores(step, epoch, speed, latest.get("total"), scores)
-            log.write(step, "held_out", scores)
-            accelerator.log({f"held_out/{k}": v for k, v in scores.items()}, step=step)
-        return scores
+        batches = prefetch(self.blocks.__getitem__, range(self.step, self.n_steps))
+        with closing(self.display), closing(batches), Interruption() as interruption:
+            self.distiller.train()
+            # A run that stopped at a checkpoint has no scores of that step. A run that was killed
+            # after its last step has logged them, but not returned them.
+            needs_scores = self.step in (0, self.n_steps) or self.step not in self.scored_steps
+            if self.evaluates and needs_scores:
+                self.evaluate()
+            while self.step < self.n_steps:
+                self.take_step(batches)
+                logs = self.step % self.settings.log_frequency == 0 or self.step == self.stage.end
+                if logs:
+                    self.log_losses()
+                # Before the evaluation, which may take longer than SIGTERM leaves time for.
+                if self.is_due(self.settings.checkpoint_frequency):
+                    self.save_checkpoint()
+                if self.is_asked_to_stop(interruption, agree=logs) and self.step < self.n_steps:
+                    self.stop()
+                if self.evaluates:
+                    self.evaluate()
+        return self.scores
 
-    def evaluates(step: int) -> bool:
-        return len(corpus.held_out) > 0 and (step % settings.eval_frequency == 0 or step == n_steps)
+    @property
+    def stage(self) -> EncoderStage:
+        """The stage of the step that was taken last."""
+        return next(stage for stage in self.stages if self.step <= stage.end)
 
-    def save_after(step: int) -> None:
-        nonlocal saved
-        check(step)
+    @property
+    def evaluates(self) -> bool:
+        """Whether held-out scores are due."""
+        return len(self.corpus.held_out) > 0 and self.is_due(self.settings.eval_frequency)
+
+    def is_due(self, frequency: int) -> bool:
+        """Whether something is due that happens every `frequency` steps, and after the last."""
+        return self.step % frequency == 0 or self.step == self.n_steps
+
+    def restore(self) -> None:
+        """Load the newest checkpoint, if there is one, and drop later entries of the log."""
+        self.step = on_main(self.accelerator, lambda: max(self.checkpoints.steps(), default=0))
+        self.saved_step = self.step
+        if self.step:
+            # On the CPU: the device may not have room for two copies.
+            state = self.checkpoints.load(self.step, torch.device("cpu"))
+            self.distiller.load_state_dict(state["distiller"])
+            self.trainer.optimizer.load_state_dict(state["optimizer"])
+            self.divergence.first_losses.update(state["losses_at_first"])
+            if self.is_main:
+                self.meter.restore(state["losses"])
+        self.scored_steps = on_main(self.accelerator, lambda: self.log.forget_after(self.step))
+
+    def take_step(self, batches: Iterator[StepBatches]) -> None:
+        """Take one optimizer step, on the next batches."""
+        started = time.perf_counter()
+        before, self.step = self.step, self.step + 1
+        # Dropout depends on the seed, the step and the process only.
+        torch.manual_seed(seed_for(self.settings.seed, before, self.blocks.process))
+        step_batches = next(batches)
+        norm = self.trainer.step(before, step_batches, self.stage, self.meter)
+        self.divergence.note(self.step, norm)
+        self.meter.pieces += step_batches.n_real
+        self.meter.seconds += time.perf_counter() - started
+        self.display.advance()
+
+    def log_losses(self) -> None:
+        """Read the training losses, check them, show them and log them."""
+        before = self.step - 1
+        means, self.speed = self.meter.read(self.accelerator)
+        total = self.distiller.total({n: torch.tensor(mean) for n, mean in means.items()}, before)
+        self.losses = {**means, "total": float(total)}
+        self.check_gradients()
+        self.check_losses(means)
+        self.display.losses(self.losses, speed=self.speed)
+        if self.is_main:
+            values = {**self.losses, "learn_rate": self.stage.rate(before)}
+            entry = {**values, "stage": self.stage.name, "pieces_per_second": self.speed}
+            self.log.write(self.step, "train", entry)
+            self.accelerator.log({f"train/{k}": v for k, v in values.items()}, step=self.step)
+
+    def evaluate(self) -> None:
+        """Score the held-out blocks. Show and log the scores, unless an earlier run has done so."""
+        batches = held_out_batches(
+            self.corpus.held_out,
+            size=self.blocks.micro_batch,
+            masking=self.trainer.masking,
+            pad_id=self.blocks.pad_id,
+            process=self.blocks.process,
+            n_processes=self.blocks.n_processes,
+        )
+        device = self.accelerator.device
+        self.scores = evaluate(
+            self.distiller,
+            (self.trainer.masking(batch.to(device), "held out") for batch in batches),
+            self.accelerator,
+            self.stage.objectives,
+            step=max(0, self.step - 1),
+        )
+        if self.is_main and self.step not in self.scored_steps:
+            epoch = self.blocks.starts[self.step] / len(self.corpus.train)
+            self.display.scores(self.step, epoch, self.speed, self.losses.get("total"), self.scores)
+            self.log.write(self.step, "held_out", self.scores)
+            self.accelerator.log(
+                {f"held_out/{k}": v for k, v in self.scores.items()}, step=self.step
+            )
+
+    def save_checkpoint(self) -> None:
+        """Save the state of the training after this step, unless it has diverged."""
+        self.check_gradients()
         state = {
-            "distiller": distiller.state_dict(),
-            "optimizer": trainer.optimizer.state_dict(),
-            "losses_at_first": divergence.at_first,
-            "losses": meter.state(accelerator),  # since the log was last written
+            "distiller": self.distiller.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+            "losses_at_first": self.divergence.first_losses,
+            "losses": self.meter.state(self.accelerator),  # since the last log entry
         }
-        on_main(accelerator, lambda: checkpoints.save(step, state))
-        saved = step
+        on_main(self.accelerator, lambda: self.checkpoints.save(self.step, state))
+        self.saved_step = self.step
 
-    def check(step: int, stage: Stage | None = None) -> None:
-        """Stop where training has diverged: nothing that came of it is saved."""
-        bad = divergence.bad_step()
-        losses = {name: latest[name] for name in names if name in latest}
-        worse = divergence.worse(stage.name, losses) if stage and bad is None else None
-        if bad is None and worse is None:
-            return
-        what = f"the gradient of step {bad} is not finite"
-        if worse is not None:
-            what = f"the loss {worse!r} has risen to {latest[worse]:.4g} by step {step}"
-        rows = blocks.rows((bad or step) - 1)
-        shown = {
-            n: v if math.isfinite(v) else str(v) for n, v in latest.items()
-        }  # as JSON has them
-        found = {"step": bad or step, "losses": shown, "blocks": rows}
-        if main:
-            (output / "diverged.json").write_text(json.dumps(found, indent=2) + "\n")
-        kept = f"The checkpoint of step {saved} is kept" if saved else "There is no checkpoint yet"
-        raise DistilError(
-            f"{what}: training has diverged. {kept}. The blocks of that step are listed in "
-            f"{output / 'diverged.json'}; the first begins {describe(rows[0])!r}. Start again with "
-            f"a lower training.learn_rate, a longer training.warmup or "
-            f'training.mixed_precision = "no"'
+    def is_asked_to_stop(self, interruption: Interruption, *, agree: bool) -> bool:
+        """Whether any process has received SIGTERM.
+
+        Several processes have to agree. On GPUs they do so only when they read losses (`agree`),
+        which makes them wait for each other anyway.
+        """
+        accelerator = self.accelerator
+        if accelerator.num_processes == 1:
+            return interruption.received
+        if not agree and accelerator.device.type != "cpu":
+            return False
+        flag = torch.tensor(float(interruption.received), device=accelerator.device)
+        return bool(accelerator.reduce(flag) > 0)
+
+    def stop(self) -> None:
+        """Save a checkpoint, if this step has none, and raise `RunInterrupted`."""
+        if self.saved_step < self.step:
+            self.save_checkpoint()
+        raise RunInterrupted(
+            f"stopped by SIGTERM after step {self.step} of {self.n_steps}, and saved a checkpoint. "
+            f"Go on with --resume"
         )
 
-    display = Display(names, total=n_steps, start=start, shown=main)
-    work = prefetch(blocks.__getitem__, range(start, n_steps))
-    with closing(display), closing(work), Interruption() as interruption:
-        distiller.train()
-        # A run that was ended after a checkpoint has not evaluated it; one that was killed after
-        # its last step has, but not returned the scores.
-        if evaluates(start) and (start in (0, n_steps) or start not in logged):
-            scores = evaluate_after(start)
-        for before in range(start, n_steps):
-            step = before + 1
-            stage = stage_of(step)
-            started = time.perf_counter()
-            # Dropout is a function of seed, step and process too.
-            torch.manual_seed(seed_for(settings.seed, before, blocks.process))
-            rows = next(work)
-            divergence.note(step, trainer.step(before, rows, stage, meter))
-            meter.pieces += rows.n_real
-            meter.seconds += time.perf_counter() - started
-            display.advance()
-            logs = step % settings.log_frequency == 0 or step == stage.end
-            if logs:
-                means, speed = meter.read(accelerator)
-                latest = dict(means)
-                weighted = {name: torch.tensor(mean) for name, mean in means.items()}
-                latest["total"] = float(distiller.total(weighted, before))
-                check(step, stage)
-                display.losses(latest, speed=speed)
-                if main:
-                    record = {**latest, "learn_rate": stage.rate(before)}
-                    shown = {**record, "stage": stage.name, "pieces_per_second": speed}
-                    log.write(step, "train", shown)
-                    accelerator.log({f"train/{k}": v for k, v in record.items()}, step=step)
-            # Before the evaluation, which may take longer than there is time after SIGTERM.
-            if step % settings.checkpoint_frequency == 0 or step == n_steps:
-                save_after(step)
-            if _asked_to_end(interruption, accelerator, agree=logs) and step < n_steps:
-                if saved < step:
-                    save_after(step)
-                raise RunInterrupted(
-                    f"stopped by SIGTERM after step {step} of {n_steps}, and saved a checkpoint. "
-                    f"Go on with --resume"
-                )
-            if evaluates(step):
-                scores = evaluate_after(step)
-    return scores
+    def check_gradients(self) -> None:
+        """Raise `DistilError` if the gradient of any step so far was not finite."""
+        step = self.divergence.bad_step()
+        if step is not None:
+            self._give_up(step, f"the gradient of step {step} is not finite")
 
+    def check_losses(self, means: Mapping[str, float]) -> None:
+        """Raise `DistilError` if a loss has risen far above its first value in this stage."""
+        name = self.divergence.risen_loss(self.stage.name, means)
+        if name is not None:
+            self._give_up(
+                self.step, f"the loss {name!r} has risen to {means[name]:.4g} by step {self.step}"
+            )
 
-def _asked_to_end(interruption: Interruption, accelerator: Accelerator, *, agree: bool) -> bool:
-    """Whether SIGTERM came to any process. Several have to agree. On GPUs they do so when losses
-    are read, which makes them wait for each other anyway.
-    """
-    if accelerator.num_processes == 1:
-        return interruption.received
-    if not agree and accelerator.device.type != "cpu":
-        return False
-    flag = torch.tensor(float(interruption.received), device=accelerator.device)
-    return bool(accelerator.reduce(flag) > 0)
-
-
-def make_optimizer(
-    distiller: torch.nn.Module, settings: TrainingSettings, device: torch.device
-) -> torch.optim.AdamW:
-    """AdamW, fused where torch has it; biases and layer norms, the vectors, do not decay."""
-    parameters = [p for p in distiller.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=settings.learn_rate, betas=(0.9, 0.98), fused=fused)
+    def _give_up(self, step: int, problem: str) -> NoReturn:
+        """Write the blocks of the bad step to a file and raise `DistilError`."""
+        path = self.output / "diverged.json"
+        blocks = self.blocks.block_numbers(step - 1)
+        # JSON has no numbers that are not finite.
+        losses = {n: v if math.isfinite(v) else str(v) for n, v in self.losses.items()}
+        if self.is_main:
+            report = {"step": step, "losses": losses, "blocks": blocks}
+            path.write_text(json.dumps(report, indent=2) + "\n")
+        kept = "There is no checkpoint yet"
+        if self.saved_step:
+            kept = f"The checkpoint of step {self.saved_step} is kept"
+        raise DistilError(
+            f"{problem}: training has diverged. {kept}. The blocks of that step are listed in "
+            f"{path}; the first begins {self.describe(blocks[0])!r}. Start again with a lower "
+            f'training.learn_rate, a longer training.warmup or training.mixed_precision = "no"'
+        )

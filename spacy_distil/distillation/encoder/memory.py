@@ -1,4 +1,4 @@
-"""How many blocks go through the models at once."""
+"""Choosing the number of blocks in a forward pass."""
 
 from __future__ import annotations
 
@@ -10,69 +10,76 @@ from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size
 
 from spacy_distil.distillation.encoder.distiller import Distiller
-from spacy_distil.distillation.encoder.steps import Stage
+from spacy_distil.distillation.encoder.steps import EncoderStage
 from spacy_distil.errors import OutOfMemoryError
 from spacy_distil.students.masking import Masking, batch_blocks
 
-# Pieces in one forward pass: more do not make it faster.
-ENOUGH_ON_CPU, ENOUGH_ON_GPU = 4096, 65536
+# Maximum number of pieces in one forward pass. More do not make it faster.
+MAX_PIECES_ON_CPU, MAX_PIECES_ON_GPU = 4096, 65536
 
 
 def find_micro_batch(
     distiller: Distiller,
-    stages: Sequence[Stage],
+    stages: Sequence[EncoderStage],
     accelerator: Accelerator,
     *,
     masking: Masking,
     block_size: int,
     largest_step: int,
 ) -> int:
-    """The number of blocks that fits into the memory of every process's device, and no more than
-    are of use. On a GPU it is found by trying.
+    """Find a number of blocks that fits into the memory of every process's device.
+
+    A larger number would not make training faster, or would not fit. On a GPU, it is found by
+    trying.
 
     masking: on the device.
-    largest_step: blocks in the largest optimizer step, over all processes.
+    block_size: pieces in a block.
+    largest_step: blocks in the largest optimizer step, of all processes together.
     """
     share = -(-largest_step // accelerator.num_processes)
-    enough = ENOUGH_ON_CPU if accelerator.device.type == "cpu" else ENOUGH_ON_GPU
-    most = max(1, min(share, enough // block_size))
-    if accelerator.device.type == "cpu" or most == 1:
-        return most
-    found = largest_that_fits(
-        distiller, stages, accelerator, masking=masking, block_size=block_size, most=most
+    is_cpu = accelerator.device.type == "cpu"
+    max_pieces = MAX_PIECES_ON_CPU if is_cpu else MAX_PIECES_ON_GPU
+    upper = max(1, min(share, max_pieces // block_size))
+    if is_cpu or upper == 1:
+        return upper
+    fitting = largest_that_fits(
+        distiller, stages, accelerator, masking=masking, block_size=block_size, upper=upper
     )
-    return int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
+    return int(accelerator.gather(torch.tensor([fitting], device=accelerator.device)).min())
 
 
 def largest_that_fits(
     distiller: Distiller,
-    stages: Sequence[Stage],
+    stages: Sequence[EncoderStage],
     accelerator: Accelerator,
     *,
     masking: Masking,
     block_size: int,
-    most: int,
+    upper: int,
 ) -> int:
-    """The number of blocks, at most `most`, that a backward pass of every stage has room for, found
-    by trying. The distiller is left as it was.
+    """Find the number of blocks that a backward pass of every stage has room for, by trying.
+
+    The distiller is left as it was.
+
+    upper: the largest number to try.
     """
     learning = [p for p in distiller.parameters() if p.requires_grad]
-    # Room for what AdamW keeps of each parameter, and for what processes send each other.
-    kept = "mvb" if accelerator.num_processes > 1 else "mv"
-    ballast = [torch.empty_like(p) for p in learning for _ in kept]
-    # While a portion goes through the models, there are the gradients of those before it.
+    # AdamW keeps two moments of each parameter, and several processes a buffer to send gradients.
+    copies = 3 if accelerator.num_processes > 1 else 2
+    reserved = [torch.empty_like(p) for p in learning for _ in range(copies)]
+    # Gradients of earlier micro-batches are in memory, too.
     for parameter in learning:
         parameter.grad = torch.zeros_like(parameter)
 
-    @find_executable_batch_size(starting_batch_size=most)
+    @find_executable_batch_size(starting_batch_size=upper)
     def largest(size: int) -> int:
         text = masking.ordinary[:1].cpu().numpy().repeat(block_size)
-        rows = batch_blocks([text] * size, range(size), pad_id=0, masking=masking)
+        blocks = batch_blocks([text] * size, range(size), pad_id=0, masking=masking)
         for stage in stages:
-            batch = masking(rows.to(accelerator.device))
+            batch = masking(blocks.to(accelerator.device))
             with accelerator.autocast():
-                losses = distiller(batch, stage.first, stage.objectives)
-            distiller.total({n: loss.sum for n, loss in losses.items()}, stage.first).backward()
+                losses = distiller(batch, stage.start, stage.objectives)
+            distiller.total({n: loss.sum for n, loss in losses.items()}, stage.start).backward()
         return size
 
     try:
@@ -86,7 +93,7 @@ def largest_that_fits(
             f"chunk_blocks of the objectives"
         ) from error
     finally:
-        ballast.clear()
+        reserved.clear()
         for parameter in learning:
             parameter.grad = None
         gc.collect()

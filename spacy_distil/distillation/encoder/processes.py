@@ -1,4 +1,4 @@
-"""What one of several processes does for all."""
+"""Work that one of several processes does for all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ T = TypeVar("T")
 
 
 def on_main(accelerator: Accelerator, call: Callable[[], T]) -> T:
-    """What `call` returns on the main process, on all of them; or the `DistilError` that it raises,
-    so that no process waits for one that has given up.
+    """Call a function on the main process, and return its result on all of them.
+
+    A `DistilError` is raised on all of them, too, so that no process waits for one that has failed.
     """
     outcome: list[Any] = [(None, None)]
     if accelerator.is_main_process:
@@ -23,8 +24,8 @@ def on_main(accelerator: Accelerator, call: Callable[[], T]) -> T:
             outcome = [(None, call())]
         except DistilError as error:
             outcome = [(error, None)]
-    problem, value = broadcast_object_list(outcome)[0]
-    if problem is not None:
-        raise problem
-    found: T = value
-    return found
+    failure, result = broadcast_object_list(outcome)[0]
+    if failure is not None:
+        raise failure
+    returned: T = result
+    return returned

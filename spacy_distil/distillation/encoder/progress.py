@@ -1,4 +1,4 @@
-"""What a run shows and writes down while it goes on."""
+"""The log and the display of a run."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ class RunLog:
         self.path = path
 
     def forget_after(self, step: int) -> set[int]:
-        """Drop what was logged after the checkpoint that a run is resumed from.
+        """Drop the entries after the checkpoint that a run is resumed from.
 
-        Returns the steps whose held-out scores stay.
+        RETURNS: steps whose held-out scores stay.
         """
         if not self.path.exists():
             return set()
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A kill may have cut the last line short.
-        whole = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        complete = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in complete if json.loads(line)["step"] <= step]
         write_text(self.path, "".join(kept))
         records = map(json.loads, kept)
         return {record["step"] for record in records if record["kind"] == "held_out"}
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Append an entry. kind: "train" or "held_out"."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
@@ -51,8 +52,9 @@ class RunLog:
 class Display:
     """A progress bar on a terminal, and a table with a row per held-out evaluation.
 
-    objectives: their names, a column each.
-    total, start: steps of the run, and those done before.
+    objectives: names of the columns.
+    total, start: steps of the run, and steps taken before.
+    shown: whether to show anything. Only one of several processes should.
     """
 
     def __init__(self, objectives: Sequence[str], *, total: int, start: int, shown: bool) -> None:
@@ -68,12 +70,13 @@ class Display:
         self._line(["-" * width for width in self.widths])
 
     def advance(self) -> None:
+        """Count one step."""
         self.bar.update()
 
     def losses(self, means: Mapping[str, float], *, speed: float) -> None:
         """Show the mean training losses of the last few steps. speed: in pieces per second."""
-        shown = " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-        self.bar.set_postfix_str(f"{shown}, {speed:,.0f} pieces/s")
+        text = " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        self.bar.set_postfix_str(f"{text}, {speed:,.0f} pieces/s")
 
     def scores(
         self,
@@ -83,7 +86,13 @@ class Display:
         loss: float | None,
         scores: Mapping[str, float],
     ) -> None:
-        """Add a row. loss: weighted training loss. scores: see `evaluation.evaluate`."""
+        """Add a row to the table.
+
+        epoch: how often the run has gone through the corpus.
+        speed: in pieces per second; `None` at the start of a run.
+        loss: weighted training loss; `None` at the start of a run.
+        scores: see `evaluation.evaluate`.
+        """
         cells = [str(step), f"{epoch:.2f}"]
         cells += ["" if speed is None else f"{speed:,.0f}", "" if loss is None else f"{loss:.4f}"]
         cells += [f"{scores[name]:.4f}" for name in (*self.objectives, "total")]
@@ -91,6 +100,7 @@ class Display:
         self._line(cells)
 
     def close(self) -> None:
+        """Remove the bar."""
         self.bar.close()
 
     def _line(self, cells: Sequence[str]) -> None:

@@ -1,25 +1,16 @@
-"""A distillation run, from its config to the saved student."""
+"""An encoder distillation, from its config to the saved student."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-)
 from wasabi import Printer
 
 from spacy_distil.distillation.encoder.card import student_card
@@ -28,29 +19,36 @@ from spacy_distil.distillation.encoder.compilation import explain_compile_errors
 from spacy_distil.distillation.encoder.config import (
     FREE_ON_RESUME,
     EncoderDistilConfig,
-    TrainingSettings,
     load_config,
 )
-from spacy_distil.distillation.encoder.corpus import Corpus, load_corpus, plan_corpus
+from spacy_distil.distillation.encoder.corpus import load_corpus, plan_corpus
+from spacy_distil.distillation.encoder.devices import (
+    describe_devices,
+    make_accelerator,
+    prepare_models,
+)
 from spacy_distil.distillation.encoder.distiller import Distiller
-from spacy_distil.distillation.encoder.loop import Trainer, train
+from spacy_distil.distillation.encoder.loop import TrainingLoop
 from spacy_distil.distillation.encoder.memory import find_micro_batch
 from spacy_distil.distillation.encoder.objectives import prepare_objectives
 from spacy_distil.distillation.encoder.processes import on_main
 from spacy_distil.distillation.encoder.steps import StepBlocks, plan_stages, plan_steps
+from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.engines.changes import ATTENTION_DROPOUTS, DROPOUTS, EncoderChanges
-from spacy_distil.engines.onednn import is_faster, use_onednn
-from spacy_distil.engines.precision import has_native_bf16
-from spacy_distil.errors import ConfigError, DistilError, require
+from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.runs.files import scratch_directory
 from spacy_distil.students.heat_map import print_importance
-from spacy_distil.students.importance import importance_batches, measure_importance
+from spacy_distil.students.importance import (
+    Importance,
+    importance_batches,
+    measure_importance,
+)
 from spacy_distil.students.licence import find_licence
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masked_lm_heads import add_masked_lm_head
 from spacy_distil.students.masking import Masking
-from spacy_distil.students.shapes import StudentShape, choose_shape
+from spacy_distil.students.shapes import choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher, quiet_transformers
 
 if TYPE_CHECKING:
@@ -61,10 +59,10 @@ if TYPE_CHECKING:
 class DistilledEncoder:
     """A finished run.
 
-    path: the student's directory.
+    path: directory of the student.
     steps: optimizer steps of the whole run.
     scores: the last held-out scores, see `evaluation.evaluate`.
-    device: what it was trained on.
+    device: name of the device, or devices, of the training.
     """
 
     path: Path
@@ -84,243 +82,315 @@ def run(
 ) -> DistilledEncoder:
     """See `distil_encoder`."""
     settings = load_config(config, overrides)
-    directory = RunDirectory(
-        output,
-        settings="distil.cfg",
-        results="distil.json",
-        kept=frozenset({"cache"}),
-        free=FREE_ON_RESUME,
-    )
-    if not (resume or force):
-        directory.refuse_run()
-    accelerator = _accelerator(gpu_id, settings.training, output)
-    main, device = accelerator.is_main_process, _describe(accelerator)
-    say = Printer(no_print=not main)
-    say.info(f"Training on {device}, mixed precision: {accelerator.mixed_precision}")
+    return EncoderRun(settings, output, gpu_id=gpu_id, resume=resume, force=force).run()
 
-    teacher = load_teacher(settings.teacher.name, revision=settings.teacher.revision)
-    wanted = settings.student
-    shape = choose_shape(
-        teacher.model.config,
-        wanted.layers,
-        wanted.n_layers,
-        heads=wanted.heads,
-        ffn=wanted.ffn,
-        width=wanted.width,
-    )
-    _check_head(settings, teacher)
-    plans = plan_corpus(settings.corpus, teacher)
-    inputs = {
-        "teacher": teacher.fingerprint,
-        **{plan.setting: plan.fingerprint for plan in plans.values()},
-        # A plan is no mapping: that the stages are the same ones is not enough.
-        "the order of objectives and stages": repr([[*settings.objectives], [*settings.stages]]),
-    }
-    # One process decides what becomes of an earlier run, before any other looks.
-    earlier = on_main(
-        accelerator,
-        lambda: directory.resume_or_replace(settings.source, inputs, resume=resume, force=force),
-    )
-    checkpoints = Checkpoints(output / "checkpoints", keep=settings.training.keep_checkpoints)
-    has_checkpoint = bool(checkpoints.steps())
-    if directory.announce(earlier, resume=resume, has_checkpoint=has_checkpoint, printer=say):
-        accelerator.end_training()
-        return _distilled(output, earlier or {})
-    if main:
-        directory.write_settings(settings.source)
-    cache = Path(settings.corpus.cache) if settings.corpus.cache else output / "cache"
-    with accelerator.local_main_process_first():
-        corpus = load_corpus(plans, settings.corpus, teacher, cache=cache)
-    before = (earlier or {}).get("mixed_precision", accelerator.mixed_precision)
-    if before != accelerator.mixed_precision:
-        say.warn(f"The run was in mixed precision: {before}. Here it goes on in another")
-    results = {
-        **(earlier or {}),
-        "finished": False,
-        "inputs": inputs,
-        "mixed_precision": accelerator.mixed_precision,
-    }
-    if main:
-        directory.write_results(results)
-    if not len(corpus.held_out):
-        say.warn("Nothing is held out: set corpus.dev or corpus.dev_fraction to see scores")
 
-    training = settings.training
-    starts = plan_steps(training, len(corpus.train), accelerator.num_processes)
-    stages = plan_stages(settings, len(starts) - 1)
-    masking = Masking.for_tokenizer(
-        teacher.tokenizer, settings.mask_probability, seed=training.seed
-    )
-    torch.manual_seed(training.seed)
-    teacher.model.to(accelerator.device)
-    student = _make_student(settings, teacher, shape, corpus, is_resumed=has_checkpoint)
-    prepare_objectives(settings.objectives, teacher.model.config, student.config)
-    say.info(
-        f"Student: layers {', '.join(map(str, shape.layers))} of {teacher.n_layers}, "
-        f"{student.num_parameters():,} of {teacher.model.num_parameters():,} parameters. "
-        f"Blocks: {len(corpus.train):,} to train on, {len(corpus.held_out):,} held out"
-    )
-    prepare_models(teacher.model, student, accelerator)
-    distiller = Distiller(teacher.model, student, settings.objectives).to(accelerator.device)
-    micro_batch = training.micro_batch
-    if micro_batch == "auto":
-        # What was found for a device holds for it: a resumed run sums in the same order.
-        found = (earlier or {}).get("micro_batch", {})
-        micro_batch = found.get(device) or find_micro_batch(
-            distiller,
-            stages,
-            accelerator,
-            masking=masking.to(accelerator.device),
-            block_size=settings.corpus.block_size,
-            largest_step=int(np.diff(starts).max()),
+class EncoderRun:
+    """One distillation. `run` calls the other methods, in their order.
+
+    With several processes, each has its own instance. See `distil_encoder` for the arguments.
+    """
+
+    def __init__(
+        self,
+        settings: EncoderDistilConfig,
+        output: Path,
+        *,
+        gpu_id: int | None,
+        resume: bool,
+        force: bool,
+    ) -> None:
+        self.settings = settings
+        self.training = settings.training
+        self.output = output
+        self.resume = resume
+        self.force = force
+        self.directory = RunDirectory(
+            output,
+            settings="distil.cfg",
+            results="distil.json",
+            kept=frozenset({"cache"}),
+            free=FREE_ON_RESUME,
         )
-    results["micro_batch"] = {device: micro_batch}
-    if main:
-        directory.write_results(results)
-    # Not before: DistributedDataParallel takes note of every gradient, those of the trial too, and
-    # each size that the trial takes would be compiled anew.
-    trainer = Trainer.prepare(distiller, training, masking, accelerator)
-    blocks = StepBlocks(
-        corpus.train,
-        starts,
-        masking=masking,
-        pad_id=int(teacher.tokenizer.pad_token_id),
-        seed=training.seed,
-        micro_batch=micro_batch,
-        process=accelerator.process_index,
-        n_processes=accelerator.num_processes,
-    )
-    accelerator.init_trackers("distil")
-    try:
-        with explain_compile_errors() if training.compile else nullcontext():
-            scores = train(
-                trainer,
-                corpus,
-                blocks,
-                stages,
-                training,
-                checkpoints=checkpoints,
-                output=output,
-                describe=lambda row: teacher.tokenizer.decode(corpus.train[[row]][0][1:20]),
+        if not (resume or force):
+            self.directory.refuse_run()
+        self.checkpoints = Checkpoints(output / "checkpoints", keep=self.training.keep_checkpoints)
+        self.accelerator = make_accelerator(gpu_id, self.training, output)
+        self.is_main = self.accelerator.is_main_process
+        self.device = describe_devices(self.accelerator)
+        self.printer = Printer(no_print=not self.is_main)
+
+    def run(self) -> DistilledEncoder:
+        """Distil the student and save it, unless an earlier run has done so."""
+        precision = self.accelerator.mixed_precision
+        self.printer.info(f"Training on {self.device}, mixed precision: {precision}")
+        self.load_teacher()
+        self.plan()
+        if self.open_output():
+            self.accelerator.end_training()
+            return self.result()
+        self.load_corpus()
+        self.plan_steps()
+        self.make_student()
+        self.make_distiller()
+        self.train()
+        self.save()
+        self.close()
+        self.printer.good(f"Encoder saved to {self.output}")
+        return self.result()
+
+    def load_teacher(self) -> None:
+        """Load the teacher, choose the student's shape, and check that the teacher has a head if an
+        objective needs it.
+        """
+        self.teacher = load_teacher(
+            self.settings.teacher.name, revision=self.settings.teacher.revision
+        )
+        student = self.settings.student
+        self.shape = choose_shape(
+            self.teacher.model.config,
+            student.layers,
+            student.n_layers,
+            heads=student.heads,
+            ffn=student.ffn,
+            width=student.width,
+        )
+        _check_head(self.settings, self.teacher)
+
+    def plan(self) -> None:
+        """Find the files of the corpus, and fingerprint all inputs of the run."""
+        self.corpus_plans = plan_corpus(self.settings.corpus, self.teacher)
+        self.inputs = {
+            "teacher": self.teacher.fingerprint,
+            **{plan.setting: plan.fingerprint for plan in self.corpus_plans.values()},
+            # The comparison of settings ignores order, but here it matters.
+            "the order of objectives and stages": repr(
+                [[*self.settings.objectives], [*self.settings.stages]]
+            ),
+        }
+
+    def open_output(self) -> bool:
+        """Find the run to resume, or make room for a new one.
+
+        RETURNS: whether the run is finished already.
+        """
+        # One process does this before any other looks into the directory.
+        earlier = on_main(
+            self.accelerator,
+            lambda: self.directory.resume_or_replace(
+                self.settings.source, self.inputs, resume=self.resume, force=self.force
+            ),
+        )
+        self.results: dict[str, Any] = earlier or {}
+        self.has_checkpoint = bool(self.checkpoints.steps())
+        is_finished = self.directory.announce(
+            earlier,
+            resume=self.resume,
+            has_checkpoint=self.has_checkpoint,
+            printer=self.printer,
+        )
+        if self.is_main and not is_finished:
+            self.directory.write_settings(self.settings.source)
+        return is_finished
+
+    def load_corpus(self) -> None:
+        """Tokenize the corpus, or find it in the cache, and declare that the run has begun."""
+        corpus = self.settings.corpus
+        cache = Path(corpus.cache) if corpus.cache else self.output / "cache"
+        with self.accelerator.local_main_process_first():
+            self.corpus = load_corpus(self.corpus_plans, corpus, self.teacher, cache=cache)
+        precision = self.accelerator.mixed_precision
+        earlier_precision = self.results.get("mixed_precision", precision)
+        if earlier_precision != precision:
+            self.printer.warn(
+                f"The run was in mixed precision: {earlier_precision}. It goes on in mixed "
+                f"precision: {precision}"
             )
-    except DistilError:
-        # Not the processes' group, which the traceback still holds.
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        raise
-    results |= {"finished": True, "steps": len(starts) - 1, "scores": scores, "device": device}
-    if main:
-        _save(student, teacher, corpus, settings, shape, results, directory)
-    accelerator.wait_for_everyone()
-    # The group of processes must end before the last that holds it: gloo's threads would wait for
-    # Python, which waits for them.
-    accelerator.free_memory(trainer)
-    del trainer
-    accelerator.end_training()
-    say.good(f"Encoder saved to {output}")
-    return _distilled(output, results)
-
-
-def prepare_models(
-    teacher: PreTrainedModel, student: PreTrainedModel, accelerator: Accelerator
-) -> None:
-    """Make both as fast as they can be: the teacher in the precision that it is run in, and linear
-    layers by the library that is the fastest here.
-    """
-    if accelerator.mixed_precision == "bf16":
-        teacher.to(torch.bfloat16)
-    teacher.to(accelerator.device)
-    for model in (teacher, student):
-        # It looks for padding wherever there is no mask, and makes the CPU wait for the answer.
-        # Blocks without a mask have none.
-        model.base_model.warn_if_padding_and_no_attention_mask = lambda *ids: None
-        if is_faster(accelerator.device):
-            use_onednn(model)
-
-
-def _make_student(
-    settings: EncoderDistilConfig,
-    teacher: Teacher,
-    shape: StudentShape,
-    corpus: Corpus,
-    *,
-    is_resumed: bool,
-) -> PreTrainedModel:
-    """The student as it begins, without the teacher's dropout.
-
-    is_resumed: its weights come from a checkpoint, so that those it would begin with do not matter.
-    """
-    wanted = settings.student
-    start = "random" if is_resumed else wanted.start
-    importance = None
-    if shape.cuts and start == "teacher":
-        most = min(wanted.importance_blocks, len(corpus.train))
-        blocks = corpus.train[np.linspace(0, len(corpus.train) - 1, most).astype(int)]
-        importance = measure_importance(teacher, importance_batches(blocks, teacher))
-        if PartialState().is_main_process:
-            print_importance(importance, shape, model_type=teacher.model.config.model_type)
-    source = teacher
-    if not teacher.has_mlm_head and any(o.needs.student_head for o in settings.objectives.values()):
-        source = replace(teacher, model=add_masked_lm_head(teacher.model), has_mlm_head=True)
-    config, dropout = source.model.config, settings.training.dropout
-    names = [name for name in (*DROPOUTS, *ATTENTION_DROPOUTS) if hasattr(config, name)]
-    before = {name: getattr(config, name) for name in names}
-    EncoderChanges(dropout=dropout, attention_dropout=dropout).apply(config)
-    student = make_student(source, shape, importance, start=start)
-    for name, value in before.items():
-        setattr(config, name, value)
-    return student
-
-
-def _accelerator(gpu_id: int | None, settings: TrainingSettings, output: Path) -> Accelerator:
-    """The devices to train on. gpu_id: see `distil_encoder`."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if gpu_id is not None and gpu_id >= 0:
-        if several:
-            raise ConfigError(
-                f"--gpu-id {gpu_id}: each process that a launcher starts takes the GPU of its own "
-                f"number. Leave --gpu-id out, or choose GPUs by CUDA_VISIBLE_DEVICES"
+        self.update_results(finished=False, inputs=self.inputs, mixed_precision=precision)
+        if not len(self.corpus.held_out):
+            self.printer.warn(
+                "Nothing is held out: set corpus.dev or corpus.dev_fraction to see scores"
             )
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if gpu_id >= found:
-            raise ConfigError(
-                f"--gpu-id {gpu_id}: torch sees {found} CUDA devices. Leave --gpu-id out to take "
-                f"what there is, or give -1 for the CPU"
+
+    def plan_steps(self) -> None:
+        """Plan the blocks, stages and masks of each step."""
+        self.starts = plan_steps(
+            self.training, len(self.corpus.train), self.accelerator.num_processes
+        )
+        self.n_steps = len(self.starts) - 1
+        self.stages = plan_stages(self.settings, self.n_steps)
+        self.masking = Masking.for_tokenizer(
+            self.teacher.tokenizer, self.settings.mask_probability, seed=self.training.seed
+        )
+
+    def make_student(self) -> None:
+        """Make the student as it is before training, and fit the objectives to both models."""
+        torch.manual_seed(self.training.seed)
+        self.teacher.model.to(self.accelerator.device)
+        # A checkpoint will replace the weights of a resumed run.
+        start = "random" if self.has_checkpoint else self.settings.student.start
+        importance = self.measure_importance() if start == "teacher" else None
+        teacher = self.teacher
+        needs_head = any(o.needs.student_head for o in self.settings.objectives.values())
+        if needs_head and not teacher.has_mlm_head:
+            teacher = replace(teacher, model=add_masked_lm_head(teacher.model), has_mlm_head=True)
+        # The student copies the dropout of the teacher's config, which must not change itself.
+        dropouts = _dropouts(teacher.model)
+        dropout = self.training.dropout
+        EncoderChanges(dropout=dropout, attention_dropout=dropout).apply(teacher.model.config)
+        self.student = make_student(teacher, self.shape, importance, start=start)
+        _set_dropouts(teacher.model, dropouts)
+        prepare_objectives(self.settings.objectives, self.teacher.model.config, self.student.config)
+        self.printer.info(
+            f"Student: layers {', '.join(map(str, self.shape.layers))} of "
+            f"{self.teacher.n_layers}, {self.student.num_parameters():,} of "
+            f"{self.teacher.model.num_parameters():,} parameters. Blocks: "
+            f"{len(self.corpus.train):,} to train on, {len(self.corpus.held_out):,} held out"
+        )
+
+    def measure_importance(self) -> Importance | None:
+        """Measure the importance of the teacher's parts, if the student leaves some of them out."""
+        if not self.shape.cuts:
+            return None
+        n_train = len(self.corpus.train)
+        count = min(self.settings.student.importance_blocks, n_train)
+        blocks = self.corpus.train[np.linspace(0, n_train - 1, count).astype(int)]
+        importance = measure_importance(self.teacher, importance_batches(blocks, self.teacher))
+        if self.is_main:
+            model_type = self.teacher.model.config.model_type
+            print_importance(importance, self.shape, model_type=model_type)
+        return importance
+
+    def make_distiller(self) -> None:
+        """Join both models and the objectives, and choose the size of micro-batches."""
+        prepare_models(self.teacher.model, self.student, self.accelerator)
+        device = self.accelerator.device
+        self.distiller = Distiller(self.teacher.model, self.student, self.settings.objectives).to(
+            device
+        )
+        micro_batch = self.training.micro_batch
+        if micro_batch == "auto":
+            # A run that is resumed on the same device keeps its size, and so the order of sums.
+            earlier = self.results.get("micro_batch", {})
+            micro_batch = earlier.get(self.device) or find_micro_batch(
+                self.distiller,
+                self.stages,
+                self.accelerator,
+                masking=self.masking.to(device),
+                block_size=self.settings.corpus.block_size,
+                largest_step=int(np.diff(self.starts).max()),
             )
-        torch.cuda.set_device(gpu_id)
-    cpu = gpu_id is not None and gpu_id < 0
-    precision = settings.mixed_precision
-    if precision == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-        precision = "bf16" if has_native_bf16(device) else "no"
-    if settings.tensorboard:
-        require("tensorboard", extra="train", purpose="training.tensorboard = true")
-    if not several:
-        # accelerate keeps one state per process; a run must not inherit that of an earlier one.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision=precision,
-        log_with="tensorboard" if settings.tensorboard else None,
-        project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
-        kwargs_handlers=[
-            # A stage need not use all of the student: its head, or its uppermost layers.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
-            # So long the others wait while one process tokenizes.
-            InitProcessGroupKwargs(timeout=timedelta(hours=2)),
-        ],
-    )
+        self.micro_batch = micro_batch
+        self.update_results(micro_batch={self.device: micro_batch})
+
+    def train(self) -> None:
+        """Train the student in place."""
+        blocks = StepBlocks(
+            self.corpus.train,
+            self.starts,
+            masking=self.masking,
+            pad_id=int(self.teacher.tokenizer.pad_token_id),
+            seed=self.training.seed,
+            micro_batch=self.micro_batch,
+            process=self.accelerator.process_index,
+            n_processes=self.accelerator.num_processes,
+        )
+        # This must follow the search for a micro-batch. DistributedDataParallel would record the
+        # gradients of its trials, and torch would compile the models again for each size.
+        trainer = Trainer.prepare(self.distiller, self.training, self.masking, self.accelerator)
+        loop = TrainingLoop(
+            trainer,
+            self.corpus,
+            blocks,
+            self.stages,
+            self.training,
+            checkpoints=self.checkpoints,
+            output=self.output,
+            describe=self.describe_block,
+        )
+        self.accelerator.init_trackers("distil")
+        try:
+            with explain_compile_errors() if self.training.compile else nullcontext():
+                self.scores = loop.run()
+        except DistilError:
+            # The group of processes has to stay: the traceback holds modules that use it.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            raise
+
+    def describe_block(self, number: int) -> str:
+        """The first words of a training block."""
+        pieces = self.corpus.train[[number]][0]
+        text: str = self.teacher.tokenizer.decode(pieces[1:20])
+        return text
+
+    def save(self) -> None:
+        """Write the model, then the results that declare the run finished; delete checkpoints."""
+        if self.is_main:
+            self.write_model()
+        self.update_results(
+            finished=True, steps=self.n_steps, scores=self.scores, device=self.device
+        )
+        if self.is_main and self.training.remove_checkpoints:
+            shutil.rmtree(self.checkpoints.directory, ignore_errors=True)
+
+    def write_model(self) -> None:
+        """Write the student, its tokenizer and its model card."""
+        # Whoever trains the student further gets the teacher's dropout.
+        _set_dropouts(self.student, _dropouts(self.teacher.model))
+        card = student_card(
+            self.settings,
+            teacher=self.teacher,
+            licence=find_licence(self.teacher.name, revision=self.settings.teacher.revision),
+            shape=self.shape,
+            n_parameters=self.student.num_parameters(),
+            sources=self.corpus.sources,
+            steps=self.n_steps,
+            scores=self.scores,
+            device=self.device,
+        )
+        with scratch_directory(self.output) as unfinished:
+            with quiet_transformers():
+                self.student.save_pretrained(unfinished)
+                self.teacher.tokenizer.save_pretrained(unfinished)
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
+            for path in sorted(unfinished.iterdir()):
+                path.replace(self.output / path.name)
+
+    def close(self) -> None:
+        """Wait for all processes and end their group."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.num_processes > 1:
+            # No module that uses the group may outlive it: gloo's threads and Python would wait for
+            # each other.
+            self.accelerator.free_memory()
+        self.accelerator.end_training()
+
+    def update_results(self, **changes: Any) -> None:
+        """Change entries of the results, and write them. See `RunDirectory.write_results`."""
+        self.results |= changes
+        if self.is_main:
+            self.directory.write_results(self.results)
+
+    def result(self) -> DistilledEncoder:
+        """The finished run, as the caller gets it."""
+        results = self.results
+        return DistilledEncoder(self.output, results["steps"], results["scores"], results["device"])
 
 
-def _describe(accelerator: Accelerator) -> str:
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    several = f"{accelerator.num_processes} x " if accelerator.num_processes > 1 else ""
-    return f"{several}{name}"
+def _dropouts(model: PreTrainedModel) -> dict[str, float]:
+    """The dropout settings of a model, by the names that its family has for them."""
+    names = (*DROPOUTS, *ATTENTION_DROPOUTS)
+    return {name: getattr(model.config, name) for name in names if hasattr(model.config, name)}
+
+
+def _set_dropouts(model: PreTrainedModel, dropouts: Mapping[str, float]) -> None:
+    for name, value in dropouts.items():
+        setattr(model.config, name, value)
 
 
 def _check_head(settings: EncoderDistilConfig, teacher: Teacher) -> None:
+    """Raise `ConfigError` if an objective needs a head that the teacher does not have."""
     needy = [name for name, o in settings.objectives.items() if o.needs.teacher_head]
     if teacher.has_mlm_head or not needy:
         return
@@ -333,44 +403,3 @@ def _check_head(settings: EncoderDistilConfig, teacher: Teacher) -> None:
         f"or take a teacher that has one, such as bert-base-uncased:\n"
         f"  --teacher.name bert-base-uncased"
     )
-
-
-def _distilled(output: Path, results: Mapping[str, Any]) -> DistilledEncoder:
-    return DistilledEncoder(output, results["steps"], results["scores"], results["device"])
-
-
-def _save(
-    student: PreTrainedModel,
-    teacher: Teacher,
-    corpus: Corpus,
-    settings: EncoderDistilConfig,
-    shape: StudentShape,
-    results: Mapping[str, Any],
-    directory: RunDirectory,
-) -> None:
-    """Write the model, then the results that declare the run finished, then drop checkpoints."""
-    output = directory.path
-    for name in (*DROPOUTS, *ATTENTION_DROPOUTS):  # who trains it further has the teacher's
-        if hasattr(student.config, name):
-            setattr(student.config, name, getattr(teacher.model.config, name))
-    card = student_card(
-        settings,
-        teacher=teacher,
-        licence=find_licence(teacher.name, revision=settings.teacher.revision),
-        shape=shape,
-        n_parameters=student.num_parameters(),
-        sources=corpus.sources,
-        steps=results["steps"],
-        scores=results["scores"],
-        device=results["device"],
-    )
-    with scratch_directory(output) as unfinished:
-        with quiet_transformers():
-            student.save_pretrained(unfinished)
-            teacher.tokenizer.save_pretrained(unfinished)
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
-        for path in sorted(unfinished.iterdir()):
-            path.replace(output / path.name)
-    directory.write_results(results)
-    if settings.training.remove_checkpoints:
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Settings that may change from step to step, written in a config as spaCy's schedules are."""
+"""Settings that may change from step to step. A config names them like spaCy's schedules."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from spacy_distil.errors import ConfigError
 class Schedule:
     """A number for each step of a run.
 
-    It is asked for by step, not drawn one by one, so that a resumed run goes on with the numbers
-    that it would have had.
+    `at` takes the step, so that a resumed run goes on with the numbers of an uninterrupted one.
 
     setting: dotted name, for errors.
-    value: one number for all steps, or what `@schedules` made: numbers for steps 0, 1, 2, ... Where
-        they end, the last one stays.
-    at_least, above: bounds; a number that does not keep them raises `ConfigError` when its step is
-        asked for, the first one at once.
+    value: one number for all steps, or a schedule that `@schedules` made: numbers for steps 0, 1,
+        2, and so on. After its end, the last number stays.
+    at_least, above: bounds. A number outside them raises `ConfigError` when `at` reaches its step;
+        the first number does so at once.
     """
 
     def __init__(
@@ -42,28 +41,29 @@ class Schedule:
 
     @property
     def is_constant(self) -> bool:
+        """Whether all steps have the same number."""
         self._draw(2)
         return len(self._values) == 1
 
     def at(self, step: int) -> float:
-        """step: the number of optimizer steps taken before."""
+        """The number for a step. step: number of optimizer steps taken before."""
         self._draw(step + 1)
         return self._values[min(step, len(self._values) - 1)]
 
     def _draw(self, count: int) -> None:
-        """Have at least `count` numbers, or all that there are."""
+        """Draw until there are `count` numbers, or until the schedule ends."""
         for value in islice(self._more, max(0, count - len(self._values))):
             if not isinstance(value, Real):
                 raise ConfigError(f"{self.setting}: the schedule gave {value!r}, not a number")
             number = float(value)
-            # Written so that NaN keeps no bound.
+            # Comparisons are negated because NaN must fail them.
             if self._at_least is not None and not number >= self._at_least:
-                raise ConfigError(self._wrong(number, f"at least {self._at_least}"))
+                raise ConfigError(self._problem(number, f"at least {self._at_least}"))
             if self._above is not None and not number > self._above:
-                raise ConfigError(self._wrong(number, f"above {self._above}"))
+                raise ConfigError(self._problem(number, f"above {self._above}"))
             self._values.append(number)
 
-    def _wrong(self, number: float, expected: str) -> str:
+    def _problem(self, number: float, expected: str) -> str:
         step = len(self._values)
         when = f" at step {step + 1}" if step else ""
         return f"{self.setting} = {number:g}{when}: must be {expected}"

@@ -1,7 +1,7 @@
-"""Blocks of pieces on disk: rows of one length in numbered files of numpy's own format.
+"""Blocks of pieces on disk: rows of equal length in numbered files of numpy's own format.
 
 Rows are read by position. Mapped files would be simpler, but their pages count as memory of the
-process: it would seem to grow to the size of the corpus, and may be ended for that.
+process. It would seem to grow to the size of the corpus, and the system might kill it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 
 from spacy_distil.errors import CorpusError
 
-# Size of a shard, and how many blocks are written at a time.
+# Size of a shard, and number of blocks written at a time.
 SHARD_BYTES = 64 << 20
 WRITTEN_ROWS = 1_000
 
 
 def piece_type(largest: int) -> np.dtype:
-    """The type of pieces whose ids go up to `largest`, little-endian on every machine."""
+    """The type for ids of pieces up to `largest`, little-endian on every machine."""
     return np.dtype("<u2" if largest < 1 << 16 else "<i4")
 
 
@@ -39,15 +39,18 @@ def write_shards(
     dtype: np.dtype,
     limit: int | None = None,
 ) -> tuple[int, int]:
-    """Write blocks of `block_size` pieces; the very last may be shorter, and is padded with zeros.
+    """Write blocks to shards.
 
-    directory: which is there. dtype: see `piece_type`. limit: of blocks. Returns the numbers of
-    blocks and of pieces.
+    blocks: ids of `block_size` pieces each. The last block may be shorter; it is padded with zeros.
+    directory: an existing one.
+    dtype: see `piece_type`.
+    limit: maximum number of blocks.
+    RETURNS: numbers of blocks and of pieces.
     """
     per_shard = max(1, SHARD_BYTES // (block_size * dtype.itemsize))
     n_blocks = n_pieces = number = 0
     blocks = islice(blocks, limit)
-    for first in blocks:  # a shard is begun only where it has a row
+    for first in blocks:  # no shard without a row
         shard = islice(chain([first], blocks), per_shard)
         rows, pieces = _write_shard(shard_path(directory, number), shard, block_size, dtype)
         n_blocks, n_pieces, number = n_blocks + rows, n_pieces + pieces, number + 1
@@ -60,29 +63,30 @@ def _write_shard(
     n_rows = n_pieces = 0
     with path.open("wb") as file:
         _write_header(file, (0, block_size), dtype)
-        while some := list(islice(blocks, WRITTEN_ROWS)):
-            rows = np.zeros((len(some), block_size), dtype)
-            for row, block in zip(rows, some, strict=True):
+        while group := list(islice(blocks, WRITTEN_ROWS)):
+            rows = np.zeros((len(group), block_size), dtype)
+            for row, block in zip(rows, group, strict=True):
                 row[: len(block)] = block
             file.write(rows.data)
-            n_rows += len(some)
-            n_pieces += sum(map(len, some))
+            n_rows += len(group)
+            n_pieces += sum(map(len, group))
         file.seek(0)
         _write_header(file, (n_rows, block_size), dtype)
         file.flush()
-        os.fsync(file.fileno())  # a renamed directory must not outlive its content in a power cut
+        os.fsync(file.fileno())  # a power cut must not leave a renamed directory empty
     return n_rows, n_pieces
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, int], dtype: np.dtype) -> None:
-    """It takes the same space whatever the number of rows."""
+    """Write a header, whose size does not depend on the number of rows."""
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 class Shards:
-    """The rows in a directory. Any threads may read at once, and processes forked at any time: no
-    file stays open between two calls.
+    """Reads the rows in a directory.
+
+    Threads and forked processes may read at the same time, as no file stays open between two calls.
 
     n_rows, n_pieces: as `write_shards` returned them.
     """
@@ -98,17 +102,17 @@ class Shards:
         return self.n_rows
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """How many pieces rows hold, found without reading them. rows: (n,). Returns (n,) int64."""
+        """Numbers of pieces in rows, without reading them. rows: (n,). RETURNS: (n,) int64."""
         return np.where(rows == self.n_rows - 1, self.last_length, self.block_size)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """rows: (n,) int64, from 0, in any order. Returns (n, block_size), padding included."""
+        """Read rows. rows: (n,) int64, from 0, in any order. RETURNS: (n, block_size), padded."""
         order = np.argsort(rows, kind="stable")
-        wanted = rows[order]
-        shards = wanted // self.per_shard
-        found = np.empty((len(rows), self.block_size), self.dtype)
+        ordered = rows[order]
+        shards = ordered // self.per_shard
+        pieces = np.empty((len(rows), self.block_size), self.dtype)
         # Neighbours in one shard are read at once.
-        breaks = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(shards) != 0)) + 1
+        breaks = np.flatnonzero((np.diff(ordered) != 1) | (np.diff(shards) != 0)) + 1
         for number in np.unique(shards):
             first, end = np.searchsorted(shards, [number, number + 1])
             inside = breaks[(breaks > first) & (breaks < end)]
@@ -116,13 +120,13 @@ class Shards:
             try:
                 with path.open("rb", buffering=0) as file:
                     for start, stop in pairwise([first, *inside, end]):
-                        row = int(wanted[start] - number * self.per_shard)
+                        row = int(ordered[start] - number * self.per_shard)
                         file.seek(self.offset + row * self._row_bytes)
-                        _fill(file, found[start:stop].data.cast("B"))
+                        _fill(file, pieces[start:stop].data.cast("B"))
             except OSError as error:
                 raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
-        result = np.empty_like(found)
-        result[order] = found
+        result = np.empty_like(pieces)
+        result[order] = pieces
         return result
 
     @property
@@ -130,7 +134,7 @@ class Shards:
         return self.block_size * self.dtype.itemsize
 
     def _check(self) -> None:
-        """Raise CorpusError unless each shard is there, with all its rows."""
+        """Raise `CorpusError` unless each shard exists and has all its rows."""
         for number, start in enumerate(range(0, self.n_rows, self.per_shard)):
             n_rows = min(self.per_shard, self.n_rows - start)
             shape, dtype, offset = _read_header(self.directory, number)
@@ -143,7 +147,7 @@ class Shards:
 
 
 def _read_header(directory: Path, number: int) -> tuple[tuple[int, int], np.dtype, int]:
-    """Shape and type of a shard, and where its rows begin, in bytes."""
+    """Read the shape and the type of a shard, and the offset of its rows in bytes."""
     path = shard_path(directory, number)
     try:
         with path.open("rb") as file:
@@ -158,7 +162,7 @@ def _read_header(directory: Path, number: int) -> tuple[tuple[int, int], np.dtyp
 
 
 def _fill(file: FileIO, space: memoryview) -> None:
-    """Read until `space` is full; one call may give less."""
+    """Read until `space` is full. One call of `readinto` may read less."""
     while len(space):
         n_bytes = file.readinto(space)
         if not n_bytes:
@@ -166,8 +170,8 @@ def _fill(file: FileIO, space: memoryview) -> None:
         space = space[n_bytes:]
 
 
-def _damaged(path: Path, why: object) -> CorpusError:
+def _damaged(path: Path, reason: object) -> CorpusError:
     return CorpusError(
-        f"{path} is missing or damaged ({why}). Delete {path.parent}, and the next run tokenises "
-        "the corpus again"
+        f"{path} is missing or damaged ({reason}). Delete {path.parent}, and the next run "
+        "tokenizes the corpus again"
     )

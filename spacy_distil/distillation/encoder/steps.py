@@ -1,4 +1,4 @@
-"""Which blocks each step of a run takes, and by which objectives and learning rate it learns."""
+"""The blocks, objectives and learning rate of each step of a run."""
 
 from __future__ import annotations
 
@@ -20,47 +20,48 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stage:
+class EncoderStage:
     """A part of the run with its own objectives and learning rate.
 
-    objectives: names of those that are summed.
-    first, end: its steps are `first` to `end - 1`, counted from 0.
-    learn_rate: the highest; it rises linearly over the first `warmup` of the steps, then falls
+    objectives: names of the objectives in the sum that is minimized.
+    start, end: the first step, and the one after the last, counted from 0.
+    learn_rate: the peak. The rate rises linearly over the first `warmup` of the steps, then falls
         linearly to 0.
+    warmup: share of the steps, 0 to 1.
     """
 
     name: str
     objectives: tuple[str, ...]
-    first: int
+    start: int
     end: int
     learn_rate: float
     warmup: float
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step; the first one already learns something."""
-        total, done = self.end - self.first, step - self.first
+        """The learning rate of a step, which is above 0 from the first step on."""
+        total, done = self.end - self.start, step - self.start
         rising = round(total * self.warmup)
         if done < rising:
             return self.learn_rate * (done + 1) / (rising + 1)
         return self.learn_rate * max(0.0, (total - done) / max(1, total - rising))
 
 
-def plan_stages(config: EncoderDistilConfig, n_steps: int) -> list[Stage]:
-    """Deal the steps of a run out to its stages, in the order of the config."""
+def plan_stages(config: EncoderDistilConfig, n_steps: int) -> list[EncoderStage]:
+    """Divide the steps of a run among its stages, in the order of the config."""
     stages = config.stages
     steps = split_steps({name: stage.share for name, stage in stages.items()}, n_steps)
-    short = [name for name, part in steps.items() if not part]
-    if short:
+    empty = [name for name, part in steps.items() if not part]
+    if empty:
         raise ConfigError(
-            f"stages.{short[0]}.share = {stages[short[0]].share}: of the run's {n_steps} steps "
+            f"stages.{empty[0]}.share = {stages[empty[0]].share}: of the run's {n_steps} steps "
             f"none is left for it. Train for more steps, or give it a larger share"
         )
     training = config.training
     return [
-        Stage(
+        EncoderStage(
             name=name,
             objectives=tuple(stage.objectives),
-            first=steps[name].start,
+            start=steps[name].start,
             end=steps[name].stop,
             learn_rate=training.learn_rate if stage.learn_rate is None else stage.learn_rate,
             warmup=training.warmup,
@@ -70,12 +71,17 @@ def plan_stages(config: EncoderDistilConfig, n_steps: int) -> list[Stage]:
 
 
 def plan_steps(settings: TrainingSettings, n_blocks: int, n_processes: int = 1) -> np.ndarray:
-    """Where in the run each step begins, counted in blocks: (steps + 1,) int64, from 0."""
+    """Compute the first block of each step.
+
+    n_blocks: in the training corpus.
+    RETURNS: (steps + 1,) int64, the number of blocks before each step, from 0; the last entry is
+        the number of blocks in the run.
+    """
     schedule = settings.batch_sizes()
-    enough = np.inf if settings.epochs is None else settings.epochs * n_blocks
-    most = np.inf if settings.max_steps is None else settings.max_steps
+    max_blocks = np.inf if settings.epochs is None else settings.epochs * n_blocks
+    max_steps = np.inf if settings.max_steps is None else settings.max_steps
     starts = [0]
-    while starts[-1] < enough and len(starts) <= most:
+    while starts[-1] < max_blocks and len(starts) <= max_steps:
         size = int(schedule.at(len(starts) - 1))
         if size < n_processes:
             raise ConfigError(
@@ -88,11 +94,11 @@ def plan_steps(settings: TrainingSettings, n_blocks: int, n_processes: int = 1) 
 
 @dataclass(frozen=True)
 class StepBatches:
-    """What one process has to do in one optimizer step.
+    """The work of one process in one optimizer step.
 
-    micro_batches: its blocks, in portions that fit into memory.
-    n_real, n_masked: positions that are no padding, and to be predicted, of the whole step: of all
-        portions and processes.
+    micro_batches: the blocks of this process, in batches that fit into memory.
+    n_real, n_masked: positions that are not padding, and positions to predict. Both count the whole
+        step: all micro-batches of all processes.
     """
 
     micro_batches: Sequence[BlockBatch]
@@ -100,16 +106,17 @@ class StepBatches:
     n_masked: int
 
     def positions(self, *, masked: bool) -> int:
+        """How many positions a loss is averaged over: the masked ones, or all. At least 1."""
         return max(1, self.n_masked if masked else self.n_real)
 
 
 class StepBlocks:
-    """The blocks of a run by step: epoch after epoch, each in its own order. A step may straddle
-    two epochs.
+    """The blocks of a run by step: epoch after epoch, each in a random order of its own. A step may
+    straddle two epochs.
 
     starts: see `plan_steps`.
     micro_batch: blocks in one forward pass.
-    process, n_processes: every n-th block of a step is this process's.
+    process, n_processes: this process takes every n-th block of a step.
     """
 
     def __init__(
@@ -134,27 +141,33 @@ class StepBlocks:
         self.n_processes = n_processes
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
-    def rows(self, step: int) -> list[int]:
+    def block_numbers(self, step: int) -> list[int]:
         """Numbers of the blocks that all processes take in a step."""
-        return [self._row(place) for place in range(*self.starts[step : step + 2])]
+        return [self._block_number(place) for place in range(*self.starts[step : step + 2])]
 
     def __getitem__(self, step: int) -> StepBatches:
-        rows = self.rows(step)
-        lengths = self.blocks.lengths(rows)
-        first, end = self.starts[step : step + 2]
-        places = range(first + self.process, end, self.n_processes)
-        mine = rows[self.process :: self.n_processes]
-        portions = []
-        for start in range(0, len(mine), self.micro_batch):
-            part = slice(start, start + self.micro_batch)
-            portions.append(
+        """The batches of this process in a step."""
+        numbers = self.block_numbers(step)
+        lengths = self.blocks.lengths(numbers)
+        start, end = self.starts[step : step + 2]
+        own_places = range(start + self.process, end, self.n_processes)
+        own_numbers = numbers[self.process :: self.n_processes]
+        micro_batches = []
+        for first in range(0, len(own_numbers), self.micro_batch):
+            part = slice(first, first + self.micro_batch)
+            micro_batches.append(
                 batch_blocks(
-                    self.blocks[mine[part]], places[part], pad_id=self.pad_id, masking=self.masking
+                    self.blocks[own_numbers[part]],
+                    own_places[part],
+                    pad_id=self.pad_id,
+                    masking=self.masking,
                 )
             )
-        return StepBatches(portions, int(lengths.sum()), int(self.masking.count(lengths).sum()))
+        n_masked = int(self.masking.count(lengths).sum())
+        return StepBatches(micro_batches, int(lengths.sum()), n_masked)
 
-    def _row(self, place: int) -> int:
+    def _block_number(self, place: int) -> int:
+        """The block at a place in the run."""
         epoch, index = divmod(place, len(self.blocks))
         order = self._order  # another thread may be in another epoch
         if order[0] != epoch:
@@ -167,17 +180,20 @@ class StepBlocks:
 def held_out_batches(
     blocks: Blocks, *, size: int, masking: Masking, pad_id: int, process: int, n_processes: int
 ) -> Iterator[BlockBatch]:
-    """A process's share of the held-out blocks, in order."""
-    mine = range(process, len(blocks), n_processes)
-    for start in range(0, len(mine), size):
-        places = mine[start : start + size]
-        yield batch_blocks(blocks[places], places, pad_id=pad_id, masking=masking)
+    """Batch a process's share of the held-out blocks, in order. size: blocks in a batch."""
+    places = range(process, len(blocks), n_processes)
+    for start in range(0, len(places), size):
+        part = places[start : start + size]
+        yield batch_blocks(blocks[part], part, pad_id=pad_id, masking=masking)
 
 
 def prefetch(
     make: Callable[[int], StepBatches], steps: range, *, depth: int = 2
 ) -> Generator[StepBatches, None, None]:
-    """`make(step)` for each step, a few made ahead by a thread while the device is busy."""
+    """Yield `make(step)` for each step. A thread prepares the next ones while the device is busy.
+
+    depth: how many steps are prepared in advance.
+    """
     with ThreadPoolExecutor(1, thread_name_prefix="distil-data") as pool:
         waiting: list[Future[StepBatches]] = []
         try:

@@ -1,4 +1,4 @@
-"""What the taps record, against the layers' weights on the hidden states of transformers itself."""
+"""Recorded queries, keys and values against plain products of weights and hidden states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spacy_distil.distillation.encoder.attention_taps import AttentionTaps
 from spacy_distil.errors import ConfigError
 
 TeacherDir = Callable[..., Path]
-# Names of the weights of layer 4 of 4, as published checkpoints have them.
+# Names of the weights of layer 4 of 4 in published checkpoints.
 NAMES = {
     "bert": [f"encoder.layer.3.attention.self.{role}" for role in ("query", "key", "value")],
     "distilbert": [f"transformer.layer.3.attention.{role}_lin" for role in "qkv"],
@@ -45,14 +45,14 @@ def name_in_layer(name: str, family: str, layer: int) -> str:
 
 
 @pytest.mark.parametrize("family", NAMES)
-def test_queries_keys_and_values_are_those_of_the_layer(
+def test_queries_keys_and_values_of_a_layer(
     teacher_dir: TeacherDir, pieces: Tensor, family: str
 ) -> None:
     model = load(teacher_dir, family)
     weights = model.state_dict()
     hidden = model(input_ids=pieces, output_hidden_states=True).hidden_states
     taps = AttentionTaps(model, [4, 1, 3])
-    for _ in range(2):  # the second pass starts anew
+    for _ in range(2):  # the second pass replaces the first record
         model(input_ids=pieces)
     recorded = taps.take()
     assert list(recorded) == [1, 3, 4]
@@ -66,7 +66,7 @@ def test_queries_keys_and_values_are_those_of_the_layer(
 
 
 @pytest.mark.parametrize("family", NAMES)
-def test_gradients_flow_through_what_is_recorded(
+def test_gradients_flow_through_recorded_tensors(
     teacher_dir: TeacherDir, pieces: Tensor, family: str
 ) -> None:
     model = load(teacher_dir, family)
@@ -80,7 +80,7 @@ def test_gradients_flow_through_what_is_recorded(
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
-def test_the_attention_kernel_and_the_result_stay(
+def test_attention_kernel_and_result_do_not_change(
     teacher_dir: TeacherDir, pieces: Tensor, family: str
 ) -> None:
     model = load(teacher_dir, family)
@@ -117,7 +117,7 @@ def test_a_model_with_a_head_is_tapped_in_its_encoder(
     assert not queries.requires_grad
 
 
-def test_nothing_is_held_after_it_was_taken_or_a_pass_was_given_up(
+def test_take_and_a_failed_pass_leave_nothing_in_memory(
     teacher_dir: TeacherDir, pieces: Tensor
 ) -> None:
     model = load(teacher_dir, "albert")

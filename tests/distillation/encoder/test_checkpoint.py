@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, the newest ones, and nothing that runs code when it is read."""
+"""Checkpoints are complete or absent, the newest stay, and reading them runs no code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def accelerator() -> Accelerator:
 
 
 def state(step: int) -> dict[str, Any]:
-    """Of what types a distiller's and an optimizer's states are."""
+    """A state of the same types as those of a distiller and an optimizer."""
     weights = torch.full((5000,), float(step))
     optimizer = {"state": {0: {"exp_avg": weights}}, "param_groups": [{"betas": (0.9, 0.98)}]}
     return {"distiller": {"weight": weights}, "optimizer": optimizer}
@@ -38,7 +38,7 @@ def state(step: int) -> dict[str, Any]:
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 8 kB."""
+    """A system that refuses files longer than 8 kB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
     try:
@@ -51,7 +51,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_state_is_loaded(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     assert checkpoints.steps() == []
     checkpoints.save(7, state(7))
@@ -65,7 +65,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keep", "kept"), [(1, [[9], [10], [200]]), (2, [[9], [9, 10], [10, 200]])]
 )
-def test_the_oldest_go(tmp_path: Path, keep: int, kept: list[list[int]]) -> None:
+def test_the_oldest_are_deleted(tmp_path: Path, keep: int, kept: list[list[int]]) -> None:
     checkpoints = Checkpoints(tmp_path, keep=keep)
     for step, expected in zip((9, 10, 200), kept, strict=True):
         checkpoints.save(step, state(step))
@@ -97,8 +97,8 @@ def test_a_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
         Checkpoints(tmp_path / "checkpoints", keep=1).save(3, state(3))
 
 
-def test_what_a_kill_left_is_no_checkpoint(tmp_path: Path) -> None:
-    """It is deleted before the next is written: a run killed again and again fills no disk."""
+def test_an_unfinished_file_is_no_checkpoint(tmp_path: Path) -> None:
+    """It is deleted before the next is written: repeated kills must not fill the disk."""
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(3, state(3))
     for name in ("one", "two"):

@@ -1,4 +1,4 @@
-"""Configs: what is accepted, and what errors name."""
+"""Valid and invalid configs."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_weight_zero_switches_an_objective_off(path: Path) -> None:
     off = {"objectives.soft_targets.weight": 0, "objectives.masked_lm.weight": 0}
     config = load_config(path, off)
     assert list(config.objectives) == ["cosine"]
-    assert config.mask_probability == 0  # nothing predicts pieces: the text stays clean
+    assert config.mask_probability == 0  # no objective predicts pieces
     assert load_config(path, {**off, "corpus.mask_probability": 0.2}).mask_probability == 0.2
 
 
-def test_one_path_will_do_for_a_list(path: Path) -> None:
+def test_a_single_path_stands_for_a_list(path: Path) -> None:
     assert load_config(path, {"corpus.train": "a.txt"}).corpus.train == ["a.txt"]
     assert load_config(path, {"student.layers": [0, 3]}).student.layers == [0, 3]
 
@@ -135,7 +135,7 @@ def test_saved_config_reads_back(path: Path, tmp_path: Path) -> None:
     assert changed_settings(first.source, second.source) == []
 
 
-def test_changed_settings_are_named_but_for_those_that_change_nothing(path: Path) -> None:
+def test_changed_settings_are_named_except_free_ones(path: Path) -> None:
     first = load_config(path).source
     changes = {
         "training.seed": 1,
@@ -150,7 +150,7 @@ def test_changed_settings_are_named_but_for_those_that_change_nothing(path: Path
     ]
 
 
-def test_objectives_of_others_are_found(path: Path) -> None:
+def test_objectives_of_other_packages_are_found(path: Path) -> None:
     class Length(Objective):
         needs = Needs(teacher=False)
 
@@ -179,7 +179,7 @@ def test_stages_are_read_in_order(path: Path) -> None:
     assert (config.stages["first"].share, config.stages["second"].learn_rate) == (0.2, 1e-4)
 
 
-def test_stages_leave_out_what_is_switched_off(path: Path) -> None:
+def test_stages_leave_out_inactive_objectives(path: Path) -> None:
     sections = {**load_config(path).source, **STAGES}
     some = load_config(sections, {"objectives.masked_lm.weight": 0})
     assert some.stages["second"].objectives == ["soft_targets"]

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from spacy_distil.distillation.encoder import building, shards
-from spacy_distil.distillation.encoder.building import Plan, build
+from spacy_distil.distillation.encoder.building import CorpusPlan, build
 from spacy_distil.distillation.encoder.config import CorpusSettings
 from spacy_distil.distillation.encoder.corpus import Blocks, Corpus, load_corpus, plan_corpus
 from spacy_distil.distillation.encoder.shards import Shards
@@ -85,7 +85,7 @@ text = st.text(st.sampled_from("ab \n\t\rä😀\u2028\x00"), max_size=60)
 
 
 def naive_documents(content: str) -> list[list[str]]:
-    """Words, each document as a whole."""
+    """Documents of words."""
     documents: list[list[str]] = [[]]
     for line in content.split("\n"):
         if line.strip():
@@ -98,7 +98,7 @@ def naive_documents(content: str) -> list[list[str]]:
 @settings(max_examples=200)
 @given(content=text, long=st.integers(3, 12))
 def test_parts_make_up_the_documents(content: str, long: int) -> None:
-    """Cuts within a word leave no trace but themselves."""
+    """A cut within a word changes nothing else."""
     with TemporaryDirectory() as directory, mock.patch.object(reading, "PART_CHARACTERS", long):
         plain = Path(directory) / "a.txt"
         plain.write_bytes(content.encode())
@@ -143,7 +143,7 @@ def test_memory_for_a_part_is_enough(tmp_path: Path, line: str) -> None:
 
 
 def test_calls_of_the_tokenizer_are_bounded() -> None:
-    """Whether parts are long, or many and empty."""
+    """With long parts, and with many empty ones."""
     parts = [Part("", True)] * 50_000 + [Part("x" * 100_000, True)] * 50
     calls = list(packing._calls(parts))
     assert [part for call in calls for part in call] == parts
@@ -152,7 +152,7 @@ def test_calls_of_the_tokenizer_are_bounded() -> None:
 
 
 def test_halves_of_characters_are_replaced(teacher: Teacher, tmp_path: Path) -> None:
-    """The tokenizer takes no text that has them."""
+    """The tokenizer rejects text with them."""
     path = tmp_path / "a.jsonl"
     path.write_text(r'{"text": "a\ud800b \ud83d\ude00"}' + "\n")
     assert list(read_parts(path)) == [Part("a\ufffdb 😀", True)]
@@ -249,7 +249,7 @@ def test_tokenizing_is_not_truncated_and_takes_special_pieces_for_text(teacher: 
     assert tokenizer.convert_ids_to_tokens(pieces) == long.split()
     assert not ends
     assert not {tokenizer.mask_token_id, tokenizer.sep_token_id} & set(spelled)
-    # The tokenizer that is saved with the student is as it was.
+    # The tokenizer is saved with the student, and must not have changed.
     assert not tokenizer.backend_tokenizer.encode_special_tokens
 
 
@@ -288,10 +288,10 @@ def naive_blocks(documents: list[list[int]], size: int, first: int, last: int) -
     return [*blocks, [*block, last]]
 
 
-def test_blocks_are_those_of_whole_documents(
+def test_blocks_equal_blocks_of_whole_documents(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read in parts, tokenised in calls and written in shards, all of them small, and odd text."""
+    """Odd text, read in small parts, tokenized in small calls and written to small shards."""
     monkeypatch.setattr(reading, "PART_CHARACTERS", 300)
     monkeypatch.setattr("spacy_distil.text.packing.CALL_CHARACTERS", 1_000)
     monkeypatch.setattr(shards, "SHARD_BYTES", 7 * 16 * 2)
@@ -336,7 +336,7 @@ def test_vocabulary_beyond_two_bytes(tmp_path: Path) -> None:
     )
     text = tmp_path / "a.txt"
     text.write_text("w65535 w65536 w69999 w3")
-    plan = Plan("corpus.train", [text], None, "fingerprint")
+    plan = CorpusPlan("corpus.train", [text], None, "fingerprint")
     build(plan, tmp_path / "built", tokenizer=tokenizer, block_size=8)
     blocks = Blocks(Shards(tmp_path / "built", 1, 6), np.arange(1))
     assert blocks[[0]][0].tolist() == [0, 65_535, 65_536, 69_999, 3, 1]
@@ -379,7 +379,7 @@ def test_cache_is_reused_until_content_or_settings_change(
     assert built.stat().st_mtime_ns == stamp
     assert len(list(cache.iterdir())) == 1
 
-    moved.write_bytes(moved.read_bytes().replace(b"ba", b"be", 1))  # as long as before
+    moved.write_bytes(moved.read_bytes().replace(b"ba", b"be", 1))  # of the same length
     load(teacher, cache, train=str(moved))
     load(teacher, cache, train=str(moved), block_size=20)
     load(teacher, cache, train=str(moved), max_blocks=2)
@@ -395,10 +395,10 @@ def test_unfinished_cache_is_no_cache(teacher: Teacher, tmp_path: Path) -> None:
     assert list(cache.iterdir()) == []
 
 
-def test_another_process_that_was_faster(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
+def test_a_faster_process_wins(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
     first = load(teacher, tmp_path / "cache", train=str(text_file))
     (directory,) = (tmp_path / "cache").iterdir()
-    plan = Plan("corpus.train", [text_file], None, directory.name)
+    plan = CorpusPlan("corpus.train", [text_file], None, directory.name)
     build(plan, directory, tokenizer=teacher.tokenizer, block_size=16)
     assert list((tmp_path / "cache").iterdir()) == [directory]
     assert len(load(teacher, tmp_path / "cache", train=str(text_file)).train) == len(first.train)
@@ -426,7 +426,7 @@ def test_killed_while_building(teacher: Teacher, tmp_path: Path) -> None:
     text.write_text("ba be bi bo bu " * 400)
     corpus = load(teacher, cache, train=str(text))
     assert sum(corpus.train.lengths(range(len(corpus.train)))) == corpus.sources["train"].pieces
-    assert left.exists()  # another process might be writing there
+    assert left.exists()  # it may belong to a live process
     for path in (left, *left.iterdir()):
         os.utime(path, (0, time.time() - STALE_AFTER - 1))
     load(teacher, cache, train=str(text))
@@ -435,7 +435,7 @@ def test_killed_while_building(teacher: Teacher, tmp_path: Path) -> None:
 
 
 def load_with_little_room(teacher: Teacher, cache: Path, text: Path) -> None:
-    """The system refuses longer files than 2 kB."""
+    """A system that refuses files longer than 2 kB."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
@@ -456,12 +456,12 @@ def test_disk_that_fills_up_while_building(
 
 
 def test_disk_that_is_too_small(teacher: Teacher, tmp_path: Path) -> None:
-    """Said before anything is read."""
+    """The error comes before anything is read."""
     free = shutil.disk_usage(tmp_path).free
     text = tmp_path / "a.txt"
     with text.open("wb") as file:
-        file.truncate(16 * free)  # takes no room
-    plan = Plan("corpus.train", [text], None, "fingerprint")
+        file.truncate(16 * free)  # a sparse file
+    plan = CorpusPlan("corpus.train", [text], None, "fingerprint")
     needed = re.escape(f"{8 * free / 1e6:,.1f} MB")
     message = rf"need about {needed}, but the disk of .*cache has .* MB free.*corpus\.cache"
     with pytest.raises(CorpusError, match=message):
@@ -476,16 +476,16 @@ def test_disk_that_is_large_enough_for_some_text_among_metadata(
     with text.open("wb") as file:
         file.write(b"nonsense\n")
         file.truncate(4 * shutil.disk_usage(tmp_path).free)
-    plan = Plan("corpus.train", [text], None, "fingerprint")
-    with pytest.raises(CorpusError, match="line 1"):  # it was begun
+    plan = CorpusPlan("corpus.train", [text], None, "fingerprint")
+    with pytest.raises(CorpusError, match="line 1"):  # reading has begun
         build(plan, tmp_path / "cache" / "x", tokenizer=teacher.tokenizer, block_size=16)
     assert "corpus.train: its blocks need about" in " ".join(capsys.readouterr().out.split())
 
 
-def test_cache_without_its_counts_is_built_anew(
+def test_cache_without_its_counts_is_replaced(
     teacher: Teacher, text_file: Path, tmp_path: Path
 ) -> None:
-    """Something else has removed some of its files."""
+    """Something has deleted some of its files."""
     cache = tmp_path / "cache"
     first = load(teacher, cache, train=str(text_file))
     (directory,) = cache.iterdir()
@@ -495,7 +495,7 @@ def test_cache_without_its_counts_is_built_anew(
     assert list(cache.iterdir()) == [directory]
 
 
-def test_builder_that_reads_for_long_is_alive(
+def test_a_long_read_keeps_the_scratch_directory_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = tmp_path / f"{UNFINISHED}x" / "new"
@@ -511,13 +511,13 @@ def test_builder_that_reads_for_long_is_alive(
     assert directory.exists()
 
 
-def test_file_that_vanishes_is_not_taken_for_a_full_disk(teacher: Teacher, tmp_path: Path) -> None:
-    plan = Plan("corpus.train", [tmp_path / "gone.txt"], None, "fingerprint")
+def test_a_vanished_file_is_not_reported_as_a_full_disk(teacher: Teacher, tmp_path: Path) -> None:
+    plan = CorpusPlan("corpus.train", [tmp_path / "gone.txt"], None, "fingerprint")
     with pytest.raises(CorpusError, match=r"gone\.txt cannot be read: No such file"):
         build(plan, tmp_path / "cache" / "x", tokenizer=teacher.tokenizer, block_size=16)
 
 
-def test_cache_that_must_not_be_written(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
+def test_cache_that_cannot_be_written(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.write_text("no directory")
     with pytest.raises(CorpusError, match=r"cannot be written to .*cache: .*corpus\.cache"):
@@ -538,7 +538,7 @@ def test_held_out_blocks_are_spread_and_not_trained_on(
     assert len(few.held_out) == 3
 
 
-def test_held_out_text_of_its_own(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
+def test_held_out_files(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
     dev = tmp_path / "dev.txt"
     dev.write_text("ba be bi bo bu " * 30)
     corpus = load(teacher, tmp_path, train=str(text_file), dev=str(dev), max_dev_blocks=5)

@@ -1,4 +1,4 @@
-"""Teacher and student on one batch: what runs, what is handed on, and what stays behind."""
+"""Teacher and student on one batch: outputs, gradients, saved state and memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def all_objectives() -> dict[str, Objective]:
 
 
 def make_distiller(teacher: Teacher, objectives: Mapping[str, Objective]) -> Distiller:
-    """With a student of 2 of the teacher's 4 layers that has moved away from it."""
+    """A distiller whose student has 2 of the teacher's 4 layers, with changed weights."""
     torch.manual_seed(0)
     student = make_student(teacher, [0, 3])
     with torch.no_grad():
@@ -76,7 +76,7 @@ def teacher(teacher_dir: TeacherDir) -> Teacher:
 
 @contextmanager
 def counted(model: PreTrainedModel) -> Iterator[list[int]]:
-    """How often a model runs, as a list with an item for each time."""
+    """A list that gets an item each time a model runs."""
     calls: list[int] = []
     handle = model.base_model.register_forward_hook(lambda *_: calls.append(1))
     yield calls
@@ -84,8 +84,8 @@ def counted(model: PreTrainedModel) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hidden_states_are_those_of_transformers(teacher_dir: TeacherDir, family: str) -> None:
-    """By number, of both models, whether a last layer alone is asked for or others too."""
+def test_hidden_states_equal_transformers(teacher_dir: TeacherDir, family: str) -> None:
+    """For both models, if an objective asks for the last layer only, and for others."""
     teacher = load_teacher(str(teacher_dir(family, head=True)))
     batch = make_batch(teacher)
     assert batch.attention is not None
@@ -93,7 +93,7 @@ def test_hidden_states_are_those_of_transformers(teacher_dir: TeacherDir, family
         distiller = make_distiller(teacher, {"hidden": HiddenStates(layers=layers)}).eval()
         outputs = distiller.encode(batch)
         for side, (model, encoded) in enumerate(
-            [(distiller.student, outputs.student), (teacher.model, outputs.taught)]
+            [(distiller.student, outputs.student), (teacher.model, outputs.target)]
         ):
             with torch.no_grad():
                 expected = model(
@@ -108,10 +108,10 @@ def test_hidden_states_are_those_of_transformers(teacher_dir: TeacherDir, family
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_backward_passes_through_whatever_the_teacher_made(
+def test_backward_through_the_outputs_of_the_teacher(
     teacher: Teacher, precision: torch.dtype
 ) -> None:
-    """Gradients are those of a teacher that runs as any other model does."""
+    """Gradients are the same as with a teacher that runs like any other model."""
     batch, objectives = make_batch(teacher), all_objectives()
     distiller = make_distiller(teacher, objectives)
     distiller.eval()  # without dropout, for comparison
@@ -121,8 +121,8 @@ def test_backward_passes_through_whatever_the_teacher_made(
         outputs = distiller.encode(batch)
         loss = total(distiller, distiller.losses(outputs))
     assert loss.dtype is torch.float32
-    taught = outputs.taught
-    tensors = [taught.last_hidden, *taught.hidden_states.values(), *taught.attention[3]]
+    target = outputs.target
+    tensors = [target.last_hidden, *target.hidden_states.values(), *target.attention[3]]
     assert not any(tensor.is_inference() or tensor.requires_grad for tensor in tensors)
     loss.backward()
     found = gradients(distiller)
@@ -165,7 +165,7 @@ def total(distiller: Distiller, losses: Mapping[str, Loss]) -> Tensor:
     return distiller.total({name: loss.sum / loss.positions for name, loss in losses.items()}, 0)
 
 
-def test_only_what_is_active_is_computed(teacher: Teacher) -> None:
+def test_only_active_objectives_are_computed(teacher: Teacher) -> None:
     distiller, batch = make_distiller(teacher, all_objectives()), make_batch(teacher)
     ran: list[str] = []
     for name in distiller.objectives:
@@ -183,7 +183,7 @@ def test_only_what_is_active_is_computed(teacher: Teacher) -> None:
         assert (ran, len(teacher_runs)) == (list(distiller.objectives), 2)
 
 
-def test_weights_of_the_sum_are_those_of_the_step(teacher: Teacher) -> None:
+def test_the_sum_has_the_weights_of_the_step(teacher: Teacher) -> None:
     objectives: dict[str, Objective] = {"mlm": MaskedLM([3.0, 0.5]), "cosine": Cosine(2.0)}
     distiller = make_distiller(teacher, objectives)
     means = {"mlm": torch.tensor(10.0), "cosine": torch.tensor(1.0)}
@@ -208,7 +208,7 @@ def test_the_teacher_is_neither_trained_nor_saved(teacher: Teacher) -> None:
         assert torch.equal(value, before[key])
 
 
-def test_a_saved_student_knows_nothing_of_its_training(teacher: Teacher, tmp_path: Path) -> None:
+def test_a_saved_student_has_no_trace_of_its_training(teacher: Teacher, tmp_path: Path) -> None:
     distiller, batch = make_distiller(teacher, all_objectives()), make_batch(teacher)
     distiller(batch)
     student = distiller.student.eval()
@@ -227,12 +227,12 @@ def test_a_saved_student_knows_nothing_of_its_training(teacher: Teacher, tmp_pat
 
 
 def test_nothing_of_a_batch_stays_in_memory(teacher: Teacher) -> None:
-    """Neither the hooks that read attention nor the models hold on to what they saw."""
+    """Neither the attention hooks nor the models keep references to it."""
     distiller, batch = make_distiller(teacher, all_objectives()), make_batch(teacher)
     outputs = distiller.encode(batch)
     tensors = [
         weakref.ref(tensor)
-        for encoded in (outputs.student, outputs.taught)
+        for encoded in (outputs.student, outputs.target)
         for tensor in (encoded.last_hidden, *next(iter(encoded.attention.values())))
     ]
     assert len(tensors) == 8

@@ -1,4 +1,4 @@
-"""Several processes learn what one would: same losses, same student, whoever resumes the run."""
+"""Several processes and one process have the same losses and the same student."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spacy_distil.distillation import distil_encoder
 from tests.teachers import log_of
 
 TeacherDir = Callable[..., Path]
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="torch without torch.distributed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not torch.distributed.is_available(), reason="torch without torch.distributed"
+    ),
+]
 
-# A step has an odd number of blocks, so that two processes have unequal shares, and portions; the
-# stages, not in alphabetical order, use other parts of the student each; one learns a projection.
+# A step has an odd number of blocks, so that two processes have unequal shares and micro-batches.
+# The stages are not in alphabetical order, and use different parts of the student. One objective
+# learns a projection.
 CONFIG = """
 [teacher]
 name = "{teacher}"
@@ -76,19 +81,11 @@ tensorboard = false
 """
 
 
-def command(config: Path, output: Path, *, processes: int) -> list[str]:
-    launcher = [sys.executable, "-m"]
-    if processes > 1:
-        launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        launcher += ["-m"]
+def command(config: Path, output: Path, *options: str) -> list[str]:
+    """A run in two processes."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = ["spacy", "distil", "encoder", str(config), "--output", str(output), "--gpu-id", "-1"]
-    return [*launcher, *run]
-
-
-def run(config: Path, output: Path, *, processes: int, options: tuple[str, ...] = ()) -> None:
-    arguments = [*command(config, output, processes=processes), *options]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, env=environment())
-    assert done.returncode == 0, done.stdout + done.stderr
+    return [sys.executable, "-m", *launcher, "-m", *run, *options]
 
 
 def environment() -> dict[str, str]:
@@ -113,24 +110,21 @@ def assert_same(first: Path, second: Path) -> None:
 def alone(
     teacher_dir: TeacherDir, text_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """A config, and what one process makes of it with all blocks of a step at once."""
+    """A config, and the output of one process that takes all blocks of a step at once."""
     directory = tmp_path_factory.mktemp("alone")
     config = directory / "distil.cfg"
     config.write_text(
         CONFIG.format(teacher=teacher_dir("bert", head=True), text=text_file, micro_batch=7)
     )
-    run(config, directory / "out", processes=1)
+    distil_encoder(config, directory / "out", gpu_id=-1)
     return config, directory / "out"
 
 
 def test_two_processes_equal_one(alone: tuple[Path, Path], tmp_path: Path) -> None:
     config, expected = alone
-    run(
-        config,
-        tmp_path / "out",
-        processes=2,
-        options=("--training.micro_batch", "3"),
-    )
+    arguments = command(config, tmp_path / "out", "--training.micro_batch", "3")
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr
     assert len(losses(expected)) == 12 + 3
     assert_same(expected, tmp_path / "out")
 
@@ -138,11 +132,11 @@ def test_two_processes_equal_one(alone: tuple[Path, Path], tmp_path: Path) -> No
 def test_a_run_goes_on_with_another_number_of_processes(
     alone: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Two processes are asked to end in the middle, and one goes on."""
+    """Two processes are interrupted in the middle, and one resumes the run."""
     config, expected = alone
     output = tmp_path / "out"
-    first = subprocess.Popen(
-        command(config, output, processes=2),
+    processes = subprocess.Popen(
+        command(config, output),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -150,13 +144,13 @@ def test_a_run_goes_on_with_another_number_of_processes(
     )
     deadline = time.monotonic() + 120
     while not list(output.glob("checkpoints/step-*")):
-        assert first.poll() is None, "it ended before it could be stopped"
+        assert processes.poll() is None, "the run ended before the signal"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    first.send_signal(signal.SIGTERM)  # torchrun hands it to its processes
-    text = first.communicate(timeout=60)[0]
-    assert first.returncode != 0
+    processes.send_signal(signal.SIGTERM)  # torchrun hands it to its processes
+    text = processes.communicate(timeout=60)[0]
+    assert processes.returncode != 0
     assert "stopped by SIGTERM after step" in text
     assert not (output / "model.safetensors").exists(), text
-    run(config, output, processes=1, options=("--resume",))
+    distil_encoder(config, output, gpu_id=-1, resume=True)
     assert_same(expected, output)

@@ -1,4 +1,4 @@
-"""Training that has diverged: which step it was, and which losses have risen too far."""
+"""Detecting diverged training by gradients and losses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def divergence() -> Divergence:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_the_first_bad_step_is_found_however_late_it_is_looked_for(bad: float) -> None:
+def test_the_first_bad_step_is_found_later(bad: float) -> None:
     watch = divergence()
     norms = {1: 0.5, 2: 1e30, 3: bad, 4: 0.5, 5: math.nan}
     for step, norm in norms.items():
@@ -33,7 +33,7 @@ def test_the_first_bad_step_is_found_however_late_it_is_looked_for(bad: float) -
     assert watch.bad_step() == 3
 
 
-def test_sound_steps_are_none() -> None:
+def test_finite_gradients_are_not_bad() -> None:
     watch = divergence()
     assert watch.bad_step() is None
     for step in range(1, 50):
@@ -45,7 +45,7 @@ def test_sound_steps_are_none() -> None:
     ("first", "highest"),
     [
         (5.0, 50.0),  # ten times
-        (0.05, 1.05),  # where that is little, by 1
+        (0.05, 1.05),  # for small losses, by 1
         (0.0, 1.0),  # a student that starts as its teacher
     ],
 )
@@ -54,35 +54,35 @@ def test_a_loss_may_rise_to_ten_times_its_first_value_and_by_one(
 ) -> None:
     watch = divergence()
     for loss in (first, first / 2, highest - 1e-6):
-        assert watch.worse("stage", {"hidden": loss}) is None
-    assert watch.worse("stage", {"hidden": highest + 1e-6}) == "hidden"
+        assert watch.risen_loss("stage", {"hidden": loss}) is None
+    assert watch.risen_loss("stage", {"hidden": highest + 1e-6}) == "hidden"
 
 
 def test_each_loss_is_compared_with_its_own_first_value() -> None:
     watch = divergence()
-    assert watch.worse("stage", {"hidden": 1.0, "masked_lm": 100.0}) is None
-    assert watch.worse("stage", {"hidden": 2.0, "masked_lm": 500.0}) is None
-    assert watch.worse("stage", {"hidden": 30.0, "masked_lm": 100.0}) == "hidden"
+    assert watch.risen_loss("stage", {"hidden": 1.0, "masked_lm": 100.0}) is None
+    assert watch.risen_loss("stage", {"hidden": 2.0, "masked_lm": 500.0}) is None
+    assert watch.risen_loss("stage", {"hidden": 30.0, "masked_lm": 100.0}) == "hidden"
 
 
-def test_a_new_stage_starts_anew() -> None:
+def test_a_new_stage_has_its_own_first_values() -> None:
     watch = divergence()
-    assert watch.worse("transfer", {"hidden": 0.1}) is None
-    assert watch.worse("predict", {"hidden": 40.0}) is None
-    assert watch.worse("predict", {"hidden": 90.0}) is None
-    assert watch.worse("predict", {"hidden": 401.0}) == "hidden"
+    assert watch.risen_loss("transfer", {"hidden": 0.1}) is None
+    assert watch.risen_loss("predict", {"hidden": 40.0}) is None
+    assert watch.risen_loss("predict", {"hidden": 90.0}) is None
+    assert watch.risen_loss("predict", {"hidden": 401.0}) == "hidden"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_bad_from_the_first(loss: float) -> None:
-    assert divergence().worse("stage", {"masked_lm": 5.0, "hidden": loss}) == "hidden"
+def test_a_loss_that_is_not_finite_has_risen_at_once(loss: float) -> None:
+    assert divergence().risen_loss("stage", {"masked_lm": 5.0, "hidden": loss}) == "hidden"
 
 
 # Whole runs
 
 
 class Spoilt(Cosine):
-    """The cosine, which is spoilt from a step on: times `kind`, or "risen"."""
+    """The cosine, which is wrong from a step on: multiplied by `kind`, or "risen"."""
 
     def __init__(self, step: int, kind: str) -> None:
         super().__init__(1.0)
@@ -120,7 +120,7 @@ def config(teacher_dir: Callable[..., Path], text_file: Path) -> Callable[..., d
 def test_a_run_names_the_first_bad_step_and_its_blocks(
     config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Though nobody looks before step 8; what is kept is of before."""
+    """Even if losses are first read at step 8. The kept checkpoint is older than the bad step."""
     settings = config(6, "nan", log_frequency=8, checkpoint_frequency=4)
     with pytest.raises(DistilError) as error:
         distil_encoder(settings, tmp_path / "out", gpu_id=-1)
@@ -140,7 +140,7 @@ def test_a_run_names_the_first_bad_step_and_its_blocks(
 def test_a_resumed_run_compares_with_the_beginning_of_the_stage(
     config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Not with what it finds when it goes on, which may have diverged already."""
+    """Not with the losses when it resumes, which may have diverged already."""
     output = tmp_path / "out"
     settings = config(5, "risen", log_frequency=4, checkpoint_frequency=5)
     message = r"the loss 'cosine' has risen to 40\S* by step 8.*The checkpoint of step 5 is kept"

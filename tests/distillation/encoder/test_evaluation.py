@@ -39,7 +39,7 @@ def accelerator() -> Accelerator:
 
 @pytest.fixture
 def teacher(teacher_dir: TeacherDir) -> Teacher:
-    """It knows which few words there are, and so guesses some of them right."""
+    """A teacher that predicts some words correctly, since there are so few."""
     loaded = load_teacher(str(teacher_dir("bert", head=True)))
     loaded.model.get_output_embeddings().bias[words(loaded)] += 30
     return loaded
@@ -50,7 +50,7 @@ def words(teacher: Teacher) -> Tensor:
 
 
 def make_distiller(teacher: Teacher, objectives: dict[str, Objective]) -> Distiller:
-    """The student has dropout, which must not show."""
+    """A distiller whose student has dropout, which must not affect the scores."""
     student = make_student(teacher, [0, 2])
     assert student.config.hidden_dropout_prob == 0.1
     prepare_objectives(objectives, teacher.model.config, student.config)
@@ -90,15 +90,15 @@ def test_scores_are_means_over_positions_for_any_size_of_batches(
     student = distiller.student.eval()
     for batch in batches(teacher, 1):
         with torch.no_grad():
-            own, taught = (
+            own, target = (
                 model(input_ids=batch.inputs, output_hidden_states=True)
                 for model in (student, teacher.model)
             )
-        p, q = (out.logits[0, batch.masked] for out in (taught, own))
+        p, q = (out.logits[0, batch.masked] for out in (target, own))
         softened = F.kl_div((q / 2).log_softmax(-1), (p / 2).softmax(-1), reduction="none")
         rows["soft"] += (4 * softened.sum(-1)).tolist()
         rows["mlm"] += F.cross_entropy(q, batch.labels, reduction="none").tolist()
-        a, b = (out.hidden_states[-1][0] for out in (own, taught))
+        a, b = (out.hidden_states[-1][0] for out in (own, target))
         rows["cos"] += (1 - torch.cosine_similarity(a, b, dim=-1)).tolist()
         for name, logits in (("student_accuracy", q), ("teacher_accuracy", p)):
             rows[name] += (logits.argmax(-1) == batch.labels).tolist()
@@ -122,7 +122,7 @@ def test_accuracy_needs_masked_pieces_and_a_head(
     assert set(
         evaluate(distiller, batches(bare, 4), accelerator, distiller.objectives, step=0)
     ) == {"cos", "total"}
-    # A teacher that does not run is not scored either.
+    # A teacher that does not run has no score.
     distiller = make_distiller(teacher, {"mlm": MaskedLM()})
     scores = evaluate(distiller, batches(teacher, 4), accelerator, distiller.objectives, step=0)
     assert set(scores) == {"mlm", "total", "student_accuracy"}

@@ -1,4 +1,4 @@
-"""SIGTERM: noted, not died of; in runs, after the step that it came in."""
+"""SIGTERM is noted and does not end the process; a run ends after its current step."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ TeacherDir = Callable[..., Path]
 
 @pytest.fixture
 def noted() -> Iterator[list[int]]:
-    """What SIGTERM did to the process itself, instead of ending it."""
+    """Signals that reached the handler of the process, which replaces its default action."""
     signals: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     yield signals
     signal.signal(signal.SIGTERM, before)
 
 
-def test_it_is_noted_while_entered_and_only_then(noted: list[int]) -> None:
+def test_it_is_noted_only_in_the_context(noted: list[int]) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     with Interruption() as interruption:
         assert not interruption.received
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.received
-        os.kill(os.getpid(), signal.SIGTERM)  # patience runs out, and nothing else happens
+        os.kill(os.getpid(), signal.SIGTERM)  # a second signal changes nothing
         assert noted == []
     assert signal.getsignal(signal.SIGTERM) is handler
     os.kill(os.getpid(), signal.SIGTERM)
@@ -55,7 +55,7 @@ def test_the_handler_is_restored_after_an_error(noted: list[int]) -> None:
 
 
 class Terminated(Cosine):
-    """The cosine, during a step of which SIGTERM comes."""
+    """The cosine, which sends SIGTERM in one step."""
 
     def __init__(self, at: int) -> None:
         super().__init__(1.0)
@@ -69,7 +69,7 @@ class Terminated(Cosine):
 
 @pytest.fixture
 def config(teacher_dir: TeacherDir, text_file: Path) -> Callable[[int], dict[str, Any]]:
-    """Makes the config of a run of 6 steps in one of which SIGTERM comes; 0 is none."""
+    """Makes the config of a run of 6 steps. SIGTERM comes in step `at`, or never if it is 0."""
     if "tests.TerminatedInStep.v1" not in distil_objectives:
         distil_objectives.register("tests.TerminatedInStep.v1", func=Terminated)
 
@@ -101,7 +101,7 @@ def results(output: Path) -> dict[str, Any]:
     return json.loads((output / "distil.json").read_text())
 
 
-def test_a_run_ends_after_the_step_that_it_came_in(
+def test_a_run_ends_after_its_current_step(
     config: Callable[[int], dict[str, Any]], tmp_path: Path, noted: list[int]
 ) -> None:
     output = tmp_path / "out"
@@ -113,12 +113,12 @@ def test_a_run_ends_after_the_step_that_it_came_in(
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000003.pt"]
     assert not results(output)["finished"]
     assert not noted
-    # Step 3 does not come again.
+    # The resumed run does not take step 3, which sends SIGTERM.
     assert distil_encoder(config(3), output, gpu_id=-1, resume=True).steps == 6
     assert results(output)["finished"]
 
 
-def test_in_the_last_step_it_is_finished_first(
+def test_in_the_last_step_the_run_finishes_first(
     config: Callable[[int], dict[str, Any]], tmp_path: Path, noted: list[int]
 ) -> None:
     result = distil_encoder(config(6), tmp_path / "out", gpu_id=-1)
@@ -132,7 +132,7 @@ def test_in_the_last_step_it_is_finished_first(
 def test_a_run_in_another_thread_leaves_signals_alone(
     config: Callable[[int], dict[str, Any]], tmp_path: Path, noted: list[int]
 ) -> None:
-    """Python lets none but the main thread handle them."""
+    """Python lets only the main thread handle them."""
     found: list[Any] = []
 
     def run() -> None:

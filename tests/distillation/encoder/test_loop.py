@@ -23,7 +23,8 @@ from spacy_distil.distillation.encoder.checkpoint import Checkpoints
 from spacy_distil.distillation.encoder.config import TrainingSettings, load_config
 from spacy_distil.distillation.encoder.corpus import Blocks, Corpus
 from spacy_distil.distillation.encoder.distiller import Distiller
-from spacy_distil.distillation.encoder.loop import Meter, Trainer, train
+from spacy_distil.distillation.encoder.loop import TrainingLoop
+from spacy_distil.distillation.encoder.meter import Meter
 from spacy_distil.distillation.encoder.objectives import (
     Cosine,
     HiddenStates,
@@ -34,7 +35,8 @@ from spacy_distil.distillation.encoder.objectives import (
     prepare_objectives,
 )
 from spacy_distil.distillation.encoder.shards import Shards, piece_type, write_shards
-from spacy_distil.distillation.encoder.steps import Stage, StepBlocks
+from spacy_distil.distillation.encoder.steps import EncoderStage, StepBlocks
+from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.errors import ConfigError
 from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.making import make_student
@@ -57,8 +59,8 @@ SETTINGS = TrainingSettings(
 )
 # Each begins with half of its learning rate, and ends with a third or half of it.
 STAGES = [
-    Stage("all", ("soft", "mlm", "cosine", "hidden", "relations"), 0, 3, 0.02, 0.34),
-    Stage("last", ("soft", "cosine"), 3, 5, 0.01, 0.5),
+    EncoderStage("all", ("soft", "mlm", "cosine", "hidden", "relations"), 0, 3, 0.02, 0.34),
+    EncoderStage("last", ("soft", "cosine"), 3, 5, 0.01, 0.5),
 ]
 RATES = [0.01, 0.02, 0.01, 0.005, 0.01]
 WEIGHTS = {
@@ -81,7 +83,7 @@ def make_objectives() -> dict[str, Objective]:
 
 
 class Plain:
-    """The training that is to be: every block by itself and without padding, all logits, one mean
+    """The reference: every block by itself and without padding, all logits, one mean
     over all positions of a step, torch's own optimizer.
     """
 
@@ -110,8 +112,9 @@ class Plain:
         """Returns the gradient's norm and, by objective, the loss of each position."""
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         starts = self.blocks.starts
-        for place, row in zip(range(*starts[step : step + 2]), self.blocks.rows(step), strict=True):
-            losses = self.losses(self.masked(row, place))
+        places = range(*starts[step : step + 2])
+        for place, number in zip(places, self.blocks.block_numbers(step), strict=True):
+            losses = self.losses(self.masked(number, place))
             for name in names:
                 found[name].append(losses[name])
         rows = {name: torch.cat(parts) for name, parts in found.items()}
@@ -124,32 +127,32 @@ class Plain:
         self.optimizer.step()
         return norm, {name: values.detach() for name, values in rows.items()}
 
-    def masked(self, row: int, place: int) -> MaskedBatch:
+    def masked(self, number: int, place: int) -> MaskedBatch:
         masking = self.blocks.masking
-        pieces = self.blocks.blocks[[row]]
+        pieces = self.blocks.blocks[[number]]
         return masking(batch_blocks(pieces, [place], pad_id=0, masking=masking))
 
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
         with torch.no_grad():
-            taught = self.teacher(input_ids=batch.inputs, output_hidden_states=True)
+            target = self.teacher(input_ids=batch.inputs, output_hidden_states=True)
         own = self.student(input_ids=batch.inputs, output_hidden_states=True)
-        p, q = (out.logits[0, batch.masked] for out in (taught, own))
+        p, q = (out.logits[0, batch.masked] for out in (target, own))
         softened = F.kl_div((q / 2).log_softmax(-1), (p / 2).softmax(-1), reduction="none")
         projected = self.cosine(own.hidden_states[-1][0])
         pairs = zip(self.hidden, [(0, 0), (2, 3)], strict=True)
         squares = [
-            (project(own.hidden_states[a]) - taught.hidden_states[b])[0].square().mean(-1)
+            (project(own.hidden_states[a]) - target.hidden_states[b])[0].square().mean(-1)
             for project, (a, b) in pairs
         ]
         mine, other = (
             self.relations(model, out.hidden_states, layer)
-            for model, out, layer in ((self.student, own, 2), (self.teacher, taught, 4))
+            for model, out, layer in ((self.student, own, 2), (self.teacher, target, 4))
         )
         divergence = (other * (other.log() - mine.log())).sum(-1)  # (kinds, heads, pieces)
         return {
             "soft": 4 * softened.sum(-1),
             "mlm": F.cross_entropy(q, batch.labels, reduction="none"),
-            "cosine": 1 - F.cosine_similarity(projected, taught.hidden_states[-1][0], dim=-1),
+            "cosine": 1 - F.cosine_similarity(projected, target.hidden_states[-1][0], dim=-1),
             "hidden": sum(squares) / 2,
             "relations": divergence.mean((0, 1)),
         }
@@ -195,7 +198,7 @@ def prepare(
     objectives = make_objectives()
     prepare_objectives(objectives, teacher.model.config, student.config)
     distiller = Distiller(teacher.model, student, objectives)
-    for parameter in distiller.parameters():  # as initialised, layers hardly do anything
+    for parameter in distiller.parameters():  # freshly initialized layers hardly change anything
         parameter.data += 0.2 * torch.randn_like(parameter)
     distiller.to(dtype)
     teacher.model.to(dtype)
@@ -224,7 +227,7 @@ def prepare(
 def assert_same_weights(distiller: Distiller, plain: Plain, dtype: torch.dtype) -> None:
     found, expected = distiller.state_dict(), plain.state()
     assert found.keys() == expected.keys()
-    # Where a gradient is zero but for rounding, as of biases of keys, AdamW enlarges the rounding.
+    # AdamW enlarges the rounding of gradients that should be zero, such as biases of keys.
     exact = dtype is torch.float64
     rtol, atol = (1e-6, 1e-7) if exact else (1e-3, 2e-3)
     for name, value in expected.items():
@@ -234,19 +237,19 @@ def assert_same_weights(distiller: Distiller, plain: Plain, dtype: torch.dtype) 
 def test_steps_equal_plain_torch(
     teacher_dir: TeacherDir, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """2 + 2 + 1 blocks, the short one among others, teach what all positions at once do."""
+    """A step of 2 + 2 + 1 blocks, one of them short, equals a step on all positions at once."""
     trainer, plain, blocks = prepare(teacher_dir, tmp_path / "blocks", dtype)
     trainer.distiller.train()
     before = {k: v.clone() for k, v in plain.state().items()}
     names = list(trainer.distiller.objectives)
-    meter = Meter(names, torch.zeros(len(names)))
+    meter = Meter(names, torch.device("cpu"))
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
     padded, clipped = 0, 0
     for step in range(3):
-        rows = blocks[step]
-        assert [len(portion.pieces) for portion in rows.micro_batches] == [2, 2, 1]
-        padded += sum(portion.attention is not None for portion in rows.micro_batches)
-        norm = trainer.step(step, rows, STAGES[0], meter)
+        batches = blocks[step]
+        assert [len(batch.pieces) for batch in batches.micro_batches] == [2, 2, 1]
+        padded += sum(batch.attention is not None for batch in batches.micro_batches)
+        norm = trainer.step(step, batches, STAGES[0], meter)
         expected, losses = plain.step(step, STAGES[0].objectives)
         assert float(norm) == pytest.approx(float(expected), rel=1e-3)
         clipped += float(norm) > 0.5
@@ -263,7 +266,7 @@ def test_steps_equal_plain_torch(
     assert means == pytest.approx(
         {k: float(torch.cat(v).mean()) for k, v in seen.items()}, rel=1e-3
     )
-    # Then it starts anew.
+    # Then it starts again from zero.
     trainer.step(3, blocks[3], STAGES[1], meter)
     _, losses = plain.step(3, STAGES[1].objectives)
     means, _ = meter.read(trainer.accelerator)
@@ -273,10 +276,10 @@ def test_steps_equal_plain_torch(
 def test_a_run_in_stages_equals_plain_torch_and_logs_its_means(
     teacher_dir: TeacherDir, tmp_path: Path
 ) -> None:
-    """What an objective learned stays as it is in a stage without it."""
+    """Parameters of an objective do not change in a stage without it."""
     trainer, plain, blocks = prepare(teacher_dir, tmp_path / "blocks", torch.float64)
     nothing = Blocks(blocks.blocks.shards, np.arange(0))
-    scores = train(
+    loop = TrainingLoop(
         trainer,
         Corpus(blocks.blocks, nothing, {}),
         blocks,
@@ -286,7 +289,7 @@ def test_a_run_in_stages_equals_plain_torch_and_logs_its_means(
         output=tmp_path,
         describe=str,
     )
-    assert scores == {}
+    assert loop.run() == {}
     by_step = {}
     for step in range(5):
         stage = STAGES[step // 3]
@@ -294,7 +297,7 @@ def test_a_run_in_stages_equals_plain_torch_and_logs_its_means(
     assert_same_weights(trainer.distiller, plain, torch.float64)
 
     entries = log_of(tmp_path)
-    # Every second step, the last one of each stage, and so the last one of all.
+    # Every second step, and the last step of each stage.
     intervals = {2: [1, 2], 3: [3], 4: [4], 5: [5]}
     assert [(entry["step"], entry["stage"]) for entry in entries] == [
         (2, "all"),
@@ -350,8 +353,8 @@ def config(
 
 
 @pytest.mark.parametrize("name", ["values", "total", "step", "training"])
-def test_an_objective_has_a_name_of_its_own(name: str) -> None:
-    """Not that of another entry in the log, nor one that torch has taken."""
+def test_an_objective_must_not_have_a_reserved_name(name: str) -> None:
+    """Names of other log entries, and of attributes of torch modules."""
     settings = {"teacher": {"name": "x"}, "corpus": {"train": "x"}, "training": {"max_steps": 1}}
     with pytest.raises(ConfigError, match=rf"\[objectives\.{name}\]: .*such as {name}_loss"):
         load_config({**settings, "objectives": {name: COSINE["cosine"]}})
@@ -369,7 +372,7 @@ def test_dropout_is_a_function_of_the_seed(
 
     torch.manual_seed(1)
     first = student("first")
-    torch.rand(100)  # whatever else was drawn in the meantime
+    torch.rand(100)  # other draws must not matter
     again = student("again")
     assert all(torch.equal(first[key], again[key]) for key in first)
     for other in (student("seed", seed=1), student("none", dropout=0.0)):
@@ -380,7 +383,7 @@ def test_dropout_is_a_function_of_the_seed(
 def test_the_student_is_saved_with_the_teachers_dropout(
     teacher_dir: TeacherDir, text_file: Path, tmp_path: Path, family: str
 ) -> None:
-    """Whatever it was distilled with, and whatever the family calls it."""
+    """With any dropout in the run, and any name that a family has for it."""
     teacher = tmp_path / "teacher"
     model = AutoModelForMaskedLM.from_pretrained(teacher_dir(family, head=True))
     names = {
@@ -402,7 +405,7 @@ def test_the_student_is_saved_with_the_teachers_dropout(
         saved = json.loads((output / "config.json").read_text())
         assert (saved[hidden], saved[attention]) == (0.07, 0.04)
         students.append(load_file(output / "model.safetensors"))
-    # It did make a difference.
+    # The dropout of the run made a difference.
     assert not all(torch.equal(students[0][key], students[1][key]) for key in students[0])
 
 
@@ -427,7 +430,7 @@ def test_batches_grow_by_a_schedule(
     assert resumed == result
 
 
-def test_a_second_stage_gives_the_student_a_head_that_the_teacher_has_not(
+def test_a_second_stage_trains_a_head_that_the_teacher_does_not_have(
     teacher_dir: TeacherDir, text_file: Path, tmp_path: Path
 ) -> None:
     settings = config(
@@ -449,7 +452,7 @@ def test_a_second_stage_gives_the_student_a_head_that_the_teacher_has_not(
     assert "masked_lm" not in first
     assert "masked_lm" in second
     assert "cosine" not in second
-    # Held-out text is scored by all objectives; there is no teacher's head to score.
+    # All objectives score held-out text. The teacher has no head to score.
     assert set(result.scores) == {"cosine", "masked_lm", "total", "student_accuracy"}
     model, report = AutoModelForMaskedLM.from_pretrained(result.path, output_loading_info=True)
     assert not report["missing_keys"]

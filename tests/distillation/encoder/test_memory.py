@@ -1,4 +1,4 @@
-"""How many blocks go through the models at once."""
+"""The number of blocks in a forward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spacy_distil.distillation.encoder.objectives import (
     Outputs,
     prepare_objectives,
 )
-from spacy_distil.distillation.encoder.steps import Stage
+from spacy_distil.distillation.encoder.steps import EncoderStage
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masking import Masking
 from spacy_distil.students.teachers import Teacher, load_teacher
@@ -31,7 +31,7 @@ TeacherDir = Callable[..., Path]
 
 def prepare(
     teacher: Teacher, *, cpu: bool, cosine: Cosine | None = None
-) -> tuple[Distiller, Accelerator, Masking, list[Stage]]:
+) -> tuple[Distiller, Accelerator, Masking, list[EncoderStage]]:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=cpu, mixed_precision="no")
     teacher.model.to(accelerator.device)
@@ -44,7 +44,8 @@ def prepare(
     masking = Masking.for_tokenizer(teacher.tokenizer, 0.15, seed=0).to(accelerator.device)
     names = tuple(objectives)
     stages = [
-        Stage(name, names[i:], 10 * i, 10 * i + 10, 1e-3, 0.1) for i, name in enumerate(names)
+        EncoderStage(name, names[i:], 10 * i, 10 * i + 10, 1e-3, 0.1)
+        for i, name in enumerate(names)
     ]
     return distiller, accelerator, masking, stages
 
@@ -52,15 +53,15 @@ def prepare(
 @pytest.mark.parametrize(
     ("block_size", "largest_step", "expected"),
     [
-        (512, 3, 3),  # what a step has
+        (512, 3, 3),  # the whole step
         (512, 128, 8),  # 4,096 pieces
         (500, 128, 8),
         (32, 128, 128),
-        (8192, 128, 1),  # no block is cut
+        (8192, 128, 1),  # at least one block
         (8192, 1, 1),
     ],
 )
-def test_on_a_cpu_it_is_the_step_or_4096_pieces(
+def test_on_a_cpu_the_limit_is_the_step_or_4096_pieces(
     teacher_dir: TeacherDir, block_size: int, largest_step: int, expected: int
 ) -> None:
     teacher = load_teacher(str(teacher_dir("bert", head=True)))
@@ -77,7 +78,7 @@ def test_on_a_cpu_it_is_the_step_or_4096_pieces(
 
 
 class Watched(Cosine):
-    """The cosine, which notes at each of its passes whose gradients there are."""
+    """The cosine, which notes in each pass which parameters have gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,13 +92,13 @@ class Watched(Cosine):
         return super().forward(outputs)
 
 
-def test_it_is_tried_with_the_gradients_of_earlier_portions(teacher_dir: TeacherDir) -> None:
+def test_trials_have_gradients_of_earlier_micro_batches(teacher_dir: TeacherDir) -> None:
     teacher = load_teacher(str(teacher_dir("bert", head=False)))
     watched = Watched()
     distiller, accelerator, masking, stages = prepare(teacher, cpu=True, cosine=watched)
     watched.student = distiller.student
     found = largest_that_fits(
-        distiller, stages, accelerator, masking=masking, block_size=16, most=3
+        distiller, stages, accelerator, masking=masking, block_size=16, upper=3
     )
     assert found == 3
     learning = {name for name, p in distiller.student.named_parameters() if p.requires_grad}
@@ -107,8 +108,8 @@ def test_it_is_tried_with_the_gradients_of_earlier_portions(teacher_dir: Teacher
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
-def test_on_a_gpu_it_is_what_fits(teacher_dir: TeacherDir, tmp_path: Path) -> None:
-    """In little memory fewer blocks than in much, no gradient left behind, and all of them fit."""
+def test_on_a_gpu_the_limit_is_memory(teacher_dir: TeacherDir, tmp_path: Path) -> None:
+    """Less memory means fewer blocks. They fit, and no gradient stays behind."""
     tiny = load_teacher(str(teacher_dir("bert", head=True)))
     config = BertConfig(
         vocab_size=len(tiny.tokenizer), hidden_size=256, num_hidden_layers=4, num_attention_heads=4

@@ -40,7 +40,7 @@ N_PADDING = 3  # at the end of the last block
 
 
 class ToyModel:
-    """Random tensors in the place of what a model makes of a batch."""
+    """Random tensors that stand for the outputs of a model."""
 
     def __init__(self, *, layers: int, heads: int, width: int) -> None:
         self.config: Any = SimpleNamespace(
@@ -79,7 +79,7 @@ class ToyModel:
 
 
 class Toy:
-    """What two models make of a batch, the last block of which may be padded."""
+    """Outputs of two models for a batch, whose last block may be padded."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ def float64() -> Iterator[None]:
 
 
 def assert_same(toy: Toy, objective: Objective, reference: Tensor, positions: int) -> None:
-    """Loss, and its gradients by all of the student's tensors and the objective's own."""
+    """The loss and its gradients with respect to the student's tensors and the parameters."""
     loss = objective(toy.outputs())
     assert loss.positions == positions
     torch.testing.assert_close(loss.sum, reference)
@@ -156,7 +156,7 @@ def total(losses: list[Tensor]) -> Tensor:
     return torch.stack(losses).sum()
 
 
-SMALLER = (2, 2, 8)  # layers, heads and width: none like the teacher's
+SMALLER = (2, 2, 8)  # layers, heads and width all differ from the teacher's
 CHUNKS = (1, 2, 4, 6, 1000)
 
 
@@ -198,12 +198,12 @@ def test_cosine(student: tuple[int, int, int], padded: bool) -> None:
     toy.prepared(objective)
     losses = []
     for b, i in toy.positions():
-        taught, learnt = toy.teacher.hidden[-1][b, i].detach(), toy.student.hidden[-1][b, i]
+        target, prediction = toy.teacher.hidden[-1][b, i].detach(), toy.student.hidden[-1][b, i]
         if student == SMALLER:
             projection = objective.projection
             assert isinstance(projection, nn.Linear)
-            learnt = projection.weight @ learnt + projection.bias
-        losses.append(1 - taught @ learnt / taught.norm() / learnt.norm())
+            prediction = projection.weight @ prediction + projection.bias
+        losses.append(1 - target @ prediction / target.norm() / prediction.norm())
     assert len([*objective.parameters()]) == (2 if student == SMALLER else 0)
     assert_same(toy, objective, total(losses), len(losses))
 
@@ -224,16 +224,20 @@ def test_hidden_states(
     losses = []
     for place, (own, other) in enumerate(pairs):
         for b, i in toy.positions():
-            taught, learnt = toy.teacher.hidden[other][b, i].detach(), toy.student.hidden[own][b, i]
+            target, prediction = (
+                toy.teacher.hidden[other][b, i].detach(),
+                toy.student.hidden[own][b, i],
+            )
             if student == SMALLER:
                 projection = objective.projections[place]
                 assert isinstance(projection, nn.Linear)
-                learnt = projection.weight @ learnt + projection.bias
+                prediction = projection.weight @ prediction + projection.bias
             if normalize:
-                taught, learnt = (
-                    (t - t.mean()) / (t.var(correction=0) + 1e-5).sqrt() for t in (taught, learnt)
+                target, prediction = (
+                    (t - t.mean()) / (t.var(correction=0) + 1e-5).sqrt()
+                    for t in (target, prediction)
                 )
-            losses.append(sum((a - c) ** 2 for a, c in zip(taught, learnt, strict=True)) / 12)
+            losses.append(sum((a - c) ** 2 for a, c in zip(target, prediction, strict=True)) / 12)
     n_parameters = 2 * len(pairs) if student == SMALLER else 0
     assert len([*objective.parameters()]) == n_parameters
     assert_same(toy, objective, total(losses) / len(pairs), len(toy.positions()))
@@ -241,7 +245,7 @@ def test_hidden_states(
 
 @dataclass
 class Case:
-    """One of the ways in which relations can be set up."""
+    """A setting of the relations."""
 
     student: tuple[int, int, int] = SMALLER
     padded: bool = True
@@ -276,12 +280,12 @@ def test_relations(case: Case) -> None:
     losses = []
     for own, other in case.pairs:
         for kind in case.kinds:
-            taught = getattr(toy.teacher.attention[other], kind).detach()
-            learnt = getattr(toy.student.attention[own], kind)
+            target = getattr(toy.teacher.attention[other], kind).detach()
+            prediction = getattr(toy.student.attention[own], kind)
             for head in range(heads):
                 for b, i in toy.positions():
                     distributions = []
-                    for vectors in (taught, learnt):
+                    for vectors in (target, prediction):
                         size = vectors.shape[-1] // heads
                         part = vectors[b, :, head * size : (head + 1) * size]
                         alike = [part[i] @ part[j] for c, j in toy.positions() if c == b]
@@ -299,7 +303,7 @@ def test_relations(case: Case) -> None:
     assert_same(toy, toy.prepared(objective), reference, len(toy.positions()))
 
 
-# What holds for all
+# All objectives
 
 EVERY: list[Callable[[], Objective]] = [
     lambda: SoftTargets(chunk_rows=4),
@@ -344,16 +348,16 @@ def test_padding_changes_nothing(make: Callable[[], Objective]) -> None:
 
 
 @pytest.mark.parametrize("make", EVERY)
-def test_there_is_nothing_to_learn_from_oneself(make: Callable[[], Objective]) -> None:
+def test_a_student_that_equals_its_teacher_has_no_loss(make: Callable[[], Objective]) -> None:
     toy = Toy()
     toy.student = toy.teacher
     objective = toy.prepared(make())
     loss = objective(toy.outputs()).sum
-    if isinstance(objective, MaskedLM):  # which learns from the text
+    if isinstance(objective, MaskedLM):  # it learns from the text
         assert loss > 1
         return
     assert loss.item() == pytest.approx(0, abs=1e-12)
-    toy.teacher = Toy().teacher  # the same again, as tensors of its own
+    toy.teacher = Toy().teacher  # equal, but separate tensors
     tensors = toy.student.tensors()
     for gradient in torch.autograd.grad(objective(toy.outputs()).sum, tensors, allow_unused=True):
         assert gradient is None or gradient.abs().max() < 1e-12
@@ -372,7 +376,7 @@ def test_teacher_gets_no_gradient(make: Callable[[], Objective]) -> None:
 
 
 @pytest.mark.parametrize("make", EVERY)
-def test_a_teacher_that_ran_in_inference_mode_will_do(make: Callable[[], Objective]) -> None:
+def test_outputs_from_inference_mode_can_be_targets(make: Callable[[], Objective]) -> None:
     toy = Toy(student=SMALLER)
     objective = toy.prepared(make())
     expected = objective(toy.outputs()).sum
@@ -421,11 +425,11 @@ def test_bf16(make: Callable[[], Objective]) -> None:
 
 
 @pytest.mark.parametrize("make", [SoftTargets, MaskedLM])
-def test_batch_with_nothing_masked_counts_for_nothing(make: Callable[[], Objective]) -> None:
+def test_a_batch_without_masked_pieces_counts_0(make: Callable[[], Objective]) -> None:
     toy = Toy(n_masked=0)
     loss = make()(toy.outputs())
     assert (loss.sum.item(), loss.positions) == (0.0, 0)
-    loss.sum.backward()  # must have a graph of all parameters: processes wait for each of them
+    loss.sum.backward()  # needs a graph of all parameters, since processes wait for each gradient
     for tensor in [toy.student.hidden[-1], *toy.student.decoder.parameters()]:
         assert tensor.grad is not None
         assert not tensor.grad.any()
@@ -463,7 +467,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("make", [SoftTargets, MaskedLM])
 def test_logits_never_exist_for_more_than_a_chunk(make: Any) -> None:
-    toy = Toy(n_masked=18, student=(1, 1, 2))  # so narrow that no weight has as many rows as 4
+    toy = Toy(n_masked=18, student=(1, 1, 2))  # too narrow for a weight with more than 4 rows
     toy.teacher = ToyModel(layers=1, heads=1, width=2)
     with Largest(VOCABULARY) as seen:
         make(chunk_rows=4)(toy.outputs()).sum.backward()
@@ -484,7 +488,7 @@ def test_relations_never_exist_for_more_than_a_chunk(padded: bool) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
 def test_chunked_sum(size: int) -> None:
-    """Gradients by all that they flow into, and by nothing else."""
+    """Gradients flow into `sliced` and `whole`, and into nothing else."""
     torch.manual_seed(0)
     first, second = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
     weight, fixed = torch.randn(3, requires_grad=True), torch.randn(3)
@@ -508,40 +512,40 @@ def test_chunked_sum(size: int) -> None:
 @pytest.mark.parametrize("ignoring", [False, True])
 def test_kl_divergence(shape: tuple[int, ...], ignoring: bool) -> None:
     torch.manual_seed(0)
-    taught, learnt = torch.randn(shape), torch.randn(shape, requires_grad=True)
+    target, prediction = torch.randn(shape), torch.randn(shape, requires_grad=True)
     ignored = torch.rand(shape[-1]) < 0.4 if ignoring else None
-    assert torch.autograd.gradcheck(lambda t: kl_divergence(taught, t, ignored), (learnt,))
+    assert torch.autograd.gradcheck(lambda t: kl_divergence(target, t, ignored), (prediction,))
     kept = slice(None) if ignored is None else ~ignored
     expected = F.kl_div(
-        learnt[..., kept].log_softmax(-1),
-        taught[..., kept].log_softmax(-1),
+        prediction[..., kept].log_softmax(-1),
+        target[..., kept].log_softmax(-1),
         log_target=True,
         reduction="sum",
     )
-    torch.testing.assert_close(kl_divergence(taught, learnt, ignored), expected)
+    torch.testing.assert_close(kl_divergence(target, prediction, ignored), expected)
 
 
-def test_row_of_which_all_is_ignored_counts_nothing() -> None:
-    taught, learnt = torch.randn(3, 5), torch.randn(3, 5, requires_grad=True)
+def test_a_row_of_ignored_entries_counts_0() -> None:
+    target, prediction = torch.randn(3, 5), torch.randn(3, 5, requires_grad=True)
     ignored = torch.tensor([[False], [True], [False]])
-    loss = kl_divergence(taught, learnt, ignored)
-    torch.testing.assert_close(loss, kl_divergence(taught[::2], learnt[::2]))
+    loss = kl_divergence(target, prediction, ignored)
+    torch.testing.assert_close(loss, kl_divergence(target[::2], prediction[::2]))
     loss.backward()
-    assert learnt.grad is not None
-    assert not learnt.grad[1].any()
+    assert prediction.grad is not None
+    assert not prediction.grad[1].any()
 
 
-def test_kl_divergence_of_certainties() -> None:
+def test_kl_divergence_of_certain_predictions() -> None:
     """Logits so far apart that probabilities vanish."""
-    taught = torch.tensor([[1e4, 0.0, -1e4]])
-    learnt = torch.tensor([[0.0, 1e4, -1e4]], requires_grad=True)
-    loss = kl_divergence(taught, learnt)
+    target = torch.tensor([[1e4, 0.0, -1e4]])
+    prediction = torch.tensor([[0.0, 1e4, -1e4]], requires_grad=True)
+    loss = kl_divergence(target, prediction)
     assert loss.item() == pytest.approx(1e4)
     loss.backward()
-    torch.testing.assert_close(learnt.grad, torch.tensor([[-1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(prediction.grad, torch.tensor([[-1.0, 1.0, 0.0]]))
 
 
-def test_vocabulary_loss_gives_rows_to_their_logits() -> None:
+def test_vocabulary_loss_passes_rows_with_their_logits() -> None:
     toy = Toy()
     head = toy.student.encoded().mlm_head
     features, numbers = torch.randn(5, 12), torch.arange(5)
@@ -573,21 +577,21 @@ def test_temperature_follows_its_schedule() -> None:
     ("weight", "active"),
     [(0, False), (0.0, False), (0.5, True), (iter([0.0]), False), (iter([0.0, 1.0]), True)],
 )
-def test_an_objective_that_never_counts_is_not_active(weight: Any, active: bool) -> None:
+def test_an_objective_with_weight_0_is_not_active(weight: Any, active: bool) -> None:
     assert Cosine(weight).is_active == active
 
 
 def test_needs() -> None:
     assert MaskedLM().needs == Needs(teacher=False, student_head=True, masking=True)
     toy = Toy()
-    MaskedLM()(Outputs(None, toy.student.encoded(), toy.batch()))  # needs no teacher indeed
+    MaskedLM()(Outputs(None, toy.student.encoded(), toy.batch()))  # it needs no teacher
     assert SoftTargets().needs == Needs(teacher_head=True, student_head=True, masking=True)
     assert SoftTargets(positions="all").needs == Needs(teacher_head=True, student_head=True)
     for objective in (Cosine(), HiddenStates(), Relations()):
         assert objective.needs == Needs()
 
 
-def test_what_is_missing_is_named() -> None:
+def test_errors_name_missing_outputs() -> None:
     toy = Toy()
     bare = Encoded(toy.student.hidden[-1], {}, {}, None)
     with pytest.raises(RuntimeError, match="masked-LM head"):
@@ -637,12 +641,12 @@ def test_wrong_settings_of_soft_targets_are_named(block: dict[str, Any], message
         ("Relations", {"chunk_blocks": 0}, r"chunk_blocks = 0: must be at least 1"),
     ],
 )
-def test_wrong_settings_of_others_are_named(name: str, block: Any, message: str) -> None:
+def test_wrong_settings_of_other_objectives_are_named(name: str, block: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_objective("mine", {"@distil_objectives": f"spacy-distil.{name}.v1", **block})
 
 
-def test_settings_arrive() -> None:
+def test_settings_reach_the_objective() -> None:
     def make(name: str, **block: Any) -> Any:
         return make_objective("mine", {"@distil_objectives": f"spacy-distil.{name}.v1", **block})
 
@@ -661,7 +665,7 @@ def test_settings_arrive() -> None:
 
 def test_a_schedule_that_goes_wrong_later_is_named_in_full() -> None:
     weight = {"@schedules": "warmup_linear.v1", "initial_rate": 1.0, "warmup_steps": 2}
-    weight |= {"total_steps": -1}  # a nonsense
+    weight |= {"total_steps": -1}  # not a valid argument
     temperature = {"@schedules": "warmup_linear.v1", "initial_rate": 1.0, "warmup_steps": 0}
     temperature |= {"total_steps": 2}  # falls to 0
     block = {"weight": weight, "temperature": temperature}
@@ -726,4 +730,4 @@ def test_models_that_fit() -> None:
 def test_relation_heads_are_as_many_as_fit() -> None:
     relations = Relations()
     prepare_objectives({"mine": relations}, config(), config(hidden_size=256))
-    assert relations.heads == 8  # 12 divide 384, and not 256
+    assert relations.heads == 8  # 12 divides 384, but not 256

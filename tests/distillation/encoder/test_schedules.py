@@ -30,8 +30,8 @@ def test_a_number_is_the_same_at_every_step() -> None:
         (cyclic_triangular, (0.1, 1.0, 4)),  # gives NumPy's numbers
     ],
 )
-def test_thincs_schedules_are_asked_for_by_step(make: Any, arguments: Any) -> None:
-    """In any order, as a resumed run does, which starts in the middle."""
+def test_thincs_schedules_by_step(make: Any, arguments: Any) -> None:
+    """In any order: a resumed run starts in the middle."""
     expected = [float(value) for value in islice(make(*arguments), 12)]
     schedule = Schedule("weight", make(*arguments))
     assert not schedule.is_constant
@@ -40,20 +40,20 @@ def test_thincs_schedules_are_asked_for_by_step(make: Any, arguments: Any) -> No
     assert Schedule("weight", make(*arguments)).at(9) == expected[9]
 
 
-def test_the_last_number_stays_where_a_schedule_ends() -> None:
+def test_the_last_number_stays_after_a_schedule_ends() -> None:
     numbers: list[Any] = [5, np.float32(0.25)]
     schedule = Schedule("weight", constant_then(1.0, 2, numbers))
     assert [schedule.at(step) for step in range(6)] == [1.0, 1.0, 5.0, 0.25, 0.25, 0.25]
     assert schedule.at(10**6) == 0.25
 
 
-def test_one_number_is_constant_wherever_it_comes_from() -> None:
+def test_a_single_number_is_constant() -> None:
     assert Schedule("weight", iter([2.0])).is_constant
     assert not Schedule("weight", iter([2.0, 2.0])).is_constant
 
 
 @pytest.mark.parametrize("value", ["2", None, [1.0]])
-def test_what_is_no_number_is_named(value: Any) -> None:
+def test_errors_name_a_value_that_is_no_number(value: Any) -> None:
     schedule = Schedule("soft.temperature", iter([1.0, value]))
     assert schedule.at(0) == 1.0
     with pytest.raises(ConfigError, match=r"soft\.temperature: the schedule gave .*not a number"):

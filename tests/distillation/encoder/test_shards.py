@@ -49,7 +49,7 @@ def written(directory: Path, blocks: list[list[int]], *, per_shard: int) -> Shar
     order=st.lists(st.integers(0, 11), max_size=20),
     largest=st.sampled_from([100, 100_000]),
 )
-def test_what_is_written_is_read(
+def test_written_rows_are_read(
     n_rows: int, last: int, per_shard: int, order: list[int], largest: int
 ) -> None:
     blocks = rows_of(n_rows)
@@ -73,7 +73,7 @@ def test_what_is_written_is_read(
     ]
 
 
-def test_files_are_those_of_numpy(tmp_path: Path) -> None:
+def test_numpy_reads_the_files(tmp_path: Path) -> None:
     written(tmp_path, [*rows_of(6), [7, 8]], per_shard=3)
     arrays = [np.load(path) for path in sorted(tmp_path.iterdir())]
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
@@ -86,7 +86,7 @@ def test_files_are_those_of_numpy(tmp_path: Path) -> None:
     assert np.concatenate(arrays).tolist() == [*rows_of(6), [7, 8, 0, 0]]
 
 
-def test_pieces_take_two_bytes_where_they_fit() -> None:
+def test_pieces_take_two_bytes_if_they_fit() -> None:
     assert [piece_type(n).str for n in (0, 65_535, 65_536, 250_001)] == ["<u2", "<u2", "<i4", "<i4"]
 
 
@@ -94,45 +94,45 @@ def test_number_of_blocks_is_limited(tmp_path: Path) -> None:
     blocks = iter(rows_of(5))
     dtype = piece_type(9)
     assert write_shards(blocks, tmp_path, block_size=WIDTH, dtype=dtype, limit=3) == (3, 12)
-    assert next(blocks) == rows_of(5)[3]  # none was read in vain
+    assert next(blocks) == rows_of(5)[3]  # no block was consumed in vain
 
 
 # Reading
 
 
 @pytest.fixture
-def some(tmp_path: Path) -> Shards:
+def many_rows(tmp_path: Path) -> Shards:
     """500 rows in 8 shards."""
     return written(tmp_path, rows_of(500, width=32), per_shard=70)
 
 
-def read_at_random(some: Shards, seed: int, times: int) -> bool:
-    """Whether all that is read is right."""
+def read_at_random(many_rows: Shards, seed: int, times: int) -> bool:
+    """Whether all rows are read correctly."""
     rng = np.random.default_rng(seed)
     for _ in range(times):
-        rows = rng.integers(0, len(some), 40)
-        if not np.array_equal(some.read(rows), rows[:, None] * 32 + np.arange(32)):
+        rows = rng.integers(0, len(many_rows), 40)
+        if not np.array_equal(many_rows.read(rows), rows[:, None] * 32 + np.arange(32)):
             return False
     return True
 
 
-def test_threads_read_at_once(some: Shards) -> None:
+def test_threads_read_at_once(many_rows: Shards) -> None:
     with ThreadPoolExecutor(2) as pool:
-        assert all(pool.map(lambda seed: read_at_random(some, seed, 200), (1, 2)))
+        assert all(pool.map(lambda seed: read_at_random(many_rows, seed, 200), (1, 2)))
 
 
 @forked
-def test_forked_processes_read_at_once(some: Shards) -> None:
+def test_forked_processes_read_at_once(many_rows: Shards) -> None:
     """Forked while a thread is reading."""
     stop = threading.Event()
     right = []
 
     def keep_reading() -> None:
         while not stop.is_set():
-            right.append(read_at_random(some, 3, 1))
+            right.append(read_at_random(many_rows, 3, 1))
 
     def read_and_exit(seed: int) -> None:
-        sys.exit(0 if read_at_random(some, seed, 200) else 1)
+        sys.exit(0 if read_at_random(many_rows, seed, 200) else 1)
 
     reader = threading.Thread(target=keep_reading)
     reader.start()
@@ -149,7 +149,7 @@ def test_forked_processes_read_at_once(some: Shards) -> None:
 
 
 def test_memory_does_not_grow_with_what_is_read(tmp_path: Path) -> None:
-    """100 MB, of which a mapped file would keep the pages."""
+    """Reading 100 MB. The pages of a mapped file would count as memory."""
     rows, width = 100_000, 512
     for number in range(2):
         np.save(shard_path(tmp_path, number), np.ones((rows // 2, width), dtype=np.uint16))
@@ -161,7 +161,7 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path: Path) -> None:
     assert psutil.Process().memory_info().rss - before < 30e6
 
 
-# What is not as it was written
+# Damaged files
 
 
 def shorten(path: Path) -> None:
@@ -190,7 +190,7 @@ def test_damage_is_seen_at_once(
         Shards(tmp_path, 8, 8 * WIDTH)
 
 
-def test_a_shard_that_goes_while_it_is_in_use(tmp_path: Path) -> None:
+def test_a_shard_that_is_deleted_while_in_use(tmp_path: Path) -> None:
     corpus = written(tmp_path, rows_of(8), per_shard=3)
     shorten(shard_path(tmp_path, 1))
     assert corpus.read(np.array([3, 7])).tolist() == [rows_of(8)[3], rows_of(8)[7]]

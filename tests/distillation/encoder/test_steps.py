@@ -1,4 +1,4 @@
-"""Which blocks come when, for any number of processes; stages and their learning rates."""
+"""Blocks of each step, for any number of processes; stages and learning rates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MASKING = Masking(
 
 
 class Numbered:
-    """Stands for `Blocks`: block i holds nothing but the piece 5 + i; the last one is shorter."""
+    """Stands for `Blocks`. All pieces of block i are 5 + i, and the last block is shorter."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -61,8 +61,8 @@ def step_blocks(n: int, starts: Sequence[int], **settings: Any) -> StepBlocks:
     )
 
 
-def blocks_of(rows: StepBatches) -> list[int]:
-    return [int(row[0]) - 5 for portion in rows.micro_batches for row in portion.pieces]
+def blocks_of(batches: StepBatches) -> list[int]:
+    return [int(row[0]) - 5 for batch in batches.micro_batches for row in batch.pieces]
 
 
 def test_each_epoch_has_every_block_once_in_its_own_order() -> None:
@@ -71,7 +71,7 @@ def test_each_epoch_has_every_block_once_in_its_own_order() -> None:
     epochs = [seen[:7], seen[7:14], seen[14:]]
     assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert seen == [number for step in range(7) for number in blocks.rows(step)]
+    assert seen == [number for step in range(7) for number in blocks.block_numbers(step)]
 
 
 def test_a_step_depends_on_its_number_and_the_seed_only() -> None:
@@ -86,12 +86,12 @@ def test_a_step_depends_on_its_number_and_the_seed_only() -> None:
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 100])
 @pytest.mark.parametrize("n_processes", [1, 2, 3])
-def test_processes_share_a_step_whatever_their_number(n_processes: int, micro_batch: int) -> None:
-    """Each block once, masked as it would be for one process alone; all know the step's totals."""
+def test_any_number_of_processes_shares_a_step(n_processes: int, micro_batch: int) -> None:
+    """Each block comes once, masked as with one process. All processes know the totals."""
 
-    def inputs(some: StepBatches) -> list[list[int]]:
-        """Without padding, which depends on the portion."""
-        rows = [row for portion in some.micro_batches for row in MASKING(portion).inputs.tolist()]
+    def inputs(batches: StepBatches) -> list[list[int]]:
+        """Without padding, which depends on the micro-batch."""
+        rows = [row for batch in batches.micro_batches for row in MASKING(batch).inputs.tolist()]
         return [[piece for piece in row if piece] for row in rows]
 
     for step in range(3):
@@ -116,13 +116,13 @@ def test_processes_share_a_step_whatever_their_number(n_processes: int, micro_ba
 
 
 def test_masking_is_dynamic() -> None:
-    """One block, met again in the next epoch, is masked differently."""
+    """The same block is masked differently in the next epoch."""
     blocks = step_blocks(1, range(21))
     masks = {tuple(MASKING(blocks[step].micro_batches[0]).masked.tolist()) for step in range(20)}
     assert len(masks) > 2
 
 
-def test_steps_are_as_many_as_the_shorter_of_epochs_and_max_steps() -> None:
+def test_epochs_or_max_steps_end_a_run_whichever_comes_first() -> None:
     def starts(**settings: Any) -> list[int]:
         return plan_steps(TrainingSettings(**settings), 10).tolist()
 
@@ -143,7 +143,7 @@ def test_a_step_needs_a_block_for_each_process() -> None:
         plan_steps(TrainingSettings(epochs=1, batch_size=3), 10, 4)
 
 
-def test_held_out_rows_are_the_same_for_any_number_of_processes() -> None:
+def test_held_out_blocks_are_the_same_for_any_number_of_processes() -> None:
     def inputs(n_processes: int, size: int) -> dict[int, list[int]]:
         found = {}
         for process in range(n_processes):
@@ -164,7 +164,7 @@ def test_held_out_rows_are_the_same_for_any_number_of_processes() -> None:
     assert inputs(1, 3) == inputs(1, 3) == inputs(2, 2) == inputs(3, 5)
 
 
-def test_ahead_gives_everything_in_order_and_works_ahead() -> None:
+def test_prefetch_yields_in_order_and_prepares_the_next() -> None:
     made: list[int] = []
     waited = threading.Event()
 
@@ -177,12 +177,12 @@ def test_ahead_gives_everything_in_order_and_works_ahead() -> None:
     work = prefetch(make, range(2, 9))  # type: ignore[arg-type]
     first = next(work)
     assert first == 2
-    assert waited.wait(5)  # two more are made while this one is worked on
+    assert waited.wait(5)  # it prepares two more in the meantime
     assert list(work) == [3, 4, 5, 6, 7, 8]  # type: ignore[comparison-overlap]
     assert made == list(range(2, 9))
 
 
-def test_ahead_passes_errors_on() -> None:
+def test_prefetch_passes_errors_on() -> None:
     def make(step: int) -> StepBatches:
         raise ValueError(f"step {step}")
 
@@ -215,8 +215,8 @@ def test_stages_share_the_steps() -> None:
         ),
         40,
     )
-    assert (first.name, first.objectives, first.first, first.end) == ("one", ("b",), 0, 30)
-    assert (second.objectives, second.first, second.end) == (("a", "b"), 30, 40)
+    assert (first.name, first.objectives, first.start, first.end) == ("one", ("b",), 0, 30)
+    assert (second.objectives, second.start, second.end) == (("a", "b"), 30, 40)
     assert max(first.rate(step) for step in range(30)) == pytest.approx(0.1)
     assert max(second.rate(step) for step in range(30, 40)) == pytest.approx(0.01)
     assert second.rate(30) == pytest.approx(0.01 / 3)  # each warms up by itself
@@ -224,7 +224,7 @@ def test_stages_share_the_steps() -> None:
 
 def test_without_stages_all_objectives_are_summed_from_first_to_last() -> None:
     (only,) = plan_stages(config({}), 40)
-    assert (only.objectives, only.first, only.end) == (("a", "b"), 0, 40)
+    assert (only.objectives, only.start, only.end) == (("a", "b"), 0, 40)
 
 
 def test_learning_rate_rises_and_falls() -> None:

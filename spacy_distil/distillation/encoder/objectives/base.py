@@ -1,8 +1,8 @@
-"""What an objective is given and what it returns.
+"""The interface of objectives: their inputs and outputs.
 
-An objective is one distillation loss. It declares what it needs (`Needs`), fits itself to two
-models or refuses them (`prepare`), and turns what teacher and student made of one batch (`Outputs`)
-into a `Loss`. Whatever is costly is computed only where an active objective needs it.
+An objective is one distillation loss. It declares its needs (`Needs`), fits itself to two models or
+refuses them (`prepare`), and computes a `Loss` from the outputs of teacher and student for a batch
+(`Outputs`). Costly outputs are computed only if an active objective needs them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Needs:
-    """What has to be there before an objective can be computed.
+    """The requirements of an objective.
 
-    teacher: the teacher runs on the batch.
-    teacher_head, student_head: the model has a masked-LM head.
-    masking: it is computed at masked pieces, and at these alone.
+    teacher: the teacher must run on the batch.
+    teacher_head, student_head: the model must have a masked-LM head.
+    masking: the loss is computed at masked pieces only.
     """
 
     teacher: bool = True
@@ -38,15 +38,20 @@ class Needs:
 
 
 class Loss(NamedTuple):
-    """sum: scalar, with its graph; over positions. positions: how many it is the sum of."""
+    """The loss of a batch.
+
+    sum: over positions; a scalar with its graph.
+    positions: their number.
+    """
 
     sum: Tensor
     positions: int
 
 
 class Attention(NamedTuple):
-    """What one layer's self-attention is computed from, (blocks, length, heads x head size) each,
-    the heads side by side.
+    """The inputs of one layer's self-attention.
+
+    Each is (blocks, length, attention heads x head size), the heads side by side.
     """
 
     queries: Tensor
@@ -56,12 +61,13 @@ class Attention(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What one model made of a batch.
+    """The outputs of one model for a batch.
 
     last_hidden: (blocks, length, width).
     hidden_states: (blocks, length, width) by number of the layer, 0 being the embeddings and 1 the
-        lowest layer's output; only those that an objective asks for.
-    attention: by number of the layer, 1 being the lowest; only those that an objective asks for.
+        output of the lowest layer. Has only the layers that an objective asks for.
+    attention: by number of the layer, 1 being the lowest. Has only the layers that an objective
+        asks for.
     head: the model's masked-LM head, or `None`.
     """
 
@@ -71,23 +77,27 @@ class Encoded:
     head: MaskedLMHead | None
 
     def at(self, rows: Tensor | None, layer: int | None = None) -> Tensor:
-        """Hidden states at some positions.
+        """Select hidden states at some positions.
 
         rows: (n,) indices into the flattened batch; `None` is all of them.
         layer: its number, see `hidden_states`; `None` is the last hidden state.
-        Returns (n, width).
+        RETURNS: (n, width).
         """
         hidden = self.last_hidden if layer is None else self.hidden_states[layer]
         flat = hidden.flatten(0, 1)
         return flat if rows is None else flat.index_select(0, rows)
 
     def vocabulary_features(self, rows: Tensor | None) -> Tensor:
-        """Input of the head's decoder at some positions. rows: see `at`. Returns (n, width)."""
+        """Compute the input of the head's decoder at some positions.
+
+        rows: see `at`.
+        RETURNS: (n, width).
+        """
         return self.mlm_head.transform(self.at(rows))
 
     @property
     def mlm_head(self) -> MaskedLMHead:
-        """The head, where the objective's `needs` have promised that there is one."""
+        """The head, for objectives whose `needs` include one."""
         if self.head is None:
             raise RuntimeError("this objective's needs must include the model's masked-LM head")
         return self.head
@@ -95,10 +105,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Outputs:
-    """All that an objective sees of one batch.
+    """The inputs of an objective for one batch.
 
-    teacher: what the teacher made of it, without gradients; `None` where no objective needs it.
-    step: the number of optimizer steps taken before, for schedules.
+    teacher: the teacher's outputs, without gradients; `None` if no objective needs them.
+    student: the student's outputs.
+    step: number of optimizer steps taken before, for schedules.
     """
 
     teacher: Encoded | None
@@ -107,22 +118,24 @@ class Outputs:
     step: int = 0
 
     @property
-    def taught(self) -> Encoded:
-        """The teacher's, where the objective's `needs` have promised that it runs."""
+    def target(self) -> Encoded:
+        """The teacher's outputs, for objectives whose `needs` include the teacher."""
         if self.teacher is None:
             raise RuntimeError("this objective's needs must include teacher=True")
         return self.teacher
 
 
 class Objective(torch.nn.Module):
-    """One distillation loss. What it learns itself, such as a projection between widths, are its
-    parameters: they are trained and checkpointed with the student, and left out when it is saved.
+    """One distillation loss.
 
-    weight: factor of this loss in the sum that is minimised; where it is 0 at all steps, the
-        objective is switched off.
-    needs: what has to be there before it can be computed.
-    hidden_pairs: pairs [layer of the student, layer of the teacher] whose hidden states it reads;
-        numbers as in `Encoded.hidden_states`. Set by `prepare`.
+    An objective may have parameters, such as a projection between widths. They are trained and
+    checkpointed with the student, but not saved with it.
+
+    weight: factor of this loss in the sum to minimize. A weight of 0 at all steps switches the
+        objective off.
+    needs: its requirements.
+    hidden_pairs: pairs (layer of the student, layer of the teacher) whose hidden states it reads,
+        numbered as in `Encoded.hidden_states`. `prepare` sets it.
     attention_pairs: likewise for `Encoded.attention`.
     """
 
@@ -136,13 +149,13 @@ class Objective(torch.nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """Whether there is a step at which it counts."""
+        """Whether the weight is above 0 at any step."""
         return not (self.weight.is_constant and self.weight.at(0) == 0)
 
     def prepare(self, teacher: PretrainedConfig, student: PretrainedConfig) -> None:
-        """Make it fit two models. Raises `ConfigError` where it cannot compare them.
+        """Fit the objective to two models. Raises `ConfigError` if it cannot compare them.
 
-        It draws from torch's global random generator where it initialises parameters.
+        Initialize parameters with torch's global random generator.
         """
 
     def forward(self, outputs: Outputs) -> Loss:
@@ -151,7 +164,7 @@ class Objective(torch.nn.Module):
 
 
 def make_projection(student_width: int, teacher_width: int) -> torch.nn.Module:
-    """From the student's width to the teacher's: a linear layer where they differ."""
+    """Make a module from the student's width to the teacher's: a linear layer if they differ."""
     if student_width == teacher_width:
         return torch.nn.Identity()
     return torch.nn.Linear(student_width, teacher_width)

@@ -1,4 +1,4 @@
-"""Sums over the rows of tensors, a chunk of rows at a time."""
+"""Losses that are sums over the rows of tensors, computed in chunks of rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Lower precisions as float32; others as they are."""
+    """Convert a tensor of lower precision to float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -22,23 +22,26 @@ def chunked_sum(
     constant: Sequence[Tensor] = (),
     size: int,
 ) -> Tensor:
-    """A loss that is a sum over rows, in memory for `size` rows at a time.
+    """Compute a loss that is a sum over rows, with memory for `size` rows at a time.
 
-    Each chunk's gradient is computed right after its loss, while all that it takes is at hand:
-    nothing that `loss` makes of a chunk outlives it, forward or backward, and nothing is computed
-    twice.
+    Each chunk's gradient is computed right after its loss, so that intermediate tensors of a chunk
+    are freed before the next chunk, and none is computed twice.
 
-    loss: called with the rows of a chunk of each of `sliced`, then with all of each of `whole`,
-        then with the chunk's rows of each of `constant`; returns their summed loss, a scalar.
-    sliced: tensors of equally many rows, along their first dimension; gradients flow into them.
+    loss: called with the chunk's rows of each of `sliced`, then with each of `whole`, then with the
+        chunk's rows of each of `constant`; returns the sum of the rows' losses, a scalar.
+    sliced: tensors with the same number of rows, the first dimension. Gradients flow into them.
     whole: further tensors that gradients flow into, such as a layer's weights.
-    constant: tensors of as many rows as `sliced`; no gradients flow into them.
+    constant: tensors with as many rows as `sliced`. No gradients flow into them.
+    size: rows in a chunk.
+    RETURNS: the sum, a scalar.
     """
     tensors = (*sliced, *whole)
-    if not len(sliced[0]):  # zero, and still a node of the graph of all of them
+    if not len(sliced[0]):  # zero, but connected to the graph of all tensors
         return torch.stack([at_least_float32(t).flatten()[:0].sum() for t in tensors]).sum()
-    wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors]
-    total: Tensor = _ChunkedSum.apply(loss, size, wanted, len(sliced), tuple(constant), *tensors)
+    needs_grad = [torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors]
+    total: Tensor = _ChunkedSum.apply(
+        loss, size, needs_grad, len(sliced), tuple(constant), *tensors
+    )
     return total
 
 
@@ -48,45 +51,45 @@ class _ChunkedSum(torch.autograd.Function):
         ctx: Any,
         loss: Callable[..., Tensor],
         size: int,
-        wanted: Sequence[bool],
+        needs_grad: Sequence[bool],
         n_sliced: int,
         constant: Sequence[Tensor],
         *tensors: Tensor,
     ) -> Tensor:
-        """wanted: whether a gradient is to be computed, by tensor."""
+        """See `chunked_sum`. needs_grad: for each of `tensors`. n_sliced: how many are sliced."""
         total: Tensor | None = None
-        # By tensor: of one that is sliced one from each chunk, of others the sum so far.
+        # By tensor: one gradient for each chunk if it is sliced, otherwise their sum so far.
         gradients: list[list[Tensor]] = [[] for _ in tensors]
-        # Once for all chunks, as autocast keeps a copy of each leaf that it sees.
-        whole = _leaves(tensors[n_sliced:], wanted[n_sliced:])
+        # Made once for all chunks, since autocast keeps a copy of each leaf that it sees.
+        whole = _leaves(tensors[n_sliced:], needs_grad[n_sliced:])
         for start in range(0, len(tensors[0]), size):
             rows = slice(start, start + size)
-            sliced = _leaves([t[rows] for t in tensors[:n_sliced]], wanted[:n_sliced])
+            sliced = _leaves([t[rows] for t in tensors[:n_sliced]], needs_grad[:n_sliced])
             leaves = [*sliced, *whole]
-            with torch.set_grad_enabled(any(wanted)):
+            with torch.set_grad_enabled(any(needs_grad)):
                 value = loss(*leaves, *(t[rows] for t in constant))
             total = value.detach() if total is None else total + value.detach()
-            places = [place for place, want in enumerate(wanted) if want]
-            found = torch.autograd.grad(value, [leaves[p] for p in places]) if places else ()
-            for place, gradient in zip(places, found, strict=True):
-                if place < n_sliced or not gradients[place]:
-                    gradients[place].append(gradient)
+            learning = [i for i, needed in enumerate(needs_grad) if needed]
+            computed = torch.autograd.grad(value, [leaves[i] for i in learning]) if learning else ()
+            for i, gradient in zip(learning, computed, strict=True):
+                if i < n_sliced or not gradients[i]:
+                    gradients[i].append(gradient)
                 else:
-                    gradients[place][0] = gradients[place][0] + gradient
+                    gradients[i][0] = gradients[i][0] + gradient
         ctx.save_for_backward(
             *(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in gradients if parts)
         )
-        ctx.wanted = wanted
+        ctx.needs_grad = needs_grad
         assert total is not None
         return total
 
     @staticmethod
     def backward(ctx: Any, *d_total: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        d_tensors = (next(saved) * d_total[0] if want else None for want in ctx.wanted)
+        d_tensors = (next(saved) * d_total[0] if needed else None for needed in ctx.needs_grad)
         return (None, None, None, None, None, *d_tensors)
 
 
-def _leaves(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
-    """The same, each at the start of a graph of its own where a gradient is wanted."""
-    return [t.detach().requires_grad_(want) for t, want in zip(tensors, wanted, strict=True)]
+def _leaves(tensors: Sequence[Tensor], needs_grad: Sequence[bool]) -> list[Tensor]:
+    """Detach tensors from their graphs, so that each one starts a graph of its own."""
+    return [t.detach().requires_grad_(n) for t, n in zip(tensors, needs_grad, strict=True)]

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class Cosine(Objective):
-    """1 - cos(teacher, student) of the last hidden states, over every piece but padding.
+    """1 - cos(teacher, student) of the last hidden states, over all pieces except padding.
 
-    Where the widths differ, a learned linear layer carries the student's to the teacher's.
+    If the widths differ, a learned linear layer projects the student's states to the teacher's.
 
     weight: factor in the summed loss.
     """
@@ -37,13 +37,15 @@ class Cosine(Objective):
 
     def forward(self, outputs: Outputs) -> Loss:
         batch = outputs.batch
-        learnt = self.projection(outputs.student.at(batch.real))
-        taught = outputs.taught.at(batch.real)
-        learnt, taught = (F.normalize(at_least_float32(t), dim=-1) for t in (learnt, taught))
-        return Loss((1 - (learnt * taught).sum(-1)).sum(), batch.n_real)
+        prediction = self.projection(outputs.student.at(batch.real))
+        target = outputs.target.at(batch.real)
+        prediction, target = (
+            F.normalize(at_least_float32(states), dim=-1) for states in (prediction, target)
+        )
+        return Loss((1 - (prediction * target).sum(-1)).sum(), batch.n_real)
 
 
 @distil_objectives.register("spacy-distil.Cosine.v1")
 def make_cosine(weight: float | Iterator[float] = 1.0) -> Cosine:
-    """Cosine as a config names it; see `Cosine` for the arguments."""
+    """Make the objective from a config. See `Cosine` for the arguments."""
     return Cosine(weight)

@@ -1,4 +1,4 @@
-"""Hidden states: layers of the student come out as layers of the teacher do."""
+"""Hidden states: layers of the student imitate the outputs of layers of the teacher."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class HiddenStates(Objective):
-    """Squared difference of the hidden states of pairs of layers, over every piece but padding,
+    """Squared difference of the hidden states of pairs of layers, over all pieces except padding,
     averaged over features and pairs (TinyBERT; Jiao et al., 2020, equations 8 and 9).
 
-    Where the widths differ, a learned linear layer for each pair carries the student's to the
+    If the widths differ, a learned linear layer for each pair projects the student's states to the
     teacher's.
 
     weight: factor in the summed loss.
     layers: the pairs, see `layer_map`.
-    normalize: whether both are normalised first, each position to mean 0 and variance 1, so that
+    normalize: whether to normalize both first, each position to mean 0 and variance 1, so that
         layers of different scale count alike. The student is then free in scale and mean.
     """
 
@@ -58,13 +58,14 @@ class HiddenStates(Objective):
     def forward(self, outputs: Outputs) -> Loss:
         rows = outputs.batch.real
         losses = []
-        for (own, other), project in zip(self.hidden_pairs, self.projections, strict=True):
-            learnt = self._scaled(project(outputs.student.at(rows, own)))
-            taught = self._scaled(outputs.taught.at(rows, other))
-            losses.append((learnt - taught).square().mean(-1).sum())
+        for pair, project in zip(self.hidden_pairs, self.projections, strict=True):
+            student_layer, teacher_layer = pair
+            prediction = self._scale(project(outputs.student.at(rows, student_layer)))
+            target = self._scale(outputs.target.at(rows, teacher_layer))
+            losses.append((prediction - target).square().mean(-1).sum())
         return Loss(torch.stack(losses).mean(), outputs.batch.n_real)
 
-    def _scaled(self, hidden: Tensor) -> Tensor:
+    def _scale(self, hidden: Tensor) -> Tensor:
         hidden = at_least_float32(hidden)
         return F.layer_norm(hidden, hidden.shape[-1:]) if self.normalize else hidden
 
@@ -75,5 +76,5 @@ def make_hidden_states(
     layers: Literal["last", "even"] | list[list[int]] = "even",
     normalize: bool = False,
 ) -> HiddenStates:
-    """Hidden states as a config names them; see `HiddenStates` for the arguments."""
+    """Make the objective from a config. See `HiddenStates` for the arguments."""
     return HiddenStates(weight, layers, normalize)

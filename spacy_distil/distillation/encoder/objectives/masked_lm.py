@@ -30,9 +30,8 @@ class MaskedLM(Objective):
         def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(at_least_float32(logits), labels, reduction="sum")
 
-        # The student's logits are computed here although soft targets may have computed them too:
-        # at 15 % of the positions that costs a few per cent of a step, and the objectives stay
-        # independent of each other.
+        # Soft targets may compute the student's logits, too. At 15 % of the positions, computing
+        # them twice costs a few per cent of a step, and keeps the objectives independent.
         return vocabulary_loss(
             cross_entropy,
             outputs.student.vocabulary_features(outputs.batch.masked),
@@ -44,5 +43,5 @@ class MaskedLM(Objective):
 
 @distil_objectives.register("spacy-distil.MaskedLM.v1")
 def make_masked_lm(weight: float | Iterator[float] = 2.0, chunk_rows: int = 1024) -> MaskedLM:
-    """Masked LM as a config names it; see `MaskedLM` for the arguments."""
+    """Make the objective from a config. See `MaskedLM` for the arguments."""
     return MaskedLM(weight, chunk_rows)

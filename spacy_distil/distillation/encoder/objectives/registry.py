@@ -1,4 +1,7 @@
-"""The registry that configs name objectives in: `@distil_objectives = "spacy-distil.Cosine.v1"`."""
+"""The registry of objectives.
+
+A config names one by `@distil_objectives = "spacy-distil.Cosine.v1"`.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,14 @@ distil_objectives: catalogue.Registry = registry.distil_objectives
 
 
 def at_least(name: str, value: int, bound: int) -> int:
-    """An objective's argument. Raises `ConfigError` where it is too small."""
+    """Return an argument of an objective. Raises `ConfigError` if it is below `bound`."""
     if value < bound:
         raise ConfigError(f"{name} = {value!r}: must be at least {bound}")
     return value
 
 
 def make_objective(name: str, block: Mapping[str, Any]) -> Objective:
-    """Build the objective that a block `[objectives.NAME]` describes."""
+    """Make the objective that a block `[objectives.NAME]` describes."""
     known = ", ".join(sorted(distil_objectives.get_all()))
     if "@distil_objectives" not in block:
         raise ConfigError(
@@ -48,7 +51,7 @@ def make_objective(name: str, block: Mapping[str, Any]) -> Objective:
     try:
         objective: Objective = registry.resolve({name: dict(block)})[name]
         for value in vars(objective).values():
-            if isinstance(value, Schedule):  # it may find fault with its numbers much later
+            if isinstance(value, Schedule):  # its errors may come at a later step
                 value.setting = f"objectives.{name}.{value.setting}"
         return objective
     except catalogue.RegistryError as error:
@@ -64,7 +67,7 @@ def make_objective(name: str, block: Mapping[str, Any]) -> Objective:
 def prepare_objectives(
     objectives: Mapping[str, Objective], teacher: PretrainedConfig, student: PretrainedConfig
 ) -> None:
-    """Make each fit two models, see `Objective.prepare`. objectives: by name, for errors."""
+    """Fit each objective to two models, see `Objective.prepare`. Errors name the objective."""
     for name, objective in objectives.items():
         try:
             objective.prepare(teacher, student)
@@ -75,10 +78,13 @@ def prepare_objectives(
 def _describe_problem(
     name: str, problem: Mapping[str, Any], block: Mapping[str, Any], make: Callable[..., Any]
 ) -> str:
-    """One of confection's, as a line. make: what was to be called with the block."""
-    *places, key = problem["loc"]
-    setting, reason = ".".join(["objectives", *places, key]), problem["msg"]
-    if places == [name] and key in block:  # else one of a schedule in the block, or missing
+    """Describe a problem that confection has reported, in one line.
+
+    make: the function that the block's settings are the arguments of.
+    """
+    *path, key = problem["loc"]
+    setting, reason = ".".join(["objectives", *path, key]), problem["msg"]
+    if path == [name] and key in block:  # not in a schedule inside the block, and not missing
         setting += f" = {block[key]!r}"
         known = inspect.signature(make).parameters
         if key not in known:
@@ -89,6 +95,7 @@ def _describe_problem(
 
 
 def _describe_type(hint: Any) -> str:
+    """Describe a type hint in the words of a config."""
     names = {int: "an integer", float: "a number", bool: "true or false", NoneType: "null"}
     if hint in names:
         return names[hint]

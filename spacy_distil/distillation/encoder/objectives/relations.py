@@ -1,4 +1,4 @@
-"""Relations: which pieces are alike to a layer's self-attention."""
+"""Relations: how similar pieces are in the self-attention of a layer."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ KINDS: tuple[Kind, ...] = ("queries", "keys", "values")
 
 
 class Relations(Objective):
-    """KL(teacher || student) of the self-attention relations of pairs of layers, over every piece
-    but padding, averaged over kinds, relation heads and pairs (MiniLMv2; Wang et al., 2021).
+    """KL(teacher || student) of the self-attention relations of pairs of layers, over all pieces
+    except padding, averaged over kinds, relation heads and pairs (MiniLMv2; Wang et al., 2021).
 
     The relations of a piece are a distribution over all pieces of its block: the softmax of the
-    scaled products of its query with their queries, its key with their keys, its value with their
-    values. Queries, keys and values are split anew, into as many relation heads for both models, so
-    that neither their heads nor their widths need to agree.
+    scaled products of its query with their queries, its key with their keys, or its value with
+    their values. Queries, keys and values are split into the same number of relation heads in both
+    models. Attention heads and widths may therefore differ.
 
     weight: factor in the summed loss.
-    layers: the pairs, see `layer_map`. There is no attention in layer 0.
-    heads: how many relation heads; `None` is as many as the teacher has attention heads, or the
-        most below that whose number divides both widths.
-    relations: the kinds, each counting the same.
+    layers: the pairs, see `layer_map`. Layer 0 has no attention.
+    heads: number of relation heads. `None` is the number of the teacher's attention heads, or the
+        largest number below it that divides both widths.
+    relations: the kinds. Each counts the same.
     chunk_blocks: blocks whose relations are in memory at once.
     """
 
@@ -69,8 +69,8 @@ class Relations(Objective):
         )
         common = gcd(teacher.hidden_size, student.hidden_size)
         if self.heads is None:
-            most = range(int(teacher.num_attention_heads), 0, -1)
-            self.heads = next(n for n in most if common % n == 0)
+            candidates = range(int(teacher.num_attention_heads), 0, -1)
+            self.heads = next(n for n in candidates if common % n == 0)
         _check_heads(self.heads, teacher.hidden_size, student.hidden_size)
 
     def forward(self, outputs: Outputs) -> Loss:
@@ -78,35 +78,37 @@ class Relations(Objective):
         assert heads is not None
         real = [] if batch.attention is None else [batch.attention.bool()]
 
-        def divergence(learnt: Tensor, taught: Tensor, *real: Tensor) -> Tensor:
+        def divergence(prediction: Tensor, target: Tensor, *real: Tensor) -> Tensor:
             with torch.no_grad():
-                target = _scores(taught, heads)
+                target_scores = _scores(target, heads)
             padding = ~(real[0][:, None, :, None] & real[0][:, None, None, :]) if real else None
-            return kl_divergence(target, _scores(learnt, heads), padding)
+            return kl_divergence(target_scores, _scores(prediction, heads), padding)
 
         losses = []
-        for own, other in self.attention_pairs:
+        for student_layer, teacher_layer in self.attention_pairs:
             for kind in self.relations:
-                learnt = getattr(outputs.student.attention[own], kind)
-                taught = getattr(outputs.taught.attention[other], kind)
+                prediction = getattr(outputs.student.attention[student_layer], kind)
+                target = getattr(outputs.target.attention[teacher_layer], kind)
                 losses.append(
                     chunked_sum(
-                        divergence, [learnt], constant=[taught, *real], size=self.chunk_blocks
+                        divergence, [prediction], constant=[target, *real], size=self.chunk_blocks
                     )
                 )
         return Loss(torch.stack(losses).mean() / heads, batch.n_real)
 
 
 def _scores(vectors: Tensor, heads: int) -> Tensor:
-    """Scaled products of each position's part of each head with all others'.
+    """Multiply the vectors of all pairs of positions, for each relation head, and scale them.
 
-    vectors: (blocks, length, width). Returns (blocks, heads, length, length).
+    vectors: (blocks, length, width).
+    RETURNS: (blocks, heads, length, length).
     """
     split = vectors.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
     return (split * split.shape[-1] ** -0.5) @ split.transpose(-1, -2)
 
 
 def _check_heads(heads: int, teacher_width: int, student_width: int) -> None:
+    """Raise `ConfigError` unless the number of relation heads divides both widths."""
     common = gcd(teacher_width, student_width)
     if common % heads:
         divisors = [n for n in range(1, common + 1) if common % n == 0]
@@ -125,5 +127,5 @@ def make_relations(
     relations: list[Kind] = list(KINDS),  # noqa: B006
     chunk_blocks: int = 8,
 ) -> Relations:
-    """Relations as a config names them; see `Relations` for the arguments."""
+    """Make the objective from a config. See `Relations` for the arguments."""
     return Relations(weight, layers, heads, relations, chunk_blocks)

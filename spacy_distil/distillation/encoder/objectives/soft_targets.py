@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class SoftTargets(Objective):
     """KL(teacher || student) of the softened vocabulary distributions, times T squared.
 
-    The factor keeps the gradient's size independent of the temperature (Hinton et al., 2015).
+    The factor makes the size of the gradient independent of the temperature (Hinton et al., 2015).
 
     weight: factor in the summed loss.
-    temperature: T, divides the logits of both.
+    temperature: T, which divides the logits of both models.
     positions: "masked", the masked pieces only, or "all", every piece that is not padding.
     chunk_rows: positions whose logits are in memory at once.
     """
@@ -47,7 +47,7 @@ class SoftTargets(Objective):
     def prepare(self, teacher: PretrainedConfig, student: PretrainedConfig) -> None:
         if teacher.vocab_size != student.vocab_size:
             raise ConfigError(
-                f"weight = {self.weight.at(0):g}: must be 0 where the vocabularies differ, as "
+                f"weight = {self.weight.at(0):g}: must be 0 if the vocabularies differ, since "
                 f"distributions over them cannot be compared. The teacher's has "
                 f"{teacher.vocab_size} pieces, the student's {student.vocab_size}"
             )
@@ -55,22 +55,27 @@ class SoftTargets(Objective):
     def forward(self, outputs: Outputs) -> Loss:
         rows = outputs.batch.masked if self.positions == "masked" else outputs.batch.real
         temperature = self.temperature.at(outputs.step)
-        teacher, student = outputs.taught, outputs.student
-        # Features and biases are divided instead of logits, which are so much larger.
-        heads = [
-            replace(head, bias=head.bias / temperature)
-            for head in (teacher.mlm_head, student.mlm_head)
-        ]
+        teacher, student = outputs.target, outputs.student
+        # Features and biases are divided, because logits are so much larger.
+        teacher_head, student_head = (
+            replace(model.mlm_head, bias=model.mlm_head.bias / temperature)
+            for model in (teacher, student)
+        )
         with torch.no_grad():
-            targets = teacher.vocabulary_features(rows) / temperature
+            teacher_features = teacher.vocabulary_features(rows) / temperature
 
-        def divergence(logits: Tensor, targets: Tensor) -> Tensor:
+        def divergence(logits: Tensor, teacher_features: Tensor) -> Tensor:
             with torch.no_grad():
-                taught = heads[0].decode(targets)
-            return kl_divergence(taught, logits)
+                target = teacher_head.decode(teacher_features)
+            return kl_divergence(target, logits)
 
-        features = student.vocabulary_features(rows) / temperature
-        loss = vocabulary_loss(divergence, features, heads[1], targets, chunk_rows=self.chunk_rows)
+        loss = vocabulary_loss(
+            divergence,
+            student.vocabulary_features(rows) / temperature,
+            student_head,
+            teacher_features,
+            chunk_rows=self.chunk_rows,
+        )
         return Loss(loss.sum * temperature**2, loss.positions)
 
 
@@ -81,5 +86,5 @@ def make_soft_targets(
     positions: Literal["masked", "all"] = "masked",
     chunk_rows: int = 1024,
 ) -> SoftTargets:
-    """Soft targets as a config names them; see `SoftTargets` for the arguments."""
+    """Make the objective from a config. See `SoftTargets` for the arguments."""
     return SoftTargets(weight, temperature, positions, chunk_rows)

@@ -19,13 +19,13 @@ def vocabulary_loss(
     *rows: Tensor,
     chunk_rows: int,
 ) -> Loss:
-    """Sum over rows of a loss on vocabulary logits, in memory for `chunk_rows` rows of them.
+    """Sum a loss on vocabulary logits over rows, with memory for the logits of `chunk_rows` rows.
 
     loss: called with the logits of a chunk, (chunk, vocabulary), and the same rows of each of
         `rows`; returns the sum of the rows' losses as a scalar.
-    features: (n, width), see `Encoded.vocabulary_features`; gradients flow into them.
-    head: whose decoder makes the logits; gradients flow into it.
-    rows: tensors of n rows that `loss` needs beside the logits; no gradients flow into them.
+    features: (n, width), see `Encoded.vocabulary_features`. Gradients flow into them.
+    head: its decoder computes the logits. Gradients flow into it.
+    rows: further tensors of n rows that `loss` needs. No gradients flow into them.
     """
 
     def decode(features: Tensor, weight: Tensor, bias: Tensor, *rows: Tensor) -> Tensor:
