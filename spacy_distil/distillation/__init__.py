@@ -80,9 +80,9 @@ def distil_pipeline(
     force: replace what an earlier run left in `output`, and a cache of other documents or of
         another teacher. With `resume`, only where the run is not the same.
     """
-    from spacy_distil.distillation.pipeline.run import run
+    from spacy_distil.distillation.pipeline.run import PipelineRun
 
-    return run(
+    run = PipelineRun(
         teacher,
         config,
         Path(output),
@@ -91,3 +91,4 @@ def distil_pipeline(
         resume=resume,
         force=force,
     )
+    return run.run()

@@ -142,13 +142,13 @@ def test_any_encoder_is_no_head(teacher: Language) -> None:
         ("tagger", PipeSettings(target="silver"), r"target = 'silver'.* 'soft' or 'gold' only"),
         (
             "entities",
-            PipeSettings("distil_ner", target="soft"),
+            PipeSettings(teacher="distil_ner", target="soft"),
             r"target = 'soft': 'entities' of the student is a 'ner', 'distil_ner' of the teacher "
             r"a 'distil_ner', so that target can be 'silver' or 'gold' only",
         ),
-        ("tagger", PipeSettings("parser"), r"tagger.teacher = 'parser'.* 'gold' only"),
-        ("tagger", PipeSettings("nobody"), r"tagger.teacher = 'nobody'.*'morphologizer', 'senter'"),
-        ("tagger", PipeSettings("nobody", target="gold"), r"tagger.teacher = 'nobody'"),
+        ("tagger", PipeSettings(teacher="parser"), r"tagger.teacher = 'parser'.* 'gold' only"),
+        ("tagger", PipeSettings(teacher="nobody"), r"tagger.teacher = 'nobody'.*'morphologizer', 'senter'"),
+        ("tagger", PipeSettings(teacher="nobody", target="gold"), r"tagger.teacher = 'nobody'"),
         (
             "entities",
             PipeSettings(target="soft"),

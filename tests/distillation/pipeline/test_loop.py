@@ -15,11 +15,12 @@ from thinc.api import fix_random_seed
 
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.cache import open_cache
-from spacy_distil.distillation.pipeline.config import Stage, load_config
+from spacy_distil.distillation.pipeline.config import PipelineStage, load_config
 from spacy_distil.distillation.pipeline.corpus import TransferExample, TransferSet
+from spacy_distil.distillation.pipeline.distiller import PipelineDistiller
 from spacy_distil.distillation.pipeline.heads import plan_heads
 from spacy_distil.distillation.pipeline.heads.base import Array
-from spacy_distil.distillation.pipeline.loop import PipelineDistiller, make_batches
+from spacy_distil.distillation.pipeline.loop import make_batches
 from spacy_distil.errors import CorpusError
 from spacy_distil.ner.decoding import tag_names
 from spacy_distil.text.docs import same_tokens
@@ -29,8 +30,8 @@ from tests.util import adam
 SOFTMAX_PIPES = ("tagger", "morphologizer", "senter", "distil_ner", "textcat")
 
 
-def make_stage(*, hidden: float = 0.0, soft: float = 0.0, gold: float = 0.0) -> Stage:
-    return Stage("only", 0, 1, hidden, soft, gold)
+def make_stage(*, hidden: float = 0.0, soft: float = 0.0, gold: float = 0.0) -> PipelineStage:
+    return PipelineStage("only", 0, 1, hidden, soft, gold)
 
 
 def make_pair(bert_dir: Path) -> tuple[Language, Language]:
