@@ -22,60 +22,17 @@ import spacy_distil
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.run import DistilledPipeline
 from spacy_distil.errors import ConfigError, CorpusError
-from tests.distillation.pipeline.conftest import annotated_examples, build_pipeline, train_pipeline
+from tests.distillation.pipeline.util import (
+    annotated_examples,
+    student_config,
+    train_pipeline,
+    write_corpus,
+)
 from tests.util import write_encoder
 
 PIPES = ("morphologizer", "tagger", "ner", "textcat")
 
 
-def write_corpus(directory: Path, nlp: Language) -> None:
-    """`train.spacy`, `dev.spacy` and `text.jsonl` of a small corpus."""
-    docs = [example.reference for example in annotated_examples(nlp, 16)]
-    DocBin(docs=docs[:12], store_user_data=True).to_disk(directory / "train.spacy")
-    DocBin(docs=docs[12:], store_user_data=True).to_disk(directory / "dev.spacy")
-    texts = [{"text": example.text} for example in annotated_examples(nlp, 10, start=30)]
-    (directory / "text.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf8")
-
-
-def student_config(encoder: Path, corpus: Path, pipes: tuple[str, ...] = PIPES) -> Config:
-    """A student like the teacher, for the corpus that `write_corpus` wrote."""
-    config = build_pipeline(encoder, pipes).config.copy()
-    reader = {"@readers": "spacy.Corpus.v1"}
-    text = {"@readers": "spacy-distil.Texts.v1", "path": str(corpus / "text.jsonl")}
-    config["corpora"] = {
-        "train": {**reader, "path": str(corpus / "train.spacy")},
-        "dev": {**reader, "path": str(corpus / "dev.spacy")},
-        "text": text,
-    }
-    config["training"] |= {
-        "max_steps": 12,
-        "eval_frequency": 4,
-        "patience": 0,
-        "dropout": 0.1,
-        "batcher": {
-            "@batchers": "spacy.batch_by_words.v1",
-            "size": 60,
-            "tolerance": 0.2,
-            "discard_oversize": False,
-        },
-        "optimizer": {
-            "@optimizers": "Adam.v1",
-            "learn_rate": {
-                "@schedules": "warmup_linear.v1",
-                "warmup_steps": 2,
-                "total_steps": 20,
-                "initial_rate": 1e-3,
-            },
-            "use_averages": False,
-        },
-        "score_weights": {"tag_acc": 0.5, "ents_f": 0.5},
-    }
-    config["distillation"] = {
-        "corpus": "corpora.text",
-        "student": {"n_layers": 1},
-        "stages": {"hidden": {"share": 0.34}, "soft": {"share": 0.33}, "gold": {"share": 0.33}},
-    }
-    return config
 
 
 @pytest.fixture
@@ -88,7 +45,7 @@ def corpus(tmp_path: Path, teacher: Language) -> Path:
 
 @pytest.fixture
 def config(bert_dir: Path, corpus: Path) -> Config:
-    return student_config(bert_dir, corpus)
+    return student_config(bert_dir, corpus, PIPES)
 
 
 def weights(pipeline: Path) -> dict[str, np.ndarray]:

@@ -18,9 +18,9 @@ from spacy.training import Example
 
 from spacy_distil.distillation.pipeline.heads import PipeSettings
 from spacy_distil.distillation.pipeline.student import (
-    find_obstacle,
     check_gold_labels,
     copy_heads,
+    find_obstacle,
     save_labels,
     start_from_teacher,
 )
@@ -306,9 +306,7 @@ def test_when_the_teacher_has_no_layers_to_give(
 ) -> None:
     config = student_config(encoder_dirs["bert"], ["tagger"])
     assert find_obstacle(teacher, config) is None
-    assert "the teacher has no components" in (
-        find_obstacle(spacy.blank("en"), config) or ""
-    )
+    assert "the teacher has no components" in (find_obstacle(spacy.blank("en"), config) or "")
     onnx = find_obstacle(spacy.load(onnx_pipeline), config)
     assert "engine = 'onnx'" in (onnx or "")
     modernbert = build_pipeline(encoder_dirs["modernbert"], ["tagger"])
