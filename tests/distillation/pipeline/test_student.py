@@ -25,7 +25,7 @@ from spacy_distil.distillation.pipeline.student import (
     start_from_teacher,
 )
 from spacy_distil.errors import ConfigError
-from tests.distillation.pipeline.conftest import (
+from tests.distillation.pipeline.util import (
     PIPES,
     annotated_examples,
     build_pipeline,
@@ -130,11 +130,11 @@ def test_labels_that_the_student_does_not_take(
     config = student_config(bert_dir, pipes)
     own = {"@readers": "spacy.read_labels.v1", "path": "own.json", "require": False}
     config["initialize"]["components"] = {"ner": {"labels": own}}
-    teaching = {
+    settings = {
         "tagger": PipeSettings(target="gold"),
         "third": PipeSettings(teacher="tagger"),
     }
-    saved = save_labels(teacher, config, tmp_path / "labels", teaching)
+    saved = save_labels(teacher, config, tmp_path / "labels", settings)
     assert set(saved["initialize"]["components"]) == {"ner", "third"}
     assert saved["initialize"]["components"]["ner"]["labels"] == own
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["third.json"]

@@ -1,39 +1,53 @@
+"""`ner` and `parser`, against walks that score one state at a time, and against spaCy's update."""
+
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import spacy
 import torch
-from spacy.language import Language
 from spacy.pipeline.tok2vec import Tok2VecListener
 from spacy.tokens import Doc
 from spacy.training import Example
-from thinc.api import Model, fix_random_seed
+from thinc.api import fix_random_seed
 
 from spacy_distil.distillation.pipeline.heads import transitions
 from spacy_distil.distillation.pipeline.heads.base import PipeSettings
 from spacy_distil.distillation.pipeline.heads.transitions import TransitionHead
+from spacy_distil.distillation.pipeline.labels import output_names
 from spacy_distil.errors import ConfigError
-from tests.distillation.pipeline.conftest import annotated_examples
+from tests.distillation.pipeline.util import (
+    STOCK_LISTENER,
+    TEXTS,
+    annotated_examples,
+    assert_same,
+    build_transitions,
+    docs_of,
+    entity_moves,
+    fresh,
+    gradients,
+    head_of,
+    trained_transitions,
+    unlabelled,
+    update,
+    words_of,
+)
 from tests.util import adam
 
 KINDS = ("ner", "parser")
+make_head = partial(head_of, TransitionHead)
+
+
 def record(head: TransitionHead, teacher: Any, texts: Sequence[Sequence[str]]) -> dict[str, Any]:
     """What is recorded, with the vectors as exact as they are made."""
     docs = docs_of(teacher, texts)
     records = head.record(docs)
     layer = head.teacher.model.layers[0]
     return {**records, "tokens": [layer.predict([doc]) for doc in docs]}
-
-
-make_head = partial(head_of, TransitionHead)
-
-
 
 
 # The teacher's side
@@ -93,12 +107,12 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(kind: str, upper
     head = make_head(teacher, teacher, temperature=2.0)
     texts = [*TEXTS, words_of(250)]
     records = record(head, teacher, texts)
-    assert update(head, unlabelled(teacher, texts), records) == pytest.approx(0, abs=1e-3)
+    assert update(head, unlabelled(teacher, texts), records, soft=1.0) == pytest.approx(0, abs=1e-3)
     residue = gradients(head.student.model)
     assert all(np.abs(grad).max() < 1e-3 for grad in residue.values())
     docs = [example.predicted for example in unlabelled(teacher, texts)]
     halves = [each.astype("float16") for each in head.record(docs)["tokens"]]
-    rounded = update(head, unlabelled(teacher, texts), {**records, "tokens": halves})
+    rounded = update(head, unlabelled(teacher, texts), {**records, "tokens": halves}, soft=1.0)
     assert 0 < rounded < 1e-3 * sum(map(len, texts))
 
 
@@ -115,7 +129,9 @@ def test_the_gradient_equals_that_of_a_naive_walk(
     """
     monkeypatch.setattr(transitions, "MAX_MOVES", 9)
     teacher = build_transitions(kind, upper=not upper, extra_state_tokens=extra_tokens)
-    student = build_transitions(kind, upper=upper, labels=reversed_labels(teacher.get_pipe(kind)), seed=1)
+    student = build_transitions(
+        kind, upper=upper, labels=reversed_labels(teacher.get_pipe(kind)), seed=1
+    )
     head = make_head(student, teacher, temperature=2.0, weight=0.5)
     records = record(head, teacher, TEXTS)
     loss = update(head, unlabelled(student, TEXTS), records, soft=3.0)
@@ -199,7 +215,7 @@ def test_the_gradient_is_the_slope_of_the_loss(kind: str) -> None:
     teacher, student = build_transitions(kind), build_transitions(kind, seed=1)
     head = make_head(student, teacher, temperature=1.5)
     records = record(head, teacher, TEXTS)
-    update(head, unlabelled(student, TEXTS), records)
+    update(head, unlabelled(student, TEXTS), records, soft=1.0)
     model = head.student.model
     numbers = [node.id for node in model.walk()]
     slopes = {(numbers[i], name): slope for (i, name), slope in gradients(model).items()}
@@ -211,7 +227,7 @@ def test_the_gradient_is_the_slope_of_the_loss(kind: str) -> None:
         losses = []
         for step in (1e-3, -1e-3):
             node.set_param(name, (weights + step * direction).astype("f"))
-            losses.append(update(head, unlabelled(student, TEXTS), records))
+            losses.append(update(head, unlabelled(student, TEXTS), records, soft=1.0))
         node.set_param(name, weights)
         measured = (losses[0] - losses[1]) / 2e-3
         assert measured == pytest.approx(np.linalg.norm(slope), rel=0.02)
@@ -222,17 +238,20 @@ def test_the_gradient_is_the_slope_of_the_loss(kind: str) -> None:
 def test_an_untrained_student_comes_to_agree_on_text_without_annotation(
     kind: str, upper: bool
 ) -> None:
-    teacher, student = trained_transitions(kind, upper), build_transitions(kind, upper=upper, seed=7)
+    teacher, student = (
+        trained_transitions(kind, upper),
+        build_transitions(kind, upper=upper, seed=7),
+    )
     head = make_head(student, teacher)
     texts = [[t.text for t in eg.reference] for eg in annotated_examples(teacher, 24, start=50)]
     texts.append([word for words in texts for word in words])
     assert agreement(student, teacher, texts) < 0.8
     records = head.record([Doc(teacher.vocab, words=words) for words in texts])
     optimizer = adam(1e-2)
-    before = update(head, unlabelled(student, texts), records)
+    before = update(head, unlabelled(student, texts), records, soft=1.0)
     for _ in range(50):
         head.student.finish_update(optimizer)
-        after = update(head, unlabelled(student, texts), records, drop=0.1)
+        after = update(head, unlabelled(student, texts), records, drop=0.1, soft=1.0)
     assert after < before / 5
     assert agreement(student, teacher, texts) > 0.95
 
@@ -259,7 +278,7 @@ def test_the_encoder_hears_once_of_every_token_of_a_long_doc(kind: str) -> None:
     records = head.record(docs)
     examples = unlabelled(student, texts)
     reported = listen(student, examples)
-    update(head, examples, records)
+    update(head, examples, records, soft=1.0)
     assert len(reported) == 1
     assert [len(each) for each in reported[0]] == [1200, 0, 30]
     assert np.abs(np.concatenate(reported[0])).sum(axis=1).min() > 0
@@ -344,25 +363,26 @@ def test_moves_that_the_teacher_has_not_learned_are_no_target() -> None:
     assert teacher.get_pipe("ner").model.attrs["unseen_classes"]
     head = make_head(teacher, teacher)
     records = record(head, teacher, TEXTS)
-    assert update(head, unlabelled(teacher, TEXTS), records) == pytest.approx(0, abs=1e-3)
+    assert update(head, unlabelled(teacher, TEXTS), records, soft=1.0) == pytest.approx(0, abs=1e-3)
     student = build_transitions("ner", labels=teacher.get_pipe("ner").label_data, seed=1)
     head = make_head(student, teacher)
-    update(head, unlabelled(student, TEXTS), records)
+    update(head, unlabelled(student, TEXTS), records, soft=1.0)
     # The student has these moves, and learns not to make them.
     new = [i for i, name in enumerate(output_names(head.student)) if "NEW" in name]
     assert (head.student.model.layers[1].get_grad("b")[new].sum(axis=1) > 0).all()
 
 
 def test_a_student_learns_moves_that_have_been_added_to_it() -> None:
-    teacher, student = build_transitions("ner", labels=entity_moves("PER", "LOC", "NEW")), build_transitions("ner", seed=1)
+    teacher, student = (
+        build_transitions("ner", labels=entity_moves("PER", "LOC", "NEW")),
+        build_transitions("ner", seed=1),
+    )
     student.get_pipe("ner").add_label("NEW")
     head = make_head(student, teacher)
-    update(head, unlabelled(student, TEXTS), record(head, teacher, TEXTS))
+    update(head, unlabelled(student, TEXTS), record(head, teacher, TEXTS), soft=1.0)
     assert head.student.model.attrs["unseen_classes"] == set()
     new = [i for i, name in enumerate(output_names(head.student)) if "NEW" in name]
     assert (head.student.model.layers[1].get_grad("b")[new] != 0).any(axis=1).all()
-
-
 
 
 def test_pipes_that_do_not_fit_are_refused() -> None:

@@ -188,7 +188,7 @@ CNN = {
     "embed_size": 200,
     "window_size": 1,
     "maxout_pieces": 2,
-    "subword_features": True,
+    "subword_features": False,
 }
 STOCK_LISTENER = {"@architectures": "spacy.Tok2VecListener.v1", "width": 16}
 
