@@ -68,6 +68,7 @@ def trf_pipeline(bert_dir: Path) -> Language:
     return nlp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [cnn_pipeline, trf_pipeline])
 def test_their_predictions_are_learned(make: Any, bert_dir: Path, tmp_path: Path) -> None:
     fix_random_seed(0)
