@@ -61,24 +61,24 @@ def distil_pipeline(
     resume: bool = False,
     force: bool = False,
 ) -> DistilledPipeline:
-    """Teach a student pipeline what a trained pipeline knows.
+    """Distil a trained pipeline into a student pipeline.
 
-    teacher: a pipeline, or the directory or package of one. Any spaCy pipeline will do; its hidden
-        states can be learned where its encoder is a `distil_transformer`.
-    config: path of a config file, or its sections as nested dicts: what `spacy train` takes, with a
+    teacher: a pipeline, or the directory or package of one. Any spaCy pipeline will do. Its hidden
+        states can be learned if its encoder is a `distil_transformer`.
+    config: path of a config file, or its sections as nested dicts: a config of `spacy train` with a
         section [distillation]. `configs/student.cfg` is a commented one.
-    output: directory for the student, `model-best` and `model-last` as of `spacy train`. Beside
-        them it holds `distil.cfg` (the settings), `distil.json` (the results), `labels/` (the
-        teacher's), `start/` (the encoder that the student starts from), `cache/` (what the teacher
-        makes of the documents) and, while the run lasts, `checkpoints/`.
+    output: directory for the student, with `model-best` and `model-last` as in `spacy train`. It
+        also holds `distil.cfg` (the settings), `distil.json` (the results), `labels/` (the
+        teacher's labels), `start/` (the encoder that the student starts from), `cache/` (the
+        teacher's records of the documents) and, during the run, `checkpoints/`.
     overrides: settings by dotted name, e.g. `{"training.max_steps": 100}`.
-    gpu_id: GPU for the layers of spaCy and thinc, or -1 for the CPU. Encoders of ours go where
-        their own setting `device` says.
-    resume: go on from the last evaluation of the run in `output`; start where there is none; train
-        nothing where it is finished. The documents are read and compared in any case, so a training
+    gpu_id: GPU for the layers of spaCy and thinc, or -1 for the CPU. The setting `device` of a
+        `distil_transformer` decides about its encoder.
+    resume: go on from the last evaluation of the run in `output`, or start if there is none. A
+        finished run is not repeated. The documents are always read and compared, so a training
         corpus that changes them at random, as augmenters do, needs a fixed [training] seed.
-    force: replace what an earlier run left in `output`, and a cache of other documents or of
-        another teacher. With `resume`, only where the run is not the same.
+    force: replace an earlier run in `output`, and a cache of other documents or of another teacher.
+        With `resume`, only a run that differs is replaced.
     """
     from spacy_distil.distillation.pipeline.run import PipelineRun
 

@@ -39,8 +39,8 @@ def make_student(
     """Make and initialize the student.
 
     output: receives the teacher's labels, and the encoder that the student starts from.
-    RETURNS (student, start): the latter says for each pipe that could start from the teacher what
-        it starts from.
+    RETURNS (student, start): the latter describes the start of the encoder and of each pipe that
+        has a teacher. It is empty if the student starts as its config says.
     """
     config = save_labels(teacher, settings.spacy, output / "labels", settings.pipes)
     starts_from_teacher = _check_start(settings.student, teacher, config)
@@ -181,8 +181,8 @@ def find_obstacle(teacher: Language, config: Config) -> str | None:
     engine = encoders[0].settings.engine
     if engine != "torch":
         return (
-            f"the teacher's encoder has engine = {engine!r}, whose weights cannot be learned from; "
-            "take the pipeline that it was made from"
+            f"the teacher's encoder has engine = {engine!r}, whose weights cannot be trained; "
+            "use the pipeline that it was made from"
         )
     names = _encoder_names(config)
     if len(names) != 1:

@@ -39,9 +39,9 @@ def record_shard(
                     f"{head}: expected the fields {sorted(fields)}, got {sorted(arrays)}."
                 )
             for name, field in fields.items():
-                where = f"{head}.{name}"
-                counts = _check_shapes(where, field, arrays[name], layout.starts, batch)
-                parts[rows_key(head, name)].append(_packed(where, field, arrays[name]))
+                label = f"{head}.{name}"
+                counts = _check_shapes(label, field, arrays[name], layout.starts, batch)
+                parts[rows_key(head, name)].append(_pack(label, field, arrays[name]))
                 if field.per == "item":
                     parts[offsets_key(head, name)].append(counts)
         advance(layout.tokens(batch))
@@ -56,7 +56,7 @@ def record_shard(
 
 
 def _check_shapes(
-    where: str, field: Field, arrays: Sequence[Array], starts: NDArray[np.int64], docs: range
+    label: str, field: Field, arrays: Sequence[Array], starts: NDArray[np.int64], docs: range
 ) -> NDArray[np.int64]:
     """Check the shapes of a field's arrays.
 
@@ -64,20 +64,20 @@ def _check_shapes(
     Raises ValueError for a wrong shape.
     """
     if len(arrays) != len(docs):
-        raise ValueError(f"{where}: expected arrays of {len(docs)} documents, got {len(arrays)}.")
+        raise ValueError(f"{label}: expected arrays of {len(docs)} documents, got {len(arrays)}.")
     for doc, array in zip(docs, arrays, strict=True):
         rows = {"token": int(starts[doc + 1] - starts[doc]), "doc": 1}.get(field.per)
         shape = np.shape(array)
         if len(shape) != 2 or shape[1] != field.width or (rows is not None and shape[0] != rows):
             raise ValueError(
-                f"{where} of document {doc}: expected an array of shape "
+                f"{label} of document {doc}: expected an array of shape "
                 f"({'items' if rows is None else rows}, {field.width}), one row per {field.per}, "
                 f"got {shape}."
             )
     return np.array([len(array) for array in arrays], dtype=np.int64)
 
 
-def _packed(where: str, field: Field, arrays: Sequence[Array]) -> Array:
+def _pack(label: str, field: Field, arrays: Sequence[Array]) -> Array:
     """Join the rows of all docs, in the number format of the field.
 
     Numbers too large for a floating-point format become its largest number. With scores, this is
@@ -99,7 +99,7 @@ def _packed(where: str, field: Field, arrays: Sequence[Array]) -> Array:
         if limits.min <= int(rows.min()) and int(rows.max()) <= limits.max:
             return rows.astype(dtype)
         raise ValueError(
-            f"{where}: values from {rows.min()} to {rows.max()} do not fit into {dtype}, which "
+            f"{label}: values from {rows.min()} to {rows.max()} do not fit into {dtype}, which "
             f"holds {limits.min} to {limits.max}."
         )
-    raise ValueError(f"{where}: expected values for {dtype}, got {rows.dtype}.")
+    raise ValueError(f"{label}: expected values for {dtype}, got {rows.dtype}.")
