@@ -28,20 +28,21 @@ from spacy.cli._util import parse_config_overrides, setup_gpu
 from spacy.language import Language
 from wasabi import msg
 
-from spacy_distil.distillation.pipeline.config import PipelineDistilConfig, Stage, load_config
+from spacy_distil.distillation.pipeline.config import (
+    PipelineDistilConfig,
+    PipelineStage,
+    load_config,
+    resolve_training,
+)
 from spacy_distil.distillation.pipeline.corpus import (
     TransferExample,
     TransferSet,
     read_transfer_set,
-)
-from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
-from spacy_distil.distillation.pipeline.loop import PipelineDistiller
-from spacy_distil.distillation.pipeline.run import (
-    make_distiller,
-    make_student,
     resolve_corpora,
-    resolve_training,
 )
+from spacy_distil.distillation.pipeline.distiller import PipelineDistiller, make_distiller
+from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
+from spacy_distil.distillation.pipeline.student import make_student
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.report.layout import count, measured_on, with_range
@@ -148,7 +149,9 @@ def plain_step(nlp: Language, training: dict[str, Any], lessons: TransferSet) ->
     return step
 
 
-def taught_step(teaching: PipelineDistiller, stage: Stage, training: dict[str, Any]) -> Step:
+def taught_step(
+    teaching: PipelineDistiller, stage: PipelineStage, training: dict[str, Any]
+) -> Step:
     """As a stage of a teaching run does it."""
     optimizer, drop = training["optimizer"], _dropout(training)
     losses: dict[str, float] = {}

@@ -47,9 +47,12 @@ def distil_encoder(
     """
     for module in ("torch", "transformers", "accelerate"):
         require(module, extra="train", purpose="Encoder distillation")
-    from spacy_distil.distillation.encoder.run import run
+    from spacy_distil.distillation.encoder.run import EncoderRun
 
-    return run(config, Path(output), overrides=overrides, gpu_id=gpu_id, resume=resume, force=force)
+    run = EncoderRun(
+        config, Path(output), overrides=overrides, gpu_id=gpu_id, resume=resume, force=force
+    )
+    return run.run()
 
 
 def distil_pipeline(
@@ -82,9 +85,9 @@ def distil_pipeline(
         With `resume`, replace them only if the run is not the same.
     RETURNS: the directory of the best student, and its score.
     """
-    from spacy_distil.distillation.pipeline.run import run
+    from spacy_distil.distillation.pipeline.run import PipelineRun
 
-    return run(
+    run = PipelineRun(
         teacher,
         config,
         Path(output),
@@ -93,3 +96,4 @@ def distil_pipeline(
         resume=resume,
         force=force,
     )
+    return run.run()

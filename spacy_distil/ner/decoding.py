@@ -1,12 +1,12 @@
-"""BILUO tags, and the best valid sequence of them, for a whole batch at once.
+"""BILUO tags, and the best valid sequence of tags for a whole batch at once.
 
-A token is Outside of entities, or Begins one of two tokens or more, lies Inside it, is its Last, or
-is a Unit by itself. The tags of K labels are numbered so that a further label adds to the end:
+A token is Outside of entities, or it Begins an entity of two tokens or more, lies Inside it, is its
+Last token, or is a Unit by itself. A new label adds its tags at the end:
 
     0: O    1 + 4k: B-label    2 + 4k: I-label    3 + 4k: L-label    4 + 4k: U-label
 
-The tokens of all docs lie behind one another in one array. A *cut* is a boundary between two tokens
-that no entity crosses: the ends of docs, and whatever else is known to be one.
+An array holds the tokens of all docs, one doc after another. A *cut* is a boundary between two
+tokens that no entity crosses, such as the end of a doc.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ B, I, L, U = range(4)  # noqa: E741
 
 
 def tag_names(labels: Sequence[str]) -> list[str]:
-    """The tags of these labels, in their order."""
+    """List the names of all tags in the order of their numbers."""
     return ["O", *(f"{prefix}-{label}" for label in labels for prefix in PREFIXES)]
 
 
 def n_tags(n_labels: int) -> int:
-    """How many tags there are."""
+    """Count the tags of a number of labels."""
     return 1 + len(PREFIXES) * n_labels
 
 
 def find_spans(tags: Ints) -> tuple[Ints, Ints, Ints]:
-    """The entities of a valid sequence.
+    """Find the entities of a valid sequence of tags.
 
     tags: (n_tokens,).
-    RETURNS (starts, ends, labels): each (n_entities,), in order; ends exclusive, labels numbered
-        from 0.
+    RETURNS (starts, ends, labels): each (n_entities,), in the order of the tokens. Ends are
+        exclusive, and labels are numbers from 0.
     """
     move, label = (tags - 1) % 4, (tags - 1) // 4
     inside = tags != OUTSIDE
@@ -52,10 +52,10 @@ def find_spans(tags: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def doc_cuts(lengths: Iterable[int]) -> Bools:
-    """The cuts between docs.
+    """Mark the boundaries of docs as cuts.
 
-    lengths: tokens of each doc.
-    RETURNS: (n_tokens + 1,), True at t where no entity holds both token t - 1 and token t.
+    lengths: number of tokens of each doc.
+    RETURNS: (n_tokens + 1,). True at t means that no entity has both token t - 1 and token t.
     """
     ends = np.cumsum([0, *lengths])
     cuts = np.zeros(ends[-1] + 1, dtype=bool)
@@ -66,18 +66,18 @@ def doc_cuts(lengths: Iterable[int]) -> Bools:
 def decode(
     scores: Floats, cuts: Bools, *, no_edge: Bools | None = None, fixed: Bools | None = None
 ) -> Ints:
-    """The valid sequence of tags with the highest sum of scores.
+    """Find the valid sequence of tags with the highest sum of scores.
 
-    The best tag of each token by itself is the answer wherever these make valid entities. Where
-    they do not, the search is exact, but confined to the stretch around the fault: from the scores
-    follows where no entity of the best sequence can reach (see `_find_cuts`).
+    If the best tag of each token makes valid entities, these tags are the answer. Around a fault,
+    the search is exact, but confined to a stretch: the scores tell which boundaries no entity of
+    the best sequence crosses (see `_find_cuts`).
 
-    scores: (n_tokens, 1 + 4 * n_labels), finite; log-probabilities, or logits, which differ from
+    scores: (n_tokens, 1 + 4 * n_labels), finite. Log-probabilities, or logits, which differ from
         them by a constant per token.
-    cuts: (n_tokens + 1,), True where no entity may cross; at both ends it must be.
-    no_edge: (n_tokens,), tokens on which no entity may begin or end.
-    fixed: (n_tokens,), tokens that are taken, and come out as O: no entity holds one of them.
-    RETURNS: (n_tokens,) tags.
+    cuts: (n_tokens + 1,), True at boundaries that no entity may cross. Both ends must be True.
+    no_edge: (n_tokens,), True for tokens on which no entity may begin or end.
+    fixed: (n_tokens,), True for tokens that no entity may have. Their tag is O.
+    RETURNS: tags, (n_tokens,).
     """
     n_tokens, n_columns = scores.shape
     if cuts.shape != (n_tokens + 1,) or not (cuts[0] and cuts[-1]):
@@ -110,8 +110,8 @@ def decode(
 
 
 def _find_faults(tags: Ints, cuts: Bools) -> Bools:
-    """Tokens whose tag does not go with that of a neighbour: (n_tokens,)."""
-    # What each token expects of the boundary before and after it: 0, or the open entity's label.
+    """Find the tokens whose tag does not fit the tag of a neighbour. RETURNS: (n_tokens,)."""
+    # The label of the entity that must be open before and after each token, 0 for none.
     move, label = (tags - 1) % 4, (tags - 1) // 4 + 1
     inside = tags != OUTSIDE
     before = np.where(inside & ((move == I) | (move == L)), label, 0)
@@ -126,15 +126,17 @@ def _find_faults(tags: Ints, cuts: Bools) -> Bools:
 
 
 def _find_cuts(scores: Floats, cuts: Bools) -> Bools:
-    """Further cuts, which the best sequence is certain to respect: (n_tokens + 1,).
+    """Find further boundaries that no entity of the best sequence crosses.
 
-    Take d, by how much O is better than the best other tag of a token, and D, its cumulative sum.
-    Against tokens start:end being O, an entity there loses D[end] - D[start] or more. Where that is
-    positive for all start < t < end that reach across t, the best sequence has no entity across t:
-    the least D after t is greater than the greatest D before it.
+    Let d be the margin of O over the best other tag of a token, and D the cumulative sum of d. An
+    entity start:end scores at least D[end] - D[start] less than O on all its tokens. If this is
+    positive for all start < t < end, no entity of the best sequence crosses t. This holds if the
+    smallest D after t is greater than the greatest D before t.
 
-    Positions beyond the next given cut do not count; a step at each cut, higher than all that d can
-    amount to, takes them out of the comparison.
+    Positions beyond the nearest given cuts do not count. A step at each cut, higher than the sum of
+    all |d|, takes them out of the comparison.
+
+    RETURNS: (n_tokens + 1,).
     """
     margin = (scores[:, 0] - scores[:, 1:].max(axis=1)).astype(np.float64)
     total = np.concatenate([[0.0], np.cumsum(margin)])
@@ -143,22 +145,24 @@ def _find_cuts(scores: Floats, cuts: Bools) -> Bools:
     n_cuts = np.cumsum(cuts)
     as_start = total + step * n_cuts
     as_end = total + step * (n_cuts - cuts)
-    found = np.zeros_like(cuts)
+    new_cuts = np.zeros_like(cuts)
     greatest = np.maximum.accumulate(as_start)[:-2]
-    least = np.minimum.accumulate(as_end[::-1])[::-1][2:]
-    found[1:-1] = greatest < least
-    return found
+    smallest = np.minimum.accumulate(as_end[::-1])[::-1][2:]
+    new_cuts[1:-1] = greatest < smallest
+    return new_cuts
 
 
 def _search(scores: Floats, starts: Ints, ends: Ints, tags: Ints) -> None:
-    """Viterbi search over stretches, side by side; writes their tags.
+    """Search stretches of tokens by the Viterbi algorithm, side by side, and write their tags.
 
-    Between two tokens an entity is open, with one of the labels, or none is: the state is the best
-    score of each of these 1 + n_labels cases.
+    Between two tokens, an entity of one of the labels is open, or no entity is. The state of the
+    search is the best score of each of these 1 + n_labels cases.
 
-    scores: (n_tokens, 1 + 4 * n_labels). starts, ends: (n_stretches,). tags: (n_tokens,).
+    scores: (n_tokens, 1 + 4 * n_labels).
+    starts, ends: of the stretches, (n_stretches,).
+    tags: (n_tokens,). The search overwrites the tags of the stretches.
     """
-    # Longest first: the stretches that reach a step are the first so many.
+    # The longest stretch comes first, so the stretches that reach a step are the first ones.
     order = np.argsort(starts - ends, kind="stable")
     starts, lengths = starts[order], (ends - starts)[order]
     n_labels = scores.shape[1] // 4
@@ -167,32 +171,34 @@ def _search(scores: Floats, starts: Ints, ends: Ints, tags: Ints) -> None:
     n_active = np.searchsorted(-lengths, -np.arange(n_steps), side="left")
     closed = np.zeros(len(starts))
     opened = np.full((len(starts), n_labels), -np.inf)
-    # How each case came about. closed: 0 by O, 1 + k by U-k, 1 + n_labels + k by L-k; open: by B.
+    # The best tag into each case. Closed: 0 for O, 1 + k for U-k, 1 + n_labels + k for L-k. Open:
+    # whether it is B.
     closed_by = np.empty(lengths.sum(), dtype=np.int64)
     opened_by_b = np.empty((len(closed_by), n_labels), dtype=bool)
     for step in range(n_steps):
         m = n_active[step]
         row = scores[starts[:m] + step].astype(np.float64)
         moves = row[:, 1:].reshape(m, n_labels, 4)
-        before, still = closed[:m, None], opened[:m]
-        ways = np.concatenate(
-            [before + row[:, :1], before + moves[:, :, U], still + moves[:, :, L]], axis=1
+        was_closed, was_open = closed[:m, None], opened[:m]
+        closing = np.concatenate(
+            [was_closed + row[:, :1], was_closed + moves[:, :, U], was_open + moves[:, :, L]],
+            axis=1,
         )
-        begun, continued = before + moves[:, :, B], still + moves[:, :, I]
-        closed_by[first[:m] + step] = ways.argmax(axis=1)
+        begun, continued = was_closed + moves[:, :, B], was_open + moves[:, :, I]
+        closed_by[first[:m] + step] = closing.argmax(axis=1)
         opened_by_b[first[:m] + step] = begun >= continued
-        closed, opened = ways.max(axis=1), np.maximum(begun, continued)
-    # Back from the ends, where no entity is open.
+        closed, opened = closing.max(axis=1), np.maximum(begun, continued)
+    # Follow the best tags back from the ends, where no entity is open.
     label = np.full(len(starts), -1)
-    way_tags = np.concatenate(
+    closing_tags = np.concatenate(
         [[OUTSIDE], 1 + 4 * np.arange(n_labels) + U, 1 + 4 * np.arange(n_labels) + L]
     )
     for step in reversed(range(n_steps)):
         m = n_active[step]
-        way, current = closed_by[first[:m] + step], label[:m]
+        choice, current = closed_by[first[:m] + step], label[:m]
         is_open = current >= 0
         by_b = opened_by_b[first[:m] + step, current]
-        tag = np.where(is_open, 1 + 4 * current + np.where(by_b, B, I), way_tags[way])
+        tag = np.where(is_open, 1 + 4 * current + np.where(by_b, B, I), closing_tags[choice])
         tags[starts[:m] + step] = tag
-        closing = np.where(way > n_labels, way - 1 - n_labels, -1)
-        label[:m] = np.where(is_open, np.where(by_b, -1, current), closing)
+        last = np.where(choice > n_labels, choice - 1 - n_labels, -1)
+        label[:m] = np.where(is_open, np.where(by_b, -1, current), last)

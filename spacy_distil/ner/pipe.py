@@ -1,8 +1,8 @@
-"""The component `distil_ner`: entities from one tag per token, decoded a batch at a time.
+"""The component `distil_ner`: entities from a tag per token, decoded a batch at a time.
 
-It stands in for spaCy's `ner`: same annotations, labels, training data and scores. `ner` steps
-through a document with a small network; here the model is a linear layer over the token vectors,
-and the rest is array work.
+It replaces spaCy's `ner`, with the same annotations, labels, training data and scores. `ner` steps
+through a document with a small network. The model of `distil_ner` is a linear layer over the token
+vectors, and everything after it is array work.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ subword_features = true
 
 # Values of token.ent_iob.
 _UNSET, _INSIDE, _BEGIN = 0, 1, 3
-# Score at which the tags of a label start that is added to a trained model: low enough to change
-# none of its predictions, high enough to be learned.
+# First bias of the tags of a label that is added to a trained model: low enough not to change its
+# predictions, high enough to be learned.
 _NEW_LABEL_BIAS = -10.0
 
 
@@ -66,7 +66,7 @@ def make_distil_ner(
 ) -> DistilNER:
     """Construct the component.
 
-    model: gives one score per tag for each token, such as `spacy.Tagger.v2`.
+    model: returns a score per tag for each token, such as `spacy.Tagger.v2`.
     """
     return DistilNER(nlp.vocab, model, name, scorer=scorer)
 
@@ -74,13 +74,12 @@ def make_distil_ner(
 class DistilNER(TrainablePipe):
     """Named entity recognition by BILUO tags.
 
-    The model gives (n_tokens, 1 + 4 * n_labels) scores for each doc: probabilities in training,
-    logits (or log-probabilities) in prediction. The entities are those of the best valid sequence
-    of tags.
+    The model returns scores for each doc, (n_tokens, 1 + 4 * n_labels): probabilities in training,
+    logits (or log-probabilities) in prediction. The best valid sequence of tags gives the entities.
 
-    As with `ner`: entities that are on a doc already stay, and so do blocked tokens; no entity
-    crosses the start of a sentence that is set; none begins or ends on whitespace; tokens without
-    annotation train nothing.
+    As with `ner`, entities and blocked tokens that a doc already has stay. No entity crosses the
+    start of a sentence that is set, and none begins or ends on whitespace. Tokens without
+    annotation do not count in training.
     """
 
     def __init__(
@@ -98,16 +97,16 @@ class DistilNER(TrainablePipe):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The kinds of entities."""
+        """The entity labels."""
         return tuple(self.cfg["labels"])
 
     @property
     def label_data(self) -> tuple[str, ...]:
-        """What `spacy init labels` saves, and `initialize` takes."""
+        """The labels as `spacy init labels` saves them and `initialize` takes them."""
         return self.labels
 
     def add_label(self, label: str) -> int:
-        """Add a kind of entity, to a trained model too. RETURNS: 1, or 0 where it is known."""
+        """Add a label, to a trained model too. RETURNS: 1, or 0 if the pipe has the label."""
         if not isinstance(label, str):
             raise ValueError(Errors.E187)
         if label in self.labels:
@@ -123,7 +122,7 @@ class DistilNER(TrainablePipe):
         return 1
 
     def _resize(self) -> None:
-        """Give an initialized model outputs for labels that it does not know yet."""
+        """Add outputs for new labels to an initialized model."""
         old = self.model.get_ref("output_layer")
         if not old.has_param("W") or old.get_dim("nO") == n_tags(len(self.labels)):
             return
@@ -141,7 +140,10 @@ class DistilNER(TrainablePipe):
     # Prediction
 
     def predict(self, docs: Iterable[Doc]) -> list[np.ndarray]:
-        """The entities of each doc: (n_entities, 3) start, end (exclusive), number of the label."""
+        """Predict the entities of docs.
+
+        RETURNS: for each doc (n_entities, 3): start, end (exclusive) and number of the label.
+        """
         docs = list(docs)
         lengths = [len(doc) for doc in docs]
         if not any(lengths):
@@ -152,24 +154,24 @@ class DistilNER(TrainablePipe):
         starts, ends, labels = find_spans(decode(scores, cuts, no_edge=no_edge, fixed=fixed))
         offsets = np.cumsum([0, *lengths])
         bounds = np.searchsorted(starts, offsets)
-        found = np.stack([starts, ends, labels], axis=1)
-        found[:, :2] -= np.repeat(offsets[:-1], np.diff(bounds))[:, None]
-        return [found[bounds[i] : bounds[i + 1]] for i in range(len(docs))]
+        entities = np.stack([starts, ends, labels], axis=1)
+        entities[:, :2] -= np.repeat(offsets[:-1], np.diff(bounds))[:, None]
+        return [entities[bounds[i] : bounds[i + 1]] for i in range(len(docs))]
 
     def set_annotations(self, docs: Iterable[Doc], predictions: Sequence[np.ndarray]) -> None:
-        """Write the entities to the docs, beside those that they have.
+        """Add entities to docs.
 
         predictions: as `predict` returns them.
         """
         labels = [self.vocab.strings.add(label) for label in self.labels]
-        for doc, found in zip(docs, predictions, strict=True):
-            ents = [Span(doc, i, j, label=labels[k]) for i, j, k in found.tolist()]
+        for doc, entities in zip(docs, predictions, strict=True):
+            ents = [Span(doc, i, j, label=labels[k]) for i, j, k in entities.tolist()]
             iob = doc.to_array(ENT_IOB)
             if not _is_taken(iob).any():
                 doc.set_ents(ents, default="outside")
                 continue
             free = iob == _UNSET
-            for i, j, _ in found:
+            for i, j, _ in entities:
                 free[i:j] = False
             outside = [doc[i : i + 1] for i in np.flatnonzero(free).tolist()]
             doc.set_ents(ents, outside=outside, default="unmodified")
@@ -184,9 +186,9 @@ class DistilNER(TrainablePipe):
         sgd: Optimizer | None = None,
         losses: dict[str, float] | None = None,
     ) -> dict[str, float]:
-        """Learn from a batch. Labels that it brings are added, as `ner` does.
+        """Learn from a batch, and add its new labels, as `ner` does.
 
-        losses: gets the cross-entropy, summed over tokens, under the component's name.
+        losses: receives the cross-entropy, summed over tokens, under the component's name.
         """
         losses = {} if losses is None else losses
         losses.setdefault(self.name, 0.0)
@@ -209,10 +211,10 @@ class DistilNER(TrainablePipe):
     def get_loss(
         self, examples: Iterable[Example], scores: list[Floats2d]
     ) -> tuple[float, list[Floats2d]]:
-        """Cross-entropy, summed over the tokens that have annotation, and its gradient.
+        """Compute the cross-entropy, summed over the annotated tokens, and its gradient.
 
         scores: probabilities of the tags, (n_tokens, n_tags) for each doc.
-        RETURNS (loss, gradient): the latter of the logits, which is what thinc's softmax wants.
+        RETURNS (loss, d_logits): the latter is the gradient that thinc's softmax expects.
         """
         examples = list(examples)
         validate_examples(examples, "DistilNER.get_loss")
@@ -227,20 +229,21 @@ class DistilNER(TrainablePipe):
     def _loss(self, scores: list[Floats2d], truths: np.ndarray) -> tuple[float, list[Floats2d]]:
         ops = self.model.ops
         rows = np.flatnonzero(truths != MISSING)
-        where = ops.asarray_i(rows), ops.asarray_i(truths[rows])
+        annotated = ops.asarray_i(rows)
+        gold = annotated, ops.asarray_i(truths[rows])
         probs = ops.flatten(scores)
         d_scores = ops.xp.zeros_like(probs)
-        d_scores[where[0]] = probs[where[0]]
-        d_scores[where] -= 1
+        d_scores[annotated] = probs[annotated]
+        d_scores[gold] -= 1
         # A probability in float32 may be zero.
-        loss = float(-ops.xp.log(ops.xp.maximum(probs[where], 1e-30)).sum())
+        loss = float(-ops.xp.log(ops.xp.maximum(probs[gold], 1e-30)).sum())
         if not np.isfinite(loss):
             raise ValueError(Errors.E910.format(name=self.name))
         lengths = np.array([len(each) for each in scores], dtype="i")
         return loss, ops.unflatten(d_scores, lengths)
 
     def _gold_tags(self, examples: Sequence[Example]) -> np.ndarray:
-        """Tags of all tokens of the predicted docs, (n_tokens,); MISSING where there is none."""
+        """Return the gold tags of all tokens of the predicted docs, (n_tokens,), or MISSING."""
         number: dict[str | None, int] = {tag: i for i, tag in enumerate(tag_names(self.labels))}
         number[None] = MISSING
         tags = [tag for example in examples for tag in example.get_aligned_ner()]
@@ -263,8 +266,8 @@ class DistilNER(TrainablePipe):
     ) -> None:
         """Prepare the model for the labels of the examples.
 
-        get_examples: gives a representative sample of the training data.
-        labels: the labels, instead of those that the examples have.
+        get_examples: returns a representative sample of the training data.
+        labels: the labels. None takes the labels of the examples.
         """
         validate_get_examples(get_examples, "DistilNER.initialize")
         check_lexeme_norms(self.vocab, "ner")
@@ -273,7 +276,7 @@ class DistilNER(TrainablePipe):
         elif not isinstance(labels, (list, tuple)):
             raise ConfigError(
                 f"The labels of {self.name!r} must be a list of strings, got {labels!r}. Labels "
-                "that were saved for 'ner' are written in another way: run 'spacy init labels'."
+                "that were saved for 'ner' have another format: run 'spacy init labels'."
             )
         for label in labels:
             self.add_label(label)
@@ -290,15 +293,14 @@ class DistilNER(TrainablePipe):
 
 
 def _find_labels(examples: Iterable[Example]) -> list[str]:
-    """The kinds of entities in the gold docs, sorted."""
+    """List the entity labels in the gold docs, sorted."""
     return sorted({ent.label_ for example in examples for ent in example.reference.ents})
 
 
 def _constraints(docs: Sequence[Doc], lengths: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """What is known of a batch before any score.
+    """Find the constraints on the entities of a batch. See `decode`.
 
-    RETURNS (cuts, no_edge, fixed): (n_tokens + 1,) bool, boundaries that no entity crosses;
-        (n_tokens,) bool each: tokens where none begins or ends, and tokens that are taken.
+    RETURNS (cuts, no_edge, fixed): bool, (n_tokens + 1,), (n_tokens,) and (n_tokens,).
     """
     attrs = np.concatenate([doc.to_array([ENT_IOB, IS_SPACE, SENT_START]) for doc in docs])
     iob, is_space, sent_start = attrs.T
@@ -308,5 +310,5 @@ def _constraints(docs: Sequence[Doc], lengths: Sequence[int]) -> tuple[np.ndarra
 
 
 def _is_taken(iob: np.ndarray) -> np.ndarray:
-    """Tokens of entities, and blocked ones, which to spaCy begin an entity without a label."""
+    """Find the tokens of entities, and blocked tokens, which spaCy marks as an empty entity."""
     return (iob == _INSIDE) | (iob == _BEGIN)

@@ -13,8 +13,7 @@ from typer.testing import CliRunner, Result
 import spacy_distil.cli  # noqa: F401 (registers the commands)
 from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
 from tests.cli.test_encoder import distil_without_torch
-from tests.distillation.pipeline.conftest import train_pipeline
-from tests.distillation.pipeline.test_run import student_config, write_corpus
+from tests.distillation.pipeline.util import student_config, train_pipeline, write_corpus
 
 PIPES = ("tagger", "textcat")
 

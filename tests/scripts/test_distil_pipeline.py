@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from scripts import distil_pipeline
 from spacy_distil.errors import ConfigError
-from tests.distillation.pipeline.conftest import train_pipeline
-from tests.distillation.pipeline.test_run import student_config, write_corpus
+from tests.distillation.pipeline.util import student_config, train_pipeline, write_corpus
 
 PIPES = ("tagger", "ner")
 

@@ -71,37 +71,24 @@ class DistilledEncoder:
     device: str
 
 
-def run(
-    config: str | Path | Mapping[str, Any],
-    output: Path,
-    *,
-    overrides: Mapping[str, Any] | None,
-    gpu_id: int | None,
-    resume: bool,
-    force: bool,
-) -> DistilledEncoder:
-    """See `distil_encoder`."""
-    settings = load_config(config, overrides)
-    return EncoderRun(settings, output, gpu_id=gpu_id, resume=resume, force=force).run()
-
-
 class EncoderRun:
-    """One distillation. `run` calls the other methods, in their order.
+    """A run of `distil_encoder`, which documents the arguments.
 
-    With several processes, each has its own instance. See `distil_encoder` for the arguments.
+    `run` calls the other methods in order. With several processes, each has its own instance.
     """
 
     def __init__(
         self,
-        settings: EncoderDistilConfig,
+        config: str | Path | Mapping[str, Any],
         output: Path,
         *,
+        overrides: Mapping[str, Any] | None,
         gpu_id: int | None,
         resume: bool,
         force: bool,
     ) -> None:
-        self.settings = settings
-        self.training = settings.training
+        self.settings = load_config(config, overrides)
+        self.training = self.settings.training
         self.output = output
         self.resume = resume
         self.force = force

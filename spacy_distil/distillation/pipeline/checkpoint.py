@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run goes on from: weights of everything, and the optimizers' states."""
+"""Checkpoints that a killed run goes on from: all weights, and the states of the optimizers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ MODEL, HEADS, ENCODERS, PROJECTIONS, STATE = (
     "projections.bin",
     "state.json",
 )
-# What thinc's optimizer keeps of each parameter.
+# The arrays that thinc's optimizer keeps for each parameter.
 _MOMENTS = ("mom1", "mom2", "averages")
 
 
 class Checkpoints:
-    """The newest checkpoint of one run, there whole or not at all.
+    """The newest checkpoint of a run. It is complete or absent.
 
     directory: holds one directory `step-N`.
     """
@@ -39,7 +39,7 @@ class Checkpoints:
         self.directory = directory
 
     def newest(self) -> Path | None:
-        """The directory of the newest checkpoint."""
+        """Return the directory of the newest checkpoint, or None."""
         return max(self.directory.glob("step-*"), default=None)
 
     def save(
@@ -50,12 +50,12 @@ class Checkpoints:
         hidden: HiddenStates | None,
         state: Mapping[str, Any],
     ) -> None:
-        """Save under another name, rename, and drop the one before.
+        """Save a checkpoint, and delete the one before.
 
-        state: JSON, of the loop.
+        state: the state of the loop, as JSON.
         """
         remove_unfinished(self.directory)
-        before = list(self.directory.glob("step-*"))
+        older = list(self.directory.glob("step-*"))
         with atomic_directory(self.directory / f"step-{step:08d}") as unfinished:
             nlp.to_disk(unfinished / MODEL)
             arrays, counts = optimizer_to_arrays(optimizer, _models(nlp, hidden))
@@ -66,16 +66,16 @@ class Checkpoints:
                 (unfinished / PROJECTIONS).write_bytes(hidden.to_bytes())
             saved = {"step": step, "updates": counts, "unseen": _unseen_moves(nlp), "loop": state}
             (unfinished / STATE).write_text(json.dumps(saved), encoding="utf8")
-        for old in before:
-            shutil.rmtree(old)
+        for checkpoint in older:
+            shutil.rmtree(checkpoint)
 
     def load(
         self, path: Path, nlp: Language, optimizer: Optimizer, hidden: HiddenStates | None
     ) -> tuple[int, dict[str, Any]]:
-        """Put everything back as it was.
+        """Load a checkpoint.
 
-        optimizer: a new one, made of the config.
-        RETURNS (step, state): as they were given to `save`.
+        optimizer: a new one, made from the config.
+        RETURNS (step, state): the arguments of `save`.
         """
         nlp.from_disk(path / MODEL)
         saved = json.loads((path / STATE).read_text(encoding="utf8"))
@@ -91,25 +91,25 @@ class Checkpoints:
         return saved["step"], saved["loop"]
 
     def remove(self) -> None:
-        """Drop all of it."""
+        """Delete the checkpoint."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def optimizer_to_arrays(
     optimizer: Optimizer, models: Mapping[str, Model]
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The state of thinc's optimizer, by names that mean the same in another process.
+    """Return the state of thinc's optimizer under keys that are valid in another process.
 
-    thinc knows a parameter by the number of its node, or shim, which is given out as these are
-    made. Here it is known by the node's place in the walk through its model.
+    thinc's keys have the id of a node or shim, which depends on the order in which a process makes
+    them. The keys here have the node's place in the walk through its model instead.
 
-    models: by name; the name goes into the keys.
-    RETURNS (arrays, counts): moments and averages; and updates so far, of each parameter.
+    models: by names that go into the keys.
+    RETURNS (arrays, counts): moments and averages of each parameter, and its number of updates.
     """
     owners = list(_owners(models))
     arrays, counts = {}, {}
     for key, count in optimizer.nr_update.items():
-        # Nodes and shims are numbered apart, so that the number alone does not tell.
+        # A node and a shim may have the same number.
         for place, number, parameters, model in owners:
             if number == key[0] and (parameters is None or key[1] in parameters):
                 name = f"{place}/{key[1]}"
@@ -128,7 +128,7 @@ def optimizer_from_arrays(
     arrays: Mapping[str, np.ndarray],
     counts: Mapping[str, int],
 ) -> None:
-    """Give a new optimizer the state that `optimizer_to_arrays` returned."""
+    """Give a new optimizer the state that `optimizer_to_arrays` has returned."""
     owners = {place: (number, model) for place, number, _, model in _owners(models)}
     for name, count in counts.items():
         place, _, parameter = name.rpartition("/")
@@ -144,8 +144,10 @@ def optimizer_from_arrays(
 def _owners(
     models: Mapping[str, Model],
 ) -> Iterator[tuple[str, int, Sequence[str] | None, Model]]:
-    """What owns parameters: its lasting name, thinc's number of it, the names of its parameters
-    (None for a shim, which has names of its own), and the model that it is in.
+    """Yield all nodes and shims that own parameters.
+
+    RETURNS: name that is valid in another process, thinc's number, names of the parameters (None
+        for a shim, which chooses its own), and the model that it is a part of.
     """
     for name, model in models.items():
         for i, node in enumerate(model.walk()):
@@ -157,7 +159,7 @@ def _owners(
 
 
 def _unseen_moves(nlp: Language) -> dict[str, list[int]]:
-    """The moves that each parser has not been shown yet, which it does not save itself."""
+    """List the moves that each parser has not seen in training. It does not save them itself."""
     return {
         name.removeprefix("pipe "): sorted(model.attrs["unseen_classes"])
         for name, model in _models(nlp, None).items()
@@ -177,7 +179,7 @@ def _models(nlp: Language, hidden: HiddenStates | None) -> dict[str, Model]:
 
 
 def _engines(nlp: Language) -> Iterator[TrainableEngine]:
-    """Our encoders that learn, wherever they stand."""
+    """Yield the engines of all encoders of a pipeline that learn."""
     for model in _models(nlp, None).values():
         for node in model.walk():
             for shim in node.shims:

@@ -1,6 +1,6 @@
-"""The settings of a teaching run: a config of `spacy train` with one section more.
+"""The settings of a pipeline distillation: a config of `spacy train` with one more section.
 
-`template` has every setting with a comment that says what it is for.
+`spacy distil init-config pipeline` writes a config with a comment on every setting.
 """
 
 from __future__ import annotations
@@ -8,24 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from confection import Config
-from pydantic import Field
+from spacy.schemas import ConfigSchemaTraining
+from spacy.util import registry
 
-from spacy_distil.distillation.pipeline.heads import PipeSettings, Target
+from spacy_distil.distillation.pipeline.heads.base import PipeSettings, Temperature, Weight
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.settings import Count, Section, read_config, read_section
 from spacy_distil.runs.stages import split_steps
 
 SECTION = "distillation"
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+BLOCKS = ("student", "hidden", "stages", "pipes")
 
 
 class StudentSettings(Section):
-    """start: "teacher", its trained layers and heads; "config", what the config says; "auto", the
-    former where it is possible. layers, n_layers: which of the teacher's, and how many.
+    """How the student starts.
+
+    start: "teacher", from the teacher's trained layers and heads; "config", from the encoder in the
+        config; "auto", from the teacher if possible.
+    layers, n_layers: which of the teacher's layers, and how many.
     """
 
     start: Literal["auto", "teacher", "config"] = "auto"
@@ -34,22 +37,20 @@ class StudentSettings(Section):
 
 
 class HiddenSettings(Section):
-    """layers: "last", "even", or [[student's, teacher's], ...]."""
+    """Which hidden states are learned.
+
+    layers: "last", "even", or [[student's, teacher's], ...].
+    """
 
     layers: Literal["last", "even"] | list[list[int]] = "last"
 
 
-class PipeSection(Section):
-    """See `heads.PipeSettings`. temperature: `None` is that of [distillation]."""
-
-    teacher: str | None = None
-    target: Target = "auto"
-    temperature: Temperature | None = None
-    weight: Weight = 1.0
-
-
 class StageSettings(Section):
-    """share: of the steps. hidden, soft, gold: weights of what is learned."""
+    """How much a stage learns, and of what.
+
+    share: of the steps.
+    hidden, soft, gold: weights of hidden states, soft targets and gold annotation.
+    """
 
     share: Weight = 0.0
     hidden: Weight = 0.0
@@ -58,7 +59,11 @@ class StageSettings(Section):
 
 
 class DistillationSettings(Section):
-    """corpus: dotted name of a reader, or `None`. cache: directory, or `None` for the output's."""
+    """The settings of [distillation] itself. Its blocks are read by themselves.
+
+    corpus: dotted name of a reader of unlabelled text, or None.
+    cache: directory of the cache. None puts it into the output directory.
+    """
 
     corpus: str | None = None
     cache: str | None = None
@@ -69,7 +74,7 @@ class DistillationSettings(Section):
     pipes: Any = None
 
 
-# In this order, which is that of the run.
+# In the order of the run.
 STAGES: dict[str, StageSettings] = {
     "hidden": StageSettings(share=0.0, hidden=1.0),
     "soft": StageSettings(share=1.0, soft=1.0),
@@ -78,10 +83,10 @@ STAGES: dict[str, StageSettings] = {
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a stretch of the run's steps learns.
+class PipelineStage:
+    """A part of the run's steps, and what it learns.
 
-    start, end: its first step, and the one after its last.
+    start, end: the first step, and the one after the last.
     hidden, soft, gold: weights of hidden states, soft targets and gold annotation.
     """
 
@@ -94,7 +99,7 @@ class Stage:
 
     @property
     def uses_text(self) -> bool:
-        """Whether documents without annotation have something to teach."""
+        """Whether the stage learns from documents without annotation."""
         return self.hidden > 0 or self.soft > 0
 
 
@@ -102,8 +107,8 @@ class Stage:
 class PipelineDistilConfig:
     """A validated config.
 
-    spacy: the whole of it, not interpolated.
-    stages: those with steps, in order.
+    spacy: the whole config, not interpolated.
+    stages: the stages that have steps, in order.
     pipes: settings of the pipes that the config names.
     """
 
@@ -113,19 +118,19 @@ class PipelineDistilConfig:
     temperature: float
     student: StudentSettings
     hidden: HiddenSettings
-    stages: tuple[Stage, ...]
+    stages: tuple[PipelineStage, ...]
     pipes: dict[str, PipeSettings]
 
     @property
     def max_steps(self) -> int:
         return self.stages[-1].end
 
-    def stage_at(self, step: int) -> Stage:
-        """The stage of a step, numbered from 0; the last one goes on for ever."""
+    def stage_at(self, step: int) -> PipelineStage:
+        """Return the stage of a step. Steps count from 0, and the last stage never ends."""
         return next((stage for stage in self.stages if step < stage.end), self.stages[-1])
 
 
-# What a resumed run may change: none of it changes the student.
+# A resumed run may change these settings, because they do not change the student.
 FREE_ON_RESUME = frozenset({f"{SECTION}.cache", "training.logger"})
 
 
@@ -138,22 +143,22 @@ def load_config(
     )
     if SECTION not in interpolated:
         raise ConfigError(
-            f"The config has no section [{SECTION}]. A commented config that has one is written "
-            "by: python -m spacy distil init-config pipeline student.cfg"
+            f"The config has no section [{SECTION}]. This command writes a commented config that "
+            "has one: python -m spacy distil init-config pipeline student.cfg"
         )
-    for read in (spacy_config, interpolated):
-        _remove_empty_blocks(read[SECTION])
-    raw = interpolated[SECTION]
-    top = read_section(SECTION, DistillationSettings, raw)
-    blocks = {name: _block(raw, name) for name in ("student", "hidden", "stages", "pipes")}
+    for each in (spacy_config, interpolated):
+        _remove_empty_blocks(each[SECTION])
+    section = interpolated[SECTION]
+    top = read_section(SECTION, DistillationSettings, section)
+    blocks = {name: _block(section, name) for name in BLOCKS}
     for name in blocks["stages"]:
         if name not in STAGES:
             raise ConfigError(f"[{SECTION}.stages.{name}] is no stage. Stages: {', '.join(STAGES)}")
     training = interpolated.get("training", {})
     if training.get("max_epochs", 0) != 0:
         raise ConfigError(
-            f"training.max_epochs = {training['max_epochs']!r}: a teaching run has the length that "
-            "training.max_steps says, which its stages share. Set max_epochs to 0"
+            f"training.max_epochs = {training['max_epochs']!r}: a pipeline distillation runs for "
+            "training.max_steps steps, which its stages share. Set max_epochs to 0"
         )
     return PipelineDistilConfig(
         spacy=spacy_config,
@@ -170,11 +175,17 @@ def load_config(
     )
 
 
+def resolve_training(config: Config) -> dict[str, Any]:
+    """Return the settings of [training], with their functions made."""
+    return registry.resolve(config.interpolate()["training"], schema=ConfigSchemaTraining)
+
+
 def _add_blocks(config: Config) -> None:
+    """Add the blocks that a config may leave out, for overrides to set."""
     if SECTION not in config:
         return
     section = config[SECTION]
-    for name in ("student", "hidden", "stages", "pipes"):
+    for name in BLOCKS:
         section.setdefault(name, {})
     for parent, names in (("stages", STAGES), ("pipes", config.get("components", {}))):
         for name in names if isinstance(section[parent], dict) else ():
@@ -182,6 +193,7 @@ def _add_blocks(config: Config) -> None:
 
 
 def _remove_empty_blocks(section: dict[str, Any]) -> None:
+    """Remove the blocks of stages and pipes that `_add_blocks` added and nobody has filled."""
     for parent in ("stages", "pipes"):
         blocks = section[parent]
         if isinstance(blocks, dict):
@@ -196,13 +208,17 @@ def _block(section: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _pipe(name: str, block: Mapping[str, Any], temperature: float) -> PipeSettings:
-    settings = read_section(f"{SECTION}.pipes.{name}", PipeSection, block)
-    return PipeSettings(
-        settings.teacher, settings.target, settings.temperature or temperature, settings.weight
-    )
+    """Read the settings of a pipe.
+
+    temperature: of [distillation], for a pipe that has none.
+    """
+    values = dict(block)
+    if values.get("temperature") is None:
+        values["temperature"] = temperature
+    return read_section(f"{SECTION}.pipes.{name}", PipeSettings, values)
 
 
-def _stages(blocks: Mapping[str, Any], max_steps: Any) -> tuple[Stage, ...]:
+def _stages(blocks: Mapping[str, Any], max_steps: Any) -> tuple[PipelineStage, ...]:
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ConfigError(
             f"training.max_steps = {max_steps!r}: expected a whole number above 0, the steps of "
@@ -211,21 +227,21 @@ def _stages(blocks: Mapping[str, Any], max_steps: Any) -> tuple[Stage, ...]:
     settings: dict[str, StageSettings] = {}
     for name, default in STAGES.items():
         values = {**default.model_dump(), **_block(blocks, name)}
-        chosen = read_section(f"{SECTION}.stages.{name}", StageSettings, values)
-        if chosen.share and not (chosen.hidden or chosen.soft or chosen.gold):
+        stage = read_section(f"{SECTION}.stages.{name}", StageSettings, values)
+        if stage.share and not (stage.hidden or stage.soft or stage.gold):
             raise ConfigError(
-                f"[{SECTION}.stages.{name}] has a share of {chosen.share}, but hidden, soft and "
+                f"[{SECTION}.stages.{name}] has a share of {stage.share}, but hidden, soft and "
                 "gold are all 0: it would learn nothing. Give one of them a weight, or set share "
                 "to 0"
             )
-        settings[name] = chosen
+        settings[name] = stage
     if not any(each.share for each in settings.values()):
         raise ConfigError(
             f"No stage of [{SECTION}.stages] has a share above 0: there is nothing to learn"
         )
     steps = split_steps({name: each.share for name, each in settings.items()}, max_steps)
     return tuple(
-        Stage(name, steps[name].start, steps[name].stop, each.hidden, each.soft, each.gold)
+        PipelineStage(name, steps[name].start, steps[name].stop, each.hidden, each.soft, each.gold)
         for name, each in settings.items()
         if steps[name]
     )

@@ -1,4 +1,4 @@
-"""The documents of a teaching run, and a reader of text without annotation."""
+"""The documents of a pipeline distillation, and a reader of text without annotation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from spacy.attrs import (  # type: ignore[import-not-found]
@@ -23,10 +24,14 @@ from spacy.language import Language
 from spacy.pipeline import Sentencizer
 from spacy.tokens import Doc
 from spacy.training import Example
+from spacy.util import resolve_dot_names
 
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.text.docs import same_tokens
 from spacy_distil.text.plain_text import find_files, read_parts
+
+if TYPE_CHECKING:
+    from spacy_distil.distillation.pipeline.config import PipelineDistilConfig
 
 Reader = Callable[[Language], Iterable[Example]]
 
@@ -42,10 +47,10 @@ class TransferExample:
     example: Example
 
     def __len__(self) -> int:
-        """Tokens, which is what spaCy's batchers count."""
+        """The number of tokens, which spaCy's batchers count."""
         return len(self.example.predicted)
 
-    # As of an Example, which custom batchers may look at.
+    # The sides of an Example, because a custom batcher may read them.
 
     @property
     def predicted(self) -> Doc:
@@ -60,9 +65,9 @@ class TransferExample:
 
 @dataclass(frozen=True)
 class TransferSet:
-    """All documents of a run: first those with annotation, then text without.
+    """All documents of a run: first the annotated ones, then text without annotation.
 
-    n_gold: how many of them have annotation.
+    n_gold: number of annotated documents.
     """
 
     all: list[TransferExample]
@@ -73,18 +78,38 @@ class TransferSet:
         return self.all[: self.n_gold]
 
     @property
+    def n_text(self) -> int:
+        """Number of documents without annotation."""
+        return len(self.all) - self.n_gold
+
+    @property
     def docs(self) -> list[Doc]:
-        return [lesson.predicted for lesson in self.all]
+        return [example.predicted for example in self.all]
 
     @property
     def n_tokens(self) -> int:
         return sum(map(len, self.all))
 
 
-def read_transfer_set(nlp: Language, train: Reader, text: Reader | None) -> TransferSet:
-    """Read the training corpus and, where there is one, the text without annotation.
+def resolve_corpora(
+    nlp: Language, settings: PipelineDistilConfig
+) -> tuple[Reader, Reader, Reader | None]:
+    """Make the readers of the training, the development and the unlabelled documents.
 
-    nlp: the student, which tokenizes.
+    nlp: the student. Its config has the corpora.
+    """
+    config = nlp.config.interpolate()
+    names = [config["training"]["train_corpus"], config["training"]["dev_corpus"]]
+    train, dev = resolve_dot_names(config, names)
+    if settings.corpus is None:
+        return train, dev, None
+    return train, dev, resolve_dot_names(config, [settings.corpus])[0]
+
+
+def read_transfer_set(nlp: Language, train: Reader, text: Reader | None) -> TransferSet:
+    """Read the training corpus and the text without annotation, if there is any.
+
+    nlp: the student. It tokenizes the documents.
     """
     gold = list(train(nlp))
     if not gold:
@@ -93,7 +118,7 @@ def read_transfer_set(nlp: Language, train: Reader, text: Reader | None) -> Tran
     if text is not None and not unlabelled:
         raise CorpusError(
             "The corpus of [distillation] has no documents in it. Give other files, or set corpus "
-            "to null to teach on the training corpus alone."
+            "to null to learn from the training corpus alone."
         )
     examples = gold + unlabelled
     return TransferSet(
@@ -102,7 +127,7 @@ def read_transfer_set(nlp: Language, train: Reader, text: Reader | None) -> Tran
 
 
 def fingerprint_annotation(examples: Iterable[Example]) -> str:
-    """Of the gold annotation, and of the texts."""
+    """Return a digest of texts and their gold annotation."""
     digest = hashlib.blake2b(digest_size=12)
     for example in examples:
         doc = example.reference
@@ -122,10 +147,10 @@ def Texts(path: str | list[str] | None, max_words: int = 200, limit: int = 0) ->
     """Reader `spacy-distil.Texts.v1`: documents without annotation.
 
     path: files or directories, of .txt (one paragraph per line, a blank line between documents),
-        .jsonl (one document per line, {"text": "..."}) or .spacy, whose annotation is left out.
-    max_words: tokens of a document; longer ones are cut, between sentences where these can be told
-        by their punctuation.
-    limit: the first so many documents only; 0 for all.
+        .jsonl (one document per line, {"text": "..."}) or .spacy, whose annotation is dropped.
+    max_words: greatest number of tokens in a document. Longer documents are cut, between sentences
+        if their punctuation shows where these end.
+    limit: number of documents to read. 0 means all.
     """
     if max_words < 1 or limit < 0:
         raise ConfigError(
@@ -135,12 +160,12 @@ def Texts(path: str | list[str] | None, max_words: int = 200, limit: int = 0) ->
     def read(nlp: Language) -> Iterator[Example]:
         if path is None:
             raise ConfigError(
-                "The text to teach on has no path. Give one, such as --paths.text texts/, or set "
-                "corpus = null in [distillation] to teach on the training corpus alone."
+                "The unlabelled text has no path. Give one, such as --paths.text texts/, or set "
+                "corpus = null in [distillation] to learn from the training corpus alone."
             )
         paths = [path] if isinstance(path, str) else path
         count = 0
-        for file in find_files(paths, setting="The text to teach on"):
+        for file in find_files(paths, setting="The unlabelled text"):
             for part in read_parts(file):
                 for doc in cut(nlp.make_doc(part.text), max_words):
                     if not any(not token.is_space for token in doc):
@@ -154,9 +179,9 @@ def Texts(path: str | list[str] | None, max_words: int = 200, limit: int = 0) ->
 
 
 def cut(doc: Doc, max_words: int) -> Iterator[Doc]:
-    """The document in pieces of at most `max_words` tokens, whole sentences where possible.
+    """Cut a document into parts of at most `max_words` tokens, between sentences if possible.
 
-    A piece ends after the last token with which a sentence seems to end, in its second half.
+    A part ends after the last token in its second half that seems to end a sentence.
     """
     start = 0
     while len(doc) - start > max_words:

@@ -1,4 +1,4 @@
-"""Short names for what a teacher's cache was made of: the same for the same, in every process."""
+"""Digests of pipelines and documents. Equal contents have equal digests in every process."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from thinc.api import Model
 from thinc.util import is_xp_array, to_numpy
 
 DIGEST_SIZE = 16
-# What using a model changes in it: spaCy's transition models set their dropout to 0 to predict.
-PASSING_ATTRS = ("dropout_rate",)
-# Where spacy-transformers says that its config comes from: a temporary directory of this process.
-PASSING_SETTINGS = ("_name_or_path",)
+# Attributes that using a model changes: spaCy's transition models set dropout to 0 to predict.
+VOLATILE_ATTRS = ("dropout_rate",)
+# The path that spacy-transformers loaded its config from: a temporary directory of this process.
+VOLATILE_SETTINGS = ("_name_or_path",)
 
 
 def fingerprint_pipeline(nlp: Language) -> str:
-    """Of the active pipes, in their order: names, configs and everything that they have learned,
-    and of the vectors and tables of the vocab that their features come from.
+    """Return a digest of a pipeline.
 
-    Loading a pipeline again, or using it, does not change it; one other weight does.
+    It covers the active pipes in their order, with names, configs and everything that they have
+    learned, and the vectors and tables of the vocab. Saving, loading and using a pipeline do not
+    change it. A change of any weight does.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     configs = nlp.config["components"]
@@ -38,15 +39,15 @@ def fingerprint_pipeline(nlp: Language) -> str:
             _feed(digest, pipe.to_bytes(exclude=["vocab", "model"]))
     vectors = nlp.vocab.vectors
     _feed(digest, vectors.to_bytes(exclude=["strings", "vectors"]))
-    _feed(digest, getattr(vectors, "data", None))  # not through `to_bytes`, which copies all of it
+    _feed(digest, getattr(vectors, "data", None))  # `to_bytes` would copy all of it
     _feed(digest, nlp.vocab.lookups.to_bytes())
     return digest.hexdigest()
 
 
 def fingerprint_docs(docs: Iterable[Doc]) -> str:
-    """Of the words of each doc, and the spaces between them.
+    """Return a digest of the words of each doc and the spaces between them.
 
-    Another tokenization of the same text, or the same words in other docs, has another one.
+    It changes with the tokenization of the same text, and with the docs that the words are in.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     for doc in docs:
@@ -56,12 +57,12 @@ def fingerprint_docs(docs: Iterable[Doc]) -> str:
 
 
 def _learned(model: Model) -> dict[str, Any]:
-    """A model as thinc saves it, without what is not the same in the next process."""
+    """Return a model as thinc saves it, without values that change from process to process."""
     saved = model.to_dict()
     return {
         **saved,
         "attrs": [
-            {name: value for name, value in attrs.items() if name not in PASSING_ATTRS}
+            {name: value for name, value in attrs.items() if name not in VOLATILE_ATTRS}
             for attrs in saved["attrs"]
         ],
         "shims": [[_unpacked(data) for data in shims] for shims in saved["shims"]],
@@ -69,9 +70,9 @@ def _learned(model: Model) -> dict[str, Any]:
 
 
 def _unpacked(data: bytes) -> Any:
-    """What a shim saves of itself, as a dict where it is one.
+    """Unpack the bytes that a shim saves, if they are a dict.
 
-    As bytes, the files of a tokenizer would have the order of a directory on some file system.
+    In the bytes, the order of a tokenizer's files depends on the file system.
     """
     try:
         saved = srsly.msgpack_loads(data)
@@ -81,14 +82,14 @@ def _unpacked(data: bytes) -> Any:
         return data
     if isinstance(saved.get("config"), dict):
         config = saved["config"].items()
-        saved["config"] = {name: value for name, value in config if name not in PASSING_SETTINGS}
+        saved["config"] = {name: value for name, value in config if name not in VOLATILE_SETTINGS}
     return saved
 
 
 def _feed(digest: hashlib.blake2b, value: Any) -> None:
-    """Add a value with its kind and size, so that no two values add the same bytes.
+    """Add a value with its type and size, so no two values add the same bytes.
 
-    Dicts are sorted. Arrays are read where they lie.
+    Dicts are sorted. Arrays are not copied.
     """
     if isinstance(value, Mapping):
         digest.update(f"dict {len(value)};".encode())

@@ -1,8 +1,8 @@
-"""Hidden states: layers of the student's encoder learn those of the teacher's, token by token.
+"""Hidden states: layers of the student's encoder learn layers of the teacher's encoder.
 
-The match is per spaCy token, so that the two may have different tokenizers; where their widths
-differ, a linear layer of its own carries each of the student's layers to the teacher's width, as in
-TinyBERT (Jiao et al. 2020, equations 8 and 9).
+They are compared per spaCy token, so the encoders may have different tokenizers. If their widths
+differ, each of the student's layers has a linear projection to the teacher's width, as in TinyBERT
+(Jiao et al. 2020, equations 8 and 9).
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from spacy_distil.distillation.pipeline.heads.base import Array, Field, Records
 from spacy_distil.encoding import to_ops
 from spacy_distil.errors import ConfigError, WeightsError
 
-# The setting that says which layers.
+# The setting that chooses the layers.
 SETTING = "distillation.hidden.layers"
-# What is recorded: a row for each token, the teacher's layers that are learned side by side.
+# The field of the records: a row for each token, with the recorded layers side by side.
 VECTORS = "vectors"
 LARGEST = float(np.finfo(np.float16).max)
 
 
 def find_encoder(nlp: Language) -> DistilTransformerPipe | None:
-    """The first of our encoders in a pipeline; None where there is none."""
+    """Return the first `distil_transformer` of a pipeline, or None."""
     encoders = (pipe for _, pipe in nlp.pipeline if isinstance(pipe, DistilTransformerPipe))
     return next(encoders, None)
 
 
 def teacher_encoder(nlp: Language) -> DistilTransformerPipe:
-    """The encoder of a teacher's pipeline whose hidden states can be learned.
+    """Return the `distil_transformer` of a teacher, whose hidden states can be learned.
 
-    Raises ConfigError where there is none of ours.
+    Raises ConfigError if there is none.
     """
     encoder = find_encoder(nlp)
     if encoder is None:
@@ -51,7 +51,7 @@ def teacher_encoder(nlp: Language) -> DistilTransformerPipe:
         raise ConfigError(
             "The teacher has no distil_transformer whose hidden states could be learned. Its "
             f"components: {listed or 'none'}. Turn a pipeline of spacy-transformers into one of "
-            "ours with 'python -m spacy distil convert', or give no stage of "
+            "spacy-distil with 'python -m spacy distil convert', or give no stage of "
             "[distillation.stages] a weight for hidden."
         )
     return encoder
@@ -60,8 +60,9 @@ def teacher_encoder(nlp: Language) -> DistilTransformerPipe:
 def make_projections(
     n_pairs: int, student_width: int, teacher_width: int
 ) -> list[Model[Floats2d, Floats2d]]:
-    """New linear layers from one width to the other, one for each pair of layers; none where the
-    widths are equal.
+    """Make a linear layer from one width to the other for each pair of layers.
+
+    RETURNS: the layers. The list is empty if the widths are equal.
     """
     if student_width == teacher_width:
         return []
@@ -72,13 +73,13 @@ def make_projections(
 
 
 class HiddenStates:
-    """What a student's encoder learns from the teacher's.
+    """How a student's encoder learns from the teacher's encoder.
 
     student: the encoder that learns.
     teacher: the encoder that it learns from, in a pipeline of its own.
-    layers: pairs of a layer of the student and one of the teacher, as `layer_map` makes them.
-    projections: from the student's width to the teacher's, one for each pair; none where the widths
-        are equal. `None` makes new ones.
+    layers: pairs of a layer of the student and a layer of the teacher. See `layer_map`.
+    projections: from the student's width to the teacher's, one for each pair. Empty if the widths
+        are equal. None makes new ones.
     """
 
     def __init__(
@@ -103,53 +104,54 @@ class HiddenStates:
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        """What is recorded."""
+        """The fields of the records."""
         return {VECTORS: Field("token", len(self.recorded_layers) * self.width, "float16")}
 
     @property
     def source(self) -> str:
-        """What the recorded values are of."""
+        """A description of the records' origin."""
         return f"layers {', '.join(map(str, self.recorded_layers))} of {self.teacher.name!r}"
 
     # The teacher
 
     def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
-        """The teacher's hidden states, (n_tokens, n_recorded_layers * width) for each doc.
+        """Record the teacher's hidden states.
 
-        docs: of the teacher's vocab, and, where anything has annotated them that writes
-            `doc.tensor`, just annotated by the teacher's encoder: where the last layer is all that
-            is learned, that is what their tensors are taken for. Docs without one, or with one of
-            another shape, are encoded. All are left as they are.
+        docs: of the teacher's vocab. They do not change. If only the last layer is learned, their
+            tensors are taken for its hidden states, so the encoder must be the last pipe that wrote
+            `doc.tensor`. Docs that have no tensor, or one of another shape, are encoded.
+        RETURNS: by field, (n_tokens, n_recorded_layers * width) for each doc.
         """
         ops, encoder = self.teacher.model.ops, get_encoder(self.teacher.model)
         vectors: list[Any]
-        if self._asks_for_inner_layers():
+        if self._records_inner_layers:
             vectors = [*encoder.predict_docs(docs, ops, self.recorded_layers)]
         else:
             vectors = [doc.tensor for doc in docs]
             shapes = [(len(doc), self.width) for doc in docs]
-            # A doc_cleaner leaves none.
-            unknown = [
+            # A doc_cleaner may have removed a tensor.
+            missing = [
                 i for i, shape in enumerate(shapes) if getattr(vectors[i], "shape", None) != shape
             ]
-            computed = encoder.predict_docs([docs[i] for i in unknown], ops) if unknown else []
-            for i, each in zip(unknown, computed, strict=True):
+            computed = encoder.predict_docs([docs[i] for i in missing], ops) if missing else []
+            for i, each in zip(missing, computed, strict=True):
                 vectors[i] = each
         clipped = [ops.xp.clip(each, -LARGEST, LARGEST) for each in vectors]
         return {VECTORS: [ops.to_numpy(each.astype("float16")) for each in clipped]}
 
-    def _asks_for_inner_layers(self) -> bool:
+    @property
+    def _records_inner_layers(self) -> bool:
         last = get_encoder(self.teacher.model).n_layers
         return self.recorded_layers != [last]
 
     def _check_teacher(self) -> None:
         engine = get_encoder(self.teacher.model).settings.engine
-        if engine != "torch" and self._asks_for_inner_layers():
+        if engine != "torch" and self._records_inner_layers:
             raise ConfigError(
                 f"{SETTING} asks for layers {self.teacher_layers} of the teacher, which runs with "
-                f"engine = {engine!r} and gives its last hidden states alone. Set {SETTING} = "
-                '"last", or take the teacher that this one was made from by '
-                "'python -m spacy distil quantize'."
+                f"engine = {engine!r} and returns its last hidden states alone. Set {SETTING} = "
+                "\"last\", or use the teacher that 'python -m spacy distil quantize' made this one "
+                "from."
             )
 
     # The student
@@ -164,18 +166,18 @@ class HiddenStates:
     ) -> None:
         """Encode a batch for the listeners, as `DistilTransformerPipe.update` does, and learn.
 
-        The loss of a token is the squared difference, averaged over width and pairs of layers.
-        Tokens without a piece, in the teacher or in the student, count nothing.
+        The loss of a token is the squared difference, averaged over width and pairs of layers. The
+        loss of a token without a piece, in the teacher or in the student, is 0.
 
         examples: their predicted docs are of the student's vocab.
-        records: what was recorded, in the order of the examples.
+        records: the records of the docs, in the order of the examples.
         weight: factor on loss and gradient.
-        losses: gets the loss, summed over tokens, added under the name of the student's component.
-            That adds the squared gradients of its listeners itself, once each, under the same name:
-            the table of `spacy train` has one column for a component. In a stage of hidden states
-            alone no listener reports, and the column is the loss.
+        losses: receives the loss, summed over tokens, added under the name of the student's
+            component. The component adds the squared gradients of its listeners under the same
+            name, since the table of `spacy train` has one column per component. In a stage that
+            learns hidden states alone, no listener reports, and the column shows the loss.
 
-        Raises spaCy's ValueError where the loss is not finite, before anything learns from it.
+        Raises spaCy's ValueError before the backward pass if the loss is not finite.
         """
         targets = self._pack(examples, records)
         hidden, backprop = self.student.update_hidden(examples, self.student_layers, losses=losses)
@@ -186,18 +188,18 @@ class HiddenStates:
         losses[self.student.name] += loss
 
     def finish_update(self, optimizer: Optimizer) -> None:
-        """Take an optimizer step of the projections. The encoder takes its own."""
+        """Take an optimizer step of the projections. The encoder takes its own step."""
         for projection in self.projections:
             projection.finish_update(optimizer)
 
     def _pack(self, examples: Sequence[Example], records: Records) -> Any:
-        """What was recorded of a batch: (n_tokens of all docs, n_recorded_layers * width)."""
+        """Join the records of a batch: (n_tokens of all docs, n_recorded_layers * width)."""
         n_tokens = [len(example.predicted) for example in examples]
         vectors = records[VECTORS]
         if [len(each) for each in vectors] != n_tokens:
             raise ValueError(
                 f"The recorded hidden states are of docs of {[len(each) for each in vectors]} "
-                f"tokens, but the examples have {n_tokens}: these are other docs, or other tokens."
+                f"tokens, but the examples have {n_tokens}: the docs or their tokens differ."
             )
         empty = np.zeros((0, self.fields[VECTORS].width), dtype="float16")
         return to_ops(self.student.model.ops, np.concatenate([empty, *vectors]))
@@ -205,11 +207,12 @@ class HiddenStates:
     def _compare(
         self, hidden: Floats2d, targets: Any, weight: float
     ) -> tuple[float, Callable[[], Floats2d]]:
-        """The loss, and what makes its gradient by `hidden`, once, and gathers that by the
-        projections.
+        """Compare hidden states with their targets.
 
         hidden: (n_tokens of all docs, n_pairs * width of the student).
         targets: (n_tokens of all docs, n_recorded_layers * width of the teacher).
+        RETURNS (loss, differentiate): the latter gathers the gradients of the projections, and
+            returns the gradient of `hidden`. Call it once.
         """
         ops = self.student.model.ops
         n_pairs = len(self.student_layers)
@@ -217,14 +220,14 @@ class HiddenStates:
         scale = weight / (n_pairs * self.width)
         d_hidden = ops.xp.zeros_like(hidden)
         if not counts.any():
-            return 0.0, lambda: d_hidden  # and no gradient of zeros for the projections
-        # Of each layer, all (n_tokens, its width): views.
+            return 0.0, lambda: d_hidden  # the projections get no gradient
+        # A view for each layer: (n_tokens, width).
         recorded = ops.xp.split(targets, len(self.recorded_layers), axis=1)
-        total: Any = 0.0  # an array of the device from the first pair on: one synchronization
+        total: Any = 0.0  # stays on the device until the end, to wait for it only once
         backprops = []
         for i, own in enumerate(ops.xp.split(hidden, n_pairs, axis=1)):
             target = recorded[self.recorded_layers.index(self.teacher_layers[i])]
-            project = self.projections[i].begin_update if self.projections else _as_it_is
+            project = self.projections[i].begin_update if self.projections else _identity
             projected, backprop = project(ops.as_contig(own))
             difference = (projected - target.astype("f")) * counts
             total += (difference**2).sum()
@@ -242,11 +245,14 @@ class HiddenStates:
     # Serialization
 
     def to_bytes(self) -> bytes:
-        """The projections."""
+        """Serialize the projections."""
         return srsly.msgpack_dumps([each.to_bytes() for each in self.projections])
 
     def from_bytes(self, data: bytes) -> HiddenStates:
-        """Read what `to_bytes` wrote. Raises WeightsError where it is of other layers or widths."""
+        """Read the projections.
+
+        Raises WeightsError if they are for other layers or widths.
+        """
         saved = srsly.msgpack_loads(data)
         try:
             for projection, each in zip(self.projections, saved, strict=True):
@@ -255,10 +261,10 @@ class HiddenStates:
             raise WeightsError(
                 f"The saved projections do not fit {len(self.teacher_layers)} pairs of layers of "
                 f"widths {get_encoder(self.student.model).width} and {self.width}: {error}. "
-                "Start the run anew, or set the layers and the encoders as they were."
+                "Start a new run, or set layers and encoders as they were."
             ) from error
         return self
 
 
-def _as_it_is(hidden: Floats2d) -> tuple[Floats2d, Callable[[Floats2d], Floats2d]]:
+def _identity(hidden: Floats2d) -> tuple[Floats2d, Callable[[Floats2d], Floats2d]]:
     return hidden, lambda d_hidden: d_hidden

@@ -27,9 +27,9 @@ from spacy.training import Example
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner.pipe import DistilNER
 
-SHOWN = 20
+MAX_LISTED = 20
 
-# The pipes that a teacher can teach, by factory.
+# The kinds of pipes that can learn from a teacher, by factory.
 KINDS: Mapping[str, type] = {
     "tagger": Tagger,
     "morphologizer": Morphologizer,
@@ -44,27 +44,27 @@ KINDS: Mapping[str, type] = {
     "textcat_multilabel": MultiLabel_TextCategorizer,
 }
 ENTITY_KINDS = (EntityRecognizer, DistilNER)
-# Between a label and that of the head, where the parser made an arc projective.
+# The parser writes it between two labels of an arc that it has made projective.
 _DECORATION = "||"
 
 
 def kind_of(pipe: object) -> type | None:
-    """Which of the KINDS a pipe is: the most special one, or None."""
-    found = [kind for kind in KINDS.values() if isinstance(pipe, kind)]
-    return max(found, key=lambda kind: len(kind.__mro__), default=None)
+    """Return the most special of the KINDS that a pipe is an instance of, or None."""
+    kinds = [kind for kind in KINDS.values() if isinstance(pipe, kind)]
+    return max(kinds, key=lambda kind: len(kind.__mro__), default=None)
 
 
 def match_labels(name: str, student: Sequence[str], teacher: Sequence[str]) -> NDArray[np.int64]:
-    """For each label of the teacher its number among the student's, (n_labels,).
+    """Return for each label of the teacher its number among the student's labels, (n_labels,).
 
-    name: the student's pipe, for the error.
-    Raises ConfigError, with the labels of both, where they are not the same in any order.
+    name: the student's name of the pipe, for the error.
+    Raises ConfigError if the labels differ in more than their order.
     """
     if set(student) != set(teacher):
         raise ConfigError(
             f"Teacher and student have different labels for {name!r}.\n"
-            f"Only the teacher: {shown(set(teacher) - set(student))}\n"
-            f"Only the student: {shown(set(student) - set(teacher))}\n"
+            f"Only the teacher: {list_labels(set(teacher) - set(student))}\n"
+            f"Only the student: {list_labels(set(student) - set(teacher))}\n"
             "Leave the labels out of [initialize], so that the student takes the teacher's, or "
             f'set target = "gold" in [distillation.pipes.{name}].'
         )
@@ -72,33 +72,34 @@ def match_labels(name: str, student: Sequence[str], teacher: Sequence[str]) -> N
     return np.array([number[label] for label in teacher], dtype=np.int64)
 
 
-def shown(labels: set[str]) -> str:
-    """Labels as errors list them: sorted, and the first SHOWN of them."""
+def list_labels(labels: set[str]) -> str:
+    """List labels for an error: sorted, and at most MAX_LISTED of them."""
     names = sorted(map(str, labels))
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(names[:SHOWN]) or "none") + more
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return (", ".join(names[:MAX_LISTED]) or "none") + more
 
 
 # From teacher to student
 
 
 def labels_for(factory: str, teacher: Language, name: str) -> Any:
-    """What a student's pipe takes as `labels` at its initialization, as `spacy init labels` saves
-    it. None where the teacher's pipe has no labels, or is of a kind that cannot teach this one,
-    which then learns from annotation alone, and takes its labels from there.
+    """Return the labels of a teacher's pipe as `initialize` of the student's pipe takes them.
 
     factory: of the student's pipe.
     name: of the teacher's pipe.
+    RETURNS: the labels as `spacy init labels` saves them. None if the teacher's pipe has no labels,
+        or if its kind does not suit the student's pipe, which then learns from annotation alone and
+        takes its labels from there.
     """
     pipe: Any = teacher.get_pipe(name)
-    kind, wanted = kind_of(pipe), KINDS.get(factory)
-    if kind is None:
+    teacher_kind, student_kind = kind_of(pipe), KINDS.get(factory)
+    if teacher_kind is None:
         return None
-    if kind is wanted or factory == teacher.get_pipe_meta(name).factory:
+    if teacher_kind is student_kind or factory == teacher.get_pipe_meta(name).factory:
         return pipe.label_data
-    if {kind, wanted} == set(ENTITY_KINDS):
+    if {teacher_kind, student_kind} == set(ENTITY_KINDS):
         types = list(pipe.labels)
-        if wanted is DistilNER:
+        if student_kind is DistilNER:
             return types
         moves: Any = EntityRecognizer.TransitionSystem
         return moves.get_actions(entity_types=types)
@@ -106,14 +107,15 @@ def labels_for(factory: str, teacher: Language, name: str) -> Any:
 
 
 def output_names(pipe: Any) -> list[Any]:
-    """What the outputs of a pipe's model stand for, in their order, in terms that two pipelines
-    share.
+    """Name the outputs of a pipe's model in their order.
+
+    Outputs of the same name mean the same in any two pipelines.
     """
     if isinstance(pipe, (EntityRecognizer, DependencyParser)):
         return [pipe.moves.get_class_name(i) for i in range(pipe.moves.n_moves)]
     if isinstance(pipe, EditTreeLemmatizer):
-        # Its labels number trees. A tree's parts stand before it, and those that training adds
-        # behind the last label.
+        # Its labels are numbers of trees. The parts of a tree come before it. Trees that training
+        # adds come after the last label.
         n_trees = max(pipe.labels, default=-1) + 1
         return [list(pipe.labels), pipe.label_data["trees"][:n_trees]]
     return list(getattr(pipe, "labels", ()))
@@ -123,11 +125,12 @@ def output_names(pipe: Any) -> list[Any]:
 
 
 def unknown_labels(pipe: Any, examples: Sequence[Example]) -> tuple[set[str], set[str]]:
-    """The labels in the gold annotation that a pipe does not have, and those that it has.
+    """Find the labels in the gold annotation that a pipe does not have.
 
-    Labels that the pipe itself passes over are not unknown: those of missing annotation, and the
-    parser's that are rarer than `min_action_freq`. A pipe whose labels cannot be missing, such as
-    a senter, has no unknown ones.
+    Labels that the pipe itself ignores do not count: missing annotation, and labels of the parser
+    that are rarer than `min_action_freq`. Some pipes, such as a senter, have no unknown labels.
+
+    RETURNS (unknown, known): labels that the pipe does not have, and all that it has.
     """
     kind = kind_of(pipe)
     if kind is DependencyParser:
@@ -140,7 +143,7 @@ def unknown_labels(pipe: Any, examples: Sequence[Example]) -> tuple[set[str], se
 
 
 def _tags(pipe: Any, docs: Sequence[Doc]) -> set[str]:
-    # A tag that is known to be wrong is marked by a prefix.
+    # A prefix marks a tag that is known to be wrong.
     return {tag.removeprefix(pipe.cfg["neg_prefix"]) for tag in _values(docs, TAG)}
 
 
@@ -150,7 +153,7 @@ def _morphology(pipe: Any, docs: Sequence[Doc]) -> set[str]:
     strings, morphology = docs[0].vocab.strings, pipe.vocab.morphology
     labels = set()
     rows = np.concatenate([doc.to_array([POS, MORPH]) for doc in docs])
-    # Where both are unset, the annotation is missing.
+    # If both are unset, the annotation is missing.
     for pos, morph in np.unique(rows[rows.any(axis=1)], axis=0).tolist():
         features = Morphology.feats_to_dict(strings[morph])
         if pos:
@@ -181,10 +184,10 @@ def _unknown_dependencies(pipe: Any, examples: Sequence[Example]) -> tuple[set[s
     known = _plain(pipe.moves.labels)
     docs = [example.reference for example in examples]
     frequent = _values(docs, DEP, at_least=pipe.cfg["min_action_freq"])
-    # The parser spells the label of a root in one way.
+    # The parser has a single spelling for the label of a root.
     if not {"ROOT" if label.upper() == "ROOT" else label for label in frequent} - known:
         return set(), known
-    # Some may still be rare, as the parser counts: by direction, and with projective arcs.
+    # The parser counts by direction and with projective arcs, so some labels may still be rare.
     actions = pipe.moves.get_actions(
         examples=examples,
         min_freq=pipe.cfg["min_action_freq"],
@@ -194,13 +197,13 @@ def _unknown_dependencies(pipe: Any, examples: Sequence[Example]) -> tuple[set[s
 
 
 def _plain(actions: Mapping[Any, Mapping[str, int]]) -> set[str]:
-    """The labels of a parser's moves without what makes arcs projective."""
+    """Return the labels of a parser's moves without their decoration."""
     labels = {label.split(_DECORATION)[0] for by_label in actions.values() for label in by_label}
     return labels - {""}
 
 
 def _values(docs: Sequence[Doc], attr: int, *, at_least: int = 1) -> set[str]:
-    """The values of an attribute that is a string, where it is set, on so many tokens or more."""
+    """Return the values of a string attribute that occur on at least `at_least` tokens."""
     if not docs:
         return set()
     keys, counts = np.unique(

@@ -1,4 +1,4 @@
-"""The training loop: `spacy train`'s, with a teacher."""
+"""The training loop: the loop of `spacy train`, with a teacher."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from pathlib import Path
 from timeit import default_timer as timer
 from typing import Any
 
-from spacy.language import Language
-from spacy.tokens import Doc
-from spacy.training import Example
 from spacy.training.loop import (
     DIR_MODEL_BEST,
     DIR_MODEL_LAST,
@@ -21,117 +18,25 @@ from spacy.training.loop import (
     subdivide_batch,
     update_meta,
 )
-from thinc.api import Model, Optimizer, constant, fix_random_seed
+from thinc.api import constant, fix_random_seed
 from wasabi import msg
 
-from spacy_distil.distillation.pipeline.cache import TeacherCache
 from spacy_distil.distillation.pipeline.checkpoint import Checkpoints
-from spacy_distil.distillation.pipeline.config import PipelineDistilConfig, Stage
+from spacy_distil.distillation.pipeline.config import PipelineDistilConfig
 from spacy_distil.distillation.pipeline.corpus import TransferExample, TransferSet
-from spacy_distil.distillation.pipeline.heads.base import Head, Records
-from spacy_distil.distillation.pipeline.hidden import HiddenStates
+from spacy_distil.distillation.pipeline.distiller import PipelineDistiller, trainable_pipes
 from spacy_distil.errors import CorpusError
 from spacy_distil.runs.files import atomic_directory
-
-# Name of the hidden states among the records, which no pipe can have.
-HIDDEN = "[hidden]"
-
-
-@dataclass
-class PipelineDistiller:
-    """A student, and what it learns from.
-
-    nlp: the student.
-    heads: the pipes that learn from the teacher, by their names in the student.
-    gold: the trainable pipes that learn from annotation alone, with what masks documents that have
-        none where a pipe does not do so itself.
-    hidden: how the encoder learns from the teacher's; `None` where it does not.
-    cache: what the teacher makes of the documents; `None` where nothing is learned from it.
-    frozen, annotating: as in [training].
-    """
-
-    nlp: Language
-    heads: Mapping[str, Head]
-    gold: Mapping[str, Head | None]
-    hidden: HiddenStates | None = None
-    cache: TeacherCache | None = None
-    frozen: Sequence[str] = ()
-    annotating: Sequence[str] = ()
-
-    def update(
-        self,
-        lessons: Sequence[TransferExample],
-        stage: Stage,
-        *,
-        drop: float = 0.0,
-        losses: dict[str, float] | None = None,
-    ) -> dict[str, float]:
-        """Gather the gradients of a batch, as `nlp.update(..., sgd=False)` does.
-
-        lessons: the batch.
-        stage: says what is learned.
-        RETURNS: losses, added to those that were given.
-        """
-        losses = {} if losses is None else losses
-        # Copies, as nlp.update makes: pipes may annotate the predicted docs.
-        examples = [Example(lesson.predicted.copy(), lesson.example.y) for lesson in lessons]
-        records: dict[str, Records] = {}
-        if self.cache is not None:
-            records = self.cache.read([lesson.number for lesson in lessons])
-        for name, pipe in self.nlp.pipeline:
-            if name not in self.frozen:
-                self._update_pipe(name, pipe, examples, records, stage, drop, losses)
-            if name in self.annotating:
-                annotated = annotate(pipe, [example.predicted for example in examples])
-                for example, doc in zip(examples, annotated, strict=True):
-                    example.predicted = doc
-        for name, loss in losses.items():
-            losses[name] = float(loss)  # pipes may give numbers of an array library
-        return losses
-
-    def finish_update(self, optimizer: Optimizer) -> None:
-        """Take an optimizer step with what was gathered."""
-        for name, pipe in _trainable(self.nlp):
-            if name not in self.frozen:
-                pipe.finish_update(optimizer)
-        if self.hidden is not None:
-            self.hidden.finish_update(optimizer)
-
-    def _update_pipe(
-        self,
-        name: str,
-        pipe: Any,
-        examples: list[Example],
-        records: Mapping[str, Records],
-        stage: Stage,
-        drop: float,
-        losses: dict[str, float],
-    ) -> None:
-        if self.hidden is not None and stage.hidden and pipe is self.hidden.student:
-            self.hidden.update(examples, records[HIDDEN], weight=stage.hidden, losses=losses)
-        elif not (stage.soft or stage.gold):
-            pass
-        elif (head := self.heads.get(name)) is not None:
-            head.update(
-                examples,
-                records.get(name, {}),
-                soft=stage.soft,
-                gold=stage.gold,
-                drop=drop,
-                losses=losses,
-            )
-        elif (head := self.gold.get(name)) is not None:
-            head.update(examples, {}, soft=0.0, gold=1.0, drop=drop, losses=losses)
-        elif hasattr(pipe, "update"):
-            pipe.update(examples, drop=drop, sgd=None, losses=losses)
 
 
 @dataclass
 class Progress:
-    """Where a run is, as JSON can hold it.
+    """How far a run is. All values can be saved as JSON.
 
     results: (score, step) of each evaluation.
-    step: the last one taken. words: tokens seen. seconds: all processes of the run together.
+    step: the last step taken.
+    words: tokens seen.
+    seconds: time of all processes of the run together.
     """
 
     results: list[tuple[float, int]] = field(default_factory=list)
@@ -140,13 +45,13 @@ class Progress:
     seconds: float = 0.0
 
     def best(self) -> tuple[float, int]:
-        """Score and step of the best evaluation; of equals the last, as `spacy train` keeps it."""
+        """Return score and step of the best evaluation, the last of equals as in `spacy train`."""
         return max(self.results)
 
     def waited(self, start: int) -> int:
-        """Steps since the first of the best evaluations, counted from the step `start` on.
+        """Count the steps since the first of the best evaluations.
 
-        start: of the last stage: the others do not end a run.
+        start: the first step that counts, which begins the last stage. No other stage ends early.
         """
         if self.step < start or not self.results:
             return 0
@@ -154,156 +59,189 @@ class Progress:
         return self.step - max(start, next(i for score, i in self.results if score == best))
 
 
-def train(
-    teaching: PipelineDistiller,
-    lessons: TransferSet,
-    config: PipelineDistilConfig,
-    settings: Mapping[str, Any],
-    evaluate: Callable[[], tuple[float, dict[str, Any]]],
-    output: Path,
-) -> Progress:
-    """Teach the student, from the checkpoint in `output` if there is one.
+class TrainingLoop:
+    """Trains a student from its newest checkpoint, or from the start, to the end.
 
-    settings: [training], resolved.
-    evaluate: gives the main score on the development documents, and all scores.
-    output: gets `model-best` and `model-last`.
+    distiller: the student and everything that it learns from.
+    transfer_set: the documents.
+    config: settings of the distillation.
+    training: [training], resolved.
+    evaluate: returns the main score on the development documents, and all scores.
+    output: receives `model-best` and `model-last`, and has the `checkpoints`.
     """
-    nlp, optimizer = teaching.nlp, settings["optimizer"]
-    frequency, patience = settings["eval_frequency"], settings["patience"]
-    seed = settings["seed"] or 0
-    checkpoints = Checkpoints(output / "checkpoints")
-    before_to_disk = create_before_to_disk_callback(settings["before_to_disk"])
-    progress, start = Progress(), 0
-    if (path := checkpoints.newest()) is not None:
-        step, state = checkpoints.load(path, nlp, optimizer, teaching.hidden)
+
+    def __init__(
+        self,
+        distiller: PipelineDistiller,
+        transfer_set: TransferSet,
+        config: PipelineDistilConfig,
+        training: Mapping[str, Any],
+        evaluate: Callable[[], tuple[float, dict[str, Any]]],
+        output: Path,
+    ) -> None:
+        self.distiller = distiller
+        self.nlp = distiller.nlp
+        self.transfer_set = transfer_set
+        self.config = config
+        self.training = training
+        self.evaluate = evaluate
+        self.best_path, self.last_path = output / DIR_MODEL_BEST, output / DIR_MODEL_LAST
+        self.checkpoints = Checkpoints(output / "checkpoints")
+        self.optimizer = training["optimizer"]
+        self.seed = training["seed"] or 0
+        self.progress = Progress()
+        dropout = training["dropout"]
+        self._dropouts: Any = constant(dropout) if isinstance(dropout, (int, float)) else dropout
+        self._before_to_disk = create_before_to_disk_callback(training["before_to_disk"])
+        self._losses = self._no_losses()
+        self._began = timer()
+
+    def run(self) -> Progress:
+        """Train, and save the student after each evaluation and at the end.
+
+        RETURNS: the progress at the end.
+        """
+        start = self._restore()
+        self._began = timer() - self.progress.seconds  # as if the run had never stopped
+        with self.nlp.select_pipes(disable=self.distiller.frozen):
+            log, finish_log = self.training["logger"](self.nlp, sys.stdout, sys.stderr)
+        try:
+            for step, epoch, batch in self._batches(start):
+                if self._is_out_of_patience():
+                    break
+                self._take_step(step, epoch, batch)
+                if step % self.training["eval_frequency"]:
+                    log(None)
+                    continue
+                log(self._evaluate(step, epoch))
+                self._losses = self._no_losses()
+                self._reseed(step + 1)
+        except BaseException as error:
+            self._explain_stop(error)
+            raise
+        finally:
+            finish_log()
+        self._save_last()
+        return self.progress
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint, if there is one. RETURNS: the first step to take."""
+        path = self.checkpoints.newest()
+        if path is None:
+            return 0
+        hidden = self.distiller.hidden
+        step, state = self.checkpoints.load(path, self.nlp, self.optimizer, hidden)
         state["results"] = [(score, i) for score, i in state["results"]]
-        progress, start = Progress(**state), step + 1
-        if progress.best()[1] == step:  # it may have been killed before the copy was there
-            _copy(output / DIR_MODEL_LAST, output / DIR_MODEL_BEST)
-    dropout = settings["dropout"]
-    dropouts: Any = constant(dropout) if isinstance(dropout, (int, float)) else dropout
-    for _ in range(start):  # schedules are generators: theirs is the only way to step N
-        optimizer.step_schedules()
-        next(dropouts)
+        self.progress = Progress(**state)
+        if self.progress.best()[1] == step:  # it may have been killed before it made the copy
+            _copy(self.last_path, self.best_path)
+        for _ in range(step + 1):  # schedules are generators, which cannot jump to a step
+            self.optimizer.step_schedules()
+            next(self._dropouts)
+        return step + 1
 
-    def save_last() -> None:
-        with nlp.use_params(optimizer.averages or {}):
-            before_to_disk(nlp).to_disk(output / DIR_MODEL_LAST)
-
-    losses = _no_losses(teaching)
-    before, began = progress.seconds, timer()
-    with nlp.select_pipes(disable=teaching.frozen):
-        log_step, finish_log = settings["logger"](nlp, sys.stdout, sys.stderr)
-    try:
-        batches = make_batches(lessons, config, settings["batcher"], seed)
+    def _batches(self, start: int) -> Iterator[tuple[int, int, Sequence[TransferExample]]]:
+        """Yield step, epoch and batch from a step on."""
+        batches = make_batches(self.transfer_set, self.config, self.training["batcher"], self.seed)
         for step, (epoch, batch) in enumerate(batches):
-            if step < start:
-                continue
             if step == start:
-                _reseed(seed, step)
-            if patience and progress.waited(config.stages[-1].start) >= patience:
-                break
-            if settings["before_update"]:
-                settings["before_update"](nlp, {"step": step, "epoch": epoch})
-            drop = next(dropouts)
-            for part in subdivide_batch(batch, settings["accumulate_gradient"]):
-                teaching.update(part, config.stage_at(step), drop=drop, losses=losses)
-            teaching.finish_update(optimizer)
-            optimizer.step_schedules()
-            progress.step = step
-            progress.words += sum(map(len, batch))
-            progress.seconds = before + timer() - began
-            if step % frequency:
-                log_step(None)
-                continue
-            with nlp.use_params(optimizer.averages or {}):
-                score, scores = evaluate()
-            progress.results.append((score, step))
-            info = {
-                "epoch": epoch,
-                "step": step,
-                "score": score,
-                "other_scores": scores,
-                "losses": losses,
-                "checkpoints": progress.results,
-                "seconds": int(progress.seconds),
-                "words": progress.words,
-                "output_path": str(output / DIR_MODEL_LAST),
-            }
-            with nlp.select_pipes(disable=teaching.frozen):
-                update_meta(settings, nlp, info)
-            save_last()
-            checkpoints.save(step, nlp, optimizer, teaching.hidden, asdict(progress))
-            if progress.best()[1] == step:
-                _copy(output / DIR_MODEL_LAST, output / DIR_MODEL_BEST)
-            log_step(info)
-            losses = _no_losses(teaching)
-            _reseed(seed, step + 1)
-    except BaseException as error:
-        if progress.results:
+                self._reseed(step)
+            if step >= start:
+                yield step, epoch, batch
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self.training["patience"]
+        return bool(patience) and self.progress.waited(self.config.stages[-1].start) >= patience
+
+    def _take_step(self, step: int, epoch: int, batch: Sequence[TransferExample]) -> None:
+        if self.training["before_update"]:
+            self.training["before_update"](self.nlp, {"step": step, "epoch": epoch})
+        stage, drop = self.config.stage_at(step), next(self._dropouts)
+        for part in subdivide_batch(batch, self.training["accumulate_gradient"]):
+            self.distiller.update(part, stage, drop=drop, losses=self._losses)
+        self.distiller.finish_update(self.optimizer)
+        self.optimizer.step_schedules()
+        self.progress.step = step
+        self.progress.words += sum(map(len, batch))
+        self.progress.seconds = timer() - self._began
+
+    def _evaluate(self, step: int, epoch: int) -> dict[str, Any]:
+        """Score the student, and save it with a checkpoint.
+
+        RETURNS: the information that loggers of `spacy train` expect.
+        """
+        with self.nlp.use_params(self.optimizer.averages or {}):
+            score, scores = self.evaluate()
+        self.progress.results.append((score, step))
+        info = {
+            "epoch": epoch,
+            "step": step,
+            "score": score,
+            "other_scores": scores,
+            "losses": self._losses,
+            "checkpoints": self.progress.results,
+            "seconds": int(self.progress.seconds),
+            "words": self.progress.words,
+            "output_path": str(self.last_path),
+        }
+        with self.nlp.select_pipes(disable=self.distiller.frozen):
+            update_meta(self.training, self.nlp, info)
+        self._save_last()
+        state = asdict(self.progress)
+        self.checkpoints.save(step, self.nlp, self.optimizer, self.distiller.hidden, state)
+        if self.progress.best()[1] == step:
+            _copy(self.last_path, self.best_path)
+        return info
+
+    def _save_last(self) -> None:
+        with self.nlp.use_params(self.optimizer.averages or {}):
+            self._before_to_disk(self.nlp).to_disk(self.last_path)
+
+    def _explain_stop(self, error: BaseException) -> None:
+        """Tell the user how to go on after an error, if there is a checkpoint."""
+        if self.progress.results:
             msg.warn(
-                f"Stopped at step {progress.step} by {error!r}. Go on from step "
-                f"{progress.results[-1][1]}, the last evaluation, with --resume"
+                f"Stopped at step {self.progress.step} by {error!r}. Go on from step "
+                f"{self.progress.results[-1][1]}, the last evaluation, with --resume"
             )
-        raise
-    finally:
-        finish_log()
-    save_last()
-    return progress
+
+    def _no_losses(self) -> dict[str, float]:
+        return {name: 0.0 for name, _ in trainable_pipes(self.nlp)}
+
+    def _reseed(self, step: int) -> None:
+        """Restart all random numbers, so a run that resumes at a step goes on as without a stop."""
+        fix_random_seed((self.seed * 1_000_003 + step) % 2**32)
 
 
 def make_batches(
-    lessons: TransferSet,
+    transfer_set: TransferSet,
     config: PipelineDistilConfig,
     batcher: Callable[[Iterable[Any]], Iterable[Sequence[TransferExample]]],
     seed: int,
 ) -> Iterator[tuple[int, Sequence[TransferExample]]]:
-    """The batches of all steps, each with the number of its pass over the documents.
+    """Yield the batches of all steps, each with the number of its pass over the documents.
 
-    They depend on the seed alone, where the batcher is not random itself. A stage that learns from
-    annotation only passes over the documents that have some. As with `spacy train`, there is one
+    The batches depend on the seed alone, unless the batcher itself is random. A stage that learns
+    from annotation alone passes over the annotated documents. As in `spacy train`, there is one
     step more than `max_steps`.
     """
     step = epoch = 0
     while step <= config.max_steps:
         stage = config.stage_at(step)
-        order = list(lessons.all if stage.uses_text else lessons.gold)
+        order = list(transfer_set.all if stage.uses_text else transfer_set.gold)
         random.Random(f"{seed} {epoch}").shuffle(order)
-        before = step
+        first = step
         for batch in batcher(order):
             if step > config.max_steps or config.stage_at(step) is not stage:
                 break
             yield epoch, batch
             step += 1
-        if step == before and config.stage_at(step) is stage:
+        if step == first and config.stage_at(step) is stage:
             raise CorpusError(
-                "[training.batcher] makes no batch of the documents. Where it has "
-                "discard_oversize = true, it drops those that are longer than a batch."
+                "[training.batcher] makes no batch of the documents. With "
+                "discard_oversize = true, it drops all documents that are longer than a batch."
             )
         epoch += 1
-
-
-def _no_losses(teaching: PipelineDistiller) -> dict[str, float]:
-    return {name: 0.0 for name, _ in _trainable(teaching.nlp)}
-
-
-def _trainable(nlp: Language) -> Iterator[tuple[str, Any]]:
-    """The pipes that have something to train, as `nlp.update` tells them."""
-    for name, pipe in nlp.pipeline:
-        if getattr(pipe, "is_trainable", False) and isinstance(getattr(pipe, "model", 0), Model):
-            yield name, pipe
-
-
-def annotate(pipe: Any, docs: list[Doc]) -> list[Doc]:
-    """The docs with the annotation of one pipe, in one batch."""
-    if hasattr(pipe, "pipe"):
-        return list(pipe.pipe(docs, batch_size=max(1, len(docs))))
-    return [pipe(doc) for doc in docs]
-
-
-def _reseed(seed: int, step: int) -> None:
-    """Begin all random numbers anew, so that a run resumed here goes on like one that was not."""
-    fix_random_seed((seed * 1_000_003 + step) % 2**32)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,12 +1,13 @@
-"""What a student is to learn from its teacher's scores: losses and their gradients, on arrays.
+"""Losses of a student's scores against its teacher's, and their gradients, on arrays.
 
-All are KL(teacher || student) of distributions that a temperature T softens, times T squared, which
-keeps the gradient's size independent of T, as in Hinton, Vinyals and Dean (2015), "Distilling the
-Knowledge in a Neural Network", arXiv 1503.02531. Each is the sum over its rows, and its gradient is
-T * (student - teacher), which at T = 1 and with a teacher that is sure is the cross-entropy's.
+All losses are KL(teacher || student) of distributions that a temperature T softens, times T
+squared, which makes the size of the gradient independent of T, as in Hinton, Vinyals and Dean
+(2015), "Distilling the Knowledge in a Neural Network", arXiv 1503.02531. A loss is the sum over its
+rows. Its gradient is T * (student - teacher): the gradient of the cross-entropy, if T = 1 and the
+teacher is sure.
 
-The arrays may be numpy's or CuPy's, all of one kind. Results have the float format of the student's
-scores. Probabilities below LEAST count as LEAST, so that no loss is infinite.
+The arrays are all numpy's or all CuPy's. Results have the float format of the student's scores.
+Probabilities below SMALLEST_PROBABILITY count as SMALLEST_PROBABILITY, so no loss is infinite.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from typing import Any, cast
 from thinc.types import Floats2d, Ints2d
 from thinc.util import get_array_module
 
-LEAST = 1e-30
-_LOG_LEAST = math.log(LEAST)
-# What counts as the lowest score: far below any that matters, and far enough from the lowest float
-# to be divided by a small temperature.
+SMALLEST_PROBABILITY = 1e-30
+_SMALLEST_LOG = math.log(SMALLEST_PROBABILITY)
+# Lower scores count as this one. It is far below any score that matters, and far enough from the
+# lowest float to be divided by a small temperature.
 _LOWEST_SCORE = -1e30
 
 
 def softmax_kl(
     probs: Floats2d, labels: Ints2d | None, log_targets: Floats2d, temperature: float
 ) -> tuple[float, Floats2d]:
-    """Of softmax outputs, against the most probable labels of a teacher.
+    """Compare softmax outputs with the most probable labels of a teacher.
 
     probs: the student's distributions, not softened, (n, n_labels).
-    labels: the student's numbers of the labels that `log_targets` are about, (n, k), no number
-        twice in a row; None where these are all labels in order.
-    log_targets: the teacher's log-probabilities, not softened, (n, k). Labels that are not listed
-        count as impossible, and those that are add up to 1, whatever was left out.
+    labels: the student's numbers of the labels in `log_targets`, (n, k), each at most once in a
+        row. None means all labels in order.
+    log_targets: the teacher's log-probabilities, not softened, (n, k). They are normalized to a sum
+        of 1. All other labels count as impossible.
     temperature: T.
     RETURNS (loss, d_logits): the latter (n, n_labels), of the student's logits, not softened.
     """
@@ -52,11 +53,11 @@ def softmax_kl(
 
 
 def scores_kl(scores: Floats2d, targets: Floats2d, temperature: float) -> tuple[float, Floats2d]:
-    """Of scores that a softmax would turn into distributions, on both sides.
+    """Compare scores that a softmax would turn into distributions.
 
     scores: the student's, (n, n_classes).
-    targets: the teacher's, (n, n_classes). A class with the lowest float, or minus infinity, on
-        either side is impossible there.
+    targets: the teacher's, (n, n_classes). The lowest float and minus infinity mean, on both sides,
+        that a class is impossible.
     temperature: T.
     RETURNS (loss, d_scores): the latter (n, n_classes).
     """
@@ -69,7 +70,7 @@ def scores_kl(scores: Floats2d, targets: Floats2d, temperature: float) -> tuple[
 
 
 def bernoulli_kl(probs: Floats2d, log_odds: Floats2d, temperature: float) -> tuple[float, Floats2d]:
-    """Of labels that apply or not each by itself.
+    """Compare labels that apply or do not apply independently of each other.
 
     probs: the student's probabilities, not softened, (n, n_labels).
     log_odds: the teacher's logits, not softened, (n, n_labels).
@@ -78,9 +79,9 @@ def bernoulli_kl(probs: Floats2d, log_odds: Floats2d, temperature: float) -> tup
     """
     xp = get_array_module(probs)
     student = to_log_odds(probs) / temperature
-    teacher = xp.clip(_as_like(log_odds, probs), _LOG_LEAST, -_LOG_LEAST) / temperature
+    teacher = xp.clip(_as_like(log_odds, probs), _SMALLEST_LOG, -_SMALLEST_LOG) / temperature
     yes, no = _sigmoid(teacher), _sigmoid(-teacher)
-    # log sigmoid(x) is -softplus(-x), which leaves no small difference of large numbers.
+    # log sigmoid(x) is -softplus(-x), which avoids small differences of large numbers.
     loss: Any = yes * (_softplus(-student) - _softplus(-teacher))
     loss += no * (_softplus(student) - _softplus(teacher))
     d_logits = (_sigmoid(student) - yes) * temperature
@@ -88,8 +89,9 @@ def bernoulli_kl(probs: Floats2d, log_odds: Floats2d, temperature: float) -> tup
 
 
 def log_softmax(scores: Floats2d, temperature: float = 1.0) -> Floats2d:
-    """Log-probabilities of softened scores, both (n, n_classes), finite for any score but NaN and
-    plus infinity.
+    """Return the log-probabilities of softened scores, both (n, n_classes).
+
+    They are finite for all scores except NaN and plus infinity.
     """
     xp = get_array_module(scores)
     softened: Any = xp.maximum(scores, _LOWEST_SCORE) / temperature
@@ -98,28 +100,28 @@ def log_softmax(scores: Floats2d, temperature: float = 1.0) -> Floats2d:
 
 
 def safe_log(probs: Floats2d) -> Floats2d:
-    """Logarithms of probabilities that may be zero, of the same shape."""
+    """Return the logarithms of probabilities that may be zero."""
     xp = get_array_module(probs)
-    return xp.log(xp.maximum(probs, LEAST))
+    return xp.log(xp.maximum(probs, SMALLEST_PROBABILITY))
 
 
 def to_log_odds(probs: Floats2d) -> Floats2d:
-    """Logits of probabilities that may be zero or one, of the same shape."""
+    """Return the logits of probabilities that may be zero or one."""
     xp = get_array_module(probs)
     below_one = 1 - xp.finfo(probs.dtype).epsneg
-    probs = xp.clip(probs, LEAST, below_one)
+    probs = xp.clip(probs, SMALLEST_PROBABILITY, below_one)
     return xp.log(probs) - xp.log1p(-probs)
 
 
 def _divergence(teacher: Floats2d, log_teacher: Floats2d, log_student: Floats2d) -> float:
-    """KL(teacher || student) summed over rows; all (n, k)."""
+    """Return KL(teacher || student), summed over rows. All arguments are (n, k)."""
     xp = get_array_module(teacher)
-    difference = xp.maximum(log_teacher, _LOG_LEAST) - xp.maximum(log_student, _LOG_LEAST)
+    difference = xp.maximum(log_teacher, _SMALLEST_LOG) - xp.maximum(log_student, _SMALLEST_LOG)
     return float((teacher * difference).sum())
 
 
 def _as_like(scores: Floats2d, other: Floats2d) -> Floats2d:
-    """In the float format of another array."""
+    """Convert scores to the float format of another array."""
     return cast(Floats2d, scores.astype(other.dtype))
 
 

@@ -2,27 +2,96 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import srsly
 from confection import Config
 from spacy.language import Language
 from spacy.training import Example
+from spacy.training.initialize import init_nlp
 from thinc.api import Model
+from wasabi import msg
 
 from spacy_distil.component.pipe import DistilTransformerPipe
 from spacy_distil.component.shim import EncoderShim, get_encoder
-from spacy_distil.distillation.pipeline.heads import PipeSettings
+from spacy_distil.distillation.pipeline.config import (
+    SECTION,
+    PipelineDistilConfig,
+    StudentSettings,
+)
+from spacy_distil.distillation.pipeline.heads import PipeSettings, find_pairs
+from spacy_distil.distillation.pipeline.hidden import find_encoder
 from spacy_distil.distillation.pipeline.labels import (
     labels_for,
+    list_labels,
     output_names,
-    shown,
     unknown_labels,
 )
 from spacy_distil.errors import ConfigError
+
+
+def make_student(
+    settings: PipelineDistilConfig, teacher: Language, output: Path, gpu_id: int
+) -> tuple[Language, dict[str, str]]:
+    """Make and initialize the student.
+
+    output: receives the teacher's labels, and the encoder that the student starts from.
+    RETURNS (student, start): the latter describes the start of the encoder and of each pipe that
+        has a teacher. It is empty if the student starts as its config says.
+    """
+    config = save_labels(teacher, settings.spacy, output / "labels", settings.pipes)
+    starts_from_teacher = _check_start(settings.student, teacher, config)
+    if starts_from_teacher:
+        layers, n_layers = settings.student.layers, settings.student.n_layers
+        config = start_from_teacher(config, teacher, output / "start", layers, n_layers)
+    else:
+        # A run that was replaced may have left one.
+        shutil.rmtree(output / "start", ignore_errors=True)
+    student = init_nlp(config, use_gpu=gpu_id)
+    start: dict[str, str] = {}
+    if starts_from_teacher:
+        encoder = find_encoder(student)
+        assert encoder is not None
+        start[encoder.name] = f"{get_encoder(encoder.model).n_layers} of the teacher's layers"
+        pairs = _new_pairs(student, teacher, settings, config)
+        for name, outcome in copy_heads(student, teacher, pairs).items():
+            start[name] = "the teacher's" if outcome == "copied" else f"random weights: {outcome}"
+    return student, start
+
+
+def _check_start(settings: StudentSettings, teacher: Language, config: Config) -> bool:
+    """Decide whether the student's encoder starts from the teacher's layers.
+
+    Raises ConfigError if it should, but cannot.
+    """
+    if settings.start == "config":
+        return False
+    obstacle = find_obstacle(teacher, config)
+    if obstacle is None:
+        return True
+    if settings.start == "teacher":
+        raise ConfigError(
+            f'{SECTION}.student.start = "teacher": {obstacle}. Set it to "config", to start '
+            "from the encoder that [components] names."
+        )
+    msg.info(f"The student does not start from the teacher's layers: {obstacle}")
+    return False
+
+
+def _new_pairs(
+    student: Language, teacher: Language, settings: PipelineDistilConfig, config: Config
+) -> dict[str, str]:
+    """Find the pairs of pipes whose student is new: neither frozen nor from another pipeline."""
+    frozen = student.config["training"]["frozen_components"]
+    return {
+        name: source
+        for name, source in find_pairs(student, teacher, settings.pipes).items()
+        if "factory" in config["components"][name] and name not in frozen
+    }
+
 
 # Labels
 
@@ -33,26 +102,27 @@ def save_labels(
     directory: Path,
     pipes: Mapping[str, PipeSettings],
 ) -> Config:
-    """Let the student's pipes have the labels of the teacher's, in their order.
+    """Give the student's pipes the labels of the teacher's pipes, in the same order.
 
-    They are written into files, as `spacy init labels` does, because a config cannot hold labels
-    such as "$".
+    The labels are written to files, as `spacy init labels` does, because a config cannot hold
+    labels such as "$".
 
     config: the student's, not interpolated.
-    directory: where the files go; made where it is missing.
-    pipes: how pipes are taught. Those that learn from gold alone take their labels from there.
-    RETURNS: the config, with [initialize.components.NAME.labels] for each such pipe that has none.
+    directory: receives the files. It is created if it is missing.
+    pipes: how pipes learn. A pipe that learns from gold alone takes its labels from the gold.
+    RETURNS: the config, with [initialize.components.NAME.labels] set for each pipe that learns from
+        the teacher and has no labels in the config.
     """
     config = config.copy()
     for name, component in config["components"].items():
-        teaching = pipes.get(name, PipeSettings())
-        source = teaching.source(name)
-        settings = config.get("initialize", {}).get("components", {}).get(name, {})
+        settings = pipes.get(name, PipeSettings())
+        source = settings.source(name)
+        initialize = config.get("initialize", {}).get("components", {}).get(name, {})
         if (
             "factory" not in component
-            or teaching.target == "gold"
+            or settings.target == "gold"
             or source not in teacher.pipe_names
-            or settings.get("labels") is not None
+            or initialize.get("labels") is not None
         ):
             continue
         labels = labels_for(component["factory"], teacher, source)
@@ -70,13 +140,13 @@ def save_labels(
 def check_gold_labels(
     student: Language, examples: Iterable[Example], *, frozen: Collection[str] = ()
 ) -> None:
-    """Raise ConfigError where the gold annotation has labels that a pipe of the student lacks.
+    """Raise ConfigError if the gold annotation has labels that a pipe of the student lacks.
 
-    They would fail deep in a loss, or go unnoticed.
+    Such labels would fail deep in a loss, or go unnoticed.
 
     student: initialized.
     examples: the training data.
-    frozen: names of pipes that do not learn from it.
+    frozen: names of pipes that do not learn.
     """
     examples = list(examples)
     problems = []
@@ -84,8 +154,8 @@ def check_gold_labels(
         unknown, known = unknown_labels(pipe, examples)
         if unknown and name not in frozen:
             problems.append(
-                f"{name!r}\n  only in the annotation: {shown(unknown)}\n"
-                f"  of the pipe: {shown(known)}"
+                f"{name!r}\n  only in the annotation: {list_labels(unknown)}\n"
+                f"  of the pipe: {list_labels(known)}"
             )
     if problems:
         raise ConfigError(
@@ -99,35 +169,30 @@ def check_gold_labels(
 # The encoder
 
 
-def can_start_from_teacher(teacher: Language, config: Config) -> str | None:
-    """Why the student's encoder cannot be made of the teacher's layers; None where it can.
+def find_obstacle(teacher: Language, config: Config) -> str | None:
+    """Say why the student's encoder cannot start from the teacher's layers, or return None.
 
     config: the student's.
     """
-    found = _encoders(teacher)
-    if len(found) != 1:
-        return f"the teacher has {len(found) or 'no'} components 'distil_transformer', expected one"
-    if found[0].settings.engine != "torch":
+    encoders = _encoders(teacher)
+    if len(encoders) != 1:
+        n_encoders = len(encoders) or "no"
+        return f"the teacher has {n_encoders} components 'distil_transformer', expected one"
+    engine = encoders[0].settings.engine
+    if engine != "torch":
         return (
-            f"the teacher's encoder has engine = {found[0].settings.engine!r}, whose weights "
-            "cannot be learned from; the pipeline that it was made from has what it takes"
+            f"the teacher's encoder has engine = {engine!r}, whose weights cannot be trained; "
+            "use the pipeline that it was made from"
         )
     names = _encoder_names(config)
     if len(names) != 1:
         return f"the student has {len(names) or 'no'} components 'distil_transformer', expected one"
-    engine_name = config["components"][names[0]].get("model", {}).get("engine", "torch")
-    if engine_name != "torch":
-        return f"the student's encoder has engine = {engine_name!r}, which does not learn"
-    from spacy_distil.students.families import FAMILIES
+    engine = config["components"][names[0]].get("model", {}).get("engine", "torch")
+    if engine != "torch":
+        return f"the student's encoder has engine = {engine!r}, which does not learn"
+    from spacy_distil.students.starting import family_obstacle
 
-    engine: Any = found[0].engine
-    model_type = engine.model.config.model_type
-    if model_type not in FAMILIES:
-        return (
-            f"the teacher's encoder is of type {model_type!r}; "
-            f"layers can be taken from: {', '.join(FAMILIES)}"
-        )
-    return None
+    return family_obstacle(encoders[0])
 
 
 def start_from_teacher(
@@ -137,52 +202,27 @@ def start_from_teacher(
     layers: Literal["first", "even"] | Sequence[int] = "first",
     n_layers: int | None = None,
 ) -> Config:
-    """Make the student's encoder of layers of the trained teacher's.
+    """Make the student's encoder of layers of the teacher's trained encoder.
 
-    config: the student's, not interpolated. Its own settings of the encoder stay.
-    directory: gets the encoder, as a Hugging Face model directory with its tokenizer.
-    layers, n_layers: which, and how many; None is half of them. See `choose_layers`.
+    config: the student's, not interpolated. All settings of its encoder but `name` stay.
+    directory: becomes a Hugging Face model directory with the encoder and its tokenizer.
+    layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
     RETURNS: the config, with the encoder's `name` set to the directory.
     """
-    reason = can_start_from_teacher(teacher, config)
-    if reason is not None:
+    obstacle = find_obstacle(teacher, config)
+    if obstacle is not None:
         raise ConfigError(
-            f"The student cannot start from the teacher's layers: {reason}. "
+            f"The student cannot start from the teacher's layers: {obstacle}. "
             'Set start = "config" in [distillation.student] to start from the encoder that the '
             "student's config names."
         )
-    from spacy_distil.engines.pretrained import quiet_transformers
-    from spacy_distil.students.layer_choice import choose_layers
-    from spacy_distil.students.making import make_student
-    from spacy_distil.students.teachers import load_teacher
+    from spacy_distil.students.starting import save_student
 
-    (source,) = _encoders(teacher)
-    with TemporaryDirectory() as saved:
-        source.to_disk(saved)
-        encoder = load_teacher(saved)
-        chosen = choose_layers(layers, n_layers, available=encoder.n_layers)
-        with quiet_transformers():
-            make_student(encoder, chosen).save_pretrained(directory)
-            _save_tokenizer(source, encoder.tokenizer.special_tokens_map, directory)
+    save_student(_encoders(teacher)[0], directory, layers, n_layers)
     config = config.copy()
     component = config["components"][_encoder_names(config)[0]]
     component.setdefault("model", {})["name"] = str(directory)
     return config
-
-
-def _save_tokenizer(
-    encoder: EncoderShim, special_tokens: Mapping[str, str], directory: Path
-) -> None:
-    """Save a tokenizer as the encoder has it.
-
-    By a family's own class, transformers would make it anew with that class's defaults, such as
-    lower case.
-    """
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer.from_str(encoder.loaded.tokenizer.to_str())
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens).save_pretrained(directory)
 
 
 def _encoders(nlp: Language) -> list[EncoderShim]:
@@ -191,7 +231,7 @@ def _encoders(nlp: Language) -> list[EncoderShim]:
 
 
 def _encoder_names(config: Config) -> list[str]:
-    """Names of the pipeline's components that are an encoder of ours, and are made anew."""
+    """List the pipeline's components that are a new `distil_transformer`."""
     return [
         name
         for name in config["nlp"]["pipeline"]
@@ -203,15 +243,15 @@ def _encoder_names(config: Config) -> list[str]:
 
 
 def copy_heads(student: Language, teacher: Language, pairs: Mapping[str, str]) -> dict[str, str]:
-    """Copy the weights of the teacher's pipes into those of the student that fit.
+    """Copy the weights of the teacher's pipes to the student's pipes that fit.
 
-    Pipes fit that are of the same kind, have the same outputs in the same order, and whose layers
-    have the same names and shapes. The others stay as they were initialized. Layers of the
-    encoder, which listeners stand for, are not the pipes' own.
+    Two pipes fit if they are of the same kind, have the same outputs in the same order, and have
+    layers of the same names and shapes. The other pipes stay as they were initialized. The encoder
+    behind a listener does not count as a layer of the pipe.
 
     student, teacher: initialized.
     pairs: the teacher's name of a pipe, by the student's.
-    RETURNS: for each pair "copied", or why it was not, the teacher's side first.
+    RETURNS: for each pair "copied", or the difference, with the teacher's side first.
     """
     return {
         name: _copy_head(student.get_pipe(name), teacher.get_pipe(source))
@@ -236,18 +276,18 @@ def _copy_head(student: Any, teacher: Any) -> str:
                 weights: Any = own.ops.asarray(layer.get_param(name))
                 own.set_param(name, weights.copy())
     if "unseen_classes" in teacher.model.attrs:
-        # Moves that a parser has got after its training, and does not take yet.
+        # Moves that were added to a parser after its training. It does not make them yet.
         student.model.attrs["unseen_classes"] = set(teacher.model.attrs["unseen_classes"])
     return "copied"
 
 
 def _layers(model: Model) -> list[Model]:
-    """The layers of a model that have weights of thinc's, in a fixed order."""
+    """List the layers of a model that have parameters, in a fixed order."""
     return [layer for layer in model.walk() if layer.param_names]
 
 
 def _difference(teacher: Sequence[Model], student: Sequence[Model]) -> str | None:
-    """In words, why the weights of some layers cannot be those of others; None where they can."""
+    """Say why the teacher's weights do not fit the student's layers, or return None if they do."""
     names, own_names = [each.name for each in teacher], [each.name for each in student]
     if names != own_names:
         return f"other layers: {', '.join(names)} and {', '.join(own_names)}"
@@ -263,7 +303,7 @@ def _difference(teacher: Sequence[Model], student: Sequence[Model]) -> str | Non
 
 
 def _shapes(layer: Model) -> dict[str, tuple[int, ...] | None]:
-    """The shape of each of a layer's weights; None for one that is not there yet."""
+    """List the shapes of a layer's parameters. None stands for one that is not initialized."""
     return {
         name: layer.get_param(name).shape if layer.has_param(name) else None
         for name in layer.param_names

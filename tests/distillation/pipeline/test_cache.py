@@ -249,7 +249,7 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, hard))
     try:
-        with pytest.raises(ConfigError, match=r"2 of 4 shards are complete.*make room") as raised:
+        with pytest.raises(ConfigError, match=r"2 of 4 shards are complete.*Make room") as raised:
             open_with(Teacher(lengths, fields), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

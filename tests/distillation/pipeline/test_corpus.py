@@ -1,4 +1,4 @@
-"""The documents of a teaching run."""
+"""The documents of a pipeline distillation."""
 
 from __future__ import annotations
 
@@ -88,17 +88,18 @@ def test_a_path_that_nobody_gave(tmp_path: Path) -> None:
         list(Texts(str(tmp_path / "nowhere"))(NLP))
 
 
-def test_lessons_are_numbered_gold_first() -> None:
+def test_examples_are_numbered_gold_first() -> None:
     def gold(nlp: Language) -> list[Example]:
         return [Example(nlp.make_doc(text), nlp.make_doc(text)) for text in ("a", "b c")]
 
     def text(nlp: Language) -> list[Example]:
         return [Example(nlp.make_doc("d e f"), nlp.make_doc("d e f"))]
 
-    lessons = read_transfer_set(NLP, gold, text)
-    assert [one.number for one in lessons.all] == [0, 1, 2]
-    assert [len(one) for one in lessons.gold] == [1, 2]
-    assert lessons.n_tokens == 6
+    transfer_set = read_transfer_set(NLP, gold, text)
+    assert [one.number for one in transfer_set.all] == [0, 1, 2]
+    assert [len(one) for one in transfer_set.gold] == [1, 2]
+    assert transfer_set.n_tokens == 6
+    assert transfer_set.n_text == 1
     assert len(read_transfer_set(NLP, gold, None).all) == 2
     with pytest.raises(CorpusError, match=r"\[paths\] train"):
         read_transfer_set(NLP, lambda nlp: [], text)

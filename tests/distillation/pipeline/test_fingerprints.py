@@ -132,6 +132,7 @@ def elsewhere(pipelines: dict[str, Path]) -> dict[str, str]:
 # Pipelines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "onnx", "cnn", "trf"])
 def test_a_pipeline_keeps_its_fingerprint(
     kind: str, pipelines: dict[str, Path], elsewhere: dict[str, str]

@@ -1,4 +1,4 @@
-"""The step and the batches of the loop; whole runs are in test_teach."""
+"""A step of the distiller, and the batches of the loop. `test_run` has whole runs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from thinc.api import fix_random_seed
 
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.cache import open_cache
-from spacy_distil.distillation.pipeline.config import Stage, load_config
+from spacy_distil.distillation.pipeline.config import PipelineStage, load_config
 from spacy_distil.distillation.pipeline.corpus import TransferExample, TransferSet
+from spacy_distil.distillation.pipeline.distiller import PipelineDistiller
 from spacy_distil.distillation.pipeline.heads import plan_heads
 from spacy_distil.distillation.pipeline.heads.base import Array
-from spacy_distil.distillation.pipeline.loop import PipelineDistiller, make_batches
+from spacy_distil.distillation.pipeline.loop import make_batches
 from spacy_distil.errors import CorpusError
 from spacy_distil.ner.decoding import tag_names
 from spacy_distil.text.docs import same_tokens
-from tests.distillation.pipeline.conftest import annotated_examples, build_pipeline, train_pipeline
+from tests.distillation.pipeline.util import annotated_examples, build_pipeline, train_pipeline
 from tests.util import adam
 
 SOFTMAX_PIPES = ("tagger", "morphologizer", "senter", "distil_ner", "textcat")
 
 
-def make_stage(*, hidden: float = 0.0, soft: float = 0.0, gold: float = 0.0) -> Stage:
-    return Stage("only", 0, 1, hidden, soft, gold)
+def make_stage(*, hidden: float = 0.0, soft: float = 0.0, gold: float = 0.0) -> PipelineStage:
+    return PipelineStage("only", 0, 1, hidden, soft, gold)
 
 
 def make_pair(bert_dir: Path) -> tuple[Language, Language]:
@@ -98,15 +99,15 @@ def normal(label: str) -> str:
     return "|".join(sorted(label.split("|")))
 
 
-def test_sure_teachers_teach_like_plain_training_on_their_annotation(
+def test_sure_teachers_equal_plain_training_on_their_annotation(
     bert_dir: Path, tmp_path: Path
 ) -> None:
     """Temperature 1, one-hot teachers, one stage: `nlp.update` on that gold."""
-    plain, taught = make_pair(bert_dir)
-    examples = annotated_examples(taught, 8)
-    plan = plan_heads(taught, plain, {})
+    plain, student = make_pair(bert_dir)
+    examples = annotated_examples(student, 8)
+    plan = plan_heads(student, plain, {})
     assert list(plan.heads) == list(SOFTMAX_PIPES)
-    records = one_hot(taught, examples)
+    records = one_hot(student, examples)
     cache = open_cache(
         tmp_path / "cache",
         fingerprint={"the teacher": "x"},
@@ -117,8 +118,8 @@ def test_sure_teachers_teach_like_plain_training_on_their_annotation(
             for name, fields in records.items()
         },
     )
-    teaching = PipelineDistiller(taught, plan.heads, plan.gold, cache=cache)
-    lessons = [TransferExample(i, eg) for i, eg in enumerate(examples)]
+    distiller = PipelineDistiller(student, plan.heads, plan.gold, cache=cache)
+    batch = [TransferExample(i, eg) for i, eg in enumerate(examples)]
     optimizers = adam(1e-2), adam(1e-2)
     for step in range(3):
         fix_random_seed(step)
@@ -129,20 +130,20 @@ def test_sure_teachers_teach_like_plain_training_on_their_annotation(
         for _, pipe in plain.pipeline:
             pipe.finish_update(optimizers[0])
         fix_random_seed(step)
-        losses = teaching.update(lessons, make_stage(soft=1.0), drop=0.1)
-        teaching.finish_update(optimizers[1])
+        losses = distiller.update(batch, make_stage(soft=1.0), drop=0.1)
+        distiller.finish_update(optimizers[1])
         assert all(losses[name] > 0 for name in SOFTMAX_PIPES)
-    expected, got = parameters(plain), parameters(taught)
+    expected, got = parameters(plain), parameters(student)
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, atol=2e-5, err_msg=name)
 
 
 def test_gold_alone_is_plain_training(bert_dir: Path) -> None:
-    plain, taught = make_pair(bert_dir)
-    examples = annotated_examples(taught, 8)
-    plan = plan_heads(taught, plain, {})
-    teaching = PipelineDistiller(taught, plan.heads, plan.gold)
+    plain, student = make_pair(bert_dir)
+    examples = annotated_examples(student, 8)
+    plan = plan_heads(student, plain, {})
+    distiller = PipelineDistiller(student, plan.heads, plan.gold)
     fix_random_seed(0)
     annotated = [Example(same_tokens(eg.predicted, plain.vocab), eg.reference) for eg in examples]
     plain.update(annotated, sgd=False, drop=0.1)
@@ -150,10 +151,10 @@ def test_gold_alone_is_plain_training(bert_dir: Path) -> None:
     for _, pipe in plain.pipeline:
         pipe.finish_update(optimizer)
     fix_random_seed(0)
-    lessons = [TransferExample(i, eg) for i, eg in enumerate(examples)]
-    teaching.update(lessons, make_stage(gold=1.0), drop=0.1)
-    teaching.finish_update(adam(1e-2))
-    expected, got = parameters(plain), parameters(taught)
+    batch = [TransferExample(i, eg) for i, eg in enumerate(examples)]
+    distiller.update(batch, make_stage(gold=1.0), drop=0.1)
+    distiller.finish_update(adam(1e-2))
+    expected, got = parameters(plain), parameters(student)
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, atol=1e-6, err_msg=name)
 
@@ -161,25 +162,27 @@ def test_gold_alone_is_plain_training(bert_dir: Path) -> None:
 def test_frozen_pipes_stay_and_annotating_ones_annotate(bert_dir: Path) -> None:
     student, _ = make_pair(bert_dir)
     examples = annotated_examples(student, 4)
-    teaching = PipelineDistiller(
+    distiller = PipelineDistiller(
         student, {}, {}, frozen=["tagger", "transformer"], annotating=["transformer"]
     )
     before = parameters(student)
-    teaching.update([TransferExample(i, eg) for i, eg in enumerate(examples)], make_stage(gold=1.0))
-    teaching.finish_update(adam(1e-2))
+    distiller.update(
+        [TransferExample(i, eg) for i, eg in enumerate(examples)], make_stage(gold=1.0)
+    )
+    distiller.finish_update(adam(1e-2))
     after = parameters(student)
     changed = {name.split()[0] for name in before if not np.array_equal(before[name], after[name])}
     assert changed == {"senter", "morphologizer", "distil_ner", "textcat"}
     assert all(not eg.predicted.has_annotation("SENT_START") for eg in examples)
 
 
-def make_lessons(n_gold: int, n_text: int) -> TransferSet:
+def make_transfer_set(n_gold: int, n_text: int) -> TransferSet:
     import spacy
 
     nlp = spacy.blank("en")
     docs = [nlp.make_doc("a b c d e " * (1 + i % 3)) for i in range(n_gold + n_text)]
-    lessons = [TransferExample(i, Example(doc, doc.copy())) for i, doc in enumerate(docs)]
-    return TransferSet(lessons, n_gold)
+    examples = [TransferExample(i, Example(doc, doc.copy())) for i, doc in enumerate(docs)]
+    return TransferSet(examples, n_gold)
 
 
 def make_config(tmp_path: Path, **shares: float) -> Any:
@@ -191,32 +194,32 @@ def make_config(tmp_path: Path, **shares: float) -> Any:
     return load_config(path, {"training.max_steps": 40, **overrides})
 
 
-def batcher(lessons: Any) -> Any:
-    return minibatch_by_words(lessons, size=40, tolerance=0.2)
+def batcher(examples: Any) -> Any:
+    return minibatch_by_words(examples, size=40, tolerance=0.2)
 
 
 def test_batches_are_of_the_stage(tmp_path: Path) -> None:
-    lessons = make_lessons(6, 20)
+    transfer_set = make_transfer_set(6, 20)
     config = make_config(tmp_path, hidden=0.25, soft=0.5, gold=0.25)
-    batches = list(make_batches(lessons, config, batcher, seed=0))
+    batches = list(make_batches(transfer_set, config, batcher, seed=0))
     assert len(batches) == 41  # as `spacy train` counts
     gold_stage = [one.number for _, batch in batches[30:] for one in batch]
     assert set(gold_stage) == set(range(6))
     assert {one.number for _, batch in batches[:30] for one in batch} == set(range(26))
     epochs = [epoch for epoch, _ in batches]
     assert epochs == sorted(epochs)
-    again = list(make_batches(lessons, config, batcher, seed=0))
-    other = list(make_batches(lessons, config, batcher, seed=1))
+    again = list(make_batches(transfer_set, config, batcher, seed=0))
+    other = list(make_batches(transfer_set, config, batcher, seed=1))
     numbers = [[[one.number for one in b] for _, b in run] for run in (batches, again, other)]
     assert numbers[0] == numbers[1] != numbers[2]
 
 
 def test_one_pass_has_every_document_once(tmp_path: Path) -> None:
-    lessons = make_lessons(5, 30)
+    transfer_set = make_transfer_set(5, 30)
     config = make_config(tmp_path, hidden=0.0, soft=1.0, gold=0.0)
     first = [
         one.number
-        for epoch, b in make_batches(lessons, config, batcher, 3)
+        for epoch, b in make_batches(transfer_set, config, batcher, 3)
         if not epoch
         for one in b
     ]
@@ -225,9 +228,9 @@ def test_one_pass_has_every_document_once(tmp_path: Path) -> None:
 
 
 def test_a_batcher_that_drops_everything_is_an_error(tmp_path: Path) -> None:
-    def drop_all(lessons: Any) -> Any:
-        return minibatch_by_words(lessons, size=2, tolerance=0.0, discard_oversize=True)
+    def drop_all(examples: Any) -> Any:
+        return minibatch_by_words(examples, size=2, tolerance=0.0, discard_oversize=True)
 
     config = make_config(tmp_path)
     with pytest.raises(CorpusError, match="discard_oversize"):
-        list(make_batches(make_lessons(3, 0), config, drop_all, 0))
+        list(make_batches(make_transfer_set(3, 0), config, drop_all, 0))

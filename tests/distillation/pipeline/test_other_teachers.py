@@ -1,4 +1,4 @@
-"""Teachers that are none of ours: spacy-transformers', and spaCy's own pipelines."""
+"""Teachers without a `distil_transformer`: pipelines of spacy-transformers, and spaCy's own."""
 
 from __future__ import annotations
 
@@ -13,31 +13,26 @@ from thinc.api import fix_random_seed
 
 import spacy_distil
 from spacy_distil.errors import ConfigError
-from tests.distillation.pipeline.conftest import annotated_examples, pipe_config
-from tests.distillation.pipeline.test_run import student_config, write_corpus
+from tests.distillation.pipeline.util import (
+    annotated_examples,
+    pipe_config,
+    student_config,
+    write_corpus,
+)
 from tests.util import adam
 
 PIPES = ("tagger", "ner", "textcat")
-# Starts from an encoder of its own, and learns what the teacher predicts.
+# The student starts from an encoder of its own, and learns the teacher's predictions.
 OVERRIDES: dict[str, Any] = {
-    "training.max_steps": 150,
-    "training.eval_frequency": 50,
-    "training.optimizer.learn_rate.total_steps": 300,
+    "training.max_steps": 60,
+    "training.eval_frequency": 60,
+    "training.optimizer.learn_rate.total_steps": 120,
     "training.optimizer.learn_rate.initial_rate": 0.005,
     "distillation.student.start": "auto",
     "distillation.stages.hidden.share": 0.0,
     "distillation.stages.soft.share": 1.0,
     "distillation.stages.gold.share": 0.0,
 }
-
-
-def trained(nlp: Language) -> Language:
-    fix_random_seed(0)
-    examples, optimizer = annotated_examples(nlp), adam(5e-3)
-    nlp.initialize(lambda: examples)
-    for _ in range(30):
-        nlp.update(examples, sgd=optimizer)
-    return nlp
 
 
 def cnn_pipeline(bert_dir: Path) -> Language:
@@ -48,7 +43,7 @@ def cnn_pipeline(bert_dir: Path) -> Language:
         config = pipe_config(name)
         config["model"]["tok2vec"] = listener
         nlp.add_pipe(name, config=config)
-    return trained(nlp)
+    return nlp
 
 
 def trf_pipeline(bert_dir: Path) -> Language:
@@ -70,16 +65,22 @@ def trf_pipeline(bert_dir: Path) -> Language:
         config = pipe_config(name)
         config["model"]["tok2vec"] = listener
         nlp.add_pipe(name, config=config)
-    return trained(nlp)
+    return nlp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [cnn_pipeline, trf_pipeline])
 def test_their_predictions_are_learned(make: Any, bert_dir: Path, tmp_path: Path) -> None:
+    fix_random_seed(0)
     teacher = make(bert_dir)
+    examples, optimizer = annotated_examples(teacher), adam(5e-3)
+    teacher.initialize(lambda: examples)
+    for _ in range(30):
+        teacher.update(examples, sgd=optimizer)
     write_corpus(tmp_path, teacher)
     config = student_config(bert_dir, tmp_path, PIPES)
-    taught = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=OVERRIDES)
-    student = spacy.load(taught.path)
+    distilled = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=OVERRIDES)
+    student = spacy.load(distilled.path)
     assert student.get_pipe("ner").move_names == teacher.get_pipe("ner").move_names
     texts = [example.text for example in annotated_examples(teacher, 15, start=100)]
     same = [
@@ -90,8 +91,9 @@ def test_their_predictions_are_learned(make: Any, bert_dir: Path, tmp_path: Path
     assert np.mean(same) > 0.9
 
 
-def test_their_hidden_states_want_a_conversion(bert_dir: Path, tmp_path: Path) -> None:
+def test_their_hidden_states_need_a_conversion(bert_dir: Path, tmp_path: Path) -> None:
     teacher = cnn_pipeline(bert_dir)
+    teacher.initialize(lambda: annotated_examples(teacher))
     write_corpus(tmp_path, teacher)
     config = student_config(bert_dir, tmp_path, PIPES)
     with pytest.raises(ConfigError, match="spacy distil convert"):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import spacy
+from safetensors.numpy import load
 from spacy.language import Language
 from spacy.tokens import DocBin
 from thinc.api import Config
@@ -22,60 +23,15 @@ import spacy_distil
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.run import DistilledPipeline
 from spacy_distil.errors import ConfigError, CorpusError
-from tests.distillation.pipeline.conftest import annotated_examples, build_pipeline, train_pipeline
+from tests.distillation.pipeline.util import (
+    annotated_examples,
+    student_config,
+    train_pipeline,
+    write_corpus,
+)
 from tests.util import write_encoder
 
 PIPES = ("morphologizer", "tagger", "ner", "textcat")
-
-
-def write_corpus(directory: Path, nlp: Language) -> None:
-    """`train.spacy`, `dev.spacy` and `text.jsonl` of a small corpus."""
-    docs = [example.reference for example in annotated_examples(nlp, 16)]
-    DocBin(docs=docs[:12], store_user_data=True).to_disk(directory / "train.spacy")
-    DocBin(docs=docs[12:], store_user_data=True).to_disk(directory / "dev.spacy")
-    texts = [{"text": example.text} for example in annotated_examples(nlp, 10, start=30)]
-    (directory / "text.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf8")
-
-
-def student_config(encoder: Path, corpus: Path, pipes: tuple[str, ...] = PIPES) -> Config:
-    """A student like the teacher, for the corpus that `write_corpus` wrote."""
-    config = build_pipeline(encoder, pipes).config.copy()
-    reader = {"@readers": "spacy.Corpus.v1"}
-    text = {"@readers": "spacy-distil.Texts.v1", "path": str(corpus / "text.jsonl")}
-    config["corpora"] = {
-        "train": {**reader, "path": str(corpus / "train.spacy")},
-        "dev": {**reader, "path": str(corpus / "dev.spacy")},
-        "text": text,
-    }
-    config["training"] |= {
-        "max_steps": 12,
-        "eval_frequency": 4,
-        "patience": 0,
-        "dropout": 0.1,
-        "batcher": {
-            "@batchers": "spacy.batch_by_words.v1",
-            "size": 60,
-            "tolerance": 0.2,
-            "discard_oversize": False,
-        },
-        "optimizer": {
-            "@optimizers": "Adam.v1",
-            "learn_rate": {
-                "@schedules": "warmup_linear.v1",
-                "warmup_steps": 2,
-                "total_steps": 20,
-                "initial_rate": 1e-3,
-            },
-            "use_averages": False,
-        },
-        "score_weights": {"tag_acc": 0.5, "ents_f": 0.5},
-    }
-    config["distillation"] = {
-        "corpus": "corpora.text",
-        "student": {"n_layers": 1},
-        "stages": {"hidden": {"share": 0.34}, "soft": {"share": 0.33}, "gold": {"share": 0.33}},
-    }
-    return config
 
 
 @pytest.fixture
@@ -88,21 +44,27 @@ def corpus(tmp_path: Path, teacher: Language) -> Path:
 
 @pytest.fixture
 def config(bert_dir: Path, corpus: Path) -> Config:
-    return student_config(bert_dir, corpus)
+    return student_config(bert_dir, corpus, PIPES)
+
+
+@pytest.fixture
+def tagger_config(bert_dir: Path, corpus: Path) -> Config:
+    """A student of a single pipe, for tests in which the pipes do not matter."""
+    config = student_config(bert_dir, corpus, ("tagger",))
+    config["training"]["score_weights"] = {"tag_acc": 1.0}
+    return config
 
 
 def weights(pipeline: Path) -> dict[str, np.ndarray]:
     """All parameters of a saved pipeline."""
     nlp = spacy.load(pipeline)
-    found = {}
+    own = {}
     for name, pipe in nlp.pipeline:
         for i, node in enumerate(pipe.model.walk()):
             for parameter in node.param_names:
-                found[f"{name} {i} {parameter}"] = node.get_param(parameter)
-    from safetensors.numpy import load
-
+                own[f"{name} {i} {parameter}"] = node.get_param(parameter)
     files = get_encoder(nlp.get_pipe("transformer").model).to_files()
-    return {**found, **load(files["model.safetensors"])}
+    return {**own, **load(files["model.safetensors"])}
 
 
 def same(first: Path, second: Path) -> bool:
@@ -115,13 +77,14 @@ def test_a_run_from_start_to_end(
     teacher: Language, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    taught = spacy_distil.distil_pipeline(teacher, config, output)
-    assert isinstance(taught, DistilledPipeline)
-    assert taught.path == output / "model-best"
-    assert taught.steps == 12
-    assert taught.step % 4 == 0
+    config["training"]["max_steps"] = 8
+    distilled = spacy_distil.distil_pipeline(teacher, config, output)
+    assert isinstance(distilled, DistilledPipeline)
+    assert distilled.path == output / "model-best"
+    assert distilled.steps == 8
+    assert distilled.step % 4 == 0
 
-    nlp = spacy.load(taught.path)
+    nlp = spacy.load(distilled.path)
     assert get_encoder(nlp.get_pipe("transformer").model).n_layers == 1
     assert nlp.get_pipe("tagger").labels == teacher.get_pipe("tagger").labels
     assert nlp.meta["performance"]["tag_acc"] > 0
@@ -131,7 +94,7 @@ def test_a_run_from_start_to_end(
 
     results = json.loads((output / "distil.json").read_text())
     assert results["finished"]
-    assert results["score"] == taught.score
+    assert results["score"] == distilled.score
     assert results["start"]["tagger"] == "the teacher's"
     assert results["cache_bytes"] > 0
     names = {path.name for path in output.iterdir()}
@@ -165,27 +128,30 @@ def test_each_stage_learns_what_it_says(
     capsys.readouterr()
 
 
-def test_teaching_makes_the_student_like_its_teacher(
-    teacher: Language, config: Config, tmp_path: Path
+def test_the_student_becomes_like_its_teacher(
+    teacher: Language, tagger_config: Config, tmp_path: Path
 ) -> None:
     """With soft targets alone, on text that nobody annotated."""
     overrides: dict[str, Any] = {
-        "training.max_steps": 120,
-        "training.eval_frequency": 40,
-        "training.optimizer.learn_rate.total_steps": 200,
+        "training.max_steps": 60,
+        "training.eval_frequency": 60,
+        "training.optimizer.learn_rate.total_steps": 100,
         "training.optimizer.learn_rate.initial_rate": 0.005,
         "distillation.student.start": "config",
         "distillation.stages.hidden.share": 0.0,
         "distillation.stages.gold.share": 0.0,
     }
-    taught = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=overrides)
-    student = spacy.load(taught.path)
+    distilled = spacy_distil.distil_pipeline(
+        teacher, tagger_config, tmp_path / "out", overrides=overrides
+    )
+    student = spacy.load(distilled.path)
     texts = [example.text for example in annotated_examples(teacher, 20, start=100)]
     pairs = list(zip(teacher.pipe(texts), student.pipe(texts), strict=True))
     tokens = [(a.tag_ == b.tag_) for one, two in pairs for a, b in zip(one, two, strict=True)]
     assert np.mean(tokens) > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["hidden", "gold"])
 def test_a_killed_run_ends_as_one_that_was_not(
     stage: str, teacher: Language, config: Config, tmp_path: Path
@@ -228,75 +194,82 @@ def test_a_killed_run_ends_as_one_that_was_not(
 
 
 def test_a_finished_run_returns_at_once_and_another_is_refused(
-    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+    teacher: Language, tagger_config: Config, corpus: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    config["training"]["max_steps"] = 4
-    first = spacy_distil.distil_pipeline(teacher, config, output)
+    tagger_config["training"]["max_steps"] = 4
+    first = spacy_distil.distil_pipeline(teacher, tagger_config, output)
     saved = (first.path / "meta.json").stat().st_mtime_ns
-    assert spacy_distil.distil_pipeline(teacher, config, output, resume=True, force=True) == first
+    assert (
+        spacy_distil.distil_pipeline(teacher, tagger_config, output, resume=True, force=True)
+        == first
+    )
     assert (first.path / "meta.json").stat().st_mtime_ns == saved
 
     changed = {"distillation.temperature": 2.0}
     with pytest.raises(ConfigError, match=r"have changed: distillation\.temperature"):
-        spacy_distil.distil_pipeline(teacher, config, output, resume=True, overrides=changed)
+        spacy_distil.distil_pipeline(teacher, tagger_config, output, resume=True, overrides=changed)
     docs = [example.reference for example in annotated_examples(teacher, 11)]
     DocBin(docs=docs, store_user_data=True).to_disk(corpus / "train.spacy")
     with pytest.raises(ConfigError, match="contents of the documents"):
-        spacy_distil.distil_pipeline(teacher, config, output, resume=True)
-    spacy_distil.distil_pipeline(teacher, config, output, resume=True, force=True)
+        spacy_distil.distil_pipeline(teacher, tagger_config, output, resume=True)
+    spacy_distil.distil_pipeline(teacher, tagger_config, output, resume=True, force=True)
     assert (first.path / "meta.json").stat().st_mtime_ns != saved
 
 
 def test_annotation_counts_as_an_input(
-    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+    teacher: Language, tagger_config: Config, corpus: Path, tmp_path: Path
 ) -> None:
-    config["training"]["max_steps"] = 4
-    spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    tagger_config["training"]["max_steps"] = 4
+    spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "out")
     docs = [example.reference for example in annotated_examples(teacher, 12)]
     docs[0][0].tag_ = docs[0][1].tag_
     DocBin(docs=docs, store_user_data=True).to_disk(corpus / "train.spacy")
     with pytest.raises(ConfigError, match="contents of their annotation"):
-        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", resume=True)
+        spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "out", resume=True)
 
 
 def test_a_stale_cache_is_refused(
-    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+    teacher: Language, tagger_config: Config, corpus: Path, tmp_path: Path
 ) -> None:
-    config["training"]["max_steps"] = 4
-    config["distillation"]["cache"] = str(tmp_path / "cache")
-    spacy_distil.distil_pipeline(teacher, config, tmp_path / "one")
+    tagger_config["training"]["max_steps"] = 4
+    tagger_config["distillation"]["cache"] = str(tmp_path / "cache")
+    spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "one")
     (corpus / "text.jsonl").write_text(json.dumps({"text": "Bob paid 20 $."}), encoding="utf8")
     with pytest.raises(ConfigError, match="the documents"):
-        spacy_distil.distil_pipeline(teacher, config, tmp_path / "two")
+        spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "two")
 
 
-def test_other_layers_make_another_cache(teacher: Language, config: Config, tmp_path: Path) -> None:
-    config["training"]["max_steps"] = 4
-    config["distillation"]["cache"] = str(tmp_path / "cache")
-    config["distillation"]["hidden"] = {"layers": [[1, 2]]}
-    spacy_distil.distil_pipeline(teacher, config, tmp_path / "one")
-    config["distillation"]["hidden"] = {"layers": [[1, 1]]}
+def test_other_layers_make_another_cache(
+    teacher: Language, tagger_config: Config, tmp_path: Path
+) -> None:
+    tagger_config["training"]["max_steps"] = 4
+    tagger_config["distillation"]["cache"] = str(tmp_path / "cache")
+    tagger_config["distillation"]["hidden"] = {"layers": [[1, 2]]}
+    spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "one")
+    tagger_config["distillation"]["hidden"] = {"layers": [[1, 1]]}
     with pytest.raises(ConfigError, match="what is recorded"):
-        spacy_distil.distil_pipeline(teacher, config, tmp_path / "two")
+        spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "two")
 
 
 def test_a_run_that_failed_before_it_began_is_tried_again(
-    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+    teacher: Language, tagger_config: Config, corpus: Path, tmp_path: Path
 ) -> None:
     """Without --force: there is nothing yet that could be lost."""
-    config["training"]["max_steps"] = 4
+    tagger_config["training"]["max_steps"] = 4
     wrong = {"corpora.train.path": str(corpus / "trian.spacy")}
     with pytest.raises((CorpusError, OSError, ValueError), match="trian"):
-        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=wrong)
-    spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+        spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "out", overrides=wrong)
+    spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "out")
 
 
 def test_frozen_and_sourced_pipes_stay_as_they_are(
-    teacher: Language, config: Config, tmp_path: Path
+    teacher: Language, bert_dir: Path, corpus: Path, tmp_path: Path
 ) -> None:
     """And the frozen encoder cannot learn hidden states."""
-    other = train_pipeline(get_encoder_dir(config), ("tagger", "ner"), steps=1)
+    config = student_config(bert_dir, corpus, ("tagger", "textcat"))
+    config["training"]["score_weights"] = {"tag_acc": 1.0}
+    other = train_pipeline(bert_dir, ("tagger",), steps=1)
     other.to_disk(tmp_path / "other")
     config["components"]["tagger"] = {
         "source": str(tmp_path / "other"),
@@ -315,10 +288,6 @@ def test_frozen_and_sourced_pipes_stay_as_they_are(
         spacy_distil.distil_pipeline(teacher, config, tmp_path / "again")
 
 
-def get_encoder_dir(config: Config) -> Path:
-    return Path(config["components"]["transformer"]["model"]["name"])
-
-
 def test_a_teacher_that_cleans_up_after_itself(
     teacher: Language, config: Config, tmp_path: Path
 ) -> None:
@@ -332,12 +301,12 @@ def test_a_teacher_that_cleans_up_after_itself(
 
 
 def test_steps_that_are_no_multiple_of_evaluations(
-    teacher: Language, config: Config, tmp_path: Path
+    teacher: Language, tagger_config: Config, tmp_path: Path
 ) -> None:
-    config["training"] |= {"max_steps": 6, "eval_frequency": 4}
-    taught = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
-    assert taught.steps == 6
-    assert taught.step in (0, 4)
+    tagger_config["training"] |= {"max_steps": 6, "eval_frequency": 4}
+    distilled = spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "out")
+    assert distilled.steps == 6
+    assert distilled.step in (0, 4)
 
 
 def test_an_empty_development_corpus_is_an_error(
@@ -351,7 +320,7 @@ def test_an_empty_development_corpus_is_an_error(
 def test_a_cnn_student_learns_from_a_transformer(
     teacher: Language, config: Config, corpus: Path, tmp_path: Path
 ) -> None:
-    """Any pipeline can be taught; it starts as its config says."""
+    """Any pipeline can learn. It starts as its config says."""
     nlp = spacy.blank("en")
     nlp.add_pipe("tok2vec", config={"model": {"width": 32, "depth": 1, "embed_size": 200}})
     listener = {"@architectures": "spacy.Tok2VecListener.v1", "width": 32}
@@ -362,8 +331,8 @@ def test_a_cnn_student_learns_from_a_transformer(
     with pytest.raises(ConfigError, match="hidden states could be"):
         spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
     overrides = {"distillation.stages.hidden.share": 0.0}
-    taught = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=overrides)
-    assert spacy.load(taught.path)("Ann visited Rome.")[0].tag_
+    distilled = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=overrides)
+    assert spacy.load(distilled.path)("Ann visited Rome.")[0].tag_
 
 
 def test_a_pipe_that_the_teacher_lacks_learns_from_annotation(
@@ -378,16 +347,9 @@ def test_a_pipe_that_the_teacher_lacks_learns_from_annotation(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"distillation.stages.soft.soft": 0.0}, "would learn nothing"),
-        ({"distillation.stages.soft.share": -1}, r"distillation\.stages\.soft\.share = -1"),
         ({"distillation.hidden.layers": [[9, 1]]}, "9"),
-        ({"distillation.temperature": 0}, r"distillation\.temperature = 0"),
-        ({"distillation.temprature": 2}, "no such setting"),
-        ({"distillation.pipes.tagger.target": "bronze"}, "bronze"),
         ({"distillation.pipes.transformer.weight": 2.0}, "this pipe is the encoder"),
         ({"distillation.student.start": "teacher", "distillation.student.n_layers": 7}, "7"),
-        ({"training.max_steps": 0}, r"training\.max_steps = 0"),
-        ({"training.max_epochs": 3}, r"training\.max_epochs = 3"),
         ({"training.patience": "much"}, "patience"),
         ({"corpora.dev.path": "${paths.nowhere}"}, "nowhere"),
         ({"distillation.corpus": None, "corpora.train.path": "none.spacy"}, "none"),
@@ -411,22 +373,9 @@ def test_silver_annotation_has_no_weights(
     assert not (tmp_path / "out" / "cache").exists()
 
 
-def test_blocks_that_are_no_stage_or_pipe(
-    teacher: Language, config: Config, tmp_path: Path
-) -> None:
-    section = config["distillation"]
-    section["stages"]["last"] = {"share": 1.0}
-    with pytest.raises(ConfigError, match="is no stage"):
-        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
-    del section["stages"]["last"]
-    section["pipes"] = {"tager": {"weight": 2.0}}
+def test_a_block_that_is_no_pipe(teacher: Language, config: Config, tmp_path: Path) -> None:
+    config["distillation"]["pipes"] = {"tager": {"weight": 2.0}}
     with pytest.raises(ConfigError, match="the student has no such pipe"):
-        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
-
-
-def test_a_config_without_the_section(teacher: Language, config: Config, tmp_path: Path) -> None:
-    del config["distillation"]
-    with pytest.raises(ConfigError, match="init-config pipeline"):
         spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
 
 
@@ -439,17 +388,18 @@ def test_other_files_in_the_output_stay(teacher: Language, config: Config, tmp_p
 
 
 def test_patience_ends_a_run_in_its_last_stage(
-    teacher: Language, config: Config, tmp_path: Path
+    teacher: Language, tagger_config: Config, tmp_path: Path
 ) -> None:
     overrides = {
-        "training.max_steps": 400,
-        "training.patience": 20,
+        "training.max_steps": 80,
+        "training.patience": 12,
         "training.optimizer.learn_rate.initial_rate": 0.0,
         "distillation.stages.hidden.share": 0.1,
+        "distillation.stages.soft.share": 0.3,
         "distillation.stages.gold.share": 0.0,
     }
-    spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=overrides)
+    spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "out", overrides=overrides)
     results = json.loads((tmp_path / "out" / "distil.json").read_text())
-    # Nothing learns, so that all evaluations are equal: stage "soft" begins at step 93.
-    assert 93 + 20 <= results["steps"] <= 93 + 20 + 4
+    # Nothing learns, so all evaluations are equal. Stage "soft" begins at step 20.
+    assert 20 + 12 <= results["steps"] <= 20 + 12 + 4
     assert results["step"] == results["steps"] - results["steps"] % 4

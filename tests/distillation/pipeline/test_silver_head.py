@@ -1,3 +1,5 @@
+"""Pipes that learn the teacher's decisions, against their own update."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,18 +17,23 @@ from spacy_distil.distillation.pipeline.heads.base import PipeSettings
 from spacy_distil.distillation.pipeline.heads.silver import SilverHead
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner.decoding import tag_names
-from tests.distillation.pipeline.conftest import annotated_examples
-from tests.distillation.pipeline.test_transition_head import (
+from tests.distillation.pipeline.util import (
     CNN,
     TEXTS,
+    annotated_examples,
     assert_same,
-    build,
+    build_transitions,
+    docs_of,
     entity_moves,
     fresh,
     gradients,
+    learn,
     randomize,
-    trained,
+    texts_of,
+    train,
+    trained_transitions,
     unlabelled,
+    update,
     words_of,
 )
 from tests.util import adam
@@ -38,7 +45,7 @@ ATTRIBUTES = ["ENT_IOB", "ENT_TYPE", "HEAD", "DEP", "SENT_START"]
 def build_student(factory: str) -> Any:
     """A pipe with random weights, and its pipeline."""
     if factory != "distil_ner":
-        nlp = build(factory, seed=5)
+        nlp = build_transitions(factory, seed=5)
         return nlp, nlp.get_pipe(factory)
     fix_random_seed(5)
     nlp = spacy.blank("en")
@@ -50,24 +57,18 @@ def build_student(factory: str) -> Any:
 
 
 @lru_cache
-def distil_pipeline(factory: str) -> Any:
+def build_teacher(factory: str) -> Any:
     """A pipe that has learned the annotated examples, and its pipeline. Leave them as they are."""
     if factory != "distil_ner":
-        return trained(factory), trained(factory).get_pipe(factory)
+        return trained_transitions(factory), trained_transitions(factory).get_pipe(factory)
     nlp, pipe = build_student(factory)
-    optimizer, examples = adam(1e-2), annotated_examples(nlp)
-    for _ in range(40):
-        nlp.update([fresh(example) for example in examples], sgd=optimizer)
+    train(nlp, steps=40)
     return nlp, pipe
 
 
 def texts() -> list[list[str]]:
     known = [[t.text for t in eg.reference] for eg in annotated_examples(spacy.blank("en"))]
     return [*known, *map(list, TEXTS), words_of(150)]
-
-
-def record(head: SilverHead, teacher: Any, rows: Sequence[Sequence[str]]) -> dict[str, Any]:
-    return head.record([Doc(teacher.vocab, words=list(words)) for words in rows])
 
 
 def annotate(teacher: Any, words: Sequence[str], vocab: Any) -> Doc:
@@ -83,10 +84,10 @@ def annotate(teacher: Any, words: Sequence[str], vocab: Any) -> Doc:
 @pytest.mark.parametrize(("student", "teacher"), PAIRS)
 def test_it_is_the_plain_update_on_what_the_teacher_predicts(student: str, teacher: str) -> None:
     nlp, pipe = build_student(student)
-    source, teaching = distil_pipeline(teacher)
-    head = SilverHead(pipe, teaching, PipeSettings())
+    source, source_pipe = build_teacher(teacher)
+    head = SilverHead(pipe, source_pipe, PipeSettings())
     rows = texts()
-    records = record(head, source, rows)
+    records = head.record(docs_of(source, rows))
     references = [annotate(source, words, nlp.vocab) for words in rows]
     assert (
         sum(len(set(doc.to_array(["ENT_TYPE", "DEP"]).ravel().tolist())) for doc in references) > 40
@@ -94,22 +95,21 @@ def test_it_is_the_plain_update_on_what_the_teacher_predicts(student: str, teach
     for drop in (0.0, 0.3):
         fix_random_seed(1)
         expected: dict[str, float] = {}
-        docs = [Doc(nlp.vocab, words=words) for words in rows]
+        docs = docs_of(nlp, rows)
         pipe.update(list(map(Example, docs, references)), drop=drop, losses=expected)
-        wanted = gradients(pipe.model)
+        expected_gradients = gradients(pipe.model)
         fix_random_seed(1)
-        losses: dict[str, float] = {}
-        head.update(unlabelled(nlp, rows), records, soft=1.0, gold=0.0, drop=drop, losses=losses)
-        assert losses == pytest.approx(expected)
-        assert losses[pipe.name] > 1
-        assert_same(gradients(pipe.model), wanted)
+        loss = update(head, unlabelled(nlp, rows), records, soft=1.0, drop=drop)
+        assert {pipe.name: loss} == pytest.approx(expected)
+        assert loss > 1
+        assert_same(gradients(pipe.model), expected_gradients)
 
 
 @pytest.mark.parametrize("factory", ["ner", "distil_ner", "parser"])
 def test_records_follow_from_the_prediction_and_leave_docs_alone(factory: str) -> None:
-    source, teaching = distil_pipeline(factory)
-    head = SilverHead(teaching, teaching, PipeSettings())
-    docs = [Doc(source.vocab, words=words) for words in texts()]
+    source, source_pipe = build_teacher(factory)
+    head = SilverHead(source_pipe, source_pipe, PipeSettings())
+    docs = docs_of(source, texts())
     before = [doc.to_bytes() for doc in docs]
     records = head.record(docs)
     assert [doc.to_bytes() for doc in docs] == before
@@ -118,18 +118,17 @@ def test_records_follow_from_the_prediction_and_leave_docs_alone(factory: str) -
         assert [each.shape for each in records[name]] == [(len(doc), field.width) for doc in docs]
     for i, doc in enumerate(map(source, docs)):
         if factory == "parser":
-            labels = sorted(teaching.labels)
+            labels = sorted(source_pipe.labels)
             assert [labels[k] for k in records["deps"][i][:, 0]] == [t.dep_ for t in doc]
             assert records["heads"][i][:, 0].tolist() == [t.head.i - t.i for t in doc]
         else:
-            tags = tag_names(sorted(teaching.labels))
-            assert [tags[k] for k in records["tags"][i][:, 0]] == Example(
-                doc, doc
-            ).get_aligned_ner()
+            tags = tag_names(sorted(source_pipe.labels))
+            expected = Example(doc, doc).get_aligned_ner()
+            assert [tags[k] for k in records["tags"][i][:, 0]] == expected
 
 
 def test_what_other_pipes_have_set_is_not_learned() -> None:
-    nlp, pipe = distil_pipeline("distil_ner")
+    nlp, pipe = build_teacher("distil_ner")
     head = SilverHead(pipe, pipe, PipeSettings())
     doc = Doc(nlp.vocab, words=["Ann", "visited", "New", "Rome", "in", "Acme", "Corp", "."])
     doc.set_ents([Span(doc, 5, 7, label="ORG")], blocked=[doc[0:1]], default="unmodified")
@@ -141,8 +140,8 @@ def test_what_other_pipes_have_set_is_not_learned() -> None:
 @pytest.mark.parametrize(("student", "teacher"), PAIRS)
 def test_annotation_comes_before_the_teachers_where_gold_is_on(student: str, teacher: str) -> None:
     nlp, pipe = build_student(student)
-    source, teaching = distil_pipeline(teacher)
-    head = SilverHead(pipe, teaching, PipeSettings())
+    source, source_pipe = build_teacher(teacher)
+    head = SilverHead(pipe, source_pipe, PipeSettings())
     labelled = annotated_examples(nlp, 4, start=70)
     # Wrong on purpose, so that the teacher says something else.
     for example in labelled:
@@ -151,32 +150,23 @@ def test_annotation_comes_before_the_teachers_where_gold_is_on(student: str, tea
         rows[:, 3] = nlp.vocab.strings["punct"]
         example.reference.from_array(ATTRIBUTES[:4], rows)
     bare = unlabelled(nlp, texts()[:4])
-    rows = [[t.text for t in example.predicted] for example in (*labelled, *bare)]
-    records = record(head, source, rows)
+    rows = texts_of([*labelled, *bare])
+    records = head.record(docs_of(source, rows))
     silver = [annotate(source, words, nlp.vocab) for words in rows]
     gold = [example.reference for example in labelled]
     unset = [example.reference for example in bare]
-    seen = []
+    losses = []
     for weights, references in [
-        ((1.0, 0.0), silver),
-        ((1.0, 1.0), gold + silver[4:]),
-        ((0.0, 1.0), gold + unset),
+        ({"soft": 1.0}, silver),
+        ({"soft": 1.0, "gold": 1.0}, gold + silver[4:]),
+        ({"gold": 1.0}, gold + unset),
     ]:
-        losses: dict[str, float] = {}
-        head.update(
-            [fresh(example) for example in (*labelled, *bare)],
-            records,
-            soft=weights[0],
-            gold=weights[1],
-            drop=0.0,
-            losses=losses,
-        )
-        found = gradients(pipe.model)
-        docs = [Doc(nlp.vocab, words=words) for words in rows]
-        pipe.update(list(map(Example, docs, references)))
-        assert_same(found, gradients(pipe.model))
-        seen.append(losses[pipe.name])
-    assert len({round(loss, 2) for loss in seen}) == 3
+        batch = [fresh(example) for example in (*labelled, *bare)]
+        loss, grads = learn(head, batch, records, **weights)
+        pipe.update(list(map(Example, docs_of(nlp, rows), references)))
+        assert_same(grads, gradients(pipe.model))
+        losses.append(loss)
+    assert len({round(loss, 2) for loss in losses}) == 3
 
 
 @pytest.mark.parametrize("factory", ["ner", "distil_ner", "parser"])
@@ -194,10 +184,10 @@ def test_a_batch_without_anything_to_learn_is_passed_over(factory: str) -> None:
 
 def test_a_student_comes_to_agree_with_its_teacher() -> None:
     nlp, pipe = build_student("distil_ner")
-    source, teaching = distil_pipeline("ner")
-    head = SilverHead(pipe, teaching, PipeSettings())
+    source, source_pipe = build_teacher("ner")
+    head = SilverHead(pipe, source_pipe, PipeSettings())
     rows = texts()
-    records = record(head, source, rows)
+    records = head.record(docs_of(source, rows))
     optimizer = adam(1e-2)
     for _ in range(40):
         head.update(unlabelled(nlp, rows), records, soft=1.0, gold=0.0, drop=0.0, losses={})
@@ -212,15 +202,18 @@ def test_a_student_comes_to_agree_with_its_teacher() -> None:
 
 
 def test_what_cannot_be_learned_is_refused() -> None:
-    ner, parser = build("ner").get_pipe("ner"), build("parser").get_pipe("parser")
+    ner, parser = (
+        build_transitions("ner").get_pipe("ner"),
+        build_transitions("parser").get_pipe("parser"),
+    )
     with pytest.raises(ConfigError, match=r"pipes\.ner\.weight = 0\.5"):
         SilverHead(ner, ner, PipeSettings(weight=0.5))
     with pytest.raises(ConfigError, match="'parser' a DependencyParser"):
         SilverHead(ner, parser, PipeSettings())
-    other = build("ner", labels=entity_moves("PER")).get_pipe("ner")
+    other = build_transitions("ner", labels=entity_moves("PER")).get_pipe("ner")
     with pytest.raises(ConfigError, match="Only the student: LOC"):
         SilverHead(ner, other, PipeSettings())
-    merging = build("parser", learn_tokens=True).get_pipe("parser")
+    merging = build_transitions("parser", learn_tokens=True).get_pipe("parser")
     with pytest.raises(ConfigError, match="learn_tokens = true"):
         SilverHead(parser, merging, PipeSettings())
     head = SilverHead(ner, ner, PipeSettings())

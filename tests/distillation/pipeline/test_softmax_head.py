@@ -1,8 +1,9 @@
-"""Pipes that choose one label per token, taught by a pipe of the same kind."""
+"""Pipes that choose a label per token, and learn from a pipe of the same kind."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,24 @@ from spacy_distil.distillation.pipeline.heads.base import PipeSettings
 from spacy_distil.distillation.pipeline.heads.softmax import TOP_K, SoftmaxHead, output_layer
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner.decoding import tag_names
+from tests.distillation.pipeline.util import (
+    CNN,
+    gradients,
+    head_of,
+    learn,
+    norm,
+    parameters,
+    randomize,
+    record,
+    texts_of,
+    unlabelled,
+)
 from tests.util import adam, make_examples, make_nlp, same, torch_model_of, weights_of
 
 KINDS = ("tagger", "morphologizer", "senter", "trainable_lemmatizer", "distil_ner")
 ALL_KINDS = pytest.mark.parametrize("kind", KINDS)
-TAGGER = {
-    "@architectures": "spacy.Tagger.v2",
-    "tok2vec": {
-        "@architectures": "spacy.HashEmbedCNN.v2",
-        "pretrained_vectors": None,
-        "width": 16,
-        "depth": 1,
-        "embed_size": 200,
-        "window_size": 1,
-        "maxout_pieces": 2,
-        "subword_features": True,
-    },
-}
+TAGGER = {"@architectures": "spacy.Tagger.v2", "tok2vec": CNN}
+make_head = partial(head_of, SoftmaxHead)
 MANY_TAGS = [f"X{i}" for i in range(20)]
 
 
@@ -52,12 +54,7 @@ def gold_examples(nlp: Any, n: int = 8) -> list[Example]:
 
 def raw_examples(nlp: Any, n: int = 4) -> list[Example]:
     """Docs without annotation."""
-    docs = [Doc(nlp.vocab, words=[t.text for t in each.x]) for each in make_examples(nlp, n)]
-    return [Example(doc, doc.copy()) for doc in docs]
-
-
-def empty_example(nlp: Any) -> Example:
-    return Example(Doc(nlp.vocab, words=[]), Doc(nlp.vocab, words=[]))
+    return unlabelled(nlp, texts_of(make_examples(nlp, n)))
 
 
 def make_pipe(kind: str, seed: int = 0, tags: Sequence[str] = (), config: Any = None) -> Any:
@@ -72,62 +69,10 @@ def make_pipe(kind: str, seed: int = 0, tags: Sequence[str] = (), config: Any = 
     return nlp
 
 
-def randomize(model: Any, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    for node in model.walk():
-        for name in node.param_names:
-            shape = node.get_param(name).shape
-            node.set_param(name, rng.normal(0, 0.4, shape).astype("f"))
-
-
-def make_head(student: Any, teacher: Any, /, **settings: Any) -> SoftmaxHead:
-    return SoftmaxHead(student.get_pipe("pipe"), teacher.get_pipe("pipe"), PipeSettings(**settings))
-
-
-def record(head: SoftmaxHead, teacher: Any, examples: Sequence[Example]) -> Any:
-    """What the teacher says of the same words."""
-    words = [[token.text for token in example.predicted] for example in examples]
-    return head.record([Doc(teacher.vocab, words=each) for each in words])
-
-
 def stored(head: SoftmaxHead, records: Any) -> Any:
     """The same in the number formats of the disk."""
     formats = {name: field.dtype for name, field in head.fields.items()}
     return {name: [each.astype(formats[name]) for each in records[name]] for name in records}
-
-
-def params_of(pipe: Any) -> dict[str, np.ndarray]:
-    nodes = list(enumerate(pipe.model.walk()))
-    return {f"{i} {n}": node.get_param(n).copy() for i, node in nodes for n in node.param_names}
-
-
-def grads_of(pipe: Any) -> dict[str, np.ndarray]:
-    """The gradients that were gathered, which are then gone."""
-    grads = {}
-    for i, node in enumerate(pipe.model.walk()):
-        for name in node.param_names:
-            if node.has_grad(name):
-                grads[f"{i} {name}"] = node.get_grad(name).copy()
-                node.set_grad(name, np.zeros_like(grads[f"{i} {name}"]))
-    return grads
-
-
-def norm(grads: dict[str, np.ndarray]) -> float:
-    return float(np.sqrt(sum((grad**2).sum() for grad in grads.values())))
-
-
-def learn(
-    head: SoftmaxHead,
-    examples: Sequence[Example],
-    records: Any,
-    *,
-    soft: float = 0.0,
-    gold: float = 0.0,
-) -> tuple[float, dict[str, np.ndarray]]:
-    """RETURNS (loss, gradients)."""
-    losses: dict[str, float] = {}
-    head.update(examples, records, soft=soft, gold=gold, drop=0.0, losses=losses)
-    return losses["pipe"], grads_of(head.student)
 
 
 def gold_labels(kind: str, pipe: Any, example: Example) -> list[int]:
@@ -195,7 +140,7 @@ def test_records_the_most_probable_labels(kind: str) -> None:
 def test_fields_fit_what_is_recorded(kind: str) -> None:
     student, teacher = make_pipe(kind), make_pipe(kind, seed=1)
     head = make_head(student, teacher)
-    examples = [*raw_examples(student), empty_example(student)]
+    examples = [*raw_examples(student), *unlabelled(student, [[]])]
     for records in (record(head, teacher, examples), record(head, teacher, examples[-1:])):
         assert records.keys() == head.fields.keys()
         for name, field in head.fields.items():
@@ -247,11 +192,11 @@ def test_an_extreme_teacher_is_borne(normalize: bool) -> None:
 
 
 @ALL_KINDS
-def test_a_sure_teacher_teaches_as_gold_does(kind: str) -> None:
+def test_a_sure_teacher_equals_gold(kind: str) -> None:
     """The gradients are compared, of which an optimizer would hide the scale."""
     plain, student, teacher = make_pipe(kind), make_pipe(kind), make_pipe(kind, seed=1)
     expected_loss = plain.get_pipe("pipe").update(gold_examples(plain))["pipe"]
-    expected = grads_of(plain.get_pipe("pipe"))
+    expected = gradients(plain.get_pipe("pipe").model)
     head = make_head(student, teacher)
     examples = gold_examples(student)
     loss, grads = learn(head, examples, sure_records(kind, head, examples), soft=1.0)
@@ -268,7 +213,7 @@ def test_gold_alone_is_a_plain_update(kind: str) -> None:
     head, examples = make_head(student, teacher), gold_examples(student)
     loss, grads = learn(head, examples, record(head, teacher, examples), gold=1.0)
     assert loss == pytest.approx(losses["pipe"], rel=1e-5)
-    assert same(grads, grads_of(plain.get_pipe("pipe")))
+    assert same(grads, gradients(plain.get_pipe("pipe").model))
 
 
 @ALL_KINDS
@@ -290,7 +235,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(
 
 
 def test_dropout_reaches_the_pipe() -> None:
-    config = {"model": {**TAGGER, "tok2vec": {**TAGGER["tok2vec"], "depth": 2}}}  # type: ignore
+    config = {"model": {**TAGGER, "tok2vec": {**CNN, "depth": 2}}}
     student, teacher = make_pipe("tagger", config=config), make_pipe("tagger", seed=1)
     head, examples = make_head(student, teacher), raw_examples(student)
     records = record(head, teacher, examples)
@@ -368,7 +313,7 @@ def test_docs_without_annotation_have_no_gold(kind: str) -> None:
 def test_docs_without_tokens(kind: str) -> None:
     student, teacher = make_pipe(kind), make_pipe(kind, seed=1)
     head, filled = make_head(student, teacher), gold_examples(student, 2)
-    empty = [empty_example(student), empty_example(student)]
+    empty = unlabelled(student, [[], []])
     assert learn(head, empty, record(head, teacher, empty), soft=1.0, gold=1.0) == (0.0, {})
     loss, expected = learn(head, filled, record(head, teacher, filled), soft=1.0, gold=1.0)
     mixed = [empty[0], *filled, empty[1]]
@@ -406,7 +351,7 @@ def test_with_the_shared_encoder_one_step_equals_nlp_update(bert_dir: Path) -> N
     assert same(weights_of(student), weights_of(plain), atol=1e-5)
     assert not same(weights_of(student), before, atol=1e-4)
     for kind in pipes:
-        assert same(params_of(student.get_pipe(kind)), params_of(plain.get_pipe(kind)), atol=1e-5)
+        assert same(*(parameters(nlp.get_pipe(kind).model) for nlp in (student, plain)), atol=1e-5)
 
 
 @ALL_KINDS
@@ -416,7 +361,7 @@ def test_without_a_teacher_annotation_alone_is_learned(kind: str) -> None:
     head = SoftmaxHead(student.get_pipe("pipe"), None, PipeSettings())
     assert head.fields == {}
     _, grads = learn(head, gold_examples(student), {}, gold=1.0)
-    assert same(grads, grads_of(plain.get_pipe("pipe")))
+    assert same(grads, gradients(plain.get_pipe("pipe").model))
 
 
 def test_the_source_depends_on_the_teachers_pipe_and_the_students_labels() -> None:

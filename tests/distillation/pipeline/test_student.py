@@ -18,14 +18,14 @@ from spacy.training import Example
 
 from spacy_distil.distillation.pipeline.heads import PipeSettings
 from spacy_distil.distillation.pipeline.student import (
-    can_start_from_teacher,
     check_gold_labels,
     copy_heads,
+    find_obstacle,
     save_labels,
     start_from_teacher,
 )
 from spacy_distil.errors import ConfigError
-from tests.distillation.pipeline.conftest import (
+from tests.distillation.pipeline.util import (
     PIPES,
     annotated_examples,
     build_pipeline,
@@ -130,11 +130,11 @@ def test_labels_that_the_student_does_not_take(
     config = student_config(bert_dir, pipes)
     own = {"@readers": "spacy.read_labels.v1", "path": "own.json", "require": False}
     config["initialize"]["components"] = {"ner": {"labels": own}}
-    teaching = {
+    settings = {
         "tagger": PipeSettings(target="gold"),
         "third": PipeSettings(teacher="tagger"),
     }
-    saved = save_labels(teacher, config, tmp_path / "labels", teaching)
+    saved = save_labels(teacher, config, tmp_path / "labels", settings)
     assert set(saved["initialize"]["components"]) == {"ner", "third"}
     assert saved["initialize"]["components"]["ner"]["labels"] == own
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["third.json"]
@@ -260,7 +260,7 @@ def test_encoder_is_made_of_the_trained_layers(
         parameter.data += 1
     config = student_config(tmp_path / "nowhere", ["tagger"])
     config["components"]["transformer"]["model"].update({"pooling": "last", "overlap": 8})
-    assert can_start_from_teacher(teacher, config) is None
+    assert find_obstacle(teacher, config) is None
     directory = tmp_path / "encoder"
     started = start_from_teacher(config, teacher, directory, layers, n_layers)
     assert config["components"]["transformer"]["model"]["name"] == "${paths.encoder}"
@@ -305,18 +305,16 @@ def test_when_the_teacher_has_no_layers_to_give(
     teacher: Language, onnx_pipeline: Path, encoder_dirs: dict[str, Path], tmp_path: Path
 ) -> None:
     config = student_config(encoder_dirs["bert"], ["tagger"])
-    assert can_start_from_teacher(teacher, config) is None
-    assert "the teacher has no components" in (
-        can_start_from_teacher(spacy.blank("en"), config) or ""
-    )
-    onnx = can_start_from_teacher(spacy.load(onnx_pipeline), config)
+    assert find_obstacle(teacher, config) is None
+    assert "the teacher has no components" in (find_obstacle(spacy.blank("en"), config) or "")
+    onnx = find_obstacle(spacy.load(onnx_pipeline), config)
     assert "engine = 'onnx'" in (onnx or "")
     modernbert = build_pipeline(encoder_dirs["modernbert"], ["tagger"])
     modernbert.initialize(lambda: annotated_examples(modernbert))
-    assert "'modernbert'" in (can_start_from_teacher(modernbert, config) or "")
+    assert "'modernbert'" in (find_obstacle(modernbert, config) or "")
     # A component that is not in the pipeline is not there.
     config["nlp"]["pipeline"].remove("transformer")
-    assert "the student has no components" in (can_start_from_teacher(teacher, config) or "")
+    assert "the student has no components" in (find_obstacle(teacher, config) or "")
     config["nlp"]["pipeline"].insert(0, "transformer")
     with pytest.raises(ConfigError, match=r"start from the teacher's layers: .* 'modernbert'"):
         start_from_teacher(config, modernbert, tmp_path / "encoder")
@@ -502,7 +500,7 @@ def test_heads_of_spacy_transformers_are_copied(bert_dir: Path, tmp_path: Path) 
         teacher.add_pipe(name, config=settings)
     teacher.initialize(lambda: annotated_examples(teacher))
     config = save_labels(teacher, student_config(bert_dir, pipes), tmp_path, {})
-    assert "the teacher has no components" in (can_start_from_teacher(teacher, config) or "")
+    assert "the teacher has no components" in (find_obstacle(teacher, config) or "")
     student = initialized(config)
     copied = copy_heads(student, teacher, {name: name for name in pipes})
     assert copied == dict.fromkeys(pipes, "copied")

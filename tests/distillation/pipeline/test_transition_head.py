@@ -1,158 +1,53 @@
+"""`ner` and `parser`, against walks that score one state at a time, and against spaCy's update."""
+
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import spacy
 import torch
-from spacy.language import Language
 from spacy.pipeline.tok2vec import Tok2VecListener
 from spacy.tokens import Doc
 from spacy.training import Example
-from thinc.api import Model, fix_random_seed
+from thinc.api import fix_random_seed
 
 from spacy_distil.distillation.pipeline.heads import transitions
 from spacy_distil.distillation.pipeline.heads.base import PipeSettings
 from spacy_distil.distillation.pipeline.heads.transitions import TransitionHead
+from spacy_distil.distillation.pipeline.labels import output_names
 from spacy_distil.errors import ConfigError
-from tests.distillation.pipeline.conftest import annotated_examples
+from tests.distillation.pipeline.util import (
+    STOCK_LISTENER,
+    TEXTS,
+    annotated_examples,
+    assert_same,
+    build_transitions,
+    docs_of,
+    entity_moves,
+    fresh,
+    gradients,
+    head_of,
+    trained_transitions,
+    unlabelled,
+    update,
+    words_of,
+)
 from tests.util import adam
 
 KINDS = ("ner", "parser")
-CNN = {
-    "@architectures": "spacy.HashEmbedCNN.v2",
-    "pretrained_vectors": None,
-    "width": 16,
-    "depth": 1,
-    "embed_size": 200,
-    "window_size": 1,
-    "maxout_pieces": 2,
-    "subword_features": False,
-}
-LISTENER = {"@architectures": "spacy.Tok2VecListener.v1", "width": 16}
-
-
-def build(
-    kind: str, *, tok2vec: dict[str, Any] = CNN, upper: bool = False, seed: int = 0, **settings: Any
-) -> Any:
-    """A small pipeline with random weights: spaCy's own start at zero below the scores.
-
-    settings: of the pipe, or of its model where they have these names.
-    """
-    fix_random_seed(seed)
-    nlp = spacy.blank("en")
-    if tok2vec is LISTENER:
-        encoder: Any = nlp.add_pipe("tok2vec", config={"model": CNN})
-        encoder.model.initialize()
-    model = {
-        "@architectures": "spacy.TransitionBasedParser.v2",
-        "state_type": kind,
-        "extra_state_tokens": settings.pop("extra_state_tokens", False),
-        "hidden_width": 12,
-        "maxout_pieces": settings.pop("maxout_pieces", 2),
-        "use_upper": upper,
-        "tok2vec": tok2vec,
-    }
-    labels = settings.pop("labels", None)
-    factory = settings.pop("factory", kind)
-    if kind == "parser":
-        settings["min_action_freq"] = 1
-    pipe: Any = nlp.add_pipe(factory, name=kind, config={"model": model, **settings})
-    examples = annotated_examples(nlp)
-    pipe.initialize(lambda: examples, labels=labels)
-    randomize(pipe.model, seed)
-    return nlp
-
-
-def randomize(model: Model, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    for node in model.walk():
-        for name in node.param_names:
-            if node.has_param(name):
-                node.set_param(name, rng.normal(0, 0.4, node.get_param(name).shape).astype("f"))
-
-
-@lru_cache
-def trained(kind: str, upper: bool = False) -> Any:
-    """A pipeline that has learned the annotated examples. Leave it as it is."""
-    nlp = build(kind, upper=upper)
-    optimizer, examples = adam(1e-2), annotated_examples(nlp)
-    for _ in range(40):
-        nlp.update([fresh(example) for example in examples], sgd=optimizer)
-    return nlp
-
-
-def fresh(example: Example) -> Example:
-    """The same without what has been predicted."""
-    doc = example.predicted
-    return Example(Doc(doc.vocab, words=[t.text for t in doc]), example.reference)
-
-
-def unlabelled(nlp: Language, texts: Sequence[Sequence[str]]) -> list[Example]:
-    docs = [Doc(nlp.vocab, words=list(words)) for words in texts]
-    return [Example(doc, doc.copy()) for doc in docs]
-
-
-def words_of(n: int, *, seed: int = 0) -> list[str]:
-    known = sorted({t.text for eg in annotated_examples(spacy.blank("en")) for t in eg.reference})
-    return random.Random(seed).choices(known, k=n)
-
-
-TEXTS = [words_of(23, seed=1), [], words_of(1, seed=2), ["\n"], words_of(61, seed=3), [" ", "Ann"]]
+make_head = partial(head_of, TransitionHead)
 
 
 def record(head: TransitionHead, teacher: Any, texts: Sequence[Sequence[str]]) -> dict[str, Any]:
     """What is recorded, with the vectors as exact as they are made."""
-    docs = [Doc(teacher.vocab, words=list(words)) for words in texts]
+    docs = docs_of(teacher, texts)
     records = head.record(docs)
     layer = head.teacher.model.layers[0]
     return {**records, "tokens": [layer.predict([doc]) for doc in docs]}
-
-
-def make_head(student: Any, teacher: Any, **settings: float) -> TransitionHead:
-    name = student.pipe_names[-1]
-    pipes = student.get_pipe(name), teacher.get_pipe(name)
-    return TransitionHead(*pipes, PipeSettings(**settings))
-
-
-def update(
-    head: TransitionHead,
-    examples: Sequence[Example],
-    records: Any,
-    *,
-    soft: float = 1.0,
-    gold: float = 0.0,
-    drop: float = 0.0,
-) -> float:
-    losses: dict[str, float] = {}
-    head.update(examples, records, soft=soft, gold=gold, drop=drop, losses=losses)
-    assert list(losses) == [head.name]
-    return losses[head.name]
-
-
-def gradients(model: Model) -> dict[tuple[int, str], np.ndarray]:
-    """All gradients; from now on there are none."""
-    found = {}
-    for i, node in enumerate(model.walk()):
-        for name in node.param_names:
-            if node.has_grad(name):
-                found[i, name] = node.get_grad(name).copy()
-                node.set_grad(name, np.zeros_like(node.get_grad(name)))
-    return {key: grad for key, grad in found.items() if grad.any()}
-
-
-def assert_same(
-    left: dict[Any, np.ndarray], right: dict[Any, np.ndarray], scale: float = 1
-) -> None:
-    assert left.keys() == right.keys()
-    assert left
-    for key, grad in left.items():
-        largest = np.abs(right[key]).max()
-        np.testing.assert_allclose(grad, scale * right[key], rtol=1e-3, atol=1e-5 * largest)
 
 
 # The teacher's side
@@ -162,9 +57,9 @@ def assert_same(
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_recorded_moves_are_those_of_the_prediction(kind: str, upper: bool) -> None:
     # With random weights the best move is often not valid.
-    teacher = build(kind, upper=upper)
+    teacher = build_transitions(kind, upper=upper)
     pipe = teacher.get_pipe(kind)
-    docs = [Doc(teacher.vocab, words=list(words)) for words in [*TEXTS, words_of(300)]]
+    docs = docs_of(teacher, [*TEXTS, words_of(300)])
     before = [doc.to_bytes() for doc in docs]
     records = make_head(teacher, teacher).record(docs)
     assert [doc.to_bytes() for doc in docs] == before
@@ -186,9 +81,9 @@ def test_the_recorded_moves_are_those_of_the_prediction(kind: str, upper: bool) 
 
 
 def test_records_have_the_shapes_of_their_fields() -> None:
-    teacher = build("ner")
+    teacher = build_transitions("ner")
     head = make_head(teacher, teacher)
-    docs = [Doc(teacher.vocab, words=list(words)) for words in TEXTS]
+    docs = docs_of(teacher, TEXTS)
     records = head.record(docs)
     for name, field in head.fields.items():
         (found,) = {each.dtype for each in records[name]}
@@ -208,16 +103,16 @@ def test_records_have_the_shapes_of_their_fields() -> None:
 @pytest.mark.parametrize("upper", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(kind: str, upper: bool) -> None:
-    teacher = build(kind, upper=upper)
+    teacher = build_transitions(kind, upper=upper)
     head = make_head(teacher, teacher, temperature=2.0)
     texts = [*TEXTS, words_of(250)]
     records = record(head, teacher, texts)
-    assert update(head, unlabelled(teacher, texts), records) == pytest.approx(0, abs=1e-3)
+    assert update(head, unlabelled(teacher, texts), records, soft=1.0) == pytest.approx(0, abs=1e-3)
     residue = gradients(head.student.model)
     assert all(np.abs(grad).max() < 1e-3 for grad in residue.values())
     docs = [example.predicted for example in unlabelled(teacher, texts)]
     halves = [each.astype("float16") for each in head.record(docs)["tokens"]]
-    rounded = update(head, unlabelled(teacher, texts), {**records, "tokens": halves})
+    rounded = update(head, unlabelled(teacher, texts), {**records, "tokens": halves}, soft=1.0)
     assert 0 < rounded < 1e-3 * sum(map(len, texts))
 
 
@@ -233,8 +128,10 @@ def test_the_gradient_equals_that_of_a_naive_walk(
     The student's moves are in another order, and the teacher's model may be of another shape.
     """
     monkeypatch.setattr(transitions, "MAX_MOVES", 9)
-    teacher = build(kind, upper=not upper, extra_state_tokens=extra_tokens)
-    student = build(kind, upper=upper, labels=reversed_labels(teacher.get_pipe(kind)), seed=1)
+    teacher = build_transitions(kind, upper=not upper, extra_state_tokens=extra_tokens)
+    student = build_transitions(
+        kind, upper=upper, labels=reversed_labels(teacher.get_pipe(kind)), seed=1
+    )
     head = make_head(student, teacher, temperature=2.0, weight=0.5)
     records = record(head, teacher, TEXTS)
     loss = update(head, unlabelled(student, TEXTS), records, soft=3.0)
@@ -315,10 +212,10 @@ def naive_update(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_is_the_slope_of_the_loss(kind: str) -> None:
-    teacher, student = build(kind), build(kind, seed=1)
+    teacher, student = build_transitions(kind), build_transitions(kind, seed=1)
     head = make_head(student, teacher, temperature=1.5)
     records = record(head, teacher, TEXTS)
-    update(head, unlabelled(student, TEXTS), records)
+    update(head, unlabelled(student, TEXTS), records, soft=1.0)
     model = head.student.model
     numbers = [node.id for node in model.walk()]
     slopes = {(numbers[i], name): slope for (i, name), slope in gradients(model).items()}
@@ -330,7 +227,7 @@ def test_the_gradient_is_the_slope_of_the_loss(kind: str) -> None:
         losses = []
         for step in (1e-3, -1e-3):
             node.set_param(name, (weights + step * direction).astype("f"))
-            losses.append(update(head, unlabelled(student, TEXTS), records))
+            losses.append(update(head, unlabelled(student, TEXTS), records, soft=1.0))
         node.set_param(name, weights)
         measured = (losses[0] - losses[1]) / 2e-3
         assert measured == pytest.approx(np.linalg.norm(slope), rel=0.02)
@@ -341,17 +238,20 @@ def test_the_gradient_is_the_slope_of_the_loss(kind: str) -> None:
 def test_an_untrained_student_comes_to_agree_on_text_without_annotation(
     kind: str, upper: bool
 ) -> None:
-    teacher, student = trained(kind, upper), build(kind, upper=upper, seed=7)
+    teacher, student = (
+        trained_transitions(kind, upper),
+        build_transitions(kind, upper=upper, seed=7),
+    )
     head = make_head(student, teacher)
     texts = [[t.text for t in eg.reference] for eg in annotated_examples(teacher, 24, start=50)]
     texts.append([word for words in texts for word in words])
     assert agreement(student, teacher, texts) < 0.8
     records = head.record([Doc(teacher.vocab, words=words) for words in texts])
     optimizer = adam(1e-2)
-    before = update(head, unlabelled(student, texts), records)
+    before = update(head, unlabelled(student, texts), records, soft=1.0)
     for _ in range(50):
         head.student.finish_update(optimizer)
-        after = update(head, unlabelled(student, texts), records, drop=0.1)
+        after = update(head, unlabelled(student, texts), records, drop=0.1, soft=1.0)
     assert after < before / 5
     assert agreement(student, teacher, texts) > 0.95
 
@@ -370,15 +270,15 @@ def agreement(student: Any, teacher: Any, texts: Sequence[Sequence[str]]) -> flo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_encoder_hears_once_of_every_token_of_a_long_doc(kind: str) -> None:
-    teacher = build(kind, tok2vec=LISTENER)
-    student = build(kind, tok2vec=LISTENER, seed=1)
+    teacher = build_transitions(kind, tok2vec=STOCK_LISTENER)
+    student = build_transitions(kind, tok2vec=STOCK_LISTENER, seed=1)
     head = make_head(student, teacher)
     texts = [words_of(1200), [], words_of(30)]
     docs = list(teacher.get_pipe("tok2vec").pipe(Doc(teacher.vocab, words=w) for w in texts))
     records = head.record(docs)
     examples = unlabelled(student, texts)
     reported = listen(student, examples)
-    update(head, examples, records)
+    update(head, examples, records, soft=1.0)
     assert len(reported) == 1
     assert [len(each) for each in reported[0]] == [1200, 0, 30]
     assert np.abs(np.concatenate(reported[0])).sum(axis=1).min() > 0
@@ -397,7 +297,7 @@ def listen(nlp: Any, examples: Sequence[Example]) -> list[Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_without_anything_to_learn_is_passed_over(kind: str) -> None:
-    teacher = build(kind, tok2vec=LISTENER)
+    teacher = build_transitions(kind, tok2vec=STOCK_LISTENER)
     head = make_head(teacher, teacher)
     empty, bare = unlabelled(teacher, [[], []]), unlabelled(teacher, [["Ann"], [], ["\n"]])
     nothing = head.record([example.predicted for example in empty])
@@ -414,7 +314,7 @@ def test_a_batch_without_anything_to_learn_is_passed_over(kind: str) -> None:
 @pytest.mark.parametrize("upper", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gold_alone_is_the_update_of_spacy(kind: str, upper: bool, cut: int) -> None:
-    nlp = build(kind, upper=upper, update_with_oracle_cut_size=cut)
+    nlp = build_transitions(kind, upper=upper, update_with_oracle_cut_size=cut)
     pipe = nlp.get_pipe(kind)
     head = make_head(nlp, nlp)
     examples = [*annotated_examples(nlp), *unlabelled(nlp, [[], ["Ann", "slept"]])]
@@ -432,8 +332,8 @@ def test_gold_alone_is_the_update_of_spacy(kind: str, upper: bool, cut: int) -> 
 @pytest.mark.parametrize("upper", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_parts_add_up(kind: str, upper: bool) -> None:
-    teacher = build(kind, upper=upper)
-    nlp = build(kind, upper=upper, seed=1, update_with_oracle_cut_size=0)
+    teacher = build_transitions(kind, upper=upper)
+    nlp = build_transitions(kind, upper=upper, seed=1, update_with_oracle_cut_size=0)
     head = make_head(nlp, teacher, temperature=2.0)
     scaled = make_head(nlp, teacher, temperature=2.0, weight=0.5)
     examples = [*annotated_examples(nlp), *unlabelled(nlp, [[], words_of(30)])]
@@ -458,51 +358,50 @@ def test_both_parts_add_up(kind: str, upper: bool) -> None:
 
 
 def test_moves_that_the_teacher_has_not_learned_are_no_target() -> None:
-    teacher = build("ner")
+    teacher = build_transitions("ner")
     teacher.get_pipe("ner").add_label("NEW")
     assert teacher.get_pipe("ner").model.attrs["unseen_classes"]
     head = make_head(teacher, teacher)
     records = record(head, teacher, TEXTS)
-    assert update(head, unlabelled(teacher, TEXTS), records) == pytest.approx(0, abs=1e-3)
-    student = build("ner", labels=teacher.get_pipe("ner").label_data, seed=1)
+    assert update(head, unlabelled(teacher, TEXTS), records, soft=1.0) == pytest.approx(0, abs=1e-3)
+    student = build_transitions("ner", labels=teacher.get_pipe("ner").label_data, seed=1)
     head = make_head(student, teacher)
-    update(head, unlabelled(student, TEXTS), records)
+    update(head, unlabelled(student, TEXTS), records, soft=1.0)
     # The student has these moves, and learns not to make them.
-    new = [i for i, name in enumerate(transitions.output_names(head.student)) if "NEW" in name]
+    new = [i for i, name in enumerate(output_names(head.student)) if "NEW" in name]
     assert (head.student.model.layers[1].get_grad("b")[new].sum(axis=1) > 0).all()
 
 
 def test_a_student_learns_moves_that_have_been_added_to_it() -> None:
-    teacher, student = build("ner", labels=entity_moves("PER", "LOC", "NEW")), build("ner", seed=1)
+    teacher, student = (
+        build_transitions("ner", labels=entity_moves("PER", "LOC", "NEW")),
+        build_transitions("ner", seed=1),
+    )
     student.get_pipe("ner").add_label("NEW")
     head = make_head(student, teacher)
-    update(head, unlabelled(student, TEXTS), record(head, teacher, TEXTS))
+    update(head, unlabelled(student, TEXTS), record(head, teacher, TEXTS), soft=1.0)
     assert head.student.model.attrs["unseen_classes"] == set()
-    new = [i for i, name in enumerate(transitions.output_names(head.student)) if "NEW" in name]
+    new = [i for i, name in enumerate(output_names(head.student)) if "NEW" in name]
     assert (head.student.model.layers[1].get_grad("b")[new] != 0).any(axis=1).all()
 
 
-def entity_moves(*labels: str) -> Any:
-    return spacy.blank("en").add_pipe("ner").moves.get_actions(entity_types=labels)
-
-
 def test_pipes_that_do_not_fit_are_refused() -> None:
-    ner = build("ner")
+    ner = build_transitions("ner")
     with pytest.raises(ConfigError, match=r"Only the student: .*B-LOC"):
-        make_head(ner, build("ner", labels=entity_moves("PER")))
+        make_head(ner, build_transitions("ner", labels=entity_moves("PER")))
     with pytest.raises(ConfigError, match="beam_width = 4"):
-        make_head(build("ner", factory="beam_ner", beam_width=4), ner)
+        make_head(build_transitions("ner", factory="beam_ner", beam_width=4), ner)
     with pytest.raises(ConfigError, match="teacher's 'ner' has beam_width = 4"):
-        make_head(ner, build("ner", factory="beam_ner", beam_width=4))
+        make_head(ner, build_transitions("ner", factory="beam_ner", beam_width=4))
     with pytest.raises(ConfigError, match="maxout_pieces = 1"):
-        make_head(ner, build("ner", maxout_pieces=1))
+        make_head(ner, build_transitions("ner", maxout_pieces=1))
     tagger: Any = spacy.blank("en").add_pipe("tagger")
     with pytest.raises(ConfigError, match="teacher's 'tagger' is a Tagger"):
         TransitionHead(ner.get_pipe("ner"), tagger, PipeSettings())
 
 
 def test_annotation_with_a_label_that_is_not_the_teachers_is_refused() -> None:
-    nlp = build("ner")
+    nlp = build_transitions("ner")
     doc = Doc(nlp.vocab, words=["Ann"])
     example = Example.from_dict(doc, {"entities": ["U-ALIEN"]})
     with pytest.raises(ConfigError, match="U-ALIEN"):

@@ -1,17 +1,18 @@
-"""What a teacher makes of a corpus: computed once, read from memory-mapped shards.
+"""The teacher's records of a corpus: computed once, read from memory-mapped shards.
 
 A cache is a directory:
 
-    cache.json                   of what teacher and documents it is, and what is recorded
-    shard-00000.safetensors ...  of 50,000 tokens or 256 MB: for each field of each head the rows of
-                                 all its documents behind one another, (rows, width)
+    cache.json                   its teacher, its documents and its fields
+    shard-00000.safetensors ...  up to 50,000 tokens or 256 MB each: for each field of each head one
+                                 array with the rows of all documents in the shard, (rows, width)
 
-A shard is written elsewhere and then renamed, so that those that are there are complete, and a run
-that was interrupted goes on after them. Shards are mapped, not read: a batch costs the pages that
-it lies on, whatever the size of the cache.
+A shard is either complete or absent, so an interrupted run goes on after the shards that it has
+written. Shards are mapped, not read: a batch reads the pages that it lies on, whatever the size of
+the cache.
 
-Read in this order: `layout` (what lies where), `store` (what is computed, used, refused or
-replaced), `recording` (a teacher's arrays to a shard's), `shards` (their files), `reader`.
+Read in this order: `layout` (the places of all documents), `store` (using, filling, refusing and
+replacing a cache), `recording` (from arrays per document to a shard), `shards` (their files),
+`reader`.
 """
 
 from spacy_distil.distillation.pipeline.cache.reader import TeacherCache

@@ -1,4 +1,4 @@
-"""What lies where in a cache, and how large it is."""
+"""The places of all documents in a cache, and its size."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Fields = Mapping[str, Mapping[str, Field]]
 
 SHARD_TOKENS = 50_000
 SHARD_BYTES = 256_000_000
-ITEMS_PER_TOKEN = 2  # a guess, for the prediction of the size
+ITEMS_PER_TOKEN = 2  # a guess, to predict the size
 OFFSET_DTYPE = "int64"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies where in a cache.
+    """The places of all documents in a cache.
 
-    fields: what is recorded, by head and name.
-    starts: number of tokens before each doc, and of all, (n_docs + 1,).
-    bounds: first doc of each shard, and number of docs, (n_shards + 1,).
+    fields: the fields by head and name.
+    starts: the number of tokens before each doc, and of all tokens, (n_docs + 1,).
+    bounds: the first doc of each shard, and the number of docs, (n_shards + 1,).
     """
 
     fields: Fields
@@ -33,7 +33,10 @@ class Layout:
 
     @classmethod
     def of(cls, fields: Fields, lengths: Sequence[int]) -> Layout:
-        """lengths: tokens of each doc."""
+        """Lay out a cache.
+
+        lengths: number of tokens of each doc.
+        """
         for head, name, field in each_field(fields):
             if not format_code(field.dtype):
                 raise ValueError(
@@ -60,26 +63,26 @@ class Layout:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is recorded."""
+        """Whether there are no fields."""
         return not any(self.fields.values())
 
     @property
     def is_estimated(self) -> bool:
-        """Whether the size depends on a number of items that is not known beforehand."""
+        """Whether the size is a guess, because the number of items is not known."""
         return any(field.per == "item" for _, _, field in each_field(self.fields))
 
     def docs(self, shard: int) -> range:
-        """Numbers of the docs in a shard."""
+        """Return the numbers of the docs in a shard."""
         return range(self.bounds[shard], self.bounds[shard + 1])
 
     def tokens(self, docs: range) -> int:
-        """Number of tokens in these docs."""
+        """Count the tokens of docs."""
         return int(self.starts[docs.stop] - self.starts[docs.start])
 
     def n_bytes(self, shards: Sequence[int] | None = None) -> int:
-        """Predicted size of shards on disk; None for all of them.
+        """Predict the size of shards on disk. None means all shards.
 
-        Exact but for a few hundred bytes a shard, unless it is estimated.
+        The error is a few hundred bytes per shard, unless the size is a guess.
         """
         per_token, per_doc = _sizes(self.fields)
         docs = map(self.docs, range(self.n_shards) if shards is None else shards)
@@ -87,17 +90,18 @@ class Layout:
 
 
 def each_field(fields: Fields) -> Iterator[tuple[str, str, Field]]:
-    """Head, name and field."""
+    """Yield the head, the name and the field for all fields."""
     for head, own in fields.items():
         for name, field in own.items():
             yield head, name, field
 
 
 def cut(docs: range, limits: Sequence[tuple[NDArray[np.int64], int]]) -> list[int]:
-    """Where to cut docs into runs that keep to all limits, or of one doc that is beyond them.
+    """Cut docs into parts that stay within all limits. A doc beyond a limit is a part by itself.
 
-    limits: what a run has at most, and of that the sum before each doc, and of all, (n_docs + 1,).
-    RETURNS: the first doc of each run, and the end of `docs`.
+    limits: pairs of sums and a limit. The sums are those before each doc and of all docs,
+        (n_docs + 1,). The limit is the greatest sum of a part.
+    RETURNS: the first doc of each part, and the end of `docs`.
     """
     bounds = [docs.start]
     while bounds[-1] < docs.stop:
@@ -108,13 +112,13 @@ def cut(docs: range, limits: Sequence[tuple[NDArray[np.int64], int]]) -> list[in
 
 
 def format_code(dtype: str) -> str | None:
-    """The name of a number format in safetensors files; None where it has none."""
+    """Return the name of a number format in safetensors files, or None if it has none."""
     kind, size = np.dtype(dtype).kind, np.dtype(dtype).itemsize
     return f"{kind.upper()}{8 * size}" if kind in "fiu" and size <= 8 else None
 
 
 def _sizes(fields: Fields) -> tuple[int, int]:
-    """Bytes for each token and, besides, for each doc; of items, an estimate."""
+    """Count the bytes per token, and the bytes per doc that come on top. Items are a guess."""
     per_token = per_doc = 0
     for _, _, field in each_field(fields):
         size = field.width * np.dtype(field.dtype).itemsize

@@ -1,4 +1,4 @@
-"""What was recorded of each doc, out of the shards."""
+"""Reading the records of documents from the shards."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ OPEN_SHARDS = 64  # each holds a file descriptor, of which a process may have as
 
 
 class TeacherCache:
-    """What was recorded of each doc.
+    """The teacher's records of all docs.
 
-    Processes may share one: it can be pickled, and holds nothing that a fork would break.
+    Several processes may share a cache: it can be pickled, and a fork does not break it.
 
-    identity: of the cache, as its shards have it.
+    identity: of the cache. All its shards carry it.
     """
 
     def __init__(self, directory: Path, layout: Layout, identity: str) -> None:
@@ -31,10 +31,11 @@ class TeacherCache:
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._map)
 
     def read(self, docs: Sequence[int]) -> dict[str, Records]:
-        """What was recorded of these docs, by head: for each field an array for each doc, in the
-        order asked for, (rows, width).
+        """Read the records of docs.
 
-        docs: their numbers. The arrays are views of the files, and cannot be written to.
+        docs: their numbers.
+        RETURNS: by head and field, an array for each doc in the order of `docs`, (rows, width). The
+            arrays are read-only views of the files.
         """
         layout = self.layout
         numbers = np.asarray(docs, dtype=np.int64)
@@ -63,7 +64,7 @@ class TeacherCache:
 
     @property
     def n_bytes(self) -> int:
-        """Size on disk."""
+        """The size on disk."""
         if self.layout.is_empty:
             return 0
         shards = range(self.layout.n_shards)

@@ -1,4 +1,4 @@
-"""From the arrays that a teacher gives, doc by doc, to the tensors of a shard."""
+"""From the arrays of single documents to the tensors of a shard."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from spacy_distil.distillation.pipeline.cache.layout import OFFSET_DTYPE, Layout
 from spacy_distil.distillation.pipeline.cache.shards import offsets_key, rows_key
 from spacy_distil.distillation.pipeline.heads.base import Array, Field
 
-# From numbers of docs to what is recorded of them: head -> field -> an array for each doc.
+# From the numbers of docs to their records: head -> field -> an array for each doc.
 Record = Callable[[range], Mapping[str, Mapping[str, Sequence[Array]]]]
 
-BATCH_TOKENS = 5_000  # what the teacher is given at once
+BATCH_TOKENS = 5_000  # the teacher gets so many at once
 
 
 def record_shard(
     layout: Layout, docs: range, record: Record, advance: Callable[[int], Any]
 ) -> dict[str, Array]:
-    """The tensors of a shard, by name.
+    """Record the docs of a shard. RETURNS: its tensors by name.
 
-    docs: that lie in it.
-    advance: is told the number of tokens of each batch.
+    docs: the docs of the shard.
+    advance: receives the number of tokens of each batch.
     """
     parts: dict[str, list[Array]] = defaultdict(list)
     for start, stop in pairwise(cut(docs, [(layout.starts, BATCH_TOKENS)])):
@@ -39,15 +39,15 @@ def record_shard(
                     f"{head}: expected the fields {sorted(fields)}, got {sorted(arrays)}."
                 )
             for name, field in fields.items():
-                where = f"{head}.{name}"
-                counts = _check_shapes(where, field, arrays[name], layout.starts, batch)
-                parts[rows_key(head, name)].append(_packed(where, field, arrays[name]))
+                label = f"{head}.{name}"
+                counts = _check_shapes(label, field, arrays[name], layout.starts, batch)
+                parts[rows_key(head, name)].append(_pack(label, field, arrays[name]))
                 if field.per == "item":
                     parts[offsets_key(head, name)].append(counts)
         advance(layout.tokens(batch))
     tensors = {}
     for key in list(parts):
-        tensors[key] = np.concatenate(parts.pop(key))  # popped: one of them is there twice at most
+        tensors[key] = np.concatenate(parts.pop(key))  # `pop` frees the parts at once
     for head, name, field in each_field(layout.fields):
         if field.per == "item":
             key = offsets_key(head, name)
@@ -56,31 +56,35 @@ def record_shard(
 
 
 def _check_shapes(
-    where: str, field: Field, arrays: Sequence[Array], starts: NDArray[np.int64], docs: range
+    label: str, field: Field, arrays: Sequence[Array], starts: NDArray[np.int64], docs: range
 ) -> NDArray[np.int64]:
-    """Rows of each doc's array, (n_docs,). Raises ValueError where a shape is wrong."""
+    """Check the shapes of a field's arrays.
+
+    RETURNS: the number of rows of each doc's array, (n_docs,).
+    Raises ValueError for a wrong shape.
+    """
     if len(arrays) != len(docs):
-        raise ValueError(f"{where}: expected arrays of {len(docs)} documents, got {len(arrays)}.")
+        raise ValueError(f"{label}: expected arrays of {len(docs)} documents, got {len(arrays)}.")
     for doc, array in zip(docs, arrays, strict=True):
         rows = {"token": int(starts[doc + 1] - starts[doc]), "doc": 1}.get(field.per)
         shape = np.shape(array)
         if len(shape) != 2 or shape[1] != field.width or (rows is not None and shape[0] != rows):
             raise ValueError(
-                f"{where} of document {doc}: expected an array of shape "
+                f"{label} of document {doc}: expected an array of shape "
                 f"({'items' if rows is None else rows}, {field.width}), one row per {field.per}, "
                 f"got {shape}."
             )
     return np.array([len(array) for array in arrays], dtype=np.int64)
 
 
-def _packed(where: str, field: Field, arrays: Sequence[Array]) -> Array:
-    """The rows of all docs in the number format of the disk.
+def _pack(label: str, field: Field, arrays: Sequence[Array]) -> Array:
+    """Join the rows of all docs, in the number format of the field.
 
-    What is too large for a floating-point format becomes its largest number: of scores, minus
-    infinity is the most common.
+    Numbers too large for a floating-point format become its largest number. With scores, this is
+    mostly minus infinity.
     """
     dtype = np.dtype(field.dtype)
-    # Those without rows may be of any format, and must not decide about that of the others.
+    # An array without rows may have any format, and must not change the format of the others.
     filled = [array for array in arrays if len(array)]
     if not filled:
         return np.zeros((0, field.width), dtype)
@@ -95,7 +99,7 @@ def _packed(where: str, field: Field, arrays: Sequence[Array]) -> Array:
         if limits.min <= int(rows.min()) and int(rows.max()) <= limits.max:
             return rows.astype(dtype)
         raise ValueError(
-            f"{where}: values from {rows.min()} to {rows.max()} do not fit into {dtype}, which "
+            f"{label}: values from {rows.min()} to {rows.max()} do not fit into {dtype}, which "
             f"holds {limits.min} to {limits.max}."
         )
-    raise ValueError(f"{where}: expected values for {dtype}, got {rows.dtype}.")
+    raise ValueError(f"{label}: expected values for {dtype}, got {rows.dtype}.")

@@ -1,4 +1,4 @@
-"""The files of a cache: written whole or not at all, and mapped."""
+"""The files of a cache: they are complete or absent, and mapped into memory."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from spacy_distil.errors import ConfigError
 from spacy_distil.runs.files import atomic_file
 
 SHARDS = "shard-*.safetensors"
-IDENTITY = "cache"  # the entry of a shard's metadata that says of what cache it is
+IDENTITY = "cache"  # the entry in a shard's metadata with the identity of its cache
 
 
 class MappedField(NamedTuple):
-    """A field of the docs in a shard.
+    """A field in a shard.
 
     per: what a row stands for.
-    rows: of all docs, (n_rows, width).
-    offsets: first row of each doc, and number of rows, (n_docs + 1,); of items only.
+    rows: the rows of all docs, (n_rows, width).
+    offsets: for items, the first row of each doc and the number of rows, (n_docs + 1,). Else empty.
     """
 
     head: str
@@ -46,12 +46,12 @@ def shard_path(directory: Path, shard: int) -> Path:
 
 
 def rows_key(head: str, name: str) -> str:
-    """The name of a field's tensor."""
+    """Return the name of a field's tensor."""
     return f"{head}/{name}"
 
 
 def offsets_key(head: str, name: str) -> str:
-    """The name of the tensor of first rows; of items only."""
+    """Return the name of the tensor with the offsets of items."""
     return f"{head}/{name}/offsets"
 
 
@@ -59,10 +59,14 @@ def offsets_key(head: str, name: str) -> str:
 
 
 def write_shard(path: Path, tensors: dict[str, Array], identity: str, mode_of: Path) -> None:
-    """identity: of the cache, as `map_shard` expects it. mode_of: a file with the same rights."""
+    """Write a shard.
+
+    identity: of the cache. `map_shard` compares it.
+    mode_of: a file whose permissions the shard gets.
+    """
     with atomic_file(path) as unfinished:
         save_file(tensors, unfinished, metadata={IDENTITY: identity})
-        # The library's files are for the owner's eyes only, whatever the umask.
+        # safetensors lets only the owner read its files, whatever the umask.
         shutil.copymode(mode_of, unfinished)
 
 
@@ -70,11 +74,12 @@ def write_shard(path: Path, tensors: dict[str, Array], identity: str, mode_of: P
 
 
 def map_shard(path: Path, layout: Layout, shard: int, identity: str) -> list[MappedField]:
-    """The fields of `layout` in a shard.
+    """Map the fields of `layout` in a shard.
 
-    Raises ConfigError where the file is not what it should be. The safetensors library has slices,
-    too, but at some microseconds each, which small docs make thousands of in a second, and none of
-    an array without rows.
+    Raises ConfigError if the file is damaged or of another cache.
+
+    The slices of the safetensors library take some microseconds each, which is too slow for
+    thousands of small docs a second, and it has none for arrays without rows.
     """
     docs = layout.docs(shard)
     fields = []
@@ -84,11 +89,11 @@ def map_shard(path: Path, layout: Layout, shard: int, identity: str) -> list[Map
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
         if header["__metadata__"][IDENTITY] != identity:
-            raise ValueError("it is of another cache")
-        none = np.zeros(0, OFFSET_DTYPE)
+            raise ValueError("it belongs to another cache")
+        no_offsets = np.zeros(0, OFFSET_DTYPE)
         for head, name, field in each_field(layout.fields):
             rows = _tensor(data, start, header, rows_key(head, name), field.dtype)
-            offsets, n_rows = none, len(docs) if field.per == "doc" else layout.tokens(docs)
+            offsets, n_rows = no_offsets, len(docs) if field.per == "doc" else layout.tokens(docs)
             if field.per == "item":
                 offsets = _tensor(data, start, header, offsets_key(head, name), OFFSET_DTYPE)
                 if offsets.shape != (len(docs) + 1,):
@@ -113,7 +118,10 @@ def map_shard(path: Path, layout: Layout, shard: int, identity: str) -> list[Map
 
 
 def _tensor(data: mmap.mmap, start: int, header: Mapping[str, Any], key: str, dtype: str) -> Array:
-    """A view of a tensor. start: of the bytes that the header's offsets count from."""
+    """Return a view of a tensor.
+
+    start: the byte that the offsets in the header count from.
+    """
     entry = header[key]
     if entry["dtype"] != format_code(dtype):
         raise ValueError(f"{key} is {entry['dtype']}, expected {format_code(dtype)}")

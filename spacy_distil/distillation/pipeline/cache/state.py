@@ -1,4 +1,4 @@
-"""`cache.json`: of what teacher and documents a cache is, and what is recorded."""
+"""`cache.json`: the teacher, the documents and the fields of a cache."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from spacy_distil.distillation.pipeline.cache.layout import Layout
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.files import UNFINISHED, write_text
 
-# What `cache.json` holds.
+# The contents of `cache.json`.
 State = Mapping[str, Any]
 
 STATE = "cache.json"
 FORMAT = "spacy-distil teacher cache"
-VERSION = 2  # raise it when the same inputs are cut or written in another way
+VERSION = 2  # raise it if the same inputs are cut or written differently
 
 
 def make_state(layout: Layout, fingerprint: Mapping[str, str], sources: Mapping[str, str]) -> State:
-    """fingerprint, sources: see `open_cache`."""
+    """Describe a cache. See `open_cache` for fingerprint and sources."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -46,7 +46,7 @@ def make_state(layout: Layout, fingerprint: Mapping[str, str], sources: Mapping[
 
 
 def identity_of(state: State) -> str:
-    """A short name for a cache, which its shards carry: the same for the same state."""
+    """Return a digest of a state, which the shards of the cache carry."""
     return _digest(json.dumps(state, sort_keys=True).encode("utf8"))
 
 
@@ -55,9 +55,9 @@ def write_state(directory: Path, state: State) -> None:
 
 
 def read_state(directory: Path) -> State | None:
-    """What an existing `cache.json` holds; None where the directory is missing or empty.
+    """Read `cache.json`. RETURNS: None if the directory is missing or empty.
 
-    Raises ConfigError where something else lies there.
+    Raises ConfigError if the directory is not a cache.
     """
     if not directory.exists():
         return None
@@ -69,29 +69,28 @@ def read_state(directory: Path) -> State | None:
         state = None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ConfigError(
-            f"What lies at {directory} is not a teacher's cache (or its {STATE} is missing or "
-            "damaged), and is not replaced. Delete it yourself, or give another directory as "
-            "[distillation] cache."
+            f"{directory} is not a teacher's cache (or its {STATE} is missing or damaged), and is "
+            "not replaced. Delete it yourself, or give another directory as [distillation] cache."
         )
     return state
 
 
-def differences(there: State, state: State) -> list[str]:
-    """In words, what a cache is of that is not what is wanted.
+def differences(existing: State, needed: State) -> list[str]:
+    """List in words why an existing cache does not serve.
 
-    One that has more heads is the same: its shards are cut as they all need it.
+    A cache with more heads than needed serves, whatever the bounds of its shards.
     """
-    old, new = there.get("fingerprint") or {}, state["fingerprint"]
+    old, new = existing.get("fingerprint") or {}, needed["fingerprint"]
     changed = [part for part in {**new, **old} if old.get(part) != new.get(part)]
-    if there.get("lengths") != state["lengths"]:
+    if existing.get("lengths") != needed["lengths"]:
         changed.append("the documents")
-    if there.get("version") != state["version"]:
-        changed.append("the format of the cache")  # and what is recorded is not to be compared
+    if existing.get("version") != needed["version"]:
+        changed.append("the format of the cache")  # another format has other fields
         return list(dict.fromkeys(changed))
-    recorded = there["recorded"]
-    if any(recorded.get(head) != one for head, one in state["recorded"].items()):
+    recorded = existing["recorded"]
+    if any(recorded.get(head) != fields for head, fields in needed["recorded"].items()):
         changed.append("what is recorded")
-    if not changed and recorded == state["recorded"] and there["shards"] != state["shards"]:
+    if not changed and recorded == needed["recorded"] and existing["shards"] != needed["shards"]:
         changed.append("the format of the cache")
     return list(dict.fromkeys(changed))
 

@@ -1,4 +1,4 @@
-"""Computing a cache, going on with it, using it, refusing or replacing it."""
+"""Opening a cache: using, filling, refusing or replacing it."""
 
 from __future__ import annotations
 
@@ -43,43 +43,45 @@ def open_cache(
     sources: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> TeacherCache:
-    """The cache in `directory`, after what is missing of it has been computed.
+    """Open the cache in `directory`, and compute all shards that it lacks.
 
-    fingerprint: of each thing that the recorded values depend on, by words for it such as
-        "the teacher" or "the documents".
-    fields: what is recorded, by head and name.
-    lengths: tokens of each doc.
-    record: records docs, some thousands of tokens at a time, in their order.
-    sources: what each head's values are of, beyond what their shapes tell: such as the teacher's
-        pipe or layers, or the order of labels. "" for those that are not named.
-    force: replace a cache of something else, and damaged shards. A cache that fits is used,
-        and so is one that has heads besides those of `fields`.
+    fingerprint: digests of everything that the records depend on, by words such as "the teacher" or
+        "the documents".
+    fields: the fields by head and name.
+    lengths: number of tokens of each doc.
+    record: records docs in their order, some thousands of tokens at a time.
+    sources: the origin of each head's records beyond their shapes, such as the teacher's pipe or
+        layers, or the order of labels. "" for heads that are not named.
+    force: replace a cache of other contents, and damaged shards. A cache that fits is used, even if
+        it has more heads than `fields`.
 
-    Several processes may fill the same cache at once: each computes what it found missing.
+    Several processes may fill the same cache at once. Each computes the shards that it missed.
 
-    Raises ConfigError where there is a cache of something else, or not a cache at all, or where
-    the disk has no room.
+    Raises ConfigError if the directory has a cache of other contents or is not a cache, or if the
+    disk is too small.
     """
     layout = Layout.of(fields, lengths)
     state = make_state(layout, fingerprint, sources or {})
     cache = TeacherCache(directory, layout, identity_of(state))
     if layout.is_empty:
         return cache
-    there = read_state(directory)
-    changed = [] if there is None else differences(there, state)
+    existing = read_state(directory)
+    changed = [] if existing is None else differences(existing, state)
     missing = list(range(layout.n_shards))
-    if there is not None and not changed:
-        found = TeacherCache(directory, replace(layout, bounds=there["shards"]), identity_of(there))
-        missing = _missing(found, force)
+    if existing is not None and not changed:
+        existing_layout = replace(layout, bounds=existing["shards"])
+        usable = TeacherCache(directory, existing_layout, identity_of(existing))
+        missing = _missing(usable, force)
         if not missing:
-            msg.info(f"Using the teacher's cache in {directory}: {_summary(layout, found.n_bytes)}")
-            return found
-        if there["recorded"] != state["recorded"]:
-            # It holds more than is wanted: as good while complete, but not to be gone on with.
+            summary = _summary(layout, usable.n_bytes)
+            msg.info(f"Using the teacher's cache in {directory}: {summary}")
+            return usable
+        if existing["recorded"] != state["recorded"]:
+            # It has more heads than needed. This run cannot record them, so it cannot fill it.
             changed, missing = ["what is recorded"], list(range(layout.n_shards))
     if changed and not force:
         raise ConfigError(
-            f"The teacher's cache in {directory} is of something else. Changed since it was made: "
+            f"The teacher's cache in {directory} has other contents. Changed since it was made: "
             f"{', '.join(changed)}. Replace it with --force, or give another directory as "
             "[distillation] cache."
         )
@@ -89,20 +91,20 @@ def open_cache(
         remove_unfinished(directory, older_than=STALE_AFTER)
         stale = [*directory.glob(SHARDS)] if changed else []
         _check_room(cache, missing, gained=sum(map(_size_of, stale)))
-        # `cache.json` goes last: until then, the cache is known to be ours, and another one.
+        # `cache.json` goes last: until then it marks the directory as another cache of ours.
         for path in stale:
             path.unlink(missing_ok=True)
         write_state(directory, state)
     while missing:
         _fill(cache, missing, record)
-        # Whoever replaced the same old cache at the same time may have taken new shards for old.
+        # Another process that replaced the same cache may have deleted new shards as stale ones.
         paths = [shard_path(directory, shard) for shard in range(layout.n_shards)]
         missing = [shard for shard, path in enumerate(paths) if not path.exists()]
     return cache
 
 
 def _size_of(path: Path) -> int:
-    """Size of a file that somebody else may be deleting, too."""
+    """Return the size of a file that another process may have deleted."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -110,7 +112,7 @@ def _size_of(path: Path) -> int:
 
 
 def _missing(cache: TeacherCache, force: bool) -> list[int]:
-    """The shards that are not there; with `force`, those that are damaged, too."""
+    """List the absent shards and, with `force`, the damaged ones."""
     missing = []
     for shard in range(cache.layout.n_shards):
         path = shard_path(cache.directory, shard)
@@ -127,7 +129,7 @@ def _missing(cache: TeacherCache, force: bool) -> list[int]:
 
 
 def _fill(cache: TeacherCache, missing: Sequence[int], record: Record) -> None:
-    """Compute and write the shards that are missing."""
+    """Compute and write missing shards."""
     directory, layout = cache.directory, cache.layout
     left = sum(layout.tokens(layout.docs(shard)) for shard in missing)
     with tqdm(
@@ -137,7 +139,7 @@ def _fill(cache: TeacherCache, missing: Sequence[int], record: Record) -> None:
         unit=" tokens",
         unit_scale=True,
         leave=False,
-        disable=None,  # shows the bar on terminals only
+        disable=None,  # shows the bar only on terminals
     ) as bar:
         for done, shard in enumerate(missing):
             tensors = record_shard(layout, layout.docs(shard), record, bar.update)
@@ -156,12 +158,15 @@ def _announce(cache: TeacherCache, missing: Sequence[int]) -> None:
         text += f", at a guess of {ITEMS_PER_TOKEN} items a token"
     if len(missing) < layout.n_shards:
         left = megabytes(layout.n_bytes(missing))
-        text += f"; {left} of it to go, in {len(missing)} of {layout.n_shards} shards"
+        text += f"; {left} of it are missing, in {len(missing)} of {layout.n_shards} shards"
     msg.info(text)
 
 
 def _check_room(cache: TeacherCache, missing: Sequence[int], *, gained: int) -> None:
-    """Raise ConfigError where the disk has no room. gained: bytes that are deleted before."""
+    """Raise ConfigError if the disk is too small.
+
+    gained: bytes that will be deleted first.
+    """
     needed = cache.layout.n_bytes(missing)
     free = free_bytes(cache.directory) + gained
     if free < needed:
@@ -175,15 +180,15 @@ def _check_room(cache: TeacherCache, missing: Sequence[int], *, gained: int) -> 
 
 @contextmanager
 def _writing(cache: TeacherCache, missing: Sequence[int]) -> Iterator[None]:
-    """Turn what the system raises about a file, such as a full disk, into a `ConfigError`."""
+    """Turn the system's errors about a file, such as a full disk, into a ConfigError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         n_shards = cache.layout.n_shards
         raise ConfigError(
             f"The teacher's cache in {cache.directory} cannot be written: {error}. "
-            f"{n_shards - len(missing)} of {n_shards} shards are complete, and stay: make room "
-            "there, and the next run goes on after them, or give another directory as "
+            f"{n_shards - len(missing)} of {n_shards} shards are complete, and stay. Make room, "
+            "and the next run goes on after them, or give another directory as "
             "[distillation] cache."
         ) from error
 

@@ -1,8 +1,8 @@
-"""What every kind of taught pipe has in common.
+"""The base class of all heads, and the settings of one.
 
-A *head* is one pipe of the student together with the teacher's pipe that it learns from. On the
-teacher's side it records, per document, what there is to learn; these arrays are cached. On the
-student's side it turns them into a loss and a gradient, and runs the backward pass.
+A *head* is a pipe of the student together with the teacher's pipe that it learns from. It records
+what the teacher predicts for each document, and the cache keeps these arrays. Later it turns them
+into a loss and a gradient for the student's pipe, and runs the backward pass.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import isfinite
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import pydantic
 from numpy.typing import NDArray
 from spacy.errors import Errors
 from spacy.pipeline import TrainablePipe
@@ -23,21 +24,25 @@ from spacy.training import Example, validate_examples
 
 from spacy_distil.distillation.pipeline.labels import output_names
 from spacy_distil.errors import ConfigError
+from spacy_distil.runs.settings import Section
 
 # "soft": the teacher's distribution. "silver": its decisions, as if they were annotation. "gold":
 # annotation alone. "auto": the first of these that is possible.
 Target = Literal["auto", "soft", "silver", "gold"]
+Weight = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+Temperature = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 
 Array = NDArray[Any]
-# What is recorded of some docs: for each field an array for each doc, (rows, width).
+# The records of some docs: for each field an array per doc, (rows, width).
 Records = Mapping[str, Sequence[Array]]
 
 
 @dataclass(frozen=True)
 class Field:
-    """One array that is recorded of each doc, (rows, width).
+    """An array that a head records of each doc, (rows, width).
 
-    per: what a row stands for: a "token", the "doc", or an "item" of which a doc has any number.
+    per: what a row stands for: a "token", the "doc", or an "item", of which a doc may have any
+        number.
     width: number of columns.
     dtype: numpy's name of the number format on disk.
     """
@@ -47,45 +52,44 @@ class Field:
     dtype: str
 
 
-@dataclass(frozen=True)
-class PipeSettings:
-    """How one pipe of the student is taught.
+class PipeSettings(Section):
+    """How a pipe of the student learns: the settings of [distillation.pipes.NAME].
 
-    teacher: name of the teacher's pipe; None where it is that of the student's.
-    target: what it learns from.
+    teacher: name of the teacher's pipe. None means the name of the student's pipe.
+    target: what the pipe learns from.
     temperature: of teacher and student, for the soft targets.
-    weight: factor on the pipe's gradient, in every stage.
+    weight: factor on the pipe's gradient in every stage.
     """
 
     teacher: str | None = None
     target: Target = "auto"
-    temperature: float = 1.0
-    weight: float = 1.0
+    temperature: Temperature = 1.0
+    weight: Weight = 1.0
 
     def source(self, name: str) -> str:
-        """The teacher's name of the pipe.
+        """Return the teacher's name of the pipe.
 
-        name: the student's.
+        name: the student's name of it.
         """
         return self.teacher or name
 
 
 class UnsuitedError(ConfigError):
-    """A pipe, as it is set up, cannot learn or teach in the way of a head; another way may do."""
+    """A head does not suit a pipe as it is set up. Another head may suit it."""
 
 
 class Head(ABC):
-    """One pipe of the student, and how it learns from one pipe of the teacher.
+    """A pipe of the student, and how it learns from a pipe of the teacher.
 
     student: the pipe that learns.
-    teacher: the pipe that it learns from, in a pipeline of its own. None where it learns from
-        annotation alone, by a head for the sake of documents that have none: such a head records
-        nothing, and its `update` takes no `soft`.
-    settings: its temperature and weight.
-    Raises UnsuitedError for pipes that another head may suit, else ConfigError.
+    teacher: the pipe that it learns from, in a pipeline of its own. None means that the student
+        learns from annotation alone, but its own `update` would not pass over docs without
+        annotation. Such a head records nothing, and its `update` needs `soft` = 0.
+    settings: temperature and weight of the head.
+    Raises UnsuitedError for pipes that another head may suit, ConfigError for all other faults.
     """
 
-    # What is recorded; nothing where there is no teacher.
+    # The fields of the records. Without a teacher there are none.
     fields: Mapping[str, Field]
 
     def __init__(
@@ -103,10 +107,9 @@ class Head(ABC):
 
     @property
     def source(self) -> str:
-        """What the recorded values are of, beside their shapes: records from another source must
-        not be read.
+        """A description of the records' origin. Records of another origin must not be read.
 
-        Of the student's labels only a digest is given, which depends on their order.
+        It holds a digest of the student's labels, which depends on their order.
         """
         names = json.dumps(output_names(self.student), sort_keys=True)
         digest = blake2b(names.encode("utf8"), digest_size=8).hexdigest()
@@ -114,15 +117,12 @@ class Head(ABC):
 
     @abstractmethod
     def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
-        """What the teacher's pipe makes of these docs, by field: an array for each doc.
+        """Run the teacher's pipe and return what it predicts, by field: an array per doc.
 
-        docs: of the teacher's vocab, annotated by the pipes that come before this one, not by
-            this one. They are left as they are.
-        RETURNS: in the shapes of `fields`. Floats are as exact as they are made; what keeps them
-            converts them.
+        docs: of the teacher's vocab, annotated by all pipes before this one. They do not change.
+        RETURNS: arrays of the shapes in `fields`. The cache converts floats to its own format.
         """
 
-    @abstractmethod
     def update(
         self,
         examples: Sequence[Example],
@@ -133,25 +133,29 @@ class Head(ABC):
         drop: float,
         losses: dict[str, float],
     ) -> None:
-        """Learn from a batch: gradients are gathered, the encoder gets its share.
+        """Learn from a batch: gather the gradients of the pipe, and pass on those of the encoder.
 
-        examples: their predicted docs are of the student's vocab; whoever has no annotation
-            trains on what is recorded alone.
-        records: what was recorded, in the order of the examples; empty where `soft` is 0.
-        soft, gold: weights of the teacher's part and of the annotation's, of which one is not 0.
+        examples: their predicted docs are of the student's vocab. Examples without annotation learn
+            from the records alone.
+        records: what `record` returned, in the order of the examples. Empty if `soft` is 0.
+        soft, gold: weights of the teacher's part and of the annotation's part. One is above 0.
         drop: dropout of the pipe's own layers.
-        losses: gets the loss added under the pipe's name.
+        losses: receives the loss, added under the pipe's name.
         """
-
-    def _begin(self, examples: Sequence[Example], losses: dict[str, float]) -> None:
-        """Check a batch, and list the pipe among the losses, even if there is nothing to learn."""
         losses.setdefault(self.name, 0.0)
         validate_examples(examples, f"{type(self).__name__}.update")
+        losses[self.name] += self.settings.weight * self._learn(examples, records, soft, gold, drop)
 
-    def _add_loss(self, loss: float, losses: dict[str, float]) -> None:
-        """Report a batch's loss, without the pipe's weight. Call it before the gradient is used:
-        it raises spaCy's error where the loss is not finite.
+    @abstractmethod
+    def _learn(
+        self, examples: Sequence[Example], records: Records, soft: float, gold: float, drop: float
+    ) -> float:
+        """Gather the gradients of a batch. See `update` for the arguments.
+
+        RETURNS: the loss without the pipe's weight.
         """
+
+    def _check_loss(self, loss: float) -> None:
+        """Raise spaCy's error if a loss is not finite. Call it before the backward pass."""
         if not isfinite(loss):
             raise ValueError(Errors.E910.format(name=self.name))
-        losses[self.name] += self.settings.weight * loss

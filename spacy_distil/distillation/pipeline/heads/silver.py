@@ -1,4 +1,4 @@
-"""Silver annotation: what the teacher predicts, learned as if people had annotated it."""
+"""Silver annotation: the teacher's predictions, learned as if people had annotated them."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _UNSET, _INSIDE, _OUTSIDE, _BEGIN = range(4)
 class SilverHead(Head):
     """A `ner` or `distil_ner` that learns from either of them, or a `parser` from a `parser`.
 
-    The student's own `update` does the learning: from an example's annotation for this pipe where
-    there is some and `gold` is on, else from the teacher's where `soft` is on. There is no
-    distribution that a temperature could soften, and the gradient cannot be scaled: the weights
-    are 0 or 1.
+    The student's own `update` does the learning. An example that is annotated for the pipe keeps
+    its annotation if `gold` is 1. All other examples get the teacher's if `soft` is 1. Decisions
+    have no distribution that a temperature could soften, and `update` does not scale gradients, so
+    the weights must be 0 or 1.
     """
 
     student: Any
@@ -83,7 +83,7 @@ class SilverHead(Head):
         self.fields = self._kind.fields
 
     def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
-        # Listeners find what the encoder has made in the docs themselves, not in copies.
+        # Listeners read the encoder's vectors from the docs themselves, not from copies.
         predictions = self.teacher.predict(list(docs))
         copies = [doc.copy() for doc in docs]
         self.teacher.set_annotations(copies, predictions)
@@ -91,29 +91,24 @@ class SilverHead(Head):
         rows = [annotation.read(doc) for doc in copies]
         return {name: [row[name] for row in rows] for name in self.fields}
 
-    def update(
-        self,
-        examples: Sequence[Example],
-        records: Records,
-        *,
-        soft: float,
-        gold: float,
-        drop: float,
-        losses: dict[str, float],
-    ) -> None:
+    def _learn(
+        self, examples: Sequence[Example], records: Records, soft: float, gold: float, drop: float
+    ) -> float:
         self.check_weights(soft, gold)
-        taught = list(examples)
+        batch = list(examples)
         if soft:
             annotation = self._kind(self._labels, self.student.vocab.strings)
             for i, example in enumerate(examples):
                 if not (gold and self._has_gold(example)):
                     reference = same_tokens(example.predicted, example.predicted.vocab)
                     annotation.write(reference, {name: records[name][i] for name in self.fields})
-                    taught[i] = Example(example.predicted, reference)
-        self.student.update(taught, drop=drop, losses=losses)
+                    batch[i] = Example(example.predicted, reference)
+        losses: dict[str, float] = {}
+        self.student.update(batch, drop=drop, losses=losses)
+        return float(losses[self.name])
 
     def check_weights(self, soft: float, gold: float) -> None:
-        """Raise ConfigError for weights of a stage that the student's own `update` knows not."""
+        """Raise ConfigError for weights of a stage other than 0 and 1."""
         for name, value in (("soft", soft), ("gold", gold)):
             if value not in (0, 1):
                 raise ConfigError(
@@ -123,17 +118,18 @@ class SilverHead(Head):
                 )
 
     def _has_gold(self, example: Example) -> bool:
-        """Whether any token is annotated with what the pipe predicts."""
+        """Tell whether any token is annotated for the pipe."""
         return example.reference.has_annotation(self._kind.attribute)
 
 
 class _Annotation(ABC):
-    """What is recorded of docs that carry one kind of annotation.
+    """One kind of annotation: how it is recorded from docs, and written to docs.
 
-    labels: of the teacher, in the order of their numbers.
-    strings: where they become numbers of spaCy's.
+    labels: the teacher's labels in the order of their numbers.
+    strings: the store that gives the labels their hashes.
 
-    attribute: name of one that every annotated token has.
+    fields: the fields of the records.
+    attribute: name of a token attribute that every annotated token has.
     """
 
     fields: ClassVar[Mapping[str, Field]]
@@ -144,28 +140,34 @@ class _Annotation(ABC):
 
     @abstractmethod
     def read(self, doc: Doc) -> dict[str, Array]:
-        """An array for each field, (n_tokens, width)."""
+        """Return an array for each field, (n_tokens, width)."""
 
     @abstractmethod
     def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
-        """Annotate a doc, instead of what it has of this kind.
+        """Replace the annotation of a doc.
 
         rows: as `read` returns them.
         """
 
     def _numbers_of(self, hashes: Hashes) -> NDArray[np.int64]:
-        """The numbers of labels, -1 for unknown ones, both (n_tokens,)."""
+        """Return the numbers of labels, -1 for unknown ones.
+
+        hashes: (n_tokens,).
+        RETURNS: (n_tokens,).
+        """
         if not len(self._hashes):
             return np.full(len(hashes), -1)
         order = np.argsort(self._hashes)
-        found = np.searchsorted(self._hashes, hashes, sorter=order)
-        numbers = order[np.minimum(found, len(order) - 1)]
+        places = np.searchsorted(self._hashes, hashes, sorter=order)
+        numbers = order[np.minimum(places, len(order) - 1)]
         return np.where(self._hashes[numbers] == hashes, numbers, -1)
 
 
 class _Entities(_Annotation):
-    """BILUO tags, as `biluo` numbers them. MISSING are blocked tokens, and entities with labels
-    that are not the teacher's: other pipes of its pipeline have set both.
+    """BILUO tags, as `ner.decoding` numbers them.
+
+    Blocked tokens are MISSING, and so are entities whose labels are not the pipe's: other pipes of
+    the teacher's pipeline have set them.
     """
 
     fields: ClassVar[Mapping[str, Field]] = {"tags": Field("token", 1, "int16")}
@@ -184,16 +186,19 @@ class _Entities(_Annotation):
 
     def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
         tags = rows["tags"][:, 0]
-        # What each tag means. MISSING is -1, which stands for the last row.
-        meaning: Any = np.zeros((1 + 4 * len(self._hashes) + 1, 2), dtype=np.uint64)
-        meaning[OUTSIDE, 0] = _OUTSIDE
-        meaning[1:-1, 0] = [_BEGIN, _INSIDE, _INSIDE, _BEGIN] * len(self._hashes)
-        meaning[1:-1, 1] = np.repeat(self._hashes, 4)
-        doc.from_array([ENT_IOB, ENT_TYPE], meaning[tags])
+        # The attributes of each tag. MISSING is -1, so it takes the last row.
+        attributes: Any = np.zeros((1 + 4 * len(self._hashes) + 1, 2), dtype=np.uint64)
+        attributes[OUTSIDE, 0] = _OUTSIDE
+        attributes[1:-1, 0] = [_BEGIN, _INSIDE, _INSIDE, _BEGIN] * len(self._hashes)
+        attributes[1:-1, 1] = np.repeat(self._hashes, 4)
+        doc.from_array([ENT_IOB, ENT_TYPE], attributes[tags])
 
 
 class _Dependencies(_Annotation):
-    """Heads, relative to their children, and dependencies. Sentences follow from the heads."""
+    """Syntactic heads, relative to their children, and dependencies.
+
+    Sentences follow from the heads.
+    """
 
     fields: ClassVar[Mapping[str, Field]] = {
         "heads": Field("token", 1, "int32"),
@@ -204,7 +209,7 @@ class _Dependencies(_Annotation):
     def read(self, doc: Doc) -> dict[str, Array]:
         heads, deps = doc.to_array([HEAD, DEP]).T
         return {
-            # Negative ones are stored by their two's complement.
+            # Negative numbers are stored as two's complement.
             "heads": heads.astype(np.int64).astype(np.int32)[:, None],
             "deps": self._numbers_of(deps).astype(np.int16)[:, None],
         }

@@ -1,5 +1,6 @@
-"""Pipes that choose one label per token by a softmax: tags, morphology, sentence starts, lemmas,
-and the entities of `distil_ner`.
+"""Pipes that choose a label per token by a softmax.
+
+They predict tags, morphology, sentence starts, lemmas, or the entities of `distil_ner`.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from spacy_distil.errors import ConfigError
 from spacy_distil.ner.decoding import tag_names
 from spacy_distil.ner.pipe import DistilNER
 
-# Labels per token of which the teacher's probabilities are kept. What 16 labels leave out of a
-# trained tagger's distribution is nearly nothing.
+# How many labels per token are recorded with their probabilities. In the distribution of a trained
+# tagger, all labels beyond the 16 most probable ones add up to nearly nothing.
 TOP_K = 16
 
 
 class SoftmaxHead(Head):
     """A tagger, morphologizer, senter, trainable_lemmatizer or distil_ner.
 
-    Of each token are recorded the teacher's most probable labels, by their numbers among the
-    student's, and their log-probabilities, from the most to the least probable.
+    It records the teacher's most probable labels for each token, by their numbers among the
+    student's labels, and their log-probabilities. The most probable label comes first.
     """
 
     student: Any
@@ -71,7 +72,10 @@ class SoftmaxHead(Head):
         }
 
     def _most_probable(self, docs: Sequence[Doc]) -> tuple[Array, Array]:
-        """What is recorded of all tokens of docs that have some, (n_tokens, k) each."""
+        """Return the records of all tokens: labels and log-probabilities, (n_tokens, k) each.
+
+        docs: each has tokens.
+        """
         numbers, log_probs = self.fields["labels"], self.fields["log_probs"]
         if not docs:
             return (
@@ -93,21 +97,13 @@ class SoftmaxHead(Head):
         kept = np.take_along_axis(logs, best, axis=1)
         return self._numbers[best].astype(numbers.dtype), kept
 
-    def update(
-        self,
-        examples: Sequence[Example],
-        records: Records,
-        *,
-        soft: float,
-        gold: float,
-        drop: float,
-        losses: dict[str, float],
-    ) -> None:
-        self._begin(examples, losses)
+    def _learn(
+        self, examples: Sequence[Example], records: Records, soft: float, gold: float, drop: float
+    ) -> float:
         docs = [example.predicted for example in examples]
         is_annotated = np.array([bool(gold) and self._has_gold(each) for each in examples], bool)
         if not any(map(len, docs)) or not (soft or is_annotated.any()):
-            return
+            return 0.0
         model, weight = self.student.model, self.settings.weight
         ops = model.ops
         set_dropout_rate(model, drop)
@@ -127,13 +123,15 @@ class SoftmaxHead(Head):
             loss += gold * gold_loss
             rows = ops.xp.asarray(np.repeat(is_annotated, lengths))
             d_logits[rows] += (weight * gold) * d_gold
-        self._add_loss(loss, losses)
+        self._check_loss(loss)
         backprop(ops.unflatten(d_logits, lengths))
+        return loss
 
     def _soft_loss(self, probs: Floats2d, records: Records) -> tuple[float, Floats2d]:
-        """Summed over tokens, with the gradient of the logits, (n_tokens, n_labels).
+        """Compute the teacher's part of the loss, summed over tokens.
 
         probs: the student's, of all docs, (n_tokens, n_labels).
+        RETURNS (loss, d_logits): the latter (n_tokens, n_labels).
         """
         ops = self.student.model.ops
         labels = ops.asarray_i(np.concatenate(records["labels"]))
@@ -141,9 +139,10 @@ class SoftmaxHead(Head):
         return softmax_kl(probs, labels, log_probs, self.settings.temperature)
 
     def _gold_loss(self, examples: list[Example], scores: list[Floats2d]) -> tuple[float, Floats2d]:
-        """As the pipe itself computes it, with the gradient of the logits, (n_tokens, n_labels).
+        """Compute the annotation's part of the loss, as the pipe itself does.
 
         scores: probabilities, (n_tokens, n_labels) for each doc.
+        RETURNS (loss, d_logits): the latter (n_tokens of all docs, n_labels).
         """
         try:
             loss, d_logits = self.student.get_loss(examples, scores)
@@ -156,14 +155,15 @@ class SoftmaxHead(Head):
         return float(loss), self.student.model.ops.flatten(d_logits)
 
     def _has_gold(self, example: Example) -> bool:
-        """Whether any token is annotated with what the pipe predicts. To spaCy, a doc of one token
-        always has its sentence start.
+        """Tell whether any token is annotated for the pipe.
+
+        spaCy takes a doc of one token for annotated with its sentence start.
         """
         return any(map(example.reference.has_annotation, _annotations(self.student)))
 
 
 def output_layer(model: Model) -> Model:
-    """The layer inside a model that makes its output, wrappers such as `resizable` aside."""
+    """Return the layer that makes a model's output, inside wrappers such as `resizable`."""
     while model.layers:
         model = model.layers[-1]
     return model
@@ -181,7 +181,7 @@ def _softmax_layer(pipe: TrainablePipe, owner: str) -> Model:
 
 
 def _match(student: Any, teacher: Any) -> NDArray[np.int64]:
-    """For each output of the teacher its number among the student's, (n_labels,)."""
+    """Return for each output of the teacher its number among the student's, (n_labels,)."""
     if isinstance(student, EditTreeLemmatizer) and isinstance(teacher, EditTreeLemmatizer):
         if output_names(student) != output_names(teacher):
             raise ConfigError(
@@ -195,12 +195,12 @@ def _match(student: Any, teacher: Any) -> NDArray[np.int64]:
 
 
 def _classes(pipe: Any) -> Sequence[str]:
-    """What the outputs of a pipe's model stand for."""
+    """List the labels of a pipe's outputs."""
     return tag_names(pipe.labels) if isinstance(pipe, DistilNER) else pipe.labels
 
 
 def _annotations(pipe: TrainablePipe) -> tuple[str, ...]:
-    """Attributes of tokens that the pipe learns from."""
+    """List the token attributes that the pipe learns from."""
     if isinstance(pipe, Morphologizer):
         return ("POS", "MORPH")
     if isinstance(pipe, SentenceRecognizer):

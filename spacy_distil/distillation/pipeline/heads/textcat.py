@@ -23,7 +23,7 @@ from spacy_distil.distillation.pipeline.heads.base import (
 from spacy_distil.distillation.pipeline.heads.softmax import output_layer
 from spacy_distil.distillation.pipeline.labels import match_labels
 from spacy_distil.distillation.pipeline.losses import (
-    LEAST,
+    SMALLEST_PROBABILITY,
     bernoulli_kl,
     safe_log,
     softmax_kl,
@@ -31,31 +31,31 @@ from spacy_distil.distillation.pipeline.losses import (
 )
 from spacy_distil.errors import ConfigError
 
-# thinc's output layers. The first takes the gradient of its logits. The others take that of their
-# probabilities and apply their own derivative.
+# thinc's output layers. The first expects the gradient of its logits. The others expect the
+# gradient of their probabilities, and apply their own derivative.
 _SOFTMAX = "softmax"
 _SOFTMAX_ACTIVATION = "softmax_activation"
 _LOGISTIC = "logistic"
-# Below any p * (1 - p) that thinc's logistic layer makes, but for p = 1.
-_LEAST_VARIANCE = 1e-10
+# Below any p * (1 - p) that thinc's logistic layer makes, except for p = 1.
+_SMALLEST_VARIANCE = 1e-10
 
 
 class TextcatHead(Head):
     """A textcat or textcat_multilabel.
 
-    Of each doc are recorded the teacher's log-probabilities, where the student's model ends in a
-    softmax, or the log-odds of each label, where it ends in a logistic function, by the student's
-    order of labels. A doc without tokens says nothing, and teaches nothing.
+    It records the teacher's log-probabilities for each doc if the student's model ends in a
+    softmax, or each label's log-odds if it ends in a logistic function, in the student's order of
+    labels. The student learns nothing from a doc without tokens.
 
-    The annotation's part is spaCy's own. It is the cross-entropy's gradient where the model ends
-    in thinc's `softmax`. Behind `softmax_activation` and `logistic` it is that of squared errors:
-    by a factor p * (1 - p), of a label's probability p, smaller than the teacher's part, which is
-    a divergence's gradient everywhere. There, a teacher that is sure does not teach as annotation
-    does, even at temperature 1. With these two, a probability that float32 rounds to 1 has no way
-    back from there, whatever is learned, as in spaCy.
+    The gradient of the teacher's part is always the gradient of a divergence. The annotation's part
+    is spaCy's own: the gradient of the cross-entropy if the model ends in thinc's `softmax`, and
+    the gradient of squared errors behind `softmax_activation` and `logistic`. The latter is smaller
+    by a factor p * (1 - p), where p is the label's probability, so a teacher that is sure does not
+    equal annotation there, even at temperature 1. Behind these two layers a probability that
+    float32 rounds to 1 has no gradient and stays 1, as in spaCy.
 
-    The loss is a sum over docs and labels: of divergences for the teacher's part, of squared
-    errors for the annotation's, where spaCy reports their mean.
+    The loss is a sum over docs and labels: of divergences for the teacher's part, and of squared
+    errors for the annotation's part, of which spaCy reports the mean.
     """
 
     student: Any
@@ -89,7 +89,7 @@ class TextcatHead(Head):
 
     def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
         recorded = np.zeros((len(docs), len(self._labels)), dtype=np.float32)
-        filled = _numbers_of(map(len, docs))
+        filled = _indices_of(map(len, docs))
         if filled:
             scores = self.teacher.predict([docs[i] for i in filled])
             probs = self.teacher.model.ops.to_numpy(scores)
@@ -107,22 +107,14 @@ class TextcatHead(Head):
                 f'target = "gold" in [distillation.pipes.{self.name}].'
             )
 
-    def update(
-        self,
-        examples: Sequence[Example],
-        records: Records,
-        *,
-        soft: float,
-        gold: float,
-        drop: float,
-        losses: dict[str, float],
-    ) -> None:
-        self._begin(examples, losses)
+    def _learn(
+        self, examples: Sequence[Example], records: Records, soft: float, gold: float, drop: float
+    ) -> float:
         docs = [example.predicted for example in examples]
-        filled = _numbers_of(map(len, docs))
-        annotated = _numbers_of(map(self._has_gold, examples)) if gold else []
+        filled = _indices_of(map(len, docs))
+        annotated = _indices_of(map(self._has_gold, examples)) if gold else []
         if not filled or not (soft or annotated):
-            return
+            return 0.0
         model, weight = self.student.model, self.settings.weight
         set_dropout_rate(model, drop)
         scores, backprop = model.begin_update(docs)
@@ -139,31 +131,34 @@ class TextcatHead(Head):
             _, d_gold = self.student.get_loss([examples[i] for i in annotated], scores[rows])
             loss += gold * float((d_gold**2).sum())
             d_scores[rows] += (weight * gold) * d_gold
-        self._add_loss(loss, losses)
+        self._check_loss(loss)
         backprop(d_scores)
+        return loss
 
     def _soft_loss(self, probs: Floats2d, targets: Floats2d) -> tuple[float, Floats2d]:
-        """Summed over docs, with the gradient that the output layer expects.
+        """Compute the teacher's part of the loss, summed over docs.
 
         probs: the student's, (n_docs, n_labels).
-        targets: what was recorded, (n_docs, n_labels).
+        targets: the records, (n_docs, n_labels).
+        RETURNS (loss, d_scores): the latter is the gradient that the output layer expects,
+            (n_docs, n_labels).
         """
         xp = self.student.model.ops.xp
         temperature = self.settings.temperature
         if self._output == _LOGISTIC:
             loss, d_logits = bernoulli_kl(probs, targets, temperature)
-            return loss, d_logits / xp.maximum(probs * (1 - probs), _LEAST_VARIANCE)
+            return loss, d_logits / xp.maximum(probs * (1 - probs), _SMALLEST_VARIANCE)
         loss, d_logits = softmax_kl(probs, None, targets, temperature)
         if self._output == _SOFTMAX_ACTIVATION:
-            # Its derivative is p * (dY - (p * dY).sum()), of which the sum is nothing here.
-            return loss, d_logits / xp.maximum(probs, LEAST)
+            # The layer's derivative is p * (dY - (p * dY).sum()), and the sum is 0 here.
+            return loss, d_logits / xp.maximum(probs, SMALLEST_PROBABILITY)
         return loss, d_logits
 
     def _has_gold(self, example: Example) -> bool:
-        """Whether a doc is annotated with any label of the pipe."""
+        """Tell whether a doc is annotated with any label of the pipe."""
         return not example.reference.cats.keys().isdisjoint(self._labels)
 
 
-def _numbers_of(flags: Iterable[object]) -> list[int]:
-    """Where they are true."""
+def _indices_of(flags: Iterable[object]) -> list[int]:
+    """List the indices of the flags that are true."""
     return [i for i, flag in enumerate(flags) if flag]

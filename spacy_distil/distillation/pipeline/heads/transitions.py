@@ -1,8 +1,9 @@
 """Pipes that step through a doc, one move after another: spaCy's `ner` and `parser`.
 
-What there is to learn are the teacher's scores of the moves at the states that the *student* comes
-to, by its own predictions. They cannot be recorded, but the vectors of which the teacher's scores
-are made can; the rest of its model is small, and runs along.
+The student moves through a doc by its own predictions, and learns the teacher's scores of all moves
+at the states that it reaches. Nobody knows these states beforehand, so the scores cannot be
+recorded. But the teacher computes them from vectors of its tokens, which can. The rest of the
+teacher's model is small and runs during training.
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ from spacy_distil.distillation.pipeline.labels import match_labels, output_names
 from spacy_distil.distillation.pipeline.losses import scores_kl
 from spacy_distil.errors import ConfigError
 
-# spaCy's StateClass, and its kinds of gold annotation, are not known to the type checker.
+# The type checker does not know spaCy's StateClass and its classes of gold annotation.
 State: TypeAlias = Any
 Gold: TypeAlias = Any
-# A state to start from, and the token at which the next walk through the doc starts.
+# A state to start from, and the token at which the next walk through the doc begins.
 Walk: TypeAlias = tuple[State, int]
 Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.integer[Any]]
 
-# A doc in which the teacher makes more moves is walked from several starts, side by side.
+# If the teacher makes more moves in a doc, several walks begin at different places, side by side.
 MAX_MOVES = 100
-# The student may need more moves than its teacher to come from one start to the next.
-_MOST_STEPS = 2 * MAX_MOVES
+# The student may need more moves than its teacher from one start to the next.
+_MAX_STEPS = 2 * MAX_MOVES
 
 
 class TransitionHead(Head):
     """A `ner` or `parser`.
 
-    Of each doc are recorded the vectors of the teacher's token layer, and the moves that the
-    teacher makes, by its own numbers. The latter serve to cut long docs: they lead to further
-    states to start from, so that all of a doc is walked in few steps.
+    It records the vectors of the teacher's token layer, and the moves that the teacher makes, by
+    the teacher's numbers. The moves serve to cut long docs: they lead to further states to start
+    from, so a long doc takes few steps.
     """
 
     student: Any
@@ -71,7 +72,7 @@ class TransitionHead(Head):
                 f"[distillation.pipes.{student.name}]."
             )
         self._teacher_moves = output_names(teacher)
-        # For each move of the teacher its number among the student's: (n_moves,).
+        # For each move of the teacher its number among the student's moves: (n_moves,).
         self._numbers = match_labels(student.name, output_names(student), self._teacher_moves)
         width = teacher.model.layers[0].get_dim("nO")
         self.fields = {
@@ -98,7 +99,10 @@ class TransitionHead(Head):
         }
 
     def _make_moves(self, docs: Sequence[Doc], tokens: Any) -> list[list[int]]:
-        """What the teacher does to each doc, from the vectors of all tokens, (n_tokens, width)."""
+        """Let the teacher process docs, and list its moves in each of them.
+
+        tokens: vectors of the tokens of all docs, (n_tokens, width).
+        """
         scorer = MoveScorer(tokens, noop(), self.teacher.model, is_train=False)
         moves: list[list[int]] = [[] for _ in docs]
         states = self.teacher.moves.init_batch(docs)
@@ -113,7 +117,7 @@ class TransitionHead(Head):
         return moves
 
     def _choose(self, states: Sequence[State], scores: Floats) -> list[int]:
-        """The best valid move of each state, which is the one that `transition_states` makes.
+        """Choose the best valid move of each state, as `transition_states` does.
 
         scores: (n_states, n_moves).
         """
@@ -123,61 +127,55 @@ class TransitionHead(Head):
             if not system.is_valid(state, names[chosen[i]]):
                 ranked = np.argsort(-scores[i], kind="stable").tolist()
                 valid = (move for move in ranked if system.is_valid(state, names[move]))
-                # Where no move is valid, spaCy gives the doc up, and it will again in a replay.
+                # If no move is valid, spaCy gives up the doc. In a replay it does so again.
                 chosen[i] = next(valid, chosen[i])
         return chosen
 
     # The student's side
 
-    def update(
-        self,
-        examples: Sequence[Example],
-        records: Records,
-        *,
-        soft: float,
-        gold: float,
-        drop: float,
-        losses: dict[str, float],
-    ) -> None:
-        self._begin(examples, losses)
+    def _learn(
+        self, examples: Sequence[Example], records: Records, soft: float, gold: float, drop: float
+    ) -> float:
         docs = [example.predicted for example in examples]
         walks = self._find_walks(docs, records["moves"]) if soft else []
         states, golds, max_moves = self._find_gold(examples) if gold else ([], [], 0)
         if not walks and not states:
-            return
+            return 0.0
         model, weight = self.student.model, self.settings.weight
         if soft:
             self._unmask_classes()
         set_dropout_rate(model, drop)
         scorer = MoveScorer(docs, model.layers[0], model, is_train=True)
         if soft and not drop:
-            # spaCy drops a tenth of the layer below the scores, whatever it is told.
+            # spaCy drops a tenth of the layer below the scores, whatever the setting.
             scorer.attrs["dropout_rate"] = 0.0
         loss = 0.0
         if walks:
             loss += soft * self._learn_soft(scorer, walks, records["tokens"], weight * soft)
         if states:
             loss += gold * self._learn_gold(scorer, states, golds, max_moves, weight * gold)
-        self._add_loss(loss, losses)
+        self._check_loss(loss)
         scorer.finish_steps(golds)
-        # Its callbacks refer to it: without this, the arrays would wait for the garbage collector.
+        # The scorer's callbacks refer to it. Without this, only the garbage collector would free
+        # the arrays.
         scorer.clear_memory()
+        return loss
 
     def _learn_soft(
         self, scorer: MoveScorer, walks: list[Walk], tokens: Sequence[Array], factor: float
     ) -> float:
-        """Gather the gradient of the KL divergence at the states that the student comes to.
+        """Gather the gradient of the KL divergence at the states that the student reaches.
 
-        First the student walks; then all the states it has come to are scored at once, by both.
+        First the student walks. Then both pipes score all its states at once.
 
-        tokens: of the teacher, (n_tokens, width) for each doc.
+        tokens: the teacher's vectors, (n_tokens, width) for each doc.
         factor: on the gradient.
         RETURNS: the divergence, summed over states.
         """
         vectors = self.teacher.model.ops.asarray2f(np.concatenate(tokens))
         teacher = MoveScorer(vectors, noop(), self.teacher.model, is_train=False)
         features, teacher_features = [], []
-        for _ in range(_MOST_STEPS):
+        for _ in range(_MAX_STEPS):
             states = [state for state, _ in walks]
             features.append(scorer.find_features(states))
             teacher_features.append(teacher.find_features(states))
@@ -189,7 +187,7 @@ class TransitionHead(Head):
         targets = np.empty_like(scores)
         targets[:, self._numbers] = teacher.predict(np.concatenate(teacher_features))
         teacher.clear_memory()
-        # Moves that were added to a trained pipe, and never trained.
+        # Moves that were added to a trained pipe and have not been trained.
         targets[:, self._numbers[_unseen(self.teacher)]] = -np.inf
         scores[:, _unseen(self.student)] = -np.inf
         loss, d_scores = scores_kl(scores, targets, self.settings.temperature)
@@ -206,9 +204,9 @@ class TransitionHead(Head):
     ) -> float:
         """Gather the gradient of the annotation, as spaCy's `update` does.
 
-        max_moves: after so many moves and one the walk ends, or at the end of the docs where 0.
+        max_moves: the walk ends after `max_moves + 1` moves. 0 means the end of the docs.
         factor: on the gradient.
-        RETURNS: spaCy's measure of loss, the squares of the gradient of the scores.
+        RETURNS: the sum of squares of the scores' gradient, which spaCy reports as the loss.
         """
         loss, n_moves = 0.0, 0
         while states and not (max_moves and n_moves > max_moves):
@@ -224,7 +222,11 @@ class TransitionHead(Head):
         return loss
 
     def _find_gold(self, examples: Sequence[Example]) -> tuple[list[State], list[Gold], int]:
-        """Where to start from, with the annotation for each start, and most moves in a row."""
+        """Choose the states to start from.
+
+        RETURNS (states, golds, max_moves): states, the annotation for each of them, and the
+            greatest number of moves in a row, 0 for no limit.
+        """
         student = self.student
         cut = student.cfg["update_with_oracle_cut_size"]
         max_moves = int(random.uniform(cut // 2, cut * 2)) if cut >= 1 else 0
@@ -242,40 +244,43 @@ class TransitionHead(Head):
         return states, golds, max_moves
 
     def _find_walks(self, docs: Sequence[Doc], moves: Sequence[Array]) -> list[Walk]:
-        """Where the student starts and ends: the start of docs, and after each MAX_MOVES moves of
-        the teacher.
+        """Choose where the student starts and ends.
+
+        It starts at the beginning of each doc, and after every MAX_MOVES moves of the teacher.
 
         moves: by the teacher's numbers, (n_moves, 1) for each doc.
         """
         walks: list[Walk] = []
-        for state, made in zip(self.student.moves.init_batch(docs), moves, strict=True):
-            numbers = self._numbers[made[:, 0]]
+        for state, teacher_moves in zip(self.student.moves.init_batch(docs), moves, strict=True):
+            numbers = self._numbers[teacher_moves[:, 0]]
             starts = [state]
             for begin in range(MAX_MOVES, len(numbers), MAX_MOVES):
                 starts.append(starts[-1].copy())
                 self._replay(starts[-1], numbers[begin - MAX_MOVES : begin])
-            # No token is the next one where all are on the stack.
+            # If all tokens are on the stack, none is the next one.
             ahead = [start.B(0) for start in starts[1:]]
             ends = [token if token > 0 else state.length for token in ahead] + [state.length]
             walks += [walk for walk in zip(starts, ends, strict=True) if _is_before(*walk)]
         return walks
 
     def _replay(self, state: State, moves: Ints) -> None:
-        """Make these moves, by the student's numbers, (n_moves,).
+        """Make moves from a state.
 
-        spaCy makes one move after another from a list of states, in which a state may stand several
-        times. It must not move on from its end: a state with n tokens ahead has n moves to it or
-        more.
+        spaCy makes one move for each item of a list of states, one after another, so a list that
+        repeats a state makes several moves in one call. None of them may go beyond the end: with n
+        tokens ahead, a state is at least n moves away from it.
+
+        moves: by the student's numbers, (n_moves,).
         """
         while len(moves) and not state.is_final():
-            now = moves[: max(state.buffer_length(), 1)]
-            moves = moves[len(now) :]
-            scores = np.zeros((len(now), self.student.moves.n_moves), dtype=np.float32)
-            scores[np.arange(len(now)), now] = 1
-            self.student.transition_states([state] * len(now), scores)
+            part = moves[: max(state.buffer_length(), 1)]
+            moves = moves[len(part) :]
+            scores = np.zeros((len(part), self.student.moves.n_moves), dtype=np.float32)
+            scores[np.arange(len(part)), part] = 1
+            self.student.transition_states([state] * len(part), scores)
 
     def _unmask_classes(self) -> None:
-        """Let the student learn moves that have been added to it, and that the teacher knows."""
+        """Let the student learn moves that were added to it, if the teacher knows them."""
         known = np.delete(self._numbers, _unseen(self.teacher))
         self.student.model.attrs["unseen_classes"].difference_update(known.tolist())
 
@@ -283,13 +288,13 @@ class TransitionHead(Head):
 class MoveScorer(ParserStepModel):
     """spaCy's scorer of moves, for states that are given by their features.
 
-    These are all that it needs to know of a state: the numbers in the batch of the tokens around
-    it, -1 where there is none, (n_states, n_features). They stay when the state moves on, so that
-    states from many moves can be scored at once.
+    The features of a state are all that the scorer reads: the indices in the batch of the tokens
+    around it, -1 for no token, (n_states, n_features). They do not change when the state moves on,
+    so the scorer can take states of many steps at once.
 
-    inputs: what `tok2vec` takes.
+    inputs: the input of `tok2vec`.
     tok2vec: makes the vectors of all tokens, (n_tokens, width).
-    model: the model of a pipe, of which the layers above `tok2vec` are used.
+    model: the model of a pipe. Its layers above `tok2vec` are used.
     is_train: whether to prepare for `finish_steps`.
     """
 
@@ -303,11 +308,11 @@ class MoveScorer(ParserStepModel):
         )
 
     def find_features(self, states: Sequence[State]) -> Ints:
-        """Of states that are not final."""
+        """Return the features of states that are not final, (n_states, n_features)."""
         return super().get_token_ids(states)
 
     def get_token_ids(self, features: Ints) -> Ints:
-        # spaCy calls it on the model's input.
+        # spaCy calls this with the input of the model, which is features already.
         return features
 
 
@@ -327,10 +332,10 @@ def _check_pipe(pipe: Any, owner: str) -> None:
 
 
 def _is_before(state: State, end: int) -> bool:
-    """Whether there are moves to make before a token is the next one."""
+    """Tell whether the state has moves to make before it reaches a token."""
     return not state.is_final() and state.B(0) < end
 
 
 def _unseen(pipe: Any) -> list[int]:
-    """The moves that have been added to a trained pipe, and not been trained."""
+    """List the moves that were added to a trained pipe and have not been trained."""
     return sorted(pipe.model.attrs["unseen_classes"])

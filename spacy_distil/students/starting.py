@@ -1,0 +1,56 @@
+"""Student encoders that start from the trained encoder of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from spacy_distil.component.shim import EncoderShim
+from spacy_distil.engines.pretrained import quiet_transformers
+from spacy_distil.students.families import FAMILIES
+from spacy_distil.students.layer_choice import choose_layers
+from spacy_distil.students.making import make_student
+from spacy_distil.students.teachers import load_teacher
+
+
+def family_obstacle(encoder: EncoderShim) -> str | None:
+    """Say why the encoder's family does not let a student take its layers, or return None."""
+    model_type = encoder.loaded.config["model_type"]
+    if model_type in FAMILIES:
+        return None
+    return (
+        f"the teacher's encoder is of type {model_type!r}; "
+        f"layers can be taken from: {', '.join(FAMILIES)}"
+    )
+
+
+def save_student(
+    encoder: EncoderShim,
+    directory: Path,
+    layers: Literal["first", "even"] | Sequence[int] = "first",
+    n_layers: int | None = None,
+) -> None:
+    """Save a student encoder that has some of the layers of a trained encoder.
+
+    encoder: runs on torch and is of one of the `FAMILIES`.
+    directory: becomes a Hugging Face model directory with the encoder's tokenizer.
+    layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
+    """
+    with TemporaryDirectory() as saved:
+        encoder.to_disk(saved)
+        teacher = load_teacher(saved)
+        chosen = choose_layers(layers, n_layers, available=teacher.n_layers)
+        with quiet_transformers():
+            make_student(teacher, chosen).save_pretrained(directory)
+            # The tokenizer class of a family would change the tokenizer to its own defaults, such
+            # as lower case. The general class saves it as it is.
+            tokenizer = PreTrainedTokenizerFast(
+                tokenizer_object=Tokenizer.from_str(encoder.loaded.tokenizer.to_str()),
+                **teacher.tokenizer.special_tokens_map,
+            )
+            tokenizer.save_pretrained(directory)
