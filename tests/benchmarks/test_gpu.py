@@ -15,8 +15,8 @@ from spacy.training import Example
 from thinc.compat import has_cupy_gpu
 from typer.testing import CliRunner
 
-from benchmarks import gpu
-from benchmarks.encode import Side, training
+import benchmarks.gpu.__main__ as gpu
+from benchmarks.encode.__main__ import Side, training
 from tests.util import make_examples, make_nlp
 
 app = typer.Typer()

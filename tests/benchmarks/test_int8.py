@@ -13,8 +13,8 @@ import pytest
 from spacy.tokens import DocBin
 from thinc.api import NumpyOps
 
-from benchmarks.int8 import the_encoder
-from benchmarks.int8_graphs import ABOUT, make_shims
+from benchmarks.int8.__main__ import the_encoder
+from benchmarks.int8.graphs import ABOUT, make_shims
 from spacy_distil.engines.files import GRAPH
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.encoders import SourceEncoder

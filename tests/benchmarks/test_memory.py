@@ -16,9 +16,9 @@ from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
-from benchmarks import memory
-from benchmarks.memory import INT8, SUBJECTS, THEIRS, TORCH, Followed, Sample
-from benchmarks.spacy_transformers_twin import make_twin, write_encoder
+import benchmarks.memory.__main__ as memory
+from benchmarks.memory.__main__ import INT8, SUBJECTS, THEIRS, TORCH, Followed, Sample
+from benchmarks.common.spacy_transformers_twin import make_twin, write_encoder
 from spacy_distil.errors import ConfigError
 from spacy_distil.report.process import WorkerError
 from tests.util import WIDTH, make_examples
