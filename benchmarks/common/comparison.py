@@ -1,6 +1,7 @@
-"""Pipelines on the same test documents: their scores, and how far they are from one another.
+"""Scores of pipelines on the same test documents, and their differences.
 
-A difference is that of two means over seeds, and its interval a paired bootstrap over documents.
+A difference is taken between two means over seeds. Its interval comes from a paired bootstrap over
+documents.
 """
 
 from __future__ import annotations
@@ -19,29 +20,34 @@ from spacy_distil.report import bootstrap
 from spacy_distil.report.bootstrap import Counts, Floats, Interval
 from spacy_distil.report.results import Figure, Retention
 from spacy_distil.report.scores import COLUMNS, Column, Scores, score_pipeline
+from spacy_distil.runs.files import write_text
 
-# Of what scoring gives: one more whenever the same files would get other scores or counts.
+# Increase it whenever the same files would get other scores or counts: saved scores then expire.
 SCORING_VERSION = 1
 
 
 def accuracy(totals: Floats) -> Floats:
-    """Of labels that exclude each other. totals: shape (..., n_labels, 3). To (...)."""
+    """Compute the accuracy of labels that exclude each other.
+
+    totals: hits, false positives and misses, (..., n_labels, 3).
+    RETURNS: (...).
+    """
     hits, gold = totals[..., 0].sum(-1), (totals[..., 0] + totals[..., 2]).sum(-1)
     return np.divide(hits, gold, out=np.zeros(gold.shape), where=gold > 0)
 
 
-# Where each document has one label and is given one, micro-averaged recall is accuracy.
+# If each document has one label and is given one, micro-averaged recall is accuracy.
 ACCURACY = Column("cats_micro_r", "textcat acc", "cats", accuracy, decimals=2)
 TASKS = (*(column for column in COLUMNS if column.is_task), ACCURACY)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A row of the table: the teacher, or a recipe.
+class ScoredRow:
+    """The pipelines of a row, one per seed: a teacher, or students of one recipe.
 
-    pipelines: paths of the seeds, and scores of each.
-    teacher: name of the subject that it is a student of; empty for a teacher.
-    before: names of those that it is compared with.
+    pipelines, scores: path and scores of each seed.
+    teacher: name of the teacher's row; empty for a teacher.
+    before: names of the rows to compare with.
     """
 
     name: str
@@ -54,15 +60,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean score of one subject less that of another (points as shares, 0.01 is one point)."""
+    """Difference of the mean scores of two rows, as a share: 0.01 is one point."""
 
     value: float
     interval: Interval
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a row has that another has not gave so much, by `Column.key`."""
+class RowGain:
+    """Gain of a row over a row before it, by `Column.key`."""
 
     row: str
     before: str
@@ -70,8 +76,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A subject with all that is said about it, each by `Column.key`."""
+class ComparedRow:
+    """A row with its scores, and compared with its teacher, each by `Column.key`."""
 
     name: str
     title: str
@@ -84,8 +90,9 @@ class Line:
 
 
 def score_once(pipeline: Path, test: Path, cache: Path) -> Scores:
-    """The scores of a pipeline, from `cache` where they are those of these very files, made by the
-    scoring that would be done now."""
+    """Score a pipeline, or read its scores from `cache` if they belong to the same files and the
+    same way of scoring.
+    """
     source = {
         "version": SCORING_VERSION,
         "fields": [field.name for field in fields(Scores)],
@@ -93,107 +100,116 @@ def score_once(pipeline: Path, test: Path, cache: Path) -> Scores:
         "test": get_checksum(test),
     }
     if cache.is_file():
-        kept = json.loads(cache.read_text(encoding="utf8"))
-        if kept["source"] == source:
-            values = kept["scores"]
-            values["counts"] = {k: np.array(v, np.int64) for k, v in values["counts"].items()}
-            return Scores(**values)
+        saved = json.loads(cache.read_text(encoding="utf8"))
+        if saved["source"] == source:
+            fields_of_scores = saved["scores"]
+            counts = fields_of_scores.pop("counts")
+            arrays = {name: np.array(rows, np.int64) for name, rows in counts.items()}
+            return Scores(**fields_of_scores, counts=arrays)
     msg.text(f"Scoring {pipeline}")
     scores = score_pipeline(str(pipeline), test)
     counts = {name: array.tolist() for name, array in scores.counts.items()}
-    cache.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"source": source, "scores": {**vars(scores), "counts": counts}})
-    cache.write_text(text + "\n", encoding="utf8")
+    write_text(cache, text + "\n")
     return scores
 
 
-def has(column: Column, subject: Subject) -> bool:
+def has_score(column: Column, row: ScoredRow) -> bool:
     """Whether all seeds have a score that can be resampled."""
     return all(
         column.counts in one.counts
         and (is_exclusive(one.counts["cats"]) if column is ACCURACY else column.key in one.values)
-        for one in subject.scores
+        for one in row.scores
     )
 
 
 def is_exclusive(counts: Counts) -> bool:
-    """Whether each document has one label at most and was given as many.
+    """Whether each document has at most one label and was given as many.
 
-    counts: shape (n_docs, n_labels, 3).
+    counts: hits, false positives and misses, (n_docs, n_labels, 3).
     """
     hits, alarms, misses = np.moveaxis(counts.sum(axis=1), -1, 0)
     return bool(np.all(hits + misses <= 1) and np.array_equal(alarms, misses))
 
 
-def values(column: Column, subject: Subject) -> list[float]:
-    """The score of each seed, by spaCy's scorer."""
-    return [one.full[column.key] for one in subject.scores]
+def seed_scores(column: Column, row: ScoredRow) -> list[float]:
+    """The score of each seed, from spaCy's scorer."""
+    return [one.full[column.key] for one in row.scores]
 
 
-def samples(column: Column, subject: Subject) -> Floats:
-    """Bootstrap samples of the mean over seeds: the same documents are drawn for each, and for
-    every subject with the same test set. Shape (resamples,)."""
-    drawn = [bootstrap.resample(column.metric, s.counts[column.counts]) for s in subject.scores]
-    averaged: Floats = np.mean(drawn, axis=0)
+def bootstrap_samples(column: Column, row: ScoredRow) -> Floats:
+    """Resample the mean over seeds. All rows with the same test set draw the same documents.
+
+    RETURNS: (resamples,).
+    """
+    samples = [bootstrap.resample(column.metric, one.counts[column.counts]) for one in row.scores]
+    averaged: Floats = np.mean(samples, axis=0)
     return averaged
 
 
-def compare(subjects: Sequence[Subject]) -> tuple[list[Line], list[Step]]:
-    """Every subject against its teacher, and against those before it."""
-    by_name = {subject.name: subject for subject in subjects}
-    drawn = {
-        (subject.name, column.key): samples(column, subject)
-        for subject in subjects
+def compare(rows: Sequence[ScoredRow]) -> tuple[list[ComparedRow], list[RowGain]]:
+    """Compare every row with its teacher and with the rows before it."""
+    by_name = {row.name: row for row in rows}
+    samples = {
+        (row.name, column.key): bootstrap_samples(column, row)
+        for row in rows
         for column in TASKS
-        if has(column, subject)
+        if has_score(column, row)
     }
 
-    def differ(one: Subject, other: Subject) -> dict[str, Difference]:
-        found = {}
-        for column in TASKS:
-            mine, theirs = (drawn.get((s.name, column.key)) for s in (one, other))
-            if mine is not None and theirs is not None:
-                value = mean(values(column, one)) - mean(values(column, other))
-                found[column.key] = Difference(value, bootstrap.percentiles(mine - theirs))
-        return found
+    def scored_columns(*both: ScoredRow) -> list[Column]:
+        return [c for c in TASKS if all((row.name, c.key) in samples for row in both)]
 
-    def retain(student: Subject, teacher: Subject) -> dict[str, Retention]:
-        found = {}
-        for column in TASKS:
-            mine, theirs = (drawn.get((s.name, column.key)) for s in (student, teacher))
-            if mine is not None and theirs is not None and theirs.all():
-                value = mean(values(column, student)) / mean(values(column, teacher))
-                found[column.key] = Retention(value, bootstrap.percentiles(mine / theirs))
-        return found
+    def differ(one: ScoredRow, other: ScoredRow) -> dict[str, Difference]:
+        return {
+            column.key: Difference(
+                mean(seed_scores(column, one)) - mean(seed_scores(column, other)),
+                bootstrap.percentiles(
+                    samples[one.name, column.key] - samples[other.name, column.key]
+                ),
+            )
+            for column in scored_columns(one, other)
+        }
 
-    lines, steps = [], []
-    for subject in subjects:
-        teacher = by_name.get(subject.teacher)
-        figures = {}
-        for column in TASKS:
-            if (subject.name, column.key) in drawn:
-                seeds = values(column, subject)
-                figures[column.key] = Figure(
-                    mean=mean(seeds),
-                    std=stdev(seeds) if len(seeds) > 1 else None,
-                    seeds=seeds,
-                    interval=bootstrap.percentiles(drawn[subject.name, column.key]),
-                )
-        lines.append(
-            Line(
-                name=subject.name,
-                title=subject.title,
-                teacher=subject.teacher,
-                pipelines=subject.pipelines,
-                scores=figures,
-                retention={} if teacher is None else retain(subject, teacher),
-                to_teacher={} if teacher is None else differ(subject, teacher),
-                n_parameters=subject.scores[0].n_parameters,
+    def retain(student: ScoredRow, teacher: ScoredRow) -> dict[str, Retention]:
+        return {
+            column.key: Retention(
+                mean(seed_scores(column, student)) / mean(seed_scores(column, teacher)),
+                bootstrap.percentiles(
+                    samples[student.name, column.key] / samples[teacher.name, column.key]
+                ),
+            )
+            for column in scored_columns(student, teacher)
+            if samples[teacher.name, column.key].all()
+        }
+
+    def summarize(row: ScoredRow, column: Column) -> Figure:
+        seeds = seed_scores(column, row)
+        return Figure(
+            mean=mean(seeds),
+            std=stdev(seeds) if len(seeds) > 1 else None,
+            seeds=seeds,
+            interval=bootstrap.percentiles(samples[row.name, column.key]),
+        )
+
+    compared, gains = [], []
+    for row in rows:
+        teacher = by_name.get(row.teacher)
+        compared.append(
+            ComparedRow(
+                name=row.name,
+                title=row.title,
+                teacher=row.teacher,
+                pipelines=row.pipelines,
+                scores={column.key: summarize(row, column) for column in scored_columns(row)},
+                retention={} if teacher is None else retain(row, teacher),
+                to_teacher={} if teacher is None else differ(row, teacher),
+                n_parameters=row.scores[0].n_parameters,
             )
         )
-        steps += [
-            Step(subject.name, name, differ(subject, by_name[name]))
-            for name in subject.before
+        gains += [
+            RowGain(row.name, name, differ(row, by_name[name]))
+            for name in row.before
             if name in by_name
         ]
-    return lines, steps
+    return compared, gains

@@ -1,7 +1,7 @@
-"""The pipelines that `run_anywhere` measures, made from trained ones in a work directory.
+"""Pipelines to measure, made from trained ones in a work directory.
 
-Each is made when it is asked for, and once. All have the same pipes: `tagger`, `ner` (or
-`distil_ner`) and `textcat` behind their encoder; whatever else a trained pipeline has is left out.
+Each pipeline is made once, when a benchmark first asks for it. All have the same pipes: an encoder,
+`tagger`, `ner` (or `distil_ner`) and `textcat`. Other pipes of the trained pipelines are dropped.
 """
 
 from __future__ import annotations
@@ -20,32 +20,31 @@ from spacy.training import Example
 from thinc.api import Adam
 from wasabi import msg
 
-from benchmarks.common.spacy_transformers_twin import make_twin, write_encoder
+from benchmarks.common.spacy_transformers_twin import ENCODER_FACTORY, make_twin, write_encoder
 from spacy_distil.engines.files import CONFIG, TOKENIZER
 from spacy_distil.text.documents import read_examples
 
-ENCODERS = {"distil_transformer", "tok2vec"}
-HEADS = {"tagger", "ner", "distil_ner", "textcat"}
-OURS = "distil_transformer"
-# Documents and passes over them, to train a `distil_ner` where no trained one is given.
+PIPES = {"tagger", "ner", "distil_ner", "textcat"}
+ENCODER_FACTORIES = {ENCODER_FACTORY, "tok2vec"}
+# How `distil_ner` is trained if no trained one is given.
 NER_DOCS, NER_PASSES, NER_BATCH = 100, 5, 10
-# Documents on which an int8 pipeline is checked.
+# Number of documents on which an int8 pipeline is checked.
 CHECKED_DOCS = 20
-# Documents on which a twin must say the same as its original, and their length in words: short
-# enough to be one window of either.
+# Number of documents on which a twin must agree with its original, and their length in words. They
+# are short enough for one window of either.
 TWIN_DOCS, TWIN_WORDS = 20, 90
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What is given.
+    """What the pipelines are made from. A trained pipeline may be `None` if no row needs it.
 
-    teacher: pipeline on an encoder of 6 layers and width 384, with `ner`.
-    student: pipeline on the student of 3 layers, with `distil_ner`.
-    cnn: spaCy's CNN pipeline. Each may be `None` where no row asks for it.
-    teacher_distil_ner: the teacher with `distil_ner`. A pipeline that should have `distil_ner` and
-        does not gets one, trained for a few passes on `docs`: for speed alone.
     docs: annotated documents, a .spacy file.
+    teacher: pipeline with `ner`, on an encoder of 6 layers and width 384.
+    student: pipeline with `distil_ner`, on a student of 3 layers.
+    cnn: spaCy's CNN pipeline.
+    teacher_distil_ner: the teacher with `distil_ner`. If it is missing, `distil_ner` is trained for
+        a few passes on `docs`. Its speed is then realistic, its scores are not.
     quantize: further arguments of `spacy distil quantize`.
     """
 
@@ -58,10 +57,10 @@ class Sources:
 
 
 class Pipelines:
-    """Paths of pipelines by name, each made in the work directory on the first call."""
+    """Paths of pipelines by name. Each is made in the work directory on the first call."""
 
     def __init__(self, sources: Sources, work: Path, *, reuse: bool) -> None:
-        """reuse: take what an earlier run has left in `work` as it is."""
+        """reuse: use the pipelines that an earlier run has left in `work`."""
         self.sources = sources
         self.work = work
         self.reuse = reuse
@@ -77,14 +76,14 @@ class Pipelines:
             "distil-ner-int8": lambda path: self._quantize("distil-ner", path),
             "student": self._student,
             "student-int8": lambda path: self._quantize("student", path),
-            "cnn": lambda path: select(self._given("cnn"), HEADS).to_disk(path),
+            "cnn": lambda path: select(self._given("cnn"), PIPES).to_disk(path),
             "bert-base": self._bert_base,
             "bert-base-int8": lambda path: self._quantize("bert-base", path),
             "bert-base-theirs": lambda path: self._twin("bert-base", path),
         }
 
     def path(self, name: str) -> Path:
-        """Where the pipeline of that name lies."""
+        """Make the pipeline of a name if it is missing. RETURNS: its directory."""
         path = self.work / name
         if name in self._made:
             return path
@@ -99,19 +98,21 @@ class Pipelines:
     def _given(self, source: str) -> Path:
         path: Path | None = getattr(self.sources, source)
         if path is None:
-            raise ValueError(f"Give --{source.replace('_', '-')}, or leave out the rows with it.")
+            raise ValueError(
+                f"Give --{source.replace('_', '-')}, or leave out the rows that need it."
+            )
         return path
 
     def _examples(self, nlp: Language, limit: int) -> list[Example]:
         return read_examples(nlp, self.sources.docs, limit=limit)
 
-    # Ours
+    # On spacy-distil
 
     def _encoder(self, path: Path) -> None:
         select(self._given("teacher"), set()).to_disk(path)
 
     def _heads(self, path: Path) -> None:
-        select(self._given("teacher"), HEADS).to_disk(path)
+        select(self._given("teacher"), PIPES).to_disk(path)
 
     def _distil_ner(self, path: Path) -> None:
         given = self.sources.teacher_distil_ner or self._given("teacher")
@@ -121,20 +122,25 @@ class Pipelines:
         self._with_distil_ner(self._given("student")).to_disk(path)
 
     def _with_distil_ner(self, given: Path) -> Language:
-        nlp = select(given, HEADS)
+        nlp = select(given, PIPES)
         factories = {nlp.get_pipe_meta(name).factory: name for name in nlp.pipe_names}
         if "distil_ner" in factories:
             return nlp
-        msg.warn(f"{given} has no distil_ner: one is trained for a few passes, for speed alone")
+        msg.warn(
+            f"{given} has no distil_ner. Training one for a few passes: its speed is realistic, "
+            "its scores are not"
+        )
         name = factories["ner"]
         listener = {"@architectures": "spacy-distil.Listener.v1"}
         model = {"@architectures": "spacy.Tagger.v2", "tok2vec": listener}
         nlp.replace_pipe(name, "distil_ner", config={"model": model})
         examples = self._examples(nlp, NER_DOCS)
-        encoder = next(n for n, _ in nlp.pipeline if nlp.get_pipe_meta(n).factory == OURS)
+        encoder = next(
+            n for n, _ in nlp.pipeline if nlp.get_pipe_meta(n).factory == ENCODER_FACTORY
+        )
         with nlp.select_pipes(enable=[encoder, name]):
-            head = nlp.get_pipe(name)
-            head.initialize(lambda: examples, nlp=nlp)  # type: ignore[attr-defined]
+            ner = nlp.get_pipe(name)
+            ner.initialize(lambda: examples, nlp=nlp)  # type: ignore[attr-defined]
             optimizer = Adam(0.001)
             for _ in range(NER_PASSES):
                 for batch in spacy.util.minibatch(examples, NER_BATCH):
@@ -142,11 +148,13 @@ class Pipelines:
         return nlp
 
     def _bert_base(self, path: Path) -> None:
-        """A BERT-base of random weights, with the teacher's tokenizer and settings."""
+        """Make a BERT-base of random weights, with the teacher's tokenizer and settings."""
         from transformers import BertConfig, BertModel
 
         teacher = spacy.load(self._given("teacher"))
-        name = next(n for n in teacher.pipe_names if teacher.get_pipe_meta(n).factory == OURS)
+        name = next(
+            n for n in teacher.pipe_names if teacher.get_pipe_meta(n).factory == ENCODER_FACTORY
+        )
         files = self._given("teacher") / name
         vocab_size = json.loads((files / CONFIG).read_text(encoding="utf8"))["vocab_size"]
         encoder = path.with_name(f"{path.name}-encoder")
@@ -155,7 +163,7 @@ class Pipelines:
         shutil.copy(files / TOKENIZER, encoder)
         settings = {**teacher.get_pipe_config(name)["model"], "name": str(encoder)}
         nlp = spacy.blank(teacher.lang or "xx")
-        nlp.add_pipe(OURS, name=name, config={"model": settings})
+        nlp.add_pipe(ENCODER_FACTORY, name=name, config={"model": settings})
         nlp.initialize()
         nlp.to_disk(path)
 
@@ -165,11 +173,13 @@ class Pipelines:
         command += ["--corpus", str(self.sources.docs), "--limit", str(CHECKED_DOCS)]
         subprocess.run([*command, *self.sources.quantize], check=True)
 
-    # Theirs
+    # On spacy-transformers
 
     def _twin(self, name: str, path: Path) -> None:
         ours = spacy.load(self.path(name))
-        encoder = next(n for n in ours.pipe_names if ours.get_pipe_meta(n).factory == OURS)
+        encoder = next(
+            n for n in ours.pipe_names if ours.get_pipe_meta(n).factory == ENCODER_FACTORY
+        )
         files = path.with_name(f"{path.name}-encoder")
         shutil.rmtree(files, ignore_errors=True)
         write_encoder(self.path(name) / encoder, files)
@@ -178,23 +188,24 @@ class Pipelines:
         twin.to_disk(path)
 
     def _check_twin(self, ours: Language, twin: Language) -> None:
-        """That both say the same of short texts."""
+        """Raise ValueError if the two predict differently on short texts."""
         docs = [example.predicted[:TWIN_WORDS].text for example in self._examples(ours, TWIN_DOCS)]
         for mine, theirs in zip(ours.pipe(docs), twin.pipe(docs), strict=True):
-            for said in (
+            for predicted in (
                 lambda doc: [token.tag_ for token in doc],
                 lambda doc: [(ent.start, ent.end, ent.label_) for ent in doc.ents],
                 lambda doc: max(doc.cats, key=doc.cats.get, default=None),
             ):
-                if said(mine) != said(theirs):
+                if predicted(mine) != predicted(theirs):
                     raise ValueError(
-                        f"The twin says {said(theirs)} of {mine.text!r}, the original {said(mine)}."
+                        f"For {mine.text!r} the twin predicts {predicted(theirs)}, the original "
+                        f"{predicted(mine)}."
                     )
 
 
-def select(pipeline: Path, heads: set[str]) -> Language:
-    """A trained pipeline with its encoder and the pipes of those factories alone."""
+def select(pipeline: Path, factories: set[str]) -> Language:
+    """Load a trained pipeline with its encoder and the pipes of these factories only."""
     config = spacy.util.load_config(pipeline / "config.cfg")
-    keep = ENCODERS | heads
+    keep = ENCODER_FACTORIES | factories
     pipes = {name: config["components"][name]["factory"] for name in config["nlp"]["pipeline"]}
     return spacy.load(pipeline, exclude=[n for n, factory in pipes.items() if factory not in keep])

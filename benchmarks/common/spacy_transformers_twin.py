@@ -1,6 +1,7 @@
-"""A pipeline of ours as spacy-transformers would run it: same encoder, same heads, stock settings.
+"""A twin of a pipeline on spacy-transformers: same weights, same pipes, stock settings.
 
-The way back from `spacy distil convert`, for benchmarks: what is compared is code, not weights.
+This is the reverse of `spacy distil convert`. A benchmark against the twin compares code, because
+the weights are the same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from thinc.api import Model
 
 from spacy_distil.engines.files import CONFIG, TOKENIZER, WEIGHTS, longest_window
 
-# As `spacy init config --gpu` and the factory's defaults have it.
+# The settings of `spacy init config --gpu` and the factory's defaults.
 TRANSFORMER = {
     "max_batch_items": 4096,
     "model": {
@@ -42,9 +43,11 @@ ENCODER_FACTORY = "distil_transformer"
 
 
 def write_encoder(component: Path, output: Path) -> Path:
-    """The encoder in a component's folder as a directory that transformers loads whole.
+    """Copy the encoder of a component into a directory that transformers can load.
 
-    component: has config.json, model.safetensors and tokenizer.json, of a WordPiece tokenizer.
+    component: directory with config.json, model.safetensors and the tokenizer.json of a WordPiece
+        tokenizer.
+    RETURNS: `output`.
     """
     output.mkdir(parents=True)
     for name in (CONFIG, WEIGHTS, TOKENIZER):
@@ -60,47 +63,45 @@ def write_encoder(component: Path, output: Path) -> Path:
 
 
 def make_twin(ours: Language, encoder: Path, examples: Sequence[Example]) -> Language:
-    """The twin of a trained pipeline.
+    """Make the twin of a trained pipeline.
 
-    ours: a `distil_transformer` that pools by mean, and pipes that listen to it.
-    encoder: its weights and tokenizer, of `write_encoder`.
-    examples: some annotated documents, for the shapes of the heads.
+    ours: has a `distil_transformer` that pools by mean, and pipes that listen to it.
+    encoder: directory of its weights and tokenizer, from `write_encoder`.
+    examples: annotated documents, from which spaCy infers the shapes of the pipes.
     """
     twin = spacy.blank(ours.lang or "xx")
     settings = copy.deepcopy(TRANSFORMER)
     settings["model"]["name"] = str(encoder)  # type: ignore[index]
-    heads: dict[str, Any] = {}
+    listening: dict[str, Any] = {}
     with TemporaryDirectory() as directory:
         for name, pipe in ours.pipeline:
             if ours.get_pipe_meta(name).factory == ENCODER_FACTORY:
                 twin.add_pipe("transformer", name=name, config=settings)
                 continue
-            heads[name] = pipe
+            listening[name] = pipe
             config = copy.deepcopy(dict(ours.get_pipe_config(name)))
             config["model"]["tok2vec"] = LISTENER
             twin.add_pipe(config.pop("factory"), name=name, config=config)
-            # The order of labels is that of the weights.
+            # The weights depend on the order of the labels.
             labels = Path(directory) / f"{name}.json"
-            srsly.write_json(labels, heads[name].label_data)
+            srsly.write_json(labels, listening[name].label_data)
             reader = {"@readers": "spacy.read_labels.v1", "path": str(labels)}
             twin.config["initialize"]["components"][name] = {"labels": reader}
         twin.initialize(lambda: examples)
-    # It would point to a directory that is gone.
+    # The label files are deleted by now.
     twin.config["initialize"]["components"] = {}
-    for name, trained in heads.items():
-        head: Any = twin.get_pipe(name)
-        if list(head.labels) != list(trained.labels):
-            raise ValueError(f"{name}: labels {trained.labels} became {head.labels}.")
-        copy_parameters(trained.model, head.model)
+    for name, trained in listening.items():
+        pipe_of_twin: Any = twin.get_pipe(name)
+        if list(pipe_of_twin.labels) != list(trained.labels):
+            raise ValueError(f"{name}: labels {trained.labels} became {pipe_of_twin.labels}.")
+        copy_parameters(trained.model, pipe_of_twin.model)
     return twin
 
 
 def copy_parameters(source: Model, target: Model) -> None:
-    """Give a model copies of the weights of another one that differs at most in layers without
-    weights.
-    """
+    """Copy all weights of a model into another one. Only layers without weights may differ."""
     nodes = [[node for node in model.walk() if node.param_names] for model in (source, target)]
-    names = [[node.name for node in found] for found in nodes]
+    names = [[node.name for node in side] for side in nodes]
     if names[0] != names[1]:
         raise ValueError(f"Layers with weights differ: {names[0]} and {names[1]}.")
     for mine, theirs in zip(*nodes, strict=True):

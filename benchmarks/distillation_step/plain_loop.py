@@ -1,10 +1,9 @@
-"""Distillation as the script published with DistilBERT does it: what ours is compared with.
+"""Distillation like the script published with DistilBERT.
 
-One sequence per row, cut where the encoder's positions end; rows of about the same length in a
-batch, unless told otherwise, and padded to the longest of it; logits of both models over the whole
-vocabulary at every position, padding included; each loss read as a number in each step. It shares
-nothing with `spacy_distil.distillation`, so that the two can be held against each other in a test,
-too.
+Each row is one sequence, cut at the encoder's maximum length. A batch has rows of similar length by
+default, padded to the longest one. Both models compute logits over the whole vocabulary at every
+position, padding included, and each loss is read as a number in each step. This module shares no
+code with `spacy_distil.distillation`, so that tests can compare the two.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# What the cross-entropy leaves out.
+# The label of positions that the cross-entropy ignores.
 IGNORED = -100
-# Rows whose lengths differ by less are alike, where rows are grouped by length.
+# Rows whose lengths differ by less are grouped together.
 LENGTH_BIN = 4
 
 
@@ -40,15 +39,15 @@ BERT_SPECIAL = Special(0, 101, 102, 103)
 
 @dataclass(frozen=True)
 class PlainSettings:
-    """Those DistilBERT was published with: the script's defaults, and for the weights of the losses
-    the command of its README. But masks are drawn evenly, where the script's `mlm_smoothing` has
-    rare pieces masked more often.
+    """The settings that DistilBERT was published with: the script's defaults, and the weights of
+    the losses from its README. One thing differs: all pieces are masked equally often, while the
+    script's `mlm_smoothing` masks rare pieces more often.
 
-    restrict_to_mask: whether soft targets are learnt at masked positions only, and not at all
+    restrict_to_mask: whether the student learns soft targets only at masked positions, or at all
         positions that are no padding.
-    mask_probability: share of the pieces to predict. masked, random: shares of these that become
-        the mask piece, and a random one.
-    clip: norm that the gradient of a step is clipped to.
+    mask_probability: share of the pieces to predict.
+    masked, random: shares of these that become the mask piece, and a random piece.
+    clip: maximum norm of the gradient of a step.
     """
 
     temperature: float = 2.0
@@ -67,11 +66,11 @@ class PlainSettings:
 
 
 class Masked(NamedTuple):
-    """A batch as both models see it.
+    """The input of both models.
 
     inputs: (rows, length) int64, some pieces masked.
-    attention: (rows, length) int64, 1 where a piece is no padding.
-    labels: (rows, length) int64, the true piece where it is to be predicted, else `IGNORED`.
+    attention: (rows, length) int64, 1 for a piece, 0 for padding.
+    labels: (rows, length) int64, the true piece at positions to predict, `IGNORED` at others.
     """
 
     inputs: Tensor
@@ -80,7 +79,9 @@ class Masked(NamedTuple):
 
 
 def make_rows(documents: Sequence[np.ndarray], longest: int, special: Special) -> list[np.ndarray]:
-    """A row for each document, `[CLS] pieces [SEP]`; several for one of more than `longest`."""
+    """Make a row `[CLS] pieces [SEP]` of each document, and several of a document that is longer
+    than `longest`.
+    """
     room = longest - 2
     return [
         np.concatenate([[special.first], document[start : start + room], [special.last]])
@@ -92,8 +93,9 @@ def make_rows(documents: Sequence[np.ndarray], longest: int, special: Special) -
 def make_batches(
     rows: Sequence[np.ndarray], size: int, *, seed: int, by_length: bool = False
 ) -> list[list[np.ndarray]]:
-    """Rows in random order, `size` at a time. by_length: with others of about the same length, and
-    the batches in random order.
+    """Make batches of `size` rows in random order.
+
+    by_length: whether a batch has rows of similar length. The batches are still in random order.
     """
     rng = random.Random(seed)
     order = list(rows)
@@ -109,7 +111,7 @@ def make_batches(
 def deal_out(
     batches: Sequence[list[np.ndarray]], steps: int
 ) -> Iterator[Sequence[list[np.ndarray]]]:
-    """The batches of each of `steps` optimizer steps; their numbers differ by one at most."""
+    """Distribute batches over optimizer steps. Their numbers per step differ by at most one."""
     ends = [len(batches) * step // steps for step in range(steps + 1)]
     for start, end in pairwise(ends):
         if start < end:
@@ -117,23 +119,21 @@ def deal_out(
 
 
 def padded_length(rows: Sequence[np.ndarray], *, bf16: bool) -> int:
-    """That of the longest row; in half precision a multiple of 8, as its products are faster so."""
+    """The length of the longest row. In half precision it is rounded up to a multiple of 8, because
+    matrix products are then faster.
+    """
     multiple = 8 if bf16 else 1
     return -(-max(map(len, rows)) // multiple) * multiple
 
 
 def pad(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[Tensor, Tensor]:
-    """The pieces, (rows, length) int64, and the rows' lengths, (rows,) int64."""
+    """Pad rows. RETURNS: the pieces, (rows, length) int64, and the lengths, (rows,) int64."""
     padded = [[*row.tolist(), *[pad_id] * (length - len(row))] for row in rows]
     return torch.tensor(padded), torch.tensor([len(row) for row in rows])
 
 
 class PlainLoop:
-    """Trains a student step by step.
-
-    teacher, student: `BertForMaskedLM`, or another that returns logits at every position.
-    bf16: whether both compute in mixed precision.
-    """
+    """Trains a student step by step."""
 
     def __init__(
         self,
@@ -144,6 +144,9 @@ class PlainLoop:
         settings: PlainSettings = PlainSettings(),
         bf16: bool = False,
     ) -> None:
+        """teacher, student: `BertForMaskedLM`, or another model with logits at every position.
+        bf16: whether both compute in mixed precision.
+        """
         self.teacher = teacher.eval()
         self.student = student.train()
         self.special = special
@@ -160,14 +163,14 @@ class PlainLoop:
     def _make_optimizer(self) -> torch.optim.AdamW:
         settings = self.settings
         decayed: list[Tensor] = []
-        others: list[Tensor] = []
+        undecayed: list[Tensor] = []
         for name, parameter in self.student.named_parameters():
-            is_other = name.endswith("bias") or name.endswith("LayerNorm.weight")
-            (others if is_other else decayed).append(parameter)
+            is_decayed = not name.endswith(("bias", "LayerNorm.weight"))
+            (decayed if is_decayed else undecayed).append(parameter)
         return torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
-                {"params": others, "weight_decay": 0.0},
+                {"params": undecayed, "weight_decay": 0.0},
             ],
             lr=settings.learn_rate,
             betas=settings.betas,
@@ -175,7 +178,7 @@ class PlainLoop:
         )
 
     def step(self, batches: Sequence[Sequence[np.ndarray]]) -> None:
-        """An optimizer step on the rows of these batches, a forward pass for each batch."""
+        """Take an optimizer step, with a forward pass for each batch."""
         for rows in batches:
             length = padded_length(rows, bf16=self.bf16)
             pieces, lengths = pad(rows, length, self.special.pad)
@@ -184,7 +187,10 @@ class PlainLoop:
         self.update()
 
     def mask(self, pieces: Tensor, lengths: Tensor) -> Masked:
-        """Choose pieces to predict, anywhere in the batch, and mask them."""
+        """Choose pieces to predict, anywhere in the batch, and mask them.
+
+        pieces: (rows, length) int64. lengths: (rows,) int64.
+        """
         settings = self.settings
         attention = torch.arange(pieces.shape[1], device=self.device) < lengths[:, None]
         odds = (~self.is_special[pieces] & attention).flatten().float()
@@ -205,7 +211,7 @@ class PlainLoop:
         return Masked(pieces.masked_scatter(chosen, new), attention.long(), labels)
 
     def losses(self, batch: Masked) -> dict[str, Tensor]:
-        """Each loss, a scalar, unweighted."""
+        """Compute each loss, a scalar without its weight."""
         inputs = {"input_ids": batch.inputs, "attention_mask": batch.attention}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             student = self.student(**inputs, output_hidden_states=True)
@@ -219,30 +225,32 @@ class PlainLoop:
                 "cosine": self._cosine(student.hidden_states[-1], teacher.hidden_states[-1], batch),
             }
 
-    def _soft_targets(self, logits: Tensor, taught: Tensor, batch: Masked) -> Tensor:
-        """logits, taught: (rows, length, vocabulary), of student and teacher."""
+    def _soft_targets(self, student: Tensor, teacher: Tensor, batch: Masked) -> Tensor:
+        """student, teacher: logits, (rows, length, vocabulary)."""
         t = self.settings.temperature
         restricted = self.settings.restrict_to_mask
         where = batch.labels != IGNORED if restricted else batch.attention.bool()
-        mask = where[:, :, None].expand_as(logits)
-        logits = torch.masked_select(logits, mask).view(-1, self.vocabulary)
-        taught = torch.masked_select(taught, mask).view(-1, self.vocabulary)
+        mask = where[:, :, None].expand_as(student)
+        student = torch.masked_select(student, mask).view(-1, self.vocabulary)
+        teacher = torch.masked_select(teacher, mask).view(-1, self.vocabulary)
         divergence = F.kl_div(
-            F.log_softmax(logits / t, dim=-1), F.softmax(taught / t, dim=-1), reduction="batchmean"
+            F.log_softmax(student / t, dim=-1),
+            F.softmax(teacher / t, dim=-1),
+            reduction="batchmean",
         )
         return divergence * t**2
 
-    def _cosine(self, hidden: Tensor, taught: Tensor, batch: Masked) -> Tensor:
-        """hidden, taught: (rows, length, width), last hidden state of student and teacher."""
-        width = hidden.shape[-1]
-        mask = batch.attention.bool()[:, :, None].expand_as(hidden)
-        hidden = torch.masked_select(hidden, mask).view(-1, width)
-        taught = torch.masked_select(taught, mask).view(-1, width)
-        target = torch.ones(len(hidden), device=self.device)
-        return F.cosine_embedding_loss(hidden, taught, target)
+    def _cosine(self, student: Tensor, teacher: Tensor, batch: Masked) -> Tensor:
+        """student, teacher: last hidden states, (rows, length, width)."""
+        width = student.shape[-1]
+        mask = batch.attention.bool()[:, :, None].expand_as(student)
+        student = torch.masked_select(student, mask).view(-1, width)
+        teacher = torch.masked_select(teacher, mask).view(-1, width)
+        target = torch.ones(len(student), device=self.device)
+        return F.cosine_embedding_loss(student, teacher, target)
 
     def learn(self, batch: Masked, share: float = 1.0) -> None:
-        """Add to the gradient. share: of the batch in the step."""
+        """Add to the gradient. share: weight of the batch in the step."""
         losses = self.losses(batch)
         loss = torch.stack(
             [getattr(self.settings, name) * value for name, value in losses.items()]
@@ -255,7 +263,7 @@ class PlainLoop:
         (loss * share).backward()
 
     def update(self) -> None:
-        """Change the weights by the gradient that was gathered."""
+        """Update the weights with the gradient."""
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()

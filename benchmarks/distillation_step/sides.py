@@ -1,4 +1,4 @@
-"""The sides of `distil`: ours and the plain loop, each with models that go through the text."""
+"""The sides of the benchmark, ours and the plain loop, each with models of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.distillation_step.plain_loop import (
     make_rows,
     padded_length,
 )
-from benchmarks.distillation_step.rows import OURS, Kind, PositionsTaught, Row, Shape, Size
+from benchmarks.distillation_step.rows import OURS, Device, Positions, Shape, Size, StepRow
 from benchmarks.distillation_step.text import Packed, Text
 from spacy_distil.distillation.encoder.config import EncoderDistilConfig, load_config
 from spacy_distil.distillation.encoder.corpus import Blocks
@@ -61,6 +61,7 @@ OBJECTIVES = {
 
 
 def make_config(shape: Shape, vocabulary: int, layers: int, dropout: float = 0.0) -> Any:
+    """Make the config of a BERT."""
     return BertConfig(
         vocab_size=vocabulary,
         hidden_size=shape.width,
@@ -74,39 +75,44 @@ def make_config(shape: Shape, vocabulary: int, layers: int, dropout: float = 0.0
 
 
 def useful_flops(shape: Shape, vocabulary: int) -> Callable[[int], float]:
-    """Of one piece of text, by the length of what it stands in."""
+    """Make a function that counts the useful operations for one piece of text, by the length of its
+    sequence.
+    """
     teacher = make_config(shape, vocabulary, shape.teacher_layers)
     student = make_config(shape, vocabulary, shape.layers)
-    heads = head_flops(teacher) + head_flops(student, backward=True)
+    lm_heads = head_flops(teacher) + head_flops(student, backward=True)
 
     def useful(length: int) -> float:
         encoders = encoder_flops(teacher, length) + encoder_flops(student, length, backward=True)
-        return encoders + MASK_PROBABILITY * heads
+        return encoders + MASK_PROBABILITY * lm_heads
 
     return useful
 
 
-# Ways to go through the text
+# Ways to process the text
 
 
-class Positions(NamedTuple):
-    """computed: by the models. real: of these, no padding."""
+class PositionCounts(NamedTuple):
+    """Numbers of positions that the models computed, and of those that were no padding."""
 
     computed: int
     real: int
 
+    def plus(self, other: PositionCounts) -> PositionCounts:
+        return PositionCounts(self.computed + other.computed, self.real + other.real)
+
 
 class Side(Protocol):
-    """lengths: of the sequences that the text stands in, special pieces included."""
+    """lengths: of the sequences that the text is in, special pieces included."""
 
     lengths: list[int]
 
-    def go(self, turn: int) -> Positions:
-        """Go through the text once. turn: 0 for the first time."""
+    def process(self, turn: int) -> PositionCounts:
+        """Process the text once. turn: 0 for the first time."""
 
 
-class Ours:
-    """As `spacy distil encoder` takes the steps of an epoch."""
+class OurSide:
+    """The steps of an epoch, as `spacy distil encoder` takes them."""
 
     def __init__(self, trainer: Trainer, blocks: StepBlocks, stage: Stage, steps: int) -> None:
         self.trainer = trainer
@@ -118,30 +124,30 @@ class Ours:
         names = list(trainer.distiller.objectives)
         self.meter = Meter(names, torch.zeros(len(names), device=self.device))
 
-    def go(self, turn: int) -> Positions:
+    def process(self, turn: int) -> PositionCounts:
         computed = real = 0
         first = turn * self.steps
         divergence = Divergence(self.device)
-        with closing(prefetch(self.blocks.__getitem__, range(first, first + self.steps))) as work:
-            for step, rows in enumerate(work, first):
+        with closing(
+            prefetch(self.blocks.__getitem__, range(first, first + self.steps))
+        ) as batches:
+            for step, rows in enumerate(batches, first):
                 norm = self.trainer.step(step, rows, self.stage, self.meter)
                 divergence.note(step + 1, norm)
                 computed += sum(portion.pieces.numel() for portion in rows.micro_batches)
                 real += rows.n_real
         if divergence.bad_step() is not None:
             raise ValueError(f"{OURS}: the gradient is not finite.")
-        return Positions(computed, real)
+        return PositionCounts(computed, real)
 
 
-class Plain:
-    """As the published script takes the steps of an epoch.
-
-    rows: of the text. size: rows in a forward pass.
-    """
+class PlainSide:
+    """The steps of an epoch, as the published script takes them."""
 
     def __init__(
         self, loop: PlainLoop, rows: Sequence[np.ndarray], size: int, steps: int, *, by_length: bool
     ) -> None:
+        """rows: the text. size: number of rows per forward pass. steps: number per epoch."""
         self.loop = loop
         self.rows = rows
         self.size = size
@@ -149,28 +155,30 @@ class Plain:
         self.by_length = by_length
         self.lengths = [len(row) for row in rows]
 
-    def go(self, turn: int) -> Positions:
+    def process(self, turn: int) -> PositionCounts:
         batches = make_batches(self.rows, self.size, seed=turn, by_length=self.by_length)
-        for some in deal_out(batches, self.steps):
-            self.loop.step(some)
-        computed = sum(len(b) * padded_length(b, bf16=self.loop.bf16) for b in batches)
-        return Positions(computed, sum(self.lengths))
+        for of_step in deal_out(batches, self.steps):
+            self.loop.step(of_step)
+        computed = sum(len(batch) * padded_length(batch, bf16=self.loop.bf16) for batch in batches)
+        return PositionCounts(computed, sum(self.lengths))
 
 
 def make_sides(
-    rows: Sequence[Row],
+    rows: Sequence[StepRow],
     packed: Packed,
     shape: Shape,
     size: Size,
     directory: Path,
     *,
-    kind: Kind,
+    device: Device,
     bf16: bool,
     rounds: int,
 ) -> dict[str, Side]:
-    """By the rows' titles. All students start from the same weights.
+    """Make the side of each row. All students start from the same weights.
 
-    directory: for the blocks. rounds: how often each will go through the text.
+    directory: for the blocks.
+    rounds: number of times that each side will process the text.
+    RETURNS: by the rows' titles.
     """
     vocabulary, special = packed.text.vocabulary, packed.text.special
     torch.manual_seed(0)
@@ -187,21 +195,24 @@ def make_sides(
             config = make_settings(
                 size, rounds, bf16=bf16, positions=row.positions, compiled=row.compiled
             )
-            sides[row.title] = make_ours(deepcopy(teacher), student, blocks, packed, config, kind)
+            sides[row.title] = make_ours(deepcopy(teacher), student, blocks, packed, config, device)
             continue
-        device = "cuda" if kind == "gpu" else "cpu"
-        models = [teacher.to(device), student.to(device)]
-        if row.onednn and is_faster(torch.device(device)):
+        torch_device = torch.device("cuda" if device == "gpu" else "cpu")
+        models = [teacher.to(torch_device), student.to(torch_device)]
+        if row.onednn and is_faster(torch_device):
             models[0] = deepcopy(teacher)
             for model in models:
                 use_onednn(model)
         settings = PlainSettings(restrict_to_mask=row.positions == "masked")
         loop = PlainLoop(*models, special=special, settings=settings, bf16=bf16)
-        sides[row.title] = Plain(loop, plain_rows, size.blocks, size.steps, by_length=row.by_length)
+        sides[row.title] = PlainSide(
+            loop, plain_rows, size.blocks, size.steps, by_length=row.by_length
+        )
     return sides
 
 
 def write_blocks(packed: Packed, directory: Path) -> Blocks:
+    """Write the blocks of the text to shards."""
     length = len(packed.blocks[0])
     dtype = piece_type(packed.text.vocabulary - 1)
     counts = write_shards(packed.blocks, directory, block_size=length, dtype=dtype)
@@ -213,10 +224,14 @@ def make_settings(
     rounds: int,
     *,
     bf16: bool,
-    positions: PositionsTaught = "masked",
+    positions: Positions = "masked",
     compiled: bool = False,
 ) -> EncoderDistilConfig:
-    """Those of a run of ours over so many rounds. positions, compiled: see `Row`."""
+    """Make the config of a run of ours.
+
+    rounds: number of times that it processes the text.
+    positions, compiled: see `StepRow`.
+    """
     soft_targets = {**OBJECTIVES["soft_targets"], "positions": positions}
     return load_config(
         {
@@ -240,16 +255,16 @@ def make_ours(
     blocks: Blocks,
     packed: Packed,
     config: EncoderDistilConfig,
-    kind: Kind,
-) -> Ours:
-    """What `distillation.run` makes of a config, but with these models and blocks."""
+    device: Device,
+) -> OurSide:
+    """Prepare a run as `spacy distil encoder` does, but with these models and blocks."""
     training = config.training
     for objective in config.objectives.values():
         objective.prepare(teacher.config, student.config)
-    # accelerate keeps one state per process, which may come from somebody with other settings.
+    # accelerate keeps one state per process, and another run may have left other settings in it.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=training.mixed_precision)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=training.mixed_precision)
     masking = make_masking(packed.text, config.mask_probability)
     prepare_models(teacher, student, accelerator)
     distiller = Distiller(teacher, student, config.objectives)
@@ -265,10 +280,13 @@ def make_ours(
         seed=training.seed,
         micro_batch=int(training.micro_batch),
     )
-    return Ours(trainer, step_blocks, stages[0], len(blocks) // int(training.batch_sizes().at(0)))
+    return OurSide(
+        trainer, step_blocks, stages[0], len(blocks) // int(training.batch_sizes().at(0))
+    )
 
 
 def make_masking(text: Text, probability: float) -> Masking:
+    """Make the masking of a run of ours."""
     is_special = torch.zeros(text.vocabulary, dtype=torch.bool)
     is_special[list(text.special)] = True
     return Masking(

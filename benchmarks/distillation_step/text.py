@@ -1,4 +1,4 @@
-"""The text that `distil` goes through: real or synthetic, in full blocks and in documents."""
+"""The text to distil on, real or synthetic, in full blocks and in documents."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from spacy_distil.errors import CorpusError
 from spacy_distil.text.packing import pack, tokenize
 from spacy_distil.text.plain_text import find_files, read_parts
 
-# Of the synthetic text: log-normal lengths of documents, about those of paragraphs and articles.
+# Documents of synthetic text have log-normal lengths, similar to paragraphs and articles.
 MEDIAN_PIECES, SIGMA = 180, 0.8
 
 
 @dataclass(frozen=True)
 class Text:
-    """name: what it is. documents: their pieces, without special ones. vocabulary: its size."""
+    """Documents in pieces.
+
+    name: for the results.
+    documents: ids of the pieces, without special pieces.
+    vocabulary: its size.
+    """
 
     name: str
     documents: list[np.ndarray]
@@ -31,10 +36,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Packed:
-    """The same text twice: in blocks that are full, and in documents.
+    """The same text twice: in full blocks, and in documents.
 
-    blocks: ids of pieces, special ones included.
-    documents: without special pieces; the last one may be cut.
+    blocks: ids of the pieces, with special pieces.
+    documents: ids of the pieces, without special pieces. The last document may be cut.
     """
 
     blocks: list[list[int]]
@@ -47,7 +52,7 @@ class Packed:
 
 
 def synthetic_text(vocabulary: int, n_pieces: int, *, seed: int = 0) -> Text:
-    """Random pieces in documents of log-normal length, at least `n_pieces` in all."""
+    """Make documents of random pieces, at least `n_pieces` in total."""
     rng = np.random.default_rng(seed)
     special = BERT_SPECIAL
     ordinary = np.setdiff1d(np.arange(vocabulary), special)
@@ -65,10 +70,11 @@ def synthetic_text(vocabulary: int, n_pieces: int, *, seed: int = 0) -> Text:
 
 
 def read_text(paths: Sequence[Path], tokenizer: str, n_pieces: int) -> Text:
-    """Documents from the beginning of each file, at least `n_pieces` in all, as far as there is
-    text.
+    """Read documents from the beginning of each file, at least `n_pieces` in total if there is
+    enough text.
 
-    paths: files, or directories of such.
+    paths: text files, or directories of text files.
+    tokenizer: directory or hub name.
     """
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     loaded.backend_tokenizer.no_truncation()
@@ -95,7 +101,7 @@ def read_text(paths: Sequence[Path], tokenizer: str, n_pieces: int) -> Text:
 
 
 def pack_text(text: Text, length: int, n_blocks: int) -> Packed:
-    """As many full blocks as these, and the documents that they hold."""
+    """Pack the first documents into `n_blocks` full blocks of `length` pieces."""
     stream = ((document.tolist(), True) for document in text.documents)
     special = text.special
     packed = pack(stream, block_size=length, first=special.first, last=special.last)

@@ -1,1 +1,1 @@
-"""What each objective of encoder distillation gives."""
+"""Ablation of the objectives of encoder distillation."""

@@ -1,16 +1,17 @@
-"""What each objective of encoder distillation gives: a row for each recipe, with the same budget.
+"""Distil and train the students of an ablation of objectives, all with the same budget.
 
-    python -m benchmarks.encoder_distillation.rows OUT ROW [ROW ...] --seeds 0 --corpus DIR --encoder DIR
+    python -m benchmarks.encoder_distillation.rows OUT ROW [ROW ...] --seeds 0 \\
+        --corpus DIR --encoder DIR
 
 makes the encoder `OUT/ROW/encoder/seed-N` from the first layers of a teacher, trains the project's
-pipeline on it for a few epochs, `OUT/ROW/seed-N/model-best`, and scores that on `DIR/test.spacy`.
-Every command is printed. One that is finished is not run again, and one that was interrupted goes
-on. All rows see the same blocks of text, from `benchmarks.encoder_distillation.text`, in steps of the same
-size; `ROWS` has what they differ in. `--dry-run` prints the commands and runs none.
+pipeline on it for a few epochs, `OUT/ROW/seed-N/model-best`, and scores it on `DIR/test.spacy`. The
+program prints each command before it runs it. It skips finished commands and continues interrupted
+ones. All rows see the same blocks of text, from `benchmarks.encoder_distillation.text`, in steps of
+the same size. `ROWS` says how the rows differ. `--dry-run` only prints the commands.
 
-Some rows have a teacher with a masked-LM head, which is the encoder after masked-LM training of all
-its layers on the same text: `OUT/adapted`, made by whichever of these rows comes first. Do not
-start two of them at once before it is there.
+Some rows need a teacher with a masked-LM head. It is the encoder after masked-LM training of all
+its layers on the same text, `OUT/adapted`. The first of these rows makes it: wait for it before you
+start another one.
 """
 
 from __future__ import annotations
@@ -25,28 +26,36 @@ import typer
 from spacy.util import load_config
 from thinc.api import Config
 
-from benchmarks.encoder_distillation.text import DEV, TRAIN
+from benchmarks.common.commands import (
+    Command,
+    choose,
+    run_all,
+    start_student,
+    train,
+    write_config,
+)
 from benchmarks.common.comparison import score_once
-from benchmarks.pipeline_distillation.rows import TRANSFORMER, Command, choose_from
-from scripts.configure import configure, read_summary
-from scripts.train import parse_seeds, schedule
+from benchmarks.common.options import DryRun, RowsDirectory, Seeds
+from benchmarks.common.project import TRANSFORMER_CONFIG
+from benchmarks.encoder_distillation.text import DEV, TRAIN
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.report.scores import Scores
-from spacy_distil.runs.files import write_text
+from spacy_distil.runs.training import configure, parse_seeds, read_summary, schedule
 
 N_LAYERS = 3
-# Held out, for the accuracy of masked-LM heads.
+# Number of held-out blocks, for the accuracy of masked-LM heads.
 DEV_BLOCKS = 100
 # Directory of the adapted teacher.
 ADAPTED = "adapted"
 CORPUS_FILES = ("train.spacy", "dev.spacy", "test.spacy", "corpus.json")
-# Evaluations of a pipeline in training; the last is after its last step.
+# Number of evaluations while a pipeline trains. The last one follows the last step.
 EVALUATIONS = 2
 
-Block = dict[str, Any]
+Settings = dict[str, Any]
 
 
-def objective(kind: str, weight: float = 1.0, **settings: Any) -> Block:
+def objective(kind: str, weight: float = 1.0, **settings: Any) -> Settings:
+    """The config of an objective."""
     return {"@distil_objectives": f"spacy-distil.{kind}.v1", "weight": weight, **settings}
 
 
@@ -58,28 +67,27 @@ SOFT_TARGETS = {"soft_targets": objective("SoftTargets", 5.0)}
 DISTILBERT = {**SOFT_TARGETS, **MASKED_LM, **COSINE}
 
 
-def staged(*stages: tuple[float, Mapping[str, Block]]) -> Block:
-    """Objectives one group after another. stages: each group's share of the steps."""
-    blocks = [(share, list(objectives)) for share, objectives in stages]
+def staged(*stages: tuple[float, Mapping[str, Settings]]) -> Settings:
+    """The config of groups of objectives, one after another. stages: share of the steps, group."""
     return {
         "objectives": {name: block for _, group in stages for name, block in group.items()},
         "stages": {
-            "_".join(names): {"objectives": names, "share": share} for share, names in blocks
+            "_".join(group): {"objectives": list(group), "share": share} for share, group in stages
         },
     }
 
 
 @dataclass(frozen=True)
-class Row:
-    """One recipe.
+class EncoderRow:
+    """A recipe for a student encoder.
 
-    title: how the table calls it.
-    start: what the student begins as: "copied", the teacher's first layers; "random", as many new
-        ones; "teacher", the whole teacher.
-    distil: its own part of the config of `spacy distil encoder`; empty where it is not distilled.
+    title: for the table.
+    start: initial weights of the student: "copied", the teacher's first layers; "random", as many
+        random layers; "teacher", the whole teacher.
+    distil: the row's own part of the config of `spacy distil encoder`; empty without distillation.
     adapted: whether the teacher is the adapted one, which has a masked-LM head.
-    before: rows that this one is compared with, to see what its step gave.
-    learn_rate: of its distillation; `None` for that of all rows.
+    before: rows to compare with.
+    learn_rate: of distillation; `None` for the same as all rows.
     """
 
     name: str
@@ -91,16 +99,16 @@ class Row:
     learn_rate: float | None = None
 
     def encoder(self, output: Path, seed: int) -> Path | None:
-        """What the row's pipeline is trained on; `None` is the teacher that was given."""
+        """The encoder that the row's pipeline is trained on; `None`: the given teacher."""
         if self.start == "teacher":
             return output / ADAPTED if self.adapted else None
         return output / self.name / "encoder" / f"seed-{seed}"
 
 
 _ROWS = (
-    Row("teacher", "all layers of the teacher", "teacher"),
-    Row("copied", "layers copied"),
-    Row(
+    EncoderRow("teacher", "all layers of the teacher", "teacher"),
+    EncoderRow("copied", "layers copied"),
+    EncoderRow(
         "random",
         "random start, cosine",
         "random",
@@ -108,64 +116,64 @@ _ROWS = (
         before=("copied",),
         learn_rate=5e-4,
     ),
-    Row("cosine", "+ cosine", distil={"objectives": COSINE}, before=("copied", "random")),
-    Row("hidden", "+ hidden states", distil={"objectives": HIDDEN}, before=("copied",)),
-    Row("relations", "+ relations", distil={"objectives": RELATIONS}, before=("copied",)),
-    Row(
+    EncoderRow("cosine", "+ cosine", distil={"objectives": COSINE}, before=("copied", "random")),
+    EncoderRow("hidden", "+ hidden states", distil={"objectives": HIDDEN}, before=("copied",)),
+    EncoderRow("relations", "+ relations", distil={"objectives": RELATIONS}, before=("copied",)),
+    EncoderRow(
         "relations-and-cosine",
         "+ relations and cosine",
         distil={"objectives": {**RELATIONS, **COSINE}},
         before=("relations", "cosine"),
     ),
-    Row(
+    EncoderRow(
         "relations-then-cosine",
         "+ relations, then cosine",
         distil=staged((0.5, RELATIONS), (0.5, COSINE)),
         before=("relations-and-cosine",),
     ),
-    Row(
+    EncoderRow(
         "hidden-then-cosine",
         "+ hidden states, then cosine",
         distil=staged((0.5, HIDDEN), (0.5, COSINE)),
         before=("relations-then-cosine",),
     ),
-    Row(
+    EncoderRow(
         "adapted-teacher",
         "all layers of the adapted teacher",
         "teacher",
         adapted=True,
         before=("teacher",),
     ),
-    Row("adapted-copied", "adapted: layers copied", adapted=True, before=("copied",)),
-    Row(
+    EncoderRow("adapted-copied", "adapted: layers copied", adapted=True, before=("copied",)),
+    EncoderRow(
         "masked-lm",
         "adapted: + masked LM",
         distil={"objectives": MASKED_LM},
         adapted=True,
         before=("copied", "adapted-copied"),
     ),
-    Row(
+    EncoderRow(
         "soft-targets",
         "adapted: + soft targets",
         distil={"objectives": SOFT_TARGETS},
         adapted=True,
         before=("copied", "adapted-copied"),
     ),
-    Row(
+    EncoderRow(
         "soft-targets-masked-lm",
         "adapted: + soft targets and masked LM",
         distil={"objectives": {**SOFT_TARGETS, **MASKED_LM}},
         adapted=True,
         before=("copied", "soft-targets", "masked-lm"),
     ),
-    Row(
+    EncoderRow(
         "distilbert",
         "adapted: + DistilBERT's objectives",
         distil={"objectives": DISTILBERT},
         adapted=True,
         before=("copied", "soft-targets-masked-lm"),
     ),
-    Row(
+    EncoderRow(
         "relations-then-distilbert",
         "adapted: + relations, then DistilBERT's",
         distil=staged((0.5, RELATIONS), (0.5, DISTILBERT)),
@@ -177,15 +185,18 @@ ROWS = {row.name: row for row in _ROWS}
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What the rows are made from, and their budget.
+class EncoderInputs:
+    """The files that the rows are made from, and their budget.
 
     output: directory of all rows.
     corpus: directory with the files of `CORPUS_FILES`.
-    encoder: the teacher. text: directory with the text to distil on.
-    block_size, max_blocks, batch_size: pieces in a block, blocks of text, blocks in a step.
-    learn_rate, adapt_learn_rate: of distillation, where a row has none of its own, and of the
-        adaptation of the teacher.
+    encoder: directory of the teacher.
+    text: directory with the text to distil on.
+    block_size: number of pieces per block.
+    max_blocks: number of blocks of text.
+    batch_size: number of blocks per step.
+    learn_rate: of distillation, unless a row has its own.
+    adapt_learn_rate: of the adaptation of the teacher.
     epochs: of the pipeline's training.
     """
 
@@ -201,6 +212,7 @@ class Inputs:
     epochs: float = 3
 
     def check(self) -> None:
+        """Raise ConfigError if a file is missing."""
         for path in (
             *(self.corpus / name for name in CORPUS_FILES),
             self.encoder / "config.json",
@@ -209,19 +221,20 @@ class Inputs:
         ):
             if not path.is_file():
                 raise ConfigError(
-                    f"No such file: {path}. --corpus is what the project's 'corpus' command makes, "
-                    "--encoder a local encoder, --text what benchmarks.encoder_distillation.text writes"
+                    f"No such file: {path}. The project's 'corpus' command makes --corpus, and "
+                    "benchmarks.encoder_distillation.text makes --text; --encoder is a local "
+                    "directory"
                 )
 
-    def teacher_of(self, row: Row) -> Path:
+    def teacher_of(self, row: EncoderRow) -> Path:
         return self.output / ADAPTED if row.adapted else self.encoder
 
 
 # Configs
 
 
-def distil_config(inputs: Inputs, teacher: Path, learn_rate: float) -> Block:
-    """What the configs of all runs have in common: the text, and how long they are."""
+def distil_config(inputs: EncoderInputs, teacher: Path, learn_rate: float) -> Settings:
+    """The config that all runs share: text and budget."""
     return {
         "teacher": {"name": str(teacher)},
         "corpus": {
@@ -249,8 +262,8 @@ def distil_config(inputs: Inputs, teacher: Path, learn_rate: float) -> Block:
     }
 
 
-def row_config(row: Row, inputs: Inputs) -> Config:
-    """The row's config of `spacy distil encoder`, for any seed."""
+def row_config(row: EncoderRow, inputs: EncoderInputs) -> Config:
+    """Make the row's config of `spacy distil encoder`. It is the same for all seeds."""
     learn_rate = inputs.learn_rate if row.learn_rate is None else row.learn_rate
     config = Config(distil_config(inputs, inputs.teacher_of(row), learn_rate))
     start = "random" if row.start == "random" else "teacher"
@@ -258,38 +271,40 @@ def row_config(row: Row, inputs: Inputs) -> Config:
     return config.merge({"student": student}).merge(dict(row.distil))
 
 
-def train_config(inputs: Inputs) -> Config:
-    """The pipeline's training config, of all rows: the project's own."""
-    template = load_config(TRANSFORMER, interpolate=False)
+def train_config(inputs: EncoderInputs) -> Config:
+    """Make the training config of the pipeline, the same for all rows."""
+    template = load_config(TRANSFORMER_CONFIG, interpolate=False)
     return configure(template, read_summary(inputs.corpus), ner="distil_ner")
-
-
-def write_config(config: Config, name: str, inputs: Inputs) -> Path:
-    path = inputs.output / "configs" / f"{name}.cfg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, config.to_str())
-    return path
 
 
 # Commands
 
 
-def plan(row: Row, seed: int, inputs: Inputs) -> list[Command]:
-    """The commands that make one seed of a row; writes their configs."""
+def make_commands(row: EncoderRow, seed: int, inputs: EncoderInputs) -> list[Command]:
+    """Make the commands for one seed of a row, and write their configs."""
     commands = []
     if row.adapted:
         commands.append(_adapt(inputs))
     encoder = row.encoder(inputs.output, seed) or inputs.encoder
     if row.distil:
-        config = write_config(row_config(row, inputs), row.name, inputs)
+        config = write_config(row_config(row, inputs), inputs.output, row.name)
         commands.append(_distil(config, encoder, seed))
     elif row.start == "copied":
-        commands.append(_copy_layers(inputs.teacher_of(row), encoder))
-    return [*commands, _train(row, seed, encoder, inputs)]
+        teacher = inputs.teacher_of(row)
+        commands.append(start_student("teacher", teacher, encoder, N_LAYERS, [teacher]))
+    config = write_config(train_config(inputs), inputs.output, f"{row.name}-train")
+    steps = schedule(config, inputs.corpus, inputs.epochs)["training.max_steps"]
+    options = ["--paths.encoder", str(encoder)]
+    options += ["--training.eval_frequency", str(max(1, steps // EVALUATIONS))]
+    directory = inputs.output / row.name
+    commands.append(
+        train(config, directory, inputs.corpus, epochs=inputs.epochs, seed=seed, options=options)
+    )
+    return commands
 
 
-def _adapt(inputs: Inputs) -> Command:
-    """Makes the adapted teacher, from the blocks of all rows; see `_distil`."""
+def _adapt(inputs: EncoderInputs) -> Command:
+    """Make the adapted teacher, from the blocks of all rows. The command knows what is done."""
     shared = distil_config(inputs, inputs.encoder, inputs.adapt_learn_rate)
     (text,) = shared["corpus"].pop("train")
     arguments = ["spacy", "distil", "adapt", str(inputs.encoder), "--corpus", text]
@@ -301,56 +316,40 @@ def _adapt(inputs: Inputs) -> Command:
 
 
 def _distil(config: Path, output: Path, seed: int) -> Command:
-    """A run that knows by itself whether it is finished, or where to go on."""
+    """Distil the encoder. The command knows what is done."""
     arguments = ["spacy", "distil", "encoder", str(config), "--output", str(output)]
     arguments += ["--resume", "--force", "--training.seed", str(seed)]
     return Command(tuple(arguments))
 
 
-def _copy_layers(teacher: Path, output: Path) -> Command:
-    arguments = ["scripts.start_student", "teacher", str(output), "--teacher", str(teacher)]
-    # Of the other sources, which this one does not read.
-    arguments += ["--distilled", str(teacher), "--finetuned", str(teacher)]
-    arguments += ["--layers", "first", "--n-layers", str(N_LAYERS)]
-    return Command(tuple(arguments), output, (teacher,))
-
-
-def _train(row: Row, seed: int, encoder: Path, inputs: Inputs) -> Command:
-    config = write_config(train_config(inputs), f"{row.name}-train", inputs)
-    steps = schedule(config, inputs.corpus, inputs.epochs)["training.max_steps"]
-    arguments = ["scripts.train", str(config), str(inputs.output / row.name)]
-    arguments += ["--corpus", str(inputs.corpus), "--epochs", str(inputs.epochs)]
-    arguments += ["--seeds", str(seed), "--paths.encoder", str(encoder)]
-    arguments += ["--training.eval_frequency", str(max(1, steps // EVALUATIONS))]
-    return Command(tuple(arguments))
-
-
-def score(output: Path, row: Row, seed: int, test: Path) -> Scores:
-    """The test scores of a trained seed; made once."""
+def score(output: Path, row: EncoderRow, seed: int, test: Path) -> Scores:
+    """Score a trained seed on the test documents, once."""
     pipeline = output / row.name / f"seed-{seed}" / "model-best"
     return score_once(pipeline, test, output / "scores" / f"{row.name}-seed-{seed}.json")
 
 
 def main(
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory of all rows")],
+    output: RowsDirectory,
     rows: Annotated[list[str], typer.Argument(metavar="ROW", help=", ".join(ROWS))],
     corpus: Annotated[Path, typer.Option(help="Directory with train, dev and test .spacy")],
-    encoder: Annotated[Path, typer.Option(help="The teacher encoder")],
-    text: Annotated[Path | None, typer.Option(help="Text to distil on; OUT/text")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
-    block_size: Annotated[int, typer.Option(help="Pieces in a block", min=8)] = 128,
-    max_blocks: Annotated[int, typer.Option(help="Blocks to distil on", min=1)] = 7_900,
-    batch_size: Annotated[int, typer.Option(help="Blocks in a step", min=1)] = 32,
+    encoder: Annotated[Path, typer.Option(help="Directory of the teacher encoder")],
+    text: Annotated[Path | None, typer.Option(help="Text to distil on; left out: OUT/text")] = None,
+    seeds: Seeds = "0",
+    block_size: Annotated[int, typer.Option(help="Number of pieces per block", min=8)] = 128,
+    max_blocks: Annotated[int, typer.Option(help="Number of blocks to distil on", min=1)] = 7_900,
+    batch_size: Annotated[int, typer.Option(help="Number of blocks per step", min=1)] = 32,
     learn_rate: Annotated[
-        float, typer.Option(help="Of distillation, but of a random start")
+        float, typer.Option(help="Learning rate of distillation, except for the random start")
     ] = 1e-4,
-    adapt_learn_rate: Annotated[float, typer.Option(help="Of the teacher's adaptation")] = 3e-4,
-    epochs: Annotated[float, typer.Option(help="Of the pipeline's training", min=0)] = 3,
-    dry_run: Annotated[bool, typer.Option(help="Print the commands alone")] = False,
+    adapt_learn_rate: Annotated[
+        float, typer.Option(help="Learning rate of the teacher's adaptation")
+    ] = 3e-4,
+    epochs: Annotated[float, typer.Option(help="Epochs of the pipeline's training", min=0)] = 3,
+    dry_run: DryRun = False,
 ) -> None:
-    """Make some rows."""
+    """Make rows."""
     with friendly_errors():
-        inputs = Inputs(
+        inputs = EncoderInputs(
             output=output,
             corpus=corpus,
             encoder=encoder,
@@ -363,18 +362,14 @@ def main(
             epochs=epochs,
         )
         inputs.check()
-        # All of them first, so that a mistake is known before hours are spent.
+        # Make all commands first: an error should not come after hours.
         planned = [
-            (row, seed, plan(row, seed, inputs))
-            for row in choose_from(ROWS, rows)
+            (row, seed, make_commands(row, seed, inputs))
+            for row in choose(ROWS, rows)
             for seed in parse_seeds(seeds)
         ]
         for row, seed, commands in planned:
-            for command in commands:
-                if dry_run:
-                    print(command)
-                else:
-                    command.run()
+            run_all(commands, dry_run=dry_run)
             if not dry_run:
                 score(output, row, seed, corpus / "test.spacy")
 

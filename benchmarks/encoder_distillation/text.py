@@ -1,16 +1,13 @@
-"""Text to distil on, and held-out text of the same sources.
+"""Sample text to distil an encoder on, and held-out text of the same sources.
 
-    python -m benchmarks.encoder_distillation.text DIR OUT --words 800000 --exclude test.spacy
+    python -m benchmarks.encoder_distillation.text DIR OUT --words 800000 --held-out test.spacy
 
-DIR has the plain-text files that `benchmarks.pipeline_distillation.text` samples: whole paragraphs, nothing
-twice. Writes `OUT/train.jsonl` and `OUT/dev.jsonl`, documents in random order; the same files and
-seed give the same sample.
+DIR has the plain-text files that `benchmarks/common/sampling.py` names. Writes `OUT/train.jsonl`
+and `OUT/dev.jsonl`, documents in random order. The same files and seed give the same sample.
 """
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -18,14 +15,16 @@ from typing import Annotated
 import typer
 from wasabi import msg
 
-from benchmarks.pipeline_distillation.text import HeldOut, read_sentences, sample
+from benchmarks.common.documents import write_jsonl
+from benchmarks.common.options import Seed
+from benchmarks.common.sampling import HeldOut, count_words, sample, shuffled
 from spacy_distil.errors import friendly_errors
 
 TRAIN, DEV = "train.jsonl", "dev.jsonl"
 
 
 def split(documents: Sequence[str], n_words: int) -> tuple[list[str], list[str]]:
-    """The first documents with at least `n_words` words together, and the rest."""
+    """Split documents. RETURNS: the first ones with at least `n_words` in total, and the rest."""
     taken = 0
     for place, document in enumerate(documents):
         if taken >= n_words:
@@ -36,29 +35,24 @@ def split(documents: Sequence[str], n_words: int) -> tuple[list[str], list[str]]
 
 def main(
     directory: Annotated[Path, typer.Argument(help="Directory of plain-text files")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory of both files")],
-    words: Annotated[int, typer.Option(help="Words to distil on", min=1)] = 800_000,
-    dev_words: Annotated[int, typer.Option(help="Words that are held out", min=1)] = 12_000,
-    exclude: Annotated[
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory for both files")],
+    words: Annotated[int, typer.Option(help="Number of words to distil on", min=1)] = 800_000,
+    dev_words: Annotated[int, typer.Option(help="Number of held-out words", min=1)] = 12_000,
+    held_out: Annotated[
         list[Path] | None,
         typer.Option(help=".spacy file whose sentences must not be in the text", exists=True),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice and the order")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Sample text to distil on, and to measure on."""
     with friendly_errors():
-        held_out = HeldOut(read_sentences(exclude or ()))
-        chosen = sample(directory, words + dev_words, held_out=held_out, seed=seed)
-        documents = [document for group in chosen.values() for document in group]
-        random.Random(seed).shuffle(documents)
-        dev, train = split(documents, dev_words)
-        output.mkdir(parents=True, exist_ok=True)
+        chosen = sample(
+            directory, words + dev_words, held_out=HeldOut.read(held_out or ()), seed=seed
+        )
+        dev, train = split(shuffled(chosen, seed), dev_words)
         for name, part in ((TRAIN, train), (DEV, dev)):
-            with (output / name).open("w", encoding="utf8", newline="\n") as file:
-                for text in part:
-                    file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            n_words = sum(len(text.split()) for text in part)
-            msg.good(f"{output / name}: {len(part):,} documents, {n_words:,} words")
+            write_jsonl(output / name, ({"text": text} for text in part))
+            msg.good(f"{output / name}: {len(part):,} documents, {count_words(part):,} words")
 
 
 if __name__ == "__main__":

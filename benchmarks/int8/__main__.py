@@ -1,11 +1,11 @@
-"""Graphs of one encoder side by side: ours, what ONNX Runtime makes of the same weights.
+"""Compare graphs of one encoder: ours, and those that ONNX Runtime makes of the same weights.
 
-    python -m benchmarks.int8 PIPELINE DOCS.spacy [--limit 50] [--profile] [--output benchmarks/ewt]
+    python -m benchmarks.int8 PIPELINE DOCS.spacy [--profile] --output benchmarks/int8/results
 
-The same weights throughout, those of a trained pipeline on the torch engine. Of each graph: words/s
-from docs to token vectors, in rounds that take turns, pinned to as many cores as there are threads
-(on Linux); the error of its token vectors; how far the pipes' predictions agree with those on the
-torch engine; and how far what is said of a doc depends on the other docs of its batch.
+All graphs have the weights of a trained pipeline on the torch engine. The benchmark measures, for
+each graph: words/s from docs to token vectors, in rounds that take turns, on as many cores as there
+are threads (Linux only); the error of the token vectors; the agreement of the pipes' predictions
+with those on the torch engine; and whether predictions depend on the other docs of the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from math import floor
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,8 +30,11 @@ from spacy.tokens import Doc
 from thinc.api import NumpyOps
 from wasabi import msg
 
+from benchmarks.common.cells import rate, ratio
+from benchmarks.common.options import Docs, Limit, OptionalOutput, Repeats, Threads
+from benchmarks.common.results import Part, report_results, timestamp
+from benchmarks.common.rounds import describe_round
 from benchmarks.int8.graphs import ABOUT, make_shims
-from benchmarks.common.results import save_results
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.encoding import encode_docs, make_batches
 from spacy_distil.engines.files import GRAPH
@@ -41,28 +43,28 @@ from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.export.agreement import Agreement, measure_agreement
 from spacy_distil.export.encoders import SourceEncoder, find_encoders, replace_encoders
 from spacy_distil.pipelines import load_pipeline
-from spacy_distil.report.layout import MISSING, TIMES, count, with_range
+from spacy_distil.report.layout import MISSING, TIMES, count
 from spacy_distil.report.speed import Spread
 from spacy_distil.tables import Table
 from spacy_distil.text.documents import read_documents
 
 STEM = "int8"
-# Documents at a time.
+# Number of documents per batch.
 BATCH_DOCS = 256
-# Operators with a smaller share of the time in all graphs are not shown.
+# An operator is left out of the table if its share of the time is smaller in all graphs.
 SMALL_SHARE = 0.02
 
 
 @dataclass(frozen=True)
-class Result:
-    """What was measured of one graph.
+class GraphResult:
+    """The measurements of one graph.
 
-    speeds: words/s, of each round.
+    speeds: words/s in each round.
     error: squared error of the token vectors against torch, relative to their square.
-    same_alone: share of the tokens whose vector is the same, to the last bit, for the doc alone.
+    same_alone: share of the tokens that have the very same vector if their doc is encoded alone.
     n_bytes: size of the graph.
-    shares: of the time, by operator; empty where it was not profiled.
-    agreement: of the pipeline's predictions with those on the torch engine.
+    shares: share of the time, by operator; empty without `--profile`.
+    agreement: agreement of the predictions with those on the torch engine.
     """
 
     speeds: list[float]
@@ -74,22 +76,20 @@ class Result:
 
 
 def main(
-    pipeline: Annotated[str, typer.Argument(help="On the torch engine: directory or package")],
-    docs: Annotated[Path, typer.Argument(metavar="DOCS.spacy")],
-    limit: Annotated[int, typer.Option(help="Documents; 0 for all")] = 0,
-    repeats: Annotated[int, typer.Option(help="Rounds", min=1)] = 5,
-    threads: Annotated[int, typer.Option(help="Threads, and cores", min=1)] = 1,
-    profile: Annotated[bool, typer.Option(help="Also say which operators take the time")] = False,
-    output: Annotated[
-        Path | None, typer.Option(help=f"Directory for {STEM}.json and {STEM}.md")
-    ] = None,
+    pipeline: Annotated[str, typer.Argument(help="Directory or package, on the torch engine")],
+    docs: Docs,
+    limit: Limit = 0,
+    repeats: Repeats = 5,
+    threads: Threads = 1,
+    profile: Annotated[bool, typer.Option(help="Also measure the time of each operator")] = False,
+    output: OptionalOutput = None,
 ) -> None:
-    """Print speed, error and agreement of each graph."""
-    logging.disable(logging.WARNING)  # ONNX Runtime's quantizers have a lot to say
+    """Measure speed, error and agreement of each graph, print the tables and save them."""
+    logging.disable(logging.WARNING)  # ONNX Runtime's quantizers log a lot
     torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    date = timestamp()
     with friendly_errors():
         original, candidate = load_pipeline(pipeline), load_pipeline(pipeline)
         corpus = read_documents(docs, original, limit=limit).docs
@@ -102,7 +102,7 @@ def main(
             msg.info(f"Agreement: {name}")
             replace_encoders(candidate, {place: shim})
             vectors, alone = vectors_of(shim, corpus), vectors_of(shim, corpus, batch_size=1)
-            results[name] = Result(
+            results[name] = GraphResult(
                 speeds=speeds[name],
                 error=float(np.square(vectors - exact).sum() / np.square(exact).sum()),
                 same_alone=float((alone.view("u4") == vectors.view("u4")).all(axis=1).mean()),
@@ -112,31 +112,28 @@ def main(
                     original, candidate, corpus, batch_size=BATCH_DOCS, rounds=0
                 ),
             )
-    tables = make_tables(results)
-    notes = [f"{name}: {ABOUT[name]}." for name in results]
-    notes += [f"{name} is left out: {why}" for name, why in left_out.items()]
+    notes = [f"- {name}: {ABOUT[name]}." for name in results]
+    notes += [f"- {name} is left out: {reason}" for name, reason in left_out.items()]
     about = (
         f"{len(corpus):,} documents, {sum(map(len, corpus)):,} spaCy tokens, in batches of "
         f"{BATCH_DOCS}. Words/s: median (range) of {repeats} rounds in turns, "
         f"{count(threads, 'thread')}. Shares are rounded down."
     )
-    print("\n".join([*(table.to_text() for table in tables), *notes, about]))
-    if output is not None:
-        data = {
-            "docs": docs.name,
-            "threads": threads,
-            "results": {name: asdict(result) for name, result in results.items()},
-            "left_out": left_out,
-        }
-        parts = [*(table.to_markdown() for table in tables), "\n".join(f"- {x}" for x in notes)]
-        save_results(output, STEM, data, [*parts, about], date=date)
+    data = {
+        "docs": docs.name,
+        "threads": threads,
+        "results": {name: asdict(result) for name, result in results.items()},
+        "left_out": left_out,
+    }
+    parts: list[Part] = [*make_tables(results), "\n".join(notes), about]
+    report_results(parts, data, output=output, stem=STEM, date=date)
 
 
 def the_encoder(encoders: dict[str, EncoderShim]) -> tuple[str, EncoderShim]:
-    """The only encoder of a pipeline, and its place."""
+    """Check that a pipeline has one encoder, on torch. RETURNS: its place and the encoder."""
     engines = [shim.settings.engine for shim in encoders.values()]
     if engines != ["torch"]:
-        raise ConfigError(f"Expected one encoder, on the torch engine; found {engines}.")
+        raise ConfigError(f"Expected one encoder, on the torch engine, but found {engines}.")
     return next(iter(encoders.items()))
 
 
@@ -146,7 +143,7 @@ def the_encoder(encoders: dict[str, EncoderShim]) -> tuple[str, EncoderShim]:
 def vectors_of(
     shim: EncoderShim, docs: Sequence[Doc], *, batch_size: int = BATCH_DOCS
 ) -> np.ndarray:
-    """The token vectors of all docs, (n_tokens, width) float32."""
+    """Encode docs. RETURNS: the token vectors of all docs, (n_tokens, width) float32."""
     vectors: list[Any] = []
     for begin in range(0, len(docs), batch_size):
         vectors += shim.predict_docs(docs[begin : begin + batch_size], NumpyOps())
@@ -156,10 +153,10 @@ def vectors_of(
 def measure_speed(
     shims: Mapping[str, EncoderShim], docs: Sequence[Doc], repeats: int
 ) -> dict[str, list[float]]:
-    """Words/s of each in each round."""
+    """Measure words/s of each graph in each round."""
     speeds: dict[str, list[float]] = {name: [] for name in shims}
     for turn in range(repeats + 1):
-        msg.info(f"Speed, round {turn} of {repeats}" if turn else "Speed, warm-up")
+        msg.info(f"Speed, {describe_round(turn, repeats)}")
         for name, shim in shims.items():
             start = time.perf_counter()
             n_words = len(vectors_of(shim, docs))
@@ -169,7 +166,7 @@ def measure_speed(
 
 
 def profile_operators(shim: EncoderShim, docs: Sequence[Doc], threads: int) -> dict[str, float]:
-    """Share of the time of each operator, the largest first."""
+    """Measure the share of the time that each operator takes. RETURNS: the largest first."""
     loaded, settings = shim.loaded, shim.settings
     tokenizer = loaded.tokenizer
     encoded = encode_docs(
@@ -208,28 +205,30 @@ def profile_operators(shim: EncoderShim, docs: Sequence[Doc], threads: int) -> d
 # Tables
 
 
-def make_tables(results: Mapping[str, Result]) -> list[Table]:
-    """Speed and vectors, agreement with torch and with itself, and operators where profiled."""
+def make_tables(results: Mapping[str, GraphResult]) -> list[Table]:
+    """Make the tables of speed and vectors, of agreement with torch and with the graph itself, and
+    of operators if they were profiled.
+    """
     baseline, first = next(iter(results.items()))
     rows, agreeing = [], []
     for name, result in results.items():
-        ratio = Spread.of([a / b for a, b in zip(result.speeds, first.speeds, strict=True)])
-        cells = [with_range(Spread.of(result.speeds), "{:,.0f}"), with_range(ratio, "{:.2f}")]
+        ratios = [a / b for a, b in zip(result.speeds, first.speeds, strict=True)]
+        cells = [rate(Spread.of(result.speeds)), ratio(Spread.of(ratios))]
         cells += [f"{result.n_bytes / 1e6:.1f}", f"{result.error:.1e}", percent(result.same_alone)]
         rows.append([name, *cells])
         measures = result.agreement.measures
         shares = [f"{percent(m.agreement)} / {percent(m.candidate_alone)}" for m in measures]
         agreeing.append([name, *shares])
     header = ["graph", "words/s", f"{TIMES} {baseline}", "MB", "squared error of vectors"]
-    asked = [f"{one.pipe} {one.annotation}" for one in first.agreement.measures]
+    annotations = [f"{one.pipe} {one.annotation}" for one in first.agreement.measures]
     title = "Predictions that agree with torch / for one doc at a time with those in batches, %"
     tables = [
         Table("Encoder", [*header, "vectors the same alone, %"], rows),
-        Table(title, ["graph", *asked], agreeing),
+        Table(title, ["graph", *annotations], agreeing),
     ]
     profiles = [result.shares for result in results.values()]
-    found = dict.fromkeys(operator for shares in profiles for operator in shares)
-    shown = [op for op in found if any(each.get(op, 0) >= SMALL_SHARE for each in profiles)]
+    operators = dict.fromkeys(operator for shares in profiles for operator in shares)
+    shown = [op for op in operators if any(each.get(op, 0) >= SMALL_SHARE for each in profiles)]
     if shown:
         lines = [
             [operator, *(f"{shares.get(operator, 0):.1%}" for shares in profiles)]
@@ -240,7 +239,7 @@ def make_tables(results: Mapping[str, Result]) -> list[Table]:
 
 
 def percent(share: float | None) -> str:
-    """Rounded down: 100.00 is said of all alone."""
+    """A share in %, rounded down: only all of the tokens are 100.00 %."""
     return MISSING if share is None else f"{floor(share * 10_000) / 100:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""The graphs that `int8` compares: ours, and what ONNX Runtime's tools make of them."""
+"""The graphs to compare: ours, and those that ONNX Runtime's tools make of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ ABOUT = {
 def make_shims(
     source: SourceEncoder, threads: int
 ) -> tuple[dict[str, EncoderShim], dict[str, str]]:
-    """The encoder with each graph, and what cannot be made or run here, with the reason."""
+    """Make an encoder with each graph.
+
+    RETURNS: the encoders, and the reasons why graphs could not be made or run here, both by name.
+    """
     files = source.to_files(Precision())
     layers = frozenset(range(source.n_layers))
     fp32 = files[GRAPH]
@@ -56,9 +59,9 @@ def make_shims(
 
 
 def declare_shapes(graph: bytes) -> bytes:
-    """The graph with the shapes of its hidden states, as exporters write them down.
+    """Declare the shapes of the hidden states in a graph, as exporters do.
 
-    ONNX Runtime cannot tell them by itself here, and joins nothing whose shape it does not know.
+    ONNX Runtime does not infer them here, and it only joins operators whose shapes it knows.
     """
     model = onnx.load_from_string(graph)
     sizes = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
@@ -72,7 +75,7 @@ def declare_shapes(graph: bytes) -> bytes:
 
 
 def optimize(graph: bytes) -> bytes:
-    """What ONNX Runtime's optimizer makes of a graph, for the CPU that this runs on."""
+    """Run ONNX Runtime's optimizer on a graph, for the CPU of this machine."""
     with tempfile.TemporaryDirectory() as directory:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -83,7 +86,7 @@ def optimize(graph: bytes) -> bytes:
 
 
 def quantize_by_batch(graph: bytes) -> bytes:
-    """ONNX Runtime's own dynamic quantization, with a scale for all the activations of a batch."""
+    """Apply ONNX Runtime's dynamic quantization: one scale for all activations of a batch."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / GRAPH
         quantize_dynamic(
@@ -98,7 +101,7 @@ def quantize_by_batch(graph: bytes) -> bytes:
 
 
 def quantize_weights(graph: bytes) -> bytes:
-    """Weights alone in 8 bits, in blocks of 128, each with a scale."""
+    """Quantize only the weights, to 8 bits, with a scale for each block of 128."""
     try:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -106,7 +109,9 @@ def quantize_weights(graph: bytes) -> bytes:
             onnx.load_from_string(graph), bits=8, block_size=128, accuracy_level=4
         )
     except (ImportError, TypeError) as error:
-        raise ConfigError(f"onnxruntime {onnxruntime.__version__} has none ({error}).") from error
+        raise ConfigError(
+            f"onnxruntime {onnxruntime.__version__} has no such quantizer ({error})."
+        ) from error
     quantizer.process()
     quantized: bytes = quantizer.model.model.SerializeToString()
     return quantized

@@ -1,1 +1,1 @@
-"""What teaching a pipeline gives, and what it costs."""
+"""Ablation of pipeline distillation, and its speed."""

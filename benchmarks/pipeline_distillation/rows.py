@@ -1,48 +1,52 @@
-"""What each part of teaching gives: a row for each recipe, with the same budget and corpus.
+"""Train the students of an ablation of pipeline distillation, all with the same budget and corpus.
 
-    python -m benchmarks.pipeline_distillation.rows OUT ROW [ROW ...] --seeds 0 --epochs 8 --corpus DIR \\
-        --teacher PIPELINE --encoder DIR --distilled DIR --text FILE.jsonl
+    python -m benchmarks.pipeline_distillation.rows OUT ROW [ROW ...] --seeds 0 --epochs 8 \\
+        --corpus DIR --teacher PIPELINE --encoder DIR --distilled DIR --text FILE.jsonl
 
-trains `OUT/ROW/seed-N/model-best` and prints each command that it runs: `scripts.train` for a row
-that learns from gold alone and starts from an encoder, `spacy distil pipeline` for the rest. A seed
-that is finished is not trained again, and one that was interrupted goes on. All rows take the same
-number of steps with batches of the same size; `ROWS` has what they differ in. `--dry-run` prints
-the commands and runs none.
+trains `OUT/ROW/seed-N/model-best`. The program prints each command before it runs it:
+`scripts.train` for a row that starts from an encoder and learns from gold annotation alone, `spacy
+distil pipeline` for the others. It skips finished seeds and continues interrupted ones. All rows
+take the same number of steps, with batches of the same size. `ROWS` says how the rows differ.
+`--dry-run` only prints the commands.
 """
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 from spacy.util import load_config
 from thinc.api import Config
-from wasabi import msg
-from weasel.util import get_checksum
 
-from scripts.configure import configure, read_summary
-from scripts.train import finish, is_finished, parse_seeds, schedule
+from benchmarks.common.commands import (
+    Command,
+    choose,
+    run_all,
+    start_student,
+    train,
+    write_config,
+)
+from benchmarks.common.options import DryRun, RowsDirectory, Seeds
+from benchmarks.common.project import CNN_CONFIG, TRANSFORMER_CONFIG
 from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.runs.training import configure, parse_seeds, read_summary, schedule
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-TRANSFORMER, CNN = CONFIGS / "transformer.cfg", CONFIGS / "cnn.cfg"
-# Names of the entity recognizer and of the genres' classifier in both.
+# Names of the entity recognizer and of the genre classifier in both configs.
 NER_PIPE, TEXTCAT_PIPE = "ner", "textcat"
-# Of the files that make an encoder: weights, config, tokenizer.
+# Suffixes of the files of an encoder: weights, config, tokenizer.
 ENCODER_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
-
-AnyRow = TypeVar("AnyRow")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """share: of the steps. hidden, soft, gold: weights of what is learned."""
+class StageWeights:
+    """A stage of distillation.
+
+    share: share of the steps.
+    hidden, soft, gold: weights of hidden states, soft targets and gold annotation.
+    """
 
     share: float
     hidden: float = 0.0
@@ -50,42 +54,46 @@ class Stage:
     gold: float = 0.0
 
 
-SOFT = {"soft": Stage(1.0, soft=1.0)}
-GOLD = {"gold": Stage(1.0, gold=1.0)}
-HIDDEN_SOFT = {"hidden": Stage(0.25, hidden=1.0), "soft": Stage(0.75, soft=1.0)}
-HIDDEN_SOFT_GOLD = {
-    "hidden": Stage(0.25, hidden=1.0),
-    "soft": Stage(0.6, soft=1.0),
-    "gold": Stage(0.15, gold=1.0),
+SOFT = {"soft": StageWeights(1.0, soft=1.0)}
+GOLD = {"gold": StageWeights(1.0, gold=1.0)}
+HIDDEN_SOFT = {
+    "hidden": StageWeights(0.25, hidden=1.0),
+    "soft": StageWeights(0.75, soft=1.0),
 }
-SOFT_THEN_GOLD = {"soft": Stage(0.5, soft=1.0), "gold": Stage(0.5, gold=1.0)}
-SOFT_AND_GOLD = {"soft": Stage(1.0, soft=1.0, gold=1.0)}
+HIDDEN_SOFT_GOLD = {
+    "hidden": StageWeights(0.25, hidden=1.0),
+    "soft": StageWeights(0.6, soft=1.0),
+    "gold": StageWeights(0.15, gold=1.0),
+}
+SOFT_THEN_GOLD = {"soft": StageWeights(0.5, soft=1.0), "gold": StageWeights(0.5, gold=1.0)}
+SOFT_AND_GOLD = {"soft": StageWeights(1.0, soft=1.0, gold=1.0)}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One recipe.
+class PipelineRow:
+    """A recipe for a student pipeline.
 
-    title: how the table calls it.
-    start: "copied", the first layers of the raw encoder; "distilled", the encoder that general
-        distillation made of them; "teacher", the first layers and the heads of the trained teacher;
-        "cnn", spaCy's CNN pipeline, at random. Heads start at random but for "teacher".
-    stages: what is learned when, by name; a stage that is not named is skipped. Empty: gold, with
-        `spacy train`.
-    text: whether unlabelled text comes beside the gold corpus.
-    before: rows that this one is compared with, to see what its step gave.
-    n_layers: of the student; a CNN has its own.
-    ner: entity recognizer of teacher and student.
-    target: what the student's entity recognizer learns from the teacher's.
-    hidden_layers: whose hidden states are learned, where a stage does so.
-    gold_genres: weight of the loss of the classifier of genres where it learns from annotation
-        alone; 0 where it learns from the teacher's.
+    title: for the table.
+    start: initial weights of the student: "copied", the first layers of the raw encoder;
+        "distilled", the encoder that general distillation made of them; "teacher", the first layers
+        and the pipes of the trained teacher; "cnn", spaCy's CNN pipeline with random weights. The
+        other pipes start with random weights.
+    stages: the stages of distillation, by name; other stages are skipped. Empty: gold annotation
+        alone, with `spacy train`.
+    text: whether the student also learns from unlabelled text.
+    before: rows to compare with.
+    n_layers: number of layers of the student's encoder.
+    ner: factory of the entity recognizer of teacher and student.
+    target: training target of the student's entity recognizer.
+    hidden_layers: the layers whose hidden states the student learns, if a stage does that.
+    gold_genres: weight of the loss of the genre classifier, which then learns from annotation
+        alone; 0 if it learns from the teacher.
     """
 
     name: str
     title: str
     start: Literal["copied", "distilled", "teacher", "cnn"]
-    stages: Mapping[str, Stage] = field(default_factory=dict)
+    stages: Mapping[str, StageWeights] = field(default_factory=dict)
     text: bool = False
     before: tuple[str, ...] = ()
     n_layers: int = 3
@@ -95,17 +103,17 @@ class Row:
     gold_genres: float = 0.0
 
     @property
-    def is_taught(self) -> bool:
+    def is_distilled(self) -> bool:
         """Whether `spacy distil pipeline` trains it."""
         return bool(self.stages)
 
     @property
     def cache(self) -> str:
-        """Name of the cache, one for all rows that record the same."""
+        """Name of the cache. Rows that record the same of the teacher share one."""
         parts = [self.ner, "text" if self.text else "gold"]
         if any(stage.hidden for stage in self.stages.values()):
             parts.append("hidden")
-            if self.hidden_layers != "last":  # which of the teacher's depends on the student's
+            if self.hidden_layers != "last":  # the choice depends on the number of layers
                 parts.append(f"{self.hidden_layers}{self.n_layers}")
         parts += [self.target] * (self.target != "auto")
         parts += ["tags"] * (self.gold_genres > 0)
@@ -113,25 +121,27 @@ class Row:
 
 
 _ROWS = (
-    Row("copied", "layers copied, gold only", "copied"),
-    Row("distilled", "+ general distillation", "distilled", before=("copied",)),
-    Row(
+    PipelineRow("copied", "layers copied, gold only", "copied"),
+    PipelineRow("distilled", "+ general distillation", "distilled", before=("copied",)),
+    PipelineRow(
         "distilled-soft",
         "+ soft targets on gold text",
         "distilled",
         SOFT,
         before=("distilled",),
     ),
-    Row("finetuned", "trained layers and heads, gold only", "teacher", GOLD, before=("copied",)),
-    Row(
+    PipelineRow(
+        "finetuned", "trained layers and heads, gold only", "teacher", GOLD, before=("copied",)
+    ),
+    PipelineRow(
         "soft",
         "+ soft targets on gold text",
         "teacher",
         SOFT,
         before=("finetuned", "distilled-soft"),
     ),
-    Row("soft-text", "+ unlabelled text", "teacher", SOFT, text=True, before=("soft",)),
-    Row(
+    PipelineRow("soft-text", "+ unlabelled text", "teacher", SOFT, text=True, before=("soft",)),
+    PipelineRow(
         "hidden-text",
         "+ hidden-state stage",
         "teacher",
@@ -139,7 +149,7 @@ _ROWS = (
         text=True,
         before=("soft-text",),
     ),
-    Row(
+    PipelineRow(
         "hidden-text-gold",
         "+ gold stage",
         "teacher",
@@ -147,7 +157,7 @@ _ROWS = (
         text=True,
         before=("hidden-text",),
     ),
-    Row(
+    PipelineRow(
         "soft-gold-text",
         "soft targets and gold in one sum, unlabelled text",
         "teacher",
@@ -155,8 +165,8 @@ _ROWS = (
         text=True,
         before=("soft-text", "hidden-text-gold"),
     ),
-    Row("cnn-gold", "CNN pipeline, gold only", "cnn", ner="ner"),
-    Row(
+    PipelineRow("cnn-gold", "CNN pipeline, gold only", "cnn", ner="ner"),
+    PipelineRow(
         "cnn",
         "CNN pipeline, soft targets, unlabelled text",
         "cnn",
@@ -165,8 +175,10 @@ _ROWS = (
         before=("cnn-gold",),
         ner="ner",
     ),
-    Row("ner-gold", "spaCy's ner: trained layers and heads, gold only", "teacher", GOLD, ner="ner"),
-    Row(
+    PipelineRow(
+        "ner-gold", "spaCy's ner: trained layers and heads, gold only", "teacher", GOLD, ner="ner"
+    ),
+    PipelineRow(
         "ner-soft",
         "spaCy's ner: soft targets on gold text",
         "teacher",
@@ -174,7 +186,7 @@ _ROWS = (
         before=("ner-gold",),
         ner="ner",
     ),
-    Row(
+    PipelineRow(
         "ner-silver",
         "spaCy's ner: silver annotation on gold text",
         "teacher",
@@ -184,11 +196,12 @@ _ROWS = (
         target="silver",
     ),
 )
-# The recipe that the last rows are variations of.
+# The last rows are variations of this one.
 BEST = "soft-text"
 
 
-def _with_variations(rows: Sequence[Row]) -> dict[str, Row]:
+def _with_variations(rows: Sequence[PipelineRow]) -> dict[str, PipelineRow]:
+    """Add variations of the best row. RETURNS: all rows, by name."""
     by_name = {row.name: row for row in rows}
     best = by_name[BEST]
     gold = replace(
@@ -216,15 +229,18 @@ ROWS = _with_variations(_ROWS)
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What the rows are trained from.
+class PipelineInputs:
+    """The files that the rows are made from.
 
     output: directory of all rows.
     corpus: directory with train.spacy, dev.spacy and corpus.json.
-    teacher, teacher_ner: pipelines, the latter with spaCy's own `ner`.
-    encoder: the raw encoder. distilled: what general distillation made of it.
+    epochs: number of passes over the training corpus.
+    encoder: directory of the raw encoder.
+    teacher: pipeline with `distil_ner`.
+    teacher_ner: pipeline with spaCy's own `ner`.
+    distilled: directory of the encoder that general distillation made.
     text: unlabelled text, JSONL.
-    gpu_id: of both commands; `None` leaves it to them.
+    gpu_id: for both commands; `None` for their defaults.
     """
 
     output: Path
@@ -237,66 +253,38 @@ class Inputs:
     text: Path | None = None
     gpu_id: int | None = None
 
-    def need(self, name: str, row: Row) -> Path:
-        """An input that a row cannot do without."""
-        path = getattr(self, name)
+    def need(self, name: str, row: PipelineRow) -> Path:
+        """An input that a row needs. Raise ConfigError if it is missing."""
+        path, option = getattr(self, name), name.replace("_", "-")
         if path is None:
-            option = name.replace("_", "-")
             raise ConfigError(f"Row '{row.name}' needs --{option}")
         if not path.exists():
-            raise ConfigError(f"--{name.replace('_', '-')} {path}: no such file or directory")
+            raise ConfigError(f"--{option} {path}: no such file or directory")
         return Path(path)
 
-    def teacher_of(self, row: Row) -> Path:
-        """The teacher that has the row's entity recognizer."""
+    def teacher_of(self, row: PipelineRow) -> Path:
+        """The teacher with the entity recognizer of the row."""
         path = self.need("teacher" if row.ner == "distil_ner" else "teacher_ner", row)
         pipe = load_config(path / "config.cfg")["components"].get(NER_PIPE)
         if pipe is not None and pipe["factory"] != row.ner:
             raise ConfigError(
                 f"Row '{row.name}' needs a teacher with {row.ner}, but {NER_PIPE} of {path} is "
-                f"{pipe['factory']}. Teachers with distil_ner are named by --teacher, those with "
-                "spaCy's own ner by --teacher-ner"
+                f"{pipe['factory']}. Give a teacher with distil_ner as --teacher, and one with "
+                "spaCy's own ner as --teacher-ner"
             )
         return path
 
 
-@dataclass(frozen=True)
-class Command:
-    """arguments: of `python -m`.
+def make_config(row: PipelineRow, summary: Mapping[str, Any]) -> Config:
+    """Make the row's training config from the project's, with [distillation] if the row is
+    distilled. It is the same for all seeds.
 
-    output, inputs: it is skipped where `output` says that it was made of these by this command.
-        Without an output it knows that by itself.
+    summary: content of `corpus.json`.
     """
-
-    arguments: tuple[str, ...]
-    output: Path | None = None
-    inputs: tuple[Path, ...] = ()
-
-    def __str__(self) -> str:
-        return shlex.join(("python", "-m", *self.arguments))
-
-    def run(self) -> None:
-        record = {
-            "command": list(self.arguments),
-            "inputs": {str(path): get_checksum(path) for path in self.inputs},
-        }
-        if self.output is not None and is_finished(self.output, record):
-            msg.info(f"{self.output} is made already")
-            return
-        print(self, flush=True)  # on one line, to be copied
-        subprocess.run([sys.executable, "-m", *self.arguments], check=True)
-        if self.output is not None:
-            finish(self.output, record)
-
-
-def make_config(row: Row, summary: Mapping[str, Any]) -> Config:
-    """The row's training config, for any seed: the project's own, and [distillation] if taught.
-
-    summary: contents of `corpus.json`.
-    """
-    template = load_config(CNN if row.start == "cnn" else TRANSFORMER, interpolate=False)
+    path = CNN_CONFIG if row.start == "cnn" else TRANSFORMER_CONFIG
+    template = load_config(path, interpolate=False)
     config = configure(template, summary, ner=row.ner)
-    if not row.is_taught:
+    if not row.is_distilled:
         return config
     config["paths"]["text"] = None
     if row.text:
@@ -312,24 +300,16 @@ def make_config(row: Row, summary: Mapping[str, Any]) -> Config:
     pipes: dict[str, Any] = {}
     if row.target != "auto":
         if NER_PIPE not in config["nlp"]["pipeline"]:
-            raise ConfigError(f"Row '{row.name}' is about entities, but the corpus has none")
+            raise ConfigError(f"Row '{row.name}' needs entities, but the corpus has none")
         pipes[NER_PIPE] = {"target": row.target}
     if row.gold_genres and TEXTCAT_PIPE in config["nlp"]["pipeline"]:
         pipes[TEXTCAT_PIPE] = {"target": "gold", "weight": row.gold_genres}
-    stages = {name: row.stages.get(name, Stage(0.0)) for name in ("hidden", "soft", "gold")}
+    stages = {name: row.stages.get(name, StageWeights(0.0)) for name in ("hidden", "soft", "gold")}
     config["distillation"] = {
         "corpus": "corpora.text" if row.text else None,
         "cache": None,
         "student": student,
-        "stages": {
-            name: {
-                "share": stage.share,
-                "hidden": stage.hidden,
-                "soft": stage.soft,
-                "gold": stage.gold,
-            }
-            for name, stage in stages.items()
-        },
+        "stages": {name: asdict(stage) for name, stage in stages.items()},
         "pipes": pipes,
     }
     if row.hidden_layers != "last":
@@ -337,21 +317,14 @@ def make_config(row: Row, summary: Mapping[str, Any]) -> Config:
     return config
 
 
-def write_config(row: Row, inputs: Inputs) -> Path:
-    path = inputs.output / "configs" / f"{row.name}.cfg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    make_config(row, read_summary(inputs.corpus)).to_disk(path)
-    return path
+def make_commands(row: PipelineRow, seed: int, inputs: PipelineInputs) -> list[Command]:
+    """Make the commands that train one seed of a row, and write the row's config.
 
-
-def plan(row: Row, seed: int, inputs: Inputs) -> list[Command]:
-    """The commands that train one seed of a row; writes the row's config.
-
-    Every row has the steps, batches and evaluations of the transformer's config.
+    All rows have the steps, batches and evaluations of the transformer's config.
     """
-    config = write_config(row, inputs)
-    budget = schedule(TRANSFORMER, inputs.corpus, inputs.epochs)
-    # Only a schedule that has them: the CNN's rate is constant.
+    config = write_config(make_config(row, read_summary(inputs.corpus)), inputs.output, row.name)
+    budget = schedule(TRANSFORMER_CONFIG, inputs.corpus, inputs.epochs)
+    # The learning rate of the CNN is constant and has no warm-up.
     if not isinstance(load_config(config)["training"]["optimizer"]["learn_rate"], dict):
         budget = {name: value for name, value in budget.items() if "learn_rate" not in name}
     settings: dict[str, Any] = dict(budget)
@@ -359,39 +332,36 @@ def plan(row: Row, seed: int, inputs: Inputs) -> list[Command]:
     if row.start in ("copied", "distilled"):
         start, settings["paths.encoder"] = _start(row, inputs)
         commands.append(start)
-    if not row.is_taught:
-        arguments = ["scripts.train", str(config), str(inputs.output / row.name)]
-        arguments += ["--corpus", str(inputs.corpus), "--epochs", str(inputs.epochs)]
-        arguments += ["--seeds", str(seed), *_gpu(inputs), *_options(settings)]
-        return [*commands, Command(tuple(arguments))]
+    if not row.is_distilled:
+        options = [*_gpu(inputs), *_options(settings)]
+        directory, corpus = inputs.output / row.name, inputs.corpus
+        command = train(config, directory, corpus, epochs=inputs.epochs, seed=seed, options=options)
+        return [*commands, command]
     teacher = inputs.teacher_of(row)
     settings["paths.train"] = inputs.corpus / "train.spacy"
     settings["paths.dev"] = inputs.corpus / "dev.spacy"
     if row.text:
         settings["paths.text"] = inputs.need("text", row)
-    made_of = [config, teacher, *(v for k, v in settings.items() if k.startswith("paths."))]
+    paths = [value for name, value in settings.items() if name.startswith("paths.")]
     settings["system.seed"] = seed
     settings["distillation.cache"] = inputs.output / "cache" / row.cache
     output = inputs.output / row.name / f"seed-{seed}"
     arguments = ["spacy", "distil", "pipeline", str(teacher), str(config)]
     arguments += ["--output", str(output), "--resume", "--force", *_gpu(inputs)]
     arguments += _options(settings)
-    return [*commands, Command(tuple(arguments), output, tuple(made_of))]
+    return [*commands, Command(tuple(arguments), output, (config, teacher, *paths))]
 
 
-def _start(row: Row, inputs: Inputs) -> tuple[Command, Path]:
-    """How the encoder comes about that `paths.encoder` names, and where it lies."""
-    encoder = inputs.need("encoder", row)
-    distilled = inputs.need("distilled", row) if row.start == "distilled" else encoder
+def _start(row: PipelineRow, inputs: PipelineInputs) -> tuple[Command, Path]:
+    """Make the encoder that the row starts from. RETURNS: the command and the encoder's path."""
+    source = "distilled" if row.start == "distilled" else "teacher"
+    encoder = inputs.need("distilled" if row.start == "distilled" else "encoder", row)
     output = inputs.output / row.name / "start"
-    arguments = ["scripts.start_student", "distilled" if row.start == "distilled" else "teacher"]
-    arguments += [str(output), "--teacher", str(encoder), "--distilled", str(distilled)]
-    arguments += ["--finetuned", str(encoder), "--layers", "first", "--n-layers", str(row.n_layers)]
-    files = sorted(file for file in distilled.iterdir() if file.suffix in ENCODER_SUFFIXES)
-    return Command(tuple(arguments), output, tuple(files)), output
+    files = sorted(file for file in encoder.iterdir() if file.suffix in ENCODER_SUFFIXES)
+    return start_student(source, encoder, output, row.n_layers, files), output
 
 
-def _gpu(inputs: Inputs) -> list[str]:
+def _gpu(inputs: PipelineInputs) -> list[str]:
     return [] if inputs.gpu_id is None else ["--gpu-id", str(inputs.gpu_id)]
 
 
@@ -399,35 +369,25 @@ def _options(settings: Mapping[str, Any]) -> list[str]:
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
-def choose(names: Sequence[str]) -> list[Row]:
-    return choose_from(ROWS, names)
-
-
-def choose_from(rows: Mapping[str, AnyRow], names: Sequence[str]) -> list[AnyRow]:
-    """The rows of these names. rows: all there are, by name."""
-    unknown = [name for name in names if name not in rows]
-    if unknown:
-        raise ConfigError(f"No row {', '.join(unknown)}. Rows: {', '.join(rows)}")
-    return [rows[name] for name in names]
-
-
 def main(
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory of all rows")],
+    output: RowsDirectory,
     rows: Annotated[list[str], typer.Argument(metavar="ROW", help=", ".join(ROWS))],
     corpus: Annotated[Path, typer.Option(help="Directory with train.spacy, dev.spacy")],
     epochs: Annotated[float, typer.Option(help="Passes over the training corpus", min=0)] = 8,
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
+    seeds: Seeds = "0",
     encoder: Annotated[Path | None, typer.Option(help="The raw encoder")] = None,
     teacher: Annotated[Path | None, typer.Option(help="Pipeline with distil_ner")] = None,
     teacher_ner: Annotated[Path | None, typer.Option(help="Pipeline with spaCy's ner")] = None,
     distilled: Annotated[Path | None, typer.Option(help="The distilled encoder")] = None,
     text: Annotated[Path | None, typer.Option(help="Unlabelled text, .jsonl")] = None,
-    gpu_id: Annotated[int | None, typer.Option(help="GPU; left out: as the commands do")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the commands alone")] = False,
+    gpu_id: Annotated[
+        int | None, typer.Option(help="GPU; left out: the default of each command")
+    ] = None,
+    dry_run: DryRun = False,
 ) -> None:
-    """Train some rows."""
+    """Train rows."""
     with friendly_errors():
-        inputs = Inputs(
+        inputs = PipelineInputs(
             output=output,
             corpus=corpus,
             epochs=epochs,
@@ -438,18 +398,14 @@ def main(
             text=text,
             gpu_id=gpu_id,
         )
-        # All of them first, so that a missing input is known before hours are spent.
+        # Make all commands first: an error should not come after hours.
         commands = [
             command
-            for row in choose(rows)
+            for row in choose(ROWS, rows)
             for seed in parse_seeds(seeds)
-            for command in plan(row, seed, inputs)
+            for command in make_commands(row, seed, inputs)
         ]
-        for command in commands:
-            if dry_run:
-                print(command)
-            else:
-                command.run()
+        run_all(commands, dry_run=dry_run)
 
 
 if __name__ == "__main__":

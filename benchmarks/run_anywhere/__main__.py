@@ -1,15 +1,15 @@
-"""Ours and theirs side by side on CPU: speed, latency, cold start and memory, in one run.
+"""Compare speed, latency, cold start and memory on the CPU, ours against rivals.
 
     python -m benchmarks.run_anywhere DOCS.spacy WORK --teacher PIPELINE --student PIPELINE \\
-        --cnn PIPELINE --output benchmarks/ewt
+        --cnn PIPELINE --output benchmarks/run_anywhere/results
 
-Makes what it compares out of trained pipelines (`anywhere_pipelines`): int8 with
-`spacy distil quantize`, and for spacy-transformers a twin with the same encoder and heads in its
-stock settings. `anywhere_rows` lists the rows and what each has to reach. A row's two sides take
-turns, each in a process of its own; the ratio is that of each round, its median and its range.
+The benchmark makes its pipelines from trained ones (`common/pipelines.py`): int8 with
+`spacy distil quantize`, and a twin on spacy-transformers with the same weights and stock settings.
+`rows.py` lists the rows and the ratio that each must reach. The two sides of a row take turns, each
+in a process of its own. The table shows the median and the range of the ratio over the rounds.
 
-An encoder alone does all of its work: ours pools pieces to tokens and fills `doc.tensor`,
-spacy-transformers leaves that to the listeners.
+The encoder alone does different work on the two sides: ours pools pieces to tokens and fills
+`doc.tensor`, spacy-transformers leaves the pooling to the listeners.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -30,9 +29,28 @@ import typer
 from spacy.tokens import Doc
 from wasabi import msg
 
+from benchmarks.common.options import (
+    BatchSize,
+    Docs,
+    Keys,
+    Limit,
+    Output,
+    Quantize,
+    Repeats,
+    choose_keys,
+)
 from benchmarks.common.pipelines import Pipelines, Sources
-from benchmarks.run_anywhere.rows import ROWS, Condition, Kind, Result, Row, judge, make_table
-from benchmarks.common.results import save_results
+from benchmarks.common.project import REPO
+from benchmarks.common.results import report_results, timestamp
+from benchmarks.run_anywhere.rows import (
+    ROWS,
+    Condition,
+    Kind,
+    RivalRow,
+    RowResult,
+    judge,
+    make_table,
+)
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.report.machine import PACKAGES
 from spacy_distil.report.process import Subject, Worker
@@ -40,39 +58,40 @@ from spacy_distil.report.speed import measure, texts_file
 from spacy_distil.text.documents import read_examples
 
 STEM = "run_anywhere"
-REPO = Path(__file__).resolve().parents[1]
 SENTENCE_WORDS = 20
 MAX_SENTENCES = 40
 
 
 def main(
-    docs: Annotated[Path, typer.Argument(metavar="DOCS.spacy", help="Annotated documents")],
-    work: Annotated[Path, typer.Argument(help="Directory for the pipelines that are made")],
-    output: Annotated[Path, typer.Option(help=f"Directory for {STEM}.json and {STEM}.md")],
+    docs: Docs,
+    work: Annotated[Path, typer.Argument(help="Directory for the pipelines to make")],
+    output: Output,
     teacher: Annotated[Path | None, typer.Option(help="Pipeline of 6 layers, with ner")] = None,
     student: Annotated[
         Path | None, typer.Option(help="Pipeline of 3 layers, with distil_ner")
     ] = None,
     cnn: Annotated[Path | None, typer.Option(help="spaCy's CNN pipeline")] = None,
     teacher_distil_ner: Annotated[
-        Path | None, typer.Option(help="The teacher with distil_ner; else one is trained briefly")
+        Path | None,
+        typer.Option(help="The teacher with distil_ner; left out: one is trained briefly"),
     ] = None,
     light_python: Annotated[
         Path | None,
-        typer.Option(help="Interpreter with the base install alone; else one is made in WORK"),
+        typer.Option(help="Python with only the base install; left out: one is made in WORK"),
     ] = None,
-    rows: Annotated[str, typer.Option(help="Keys between commas; empty for all")] = "",
-    repeats: Annotated[int, typer.Option(help="Rounds")] = 5,
-    starts: Annotated[int, typer.Option(help="Cold starts")] = 5,
-    batch_size: Annotated[int, typer.Option(help="Documents at a time")] = 256,
-    limit: Annotated[int, typer.Option(help="Documents; 0 for all")] = 0,
-    bert_base_limit: Annotated[int, typer.Option(help="Documents for BERT-base")] = 60,
-    quantize: Annotated[str, typer.Option(help="More arguments of `distil quantize`")] = "",
-    reuse: Annotated[bool, typer.Option(help="Take the pipelines that are in WORK")] = False,
+    rows: Keys = "",
+    repeats: Repeats = 5,
+    starts: Annotated[int, typer.Option(help="Number of cold starts")] = 5,
+    batch_size: BatchSize = 256,
+    limit: Limit = 0,
+    bert_base_limit: Annotated[int, typer.Option(help="Number of documents for BERT-base")] = 60,
+    quantize: Quantize = "",
+    reuse: Annotated[bool, typer.Option(help="Use the pipelines that are in WORK")] = False,
 ) -> None:
     """Measure all rows under all their conditions, print the table and save it."""
     with friendly_errors():
-        chosen = _choose(rows)
+        by_key = {row.key: row for row in ROWS}
+        chosen = [by_key[key] for key in choose_keys(rows, list(by_key), option="rows")]
         sources = Sources(
             docs=docs.resolve(),
             teacher=_absolute(teacher),
@@ -89,15 +108,15 @@ def main(
         for row in chosen:
             for name in (row.ours, row.theirs):
                 pipelines.path(name)
-        # So that no process finds modules of this repository by being started in it.
+        # A process that starts in the repository would import its modules.
         os.chdir(work)
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        date = timestamp()
         texts = [
             example.reference.text
             for example in read_examples(spacy.blank("xx"), sources.docs, limit=limit)
         ]
         sentences = find_sentences(sources.docs)
-        results: list[Result] = []
+        results: list[RowResult] = []
         for condition, group in _groups(chosen, "speed"):
             results += measure_speed(
                 group,
@@ -112,36 +131,47 @@ def main(
         starting = [row for row in chosen if row.kind in ("cold start", "memory")]
         environment = None
         if starting and light is not None:
-            found, environment = measure_starts(starting, pipelines, light, starts=starts)
-            results += found
-        order = {row.key: i for i, row in enumerate(ROWS)}
+            of_starts, environment = measure_starts(starting, pipelines, light, starts=starts)
+            results += of_starts
+        order = {key: i for i, key in enumerate(by_key)}
         results.sort(key=lambda result: order[result.row.key])
-        settings = {
-            "docs": docs.name,
-            "n_docs": len(texts),
-            "n_docs_bert_base": min(bert_base_limit, len(texts)),
-            "n_sentences": len(sentences),
-            "repeats": repeats,
-            "starts": starts,
-            "batch_size": batch_size,
-        }
-        _write(results, settings, environment, date, output)
-    print(make_table(results).to_text())
+    settings = {
+        "docs": docs.name,
+        "n_docs": len(texts),
+        "n_docs_bert_base": min(bert_base_limit, len(texts)),
+        "n_sentences": len(sentences),
+        "repeats": repeats,
+        "starts": starts,
+        "batch_size": batch_size,
+    }
+    data = {
+        "settings": settings,
+        "light_environment": environment,
+        "results": [{**asdict(result), "met": result.met} for result in results],
+    }
+    about = (
+        f"{settings['n_docs']} documents of {docs.name} (BERT-base: "
+        f"{settings['n_docs_bert_base']}), in batches of {batch_size}; {len(sentences)} sentences "
+        f"of {SENTENCE_WORDS} words, one at a time. Both sides take turns, each in a process of "
+        f"its own: medians (range) of {repeats} rounds and {starts} starts; the ratio is the "
+        "median (range) over the rounds."
+    )
+    report_results([make_table(results), about], data, output=output, stem=STEM, date=date)
 
 
 # Measuring
 
 
 def measure_speed(
-    rows: Sequence[Row],
+    rows: Sequence[RivalRow],
     condition: Condition,
     pipelines: Pipelines,
     texts: Sequence[str],
     *,
     repeats: int,
     batch_size: int,
-) -> list[Result]:
-    """Words/s of whole documents."""
+) -> list[RowResult]:
+    """Measure words/s of whole documents."""
     speeds = measure(
         _subjects(rows, pipelines),
         texts,
@@ -157,14 +187,14 @@ def measure_speed(
 
 
 def measure_latency(
-    rows: Sequence[Row],
+    rows: Sequence[RivalRow],
     condition: Condition,
     pipelines: Pipelines,
     sentences: Sequence[str],
     *,
     repeats: int,
-) -> list[Result]:
-    """p50 of `nlp(sentence)`."""
+) -> list[RowResult]:
+    """Measure the median time of `nlp(sentence)`."""
     speeds = measure(
         _subjects(rows, pipelines),
         sentences,
@@ -181,22 +211,26 @@ def measure_latency(
 
 
 def measure_starts(
-    rows: Sequence[Row], pipelines: Pipelines, light: str, *, starts: int
-) -> tuple[list[Result], dict[str, Any]]:
-    """Seconds from process start to the first doc, and peak memory by then; ours in the light
-    environment, which is described too. A first start of each fills the system's file cache."""
+    rows: Sequence[RivalRow], pipelines: Pipelines, light: str, *, starts: int
+) -> tuple[list[RowResult], dict[str, Any]]:
+    """Measure seconds from process start to the first doc, and peak memory by then. A first start
+    of each side fills the system's file cache and does not count.
+
+    light: Python with only the base install, which runs ours.
+    RETURNS: the results, and a description of the light environment.
+    """
     results = []
     environment: dict[str, Any] = {}
-    seen: dict[tuple[str, str, Condition], dict[Kind, list[list[float]]]] = {}
+    measured: dict[tuple[str, str, Condition], dict[Kind, list[list[float]]]] = {}
     for row in rows:
         for condition in row.conditions:
             key = (row.ours, row.theirs, condition)
-            if key not in seen:
+            if key not in measured:
                 sides = [
                     Subject(str(pipelines.path(row.ours)), light),
                     Subject(str(pipelines.path(row.theirs))),
                 ]
-                seen[key] = {"cold start": [[], []], "memory": [[], []]}
+                measured[key] = {"cold start": [[], []], "memory": [[], []]}
                 with texts_file([]) as file:
                     for i in range(starts + 1):
                         _log(condition, "cold start")(f"Start {i} of {starts}")
@@ -209,28 +243,30 @@ def measure_starts(
                             ) as worker:
                                 if i:
                                     start = worker.load.cold_start_seconds
-                                    seen[key]["cold start"][side].append(start)
-                                    seen[key]["memory"][side].append(worker.peak_rss_bytes())
+                                    measured[key]["cold start"][side].append(start)
+                                    measured[key]["memory"][side].append(worker.peak_rss_bytes())
                                 elif side == 0:
                                     environment = worker.environment(PACKAGES)
-            ours, theirs = seen[key][row.kind]
+            ours, theirs = measured[key][row.kind]
             results.append(judge(row, condition, ours, theirs))
     return results, environment
 
 
 def find_sentences(docs: Path) -> list[str]:
-    """Sentences of 20 spaCy tokens; where none is marked, the documents' first 20 tokens."""
+    """Read sentences of 20 spaCy tokens. If no sentence is annotated, take the first 20 tokens of
+    each document.
+    """
     nlp = spacy.blank("en")
-    found: list[str] = []
+    annotated: list[str] = []
     beginnings: list[str] = []
     for example in read_examples(nlp, docs):
         gold = example.reference
         spans = list(gold.sents) if gold.has_annotation("SENT_START") else []
-        found += [s.text for s in spans if _n_words(nlp, s.text) == SENTENCE_WORDS]
+        annotated += [s.text for s in spans if _n_words(nlp, s.text) == SENTENCE_WORDS]
         beginning: Doc = example.predicted
         if len(beginning) >= SENTENCE_WORDS:
             beginnings.append(beginning[:SENTENCE_WORDS].text)
-    sentences = (found or beginnings)[:MAX_SENTENCES]
+    sentences = (annotated or beginnings)[:MAX_SENTENCES]
     if not sentences:
         raise ConfigError(f"{docs}: no document has {SENTENCE_WORDS} words.")
     return sentences
@@ -244,12 +280,12 @@ def _n_words(nlp: spacy.language.Language, text: str) -> int:
 
 
 def make_light_environment(path: Path) -> str:
-    """A virtual environment with the base install of this repository. RETURNS: its python."""
+    """Make a virtual environment with only the base install. RETURNS: its Python."""
     python = path / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     msg.info(f"Making {path}")
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(path)], check=True)
     with TemporaryDirectory() as directory:
-        # A build leaves its files beside the sources.
+        # Build in a copy, because a build leaves files beside the sources.
         for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(REPO / name, directory)
         shutil.copytree(REPO / "spacy_distil", Path(directory) / "spacy_distil")
@@ -258,21 +294,12 @@ def make_light_environment(path: Path) -> str:
     return str(python)
 
 
-# Rows, and what is written
+# Rows
 
 
-def _choose(keys: str) -> list[Row]:
-    chosen = [key.strip() for key in keys.split(",") if key.strip()] or [row.key for row in ROWS]
-    known = {row.key: row for row in ROWS}
-    for key in chosen:
-        if key not in known:
-            raise ConfigError(f"--rows {key}: expected some of {', '.join(known)}.")
-    return [known[key] for key in chosen]
-
-
-def _groups(rows: Sequence[Row], kind: Kind) -> list[tuple[Condition, list[Row]]]:
-    """The rows of one kind that are measured in the same rounds."""
-    groups: dict[tuple[str, Condition], list[Row]] = {}
+def _groups(rows: Sequence[RivalRow], kind: Kind) -> list[tuple[Condition, list[RivalRow]]]:
+    """Group the rows of one kind that are measured in the same rounds."""
+    groups: dict[tuple[str, Condition], list[RivalRow]] = {}
     for row in rows:
         if row.kind == kind:
             for condition in row.conditions:
@@ -280,41 +307,17 @@ def _groups(rows: Sequence[Row], kind: Kind) -> list[tuple[Condition, list[Row]]
     return [(condition, group) for (_, condition), group in groups.items()]
 
 
-def _subjects(rows: Sequence[Row], pipelines: Pipelines) -> dict[str, Subject]:
+def _subjects(rows: Sequence[RivalRow], pipelines: Pipelines) -> dict[str, Subject]:
     names = dict.fromkeys(name for row in rows for name in (row.ours, row.theirs))
     return {name: Subject(str(pipelines.path(name))) for name in names}
 
 
-def _log(condition: Condition, what: str) -> Callable[[str], None]:
-    return lambda message: msg.info(f"{condition.title}, {what}: {message}")
+def _log(condition: Condition, task: str) -> Callable[[str], None]:
+    return lambda message: msg.info(f"{condition.title}, {task}: {message}")
 
 
 def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.resolve()
-
-
-def _write(
-    results: Sequence[Result],
-    settings: dict[str, Any],
-    light: dict[str, Any] | None,
-    date: str,
-    output: Path,
-) -> None:
-    """The JSON file and the Markdown file."""
-    data = {
-        "settings": settings,
-        "light_environment": light,
-        "results": [{**asdict(result), "met": result.met} for result in results],
-    }
-    about = (
-        f"{settings['n_docs']} documents of {settings['docs']} (BERT-base: "
-        f"{settings['n_docs_bert_base']}), in batches of {settings['batch_size']}; "
-        f"{settings['n_sentences']} sentences of {SENTENCE_WORDS} words, one at a time. Ours and "
-        f"theirs take turns, each in a process of its own: medians (range) of "
-        f"{settings['repeats']} rounds and {settings['starts']} starts; the ratio is that of each "
-        f"round."
-    )
-    save_results(output, STEM, data, [make_table(results).to_markdown(), about], date=date)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `run_anywhere` has to show: ours against theirs, row by row, and how a row is judged."""
+"""The rows of the benchmark: what is compared, and the ratio that each row must reach."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.common.cells import ratio, scaled, verdict
 from spacy_distil.report.layout import with_range
 from spacy_distil.report.speed import Spread
 from spacy_distil.tables import Table
@@ -15,7 +16,12 @@ Kind = Literal["speed", "latency", "cold start", "memory"]
 
 @dataclass(frozen=True)
 class Condition:
-    """threads: of each process. pin_cores: cores that it is confined to; `None` for all."""
+    """How the processes run.
+
+    title: for the table.
+    threads: number of threads of each process.
+    pin_cores: number of cores that a process may use; `None` for all.
+    """
 
     title: str
     threads: int
@@ -27,17 +33,17 @@ ONE_CORE = Condition("1 core", 1, 1)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One claim.
+class RivalRow:
+    """A pipeline of ours against a rival.
 
-    key: how `--rows` names it.
-    what, against: in words.
-    kind: what is measured: words/s of documents, p50 of single sentences, seconds from process
-        start to the first doc, or peak memory by then.
-    ours, theirs: names of `Pipelines`.
-    target: least ratio in favour of ours.
-    conditions: under which it is measured.
-    group: rows of one group are measured in the same rounds.
+    key: its name in `--rows`.
+    what, against: both pipelines in words, for the table.
+    kind: words/s of documents, median latency of single sentences, seconds from process start to
+        the first doc, or peak memory after the first doc.
+    ours, theirs: names of the pipelines, see `Pipelines`.
+    target: smallest acceptable ratio in favour of ours.
+    conditions: the row is measured under each of them.
+    group: rows of the same group are measured in the same rounds.
     """
 
     key: str
@@ -52,7 +58,7 @@ class Row:
 
 
 ROWS = (
-    Row(
+    RivalRow(
         key="encoder-torch",
         what="encoder, torch fp32",
         against="spacy-transformers",
@@ -61,7 +67,7 @@ ROWS = (
         theirs="encoder-theirs",
         target=2.2,
     ),
-    Row(
+    RivalRow(
         key="encoder-int8",
         what="encoder, ONNX int8",
         against="spacy-transformers",
@@ -70,7 +76,7 @@ ROWS = (
         theirs="encoder-theirs",
         target=3.8,
     ),
-    Row(
+    RivalRow(
         key="heads-int8",
         what="encoder + tagger + ner + textcat, ONNX int8",
         against="the same heads on spacy-transformers",
@@ -79,7 +85,7 @@ ROWS = (
         theirs="heads-theirs",
         target=3.1,
     ),
-    Row(
+    RivalRow(
         key="distil-ner-int8",
         what="the same with distil_ner",
         against="spacy-transformers with ner",
@@ -88,7 +94,7 @@ ROWS = (
         theirs="heads-theirs",
         target=3.5,
     ),
-    Row(
+    RivalRow(
         key="latency",
         what="one 20-word sentence, p50, with tagger + ner + textcat, ONNX int8",
         against="spacy-transformers",
@@ -97,7 +103,7 @@ ROWS = (
         theirs="heads-theirs",
         target=3.5,
     ),
-    Row(
+    RivalRow(
         key="cold-start",
         what="cold start, light install",
         against="spacy-transformers",
@@ -107,7 +113,7 @@ ROWS = (
         target=5,
         conditions=(TWO_THREADS,),
     ),
-    Row(
+    RivalRow(
         key="memory",
         what="peak memory after the first doc, light install",
         against="spacy-transformers",
@@ -117,7 +123,7 @@ ROWS = (
         target=3,
         conditions=(TWO_THREADS,),
     ),
-    Row(
+    RivalRow(
         key="cnn",
         what="3-layer student, tagger + distil_ner + textcat, ONNX int8",
         against="spaCy CNN pipeline",
@@ -128,7 +134,7 @@ ROWS = (
         conditions=(ONE_CORE,),
         group="3 layers",
     ),
-    Row(
+    RivalRow(
         key="bert-base",
         what="encoder of BERT-base shape, ONNX int8",
         against="spacy-transformers",
@@ -142,14 +148,14 @@ ROWS = (
 
 
 @dataclass(frozen=True)
-class Result:
-    """A row under one condition.
+class RowResult:
+    """The measurements of a row under one condition.
 
-    ours, theirs: words/s, or seconds, or bytes, over the rounds.
+    ours, theirs: words/s, seconds or bytes, over the rounds.
     ratio: how much better ours is, round by round.
     """
 
-    row: Row
+    row: RivalRow
     condition: Condition
     ours: Spread
     theirs: Spread
@@ -157,18 +163,20 @@ class Result:
 
     @property
     def met(self) -> bool:
-        """Whether the median of the rounds reaches the target."""
+        """Whether the median ratio reaches the target."""
         return self.ratio.median >= self.row.target
 
 
-def judge(row: Row, condition: Condition, ours: Sequence[float], theirs: Sequence[float]) -> Result:
-    """A result from what was measured in each round, the same rounds of both."""
+def judge(
+    row: RivalRow, condition: Condition, ours: Sequence[float], theirs: Sequence[float]
+) -> RowResult:
+    """Compare the measurements of both sides, one number per round."""
     more_is_better = row.kind == "speed"
     ratios = [
         mine / other if more_is_better else other / mine
         for mine, other in zip(ours, theirs, strict=True)
     ]
-    return Result(row, condition, Spread.of(ours), Spread.of(theirs), Spread.of(ratios))
+    return RowResult(row, condition, Spread.of(ours), Spread.of(theirs), Spread.of(ratios))
 
 
 UNITS: dict[Kind, tuple[str, float, str]] = {
@@ -179,8 +187,8 @@ UNITS: dict[Kind, tuple[str, float, str]] = {
 }
 
 
-def make_table(results: Sequence[Result]) -> Table:
-    """All results, in the order of the rows."""
+def make_table(results: Sequence[RowResult]) -> Table:
+    """Make the table, one line per result."""
     rows = []
     for result in results:
         form, factor, unit = UNITS[result.row.kind]
@@ -190,12 +198,12 @@ def make_table(results: Sequence[Result]) -> Table:
                 result.row.against,
                 result.condition.title,
                 *(
-                    f"{with_range(scale(spread, factor), form)} {unit}"
+                    f"{with_range(scaled(spread, factor), form)} {unit}"
                     for spread in (result.ours, result.theirs)
                 ),
-                with_range(result.ratio, "{:.2f}"),
+                ratio(result.ratio),
                 f"{result.row.target:g}",
-                "yes" if result.met else "no",
+                verdict(result.met),
             ]
         )
     return Table(
@@ -203,7 +211,3 @@ def make_table(results: Sequence[Result]) -> Table:
         header=["what", "against", "on", "ours", "theirs", "ratio", "at least", "met"],
         rows=rows,
     )
-
-
-def scale(spread: Spread, factor: float) -> Spread:
-    return Spread(spread.median * factor, spread.min * factor, spread.max * factor)

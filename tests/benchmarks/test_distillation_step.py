@@ -22,7 +22,6 @@ from transformers import BertForMaskedLM
 from typer.testing import CliRunner
 
 import benchmarks.distillation_step.__main__ as distil
-from benchmarks.distillation_step.timing import Found, Matmul, measure
 from benchmarks.distillation_step.plain_loop import (
     BERT_SPECIAL,
     IGNORED,
@@ -36,7 +35,6 @@ from benchmarks.distillation_step.plain_loop import (
     pad,
     padded_length,
 )
-from benchmarks.distillation_step.summary import AIMS, COMMANDS, make_table, summarize
 from benchmarks.distillation_step.rows import OURS, PLAIN, ROWS, Kind, Shape, Size
 from benchmarks.distillation_step.sides import (
     Ours,
@@ -48,7 +46,16 @@ from benchmarks.distillation_step.sides import (
     useful_flops,
     write_blocks,
 )
-from benchmarks.distillation_step.text import MEDIAN_PIECES, SIGMA, Packed, Text, pack_text, synthetic_text
+from benchmarks.distillation_step.summary import AIMS, COMMANDS, make_table, summarize
+from benchmarks.distillation_step.text import (
+    MEDIAN_PIECES,
+    SIGMA,
+    Packed,
+    Text,
+    pack_text,
+    synthetic_text,
+)
+from benchmarks.distillation_step.timing import Found, Matmul, measure
 from benchmarks.pipeline_distillation.speed import Measured
 from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.errors import ConfigError, CorpusError

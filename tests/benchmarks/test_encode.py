@@ -18,8 +18,8 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
 import benchmarks.encode.__main__ as encode
-from benchmarks.encode.__main__ import ENCODING, HEADS, OURS, ROWS, THEIRS, TRAINING, Measured
 from benchmarks.common.spacy_transformers_twin import ENCODER_FACTORY
+from benchmarks.encode.__main__ import ENCODING, HEADS, OURS, ROWS, THEIRS, TRAINING, Measured
 from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.errors import ConfigError
 from tests.util import make_examples, torch_model_of, write_encoder

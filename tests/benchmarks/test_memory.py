@@ -17,8 +17,8 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
 import benchmarks.memory.__main__ as memory
-from benchmarks.memory.__main__ import INT8, SUBJECTS, THEIRS, TORCH, Followed, Sample
 from benchmarks.common.spacy_transformers_twin import make_twin, write_encoder
+from benchmarks.memory.__main__ import INT8, SUBJECTS, THEIRS, TORCH, Followed, Sample
 from spacy_distil.errors import ConfigError
 from spacy_distil.report.process import WorkerError
 from tests.util import WIDTH, make_examples

@@ -9,10 +9,10 @@ import pytest
 import spacy
 from spacy.tokens import Doc
 
-from benchmarks.run_anywhere.rows import ROWS, TWO_THREADS, judge, make_table
 from benchmarks.memory.__main__ import grow, make_texts
 from benchmarks.memory.__main__ import make_table as make_memory_table
 from benchmarks.run_anywhere.__main__ import find_sentences
+from benchmarks.run_anywhere.rows import ROWS, TWO_THREADS, judge, make_table
 
 BY_KEY = {row.key: row for row in ROWS}
 
