@@ -164,4 +164,4 @@ def save(results: Mapping[Device, Any], output: Path) -> None:
         if result is not None:
             machine = measured_on(result["machine"], result["date"])
             parts.append(f"{device.upper()}: {about(result)} {machine}")
-    save_files(parts, {**results}, output, STEM)
+    save_files(parts, {str(device): result for device, result in results.items()}, output, STEM)

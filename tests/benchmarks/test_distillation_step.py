@@ -1,17 +1,13 @@
-"""The plain loop against ours, and what the benchmark of the two says."""
+"""The plain loop against ours, and the benchmark of the two."""
 
 from __future__ import annotations
 
-import gc
 import json
-import os
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,7 +17,8 @@ from torch import Tensor
 from transformers import BertForMaskedLM
 from typer.testing import CliRunner
 
-import benchmarks.distillation_step.__main__ as distil
+import benchmarks.distillation_step.__main__ as distillation_step
+from benchmarks.common.rounds import Rounds
 from benchmarks.distillation_step.plain_loop import (
     BERT_SPECIAL,
     IGNORED,
@@ -35,10 +32,10 @@ from benchmarks.distillation_step.plain_loop import (
     pad,
     padded_length,
 )
-from benchmarks.distillation_step.rows import OURS, PLAIN, ROWS, Kind, Shape, Size
+from benchmarks.distillation_step.rows import OURS, PLAIN, ROWS, Device, Shape, Size
 from benchmarks.distillation_step.sides import (
-    Ours,
-    Positions,
+    OurSide,
+    PositionCounts,
     make_config,
     make_ours,
     make_settings,
@@ -46,7 +43,7 @@ from benchmarks.distillation_step.sides import (
     useful_flops,
     write_blocks,
 )
-from benchmarks.distillation_step.summary import AIMS, COMMANDS, make_table, summarize
+from benchmarks.distillation_step.summary import COMMANDS, TARGETS, make_table, summarize
 from benchmarks.distillation_step.text import (
     MEDIAN_PIECES,
     SIGMA,
@@ -55,8 +52,7 @@ from benchmarks.distillation_step.text import (
     pack_text,
     synthetic_text,
 )
-from benchmarks.distillation_step.timing import Found, Matmul, measure
-from benchmarks.pipeline_distillation.speed import Measured
+from benchmarks.distillation_step.timing import MatrixProducts, StepTimings, measure
 from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.students import masking
@@ -70,24 +66,8 @@ TINY = [str(each) for name, value in NUMBERS.items() for each in (f"--{name}", v
 QUICK = [*TINY, "--blocks", "2", "--accumulate", "2", "--steps", "2", "--repeats", "2"]
 
 app = typer.Typer()
-app.command()(distil.main)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collection() -> Iterator[None]:
-    """Garbage is collected before all that is timed: let it not look through what is there."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_threads() -> Iterator[None]:
-    """What the benchmark sets for its process is as before for the tests after these."""
-    before = torch.get_num_threads()
-    with mock.patch.dict(os.environ):
-        yield
-    torch.set_num_threads(before)
+app.command()(distillation_step.main)
+pytestmark = pytest.mark.usefixtures("quick_collection", "environment")
 
 
 def run(*args: object) -> Any:
@@ -96,7 +76,7 @@ def run(*args: object) -> Any:
 
 
 def make_model(layers: int, seed: int) -> Any:
-    """With weights that are no longer as initialised, where layers hardly do anything."""
+    """Make a model. Its weights are far from their initial values, with which layers do little."""
     torch.manual_seed(seed)
     model = BertForMaskedLM(make_config(SHAPE, VOCABULARY, layers))
     with torch.no_grad():
@@ -113,15 +93,15 @@ def models() -> tuple[Any, Any]:
 
 
 def as_masked(batch: MaskedBatch) -> Masked:
-    """What ours masked, as the plain loop has it."""
+    """Convert a batch that ours has masked for the plain loop."""
     labels = torch.full_like(batch.inputs, IGNORED).flatten()
     labels[batch.masked] = batch.labels
     attention = torch.ones_like(batch.inputs) if batch.attention is None else batch.attention
     return Masked(batch.inputs, attention, labels.view_as(batch.inputs))
 
 
-def make_steps(models: tuple[Any, Any], size: Size, directory: Path, **settings: Any) -> Ours:
-    """Ours, on synthetic text. settings: of the soft targets."""
+def make_steps(models: tuple[Any, Any], size: Size, directory: Path, **settings: Any) -> OurSide:
+    """Prepare ours on synthetic text. settings: of the soft targets."""
     text = synthetic_text(VOCABULARY, 5000)
     n_blocks = size.blocks * size.accumulate * size.steps
     packed = pack_text(text, SHAPE.length, n_blocks)
@@ -166,8 +146,8 @@ def test_losses_are_those_of_the_plain_loop(
 def test_weights_after_a_step_are_those_of_the_plain_loop(
     models: tuple[Any, Any], accumulate: int, tmp_path: Path
 ) -> None:
-    # AdamW divides the gradient by its own size: where it is 0 but for rounding, float32 would
-    # compare the rounding.
+    # AdamW divides the gradient by its own size. In float32 the test would compare rounding errors
+    # of gradients that are nearly zero.
     teacher, student = (model.double() for model in models)
     other = deepcopy(student)
     before = {name: value.clone() for name, value in student.state_dict().items()}
@@ -205,7 +185,7 @@ def test_a_round_of_ours_goes_through_all_blocks_once(
     for turn in range(2):
         numbers = [row for step in range(3) for row in ours.blocks.rows(3 * turn + step)]
         assert sorted(numbers) == list(range(12))
-        assert ours.go(turn) == Positions(12 * 32, 12 * 32)
+        assert ours.process(turn) == PositionCounts(12 * 32, 12 * 32)
     assert ours.lengths == [32] * 12
     after = models[1].state_dict()
     assert all(not torch.equal(after[name], before[name]) for name in after if "weight" in name)
@@ -248,7 +228,7 @@ def test_batches_are_dealt_out_evenly(n_batches: int) -> None:
     found = make_batches(make_rows(documents(*[3] * n_batches), 8, BERT_SPECIAL), 1, seed=0)
     dealt = list(deal_out(found, 3))
     assert list(chain(*dealt)) == found
-    sizes = [len(some) for some in dealt]
+    sizes = [len(of_step) for of_step in dealt]
     assert len(sizes) == min(3, n_batches)
     assert max(sizes) - min(sizes) <= 1
 
@@ -344,23 +324,23 @@ def test_useful_operations_of_bert_base() -> None:
 
 
 def test_products_are_those_of_a_layer() -> None:
-    matmul = Matmul("cpu", bf16=False, width=16, positions=10)
+    matmul = MatrixProducts("cpu", bf16=False, width=16, positions=10)
     assert matmul.flops == 2 * 10 * 12 * 16**2
     assert matmul.rate() > 0
 
 
-FOUND = Found(
-    Measured({OURS: [1.0, 2.0, 4.0], PLAIN: [3.0, 4.0, 9.0]}, [12, 12, 12]),
-    {OURS: Positions(40, 40), PLAIN: Positions(40, 25)},
+TIMINGS = StepTimings(
+    Rounds({OURS: [1.0, 2.0, 4.0], PLAIN: [3.0, 4.0, 9.0]}, [12, 12, 12]),
+    {OURS: PositionCounts(40, 40), PLAIN: PositionCounts(40, 25)},
     {OURS: [4, 4], PLAIN: [1, 3]},
     [80.0, 100.0],
 )
 
 
-def summary(kind: Kind) -> dict[str, Any]:
-    found = summarize(AIMS[kind], FOUND, lambda length: 2.0 * length)
+def summary(device: Device) -> dict[str, Any]:
+    found = summarize(TARGETS[device], TIMINGS, lambda length: 2.0 * length)
     about = {
-        "device": "H200" if kind == "gpu" else None,
+        "device": "H200" if device == "gpu" else None,
         "precision": "float32",
         "threads": 2,
         "shape": asdict(SHAPE),
@@ -372,22 +352,23 @@ def summary(kind: Kind) -> dict[str, Any]:
     return {**about, **json.loads(json.dumps(found))}
 
 
-def test_ratio_utilisation_and_padding() -> None:
+def test_ratio_utilization_and_padding() -> None:
     found = summary("cpu")
     # 3, 2 and 2.25; the ratio of the medians would be 2.
     assert found["ratio"] == {OURS: {"median": 2.25, "min": 2.0, "max": 3.0}}
     assert found["pieces_per_second"][OURS] == {"median": 6.0, "min": 3.0, "max": 12.0}
-    # A piece in 4 stands alone, 3 stand in a row of 3.
+    # One of 4 pieces is in a row of length 1, three are in a row of length 3.
     assert found["flops_per_piece"] == {OURS: 8.0, PLAIN: (1 * 2 + 3 * 6) / 4}
-    assert found["utilisation"][OURS] == {"median": 0.48, "min": 0.24, "max": 0.96}
-    assert found["utilisation"][PLAIN]["median"] == pytest.approx(3 * 5 / 100)
+    assert found["utilization"][OURS] == {"median": 0.48, "min": 0.24, "max": 0.96}
+    assert found["utilization"][PLAIN]["median"] == pytest.approx(3 * 5 / 100)
     assert found["padding"] == {OURS: 0.0, PLAIN: 0.375}
-    assert found["met"] == {"ratio": True, "utilisation": None}
-    gpu = summarize(AIMS["gpu"], FOUND, lambda length: 2.0 * length)
-    assert gpu["met"] == {"ratio": False, "utilisation": True}
-    slower = replace(FOUND, matmul=[121.0])
+    assert found["met"] == {"ratio": True, "utilization": None}
+    gpu = summarize(TARGETS["gpu"], TIMINGS, lambda length: 2.0 * length)
+    assert gpu["met"] == {"ratio": False, "utilization": True}
+    slower = replace(TIMINGS, matmul=[121.0])
     assert (
-        summarize(AIMS["gpu"], slower, lambda length: 2.0 * length)["met"]["utilisation"] is False
+        summarize(TARGETS["gpu"], slower, lambda length: 2.0 * length)["met"]["utilization"]
+        is False
     )
 
 
@@ -405,9 +386,9 @@ def test_table() -> None:
     assert missing[2] == [f"GPU: `{COMMANDS['gpu']}`", "not yet measured", *[""] * 7]
 
 
-def test_without_the_plain_loop_there_is_no_verdict() -> None:
-    alone = replace(FOUND, measured=Measured({OURS: [1.0]}, [12]), lengths={OURS: [4]})
-    found = summarize(AIMS["cpu"], alone, lambda length: 2.0 * length)
+def test_without_the_plain_loop_no_verdict_is_given() -> None:
+    alone = replace(TIMINGS, rounds=Rounds({OURS: [1.0]}, [12]), lengths={OURS: [4]})
+    found = summarize(TARGETS["cpu"], alone, lambda length: 2.0 * length)
     assert found["ratio"] == {}
     assert found["met"]["ratio"] is None
 
@@ -420,29 +401,29 @@ def test_rounds_take_turns() -> None:
             self.name = name
             self.lengths = [3]
 
-        def go(self, turn: int) -> Positions:
+        def process(self, turn: int) -> PositionCounts:
             gone.append((self.name, turn))
-            return Positions(5, 3)
+            return PositionCounts(5, 3)
 
     sides = {name: Side(name) for name in "ab"}
     found = measure(sides, 3, lambda: 1.0, 2, log=lambda message: None)
     assert gone == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
-    assert found.positions == {name: Positions(10, 6) for name in "ab"}  # not of the warm-up
-    assert [len(seconds) for seconds in found.measured.seconds.values()] == [2, 2]
-    assert found.measured.words == [3, 3]
+    assert found.positions == {name: PositionCounts(10, 6) for name in "ab"}  # not of the warm-up
+    assert [len(seconds) for seconds in found.rounds.seconds.values()] == [2, 2]
+    assert found.rounds.words == [3, 3]
     assert found.matmul == [1.0, 1.0]
 
 
 def test_rows_learn_what_they_say(tmp_path: Path) -> None:
     packed = pack_text(synthetic_text(VOCABULARY, 500), SHAPE.length, 4)
-    rows = distil.choose_rows("ours,all,plain,masked,ungrouped")
+    rows = distillation_step.choose_rows("ours,all,plain,masked,ungrouped")
     sides = make_sides(
-        rows, packed, SHAPE, Size(2, 1, 2), tmp_path, kind="cpu", bf16=False, rounds=1
+        rows, packed, SHAPE, Size(2, 1, 2), tmp_path, device="cpu", bf16=False, rounds=1
     )
     found = {}
     for row in rows:
         side: Any = sides[row.title]
-        if isinstance(side, Ours):
+        if isinstance(side, OurSide):
             soft_targets: Any = side.trainer.distiller.objectives["soft_targets"]
             found[row.key] = (soft_targets.positions, None)
         else:
@@ -461,25 +442,25 @@ def test_rows_learn_what_they_say(tmp_path: Path) -> None:
 
 
 def test_the_command_measures_both_and_saves(tmp_path: Path) -> None:
-    result = run("--cpu", *QUICK, "--rows", ",".join(row.key for row in ROWS), "--output", tmp_path)
+    rows = [row for row in ROWS if not row.compiled]
+    result = run("--cpu", *QUICK, "--rows", ",".join(row.key for row in rows), "--output", tmp_path)
     assert result.exit_code == 0
-    saved = json.loads((tmp_path / "distil.json").read_text())
+    saved = json.loads((tmp_path / "distillation_step.json").read_text())
     assert saved["gpu"] is None
     cpu = saved["cpu"]
-    titles = [row.title for row in ROWS]
-    assert list(cpu["seconds"]) == titles
+    assert list(cpu["seconds"]) == [row.title for row in rows]
     assert all(len(seconds) == 2 for seconds in cpu["seconds"].values())
     packed: Packed = pack_text(synthetic_text(200, 8 * 32), 32, 8)
     assert cpu["words"] == [packed.n_pieces] * 2
     assert cpu["padding"][OURS] == 0
     ungrouped = next(row.title for row in ROWS if row.key == "ungrouped")
     assert cpu["padding"][ungrouped] >= cpu["padding"][PLAIN] > 0
-    assert cpu["utilisation"][OURS]["median"] == pytest.approx(
+    assert cpu["utilization"][OURS]["median"] == pytest.approx(
         cpu["pieces_per_second"][OURS]["median"]
         * useful_flops(Shape(2, 1, 16, 32), 200)(32)
         / max(cpu["matmul_flops_per_second"])
     )
-    text = (tmp_path / "distil.md").read_text()
+    text = (tmp_path / "distillation_step.md").read_text()
     assert f"| CPU: {OURS} | " in text
     assert f"| GPU: `{COMMANDS['gpu']}` | not yet measured | " in text
     assert "median 180 pieces" in text
@@ -487,9 +468,19 @@ def test_the_command_measures_both_and_saves(tmp_path: Path) -> None:
     assert f"CPU: {OURS}" in result.output
 
 
-def test_what_was_measured_on_a_gpu_stays(tmp_path: Path) -> None:
-    there = {**summary("gpu"), "date": "2026-01-02", "command": "x"}
-    there["machine"] = {
+@pytest.mark.slow
+def test_the_compiled_row_is_measured(tmp_path: Path) -> None:
+    assert run("--cpu", *QUICK, "--rows", "compiled", "--output", tmp_path).exit_code == 0
+    cpu = json.loads((tmp_path / "distillation_step.json").read_text())["cpu"]
+    (seconds,) = cpu["seconds"].values()
+    assert len(seconds) == 2
+    assert cpu["rows"][0]["compiled"] is True
+    assert cpu["padding"] == {f"{OURS}, compiled": 0}
+
+
+def test_results_of_a_gpu_stay(tmp_path: Path) -> None:
+    on_gpu = {**summary("gpu"), "date": "2026-01-02", "command": "x"}
+    on_gpu["machine"] = {
         "cpu": "Some CPU",
         "cores": 8,
         "logical_cores": 16,
@@ -498,12 +489,12 @@ def test_what_was_measured_on_a_gpu_stays(tmp_path: Path) -> None:
         "python": "3.11",
         "versions": {},
     }
-    (tmp_path / "distil.json").write_text(json.dumps({"cpu": None, "gpu": there}))
+    (tmp_path / "distillation_step.json").write_text(json.dumps({"cpu": None, "gpu": on_gpu}))
     assert run("--cpu", *QUICK, "--rows", "ours,plain", "--output", tmp_path).exit_code == 0
-    saved = json.loads((tmp_path / "distil.json").read_text())
-    assert saved["gpu"] == there
+    saved = json.loads((tmp_path / "distillation_step.json").read_text())
+    assert saved["gpu"] == on_gpu
     assert saved["cpu"]["size"] == {"blocks": 2, "accumulate": 2, "steps": 2}
-    text = (tmp_path / "distil.md").read_text()
+    text = (tmp_path / "distillation_step.md").read_text()
     assert f"| GPU: {OURS} | 6 (3{DASH}12) | " in text
     assert "GPU: H200, float32" in text
     assert "Measured on Some CPU, 8 cores" in text
@@ -517,7 +508,7 @@ def test_real_text_and_half_precision(bert_dir: Path, tmp_path: Path) -> None:
     options = ("--text", file, "--tokenizer", bert_dir, "--precision", "bf16")
     result = run("--cpu", *QUICK, *options, "--rows", "ours,plain", "--output", tmp_path)
     assert result.exit_code == 0
-    cpu = json.loads((tmp_path / "distil.json").read_text())["cpu"]
+    cpu = json.loads((tmp_path / "distillation_step.json").read_text())["cpu"]
     assert cpu["text"] == "texts.jsonl"
     assert cpu["precision"] == "bf16"
     assert 1 < cpu["documents"] < 29
@@ -544,8 +535,8 @@ def test_wrong_options_are_errors(options: list[str], message: str, tmp_path: Pa
 
 
 def test_auto_precision() -> None:
-    assert distil.choose_precision("auto", "gpu")
-    assert not distil.choose_precision("auto", "cpu")
-    assert distil.choose_precision("bf16", "cpu")
+    assert distillation_step.choose_precision("auto", "gpu")
+    assert not distillation_step.choose_precision("auto", "cpu")
+    assert distillation_step.choose_precision("bf16", "cpu")
     with pytest.raises(ConfigError):
-        distil.choose_precision("fp16", "gpu")
+        distillation_step.choose_precision("fp16", "gpu")

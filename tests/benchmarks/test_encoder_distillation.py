@@ -1,4 +1,4 @@
-"""benchmarks.encoder_distillation: its text, its rows and their table."""
+"""The ablation of encoder distillation: text, rows and table."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from spacy.util import load_config as load_spacy_config
 from thinc.api import Config
 from typer.testing import CliRunner
 
+from benchmarks.common.commands import Command, choose
+from benchmarks.common.sampling import SOURCES
 from benchmarks.encoder_distillation import rows, table, text
-from benchmarks.encoder_distillation.rows import ADAPTED, ROWS, Inputs
-from benchmarks.pipeline_distillation.rows import Command, choose_from
-from benchmarks.pipeline_distillation.text import SOURCES
-from scripts.train import FINISHED
+from benchmarks.encoder_distillation.rows import ADAPTED, ROWS, EncoderInputs
 from spacy_distil.cli import distil_cli
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.errors import ConfigError
+from spacy_distil.report.layout import MISSING
+from spacy_distil.runs.finished import FINISHED
 from tests.util import SENTENCES, adam, make_examples, make_nlp, write_encoder
 
 SUMMARY = {
@@ -41,7 +42,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def inputs(teacher: Path, tmp_path: Path) -> Inputs:
+def inputs(teacher: Path, tmp_path: Path) -> EncoderInputs:
     corpus, texts = tmp_path / "corpus", tmp_path / "text"
     corpus.mkdir()
     (corpus / "corpus.json").write_text(json.dumps(SUMMARY))
@@ -53,7 +54,7 @@ def inputs(teacher: Path, tmp_path: Path) -> Inputs:
         documents = [" ".join(rng.permutation(SENTENCES)) for _ in range(n)]
         lines = [json.dumps({"text": document}) + "\n" for document in documents]
         (texts / name).write_text("".join(lines))
-    return Inputs(
+    return EncoderInputs(
         output=tmp_path / "rows",
         corpus=corpus,
         encoder=teacher,
@@ -65,7 +66,7 @@ def inputs(teacher: Path, tmp_path: Path) -> Inputs:
 
 
 def options(command: Command) -> dict[str, str]:
-    """Those of the form --name value."""
+    """The options of a command."""
     pairs = zip(command.arguments, command.arguments[1:], strict=False)
     return {name[2:]: value for name, value in pairs if name.startswith("--")}
 
@@ -90,7 +91,7 @@ def test_text_command(tmp_path: Path) -> None:
         (directory / f"{source.name}.txt").write_text("\n".join(lines) + "\n")
     found = []
     for name in ("one", "two"):
-        text.main(directory, tmp_path / name, words=900, dev_words=100, exclude=None, seed=1)
+        text.main(directory, tmp_path / name, words=900, dev_words=100, held_out=None, seed=1)
         found.append([(tmp_path / name / f).read_text() for f in (text.TRAIN, text.DEV)])
     assert found[0] == found[1]
     train, dev = ([json.loads(line)["text"] for line in part.splitlines()] for part in found[0])
@@ -105,9 +106,9 @@ def test_text_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_each_row_has_a_config_that_distillation_accepts(name: str, inputs: Inputs) -> None:
+def test_each_row_has_a_config_that_distillation_accepts(name: str, inputs: EncoderInputs) -> None:
     row = ROWS[name]
-    commands = rows.plan(row, 1, inputs)
+    commands = rows.make_commands(row, 1, inputs)
     train = commands[-1]
     encoder = row.encoder(inputs.output, 1) or inputs.encoder
     assert options(train)["paths.encoder"] == str(encoder)
@@ -126,14 +127,14 @@ def test_each_row_has_a_config_that_distillation_accepts(name: str, inputs: Inpu
     assert settings.teacher.name == str(inputs.output / ADAPTED if row.adapted else inputs.encoder)
     for each in settings.objectives.values():
         assert row.adapted or not (each.needs.teacher_head or each.needs.student_head)
-    wanted = {stage: block["objectives"] for stage, block in row.distil.get("stages", {}).items()}
-    if wanted:
-        assert {stage: each.objectives for stage, each in settings.stages.items()} == wanted
+    stages = {stage: block["objectives"] for stage, block in row.distil.get("stages", {}).items()}
+    if stages:
+        assert {stage: each.objectives for stage, each in settings.stages.items()} == stages
     else:
         assert len(settings.stages) == 1
 
 
-def test_all_rows_have_the_same_budget(inputs: Inputs) -> None:
+def test_all_rows_have_the_same_budget(inputs: EncoderInputs) -> None:
     distilled = [row for row in ROWS.values() if row.distil]
     configs = [rows.row_config(row, inputs) for row in distilled]
     rates = {
@@ -145,7 +146,7 @@ def test_all_rows_have_the_same_budget(inputs: Inputs) -> None:
     for config in configs:
         assert config["corpus"] == configs[0]["corpus"]
         assert config["training"] == configs[0]["training"]
-    trained = [dict(options(rows.plan(row, 0, inputs)[-1])) for row in ROWS.values()]
+    trained = [dict(options(rows.make_commands(row, 0, inputs)[-1])) for row in ROWS.values()]
     for each in trained:
         del each["paths.encoder"]
         assert each == trained[0]
@@ -166,8 +167,8 @@ def test_rows_are_compared_with_those_before_them() -> None:
         assert set(row.before) <= set(names[:i])
 
 
-def test_the_last_evaluation_is_after_the_last_step(inputs: Inputs) -> None:
-    train = rows.plan(ROWS["copied"], 0, inputs)[-1]
+def test_the_last_evaluation_is_after_the_last_step(inputs: EncoderInputs) -> None:
+    train = rows.make_commands(ROWS["copied"], 0, inputs)[-1]
     # 3 epochs of 200,000 words in batches of 1,000.
     assert options(train)["training.eval_frequency"] == "300"
     config = load_spacy_config(inputs.output / "configs" / "copied-train.cfg")
@@ -175,7 +176,9 @@ def test_the_last_evaluation_is_after_the_last_step(inputs: Inputs) -> None:
     assert config["components"]["ner"]["factory"] == "distil_ner"
 
 
-def test_dry_run_prints_the_commands(inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_the_commands(
+    inputs: EncoderInputs, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows.main(
         inputs.output,
         ["adapted-copied", "cosine"],
@@ -197,9 +200,9 @@ def test_dry_run_prints_the_commands(inputs: Inputs, capsys: pytest.CaptureFixtu
     assert {path.name for path in inputs.output.iterdir()} == {"configs"}
 
 
-def test_what_rows_need(inputs: Inputs) -> None:
+def test_what_rows_need(inputs: EncoderInputs) -> None:
     with pytest.raises(ConfigError, match="No row cosines"):
-        choose_from(ROWS, ["cosine", "cosines"])
+        choose(ROWS, ["cosine", "cosines"])
     inputs.check()
     summary = inputs.corpus / "corpus.json"
     kept = summary.rename(summary.with_suffix(".bak"))
@@ -214,16 +217,16 @@ def test_what_rows_need(inputs: Inputs) -> None:
 # Table
 
 
-def test_runs_are_read_as_distillation_writes_them(inputs: Inputs) -> None:
+def test_runs_are_read_as_distillation_writes_them(inputs: EncoderInputs) -> None:
     output = inputs.output
     assert table.read_run(output / ADAPTED) is None
     settings = {"training.log_frequency": 2}
     row = ROWS["relations-then-distilbert"]
-    command = rows.plan(row, 0, inputs)[0]
+    command = rows.make_commands(row, 0, inputs)[0]
     steps = ["--training.log_frequency", "2", "--gpu-id", "-1"]
     result = CliRunner().invoke(distil_cli, [*command.arguments[2:], *steps])
     assert result.exit_code == 0, result.output
-    # It learns from the same blocks, in steps of the same size.
+    # The teacher adapts to the same blocks, in steps of the same size.
     shared = load_config(rows.row_config(row, inputs), settings).source
     config = load_config(output / ADAPTED / "distil.cfg").source
     assert config["training"].pop("learn_rate") == pytest.approx(3e-4)
@@ -257,7 +260,7 @@ def test_runs_are_read_as_distillation_writes_them(inputs: Inputs) -> None:
 
 @pytest.fixture(scope="module")
 def made(bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Directory of rows, and test documents: `masked-lm` has two seeds, `cosine` is not done."""
+    """Directory of rows, and test documents. `masked-lm` has two seeds, `cosine` is unfinished."""
     root = tmp_path_factory.mktemp("distillation")
     pipelines = {"adapted-copied/seed-0": 1, "masked-lm/seed-0": 4, "masked-lm/seed-2": 8}
     for name, updates in {**pipelines, "cosine/seed-0": 0}.items():
@@ -314,7 +317,7 @@ def test_tables_are_written(made: tuple[Path, Path], tmp_path: Path) -> None:
     assert f"{np.mean(expected) * 100:.1f} ± {std * 100:.1f}" in cells
     assert cells[-4:] == ["30.0 ± 7.1", "1.01 M", "247", "5"]
     row = next(line for line in markdown.splitlines() if line.startswith("| adapted-copied: "))
-    assert [cell.strip() for cell in row.strip("|").split("|")][-4:] == [table.MISSING] * 4
+    assert [cell.strip() for cell in row.strip("|").split("|")][-4:] == [MISSING] * 4
     assert "Measured on" in markdown
 
 

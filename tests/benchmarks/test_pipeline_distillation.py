@@ -1,4 +1,4 @@
-"""benchmarks.pipeline_distillation: its text, its data, its rows, their table and the timing."""
+"""The ablation of pipeline distillation: text, data, rows, tables and timing."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Corpus
 from spacy.util import load_config as load_spacy_config
 
-from benchmarks.pipeline_distillation import accuracy, banking77, comparison, rows, table, text
-from benchmarks.pipeline_distillation.rows import ROWS, Command, Inputs
-from benchmarks.pipeline_distillation.text import HeldOut, Source
-from scripts.configure import configure, read_summary
+from benchmarks.common import comparison, sampling, score_tables
+from benchmarks.common.commands import Command, choose, write_config
+from benchmarks.common.rounds import Rounds
+from benchmarks.common.sampling import HeldOut, Source
+from benchmarks.pipeline_distillation import accuracy, banking77, rows, speed, table, text
+from benchmarks.pipeline_distillation.rows import ROWS, PipelineInputs
 from scripts.corpus import Dataset, make_corpus
-from scripts.train import FINISHED
 from spacy_distil.distillation.pipeline.config import load_config
 from spacy_distil.distillation.pipeline.corpus import read_transfer_set
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.report.bootstrap import paired_interval
+from spacy_distil.runs.finished import FINISHED
+from spacy_distil.runs.training import configure, read_summary
 from tests.util import adam, make_examples, make_nlp
 
 REPO = Path(__file__).parents[2]
@@ -64,17 +67,17 @@ SOURCES = (Source("articles", 0.75), Source("sentences", 0.25, sentences=True))
 
 
 def test_sources_have_their_shares(texts: Path) -> None:
-    chosen = text.sample(texts, 2000, sources=SOURCES)
+    chosen = sampling.sample(texts, 2000, sources=SOURCES)
     words = {name: sum(len(doc.split()) for doc in docs) for name, docs in chosen.items()}
     # A share is exceeded by less than a document.
-    assert 1500 <= words["articles"] < 1500 + text.MOST_WORDS
+    assert 1500 <= words["articles"] < 1500 + sampling.MOST_WORDS
     assert 500 <= words["sentences"] < 510
-    assert sum(source.share for source in text.SOURCES) == pytest.approx(1)
-    assert sum(source.share for source in text.SOURCES[:3]) == pytest.approx(0.5)
+    assert sum(source.share for source in sampling.SOURCES) == pytest.approx(1)
+    assert sum(source.share for source in sampling.SOURCES[:3]) == pytest.approx(0.5)
 
 
 def test_documents_are_whole_neighbouring_paragraphs(texts: Path) -> None:
-    chosen = text.sample(texts, 2000, sources=SOURCES)
+    chosen = sampling.sample(texts, 2000, sources=SOURCES)
     for document in chosen["articles"]:
         # 3 of the 4 paragraphs reach 100 words; the last is left for itself.
         names = [word.removesuffix("x") for word in document.split() if word.count("x") == 1]
@@ -86,24 +89,24 @@ def test_documents_are_whole_neighbouring_paragraphs(texts: Path) -> None:
 
 
 def test_the_sample_depends_on_the_seed_alone(texts: Path) -> None:
-    first = text.sample(texts, 2000, sources=SOURCES)
-    assert text.sample(texts, 2000, sources=SOURCES) == first
-    assert text.sample(texts, 2000, sources=SOURCES, seed=1) != first
+    first = sampling.sample(texts, 2000, sources=SOURCES)
+    assert sampling.sample(texts, 2000, sources=SOURCES) == first
+    assert sampling.sample(texts, 2000, sources=SOURCES, seed=1) != first
     # Another share of one source leaves the other as it is.
     other = (SOURCES[0], replace(SOURCES[1], share=0.1))
-    assert text.sample(texts, 2000, sources=other)["articles"] == first["articles"]
+    assert sampling.sample(texts, 2000, sources=other)["articles"] == first["articles"]
 
 
 def test_nothing_comes_in_twice(texts: Path) -> None:
     path = texts / "sentences.txt"
     path.write_text(path.read_text() + path.read_text().upper())
-    chosen = text.sample(texts, 2000, sources=(Source("sentences", 0.5, sentences=True),))
+    chosen = sampling.sample(texts, 2000, sources=(Source("sentences", 0.5, sentences=True),))
     counts = Counter(document.casefold() for document in chosen["sentences"])
     assert set(counts.values()) == {1}
     with pytest.raises(CorpusError, match="words short"):
-        text.sample(texts, 6010, sources=(Source("sentences", 0.5, sentences=True),))
+        sampling.sample(texts, 6010, sources=(Source("sentences", 0.5, sentences=True),))
     with pytest.raises(CorpusError, match="No such file"):
-        text.sample(texts, 10, sources=(Source("absent", 1.0),))
+        sampling.sample(texts, 10, sources=(Source("absent", 1.0),))
 
 
 def test_held_out_sentences_are_left_out(texts: Path) -> None:
@@ -114,18 +117,18 @@ def test_held_out_sentences_are_left_out(texts: Path) -> None:
     assert "He says that we went to see the old harbour of Oslo again." in held_out
     assert "He says that we went to see the old harbour." not in held_out
     names = HeldOut([paragraph("a7p2q", 40)])
-    chosen = text.sample(texts, 2000, sources=SOURCES, held_out=names)
+    chosen = sampling.sample(texts, 2000, sources=SOURCES, held_out=names)
     assert not any("ahpcq" in document for document in chosen["articles"])
 
 
 def test_tables_and_headings_are_no_prose() -> None:
-    assert text.is_prose("This is a sentence, if a short one.")
-    assert not text.is_prose("Key Risks")
-    assert not text.is_prose("| 0x00 | 12 | 17 | 33,000 | -- |")
+    assert sampling.is_prose("This is a sentence, if a short one.")
+    assert not sampling.is_prose("Key Risks")
+    assert not sampling.is_prose("| 0x00 | 12 | 17 | 33,000 | -- |")
 
 
 def test_text_command(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for i, source in enumerate(text.SOURCES):
+    for i, source in enumerate(sampling.SOURCES):
         file = texts / ("sentences.txt" if source.sentences else "articles.txt")
         # "q" ends a paragraph's name: each source has words of its own.
         content = file.read_text().replace("q", f"q{'abcdefgh'[i]}")
@@ -137,8 +140,8 @@ def test_text_command(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     output = tmp_path / "made" / "text.jsonl"
     text.main(texts, output, words=1000, held_out=[tmp_path / "dev.spacy"], seed=3)
     documents = [json.loads(line)["text"] for line in output.read_text().splitlines()]
-    expected = text.sample(texts, 1000, seed=3, held_out=HeldOut([doc.text]))
-    assert list(expected) == [source.name for source in text.SOURCES]
+    expected = sampling.sample(texts, 1000, seed=3, held_out=HeldOut([doc.text]))
+    assert list(expected) == [source.name for source in sampling.SOURCES]
     assert sorted(documents) == sorted(doc for docs in expected.values() for doc in docs)
     total = sum(len(document.split()) for document in documents)
     assert f"{total:,}" in capsys.readouterr().out
@@ -191,14 +194,14 @@ def test_banking77_becomes_a_corpus_with_exclusive_labels(questions: Path, tmp_p
 def test_banking77_needs_its_columns(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,intent\nHello,greeting\n")
     with pytest.raises(CorpusError, match="intent"):
-        banking77.read_rows(tmp_path / "train.csv")
+        banking77.read_questions(tmp_path / "train.csv")
 
 
 # Rows
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> Inputs:
+def inputs(tmp_path: Path) -> PipelineInputs:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "corpus.json").write_text(json.dumps(SUMMARY))
@@ -211,7 +214,7 @@ def inputs(tmp_path: Path) -> Inputs:
     for name in ("encoder", "distilled"):
         (tmp_path / name).mkdir()
     (tmp_path / "text.jsonl").write_text('{"text": "Hello."}\n')
-    return Inputs(
+    return PipelineInputs(
         output=tmp_path / "rows",
         corpus=corpus,
         epochs=8,
@@ -224,19 +227,19 @@ def inputs(tmp_path: Path) -> Inputs:
 
 
 def options(command: Command) -> dict[str, str]:
-    """Those of the form --name value."""
+    """The options of a command."""
     pairs = zip(command.arguments, command.arguments[1:], strict=False)
     return {name[2:]: value for name, value in pairs if name.startswith("--")}
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_each_row_has_a_config_that_teaching_accepts(name: str, inputs: Inputs) -> None:
+def test_each_row_has_a_config_that_distillation_accepts(name: str, inputs: PipelineInputs) -> None:
     row = ROWS[name]
-    command = rows.plan(row, 1, inputs)[-1]
+    command = rows.make_commands(row, 1, inputs)[-1]
     config = inputs.output / "configs" / f"{name}.cfg"
     spacy_config = load_spacy_config(config)
     assert spacy_config["components"]["ner"]["factory"] == row.ner
-    if not row.is_taught:
+    if not row.is_distilled:
         assert command.arguments[:3] == ("scripts.train", str(config), str(inputs.output / name))
         assert options(command)["seeds"] == "1"
         assert "distillation" not in spacy_config
@@ -249,8 +252,12 @@ def test_each_row_has_a_config_that_teaching_accepts(name: str, inputs: Inputs) 
         kind: round(1000 * stage.share) for kind, stage in row.stages.items()
     }
     for stage in settings.stages:
-        wanted = row.stages[stage.name]
-        assert (stage.hidden, stage.soft, stage.gold) == (wanted.hidden, wanted.soft, wanted.gold)
+        weights = row.stages[stage.name]
+        assert (stage.hidden, stage.soft, stage.gold) == (
+            weights.hidden,
+            weights.soft,
+            weights.gold,
+        )
     assert (settings.corpus is not None) == row.text == ("paths.text" in overrides)
     assert settings.student.start == ("teacher" if row.start == "teacher" else "config")
     if row.start == "teacher":
@@ -261,20 +268,20 @@ def test_each_row_has_a_config_that_teaching_accepts(name: str, inputs: Inputs) 
     )
 
 
-def test_all_rows_have_the_same_budget(inputs: Inputs) -> None:
+def test_all_rows_have_the_same_budget(inputs: PipelineInputs) -> None:
     budgets = {
         (chosen["training.batcher.size"], chosen["training.max_steps"])
         for row in ROWS.values()
-        for chosen in [options(rows.plan(row, 0, inputs)[-1])]
+        for chosen in [options(rows.make_commands(row, 0, inputs)[-1])]
     }
     assert budgets == {("1000", "1600")}  # 8 epochs of 200,000 words
 
 
-def test_rows_share_a_cache_only_where_they_record_the_same(inputs: Inputs) -> None:
+def test_rows_share_a_cache_only_where_they_record_the_same(inputs: PipelineInputs) -> None:
     caches = {
-        name: options(rows.plan(row, 0, inputs)[-1])["distillation.cache"]
+        name: options(rows.make_commands(row, 0, inputs)[-1])["distillation.cache"]
         for name, row in ROWS.items()
-        if row.is_taught
+        if row.is_distilled
     }
     assert caches["hidden-text"] == caches["hidden-text-gold"]
     assert caches["two-layers"] == caches["soft-text"]
@@ -283,7 +290,7 @@ def test_rows_share_a_cache_only_where_they_record_the_same(inputs: Inputs) -> N
     assert len({caches[name] for name in ("soft-text", "ner-soft", "ner-silver")}) == 3
 
 
-def test_other_hidden_states_have_a_cache_of_their_own(inputs: Inputs) -> None:
+def test_other_hidden_states_have_a_cache_of_their_own(inputs: PipelineInputs) -> None:
     last = [ROWS["hidden-text"], replace(ROWS["hidden-text"], n_layers=2)]
     even = [replace(row, hidden_layers="even") for row in last]
     assert last[0].cache == last[1].cache
@@ -291,36 +298,38 @@ def test_other_hidden_states_have_a_cache_of_their_own(inputs: Inputs) -> None:
     assert len({row.cache for row in (*last, *even)}) == 3
     assert replace(ROWS["soft-text"], hidden_layers="even").cache == ROWS["soft-text"].cache
     for row in (last[0], even[0]):
-        config = rows.write_config(row, inputs)
+        config = write_config(rows.make_config(row, SUMMARY), inputs.output, row.name)
         assert load_config(config).hidden.layers == row.hidden_layers
 
 
 @pytest.mark.parametrize("name", ["copied", "distilled"])
 def test_a_start_is_made_of_weights_config_and_tokenizer(
-    name: str, inputs: Inputs, bert_dir: Path
+    name: str, inputs: PipelineInputs, bert_dir: Path
 ) -> None:
     encoder = inputs.output / "source"
     shutil.copytree(bert_dir, encoder)
     (encoder / "README.md").write_text("Of no matter.")
     field = {"copied": "encoder", "distilled": "distilled"}[name]
-    start, train = rows.plan(ROWS[name], 0, replace(inputs, **{field: encoder}))
+    start, train = rows.make_commands(ROWS[name], 0, replace(inputs, **{field: encoder}))
     needed = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert needed <= {path.name for path in start.inputs}
     assert {path for path in encoder.iterdir() if path.suffix != ".md"} == set(start.inputs)
     assert options(train)["paths.encoder"] == str(start.output)
 
 
-def test_what_a_row_needs(inputs: Inputs) -> None:
+def test_what_a_row_needs(inputs: PipelineInputs) -> None:
     with pytest.raises(ConfigError, match="'soft-text' needs --text"):
-        rows.plan(ROWS["soft-text"], 0, replace(inputs, text=None))
+        rows.make_commands(ROWS["soft-text"], 0, replace(inputs, text=None))
     with pytest.raises(ConfigError, match="needs a teacher with distil_ner"):
-        rows.plan(ROWS["soft"], 0, replace(inputs, teacher=inputs.teacher_ner))
+        rows.make_commands(ROWS["soft"], 0, replace(inputs, teacher=inputs.teacher_ner))
     with pytest.raises(ConfigError, match="needs --teacher-ner"):
-        rows.plan(ROWS["cnn"], 0, replace(inputs, teacher_ner=None))
+        rows.make_commands(ROWS["cnn"], 0, replace(inputs, teacher_ner=None))
     with pytest.raises(ConfigError, match="no such file"):
-        rows.plan(ROWS["distilled"], 0, replace(inputs, distilled=inputs.output / "absent"))
+        rows.make_commands(
+            ROWS["distilled"], 0, replace(inputs, distilled=inputs.output / "absent")
+        )
     with pytest.raises(ConfigError, match="No row softer"):
-        rows.choose(["soft", "softer"])
+        choose(ROWS, ["soft", "softer"])
     # `before` names rows that come earlier, so that the table can have them.
     names = list(ROWS)
     for i, row in enumerate(ROWS.values()):
@@ -346,7 +355,9 @@ def test_a_finished_command_is_skipped(tmp_path: Path) -> None:
     assert made.exists()
 
 
-def test_dry_run_prints_the_commands(inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_the_commands(
+    inputs: PipelineInputs, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows.main(
         inputs.output,
         ["distilled", "soft"],
@@ -371,8 +382,8 @@ def test_dry_run_prints_the_commands(inputs: Inputs, capsys: pytest.CaptureFixtu
 def trained(
     bert_dir: Path, torch_pipeline: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """Directory of rows, and test documents: `distilled` has two seeds, `soft` is not finished."""
-    root = tmp_path_factory.mktemp("teaching")
+    """Directory of rows, and test documents. `distilled` has two seeds, `soft` is unfinished."""
+    root = tmp_path_factory.mktemp("rows")
     for updates, name in ((1, "copied/seed-0"), (3, "distilled/seed-0"), (6, "distilled/seed-1")):
         nlp = make_nlp(bert_dir, ["tagger", "ner", "textcat"])
         optimizer = adam(5e-3)
@@ -389,10 +400,10 @@ def trained(
 
 
 @pytest.fixture(scope="module")
-def subjects(trained: tuple[Path, Path], torch_pipeline: Path) -> dict[str, comparison.Subject]:
+def scored(trained: tuple[Path, Path], torch_pipeline: Path) -> dict[str, comparison.ScoredRow]:
     root, test = trained
     found = table.collect(root, test, {"distil_ner": torch_pipeline})
-    return {subject.name: subject for subject in found}
+    return {row.name: row for row in found}
 
 
 def evaluate(path: str, test: Path) -> dict[str, Any]:
@@ -401,27 +412,27 @@ def evaluate(path: str, test: Path) -> dict[str, Any]:
 
 
 def test_finished_rows_are_scored(
-    subjects: dict[str, comparison.Subject], trained: tuple[Path, Path]
+    scored: dict[str, comparison.ScoredRow], trained: tuple[Path, Path]
 ) -> None:
-    assert {name: len(subject.pipelines) for name, subject in subjects.items()} == {
+    assert {name: len(row.pipelines) for name, row in scored.items()} == {
         "teacher": 1,
         "copied": 1,
         "distilled": 2,
     }
-    for subject in subjects.values():
-        for path, scores in zip(subject.pipelines, subject.scores, strict=True):
+    for row in scored.values():
+        for path, scores in zip(row.pipelines, row.scores, strict=True):
             expected = evaluate(path, trained[1])
             for key in ("tag_acc", "ents_f", "cats_macro_f"):
                 assert scores.values[key] == expected[key]
 
 
 def test_accuracy_is_the_share_of_right_labels(
-    subjects: dict[str, comparison.Subject], trained: tuple[Path, Path]
+    scored: dict[str, comparison.ScoredRow], trained: tuple[Path, Path]
 ) -> None:
-    for subject in subjects.values():
-        assert comparison.has(comparison.ACCURACY, subject)
+    for row in scored.values():
+        assert comparison.has_score(comparison.ACCURACY, row)
         expected = []
-        for path in subject.pipelines:
+        for path in row.pipelines:
             nlp = spacy.load(path)
             right = [
                 max((cats := nlp(example.x).cats), key=cats.__getitem__)
@@ -429,8 +440,8 @@ def test_accuracy_is_the_share_of_right_labels(
                 for example in Corpus(trained[1])(nlp)
             ]
             expected.append(sum(right) / len(right))
-        assert comparison.values(comparison.ACCURACY, subject) == pytest.approx(expected)
-        counts = subject.scores[0].counts["cats"].sum(axis=0)
+        assert comparison.seed_scores(comparison.ACCURACY, row) == pytest.approx(expected)
+        counts = row.scores[0].counts["cats"].sum(axis=0)
         assert comparison.accuracy(counts.astype(float)) == pytest.approx(expected[0])
 
 
@@ -441,10 +452,10 @@ def test_accuracy_is_for_exclusive_labels_alone() -> None:
     assert not comparison.is_exclusive(np.array([hit, [[0, 0, 1], [0, 0, 0]]]))  # none given
 
 
-def test_differences_are_paired(subjects: dict[str, comparison.Subject]) -> None:
-    lines, steps = comparison.compare(list(subjects.values()))
+def test_differences_are_paired(scored: dict[str, comparison.ScoredRow]) -> None:
+    lines, steps = comparison.compare(list(scored.values()))
     by_name = {line.name: line for line in lines}
-    teacher, copied = subjects["teacher"].scores[0], subjects["copied"].scores[0]
+    teacher, copied = scored["teacher"].scores[0], scored["copied"].scores[0]
     for column in comparison.TASKS:
         if column.key not in copied.values:
             continue
@@ -463,7 +474,7 @@ def test_differences_are_paired(subjects: dict[str, comparison.Subject]) -> None
     assert not by_name["teacher"].retention
     (step,) = steps
     assert (step.row, step.before) == ("distilled", "copied")
-    seeds = [one.values["tag_acc"] for one in subjects["distilled"].scores]
+    seeds = [one.values["tag_acc"] for one in scored["distilled"].scores]
     difference = step.differences["tag_acc"]
     assert difference.value == pytest.approx(np.mean(seeds) - copied.values["tag_acc"])
     low, high = difference.interval
@@ -472,7 +483,7 @@ def test_differences_are_paired(subjects: dict[str, comparison.Subject]) -> None
 
 
 def test_a_pipeline_is_scored_once(
-    trained: tuple[Path, Path], tmp_path: Path, subjects: dict[str, comparison.Subject]
+    trained: tuple[Path, Path], tmp_path: Path, scored: dict[str, comparison.ScoredRow]
 ) -> None:
     root, test = trained
     pipeline, cache = tmp_path / "pipeline", tmp_path / "scores.json"
@@ -521,7 +532,7 @@ def test_tables_are_written(
     assert [line["name"] for line in result["lines"]] == ["teacher", "copied", "distilled"]
     accuracy = result["lines"][1]["scores"]["tag_acc"]["mean"]
     assert f"| copied: layers copied, gold only | 1 | 0.0 M | {accuracy * 100:.2f} |" in markdown
-    assert f"| distilled {table.MINUS} copied | " in markdown
+    assert f"| distilled {score_tables.MINUS} copied | " in markdown
     assert "Measured on" in markdown
     assert result["machine"]["versions"]["spacy"] == spacy.__version__
     with pytest.raises(ConfigError, match="no finished row"):
@@ -574,31 +585,29 @@ def test_accuracy_needs_names_and_exclusive_labels(
     pipeline = str(root / "copied" / "seed-0" / "model-best")
     with pytest.raises(ConfigError, match="expected NAME=PATH"):
         accuracy.group([pipeline])
-    with pytest.raises(ConfigError, match="expected one of the pipelines' names, taught"):
-        accuracy.score({"taught": [pipeline]}, test, "teacher")
+    with pytest.raises(ConfigError, match="expected one of the pipelines' names, distilled"):
+        accuracy.score({"distilled": [pipeline]}, test, "teacher")
     make_nlp(bert_dir, ["tagger"]).to_disk(tmp_path / "tagger")
     with pytest.raises(CorpusError, match="tagger has no accuracy on"):
         accuracy.score({"tagger": [str(tmp_path / "tagger")]}, test, None)
 
 
 def test_points_have_signs() -> None:
-    minus = table.MINUS
+    minus = score_tables.MINUS
     gain = comparison.Difference(0.012345, (-0.00001, 0.02))
-    assert table.points(gain, 2) == "+1.23 [+0.00, +2.00]"
+    assert score_tables.points(gain, 2) == "+1.23 [+0.00, +2.00]"
     loss = comparison.Difference(-0.01, (-0.02, 0.0))
-    assert table.points(loss, 1) == f"{minus}1.0 [{minus}2.0, +0.0]"
+    assert score_tables.points(loss, 1) == f"{minus}1.0 [{minus}2.0, +0.0]"
 
 
 # Speed
 
 
 class Words(list):  # type: ignore[type-arg]
-    """A batch's lesson: as long as it has words."""
+    """A transfer example. Its length is its number of words."""
 
 
 def test_sides_take_turns_on_the_same_batches() -> None:
-    from benchmarks.pipeline_distillation import speed
-
     calls: list[tuple[str, int]] = []
 
     def side(name: str) -> Any:
@@ -615,8 +624,6 @@ def test_sides_take_turns_on_the_same_batches() -> None:
 
 
 def test_plain_training_is_on_docs_of_its_own() -> None:
-    from benchmarks.pipeline_distillation import speed
-
     class Witness:
         seen: ClassVar[list[Doc]] = []
 
@@ -638,20 +645,16 @@ def test_plain_training_is_on_docs_of_its_own() -> None:
 
 
 def test_a_whole_run_gives_stages_their_shares() -> None:
-    from benchmarks.pipeline_distillation import speed
-
     seconds = {speed.PLAIN: [2.0, 2.0], "stage hidden": [1.0, 2.0], "stage soft": [3.0, 4.0]}
-    measured = speed.add_whole(
-        speed.Measured(seconds, [10, 20]), {"stage hidden": 25, "stage soft": 75}
+    measured = speed.add_all_stages(
+        Rounds(seconds, [10, 20]), {"stage hidden": 25, "stage soft": 75}
     )
-    assert measured.seconds[speed.WHOLE] == [2.5, 3.5]
-    assert measured.words_per_second(speed.WHOLE).max == pytest.approx(20 / 3.5)
-    assert measured.ratio(speed.WHOLE, speed.PLAIN).min == pytest.approx(2 / 3.5)
+    assert measured.seconds[speed.ALL_STAGES] == [2.5, 3.5]
+    assert measured.words_per_second(speed.ALL_STAGES).max == pytest.approx(20 / 3.5)
+    assert measured.ratio(speed.ALL_STAGES, speed.PLAIN).min == pytest.approx(2 / 3.5)
 
 
 def test_speed_command(torch_pipeline: Path, bert_dir: Path, tmp_path: Path) -> None:
-    from benchmarks.pipeline_distillation import speed
-
     nlp = spacy.blank("en")
     docs = [example.reference for example in make_examples(nlp, 40)]
     DocBin(docs=docs).to_disk(tmp_path / "train.spacy")
@@ -665,7 +668,7 @@ def test_speed_command(torch_pipeline: Path, bert_dir: Path, tmp_path: Path) -> 
     context = type("Context", (), {"args": arguments})()
     speed.main(context, str(torch_pipeline), tmp_path / "config.cfg", tmp_path, 2, 2, -1)
     result = json.loads((tmp_path / f"{speed.STEM}.json").read_text())
-    names = [speed.PLAIN, "stage hidden", "stage soft", "stage gold", speed.WHOLE]
+    names = [speed.PLAIN, "stage hidden", "stage soft", "stage gold", speed.ALL_STAGES]
     assert list(result["seconds"]) == names
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in result["seconds"].values())
     assert "| stage gold | " in (tmp_path / f"{speed.STEM}.md").read_text()

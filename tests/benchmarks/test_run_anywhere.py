@@ -1,16 +1,12 @@
-"""The arithmetic of `benchmarks/`: what its scripts say of what they measured."""
+"""The verdicts and the sentences of the benchmark."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import spacy
-from spacy.tokens import Doc
+from spacy.tokens import Doc, DocBin
 
-from benchmarks.memory.__main__ import grow, make_texts
-from benchmarks.memory.__main__ import make_table as make_memory_table
 from benchmarks.run_anywhere.__main__ import find_sentences
 from benchmarks.run_anywhere.rows import ROWS, TWO_THREADS, judge, make_table
 
@@ -32,31 +28,14 @@ def test_words_are_better_when_more_and_seconds_when_fewer() -> None:
     assert table.rows[1][4] == "6.00 (4.50\N{EN DASH}8.00) s"
 
 
-def test_sentences_of_twenty_words(
-    write_docs: Callable[[list[Doc]], Path],
-) -> None:
+def test_sentences_of_twenty_words(tmp_path: Path) -> None:
     vocab = spacy.blank("en").vocab
     lengths = (3, 20, 21, 20)
     words = [f"w{i}" for n in lengths for i in range(n)]
     starts = [i == 0 for n in lengths for i in range(n)]
-    marked = write_docs([Doc(vocab, words=words, sent_starts=starts)])
+    marked = tmp_path / "marked.spacy"
+    DocBin(docs=[Doc(vocab, words=words, sent_starts=starts)]).to_disk(marked)
     assert [len(sentence.split()) for sentence in find_sentences(marked)] == [20, 20]
-    unmarked = write_docs([Doc(vocab, words=words)])
+    unmarked = tmp_path / "unmarked.spacy"
+    DocBin(docs=[Doc(vocab, words=words)]).to_disk(unmarked)
     assert find_sentences(unmarked) == [" ".join(words[:20])]
-
-
-def test_growth_is_of_the_last_quarter_against_the_second() -> None:
-    assert grow([1, 1, 100, 100, 300, 300, 110, 110]) == pytest.approx(0.1)
-    assert grow([5]) == 0
-
-
-def test_every_text_is_another_one() -> None:
-    texts = list(make_texts(["a b", "c"], 1000))
-    assert len(set(texts)) == 1000
-    assert texts[2].startswith("a b ")
-
-
-def test_the_last_sample_is_shown() -> None:
-    table = make_memory_table([(n * 1000, 10**6 * n) for n in range(1, 101)])
-    assert len(table.rows) == 20
-    assert table.rows[-1] == ["100,000", "100.0"]
