@@ -103,7 +103,7 @@ NOT_RUN = {
     ("README.md", '-e ".[test'): "sets up an environment and runs these tests: .ci/run does",
     ("README.md", "pip install spacy-distil "): "installs packages: .ci/run does, from here",
     ("README.md", "--vars.dataset ewt"): "downloads corpora and takes two hours",
-    ("README.md", "benchmarks.teaching.rows"): "needs corpora and takes half an hour",
+    ("README.md", "benchmarks.pipeline_distillation.rows"): "needs corpora and takes half an hour",
     ("README.md", "spacy distil benchmark"): (
         "starts a process for each figure: tests/cli/test_benchmark.py runs the command"
     ),
@@ -428,12 +428,12 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_files_that_benchmarks_name_are_there() -> None:
-    """In backticks: code, configs and results, by their paths from here or from the benchmarks."""
+    """Code, configs and results in backticks, by their paths from here or from the benchmarks."""
     page = ROOT / "benchmarks" / "README.md"
     prose = re.sub(FENCED, "", page.read_text(encoding="utf8"))
     named = set(re.findall(r"`([\w./-]+\.(?:cfg|json|md|py))`", prose))
-    assert {"encode.py", "configs/transformer.cfg", "ewt/int8.md"} <= named
-    folders = (ROOT, page.parent, page.parent / "teaching")
+    assert {"memory/results/memory.md", "configs/transformer.cfg", "run_anywhere/rows.py"} <= named
+    folders = (ROOT, page.parent)
     assert not {name for name in named if not any((each / name).exists() for each in folders)}
 
 
