@@ -217,6 +217,7 @@ def test_what_rows_need(inputs: EncoderInputs) -> None:
 # Table
 
 
+@pytest.mark.slow
 def test_runs_are_read_as_distillation_writes_them(inputs: EncoderInputs) -> None:
     output = inputs.output
     assert table.read_run(output / ADAPTED) is None
@@ -291,6 +292,7 @@ def made(bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return root, root / "test.spacy"
 
 
+@pytest.mark.slow
 def test_tables_are_written(made: tuple[Path, Path], tmp_path: Path) -> None:
     root, test = made
     table.main(root, test, tmp_path, "found")

@@ -44,6 +44,8 @@ def test_without_a_gpu_it_says_so(docs: Path, bert_dir: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_collection")
 def test_a_failed_test_is_a_failure(docs: Path, bert_dir: Path, tmp_path: Path) -> None:
     """pytest runs real tests with all three outcomes, and all rows are measured on the CPU."""
     tests = tmp_path / "test_three.py"

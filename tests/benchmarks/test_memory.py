@@ -193,6 +193,7 @@ def test_a_view_keeps_all_of_its_array() -> None:
     assert passes.count_array_bytes(docs) == batch.nbytes + 16
 
 
+@pytest.mark.slow
 def test_arrays_of_spacy_transformers(torch_pipeline: Path, tmp_path: Path) -> None:
     pytest.importorskip("spacy_transformers")
     ours = spacy.load(torch_pipeline)

@@ -379,9 +379,7 @@ def test_dry_run_prints_the_commands(
 
 
 @pytest.fixture(scope="module")
-def trained(
-    bert_dir: Path, torch_pipeline: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
+def trained(bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Directory of rows, and test documents. `distilled` has two seeds, `soft` is unfinished."""
     root = tmp_path_factory.mktemp("rows")
     for updates, name in ((1, "copied/seed-0"), (3, "distilled/seed-0"), (6, "distilled/seed-1")):
@@ -402,8 +400,7 @@ def trained(
 @pytest.fixture(scope="module")
 def scored(trained: tuple[Path, Path], torch_pipeline: Path) -> dict[str, comparison.ScoredRow]:
     root, test = trained
-    found = table.collect(root, test, {"distil_ner": torch_pipeline})
-    return {row.name: row for row in found}
+    return {row.name: row for row in table.collect(root, test, {"distil_ner": torch_pipeline})}
 
 
 def evaluate(path: str, test: Path) -> dict[str, Any]:
@@ -411,6 +408,7 @@ def evaluate(path: str, test: Path) -> dict[str, Any]:
     return nlp.evaluate(list(Corpus(test)(nlp)))
 
 
+@pytest.mark.slow
 def test_finished_rows_are_scored(
     scored: dict[str, comparison.ScoredRow], trained: tuple[Path, Path]
 ) -> None:
@@ -426,6 +424,7 @@ def test_finished_rows_are_scored(
                 assert scores.values[key] == expected[key]
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_share_of_right_labels(
     scored: dict[str, comparison.ScoredRow], trained: tuple[Path, Path]
 ) -> None:
@@ -452,6 +451,7 @@ def test_accuracy_is_for_exclusive_labels_alone() -> None:
     assert not comparison.is_exclusive(np.array([hit, [[0, 0, 1], [0, 0, 0]]]))  # none given
 
 
+@pytest.mark.slow
 def test_differences_are_paired(scored: dict[str, comparison.ScoredRow]) -> None:
     lines, steps = comparison.compare(list(scored.values()))
     by_name = {line.name: line for line in lines}
@@ -482,9 +482,7 @@ def test_differences_are_paired(scored: dict[str, comparison.ScoredRow]) -> None
     assert by_name["distilled"].scores["tag_acc"].std == pytest.approx(np.std(seeds, ddof=1))
 
 
-def test_a_pipeline_is_scored_once(
-    trained: tuple[Path, Path], tmp_path: Path, scored: dict[str, comparison.ScoredRow]
-) -> None:
+def test_a_pipeline_is_scored_once(trained: tuple[Path, Path], tmp_path: Path) -> None:
     root, test = trained
     pipeline, cache = tmp_path / "pipeline", tmp_path / "scores.json"
     shutil.copytree(root / "copied" / "seed-0" / "model-best", pipeline)
@@ -502,6 +500,7 @@ def test_a_pipeline_is_scored_once(
     assert comparison.score_once(pipeline, test, cache).n_words == scores.n_words
 
 
+@pytest.mark.slow
 def test_scores_of_another_scoring_are_not_used(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,6 +521,7 @@ def test_scores_of_another_scoring_are_not_used(
         assert comparison.score_once(pipeline, test, cache).n_words == scores.n_words
 
 
+@pytest.mark.slow
 def test_tables_are_written(
     trained: tuple[Path, Path], torch_pipeline: Path, tmp_path: Path
 ) -> None:
@@ -542,6 +542,7 @@ def test_tables_are_written(
 # Accuracy
 
 
+@pytest.mark.slow
 def test_accuracy_command(trained: tuple[Path, Path], tmp_path: Path) -> None:
     root, test = trained
     named = {"large": ["distilled/seed-0"], "small": ["copied/seed-0", "distilled/seed-1"]}
@@ -654,6 +655,7 @@ def test_a_whole_run_gives_stages_their_shares() -> None:
     assert measured.ratio(speed.ALL_STAGES, speed.PLAIN).min == pytest.approx(2 / 3.5)
 
 
+@pytest.mark.slow
 def test_speed_command(torch_pipeline: Path, bert_dir: Path, tmp_path: Path) -> None:
     nlp = spacy.blank("en")
     docs = [example.reference for example in make_examples(nlp, 40)]
