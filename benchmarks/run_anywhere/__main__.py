@@ -213,8 +213,7 @@ def measure_latency(
 def measure_starts(
     rows: Sequence[RivalRow], pipelines: Pipelines, light: str, *, starts: int
 ) -> tuple[list[RowResult], dict[str, Any]]:
-    """Measure seconds from process start to the first doc, and peak memory by then. A first start
-    of each side fills the system's file cache and does not count.
+    """Measure seconds from process start to the first doc, and peak memory by then.
 
     light: Python with only the base install, which runs ours.
     RETURNS: the results, and a description of the light environment.
@@ -230,26 +229,36 @@ def measure_starts(
                     Subject(str(pipelines.path(row.ours)), light),
                     Subject(str(pipelines.path(row.theirs))),
                 ]
-                measured[key] = {"cold start": [[], []], "memory": [[], []]}
-                with texts_file([]) as file:
-                    for i in range(starts + 1):
-                        _log(condition, "cold start")(f"Start {i} of {starts}")
-                        for side, subject in enumerate(sides):
-                            with Worker(
-                                subject,
-                                file,
-                                threads=condition.threads,
-                                pin_cores=condition.pin_cores,
-                            ) as worker:
-                                if i:
-                                    start = worker.load.cold_start_seconds
-                                    measured[key]["cold start"][side].append(start)
-                                    measured[key]["memory"][side].append(worker.peak_rss_bytes())
-                                elif side == 0:
-                                    environment = worker.environment(PACKAGES)
+                measured[key], environment = start_in_turns(sides, condition, starts)
             ours, theirs = measured[key][row.kind]
             results.append(judge(row, condition, ours, theirs))
     return results, environment
+
+
+def start_in_turns(
+    sides: Sequence[Subject], condition: Condition, starts: int
+) -> tuple[dict[Kind, list[list[float]]], dict[str, Any]]:
+    """Start the processes of both sides in turns. The first start of each fills the system's file
+    cache and does not count.
+
+    RETURNS: seconds and bytes, a list per side, and a description of the first side's environment.
+    """
+    seconds: list[list[float]] = [[] for _ in sides]
+    n_bytes: list[list[float]] = [[] for _ in sides]
+    environment: dict[str, Any] = {}
+    with texts_file([]) as file:
+        for turn in range(starts + 1):
+            _log(condition, "cold start")(f"Start {turn} of {starts}")
+            for side, subject in enumerate(sides):
+                with Worker(
+                    subject, file, threads=condition.threads, pin_cores=condition.pin_cores
+                ) as worker:
+                    if turn:
+                        seconds[side].append(worker.load.cold_start_seconds)
+                        n_bytes[side].append(worker.peak_rss_bytes())
+                    elif side == 0:
+                        environment = worker.environment(PACKAGES)
+    return {"cold start": seconds, "memory": n_bytes}, environment
 
 
 def find_sentences(docs: Path) -> list[str]:
