@@ -18,16 +18,10 @@ import typer
 from spacy.cli._util import parse_config_overrides
 from wasabi import msg
 
-from scripts.train import (
-    as_options,
-    copy_best,
-    describe_run,
-    finish,
-    is_finished,
-    parse_seeds,
-    schedule,
-)
+from scripts.train import as_options, copy_best, describe_run
 from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.runs.finished import finish, is_finished
+from spacy_distil.runs.training import parse_seeds, schedule
 
 
 def distil_seed(

@@ -21,8 +21,10 @@ import typer
 from wasabi import msg
 from weasel.util import get_checksum
 
-from scripts.train import copy_best, finish, is_finished, parse_seeds
+from scripts.train import copy_best
 from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.runs.finished import finish, is_finished
+from spacy_distil.runs.training import parse_seeds
 
 
 def quantize_seed(

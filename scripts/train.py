@@ -10,7 +10,6 @@ interrupted run goes on where it was.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -24,44 +23,9 @@ from spacy.util import load_config
 from wasabi import msg
 from weasel.util import get_checksum
 
-from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
-
-EVALUATIONS = 10
-# Where there are fewer steps in an epoch, batches get smaller, down to so many words.
-STEPS_PER_EPOCH = 100
-FEWEST_WORDS = 100
-FINISHED = "finished.json"
-
-
-def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, int]:
-    """Settings for `epochs` passes over the training corpus: batches, steps, warm-up, evaluations.
-
-    A small corpus gets smaller batches than the config says: some steps have to be taken before
-    heads that start at random have learned anything.
-    """
-    training = load_config(config_path)["training"]
-    size = training["batcher"]["size"]
-    if not isinstance(size, int):
-        raise ConfigError(
-            f"{config_path}: [training.batcher] size = {size!r} is no number of words, so epochs "
-            "cannot be turned into steps"
-        )
-    summary = corpus_dir / "corpus.json"
-    if not summary.is_file():
-        raise CorpusError(f"No such file: {summary}. Run the project's 'corpus' command first.")
-    tokens = json.loads(summary.read_text(encoding="utf8"))["splits"]["train"]["tokens"]
-    size = min(size, max(FEWEST_WORDS, tokens // STEPS_PER_EPOCH))
-    steps = max(EVALUATIONS, math.ceil(epochs * tokens / size))
-    settings = {
-        "training.batcher.size": size,
-        "training.max_steps": steps,
-        "training.eval_frequency": steps // EVALUATIONS,
-    }
-    learn_rate = training["optimizer"]["learn_rate"]
-    if isinstance(learn_rate, dict) and "warmup_steps" in learn_rate:
-        warmup = min(learn_rate["warmup_steps"], steps // 10)
-        settings["training.optimizer.learn_rate.warmup_steps"] = warmup
-    return settings
+from spacy_distil.errors import friendly_errors
+from spacy_distil.runs.finished import finish, is_finished
+from spacy_distil.runs.training import parse_seeds, schedule
 
 
 def describe_run(settings: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
@@ -73,17 +37,6 @@ def describe_run(settings: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
         "settings": {name: str(value) for name, value in settings.items()},
         "inputs": {str(path): get_checksum(path) for path in paths if path.exists()},
     }
-
-
-def is_finished(out_dir: Path, run: dict[str, Any]) -> bool:
-    """Whether what OUT_DIR holds was made by this very run, to its end."""
-    finished = out_dir / FINISHED
-    return finished.is_file() and json.loads(finished.read_text(encoding="utf8")) == run
-
-
-def finish(out_dir: Path, run: dict[str, Any]) -> None:
-    """Write down that OUT_DIR is complete, and of which run."""
-    (out_dir / FINISHED).write_text(json.dumps(run, indent=2) + "\n", encoding="utf8")
 
 
 def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_id: int) -> None:
@@ -123,15 +76,6 @@ def copy_best(out_dir: Path, seeds: list[int]) -> None:
     shutil.rmtree(out_dir / "best", ignore_errors=True)
     shutil.copytree(best, out_dir / "best")
     msg.good(f"{out_dir / 'best'} is {best.parent.name}")
-
-
-def parse_seeds(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(
-            f"seeds = {text!r}: expected whole numbers with commas between them"
-        ) from error
 
 
 def main(

@@ -1,7 +1,7 @@
-"""What other packages for transformers in spaCy test, asked of this one.
+"""Tests of ideas in the test suites of other packages for transformers in spaCy.
 
-`benchmarks/peers.md` says which test answers each of their questions; those that no other file asks
-are here.
+`benchmarks/peers.md` lists the ideas and our tests of each. This file has the tests that fit no
+other file.
 """
 
 from __future__ import annotations
@@ -411,10 +411,12 @@ def test_heads_first_and_then_all(bert_dir: Path, tmp_path: Path) -> None:
 
 
 def table_rows() -> list[list[str]]:
-    """Their question, and what answers it."""
+    """Read the ideas and our tests of each."""
     lines = TABLE.read_text(encoding="utf8").splitlines()
     rows = [
-        line.strip("|").split("|") for line in lines if line.startswith("| ") and line != "| | |"
+        line.strip("|").split("|")
+        for line in lines
+        if line.startswith("| ") and line != "| idea | our tests |"
     ]
     return [[cell.strip() for cell in row] for row in rows]
 

@@ -13,11 +13,11 @@ import srsly
 from weasel.cli.document import project_document
 from weasel.util import load_project_config
 
-from scripts.configure import NER, configure
 from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
 from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.distillation.pipeline.config import StudentSettings
 from spacy_distil.export.quantize import PRECISIONS
+from spacy_distil.runs.training import NER, configure
 
 ROOT = Path(__file__).parents[1]
 PROJECT = load_project_config(ROOT)

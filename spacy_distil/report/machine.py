@@ -44,8 +44,9 @@ def describe_machine() -> dict[str, Any]:
 def command_line() -> str:
     """How this process was called, with the module's name in place of its file's."""
     program, *arguments = sys.argv
-    module = "python -m spacy" if Path(program).parent.name == "spacy" else Path(program).name
-    return f"{module} {shlex.join(arguments)}"
+    module = sys.modules["__main__"].__spec__
+    name = Path(program).name if module is None else f"python -m {module.name}"
+    return f"{name.removesuffix('.__main__')} {shlex.join(arguments)}"
 
 
 def _version(package: str) -> str | None:

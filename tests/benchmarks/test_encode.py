@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import gc
 import inspect
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,23 +14,31 @@ import torch
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
-from benchmarks import encode
-from benchmarks.encode import ENCODING, HEADS, OURS, ROWS, THEIRS, TRAINING, Measured
-from benchmarks.spacy_transformers_twin import ENCODER_FACTORY
+import benchmarks.encode.__main__ as encode
+from benchmarks.common.project import TRANSFORMER_CONFIG
+from benchmarks.common.rounds import Rounds
+from benchmarks.common.spacy_transformers_twin import ENCODER_FACTORY
+from benchmarks.encode import timing
+from benchmarks.encode.__main__ import ENCODING, TRAINING
+from benchmarks.encode.sides import (
+    ENCODER,
+    OURS,
+    PIPES,
+    ROWS,
+    TEMPLATE_SETTINGS,
+    THEIRS,
+    PipelineSide,
+    check_annotations,
+    check_vectors,
+    make_sides,
+)
 from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.errors import ConfigError
 from tests.util import make_examples, torch_model_of, write_encoder
 
 DASH = "\N{EN DASH}"
 N_DOCS, N_SHOWN = 24, 16
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collection() -> Iterator[None]:
-    """Garbage is collected before all that is timed: let it not look through what is there."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +59,10 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ratio_is_of_each_round() -> None:
-    measured = Measured({OURS: [1.0, 2.0, 4.0], THEIRS: [3.0, 4.0, 9.0]}, [12, 12, 12])
+    measured = Rounds({OURS: [1.0, 2.0, 4.0], THEIRS: [3.0, 4.0, 9.0]}, [12, 12, 12])
     # 3, 2 and 2.25; the ratio of the medians would be 2.
     assert encode.is_met(ENCODING, measured)
-    assert not encode.is_met(encode.Aim("x", "x", 2.26), measured)
+    assert not encode.is_met(encode.SpeedTarget("x", "x", 2.26), measured)
     table = encode.make_table(ENCODING, measured)
     assert table.rows == [
         [OURS, f"6 (3{DASH}12)", f"2.25 (2.00{DASH}3.00)", "2.2", "yes"],
@@ -69,18 +74,18 @@ def test_ratio_is_of_each_round() -> None:
     assert summary["words_per_second"][THEIRS]["median"] == 3.0
 
 
-def test_the_aim_is_for_default_settings() -> None:
+def test_the_target_is_for_default_settings() -> None:
     seconds = {"window = 192": [1.0], OURS: [2.0], THEIRS: [3.0]}
-    rows = encode.make_table(TRAINING, Measured(seconds, [6])).rows
+    rows = encode.make_table(TRAINING, Rounds(seconds, [6])).rows
     assert [row[-2:] for row in rows] == [["", ""], ["1.8", "no"], ["", ""]]
     del seconds[OURS]
-    assert encode.summarize(TRAINING, Measured(seconds, [6]))["met"] is None
+    assert encode.summarize(TRAINING, Rounds(seconds, [6]))["met"] is None
 
 
 def test_rounds_take_turns() -> None:
     calls: list[tuple[str, int]] = []
 
-    def task(name: str) -> encode.Task:
+    def task(name: str) -> timing.Task:
         def prepare(turn: int) -> Callable[[], int]:
             def run() -> int:
                 calls.append((name, turn))
@@ -90,7 +95,7 @@ def test_rounds_take_turns() -> None:
 
         return prepare
 
-    measured = encode.measure({"a": task("a"), "b": task("b")}, 2, log=lambda message: None)
+    measured = timing.measure({"a": task("a"), "b": task("b")}, 2, log=lambda message: None)
     assert calls == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
     assert measured.words == [11, 12], "those of the warm-up do not count"
     assert [len(seconds) for seconds in measured.seconds.values()] == [2, 2]
@@ -107,14 +112,14 @@ def test_the_clock_waits_for_the_gpu() -> None:
         ended.record()
         return 1
 
-    measured = encode.measure({"a": lambda turn: run}, 1, log=lambda message: None)
+    measured = timing.measure({"a": lambda turn: run}, 1, log=lambda message: None)
     assert measured.seconds["a"][0] > 0.99 * began.elapsed_time(ended) / 1000 > 0.01
 
 
 def test_all_go_through_the_same_words() -> None:
     tasks = {"a": lambda turn: lambda: 3, "b": lambda turn: lambda: 4}
     with pytest.raises(ValueError, match="same words"):
-        encode.measure(tasks, 1, log=lambda message: None)
+        timing.measure(tasks, 1, log=lambda message: None)
 
 
 def test_rows_by_key() -> None:
@@ -122,13 +127,13 @@ def test_rows_by_key() -> None:
     assert [row.key for row in encode.choose_rows("mixed, default")] == ["default", "mixed"]
     with pytest.raises(ConfigError, match="--rows none: expected some of default, window"):
         encode.choose_rows("default,none")
-    # What is measured is what people get who set nothing.
+    # The first row measures the default settings.
     assert ROWS[0].title == OURS
     assert not ROWS[0].settings
 
 
 def test_template_is_measured_as_it_is() -> None:
-    template = spacy.util.load_config(encode.TEMPLATE)["components"]["transformer"]["model"]
+    template = spacy.util.load_config(TRANSFORMER_CONFIG)["components"]["transformer"]["model"]
     default = inspect.signature(DistilTransformer).parameters
     no_speed = {"@architectures", "name", "device", "frozen", "learn_rate_scale"}
     differs = {
@@ -136,15 +141,15 @@ def test_template_is_measured_as_it_is() -> None:
         for name, value in template.items()
         if name not in no_speed and value != default[name].default
     }
-    assert differs == encode.TEMPLATE_SETTINGS
+    assert differs == TEMPLATE_SETTINGS
 
 
 def test_training_needs_all_annotations(docs: Path) -> None:
     nlp = spacy.blank("en")
-    encode.check_annotations(docs, make_examples(nlp, 2))
+    check_annotations(docs, make_examples(nlp, 2))
     for drop, missing in {"tags": "tags", "entities": "entities", "cats": "categories"}.items():
         with pytest.raises(ConfigError, match=f"no document has {missing}"):
-            encode.check_annotations(docs, make_examples(nlp, 2, drop=[drop]))
+            check_annotations(docs, make_examples(nlp, 2, drop=[drop]))
 
 
 # What is timed
@@ -159,17 +164,17 @@ def test_encoding_is_the_encoder_alone() -> None:
         return doc
 
     def refuse(doc: Doc) -> Doc:
-        raise AssertionError("a head ran")
+        raise AssertionError("a pipe behind the encoder ran")
 
     spacy.language.Language.component("note_docs", func=note)
     spacy.language.Language.component("refuse_docs", func=refuse)
-    nlp.add_pipe("note_docs", name=encode.ENCODER)
+    nlp.add_pipe("note_docs", name=ENCODER)
     nlp.add_pipe("refuse_docs")
-    texts = [f"Text number {i}." for i in range(encode.WARM_UP_DOCS + 5)]
+    texts = [f"Text number {i}." for i in range(timing.WARM_UP_DOCS + 5)]
     texts[-2] = longest = "Text that is the longest."
-    task = encode.encoding(nlp, texts, 8)
-    assert task(0)() == 4 * encode.WARM_UP_DOCS + 6
-    assert seen == [*texts[: encode.WARM_UP_DOCS], longest]
+    task = timing.encoding(nlp, texts, 8)
+    assert task(0)() == 4 * timing.WARM_UP_DOCS + 6
+    assert seen == [*texts[: timing.WARM_UP_DOCS], longest]
     seen.clear()
     run = task(1)
     assert not seen
@@ -178,67 +183,69 @@ def test_encoding_is_the_encoder_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def sides(encoder: Path, docs: Path) -> dict[str, encode.Side]:
+def sides(encoder: Path, docs: Path) -> dict[str, PipelineSide]:
     pytest.importorskip("spacy_transformers")
-    return encode.make_sides(encode.choose_rows("default,checkpointing"), docs, encoder)
+    return make_sides(encode.choose_rows("default,checkpointing"), docs, encoder)
 
 
-def test_rivals_take_turns_next_to_each_other(sides: dict[str, encode.Side]) -> None:
+def test_rivals_take_turns_next_to_each_other(sides: dict[str, PipelineSide]) -> None:
     assert [*sides] == [OURS, THEIRS, "gradient_checkpointing"]
 
 
-def test_twin_sees_the_same_vectors(sides: dict[str, encode.Side]) -> None:
-    encode.check_alike(sides)
+def test_twin_sees_the_same_vectors(sides: dict[str, PipelineSide]) -> None:
+    check_vectors(sides)
     ours = sides[OURS]
     weights = embeddings_of(ours)
     right = weights.copy()
     try:
         weights *= 2
         with pytest.raises(ValueError, match=f"{OURS} and of {THEIRS} differ"):
-            encode.check_alike(sides)
+            check_vectors(sides)
     finally:
         weights[:] = right
 
 
-def test_all_learn_the_same(sides: dict[str, encode.Side]) -> None:
-    """The same start and the same batches: in float32, and without dropout, heads stay alike."""
-    before = {name: heads_of(side) for name, side in sides.items()}
+def test_all_learn_the_same(sides: dict[str, PipelineSide]) -> None:
+    """With the same start and the same batches, in float32 and without dropout, the pipes of all
+    sides stay the same.
+    """
+    before = {name: weights_of_pipes(side) for name, side in sides.items()}
     encoders = {name: embeddings_of(side).copy() for name, side in sides.items()}
     for name in sides:
         assert np.array_equal(before[name], before[THEIRS])
-    tasks = {name: encode.training(side) for name, side in sides.items()}
+    tasks = {name: timing.training(side) for name, side in sides.items()}
     for turn in (1, 2, 3):
         for task in tasks.values():
             assert task(turn)() == sum(len(example) for example in sides[OURS].examples)
-    expected = heads_of(sides[THEIRS]) - before[THEIRS]
-    # Adam changes a weight by about the learning rate in each step: there is one in each epoch.
-    assert 2 * encode.LEARN_RATE < np.abs(expected).max() < 4 * encode.LEARN_RATE
+    expected = weights_of_pipes(sides[THEIRS]) - before[THEIRS]
+    # Adam changes a weight by about the learning rate in each step. An epoch has one step here.
+    assert 2 * timing.LEARN_RATE < np.abs(expected).max() < 4 * timing.LEARN_RATE
     for name, side in sides.items():
-        change = heads_of(side) - before[name]
-        # Adam magnifies rounding errors where a gradient is nearly zero.
-        differs = np.abs(change - expected) > 0.05 * encode.LEARN_RATE
+        change = weights_of_pipes(side) - before[name]
+        # Adam magnifies rounding errors if a gradient is nearly zero.
+        differs = np.abs(change - expected) > 0.05 * timing.LEARN_RATE
         assert differs.mean() < 0.01, name
         learned = np.abs(embeddings_of(side) - encoders[name]).max()
-        assert encode.LEARN_RATE < learned < 4 * encode.LEARN_RATE, name
+        assert timing.LEARN_RATE < learned < 4 * timing.LEARN_RATE, name
 
 
-def heads_of(side: encode.Side) -> np.ndarray:
-    """All weights of all heads."""
+def weights_of_pipes(side: PipelineSide) -> np.ndarray:
+    """All weights of all pipes."""
     return np.concatenate(
         [
             node.get_param(parameter).ravel()
-            for name in HEADS
+            for name in PIPES
             for node in side.nlp.get_pipe(name).model.walk()  # type: ignore[attr-defined]
             for parameter in node.param_names
         ]
     )
 
 
-def embeddings_of(side: encode.Side) -> np.ndarray:
+def embeddings_of(side: PipelineSide) -> np.ndarray:
     """Those of the encoder, (n_pieces, width): the weights themselves."""
     nlp: Any = side.nlp
-    ours = nlp.get_pipe_meta(encode.ENCODER).factory == ENCODER_FACTORY
-    module: Any = torch_model_of(nlp) if ours else nlp.get_pipe(encode.ENCODER).model.transformer
+    ours = nlp.get_pipe_meta(ENCODER).factory == ENCODER_FACTORY
+    module: Any = torch_model_of(nlp) if ours else nlp.get_pipe(ENCODER).model.transformer
     return module.get_input_embeddings().weight.detach().numpy()
 
 
@@ -246,13 +253,13 @@ def test_batches_are_the_same_in_another_order_each_round(
     docs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nlp = spacy.blank("en")
-    side = encode.Side(nlp, make_examples(nlp, 400))
+    side = PipelineSide(nlp, make_examples(nlp, 400))
     seen: list[list[Example]] = []
     monkeypatch.setattr(nlp, "update", lambda batch, **kwargs: seen.append(batch))
 
     def epoch(turn: int) -> list[list[int]]:
         seen.clear()
-        encode.training(side)(turn)()
+        timing.training(side)(turn)()
         return [[side.examples.index(example) for example in batch] for batch in seen]
 
     first, again, second = epoch(1), epoch(1), epoch(2)
@@ -267,28 +274,22 @@ def test_the_longest_doc_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
     nlp = spacy.blank("en")
     examples = make_examples(nlp, 1000)
     long = Example.from_dict(nlp.make_doc("word " * 30), {})
-    side = encode.Side(nlp, [*examples, long])
+    side = PipelineSide(nlp, [*examples, long])
     seen: list[list[Example]] = []
     monkeypatch.setattr(nlp, "update", lambda batch, **kwargs: seen.append(batch))
-    task = encode.training(side)
+    task = timing.training(side)
     task(0)()
-    assert len(seen) == encode.WARM_UP_BATCHES + 1
+    assert len(seen) == timing.WARM_UP_BATCHES + 1
     assert long in seen[-1]
     seen.clear()
     task(1)()
-    assert len(seen) > encode.WARM_UP_BATCHES + 1
+    assert len(seen) > timing.WARM_UP_BATCHES + 1
 
 
 # The whole
 
 
-@pytest.fixture
-def environment() -> Iterator[None]:
-    """Left as it was."""
-    with mock.patch.dict(os.environ):
-        yield
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("environment")
 def test_whole_run(encoder: Path, docs: Path, tmp_path: Path) -> None:
     pytest.importorskip("spacy_transformers")

@@ -1,4 +1,4 @@
-"""The script for GPUs, as far as it goes without one."""
+"""The benchmark of GPUs, as far as it runs without one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from spacy.training import Example
 from thinc.compat import has_cupy_gpu
 from typer.testing import CliRunner
 
-from benchmarks import gpu
-from benchmarks.encode import Side, training
+import benchmarks.gpu.__main__ as gpu
+from benchmarks.encode.sides import PipelineSide
+from benchmarks.encode.timing import training
 from tests.util import make_examples, make_nlp
 
 app = typer.Typer()
@@ -43,8 +44,10 @@ def test_without_a_gpu_it_says_so(docs: Path, bert_dir: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_collection")
 def test_a_failed_test_is_a_failure(docs: Path, bert_dir: Path, tmp_path: Path) -> None:
-    """Real tests run by pytest, of the three kinds; and all rows measured, on the CPU."""
+    """pytest runs real tests with all three outcomes, and all rows are measured on the CPU."""
     tests = tmp_path / "test_three.py"
     tests.write_text(
         "import pytest\n"
@@ -71,7 +74,7 @@ def test_a_failed_test_is_a_failure(docs: Path, bert_dir: Path, tmp_path: Path) 
         assert tasks["encoding"]["words"] == tasks["training"]["words"] == [8 * 6]
     table = (output / "gpu.md").read_text()
     assert "| bad one | 1 | 1 | 0 |" in table
-    assert "| float32, heads on the CPU | " in table
+    assert "| float32, pipes on the CPU | " in table
     assert (gpu.NO_CUPY in table) == (gpu.NO_CUPY in result.output) == (not has_cupy_gpu)
 
 
@@ -79,7 +82,7 @@ def test_batches_are_those_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     nlp = spacy.blank("en")
     batches: list[list[Example]] = []
     monkeypatch.setattr(nlp, "update", lambda batch, **kwargs: batches.append(batch))
-    training(Side(nlp, make_examples(nlp, 2000)), gpu.gpu_config())(1)()
+    training(PipelineSide(nlp, make_examples(nlp, 2000)), gpu.gpu_config())(1)()
     words = [sum(map(len, batch)) for batch in batches]
     assert sum(words) == 2000 * 6
     assert 4000 <= max(words) <= 4800

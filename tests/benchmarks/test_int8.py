@@ -13,8 +13,8 @@ import pytest
 from spacy.tokens import DocBin
 from thinc.api import NumpyOps
 
-from benchmarks.int8 import the_encoder
-from benchmarks.int8_graphs import ABOUT, make_shims
+from benchmarks.int8.__main__ import the_encoder
+from benchmarks.int8.graphs import ABOUT, make_shims
 from spacy_distil.engines.files import GRAPH
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.encoders import SourceEncoder
@@ -38,7 +38,7 @@ def docs(nlp: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(nlp: Any, docs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run leaves, in a process of its own, since it is pinned to a core for good."""
+    """The results of a run. It has a process of its own, because it pins the process to a core."""
     path = tmp_path_factory.mktemp("int8")
     nlp.to_disk(path / "nlp")
     command = [sys.executable, "-m", "benchmarks.int8", str(path / "nlp"), str(docs)]
@@ -60,15 +60,16 @@ def test_operators(nlp: Any) -> None:
     assert {*left_out} <= {"8-bit weights"}
     n_layers = source.n_layers
     for name in ("fp32", "int8 by row"):
-        # Two residual sums in a layer, and the normalization of the embeddings, which is none.
+        # A layer has two residual sums. The normalization of the embeddings has none.
         assert operators[name]["LayerNormalization"] == 2 * n_layers + 1
         assert operators[f"{name}, joined"]["LayerNormalization"] == 1
         assert operators[f"{name}, joined"]["SkipLayerNormalization"] == 2 * n_layers
-    # Six products in a layer, all of them in int8.
+    # A layer has six matrix products, all in int8.
     assert operators["int8 by batch"]["MatMulInteger"] == 6 * n_layers
     assert not any(operators[name]["MatMul"] for name in ABOUT if "int8" in name)
 
 
+@pytest.mark.slow
 def test_whole_run(saved: Path) -> None:
     results = json.loads((saved / "int8.json").read_text(encoding="utf-8"))["results"]
     text = (saved / "int8.md").read_text(encoding="utf-8")
@@ -80,7 +81,7 @@ def test_whole_run(saved: Path) -> None:
     for name in ("fp32", "fp32, joined"):
         assert results[name]["error"] < 1e-9
         assert all(one["agreement"] == 1 for one in results[name]["agreement"]["measures"])
-    # A scale for each row: no doc depends on its batch. A scale for each batch: every one does.
+    # With a scale for each row, no doc depends on its batch. With one for each batch, all do.
     assert results["int8 by row"]["same_alone"] == 1
     assert results["int8 by batch"]["same_alone"] < 0.5
     assert 1e-9 < results["int8 by row"]["error"] < results["int8 by batch"]["error"] < 0.1
@@ -88,8 +89,9 @@ def test_whole_run(saved: Path) -> None:
     assert "SkipLayerNormalization" not in results["int8 by row"]["shares"]
 
 
+@pytest.mark.slow
 def test_error_is_relative_to_torch(nlp: Any, docs: Path, saved: Path) -> None:
-    """The figure of the table, computed from the vectors that the two pipelines write."""
+    """Compute the figure of the table from the vectors of the two pipelines."""
     source = SourceEncoder(encoder_of(nlp))
     shim = source.to_shim(Precision(frozenset(range(source.n_layers)), embeddings=True))
     squares = np.zeros(2)

@@ -16,15 +16,18 @@ from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
-from benchmarks import memory
-from benchmarks.memory import INT8, SUBJECTS, THEIRS, TORCH, Followed, Sample
-from benchmarks.spacy_transformers_twin import make_twin, write_encoder
+import benchmarks.memory.__main__ as memory
+from benchmarks.common.options import choose_keys
+from benchmarks.common.spacy_transformers_twin import make_twin, write_encoder
+from benchmarks.memory import passes
+from benchmarks.memory.__main__ import INT8, SUBJECTS, THEIRS, TORCH
+from benchmarks.memory.passes import PassSample, PipelineMemory, Workload, growth, make_texts
 from spacy_distil.errors import ConfigError
 from spacy_distil.report.process import WorkerError
 from tests.util import WIDTH, make_examples
 
 DASH = "\N{EN DASH}"
-# Of the vectors that the component below writes, in floats: far more than all else in a doc.
+# Width of the vectors that the component below writes. They are by far the largest part of a doc.
 WIDE = 20_000
 
 
@@ -34,16 +37,16 @@ def write_wide_vectors(doc: Doc) -> Doc:
     return doc
 
 
-def samples(*megabytes: float, tokens: int = 1000) -> list[Sample]:
+def samples(*megabytes: float, tokens: int = 1000) -> list[PassSample]:
     """One after each document of `tokens` tokens."""
-    return [Sample(i, i * tokens, round(mb * 1e6)) for i, mb in enumerate(megabytes, start=1)]
+    return [PassSample(i, i * tokens, round(mb * 1e6)) for i, mb in enumerate(megabytes, start=1)]
 
 
-def followed(
-    dropped: list[Sample], kept: list[Sample], *, peak: float = 500, arrays: int = 0
-) -> Followed:
+def memory_of(
+    dropped: list[PassSample], kept: list[PassSample], *, peak: float = 500, arrays: int = 0
+) -> PipelineMemory:
     """peak: in MB."""
-    return Followed(
+    return PipelineMemory(
         loaded_bytes=0,
         dropped=dropped,
         zones=[],
@@ -56,21 +59,21 @@ def followed(
 
 # Arithmetic
 
-KEPT = [Sample(0, 0, 0), Sample(1, 1, 1)]
+KEPT = [PassSample(0, 0, 0), PassSample(1, 1, 1)]
 
 
 def test_bytes_per_token() -> None:
-    kept = [Sample(0, 0, 400_000_000), Sample(10, 1000, 402_000_000)]
-    one = followed(samples(1), kept, arrays=1000 * 1536)
+    kept = [PassSample(0, 0, 400_000_000), PassSample(10, 1000, 402_000_000)]
+    one = memory_of(samples(1), kept, arrays=1000 * 1536)
     assert one.bytes_per_token == 2000
     assert one.array_bytes_per_token == 1536
 
 
 def test_verdicts() -> None:
-    kept = [Sample(0, 0, 100_000_000), Sample(9, 1000, 101_000_000)]
-    twice = [kept[0], Sample(9, 1000, 102_000_000)]
-    flat = followed(samples(10, 100, 104, 104), kept, peak=120)
-    theirs = followed(samples(10, 100, 110, 110), twice, peak=120)
+    kept = [PassSample(0, 0, 100_000_000), PassSample(9, 1000, 101_000_000)]
+    twice = [kept[0], PassSample(9, 1000, 102_000_000)]
+    flat = memory_of(samples(10, 100, 104, 104), kept, peak=120)
+    theirs = memory_of(samples(10, 100, 110, 110), twice, peak=120)
     assert flat.growth == pytest.approx(0.04)
     found = {TORCH: flat, THEIRS: theirs}
     summary = memory.summarize(found)
@@ -91,32 +94,54 @@ def test_verdicts() -> None:
 
 
 def test_more_at_the_end_or_at_most_is_above() -> None:
-    theirs = followed(samples(100), KEPT, peak=120)
-    assert followed(samples(100), KEPT, peak=120).is_within(theirs)
-    assert not followed(samples(101), KEPT, peak=120).is_within(theirs)
-    assert not followed(samples(100), KEPT, peak=121).is_within(theirs)
+    theirs = memory_of(samples(100), KEPT, peak=120)
+    assert memory_of(samples(100), KEPT, peak=120).is_within(theirs)
+    assert not memory_of(samples(101), KEPT, peak=120).is_within(theirs)
+    assert not memory_of(samples(100), KEPT, peak=121).is_within(theirs)
 
 
 def test_without_theirs_nothing_is_compared() -> None:
-    found = {INT8: followed(samples(1), KEPT)}
+    found = {INT8: memory_of(samples(1), KEPT)}
     dropped, kept = memory.make_tables(found)
     assert dropped.rows[0][-1] == kept.rows[0][2] == DASH
     assert memory.summarize(found)[INT8]["within_theirs"] is None
 
 
 def test_the_vocab_is_full_after_a_quarter() -> None:
-    texts = list(memory.repeat_texts([f"Text {i}." for i in range(100)], 40))
+    texts = list(passes.repeat_texts([f"Text {i}." for i in range(100)], 40))
     assert len(texts) == 40
     assert set(texts[:10]) == set(texts)
-    few = list(memory.repeat_texts(["a", "b", "c"], 40))
+    few = list(passes.repeat_texts(["a", "b", "c"], 40))
     assert few[:4] == ["a", "b", "c", "a"]
 
 
+def choose_subjects(keys: str) -> list[str]:
+    return choose_keys(keys, list(SUBJECTS), option="subjects")
+
+
 def test_subjects_by_key() -> None:
-    assert memory.choose_subjects("") == [TORCH, INT8, THEIRS]
-    assert memory.choose_subjects("theirs, torch") == [TORCH, THEIRS]
+    assert choose_subjects("") == [TORCH, INT8, THEIRS]
+    assert choose_subjects("theirs, torch") == [TORCH, THEIRS]
     with pytest.raises(ConfigError, match="--subjects bert: expected some of torch, int8, theirs"):
-        memory.choose_subjects("bert")
+        choose_subjects("bert")
+
+
+def test_growth_is_of_the_last_quarter_against_the_second() -> None:
+    assert growth([1, 1, 100, 100, 300, 300, 110, 110]) == pytest.approx(0.1)
+    assert growth([5]) == 0
+
+
+def test_every_text_is_another_one() -> None:
+    texts = list(make_texts(["a b", "c"], 1000))
+    assert len(set(texts)) == 1000
+    assert texts[2].startswith("a b ")
+
+
+def test_the_last_sample_is_shown() -> None:
+    taken = [PassSample(n * 1000, 0, 10**6 * n) for n in range(1, 101)]
+    table = memory.make_sample_table(taken)
+    assert len(table.rows) == 20
+    assert table.rows[-1] == ["100,000", "100.0"]
 
 
 # Measuring
@@ -124,7 +149,7 @@ def test_subjects_by_key() -> None:
 
 @pytest.fixture
 def nlp() -> Iterator[Language]:
-    """Looked through for garbage once, as in the process that measures."""
+    """As in the process that measures, garbage is not searched for among loaded objects."""
     nlp = spacy.blank("en")
     gc.freeze()
     yield nlp
@@ -134,28 +159,28 @@ def nlp() -> Iterator[Language]:
 def test_docs_that_are_kept_and_docs_that_are_not(nlp: Language) -> None:
     nlp.add_pipe("write_wide_vectors")
     texts = ["one two three four five"] * 160  # 400 kB each
-    dropped = memory.sample(nlp, texts, every=4, batch_size=8)
-    docs, kept = memory.keep_all(nlp, texts, batch_size=8)
+    dropped = passes.sample(nlp, texts, every=4, batch_size=8)
+    docs, kept = passes.keep_all(nlp, texts, batch_size=8)
     assert [each[:2] for each in dropped[:2]] == [(4, 20), (8, 40)]
     assert kept[1][:2] == dropped[-1][:2] == (160, 800)
-    one = followed(dropped, kept, arrays=memory.count_array_bytes(docs))
+    one = memory_of(dropped, kept, arrays=passes.count_array_bytes(docs))
     assert one.array_bytes_per_token == 4 * WIDE
     assert one.bytes_per_token == pytest.approx(4 * WIDE, rel=0.1)
     assert dropped[-1].rss_bytes - dropped[0].rss_bytes < one.array_bytes / 4
 
 
 def test_the_end_is_sampled(nlp: Language) -> None:
-    taken = memory.sample(nlp, ["a b"] * 7, every=3, batch_size=2)
+    taken = passes.sample(nlp, ["a b"] * 7, every=3, batch_size=2)
     assert [one[:2] for one in taken] == [(3, 6), (6, 12), (7, 14)]
 
 
 def test_zones_forget_their_words(nlp: Language) -> None:
-    texts = memory.make_texts(["one two", "three"], 7)
-    taken = memory.sample_zones(nlp, texts, zone=3, batch_size=2)
+    texts = make_texts(["one two", "three"], 7)
+    taken = passes.sample_zones(nlp, texts, zone=3, batch_size=2)
     assert [one.n_docs for one in taken] == [3, 6, 7]
     assert taken[-1].n_tokens == 4 * 3 + 3 * 2
     assert "Word5" not in nlp.vocab.strings
-    assert memory.sample_zones(nlp, [], zone=3, batch_size=2) == []
+    assert passes.sample_zones(nlp, [], zone=3, batch_size=2) == []
 
 
 def test_a_view_keeps_all_of_its_array() -> None:
@@ -163,11 +188,12 @@ def test_a_view_keeps_all_of_its_array() -> None:
     docs = [nlp.make_doc("a b"), nlp.make_doc("c"), nlp.make_doc("")]
     batch = np.zeros((10, 4), dtype="f")
     docs[0].tensor, docs[1].tensor = batch[:2], batch[2:3]
-    assert memory.count_array_bytes(docs) == batch.nbytes
+    assert passes.count_array_bytes(docs) == batch.nbytes
     docs[1].tensor = batch[2:3].copy()
-    assert memory.count_array_bytes(docs) == batch.nbytes + 16
+    assert passes.count_array_bytes(docs) == batch.nbytes + 16
 
 
+@pytest.mark.slow
 def test_arrays_of_spacy_transformers(torch_pipeline: Path, tmp_path: Path) -> None:
     pytest.importorskip("spacy_transformers")
     ours = spacy.load(torch_pipeline)
@@ -177,35 +203,37 @@ def test_arrays_of_spacy_transformers(torch_pipeline: Path, tmp_path: Path) -> N
     (alone,) = twin.pipe([short])
     first, second = twin.pipe([short, long])
     gc.collect()
-    # In a batch, both are as long as the longer one, with the padding.
+    # In a batch, both are padded to the longer one.
     rows = second._.trf_data.model_output.last_hidden_state.shape[1]
     assert alone._.trf_data.model_output.last_hidden_state.shape[1] < rows
     states, pooled = 4 * 2 * rows * WIDTH, 4 * 2 * WIDTH
-    held = memory.count_array_bytes([first])
+    held = passes.count_array_bytes([first])
     assert held > states + pooled
     assert held < 1.5 * (states + pooled)
-    assert memory.count_array_bytes([first, second]) < 1.2 * held
-    assert memory.count_array_bytes([first, alone]) > 1.2 * held
+    assert passes.count_array_bytes([first, second]) < 1.2 * held
+    assert passes.count_array_bytes([first, alone]) > 1.2 * held
     doc = ours(short)
-    assert memory.count_array_bytes([doc]) == doc.tensor.nbytes == 4 * len(doc) * WIDTH
+    assert passes.count_array_bytes([doc]) == doc.tensor.nbytes == 4 * len(doc) * WIDTH
 
 
 # The whole
 
 
 class Fatal(list):
-    """Ends the process that unpickles it."""
+    """Kills the process that unpickles it."""
 
     def __reduce__(self) -> Any:
         return os._exit, (9,)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed() -> None:
-    plan = memory.Plan(Fatal(), n_docs=1000, zone_docs=0, zone=1, batch_size=1)
-    with pytest.raises(WorkerError, match=r"that ran some/pipeline was ended.* 1,000 documents"):
-        memory.follow_apart("some/pipeline", plan)
+    workload = Workload(Fatal(), n_docs=1000, zone_docs=0, zone=1, batch_size=1)
+    with pytest.raises(WorkerError, match=r"that ran some/pipeline was killed.* 1,000 documents"):
+        passes.measure_in_process("some/pipeline", workload)
 
 
+@pytest.mark.slow
 def test_whole_run(torch_pipeline: Path, tmp_path: Path) -> None:
     docs = tmp_path / "docs.spacy"
     examples: list[Example] = make_examples(spacy.blank("en"))

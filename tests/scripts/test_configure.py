@@ -12,8 +12,9 @@ from spacy.training import Example
 from spacy.util import load_config, load_model_from_config
 from thinc.api import Config
 
-from scripts.configure import configure, read_summary, write_configs
+from scripts.configure import write_configs
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.runs.training import configure, read_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = """

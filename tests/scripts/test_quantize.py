@@ -10,7 +10,7 @@ import spacy
 from spacy.tokens import DocBin
 
 from scripts import quantize
-from scripts.train import FINISHED
+from spacy_distil.runs.finished import FINISHED
 from tests.util import adam, encoder_of, make_examples, make_nlp
 
 FP32 = ("--precision", "fp32")

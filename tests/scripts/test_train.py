@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from scripts import clean, evaluate, start_student, train
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.runs.finished import FINISHED
+from spacy_distil.runs.training import parse_seeds, schedule
 
 CONFIG = Path(__file__).parents[2] / "configs" / "cnn.cfg"
 
@@ -52,22 +54,22 @@ def run_train(config: Path, output: Path, corpus: Path, seeds: str) -> None:
 
 
 def test_epochs_become_steps(corpus: Path, tagger_config: Path) -> None:
-    settings = train.schedule(tagger_config, corpus, epochs=40)
+    settings = schedule(tagger_config, corpus, epochs=40)
     assert settings == {
         "training.batcher.size": 8,
         "training.max_steps": 120,  # 40 epochs of 24 words in batches of 8
         "training.eval_frequency": 12,
     }
-    assert train.schedule(tagger_config, corpus, epochs=0.1)["training.max_steps"] == 10
+    assert schedule(tagger_config, corpus, epochs=0.1)["training.max_steps"] == 10
     with pytest.raises(CorpusError, match=r"corpus\.json"):
-        train.schedule(tagger_config, corpus / "no", epochs=1)
+        schedule(tagger_config, corpus / "no", epochs=1)
 
 
 @pytest.mark.parametrize("name", ["transformer.cfg", "student.cfg"])
 def test_the_schedule_is_as_long_as_the_training(corpus: Path, name: str) -> None:
     path = CONFIG.with_name(name)
     paths = {"paths.train": "a", "paths.dev": "b", "paths.encoder": "c"}
-    settings = {**paths, **train.schedule(path, corpus, epochs=40)}
+    settings = {**paths, **schedule(path, corpus, epochs=40)}
     training = spacy.util.load_config(path, settings, interpolate=True)["training"]
     assert training["optimizer"]["learn_rate"]["total_steps"] == training["max_steps"]
     assert training["max_steps"] == settings["training.max_steps"] > 1
@@ -77,23 +79,23 @@ def test_warm_up_is_a_tenth_of_a_short_run(corpus: Path, tmp_path: Path) -> None
     transformer = CONFIG.with_name("transformer.cfg")
     key = "training.optimizer.learn_rate.warmup_steps"
     (corpus / "corpus.json").write_text('{"splits": {"train": {"tokens": 150000}}}')
-    assert train.schedule(transformer, corpus, epochs=1)[key] == 15
-    assert train.schedule(transformer, corpus, epochs=100)[key] == 100
+    assert schedule(transformer, corpus, epochs=1)[key] == 15
+    assert schedule(transformer, corpus, epochs=100)[key] == 100
 
 
 def test_small_corpora_have_smaller_batches(corpus: Path) -> None:
     transformer = CONFIG.with_name("transformer.cfg")
     for tokens, size in ((300_000, 1000), (40_000, 400), (24, 100)):
         (corpus / "corpus.json").write_text(f'{{"splits": {{"train": {{"tokens": {tokens}}}}}}}')
-        settings = train.schedule(transformer, corpus, epochs=3)
+        settings = schedule(transformer, corpus, epochs=3)
         assert settings["training.batcher.size"] == size
         assert settings["training.max_steps"] == max(10, 3 * tokens // size)
 
 
 def test_seeds_are_numbers() -> None:
-    assert train.parse_seeds("0, 1,22") == [0, 1, 22]
+    assert parse_seeds("0, 1,22") == [0, 1, 22]
     with pytest.raises(ConfigError, match="'a,b'"):
-        train.parse_seeds("a,b")
+        parse_seeds("a,b")
 
 
 def test_train_and_evaluate_each_seed_once(
@@ -105,7 +107,7 @@ def test_train_and_evaluate_each_seed_once(
     first = (output / "seed-1" / "model-best" / "meta.json").stat().st_mtime_ns
 
     # Killed before the second seed had finished: only that one is trained again.
-    (output / "seed-0" / train.FINISHED).unlink()
+    (output / "seed-0" / FINISHED).unlink()
     capfd.readouterr()
     run_train(tagger_config, output, corpus, "0,1")
     printed = capfd.readouterr().out

@@ -1,1 +1,0 @@
-"""What each objective of encoder distillation gives."""

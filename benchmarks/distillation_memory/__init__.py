@@ -1,0 +1,1 @@
+"""Memory of encoder distillation while a corpus is tokenized and read."""

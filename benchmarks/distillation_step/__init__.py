@@ -1,0 +1,1 @@
+"""Speed of a step of encoder distillation, against a loop like the script of DistilBERT."""

@@ -1,0 +1,1 @@
+"""Words/s of encoding and of training on torch, against spacy-transformers."""

@@ -1,0 +1,1 @@
+"""Ablation of the objectives of encoder distillation."""

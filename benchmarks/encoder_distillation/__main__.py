@@ -1,0 +1,11 @@
+"""The commands of this benchmark, in the order in which they run:
+
+    python -m benchmarks.encoder_distillation.text     sample text to distil on
+    python -m benchmarks.encoder_distillation.rows     distil and train the students
+    python -m benchmarks.encoder_distillation.table    make the table of their scores
+
+Each has a --help.
+"""
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -1,0 +1,1 @@
+"""The GPU tests, and words/s on a GPU."""

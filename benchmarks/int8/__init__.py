@@ -1,0 +1,1 @@
+"""Speed and exactness of int8 graphs of one encoder."""

@@ -1,0 +1,1 @@
+"""Memory of a pipeline over many short documents, against spacy-transformers."""

@@ -1,0 +1,1 @@
+"""Ablation of pipeline distillation, and its speed."""

@@ -1,0 +1,1 @@
+"""Speed, latency, cold start and memory against spacy-transformers and spaCy's CNN pipeline."""

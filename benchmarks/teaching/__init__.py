@@ -1,1 +1,0 @@
-"""What teaching a pipeline gives, and what it costs."""
