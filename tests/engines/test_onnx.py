@@ -106,8 +106,8 @@ def test_another_format_is_named(
     files: Files, change: Callable[[Files], Files], found: str
 ) -> None:
     message = (
-        f"model.onnx is of format {found}, and spacy-distil {__version__} reads format 1. "
-        "Make it anew with 'spacy distil quantize'"
+        f"model.onnx has format {found}, but spacy-distil {__version__} reads format 1. "
+        "Make it again with 'spacy distil quantize'"
     )
     with pytest.raises(WeightsError, match=re.escape(message)):
         OnnxEngine.from_files(change(files))
@@ -132,9 +132,9 @@ def test_a_damaged_graph_is_named(files: Files, part: str) -> None:
 
 def test_a_graph_of_another_width_is_named(files: Files, tmp_path: Path) -> None:
     other = convert(write_encoder(tmp_path, "bert", width=16))
-    with pytest.raises(WeightsError, match=r"vectors of width 16, and config\.json says 32"):
+    with pytest.raises(WeightsError, match=r"vectors of width 16, but config\.json says 32"):
         OnnxEngine.from_files({**files, GRAPH: other[GRAPH]})
-    with pytest.raises(WeightsError, match=r"width 32, and config\.json says None"):
+    with pytest.raises(WeightsError, match=r"width 32, but config\.json says None"):
         OnnxEngine.from_files(change_section(width=None)(files))
 
 

@@ -66,7 +66,7 @@ def _set_precision(nlp: Any, dtype: torch.dtype) -> None:
     """What `mixed_precision` chooses by the GPU, so that both are tried on each."""
     engine: Any = encoder_of(nlp).engine
     engine._autocast = dtype
-    engine._scaler = torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)
+    engine._optimizer._scaler = torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16])
