@@ -225,7 +225,7 @@ def test_what_a_tok2vec_of_spacy_would_train_is_refused(dirs: dict[str, Path | N
     """It takes all listeners behind it, and would wait for the last of them in vain."""
     order = ["stock", ("tagger", "*", 24), "second", ("ner", "*")]
     message = (
-        r"'ner' listens to \"\*\": it would learn from 'stock', and in prediction read the vectors "
+        r"'ner' listens to \"\*\": it would learn from 'stock', but predict from the vectors "
         r"of 'second'\. Set upstream = \"second\" in \[components\.ner\.model\.tok2vec\]"
     )
     with pytest.raises(ConfigError, match=message):
