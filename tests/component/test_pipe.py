@@ -177,7 +177,7 @@ def test_a_token_of_5000_pieces(encoder_dirs: dict[str, Path]) -> None:
     [
         ({"window": 73}, "window = 73: this encoder takes at most 72 pieces"),
         ({"window": 7}, "window = 7: expected at least 8"),
-        ({"overlap": 36}, "overlap = 36: expected at most half of the window of 72 pieces without its 2"),
+        ({"overlap": 36}, "overlap = 36: .* at most half of the window of 72 pieces without its 2"),
         ({"window": 16, "overlap": 8}, "overlap = 8: .* window of 16 pieces"),
         ({"overlap": -1}, "overlap = -1: expected at least 0"),
         ({"max_batch_pieces": 0}, "max_batch_pieces = 0: expected at least 1"),

@@ -227,7 +227,7 @@ def test_a_truncated_file_is_named(saved: Path, name: str) -> None:
     [
         ("config.json", r"model\.safetensors do not fit config\.json"),
         ("model.safetensors", r"model\.safetensors do not fit config\.json"),
-        ("tokenizer.json", "The tokenizer has 415 pieces, but the encoder has embeddings for 276 only"),
+        ("tokenizer.json", "The tokenizer has 415 pieces, but .* has embeddings for 276 only"),
     ],
 )
 def test_a_file_of_another_encoder_is_named(
