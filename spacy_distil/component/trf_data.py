@@ -210,8 +210,8 @@ def make_ragged(data: Any, lengths: Any) -> Ragged:
     return Ragged(data, lengths)
 
 
-# Serialize `doc._.trf_data`. `nlp.pipe` with `n_process`, `Doc.to_bytes` and `DocBin` write the user
-# data of docs as msgpack.
+# Serialize `doc._.trf_data`: `nlp.pipe` with `n_process`, `Doc.to_bytes` and `DocBin` write the data
+# as msgpack.
 
 
 @srsly.msgpack_encoders("spacy_distil.component.trf_data")
