@@ -210,7 +210,7 @@ def make_ragged(data: Any, lengths: Any) -> Ragged:
     return Ragged(data, lengths)
 
 
-# Serialize `doc._.trf_data`. `nlp.pipe` with `n_process`, `Doc.to_bytes` and `DocBin` write msgpack.
+# Serialize `doc._.trf_data`: `nlp.pipe` with `n_process`, `Doc.to_bytes`, `DocBin` write msgpack.
 
 
 @srsly.msgpack_encoders("spacy_distil.component.trf_data")

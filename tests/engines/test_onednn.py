@@ -134,12 +134,28 @@ def test_it_is_chosen_for_amd_with_avx512_alone(monkeypatch: pytest.MonkeyPatch)
         assert not onednn.is_faster(torch.device("meta"))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
-def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",  # compiles no code
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++"),
+            ],
+        ),
+    ],
+)
+def test_compiled_it_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: str
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     plain, other = pair(16, 24)
     x = torch.randn(7, 16, generator=torch.Generator().manual_seed(5))
-    compiled = torch.compile(torch.nn.Sequential(other, torch.nn.GELU()), fullgraph=True)
+    compiled = torch.compile(
+        torch.nn.Sequential(other, torch.nn.GELU()), fullgraph=True, backend=backend
+    )
     expected, found = (run(f, x) for f in (torch.nn.Sequential(plain, torch.nn.GELU()), compiled))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

@@ -208,7 +208,7 @@ def test_what_becomes_of_a_doc_larger_than_a_batch(
         "components.transformer.model.mixed_precision": False,
         "training.batcher.size": 40,
         "training.optimizer.L2": 0.0,
-        "training.optimizer.learn_rate.total_steps": 6,
+        "training.max_steps": 6,
         "training.eval_frequency": 6,
         "training.logger.console_output": False,
     }
