@@ -31,7 +31,7 @@ ODD = ["", " ", "   \n\n ", "\x00", "👩‍👩‍👧 🇳🇴 ok", "e\u0301 �
 
 
 def test_vectors_are_those_of_spacy_transformers(teacher_dir: Path) -> None:
-    """Of its listener with mean pooling, for texts that fit one of its windows."""
+    """Compare with its listener with mean pooling, on texts that fit one of its windows."""
     pytest.importorskip("spacy_transformers", reason="the extra 'interop' is not installed")
     theirs: Any = spacy.blank("en")
     theirs.add_pipe(
@@ -132,7 +132,7 @@ def test_pretokenized_docs(bert_dir: Path) -> None:
 
 
 def test_long_docs_are_encoded_in_windows(bert_dir: Path) -> None:
-    """Each part of a long doc is what it would be as a doc of its own."""
+    """Each part of a long doc has the same vectors as a doc of this part alone."""
     nlp = make_nlp(bert_dir, window=12, overlap=0)
     words = ["pizza", "we", "like", "oslo", "rome"] * 2  # one piece each
     assert {len(p.ids) for p in encoder_of(nlp).loaded.tokenizer(words)} <= {1, 2}

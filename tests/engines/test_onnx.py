@@ -29,7 +29,7 @@ Files = dict[str, bytes]
 
 
 def convert(directory: Path, precision: Precision | None = None) -> Files:
-    """The files of an encoder for the ONNX engine."""
+    """Return the files of an encoder for the ONNX engine."""
     source = SourceEncoder(encoder_of(make_nlp(directory)))
     return source.to_files(precision or Precision())
 

@@ -1,4 +1,4 @@
-"""What cannot be an encoder is refused at initialization, by name; what can be, works."""
+"""A model that cannot be an encoder is refused at initialization, by name. Others work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROBERTA = {**BERT, "max_position_embeddings": 42, "pad_token_id": 1}
 
 
 def write(directory: Path, config: transformers.PretrainedConfig) -> str:
-    """A random model, with the tokenizer of a BERT."""
+    """Write a random model with the tokenizer of a BERT."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformers.AutoModel.from_config(config).save_pretrained(directory)
@@ -75,7 +75,7 @@ MISFITS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("family", MISFITS)
-def test_a_misfit_is_refused_by_its_outputs(tmp_path: Path, family: str) -> None:
+def test_what_a_model_does_is_tried_out(tmp_path: Path, family: str) -> None:
     config, message = MISFITS[family]
     with pytest.raises(ConfigError, match=f"is a '{family}' model, .*: {re.escape(message)}"):
         load_encoder(write(tmp_path, config()))
@@ -108,7 +108,7 @@ def test_a_kind_that_is_no_encoder_is_refused_before_its_weights_are_read(
 
 
 class Halving(transformers.BertModel):
-    """Makes one hidden state of every two pieces."""
+    """Returns one hidden state for every two pieces."""
 
     def forward(self, **inputs: Any) -> Any:
         output = super().forward(**inputs)
@@ -119,7 +119,7 @@ class Halving(transformers.BertModel):
 
 
 class OneLayerShort(transformers.BertModel):
-    """Keeps the hidden states of a layer to itself."""
+    """Does not return the hidden states of one layer."""
 
     def forward(self, **inputs: Any) -> Any:
         output = super().forward(**inputs)
@@ -188,7 +188,7 @@ def test_families_that_work_though_nobody_named_them(tmp_path: Path, family: str
 
 
 def test_a_family_of_no_own_in_a_pipeline(tmp_path: Path) -> None:
-    """BigBird, whose sparse attention would be given up for good at the first short batch."""
+    """BigBird is one. It would drop its sparse attention for good at the first short batch."""
     name = write(tmp_path, OTHERS["big_bird"]())
     nlp = make_nlp(Path(name), ["tagger"], overlap=4)
     texts = ["we like the pizza " * 12, "Oslo", ""]

@@ -1,4 +1,4 @@
-"""What training keeps between forward and backward, and what happens if that is too much."""
+"""Memory that training keeps between forward and backward, and errors if it is not enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.util import SENTENCES, make_examples, make_nlp, same, torch_model_of,
 
 
 def gradients(nlp: Any, seed: int = 0) -> dict[str, np.ndarray]:
-    """Of the sum of the squared vectors of a doc of several windows, with dropout."""
+    """Return gradients of the sum of squared vectors of a doc of several windows, with dropout."""
     torch.manual_seed(seed)
     doc = nlp.make_doc(" ".join(SENTENCES))
     tokvecs, backprop = nlp.get_pipe("transformer").model.begin_update([doc])
@@ -31,7 +31,7 @@ def gradients(nlp: Any, seed: int = 0) -> dict[str, np.ndarray]:
 
 @contextmanager
 def counted_memory(nlp: Any, count: Callable[[int], None]) -> Iterator[None]:
-    """Call `count` with the bytes that wait for the backward pass, whenever they become more."""
+    """Call `count` with the number of bytes that wait for the backward pass whenever it grows."""
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in torch_model_of(nlp).parameters()}
 
@@ -47,7 +47,7 @@ def counted_memory(nlp: Any, count: Callable[[int], None]) -> Iterator[None]:
 
 
 def kept_bytes(nlp: Any) -> int:
-    """The bytes that wait for the backward pass of a doc of several windows."""
+    """Count the bytes that wait for the backward pass of a doc of several windows."""
     counts = [0]
     doc = nlp.make_doc(" ".join(SENTENCES * 3))
     with counted_memory(nlp, counts.append):
@@ -56,7 +56,7 @@ def kept_bytes(nlp: Any) -> int:
 
 
 def test_checkpointing_gives_the_same_gradients(dropout_dir: Path) -> None:
-    """With dropout: the second forward drops what the first one dropped."""
+    """The second forward pass drops the same numbers as the first."""
     settings: dict[str, Any] = {"window": 24, "overlap": 4, "max_batch_pieces": 48}
     plain = make_nlp(dropout_dir, **settings)
     checkpointing = make_nlp(dropout_dir, **settings, gradient_checkpointing=True)
