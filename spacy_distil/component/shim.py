@@ -122,7 +122,7 @@ class EncoderShim(Shim):
     ) -> tuple[list[Floats2d], EncodedDocs, Floats2d]:
         """Compute the token vectors of each doc, and return the piece vectors they are made of.
 
-        RETURNS (tokvecs, encoded, states): tokvecs are those of `predict_docs`. states are the last
+        RETURNS (tokvecs, encoded, states): tokvecs as in `predict_docs`; states are the last
             hidden states of all pieces of all windows, special ones included, (n_pieces, width). A
             doc that has tokens but no pieces has one window of special pieces.
         """
@@ -173,7 +173,7 @@ class EncoderShim(Shim):
         backward pass.
 
         layers: as in `predict_docs`.
-        RETURNS (tokens, backprop): tokens are those of `predict_packed`. The callback takes their
+        RETURNS (tokens, backprop): tokens as in `predict_packed`. The callback takes their
             gradient, and gathers the gradient of the weights. Call it once. It also accepts the
             gradient of the first layer's columns only, see `engines.Backprop`.
         """
@@ -203,7 +203,7 @@ class EncoderShim(Shim):
                         backprop(d_rows[index])
                         self._has_gradients = True
                 except BaseException:
-                    # The gradients so far are those of some of the docs only.
+                    # The gradients so far come from some of the docs only.
                     backprops.clear()
                     self._clear_gradients()
                     raise

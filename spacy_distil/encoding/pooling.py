@@ -98,7 +98,7 @@ class Pooling:
     def _backprop_max(self, ops: Ops, which: Any, d_tokens: Floats2d) -> Floats2d:
         """Pass gradients to the entry with the maximum.
 
-        which: (n_owners, width) int32, the index of that entry among those of its token, for each
+        which: (n_owners, width) int32, the index of that entry among its token's entries, for each
             token that has entries; None if no token has any.
         """
         owners = np.flatnonzero(self.lengths)

@@ -55,7 +55,7 @@ class TrainableEngine(Engine, Protocol):
         """Number of layers."""
 
     def predict(self, batch: Batch, ops: Ops, layers: Sequence[int] | None = None) -> Floats2d:
-        """Compute the last hidden states, or those of several layers.
+        """Compute the hidden states of the last layer, or of several.
 
         layers: 0 for the embeddings, i for the output of layer i, `n_layers` for the last hidden
             states. Any other number raises ConfigError. None for the last hidden states.

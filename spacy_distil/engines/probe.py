@@ -46,7 +46,7 @@ def check_kind(name: str, config: transformers.PretrainedConfig) -> None:
 
 
 def check_outputs(name: str, model: transformers.PreTrainedModel) -> None:
-    """Raise ConfigError if the hidden states of a few pieces are not those of an encoder.
+    """Raise ConfigError if a model's hidden states of a few pieces do not fit an encoder.
 
     Each layer must return one finite vector per piece. The last vectors must not depend on padding,
     and the first of them must depend on the last piece.

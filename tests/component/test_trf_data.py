@@ -436,6 +436,7 @@ def test_training_sets_it_where_the_component_annotates(bert_dir: Path) -> None:
     assert all(doc._.trf_data.width == WIDTH for doc in annotated)
 
 
+@pytest.mark.slow
 def test_without_torch_and_spacy_transformers(onnx_pipeline: Path, tmp_path: Path) -> None:
     """Docs of another process can be read before there is a pipeline."""
     config = {"components": {"transformer": {"set_extra_annotations": SETTER}}}

@@ -57,6 +57,7 @@ def test_a_pipe_learns_by_listening(factory: str, bert_dir: Path, tmp_path: Path
     check_learning(bert_dir, [factory], LISTENER, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listener", [LISTENER, STOCK_LISTENER], ids=["ours", "stock"])
 def test_all_pipes_learn_together(bert_dir: Path, listener: dict[str, Any], tmp_path: Path) -> None:
     check_learning(bert_dir, list(FACTORIES), listener, tmp_path)

@@ -65,6 +65,7 @@ def test_a_batch_of_docs_without_pieces(pipelines: Pipelines, engine: str) -> No
 # Long ones
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_doc_of_300_000_characters_is_encoded_in_bounded_batches(
     pipelines: Pipelines, engine: str
