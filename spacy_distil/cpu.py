@@ -1,4 +1,4 @@
-"""What CPU this is."""
+"""Identify the CPU."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _INFO = Path("/proc/cpuinfo")
 
 
 def cpu_model() -> str:
-    """The CPU's name as it gives it itself, else its architecture."""
+    """Return the name of the CPU, or its architecture if the name is not known."""
     return _info("model name") or platform.processor() or platform.machine()
 
 
 def has_vnni() -> bool | None:
-    """Whether an x86 CPU adds up int8 products in 32 bits; `None` where that cannot be read.
+    """Check whether an x86 CPU sums int8 products in 32 bits; None if that cannot be read.
 
-    Those without VNNI (AVX2 alone) add two products in 16 bits, which can saturate.
+    A CPU without VNNI (AVX2 only) sums two products in 16 bits, which can saturate.
     """
     flags = _info("flags")
     if flags is None:
@@ -25,7 +25,7 @@ def has_vnni() -> bool | None:
 
 
 def _info(key: str) -> str | None:
-    """The first entry of that name in Linux's list of CPUs."""
+    """Return the first value of `key` in Linux's list of CPUs, or None."""
     if not _INFO.is_file():
         return None
     for line in _INFO.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,7 +1,6 @@
-"""What went wrong, in words that say what to do.
+"""Errors for users: each message says what to do.
 
-Every error that users are meant to read derives from `DistilError`; the command line prints its
-message without a traceback.
+They all derive from `DistilError`. The command line prints the message without a traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from wasabi import msg
 
 
 class DistilError(Exception):
-    """Base of the errors that spacy-distil raises on purpose."""
+    """Base class of the errors that spacy-distil raises on purpose."""
 
 
 class ConfigError(DistilError, ValueError):
@@ -32,7 +31,7 @@ class CorpusError(DistilError, ValueError):
 
 
 class OutOfMemoryError(DistilError, RuntimeError):
-    """A batch takes more memory than the device has."""
+    """A batch needs more memory than the device has."""
 
 
 class MissingExtraError(DistilError, ImportError):
@@ -40,11 +39,11 @@ class MissingExtraError(DistilError, ImportError):
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import `module`, or say which extra brings it.
+    """Import a module, or raise MissingExtraError, which names the extra that installs it.
 
     module: dotted name, e.g. "torch".
     extra: the extra of spacy-distil that installs it, e.g. "train".
-    purpose: what it is needed for, to complete "... needs ...".
+    purpose: what needs the module, to complete "... needs ...".
     """
     try:
         return importlib.import_module(module)

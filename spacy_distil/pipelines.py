@@ -1,4 +1,4 @@
-"""Saved pipelines."""
+"""Load and check saved pipelines."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(pipeline: str) -> Language:
-    """The pipeline of that path or package name."""
+    """Load a pipeline by path or package name."""
     check_pipeline(pipeline)
     return spacy.load(pipeline)
 
 
 def check_pipeline(pipeline: str) -> None:
-    """Raise ConfigError where `pipeline` is neither a saved pipeline nor an installed package."""
+    """Raise ConfigError if `pipeline` is neither a saved pipeline nor an installed package."""
     if spacy.util.is_package(pipeline) or (Path(pipeline) / "meta.json").is_file():
         return
     if Path(pipeline).exists():
@@ -35,5 +35,5 @@ def check_pipeline(pipeline: str) -> None:
 
 
 def count_bytes(path: Path) -> int:
-    """Size of all files under a directory."""
+    """Return the size of all files under a directory."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""Tables as Markdown, and as text for the terminal."""
+"""Format tables as Markdown, and as text for the terminal."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from wasabi import table as wasabi_table
 
 @dataclass(frozen=True)
 class Table:
-    """title: its heading. header: its columns' names, first that of the rows' names."""
+    """A table of text cells.
+
+    title: its heading.
+    header: names of the columns. The first column holds the names of the rows.
+    rows: cells of each row.
+    """
 
     title: str
     header: list[str]
     rows: list[list[str]]
 
     def to_text(self) -> str:
-        """For the terminal: names to the left, numbers to the right."""
+        """Format for the terminal, with names aligned left and numbers right."""
         aligns: list[Literal["l", "r"]] = ["r"] * len(self.header)
         aligns[0] = "l"
         text = wasabi_table(self.rows, header=self.header, divider=True, aligns=aligns)
@@ -37,5 +42,5 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def megabytes(n_bytes: int) -> str:
-    """A size for people: "1,234.5 MB", of a million bytes each."""
+    """Format a size in megabytes of a million bytes: "1,234.5 MB"."""
     return f"{n_bytes / 1e6:,.1f} MB"

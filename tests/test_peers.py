@@ -51,7 +51,7 @@ TEXT = "Ann visited Rome in spring ."
 
 
 def encoder_inside(directory: Path, **settings: Any) -> dict[str, Any]:
-    """The model of an encoder that stands inside a pipe."""
+    """Return the model of an encoder inside a pipe."""
     return {
         "@architectures": "spacy-distil.DistilTransformer.v1",
         "name": str(directory),
@@ -60,7 +60,7 @@ def encoder_inside(directory: Path, **settings: Any) -> dict[str, Any]:
 
 
 def make_inside(directory: Path) -> Any:
-    """A tagger with one label and an encoder of its own, not initialized."""
+    """Make a tagger with one label and an encoder of its own, not initialized."""
     nlp = spacy.blank("en")
     nlp.add_pipe("tagger", config=head_config("tagger", encoder_inside(directory)))
     tagger: Any = nlp.get_pipe("tagger")
@@ -85,9 +85,9 @@ HARD = (
 
 
 def naive_vectors(model: Any, tokenizer: Tokenizer, doc: Doc) -> np.ndarray:
-    """What transformers makes of the text, averaged over the pieces that share a character with
-    each token: (n_tokens, width). The piece of a space is no word's, although tokenizers say that
-    it stands for the word's first character.
+    """Average the hidden states of transformers over the pieces that share a character with each
+    token: (n_tokens, width). The piece of a space belongs to no word, although its offsets include
+    the first character of the next word.
     """
     pieces = tokenizer.encode(doc.text)
     ids = torch.tensor([pieces.ids])
@@ -114,7 +114,7 @@ def test_token_vectors_are_means_of_transformers_pieces(encoder_dir: Path) -> No
 
 
 def test_no_piece_of_a_word_is_left_out(encoder_dir: Path) -> None:
-    """The bytes of one character are pieces of their own, which have the same offsets."""
+    """The bytes of one character are separate pieces with the same offsets."""
     nlp = make_nlp(encoder_dir)
     doc = nlp.make_doc("\tÉÉole ☃ 東  \n\n")
     encoder = encoder_of(nlp)
@@ -243,7 +243,7 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
 def test_every_text_classifier_learns(
     bert_dir: Path, tmp_path: Path, architecture: str, place: str
 ) -> None:
-    """And takes another label after that, where its model can."""
+    """Then it takes another label, if its model can."""
     inside = place == "inside"
     nlp = spacy.blank("en") if inside else make_nlp(bert_dir, initialize=False)
     tok2vec = encoder_inside(bert_dir) if inside else LISTENER
@@ -272,7 +272,7 @@ def test_every_text_classifier_learns(
 
 
 def test_batches_with_docs_without_tokens(torch_pipeline: Path) -> None:
-    """Also where the encoder is disabled, and the heads see zeros."""
+    """Even if the encoder is disabled, so that the heads see zeros."""
     nlp: Any = spacy.load(torch_pipeline)
     texts = ["", TEXT, "", "", "We like unbelievable pizza", "pizza", ""]
     alone = [[token.tag_ for token in nlp(text)] for text in texts]
@@ -294,7 +294,7 @@ def test_batches_with_docs_without_tokens(torch_pipeline: Path) -> None:
 
 @pytest.mark.parametrize("listener", [LISTENER, STOCK_LISTENER], ids=["ours", "stock"])
 def test_a_head_does_not_learn_from_other_docs(bert_dir: Path, listener: dict[str, Any]) -> None:
-    """Than those that the encoder was updated with."""
+    """It learns only from the docs that the encoder was updated with."""
     nlp = make_nlp(bert_dir, ["tagger"], listener=listener)
     examples = make_examples(nlp)
     pipe, tagger = nlp.get_pipe("transformer"), nlp.get_pipe("tagger")
@@ -319,7 +319,7 @@ def test_a_head_does_not_learn_from_other_docs(bert_dir: Path, listener: dict[st
 def test_a_wrong_path_of_a_listener_is_refused(
     bert_dir: Path, encoder: str, pipe: str, paths: list[str]
 ) -> None:
-    """By spaCy, and nothing has changed."""
+    """spaCy refuses it, and nothing changes."""
     nlp = make_nlp(bert_dir, ["tagger"])
     expected, config = annotations_of(nlp(TEXT)), nlp.config.to_str()
     with pytest.raises(ValueError, match=r"E88[6-9]|E001"):
@@ -330,7 +330,7 @@ def test_a_wrong_path_of_a_listener_is_refused(
 
 
 def test_pipes_are_sourced_with_encoders_of_their_own(torch_pipeline: Path, tmp_path: Path) -> None:
-    """Beside one that begins to listen to the shared one."""
+    """Another pipe begins to listen to the shared encoder."""
     source: Any = spacy.load(torch_pipeline)
     own = {"source": str(torch_pipeline), "replace_listeners": ["model.tok2vec"]}
     config = {
@@ -381,7 +381,9 @@ def test_a_copy_of_a_frozen_encoder_stays_frozen(bert_dir: Path, tmp_path: Path)
 
 
 def check_learning(nlp: Any, *, frozen: bool) -> dict[str, np.ndarray]:
-    """Train the tagger; its own encoder learns, or not. RETURNS: the weights of that."""
+    """Train the tagger, and check whether its own encoder learns. RETURNS: the weights of the
+    encoder.
+    """
     tagger = nlp.get_pipe("tagger")
     module: Any = get_encoder(tagger.model.get_ref("tok2vec")).engine
     before, optimizer = copied(module.model), nlp.resume_training(sgd=adam(1e-2))
@@ -392,7 +394,7 @@ def check_learning(nlp: Any, *, frozen: bool) -> dict[str, np.ndarray]:
 
 
 def test_heads_first_and_then_all(bert_dir: Path, tmp_path: Path) -> None:
-    """An encoder that learns once its heads do: two runs, and one setting."""
+    """An encoder that learns after its heads: two runs, and one setting."""
     nlp = make_nlp(bert_dir, ["tagger", "ner"], frozen=True)
     before, optimizer = weights_of(nlp), adam(1e-2)
     for _ in range(5):

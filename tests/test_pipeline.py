@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import textwrap
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -22,31 +19,13 @@ from spacy.tokens import DocBin
 from thinc.api import Config
 
 from spacy_distil.errors import ConfigError
+from tests.commands import run_process, spacy_command
 from tests.test_light_import import BLOCK, run_python
 from tests.util import SENTENCES, WIDTH, adam, encoder_of, make_examples, make_nlp
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "transformer.cfg"
 PIPES = ("tagger", "morphologizer", "ner", "textcat")
-
-
-def run(*args: str | Path, timeout: float = 300, **variables: str) -> str:
-    """Run Python with arguments; what it prints."""
-    with subprocess.Popen(
-        [sys.executable, *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "COLUMNS": "200", **variables},
-        start_new_session=True,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
-            raise
-    assert process.returncode == 0, output
-    return output
 
 
 def test_a_pipeline_learns_16_docs(bert_dir: Path) -> None:
@@ -68,7 +47,7 @@ def test_a_pipeline_learns_16_docs(bert_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two files of docs as spaCy's commands read them."""
+    """Write two files of docs for spaCy's commands."""
     nlp = spacy.blank("en")
     paths = {}
     for split, start in (("train", 0), ("dev", 100)):
@@ -84,10 +63,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def trained(
     corpus: dict[str, Path], bert_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A pipeline that `spacy train` made with the project's config."""
+    """Run `spacy train` with the project's config."""
     output = tmp_path_factory.mktemp("training")
-    out = run(
-        "-m", "spacy", "train", CONFIG, "--output", output,
+    out = spacy_command(
+        "train", CONFIG, "--output", output,
         "--paths.train", corpus["train"], "--paths.dev", corpus["dev"],
         "--paths.encoder", bert_dir, "--components.transformer.model.window", "64",
         "--training.max_steps", "4",
@@ -126,40 +105,40 @@ def test_training_moved_the_encoder(trained: Path, bert_dir: Path) -> None:
 
 
 def test_evaluate(trained: Path, corpus: dict[str, Path], tmp_path: Path) -> None:
-    run("-m", "spacy", "evaluate", trained, corpus["dev"], "--output", tmp_path / "metrics.json")
+    spacy_command("evaluate", trained, corpus["dev"], "--output", tmp_path / "metrics.json")
     scores = json.loads((tmp_path / "metrics.json").read_text())
     for score in ("tag_acc", "pos_acc", "ents_f", "cats_score"):
         assert 0 <= scores[score] <= 1
     assert scores["speed"] > 0
 
 
-def test_package(trained: Path, tmp_path: Path) -> None:
-    run(
-        "-m", "spacy", "package", trained, tmp_path,
+def build_wheel(pipeline: Path, output: Path) -> tuple[list[Requirement], list[str]]:
+    """Package a pipeline. RETURNS: the requirements of the wheel, and the names of its files."""
+    run_process(
+        "-m", "spacy", "package", pipeline, output,
         "--name", "tiny", "--version", "1.2.3", "--build", "wheel",
     )  # fmt: skip
-    wheel = tmp_path / "en_tiny-1.2.3" / "dist" / "en_tiny-1.2.3-py3-none-any.whl"
+    wheel = output / "en_tiny-1.2.3" / "dist" / "en_tiny-1.2.3-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read("en_tiny-1.2.3.dist-info/METADATA").decode().splitlines()
         names = archive.namelist()
     required = [Requirement(line.partition(":")[2]) for line in metadata if "Requires-Dist" in line]
+    return required, names
+
+
+@pytest.mark.slow
+def test_package(trained: Path, tmp_path: Path) -> None:
+    required, names = build_wheel(trained, tmp_path)
     (ours,) = (each for each in required if each.name == "spacy-distil")
     assert ours.specifier == SpecifierSet(">=0.1.0,<0.2.0")
     assert ours.extras == {"train"}  # its engine needs torch
     assert "en_tiny/en_tiny-1.2.3/transformer/model.safetensors" in names
 
 
+@pytest.mark.slow
 def test_package_of_an_onnx_pipeline(onnx_pipeline: Path, tmp_path: Path) -> None:
     """The base install runs it."""
-    run(
-        "-m", "spacy", "package", onnx_pipeline, tmp_path,
-        "--name", "tiny", "--version", "1.2.3", "--build", "wheel",
-    )  # fmt: skip
-    wheel = tmp_path / "en_tiny-1.2.3" / "dist" / "en_tiny-1.2.3-py3-none-any.whl"
-    with zipfile.ZipFile(wheel) as archive:
-        metadata = archive.read("en_tiny-1.2.3.dist-info/METADATA").decode().splitlines()
-        names = archive.namelist()
-    required = [Requirement(line.partition(":")[2]) for line in metadata if "Requires-Dist" in line]
+    required, names = build_wheel(onnx_pipeline, tmp_path)
     (ours,) = (each for each in required if each.name == "spacy-distil")
     assert ours.specifier == SpecifierSet(">=0.1.0,<0.2.0")
     assert not ours.extras
@@ -175,35 +154,43 @@ def test_package_of_an_onnx_pipeline(onnx_pipeline: Path, tmp_path: Path) -> Non
 def test_fill_config_and_debug_config(
     corpus: dict[str, Path], bert_dir: Path, tmp_path: Path
 ) -> None:
-    from spacy.cli._util import app
-    from typer.testing import CliRunner
-
     paths = {"encoder": bert_dir, **corpus}
     text = CONFIG.read_text()
     for name, path in paths.items():
         text = text.replace(f"\n{name} = null", f'\n{name} = "{path}"')
     (tmp_path / "base.cfg").write_text(text)
-    filled = str(tmp_path / "filled.cfg")
-    for command in (
-        ["init", "fill-config", str(tmp_path / "base.cfg"), filled],
-        ["debug", "config", filled],
-    ):
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 0, result.output
-    assert "Config is valid" in result.output
+    filled = tmp_path / "filled.cfg"
+    spacy_command("init", "fill-config", tmp_path / "base.cfg", filled)
+    assert "Config is valid" in spacy_command("debug", "config", filled)
 
 
 # Processes and threads
 
 TWO_THREADS = {"components": {"transformer": {"model": {"threads": 2}}}}
+# Wait until the threads of a session sleep, so that a child process would have to wake them.
+WAIT_FOR_SLEEP = """
+import threading, time
+from contextlib import suppress
+from pathlib import Path
+
+def states():
+    for task in Path("/proc/self/task").glob("*"):
+        if int(task.name) != threading.get_native_id():
+            with suppress(OSError):  # the thread has ended
+                yield (task / "stat").read_text().rpartition(")")[2].split()[0]
+
+while {*states()} - {"S"}:
+    time.sleep(0.01)
+"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallelism", ["", "true"])
 def test_pipe_in_two_processes_after_a_forward_with_threads(
     trained: Path, parallelism: str
 ) -> None:
-    """A child that waits for threads of its parent would hang."""
-    out = run(
+    """A child process that waits for threads of its parent would hang."""
+    out = run_process(
         "-c",
         textwrap.dedent(
             f"""
@@ -229,14 +216,14 @@ def test_pipe_in_two_processes_after_a_forward_with_threads(
     assert "same 60" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_an_onnx_pipeline_in_two_processes_after_a_prediction(
     onnx_pipeline: Path, tmp_path: Path, method: str
 ) -> None:
-    """A child that waited for its parent's threads, even to delete them, would hang."""
+    """A child process that waits for threads of its parent, even to delete them, would hang."""
     code = f"""
     import multiprocessing
-    import time
 
     import numpy as np
     import spacy
@@ -246,7 +233,7 @@ def test_an_onnx_pipeline_in_two_processes_after_a_prediction(
         nlp = spacy.load({str(onnx_pipeline)!r}, config={TWO_THREADS!r})
         texts = ["Ann visited Rome. " * 20, "", "We like pizza."] * 20
         alone = [doc.tensor for doc in nlp.pipe(texts)]
-        time.sleep(0.5)  # until the session's threads sleep, and would have to be woken
+        exec({WAIT_FOR_SLEEP!r})
         together = [doc.tensor for doc in nlp.pipe(texts, n_process=2, batch_size=10)]
         for a, b in zip(alone, together, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -254,12 +241,13 @@ def test_an_onnx_pipeline_in_two_processes_after_a_prediction(
     """
     script = tmp_path / "pipe.py"  # a process that is spawned reads it again
     script.write_text(BLOCK + textwrap.dedent(code))
-    assert "same 60" in run(script, timeout=120)
+    assert "same 60" in run_process(script, timeout=120)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_child_ends_with_its_copy_of_a_session(onnx_pipeline: Path) -> None:
-    """Whether it predicts, forgets the pipeline, or does nothing."""
+    """It may predict, drop the pipeline, or do nothing."""
     out = run_python(
         f"""
         import os, time
@@ -269,7 +257,7 @@ def test_a_forked_child_ends_with_its_copy_of_a_session(onnx_pipeline: Path) -> 
         texts = ["Ann visited Rome. " * 20] * 20
         for _ in nlp.pipe(texts):
             pass
-        time.sleep(0.5)
+        exec({WAIT_FOR_SLEEP!r})
         for case in ("predicts", "forgets", "ends"):
             child = os.fork()
             if child == 0:
@@ -301,12 +289,12 @@ def test_threads_share_an_onnx_pipeline(onnx_pipeline: Path) -> None:
 
     def work(i: int) -> bool:
         docs = [nlp(texts[i % 12])] if i % 2 else list(nlp.pipe(texts))
-        wanted = [expected[i % 12]] if i % 2 else expected
+        same = [expected[i % 12]] if i % 2 else expected
         return all(
             np.array_equal(doc.tensor, other.tensor)
             and [token.tag_ for token in doc] == [token.tag_ for token in other]
             and doc.cats == other.cats
-            for doc, other in zip(docs, wanted, strict=True)
+            for doc, other in zip(docs, same, strict=True)
         )
 
     with ThreadPoolExecutor(4) as pool:
@@ -319,10 +307,10 @@ def test_threads_share_an_onnx_pipeline(onnx_pipeline: Path) -> None:
 def test_an_onnx_encoder_is_not_trained(onnx_pipeline: Path) -> None:
     nlp = spacy.load(onnx_pipeline)
     message = (
-        "This encoder cannot be trained: engine = 'onnx' is made for prediction. Train the "
-        "pipeline that it was made from and run 'spacy distil quantize' again, or train the other "
-        "pipes alone: add the encoder to [training] frozen_components and annotating_components, "
-        "or set frozen = true in its model."
+        "This encoder cannot be trained: engine = 'onnx' only predicts. Train the original "
+        "pipeline and run 'spacy distil quantize' again, or train only the other pipes: add the "
+        "encoder to [training] frozen_components and annotating_components, or set frozen = true "
+        "in its model."
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
         nlp.update(make_examples(nlp), sgd=adam())
@@ -334,7 +322,7 @@ def test_heads_are_trained_on_an_onnx_encoder(onnx_pipeline: Path, way: str) -> 
     nlp = spacy.load(onnx_pipeline, config={"components": {"transformer": {"model": settings}}})
     files = encoder_of(nlp).to_files()
     examples = make_examples(nlp)
-    for example in examples:  # the contrary of what it knows
+    for example in examples:  # the opposite of what it knows
         example.reference.cats = {k: 1.0 - v for k, v in example.reference.cats.items()}
     optimizer = adam(5e-3)
     frozen = [] if settings["frozen"] else ["transformer"]
@@ -349,7 +337,7 @@ def test_heads_are_trained_on_an_onnx_encoder(onnx_pipeline: Path, way: str) -> 
 def test_spacy_train_on_an_onnx_encoder(
     onnx_pipeline: Path, corpus: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Sourced, frozen and annotating, as the message says."""
+    """The encoder is sourced, frozen and annotating, as the error message says."""
     text = CONFIG.read_text()
     nlp = spacy.load(onnx_pipeline)
     config = Config().from_str(text, interpolate=False)
@@ -359,8 +347,8 @@ def test_spacy_train_on_an_onnx_encoder(
     config["training"]["frozen_components"] = ["transformer"]
     config["training"]["annotating_components"] = ["transformer"]
     config.to_disk(tmp_path / "train.cfg")
-    run(
-        "-m", "spacy", "train", tmp_path / "train.cfg", "--output", tmp_path / "out",
+    spacy_command(
+        "train", tmp_path / "train.cfg", "--output", tmp_path / "out",
         "--paths.train", corpus["train"], "--paths.dev", corpus["dev"],
         "--training.max_steps", "4", "--training.eval_frequency", "2",
     )  # fmt: skip

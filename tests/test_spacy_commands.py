@@ -27,23 +27,18 @@ from thinc.api import Config
 from typer.testing import CliRunner
 
 from spacy_distil.cli.train_template import PIPES, training_config
+from tests.commands import spacy_command
 from tests.life.corpus import annotations_of, make_annotated
 from tests.util import LISTENER, STOCK_LISTENER, make_nlp, torch_model_of, write_encoder
+
+# They share a pipeline that takes seconds to train.
+pytestmark = pytest.mark.slow
 
 HEADS = [pipe for pipe in PIPES if pipe not in ("distil_ner", "textcat")]
 SCORES = ("tag_acc", "pos_acc", "lemma_acc", "sents_f", "dep_las", "ents_f", "spans_sc_f")
 
 
-def command(*arguments: str | Path) -> str:
-    """Run a command of spaCy's; what it prints."""
-    result = CliRunner().invoke(
-        app, [str(each) for each in arguments], env={"COLUMNS": "200"}, catch_exceptions=False
-    )
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-# What the commands are run on
+# Input of the commands
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +50,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         docs = [each.reference for each in make_annotated(nlp, n, start=start)]
         DocBin(docs=docs, store_user_data=True).to_disk(path / f"{split}.spacy")
     srsly.write_jsonl(path / "texts.jsonl", [{"text": doc.text} for doc in docs])
-    # It takes the window that the config asks for.
+    # Large enough for the window in the config.
     write_encoder(path / "encoder", "bert", positions=256)
     return path
 
 
 @pytest.fixture(scope="module")
 def config(directory: Path) -> Path:
-    """What `init-config train` writes."""
+    """Write the config that `init-config train` makes."""
     path = directory / "train.cfg"
     path.write_text(training_config(pipes=HEADS, encoder=str(directory / "encoder")))
     return path
@@ -70,14 +65,14 @@ def config(directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def paths(directory: Path) -> list[str]:
-    """The options that such a config needs."""
+    """The options that this config needs."""
     train, dev = (str(directory / f"{split}.spacy") for split in ("train", "dev"))
     return ["--paths.train", train, "--paths.dev", dev]
 
 
 @pytest.fixture(scope="module")
 def whole_config(config: Path, paths: list[str]) -> Path:
-    """The same with the paths in it."""
+    """Write the same config with the paths in it."""
     overrides = dict(zip([path[2:] for path in paths[::2]], paths[1::2], strict=True))
     path = config.with_name("whole.cfg")
     load_config(config, overrides=overrides).to_disk(path)
@@ -86,8 +81,8 @@ def whole_config(config: Path, paths: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(config: Path, paths: list[str], directory: Path) -> Path:
-    """What `spacy train` makes of it."""
-    output = command(
+    """Run `spacy train` with this config."""
+    output = spacy_command(
         "train", config, "--output", directory / "trained", *paths,
         "--training.max_steps", "60", "--training.eval_frequency", "30",
         "--training.optimizer.learn_rate.initial_rate", "0.02",
@@ -100,7 +95,7 @@ def trained(config: Path, paths: list[str], directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def dev_scores(trained: Path, directory: Path) -> dict[str, Any]:
-    """Its scores."""
+    """Score the trained pipeline."""
     nlp = spacy.load(trained)
     return nlp.evaluate(list(Corpus(directory / "dev.spacy")(nlp)))
 
@@ -128,12 +123,12 @@ def test_train(trained: Path, directory: Path, dev_scores: dict[str, Any]) -> No
 def test_train_goes_on_from_a_trained_pipeline(
     trained: Path, config: Path, paths: list[str], tmp_path: Path, dev_scores: dict[str, Any]
 ) -> None:
-    """By `source`: nothing is initialized, nothing forgotten, and all learn on."""
+    """Sourced pipes keep what they have learned, and go on learning."""
     settings = load_config(config)
     for name in settings["nlp"]["pipeline"]:
         settings["components"][name] = {"source": str(trained)}
     settings.to_disk(tmp_path / "resume.cfg")
-    command(
+    spacy_command(
         "train", tmp_path / "resume.cfg", "--output", tmp_path, *paths,
         "--training.max_steps", "4", "--training.eval_frequency", "2",
         "--training.optimizer.learn_rate.initial_rate", "0.0001",
@@ -160,7 +155,7 @@ def test_init_fill_config(directory: Path, tmp_path: Path) -> None:
         'state_type = "ner"\nextra_state_tokens = false\nhidden_width = 64\nmaxout_pieces = 2\n\n'
         '[components.ner.model.tok2vec]\n@architectures = "spacy-distil.Listener.v1"\n'
     )
-    command("init", "fill-config", base, tmp_path / "filled.cfg")
+    spacy_command("init", "fill-config", base, tmp_path / "filled.cfg")
     model = load_config(tmp_path / "filled.cfg")["components"]["transformer"]["model"]
     assert model["name"] == "distilbert-base-uncased"
     assert (model["engine"], model["window"], model["overlap"]) == ("torch", None, 32)
@@ -172,23 +167,23 @@ def test_init_fill_config(directory: Path, tmp_path: Path) -> None:
         f"name = {json.dumps(str(directory / 'encoder'))}\nwindow = 64\n"
     )
     base.write_text(text)
-    output = command("init", "fill-config", base, tmp_path / "filled.cfg", "--diff")
+    output = spacy_command("init", "fill-config", base, tmp_path / "filled.cfg", "--diff")
     assert "START CONFIG DIFF" in output
     model = load_config(tmp_path / "filled.cfg")["components"]["transformer"]["model"]
     assert (model["name"], model["window"]) == (str(directory / "encoder"), 64)
-    assert "Config is valid" in command(
+    assert "Config is valid" in spacy_command(
         *("debug", "config", tmp_path / "filled.cfg", "--paths.train", "a", "--paths.dev", "b")
     )
 
 
 def test_init_fill_config_finds_the_generated_one_complete(config: Path, tmp_path: Path) -> None:
-    command("init", "fill-config", config, tmp_path / "filled.cfg")
+    spacy_command("init", "fill-config", config, tmp_path / "filled.cfg")
     assert load_config(tmp_path / "filled.cfg") == load_config(config)
 
 
 def test_init_labels(config: Path, paths: list[str], trained: Path, tmp_path: Path) -> None:
-    """They are those of the trained pipeline, and a training run takes them."""
-    command("init", "labels", config, tmp_path / "labels", *paths)
+    """The labels are those of the trained pipeline, and training accepts them."""
+    spacy_command("init", "labels", config, tmp_path / "labels", *paths)
     labels = {path.stem: srsly.read_json(path) for path in (tmp_path / "labels").iterdir()}
     nlp: Any = spacy.load(trained)
     assert set(labels) == set(HEADS) - {"senter"}
@@ -207,7 +202,7 @@ def test_init_labels(config: Path, paths: list[str], trained: Path, tmp_path: Pa
 
 
 def test_init_nlp(whole_config: Path, directory: Path, tmp_path: Path) -> None:
-    command("init", "nlp", whole_config, tmp_path)
+    spacy_command("init", "nlp", whole_config, tmp_path)
     assert distance(weights(tmp_path), load_file(directory / "encoder" / "model.safetensors")) == 0
     nlp: Any = spacy.load(tmp_path)
     assert nlp.get_pipe("ner").labels == ("LOC", "PER")
@@ -217,7 +212,7 @@ def test_init_nlp(whole_config: Path, directory: Path, tmp_path: Path) -> None:
 
 
 def test_debug_config(config: Path, paths: list[str]) -> None:
-    output = command("debug", "config", config, *paths, "--show-functions")
+    output = spacy_command("debug", "config", config, *paths, "--show-functions")
     assert "Config is valid" in output
     for function, module in (
         ("spacy-distil.DistilTransformer.v1", "spacy_distil.component.architectures"),
@@ -235,9 +230,9 @@ def test_debug_data(directory: Path, paths: list[str], tmp_path: Path) -> None:
     pipes = ["tagger", "ner", "spancat"]
     config = tmp_path / "train.cfg"
     config.write_text(training_config(pipes=pipes, encoder=str(directory / "encoder")))
-    # It takes fewer than 100 docs for an error.
+    # Fewer than 100 docs are an error.
     options = [*paths, "--paths.train", str(directory / "more.spacy")]
-    output = " ".join(command("debug", "data", config, *options, "--verbose").split())
+    output = " ".join(spacy_command("debug", "data", config, *options, "--verbose").split())
     assert "Pipeline can be initialized with data" in output
     assert "Training pipeline: transformer, tagger, ner, spancat" in output
     assert "100 training docs" in output
@@ -254,7 +249,7 @@ def test_debug_data(directory: Path, paths: list[str], tmp_path: Path) -> None:
 def test_debug_model(
     name: str, listener: dict[str, Any], whole_config: Path, tmp_path: Path
 ) -> None:
-    """The steps that it takes reach the pipe, and go through the encoder of that name."""
+    """Its training steps reach the pipe, and go through the encoder of that name."""
     settings = load_config(whole_config)
     settings["nlp"]["pipeline"] = [name, "tagger"]
     settings["components"] = {
@@ -263,7 +258,7 @@ def test_debug_model(
     }
     settings["components"]["tagger"]["model"]["tok2vec"] = listener
     settings.to_disk(tmp_path / "debug.cfg")
-    output = command(
+    output = spacy_command(
         *("debug", "model", tmp_path / "debug.cfg", "tagger"),
         *("--print-step1", "--print-step2", "--print-step3", "--dimensions", "--parameters"),
     )
@@ -271,16 +266,16 @@ def test_debug_model(
     assert "dim nO: 32" in output  # the listener's, inferred
     assert "STEP 2 - after training" in output
     assert "STEP 3 - prediction" in output
-    output = command("debug", "model", tmp_path / "debug.cfg", name, "--print-step3")
+    output = spacy_command("debug", "model", tmp_path / "debug.cfg", name, "--print-step3")
     (prediction,) = re.findall(r"STEP 3 - prediction.*", output, re.DOTALL)
     assert "array([[" in prediction
 
 
 def test_debug_diff_config(config: Path, trained: Path) -> None:
-    output = command("debug", "diff-config", config)
+    output = spacy_command("debug", "diff-config", config)
     assert "spacy-distil.DistilTransformer.v1" in output
     assert "spacy.HashEmbedCNN" in output or "spacy.Tok2Vec" in output  # what it replaces
-    output = command(
+    output = spacy_command(
         *("debug", "diff-config", config, "--compare-to", trained / "config.cfg", "--markdown")
     )
     assert "+ max_steps = 1600" in output
@@ -289,15 +284,15 @@ def test_debug_diff_config(config: Path, trained: Path) -> None:
 
 def test_debug_profile(trained: Path, directory: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)  # it writes Profile.prof
-    output = command("debug", "profile", trained, directory / "texts.jsonl", "--n-texts", "8")
+    output = spacy_command("debug", "profile", trained, directory / "texts.jsonl", "--n-texts", "8")
     assert "Profile stats" in output
     assert "(set_annotations)" in output
-    assert "component.py" in output
+    assert "component/pipe.py" in output
     assert (tmp_path / "Profile.prof").exists()
 
 
 def test_resume_training(trained: Path) -> None:
-    """Needs an optimizer that is made from the saved config."""
+    """The optimizer is made from the saved config."""
     optimizer: Any = spacy.load(trained).resume_training()
     rates = list(islice(optimizer.schedules["learn_rate"], 61))
     assert max(rates) == pytest.approx(0.02)
@@ -308,7 +303,7 @@ def test_resume_training(trained: Path) -> None:
 
 
 def test_assemble(trained: Path, tmp_path: Path) -> None:
-    """Pipes of a trained pipeline: one that listens, and one with the encoder in itself."""
+    """Assemble one pipe that listens, and one with an encoder inside."""
     assembled = {
         "nlp": {"lang": "en", "pipeline": ["ner", "transformer", "tagger"]},
         "components": {
@@ -318,7 +313,7 @@ def test_assemble(trained: Path, tmp_path: Path) -> None:
         },
     }
     Config(assembled).to_disk(tmp_path / "assemble.cfg")
-    command("assemble", tmp_path / "assemble.cfg", tmp_path / "out")
+    spacy_command("assemble", tmp_path / "assemble.cfg", tmp_path / "out")
     nlp: Any = spacy.load(tmp_path / "out")
     original = spacy.load(trained)
     assert nlp.pipe_names == ["ner", "transformer", "tagger"]
@@ -341,7 +336,7 @@ def test_assemble_an_encoder_by_its_name(directory: Path, tmp_path: Path) -> Non
         "components": {"transformer": {"factory": "distil_transformer", "model": model}},
     }
     Config(assembled).to_disk(tmp_path / "assemble.cfg")
-    command("assemble", tmp_path / "assemble.cfg", tmp_path / "out")
+    spacy_command("assemble", tmp_path / "assemble.cfg", tmp_path / "out")
     text = "Ann visited Rome."
     wanted = make_nlp(directory / "encoder")(text).tensor
     np.testing.assert_allclose(spacy.load(tmp_path / "out")(text).tensor, wanted, atol=1e-6)
@@ -349,12 +344,12 @@ def test_assemble_an_encoder_by_its_name(directory: Path, tmp_path: Path) -> Non
 
 def test_pretrain(whole_config: Path, directory: Path, tmp_path: Path) -> None:
     """spaCy's own language-modelling objective, and training that starts from its weights."""
-    command("init", "fill-config", whole_config, tmp_path / "pretrain.cfg", "--pretraining")
+    spacy_command("init", "fill-config", whole_config, tmp_path / "pretrain.cfg", "--pretraining")
     options = [
         *("--pretraining.component", "transformer", "--pretraining.max_epochs", "3"),
         *("--paths.raw_text", str(directory / "texts.jsonl")),
     ]
-    command("pretrain", tmp_path / "pretrain.cfg", tmp_path / "out", *options)
+    spacy_command("pretrain", tmp_path / "pretrain.cfg", tmp_path / "out", *options)
     overrides: dict[str, Any] = {
         "pretraining.component": "transformer",
         "paths.raw_text": str(directory / "texts.jsonl"),
@@ -370,7 +365,7 @@ def test_pretrain(whole_config: Path, directory: Path, tmp_path: Path) -> None:
 
 
 def test_benchmark_speed(trained: Path, directory: Path) -> None:
-    output = command(
+    output = spacy_command(
         *("benchmark", "speed", trained, directory / "dev.spacy"),
         *("--batches", "30", "--batch-size", "2", "--warmup", "1"),
     )
@@ -382,7 +377,9 @@ def test_benchmark_speed(trained: Path, directory: Path) -> None:
 def test_benchmark_accuracy(
     name: list[str], trained: Path, directory: Path, tmp_path: Path, dev_scores: dict[str, Any]
 ) -> None:
-    output = command(*name, trained, directory / "dev.spacy", "--output", tmp_path / "scores.json")
+    output = spacy_command(
+        *name, trained, directory / "dev.spacy", "--output", tmp_path / "scores.json"
+    )
     assert "NER F" in output
     scores = srsly.read_json(tmp_path / "scores.json")
     for score in (*SCORES, "cats_macro_auc"):
@@ -392,9 +389,9 @@ def test_benchmark_accuracy(
 @pytest.mark.parametrize(
     ("pipe", "score", "lowest"),
     [
-        # With the threshold 0 each doc has both labels, half of them rightly,
+        # With a threshold of 0 each doc has both labels, and half of them are right.
         ("textcat_multilabel", "cats_macro_f", 2 / 3),
-        # and each span both: 2 names are among 21 spans of up to 3 tokens.
+        # Each span has both, too: 2 names are among 21 spans of up to 3 tokens.
         ("spancat", "spans_sc_f", 2 * 2 / (2 + 2 * 21)),
     ],
 )
@@ -430,16 +427,18 @@ def test_apply(trained: Path, directory: Path, tmp_path: Path, batch_size: int) 
         found, wanted = annotations_of(doc), annotations_of(nlp(doc.text))
         for name in ("tokens", "entities", "spans"):
             assert found[name] == wanted[name]
-        if len(doc):  # spaCy's text classifier scores an empty doc by what else is in the batch
+        if len(doc):  # spaCy's scores for an empty doc depend on its batch
             assert found["cats"] == pytest.approx(wanted["cats"], abs=1e-3)
 
 
 def test_info(trained: Path) -> None:
-    output = command("info", trained)
+    output = spacy_command("info", trained)
     assert re.search(rf"^pipeline +{re.escape(str(['transformer', *HEADS]))}", output, re.MULTILINE)
-    assert "spacy-distil[train]" in command("info", trained, "--markdown")
+    assert "spacy-distil[train]" in spacy_command("info", trained, "--markdown")
 
 
 def test_find_function() -> None:
-    output = command("find-function", "spacy-distil.DistilTransformer.v1", "-r", "architectures")
-    assert re.search(r"spacy_distil/architectures\.py:\d+", "".join(output.split()))
+    output = spacy_command(
+        "find-function", "spacy-distil.DistilTransformer.v1", "-r", "architectures"
+    )
+    assert re.search(r"spacy_distil/component/architectures\.py:\d+", "".join(output.split()))

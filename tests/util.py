@@ -51,10 +51,10 @@ SENTENCES = (
 
 
 def build_tokenizer(family: str) -> Tokenizer:
-    """A fast tokenizer for SENTENCES, of the kind that a family's real ones are.
+    """Make a fast tokenizer for SENTENCES, of the same kind as the real ones of a family.
 
-    Its pieces are single characters (bytes) and some beginnings of words. It is written out and
-    not trained, because the trainers break ties at random.
+    Its pieces are single characters (bytes) and some beginnings of words. They are written out,
+    because trainers break ties at random.
     """
     if family in ("roberta", "modernbert"):
         return _byte_level(family)
@@ -64,7 +64,7 @@ def build_tokenizer(family: str) -> Tokenizer:
 
 
 def special_pieces(family: str) -> dict[str, str]:
-    """What transformers calls a family's special pieces, and what they are."""
+    """Return a family's special pieces by their names in transformers."""
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     pieces = {
         "albert": ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
@@ -78,7 +78,7 @@ def special_pieces(family: str) -> dict[str, str]:
 
 
 def _wordpiece(family: str) -> Tokenizer:
-    """With the lower-casing of the uncased models."""
+    """Make a tokenizer that lower-cases, as the uncased models do."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -98,8 +98,8 @@ def _wordpiece(family: str) -> Tokenizer:
 
 
 def _byte_level(family: str) -> Tokenizer:
-    """RoBERTa's leaves spaces out of the characters that its pieces stand for, ModernBERT's puts
-    them into the next word's. It has pieces for runs of spaces, too, which are not special.
+    """Make a tokenizer of bytes. RoBERTa's offsets exclude spaces, ModernBERT's include the space
+    before a word. ModernBERT's also has pieces for runs of spaces, which are not special.
     """
     is_roberta = family == "roberta"
     first = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if is_roberta else ["<|endoftext|>"]
@@ -126,8 +126,8 @@ def _byte_level(family: str) -> Tokenizer:
 
 
 def _unigram(family: str) -> Tokenizer:
-    """As transformers makes them of SentencePiece's models. Those bring a table of characters to
-    normalize, which is NFKC and makes spaces of line breaks and the like.
+    """Make a tokenizer as transformers does from SentencePiece's models. Those have a table of
+    characters for normalization, which is NFKC and turns line breaks and the like into spaces.
     """
     table = [
         normalizers.Replace(Regex(r"[\x00-\x08\x0e-\x1f\u200b\ufeff]"), ""),
@@ -170,7 +170,7 @@ def _unigram(family: str) -> Tokenizer:
 
 
 def _words(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
-    """What a tokenizer makes pieces of."""
+    """Return the words that a tokenizer splits into pieces."""
     return [
         word
         for text in texts
@@ -181,7 +181,7 @@ def _words(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
 
 
 def _with_special_pieces(tokenizer: Tokenizer, family: str) -> Tokenizer:
-    """One of them at each end of a window."""
+    """Add a special piece at each end of a window."""
     special = special_pieces(family)
     lstrip = family in ("albert", "modernbert", "mpnet", "xlm-roberta")
     mask = AddedToken(special.pop("mask_token"), lstrip=lstrip)
@@ -328,29 +328,29 @@ def _make_config(
 
 
 def encoder_of(nlp: Any) -> EncoderShim:
-    """The encoder of a pipeline's component "transformer"."""
+    """Return the encoder of a pipeline's component "transformer"."""
     return get_encoder(nlp.get_pipe("transformer").model)
 
 
 def torch_model_of(nlp: Any) -> torch.nn.Module:
-    """The torch module of a pipeline's component "transformer"."""
+    """Return the torch module of a pipeline's component "transformer"."""
     engine: Any = encoder_of(nlp).engine
     return engine.model
 
 
 def weights_of(nlp: Any) -> dict[str, np.ndarray]:
-    """The encoder's weights, copied."""
+    """Copy the encoder's weights."""
     return copied(torch_model_of(nlp))
 
 
 def copied(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The weights of a module, copied."""
+    """Copy the weights of a module."""
     state = module.state_dict()
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
 
 def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray], atol: float = 1e-6) -> bool:
-    """Whether two sets of weights are equal."""
+    """Check whether two sets of weights are equal."""
     assert left.keys() == right.keys()
     return all(np.allclose(left[name], right[name], rtol=0, atol=atol) for name in left)
 
@@ -359,7 +359,7 @@ def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray], atol: float 
 
 
 def head_config(pipe: str, listener: dict[str, Any]) -> dict[str, Any]:
-    """The model of a pipe that listens."""
+    """Return the model config of a pipe that listens."""
     models_by_pipe: dict[str, dict[str, Any]] = {
         "tagger": {"@architectures": "spacy.Tagger.v2"},
         "morphologizer": {"@architectures": "spacy.Tagger.v2"},
@@ -401,9 +401,9 @@ def make_nlp(
     initialize: bool = True,
     **settings: Any,
 ) -> Any:
-    """A pipeline of an encoder and pipes that listen to it, initialized on EXAMPLES.
+    """Make a pipeline of an encoder and pipes that listen to it, initialized on examples.
 
-    settings: of the encoder, which is on the CPU unless they say otherwise.
+    settings: settings of the encoder. Its device is the CPU by default.
     """
     settings.setdefault("device", "cpu")
     nlp = spacy.blank("en")
@@ -416,7 +416,7 @@ def make_nlp(
 
 
 def initialize_nlp(nlp: Any) -> None:
-    """Initialize, with weights of the heads that depend on the pipe's name alone.
+    """Initialize, with weights of the heads that depend only on the pipe's name.
 
     spaCy's output layers start at zero and would pass no gradient in the first update.
     """
@@ -435,7 +435,7 @@ def initialize_nlp(nlp: Any) -> None:
 def make_examples(
     nlp: Any, n: int = 16, *, start: int = 0, drop: Sequence[str] = ()
 ) -> list[Example]:
-    """Short docs with tags, morphology, entities and two classes.
+    """Make short docs with tags, morphology, entities and two classes.
 
     drop: annotations to leave out: "tags", "entities" or "cats".
     """
@@ -464,8 +464,8 @@ def make_examples(
 
 
 def adam(learn_rate: float = 1e-3) -> Any:
-    """An optimizer as `[training.optimizer]` has it, but for eps: with the usual one, the first
-    steps are as large for a gradient that is nothing but rounding errors as for any other.
+    """Make an optimizer as in `[training.optimizer]`, but with a larger eps. With the usual one,
+    the first steps are as large for rounding errors as for any other gradient.
     """
     return registry.optimizers.get("Adam.v1")(
         learn_rate, L2=0.01, L2_is_weight_decay=True, grad_clip=1.0, eps=1e-3
@@ -473,6 +473,6 @@ def adam(learn_rate: float = 1e-3) -> Any:
 
 
 def random_text(rng: random.Random, n_words: int) -> str:
-    """Words of SENTENCES in random order."""
+    """Return words of SENTENCES in random order."""
     words = " ".join(SENTENCES).split()
     return " ".join(rng.choice(words) for _ in range(n_words))

@@ -1,1 +1,1 @@
-"""The factory `distil_transformer`: an encoder as one shared embedding layer."""
+"""The factory `distil_transformer`: an encoder as a shared embedding layer."""

@@ -10,7 +10,8 @@ from thinc.api import Model
 from thinc.types import Floats2d
 
 from spacy_distil.component.listener import no_gradient
-from spacy_distil.component.shim import EncoderSettings, EncoderShim, get_encoder
+from spacy_distil.component.settings import EncoderSettings
+from spacy_distil.component.shim import EncoderShim, get_encoder
 from spacy_distil.encoding.pooling import PoolingName
 from spacy_distil.engines.files import EngineName
 
@@ -38,35 +39,39 @@ def DistilTransformer(
 ) -> Model[InT, OutT]:
     """A transformer encoder as a token-to-vector layer: one (n_tokens, width) array per doc.
 
-    It is the model of a `distil_transformer` component, and can stand inside any pipe that takes a
+    It is the model of a `distil_transformer` component. It also works inside any pipe that takes a
     `tok2vec`.
 
     name: directory or hub name of a Hugging Face encoder, which initialization loads.
-    engine: "torch" trains and predicts; "onnx" predicts, on the CPU and without torch, and is what
-        `spacy distil quantize` makes of a trained pipeline.
-    window: most pieces encoded together, special ones included; null for as many as the encoder
+    engine: "torch" trains and predicts. "onnx" only predicts, on the CPU and without torch;
+        `spacy distil quantize` makes such a model from a trained pipeline.
+    window: most pieces encoded together, special ones included; null for the most that the encoder
         takes. A longer doc is split into several windows between tokens; nothing is truncated.
-    overlap: pieces that neighbouring windows of a long doc share; `pooling` joins their vectors.
-    max_batch_pieces: most padded pieces in one forward, which bounds its memory in prediction; the
-        vectors of all docs of a batch come on top. Null for what suits the engine and its device.
-    pooling: the vector of a token is the "mean" of its pieces' vectors, that of the "first" or the
-        "last" of them, their "sum", or their "max", number by number. In an overlap the vectors
-        that a piece has in both windows count.
-    layer: whose output is used, 1 being the lowest; null for the last. Those above it are neither
-        loaded nor saved. The norm that some families put behind their last layer comes behind it.
-    mixed_precision: bfloat16 on CUDA GPUs (float16 on those without it), and, in training alone, on
-        CPUs that have instructions for it. Weights stay in float32.
-    dropout: share of hidden states and embeddings dropped in training; null for what the encoder's
-        config says.
-    attention_dropout: share of attention probabilities dropped in training; null for what the
-        encoder's config says. 0 lets torch fuse attention: far less time and memory on a CPU.
-    gradient_checkpointing: in training, keep the pieces of a batch alone and compute its hidden
-        states again in the backward pass. That takes longer, and then
-        `max_batch_pieces` bounds memory in training as it does in prediction.
-    device: "auto" (CUDA, else MPS, else CPU), or a torch device such as "cpu" or "cuda:1".
-    threads: of the ONNX engine; null for what OMP_NUM_THREADS says, else 1 in a worker process of
-        `n_process`, else as many as there are cores. torch has settings of its own.
-    frozen: use the weights as they are; updates train the heads alone.
+    overlap: pieces that neighbouring windows of a long doc share. `pooling` combines their vectors.
+    max_batch_pieces: most padded pieces in one forward pass, which bounds its memory in prediction.
+        The vectors of all docs of a batch need additional memory. null for the default of the
+        engine and its device.
+    pooling: the vector of a token is the "mean" of its pieces' vectors, the vector of the "first"
+        or the "last" piece, or the "sum" or the "max" of all, number by number. A piece in an
+        overlap counts with its vectors in both windows.
+    layer: number of the layer whose output is used, 1 for the lowest; null for the last. Layers
+        above it are neither loaded nor saved. If a family has a norm after its last layer, it comes
+        after this one.
+    mixed_precision: compute in bfloat16 on CUDA GPUs (in float16 on those without it), and, in
+        training only, on CPUs with instructions for it. Weights stay in float32.
+    dropout: share of hidden states and embeddings dropped in training; null for the value in the
+        encoder's config.
+    attention_dropout: share of attention probabilities dropped in training; null for the value in
+        the encoder's config. 0 lets torch fuse attention, which saves much time and memory on a
+        CPU.
+    gradient_checkpointing: in training, keep only the pieces of a batch and compute its hidden
+        states again in the backward pass. This takes longer, but `max_batch_pieces` then bounds
+        memory in training as it does in prediction.
+    device: a torch device such as "cpu" or "cuda:1", or "auto": the first available of CUDA, MPS
+        and CPU.
+    threads: threads of the ONNX engine; null for OMP_NUM_THREADS if it is set, 1 in a worker
+        process of `n_process`, and all cores otherwise. torch has its own settings.
+    frozen: do not change the weights; updates train the heads only.
     learn_rate_scale: factor on the learning rate of `[training.optimizer]` for the encoder.
     layer_decay: a further factor for each layer below the uppermost.
     """

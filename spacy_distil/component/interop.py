@@ -1,9 +1,9 @@
-"""`doc._.trf_data` for code written against spacy-transformers: a setting of the component.
+"""Set `doc._.trf_data` for code written for spacy-transformers, if the component's settings say so.
 
     [components.transformer.set_extra_annotations]
     @annotation_setters = "spacy-distil.TrfData.v1"
 
-Registry and setting are those of spacy-transformers, which need not be installed.
+Registry and setting are the same as in spacy-transformers, which need not be installed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from spacy.util import registry
 from thinc.api import Ops
 from thinc.types import Floats2d, Floats3d, Ragged
 
-from spacy_distil.component.shim import EncoderShim, LoadedEncoder
+from spacy_distil.component.loading import LoadedEncoder
+from spacy_distil.component.shim import EncoderShim
 from spacy_distil.component.trf_data import (
     ModelOutput,
     TransformerBatch,
@@ -28,18 +29,18 @@ from spacy_distil.component.trf_data import (
 )
 from spacy_distil.encoding import EncodedDocs, to_ops
 
-# Called with docs that have their `doc._.trf_data`, and with that of all of them.
+# Receives docs whose `doc._.trf_data` is set, and the data of all of them.
 AnnotationSetter = Callable[[list[Doc], TransformerBatch], None]
 
 EXTENSION = "trf_data"
 
-# spacy-transformers makes the registry anew when it is imported; what is in it stays.
+# spacy-transformers creates the registry again when it is imported. The entries stay.
 if not hasattr(registry, "annotation_setters"):
     registry.annotation_setters = catalogue.create("spacy", "annotation_setters", entry_points=True)
 
 
 def TrfData() -> AnnotationSetter:
-    """The setter for those who want `doc._.trf_data` and nothing else."""
+    """Return the setter for `doc._.trf_data` without any other annotation."""
     return set_nothing_else
 
 
@@ -48,7 +49,7 @@ def set_nothing_else(docs: list[Doc], batch: TransformerBatch) -> None:
 
 
 def install_extension() -> None:
-    """Let docs have `doc._.trf_data`, which is None until it is set, as spacy-transformers does."""
+    """Register `doc._.trf_data`, which is None until it is set, as in spacy-transformers."""
     if not Doc.has_extension(EXTENSION):
         Doc.set_extension(EXTENSION, default=None)
 
@@ -61,7 +62,7 @@ def set_trf_data(docs: Iterable[Doc], batch: TransformerBatch) -> None:
 
 
 class PredictedDocs(list[Floats2d]):
-    """Token vectors of each doc, (n_tokens, width), and what they were made of."""
+    """Token vectors of each doc, (n_tokens, width), and the data for `doc._.trf_data`."""
 
     def __init__(self, tokvecs: Iterable[Floats2d], batch: TransformerBatch) -> None:
         super().__init__(tokvecs)
@@ -69,7 +70,7 @@ class PredictedDocs(list[Floats2d]):
 
 
 def predict_with_pieces(encoder: EncoderShim, docs: Sequence[Doc], ops: Ops) -> PredictedDocs:
-    """As `EncoderShim.predict_docs`, by the same forward."""
+    """Compute token vectors as `EncoderShim.predict_docs` does, and keep those of all pieces."""
     tokvecs, encoded, states = encoder.predict_pieces(docs, ops)
     return PredictedDocs(tokvecs, _make_batch(encoder.loaded, encoded, states, ops))
 
@@ -77,7 +78,10 @@ def predict_with_pieces(encoder: EncoderShim, docs: Sequence[Doc], ops: Ops) -> 
 def _make_batch(
     loaded: LoadedEncoder, encoded: EncodedDocs, states: Floats2d, ops: Ops
 ) -> TransformerBatch:
-    """states: (n_pieces, width) of all windows, special pieces included."""
+    """Distribute pieces and hidden states among the docs.
+
+    states: (n_pieces, width) of all windows, special pieces included.
+    """
     tokenizer = loaded.tokenizer
     prefix, suffix = (np.array(ids, dtype=np.int64) for ids in (tokenizer.prefix, tokenizer.suffix))
     ids = [part for window in encoded.windows for part in (prefix, window, suffix)]
@@ -85,14 +89,14 @@ def _make_batch(
     sizes = np.array([len(ids) for ids in encoded.windows], dtype=np.int64) + tokenizer.n_special
     bounds = np.append(0, np.cumsum(sizes))
     doc_data = []
-    begin = 0  # of a doc's windows
+    begin = 0  # first window of the doc
     for n_tokens, n_windows, align in zip(
         encoded.n_tokens, encoded.n_windows, _align(encoded, sizes, len(prefix)), strict=True
     ):
         end = begin + n_windows
         if n_tokens:
             own = slice(bounds[begin], bounds[end])
-            # (n_windows, length): where there are pieces, not padding.
+            # (n_windows, length): true for pieces, false for padding.
             filled = np.arange(sizes[begin:end].max(initial=0)) < sizes[begin:end, None]
             states_of_doc = _to_grid(ops, states[own], filled)
             doc_data.append(
@@ -109,7 +113,11 @@ def _make_batch(
 
 
 def _wordpieces(loaded: LoadedEncoder, pieces: np.ndarray, filled: np.ndarray) -> WordpieceBatch:
-    """pieces: (n_pieces,) ids of all windows of a doc. filled: (n_windows, length) bool."""
+    """Arrange the pieces of a doc in a grid.
+
+    pieces: (n_pieces,) ids of all windows of a doc.
+    filled: (n_windows, length) bool, true for pieces, false for padding.
+    """
     ids = np.full(filled.shape, loaded.pad_id, dtype=np.int64)
     ids[filled] = pieces
     has_types = loaded.config.get("type_vocab_size", 0) > 1
@@ -123,10 +131,11 @@ def _wordpieces(loaded: LoadedEncoder, pieces: np.ndarray, filled: np.ndarray) -
 
 
 def _to_grid(ops: Ops, states: Floats2d, filled: np.ndarray) -> Floats3d:
-    """A doc's own copy of hidden states, (n_windows, length, width), with zeros for padding.
+    """Copy the hidden states of a doc to a grid, with zeros for padding.
 
     states: (n_pieces, width), window by window.
-    filled: (n_windows, length) bool.
+    filled: (n_windows, length) bool, true for pieces, false for padding.
+    RETURNS: (n_windows, length, width).
     """
     n_windows, length = filled.shape
     grid = ops.alloc3f(n_windows, length, states.shape[1])
@@ -135,14 +144,14 @@ def _to_grid(ops: Ops, states: Floats2d, filled: np.ndarray) -> Floats3d:
 
 
 def _align(encoded: EncodedDocs, sizes: np.ndarray, n_prefix: int) -> list[Ragged]:
-    """The alignment of each doc, see `TransformerData`.
+    """Compute the alignment of each doc, see `TransformerData`.
 
     sizes: (n_windows,) pieces of each window of all docs, special ones included.
     """
     doc_of_window = np.repeat(np.arange(len(encoded.n_windows)), encoded.n_windows)
-    lengths = np.zeros(len(encoded.n_windows), dtype=np.int64)  # of each doc's grid
+    lengths = np.zeros(len(encoded.n_windows), dtype=np.int64)  # of the rows of each doc's grid
     np.maximum.at(lengths, doc_of_window, sizes)
-    # Where each window begins in the grid of its doc, and each row stands in it.
+    # The place of each window in the flattened grid of its doc, and of each row.
     number = np.arange(len(sizes)) - _starts(encoded.n_windows)[doc_of_window]
     begins = number * lengths[doc_of_window]
     n_own = [len(window) for window in encoded.windows]
@@ -163,5 +172,5 @@ def _align(encoded: EncodedDocs, sizes: np.ndarray, n_prefix: int) -> list[Ragge
 
 
 def _starts(counts: Sequence[int]) -> np.ndarray:
-    """Where each of several runs begins. counts: how long they are."""
+    """Return the start of each of several ranges in a row. counts: their lengths."""
     return np.cumsum(counts, dtype=np.int64) - np.asarray(counts, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The listener `spacy-distil.Listener.v1`: spaCy's, with the width inferred."""
+"""The listener `spacy-distil.Listener.v1`: spaCy's listener with an inferred width."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ OutT = list[Floats2d]
 
 
 def Listener(upstream: str = "*", width: int | None = None) -> Model[InT, OutT]:
-    """Token vectors of a shared encoder that stands earlier in the pipeline.
+    """Return the token vectors of a shared encoder that comes earlier in the pipeline.
 
-    Differs from `spacy.Tok2VecListener.v1`, which works as well, in two points: `width` can be left
-    out, and docs without tokens are no error while the encoder is frozen.
+    `spacy.Tok2VecListener.v1` works as well. This listener differs in two points: `width` can be
+    left out, and docs without tokens are no error if the encoder is frozen.
 
     upstream: name of the encoder's component, or "*" for any.
-    width: width of its vectors; null to take it from the encoder.
+    width: width of the encoder's vectors; null to take it from the encoder.
     """
     return DistilListener(upstream, width)
 
 
 class DistilListener(Tok2VecListener):
+    """The model of `spacy-distil.Listener.v1`."""
+
     # spaCy's `debug model` looks for "transformer-listener" to find the component "transformer".
     name = "distil-transformer-listener"
 
@@ -42,7 +44,7 @@ class DistilListener(Tok2VecListener):
         self._backprop = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """For pickle and copies, which do not listen to the batch that may be open."""
+        """Pickle or copy the listener without the batch that may be open."""
         reduced: Any = super().__reduce_ex__(protocol)
         function, args, (attributes, slots), *_ = reduced
         received = dict.fromkeys(("_batch_id", "_outputs", "_backprop"))
@@ -53,18 +55,18 @@ def forward(model: DistilListener, docs: InT, is_train: bool) -> tuple[OutT, Cal
     if model.maybe_get_dim("nO") is None:
         raise ConfigError(
             f"A pipe listens to {model.upstream_name!r} for vectors of unknown width: no "
-            "distil_transformer of that name stands before it, or none that has weights. Correct "
+            "distil_transformer of that name comes before it, or it has no weights yet. Correct "
             "the order of the pipeline or the listener's upstream, or set the listener's width if "
-            "it is to hear another kind of encoder."
+            "the encoder is of another kind."
         )
     if not is_train or model._batch_id is not None:
         return forward_tok2vec(model, docs, is_train)
-    # No update has come from upstream: it is frozen, and has annotated the docs.
+    # The encoder has sent no update, so it is frozen and has annotated the docs.
     if any(len(doc) and not doc.tensor.size for doc in docs):
         raise ConfigError(
             f"A pipe listens to {model.upstream_name!r}, which is frozen and set no doc.tensor. "
             "Add the encoder's component to [training] annotating_components. Before nlp.rehearse, "
-            "which leaves encoders as they are, run it over the docs."
+            "which does not run encoders, run it over the docs."
         )
     width = model.get_dim("nO")
     outputs: list[Any] = [doc.tensor if len(doc) else model.ops.alloc2f(0, width) for doc in docs]
@@ -72,54 +74,61 @@ def forward(model: DistilListener, docs: InT, is_train: bool) -> tuple[OutT, Cal
 
 
 def no_gradient(d_tokvecs: OutT) -> InT:
-    """The way back to an encoder that is frozen."""
+    """Do nothing: the backward pass to a frozen encoder."""
     return []
 
 
 def listeners_in(component: Any) -> Iterator[Tok2VecListener]:
-    """The listeners in the model of a pipe, which may have none."""
+    """Yield the listeners in the model of a pipe. It may have none."""
     model = getattr(component, "model", None)
     if isinstance(model, Model):
         yield from (node for node in model.walk() if isinstance(node, Tok2VecListener))
 
 
-def overwritten(name: str, upstream: str, other: str) -> str:
-    """What to say where a pipe listens to an encoder whose vectors another one overwrites."""
+def overwritten_message(name: str, upstream: str, other: str) -> str:
+    """Compose the error for a pipe that listens to an encoder whose vectors are overwritten.
+
+    name: of the pipe.
+    upstream: name of the encoder that it listens to.
+    other: name of the encoder between them.
+    """
     return (
         f"{name!r} listens to {upstream!r}, but would read the vectors of {other!r}, which stands "
         f"between them and overwrites doc.tensor. Place {name!r} before {other!r} in the pipeline, "
         f"or give it an encoder of its own before {other!r} is added: "
-        f'nlp.replace_listeners("{upstream}", "{name}", ["model.tok2vec"]). What has just been '
-        "added can be taken away again with nlp.remove_pipe."
+        f'nlp.replace_listeners("{upstream}", "{name}", ["model.tok2vec"]). nlp.remove_pipe '
+        "removes a pipe that has just been added."
     )
 
 
-def refuse_ambiguous(nlp: Language, encoder: Tok2Vec) -> None:
-    """Raise ConfigError where a pipe behind `encoder` would learn from another encoder than the
-    nearest, whose vectors it reads in prediction: it names an earlier one, or it listens to any.
+def check_upstreams(nlp: Language, encoder: Tok2Vec) -> None:
+    """Raise ConfigError if a pipe after `encoder` would learn from one encoder and predict from
+    another.
 
-    spaCy's own `Tok2Vec` takes every such pipe behind it, whatever stands between them; and spaCy
-    links pipes to those encoders alone that are enabled, which frozen ones are not while the others
-    are initialized.
+    In prediction a pipe reads the vectors of the nearest encoder before it. It would learn from
+    another one in two cases: its listener names an earlier encoder, or it listens to any and spaCy
+    links it to an earlier one. spaCy's own `Tok2Vec` links to every such pipe after it, even behind
+    another encoder. And spaCy links pipes to enabled encoders only: a frozen one is disabled while
+    the others are initialized.
     """
     enabled = set(nlp.pipe_names)
-    encoders: list[tuple[str, Tok2Vec]] = []  # before the pipe at hand
+    encoders: list[tuple[str, Tok2Vec]] = []  # before the current pipe
     for name, pipe in nlp.components:
         if isinstance(pipe, Tok2Vec):
             encoders.append((name, pipe))
             continue
-        if name not in enabled or all(each is not encoder for _, each in encoders):
+        if name not in enabled or all(earlier is not encoder for _, earlier in encoders):
             continue
         nearest = encoders[-1][0]
         upstreams = {listener.upstream_name for listener in listeners_in(pipe)}
-        for other, each in encoders[:-1]:
+        for other, earlier in encoders[:-1]:
             if other in upstreams:
-                raise ConfigError(overwritten(name, other, nearest))
-            takes_all = type(each).find_listeners is Tok2Vec.find_listeners
+                raise ConfigError(overwritten_message(name, other, nearest))
+            takes_all = type(earlier).find_listeners is Tok2Vec.find_listeners
             if "*" in upstreams and other in enabled and (takes_all or nearest not in enabled):
                 raise ConfigError(
-                    f'{name!r} listens to "*": it would learn from {other!r}, and in prediction '
-                    f'read the vectors of {nearest!r}. Set upstream = "{nearest}" in '
-                    f'[components.{name}.model.tok2vec], or upstream = "{other}" if {nearest!r} is '
-                    "to stay disabled."
+                    f'{name!r} listens to "*": it would learn from {other!r}, but predict from the '
+                    f'vectors of {nearest!r}. Set upstream = "{nearest}" in '
+                    f'[components.{name}.model.tok2vec], or upstream = "{other}" if {nearest!r} '
+                    "stays disabled."
                 )

@@ -1,7 +1,7 @@
-"""What `doc._.trf_data` holds, with the attributes that spacy-transformers' classes have.
+"""The classes of `doc._.trf_data`, with the same attributes as in spacy-transformers.
 
-Arrays are those of numpy, or of CuPy for hidden states on a GPU; neither torch, transformers nor
-spacy-transformers is needed to make, save or load them.
+Arrays are numpy arrays, or CuPy arrays for hidden states on a GPU. To make, save or load them, none
+of torch, transformers and spacy-transformers is needed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from thinc.types import Ragged
 
 from spacy_distil.errors import require
 
-# The key of a serialized `TransformerData`; that of spacy-transformers is another one.
+# The key of a serialized `TransformerData`. spacy-transformers uses another one.
 _MARK = "__spacy_distil_trf_data__"
 
 
 class ModelOutput(dict[str, Any]):
-    """Outputs by name, which are attributes too, or by number."""
+    """Outputs by name, as items or attributes, and by number."""
 
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
@@ -37,7 +37,7 @@ class ModelOutput(dict[str, Any]):
         self[name] = value
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The outputs without their names."""
+        """Return the outputs without their names."""
         return tuple(self.values())
 
 
@@ -45,11 +45,11 @@ class ModelOutput(dict[str, Any]):
 class WordpieceBatch:
     """The windows of a doc.
 
-    strings: what the pieces look like, `length` of them for each window: special pieces such as
-        [CLS] at its ends, then padding.
+    strings: texts of the pieces, `length` of them for each window, with special pieces such as
+        [CLS] at both ends, then padding.
     input_ids: (n_windows, length) int64.
-    attention_mask: (n_windows, length) float32, 0 for padding, else 1.
-    lengths: pieces of each window, padding not among them.
+    attention_mask: (n_windows, length) float32, 1 for pieces, 0 for padding.
+    lengths: number of pieces in each window, without padding.
     token_type_ids: (n_windows, length) int64, all 0, or None for an encoder without token types.
     """
 
@@ -63,7 +63,7 @@ class WordpieceBatch:
         return len(self.strings)
 
     def __getitem__(self, index: int | slice) -> WordpieceBatch:
-        """Some of the windows, as a batch; also a single one."""
+        """Select windows, or a single window, as a batch."""
         if not isinstance(index, slice):
             window = range(len(self))[index]
             index = slice(window, window + 1)
@@ -77,7 +77,7 @@ class WordpieceBatch:
         )
 
     def to_hf_dict(self) -> dict[str, Any]:
-        """As transformers' tokenizers return it, of torch tensors."""
+        """Convert to a dict of torch tensors, as the tokenizers of transformers return it."""
         require("torch", extra="train", purpose="A dict of torch tensors")
         arrays: dict[str, Any] = {
             "input_ids": self.input_ids,
@@ -89,12 +89,12 @@ class WordpieceBatch:
 
     @classmethod
     def empty(cls, *, xp: Any = np) -> WordpieceBatch:
-        """No windows."""
+        """Make a batch without windows."""
         return cls([], xp.zeros((0, 0), dtype="i"), xp.ones((0, 0), dtype="bool"), [], None)
 
     @classmethod
     def zeros(cls, lengths: list[int], xp: Any = np) -> WordpieceBatch:
-        """Windows of nothing. lengths: of each, all the same."""
+        """Make windows of empty pieces. lengths: the length of each window, all the same."""
         return cls(
             strings=[[""] * length for length in lengths],
             input_ids=xp.zeros((len(lengths), max(lengths)), dtype="i"),
@@ -113,7 +113,7 @@ class WordpieceBatch:
         }
 
     def from_dict(self, msg: dict[str, Any]) -> WordpieceBatch:
-        # A DocBin reads lists as tuples.
+        # A DocBin returns tuples instead of lists.
         self.strings = [list(window) for window in msg["strings"]]
         self.input_ids = msg["input_ids"]
         self.attention_mask = msg["attention_mask"]
@@ -124,16 +124,16 @@ class WordpieceBatch:
 
 @dataclass(eq=False)
 class TransformerData:
-    """What an encoder made of one doc.
+    """The pieces and hidden states of one doc.
 
     wordpieces: its windows.
-    model_output: `last_hidden_state`, (n_windows, length, width) float32; zeros for padding. A doc
-        without tokens has no outputs. There is no pooler output: `tensors[-1]` is `tensors[0]`, and
-        for a vector of the doc there is `doc.vector`.
-    align: where the pieces of each token stand in the flattened (n_windows * length) grid:
+    model_output: `last_hidden_state`, (n_windows, length, width) float32, zeros for padding. A doc
+        without tokens has no outputs. There is no pooler output: `tensors[-1]` is `tensors[0]`. Use
+        `doc.vector` for a vector of the doc.
+    align: places of the pieces of each token in the flattened (n_windows * length) grid:
         `align[i].data.flatten()` for token i, `align[span.start : span.end].data.flatten()` for a
-        span, `align.lengths` for their numbers. A piece in the overlap of two windows stands in
-        both.
+        span, `align.lengths` for their numbers. A piece in the overlap of two windows has two
+        places.
     """
 
     wordpieces: WordpieceBatch
@@ -142,7 +142,7 @@ class TransformerData:
 
     @classmethod
     def empty(cls) -> TransformerData:
-        """That of a doc without tokens."""
+        """Make the data of a doc without tokens."""
         return cls(
             wordpieces=WordpieceBatch.empty(),
             model_output=ModelOutput(),
@@ -151,7 +151,7 @@ class TransformerData:
 
     @classmethod
     def zeros(cls, length: int, width: int, *, xp: Any = np) -> TransformerData:
-        """One window of `length` pieces, each a token, whose vectors are zeros."""
+        """Make one window of `length` pieces, each of them a token, with vectors of zeros."""
         return cls(
             wordpieces=WordpieceBatch.zeros([length], xp=xp),
             model_output=ModelOutput(last_hidden_state=xp.zeros((1, length, width), dtype="f")),
@@ -160,7 +160,7 @@ class TransformerData:
 
     @property
     def tensors(self) -> tuple[Any, ...]:
-        """All outputs, `last_hidden_state` first."""
+        """All outputs. The first is `last_hidden_state`."""
         return self.model_output.to_tuple()
 
     @property
@@ -197,21 +197,20 @@ class TransformerData:
 
 @dataclass(eq=False)
 class TransformerBatch:
-    """What a setter of extra annotations gets of a batch of docs.
+    """The data of a batch of docs, for a setter of extra annotations.
 
-    doc_data: that of each doc.
+    doc_data: the data of each doc.
     """
 
     doc_data: list[TransformerData]
 
 
 def make_ragged(data: Any, lengths: Any) -> Ragged:
-    """Both 1d; thinc's stubs know no numpy arrays."""
+    """Make a Ragged of two 1d arrays. thinc's stubs do not accept numpy arrays."""
     return Ragged(data, lengths)
 
 
-# Docs with user data are written as msgpack: by `nlp.pipe` with `n_process`, `Doc.to_bytes` and
-# `DocBin`.
+# Serialize `doc._.trf_data`: `nlp.pipe` with `n_process`, `Doc.to_bytes`, `DocBin` write msgpack.
 
 
 @srsly.msgpack_encoders("spacy_distil.component.trf_data")

@@ -1,6 +1,6 @@
-"""From docs to padded batches of pieces, and from piece vectors back to token vectors.
+"""Turn docs into padded batches of pieces, and piece vectors back into token vectors.
 
-Only numpy and `tokenizers`: every engine, and every machine that runs a pipeline, goes this way.
+This needs only numpy and `tokenizers`, and is the same for all engines.
 """
 
 from spacy_distil.encoding.batches import Batch, make_batches

@@ -1,4 +1,4 @@
-"""Batches: windows of like length, padded to the longest, under a budget of padded pieces."""
+"""Pack windows of similar length into padded batches, with a budget of padded pieces."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ class Batch:
 
     ids: (n_windows, length) int64, piece ids; special pieces at both ends, padded on the right.
     mask: (n_windows, length) int64, 1 for pieces and special pieces, 0 for padding.
-    positions: (n_rows,) int64, where the doc's own pieces stand in the flattened
-        (n_windows * length) grid. Padding is not among them, special pieces are only where
-        `make_batches` was asked for them.
+    positions: (n_rows,) int64, positions of the docs' pieces in the flattened (n_windows * length)
+        grid. They include special pieces if `make_batches` got `special`, and never padding.
     rows: (n_rows,) int64, the row of each of these pieces in the packed matrix of all windows.
     """
 
@@ -37,11 +36,11 @@ def make_batches(
 ) -> Iterator[Batch]:
     """Pack windows into batches, longest first.
 
-    windows: piece ids of each window, (n,) int64, with n > 0 but for `special`.
+    windows: piece ids of each window, (n,) int64. Only with `special` may a window be empty.
     prefix, suffix: ids of the special pieces around each window.
-    max_batch_pieces: the most padded pieces in a batch, special pieces included; a single window
-        that is larger is a batch of its own.
-    special: special pieces have rows, too, between which the others stand.
+    max_batch_pieces: the most padded pieces in a batch, special pieces included. A window that is
+        larger is a batch of its own.
+    special: whether special pieces have rows too, before and after the pieces of their window.
     """
     if not windows:
         return

@@ -1,4 +1,4 @@
-"""The way of a document, from `Doc` to windows and the pooling back."""
+"""Encode docs as windows of pieces, together with the pooling back to tokens."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from spacy_distil.encoding.windows import split_windows
 
 @dataclass(frozen=True)
 class EncodedDocs:
-    """Docs, ready for an engine.
+    """Docs as windows of pieces, ready for an engine.
 
     windows: piece ids of each window, (n,) int64.
     n_windows: number of windows of each doc.
     first, last: (n_tokens of all docs,) int64, the pieces of each token, as `align` returns them,
-        but numbered through all docs.
+        but numbered across all docs.
     row_pieces: (n_rows,) int64, the piece that each row of all windows encodes.
-    pooling: from the rows of all windows, in order, to the tokens of all docs, in order.
+    pooling: maps the rows of all windows, in order, to the tokens of all docs, in order.
     n_tokens: number of tokens of each doc.
     """
 
@@ -36,16 +36,20 @@ class EncodedDocs:
     n_tokens: list[int]
 
     def token_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """All rows of each token, whatever the pooling makes of them: (n_entries,) int64, grouped
-        by token, and the number of those of each, (n_tokens of all docs,) int32.
+        """List all rows of each token, whether the pooling uses them or not.
+
+        RETURNS (rows, n_rows): (n_entries,) int64, grouped by token; and the number of rows of each
+            token, (n_tokens of all docs,) int32.
         """
         entries = Pooling.from_alignment("sum", self.first, self.last, self.row_pieces)
         return entries.columns, entries.lengths
 
     def places(self, n_prefix: int, n_special: int) -> np.ndarray:
-        """Where each row stands where special pieces have rows, too: (n_rows,) int64.
+        """Compute the place of each row in a matrix that also has rows for special pieces.
 
-        n_prefix, n_special: special pieces before those of a window, and around them.
+        n_prefix: number of special pieces before the pieces of a window.
+        n_special: number of special pieces before and after them.
+        RETURNS: (n_rows,) int64.
         """
         sizes = [len(window) for window in self.windows]
         windows = np.repeat(np.arange(len(sizes)), sizes)
@@ -65,8 +69,8 @@ def encode_docs(
 
     window: most pieces in a window, special pieces included.
     overlap: pieces that two neighbouring windows of a long doc share.
-    blank_windows: a doc that has tokens, but no piece, has a window of special pieces alone. Else
-        it has none.
+    blank_windows: whether a doc that has tokens but no pieces gets a window of special pieces. If
+        not, it has no window.
     """
     capacity = window - tokenizer.n_special
     windows: list[np.ndarray] = []
@@ -98,8 +102,8 @@ def encode_docs(
 
 
 def _text(doc: Doc) -> str:
-    """What its tokens cover: without the space that the last of them may be followed by, of which
-    some tokenizers would make a piece.
+    """Return the text without the space after the last token. Some tokenizers would make a piece
+    of it.
     """
     text = doc.text
     return text[:-1] if len(doc) and doc[-1].whitespace_ else text

@@ -1,4 +1,4 @@
-"""Texts to pieces, with the `tokenizers` library on the raw text."""
+"""Split raw texts into pieces with the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from spacy_distil.errors import WeightsError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# A forked child inherits a pool of threads that do not exist there: `tokenizers` would wait for
-# them for ever where this variable is "true", and prints a warning at each fork where it is not
-# set. It looks at it before Python's own hooks run in the child.
+# A forked child inherits the pool of threads of `tokenizers`, but not the threads. If this variable
+# is "true", `tokenizers` would wait for them forever; if it is not set, it prints a warning at each
+# fork. It reads the variable before Python's own hooks run in the child.
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _parents: list[str | None] = []
 
@@ -38,20 +38,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
 
 
-# What SentencePiece writes for a space, and reads as one.
+# SentencePiece writes this for a space, and reads it as one.
 _SPACE = "▁"
-# Whether a character is a space, by its number. All that are have lower numbers than the last here.
+# Whether a character is a space, by its number. All spaces have lower numbers than the last one.
 _IS_SPACE = np.array([chr(number).isspace() for number in range(0x3002)])
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """The pieces of one text, special pieces not among them.
+    """The pieces of one text, without special pieces.
 
     ids: (n_pieces,) int64, vocabulary ids.
-    starts, ends: (n_pieces,) int64, character offsets into the text, end exclusive. They do not
-        begin or end with a space, and never step back. Those of a piece that stands for spaces
-        alone, or for no character, are equal: it belongs to no token.
+    starts, ends: (n_pieces,) int64, character offsets into the text, end exclusive. The range does
+        not begin or end with a space, and offsets never decrease. A piece for spaces only, or for
+        no character, has equal offsets: it belongs to no token.
     """
 
     ids: np.ndarray
@@ -60,10 +60,10 @@ class Pieces:
 
 
 class PieceTokenizer:
-    """A fast tokenizer, stripped of what would lose text.
+    """A fast tokenizer that keeps all of a text.
 
-    Saved tokenizers may truncate and pad, and they read a literal "[SEP]" in a text as the special
-    piece: all three are switched off.
+    A saved tokenizer may truncate, pad, and read a literal "[SEP]" in a text as the special piece.
+    All three are switched off.
 
     prefix, suffix: ids of the special pieces around one window, e.g. [CLS] and [SEP].
     """
@@ -78,7 +78,7 @@ class PieceTokenizer:
         if not own:
             raise WeightsError(
                 "The tokenizer gives no piece for the text 'a'. "
-                "tokenizer.json does not hold a tokenizer that can be used on text."
+                "tokenizer.json does not hold a tokenizer for text."
             )
         self.prefix: list[int] = probe.ids[: own[0]]
         self.suffix: list[int] = probe.ids[own[-1] + 1 :]
@@ -88,9 +88,9 @@ class PieceTokenizer:
 
     @classmethod
     def from_str(cls, json: str | bytes) -> PieceTokenizer:
-        """Read the text of a `tokenizer.json`, or its UTF-8.
+        """Load the content of a `tokenizer.json`, as text or as UTF-8 bytes.
 
-        Raises WeightsError where it is not one.
+        Raises WeightsError if it is not a tokenizer.
         """
         from tokenizers import Tokenizer
 
@@ -101,7 +101,7 @@ class PieceTokenizer:
         return cls(tokenizer)
 
     def to_str(self) -> str:
-        """The text of a `tokenizer.json`."""
+        """Return the content of a `tokenizer.json`."""
         return self._tokenizer.to_str()
 
     @property
@@ -115,7 +115,7 @@ class PieceTokenizer:
         return len(self.prefix) + len(self.suffix)
 
     def __call__(self, texts: Sequence[str]) -> list[Pieces]:
-        """Pieces of each text; all texts are tokenized in one call."""
+        """Split each text into pieces. All texts are tokenized in one call."""
         texts = list(texts)
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [
@@ -126,8 +126,8 @@ class PieceTokenizer:
         ids = np.array(encoding.ids, dtype=np.int64)
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         starts, ends = offsets[:, 0], offsets[:, 1]
-        if self._spelled and (found := np.isin(ids, list(self._spelled))).any():
-            ids, starts, ends = _spell_out(self._spelled, found, ids, starts, ends)
+        if self._spelled and (is_special := np.isin(ids, list(self._spelled))).any():
+            ids, starts, ends = _spell_out(self._spelled, is_special, ids, starts, ends)
         if self._spaces:
             ends = np.where(np.isin(ids, self._spaces), starts, ends)
         if self._holds_spaces:
@@ -136,8 +136,8 @@ class PieceTokenizer:
 
 
 def in_order(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Pieces:
-    """Pieces whose offsets never step back, as they can where a normalizer has put characters
-    (combining marks) into another order.
+    """Make pieces whose offsets never decrease. They can if a normalizer reorders characters
+    (combining marks).
     """
     own = ends > starts
     begins, stops = starts[own], ends[own]
@@ -148,8 +148,8 @@ def in_order(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Pieces:
 
 
 def _find_spaces(tokenizer: Tokenizer) -> list[int]:
-    """Ids of the pieces that SentencePiece makes of spaces alone. One may claim the first character
-    of the next word.
+    """Return the ids of SentencePiece's pieces for spaces only. Such a piece may claim the first
+    character of the next word.
     """
     if not any(
         _SPACE in piece for piece in tokenizer.encode("a a", add_special_tokens=False).tokens
@@ -160,17 +160,19 @@ def _find_spaces(tokenizer: Tokenizer) -> list[int]:
 
 
 def _holds_spaces(tokenizer: Tokenizer) -> bool:
-    """Whether the offsets of a word's first piece can begin with the space before it."""
+    """Check whether the offsets of a word's first piece can include the space before it."""
     text = "a a"
     encoding = tokenizer.encode(text, add_special_tokens=False)
     return any(text[start:end].strip() != text[start:end] for start, end in encoding.offsets)
 
 
 def _find_spelled(tokenizer: Tokenizer) -> dict[int, list[int]]:
-    """Special pieces that a tokenizer finds in plain text all the same, because its model has them
-    in its vocabulary (Unigram), and the pieces of their single characters.
+    """Find special pieces that the tokenizer still reads in plain text, because the vocabulary of
+    its model (Unigram) has them.
+
+    RETURNS: the ids of the single characters of each, by the id of the special piece.
     """
-    # Some are read in plain text on purpose: what stands for anything unknown.
+    # The piece for unknown text is meant to appear.
     unknown = tokenizer.encode("\ue000", add_special_tokens=False).ids
     spelled = {}
     for i, piece in tokenizer.get_added_tokens_decoder().items():
@@ -184,23 +186,25 @@ def _find_spelled(tokenizer: Tokenizer) -> dict[int, list[int]]:
 
 def _spell_out(
     spelled: dict[int, list[int]],
-    found: np.ndarray,
+    is_special: np.ndarray,
     ids: np.ndarray,
     starts: np.ndarray,
     ends: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, starts and ends with single characters in the place of literal special pieces.
+    """Replace literal special pieces by the pieces of their characters.
 
-    found: (n_pieces,) bool, which are such pieces.
+    spelled: as `_find_spelled` returns it.
+    is_special: (n_pieces,) bool, true for such a piece.
+    RETURNS (ids, starts, ends): as in `Pieces`.
     """
     lengths = np.ones(len(ids), dtype=np.int64)
-    lengths[found] = [len(spelled[i]) for i in ids[found]]
+    lengths[is_special] = [len(spelled[i]) for i in ids[is_special]]
     last = np.cumsum(lengths)
     within = np.arange(lengths.sum()) - np.repeat(last - lengths, lengths)
-    places = np.repeat(found, lengths)
+    places = np.repeat(is_special, lengths)
     new_ids, starts, ends = (np.repeat(array, lengths) for array in (ids, starts, ends))
-    new_ids[places] = [character for i in ids[found] for character in spelled[i]]
-    # A normalizer may have made them of another number of characters.
+    new_ids[places] = [character for i in ids[is_special] for character in spelled[i]]
+    # A normalizer may have changed the number of characters.
     exact = places & (ends - starts == np.repeat(lengths, lengths))
     starts = np.where(exact, starts + within, starts)
     return new_ids, starts, np.where(exact, starts + 1, ends)
@@ -209,17 +213,17 @@ def _spell_out(
 def _without_spaces(
     text: str, starts: np.ndarray, ends: np.ndarray, space: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets that neither begin nor end with a space; equal where there is nothing else.
+    """Exclude spaces from both ends of each range of offsets. A range of spaces becomes empty.
 
-    space: one more character that counts as a space.
+    space: one more character that counts as a space, or "".
+    RETURNS (starts, ends): as in `Pieces`.
     """
     numbers = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     is_space = _IS_SPACE[np.minimum(numbers, len(_IS_SPACE) - 1)]
     if space:
         is_space |= numbers == ord(space)
     n = len(numbers)
-    # From each place on, where the next character begins that is no space; and up to each place,
-    # where the last of them ends.
+    # For each place, the start of the next character that is not a space, and the end of the last.
     nexts = np.append(np.where(is_space, n, np.arange(n)), n)
     lasts = np.append(0, np.where(is_space, 0, np.arange(1, n + 1)))
     starts = np.minimum(np.minimum.accumulate(nexts[::-1])[::-1][starts], ends)

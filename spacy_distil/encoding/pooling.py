@@ -1,4 +1,4 @@
-"""Piece vectors to token vectors, and gradients the way back."""
+"""Pool piece vectors to token vectors, and pass gradients back."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from thinc.types import Floats2d
 PoolingName = Literal["mean", "first", "last", "sum", "max"]
 POOLINGS: tuple[str, ...] = get_args(PoolingName)
 
-# Takes the gradient of the token vectors, or of their first columns alone, and returns that of the
-# piece vectors, (n_rows, width).
+# Takes the gradient of the token vectors, or of their first columns only, and returns the gradient
+# of the piece vectors, (n_rows, width).
 Backprop = Callable[[Floats2d], Floats2d]
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """Which rows make up each token's vector, and how.
+    """The rows that make up each token's vector, and their weights.
 
-    One row per piece of each window, so that a piece in the overlap of two windows has two rows.
-    Both count, in the order of the windows, as in the reductions of spacy-transformers. A token
-    without pieces is a zero vector and passes no gradient.
+    Each piece of each window has a row, so a piece in the overlap of two windows has two rows. Both
+    count, in the order of the windows, as in the reductions of spacy-transformers. A token without
+    pieces gets a zero vector and passes no gradient.
 
     columns: (n_entries,) int64, the row of each entry, grouped by token.
-    weights: (n_entries,) float32; a token's vector is the weighted sum of its entries' rows. `None`
-        where it is their maximum instead, number by number.
+    weights: (n_entries,) float32. A token's vector is the weighted sum of the rows of its entries.
+        None if it is their maximum instead, number by number.
     lengths: (n_tokens,) int32, number of entries of each token.
     n_rows: number of rows of all windows.
     """
@@ -43,9 +43,9 @@ class Pooling:
     def from_alignment(
         cls, kind: PoolingName, first: np.ndarray, last: np.ndarray, row_pieces: np.ndarray
     ) -> Pooling:
-        """Choose the entries.
+        """Build the pooling from an alignment.
 
-        kind: the "mean" of a token's pieces, the "first" or the "last" of them alone, their "sum"
+        kind: the "mean" of a token's pieces, only the "first" or the "last" of them, their "sum",
             or their "max".
         first, last: (n_tokens,) pieces of each token, as `align` returns them.
         row_pieces: (n_rows,) the piece that each row encodes; every piece has a row.
@@ -64,7 +64,7 @@ class Pooling:
         columns = order[np.repeat(begins, lengths) + steps]
         weights = None
         if kind == "mean":
-            # Each piece weighs the same, in however many windows it is.
+            # Each piece has the same weight, however many windows it is in.
             pieces = np.repeat(last - first, lengths)
             weights = (1.0 / (pieces * rows_per_piece[row_pieces[columns]])).astype("f")
         elif kind != "max":
@@ -72,7 +72,7 @@ class Pooling:
         return cls(columns, weights, lengths.astype("i"), len(row_pieces))
 
     def forward(self, ops: Ops, rows: Floats2d) -> tuple[Floats2d, Backprop]:
-        """Token vectors, (n_tokens, width), of piece vectors, (n_rows, width)."""
+        """Pool piece vectors, (n_rows, width), to token vectors, (n_tokens, width)."""
         if self.weights is None:
             return self._forward_max(ops, rows)
         entries = rows[to_ops(ops, self.columns)] * to_ops(ops, self.weights)[:, None]
@@ -87,7 +87,7 @@ class Pooling:
 
     def _forward_max(self, ops: Ops, rows: Floats2d) -> tuple[Floats2d, Backprop]:
         tokens = ops.alloc2f(len(self.lengths), rows.shape[1])
-        # thinc wants no empty groups.
+        # thinc does not accept empty groups.
         owners = np.flatnonzero(self.lengths)
         which: Any = None
         if len(owners):
@@ -96,8 +96,10 @@ class Pooling:
         return tokens, partial(self._backprop_max, ops, which)
 
     def _backprop_max(self, ops: Ops, which: Any, d_tokens: Floats2d) -> Floats2d:
-        """which: (n_owners, width) int32, where the maximum lies among the entries of each token
-        that has any; `None` where none has.
+        """Pass gradients to the entry with the maximum.
+
+        which: (n_owners, width) int32, the index of that entry among its token's entries, for each
+            token that has entries; None if no token has any.
         """
         owners = np.flatnonzero(self.lengths)
         if not len(owners):
@@ -109,21 +111,24 @@ class Pooling:
         return _sum_groups(ops, entries[to_ops(ops, order)], per_row)
 
     def _by_row(self) -> tuple[np.ndarray, np.ndarray]:
-        """The entries grouped by row instead of by token, so that gradients are a sum per row, with
-        no scattered additions: their order, (n_entries,), and the number of each row, (n_rows,).
+        """Group the entries by row instead of by token, so that the gradient of a row is a sum
+        without scattered additions.
+
+        RETURNS (order, per_row): the order of the entries, (n_entries,), and the number of entries
+            of each row, (n_rows,).
         """
         order = np.argsort(self.columns, kind="stable")
         return order, np.bincount(self.columns, minlength=self.n_rows).astype("i")
 
 
 def split_docs(tokens: Floats2d, n_tokens: Sequence[int]) -> list[Floats2d]:
-    """The packed token vectors of several docs, (n_tokens of all, width), doc by doc: views."""
+    """Split the packed token vectors of several docs, (n_tokens of all docs, width), into views."""
     ends = np.cumsum(n_tokens)
     return [tokens[end - n : end] for n, end in zip(n_tokens, ends, strict=True)]
 
 
 def to_ops(ops: Ops, array: np.ndarray) -> Any:
-    """A numpy array as one of `ops`; thinc's stubs know no other way to say it."""
+    """Convert a numpy array to an array of `ops`. thinc's stubs do not accept numpy arrays."""
     return ops.asarray(array)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Windows: the stretches of pieces that are encoded together."""
+"""Split a doc into windows: ranges of pieces that are encoded together."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ def split_windows(
 ) -> list[tuple[int, int]]:
     """Cut the pieces of one doc into windows of at most `capacity` pieces.
 
-    A doc that fits is one window. A longer one is cut between tokens, each window beginning with
-    the last `overlap` pieces (or a little more, up to a token's start) of the one before. Only a
+    A doc that fits is one window. A longer doc is cut between tokens. Each window begins with the
+    last `overlap` pieces of the window before it (or a few more, to begin with a token). Only a
     token longer than a whole window is cut inside.
 
     first, last: (n_tokens,) pieces of each token, as `align` returns them.
-    RETURNS: (start, end) of each window, in order; together they cover every piece.
+    RETURNS: (start, end) of each window, in order. Together the windows cover every piece.
     """
     if n_pieces == 0:
         return []
@@ -31,7 +31,7 @@ def split_windows(
             return windows
         end = _last_cut(cuts, after=start, until=end)
         if windows and end <= windows[-1][1]:
-            # The overlap leaves no room for the token that comes next.
+            # The overlap leaves no room for the next token.
             start = end
             continue
         windows.append((start, end))
@@ -39,18 +39,18 @@ def split_windows(
 
 
 def _cut_points(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Piece indices where a window may begin: no token lies on both sides."""
+    """Find the pieces at which a window may begin: no token lies on both sides."""
     has_piece = last > first
     first, last = first[has_piece], last[has_piece]
     reached = np.maximum.accumulate(last)
-    # The first piece of a token, unless an earlier token reaches into it.
+    # The first piece of a token, unless an earlier token shares it.
     free = np.ones(len(first), dtype=bool)
     free[1:] = first[1:] >= reached[:-1]
     return first[free]
 
 
 def _last_cut(cuts: np.ndarray, *, after: int, until: int, otherwise: int | None = None) -> int:
-    """The largest cut in (after, until], else `otherwise` (default `until`)."""
+    """Return the largest cut in (after, until], else `otherwise`, which is `until` by default."""
     i = int(np.searchsorted(cuts, until, side="right")) - 1
     if i >= 0 and cuts[i] > after:
         return int(cuts[i])

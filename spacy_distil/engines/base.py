@@ -1,4 +1,4 @@
-"""What every engine does, and what those that train do besides."""
+"""The interface of an engine, and of an engine that trains."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from thinc.types import Floats2d
 
 from spacy_distil.encoding import Batch
 
-# Takes the gradient of the rows that `begin_update` returned, of their shape. Call it once. Where
-# several layers were asked for, it takes that of the first of them alone, too: columns that are not
-# there bring no gradient, not even one of zeros, to what the others do not depend on.
+# Takes the gradient of the rows that `begin_update` returned, of the same shape. Call it once. If
+# several layers were requested, it also accepts the gradient of the first of them alone. Weights
+# that only the missing columns depend on then get no gradient, not even zeros.
 Backprop = Callable[[Floats2d], None]
 
 
 class Engine(Protocol):
-    """Runs an encoder. Safe to call from several threads at once."""
+    """Runs an encoder. Several threads may call it at once."""
 
     @property
     def width(self) -> int:
@@ -30,62 +30,65 @@ class Engine(Protocol):
 
     @property
     def device_name(self) -> str:
-        """Where it runs, for people to read."""
+        """The device that runs the encoder, for users to read."""
 
     @property
     def batch_pieces(self) -> int:
-        """Padded pieces in a batch where the settings leave it open."""
+        """Padded pieces in a batch if the settings do not say."""
 
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
-        """Last hidden states at `batch.positions`: (n_rows, width) float32, an array of `ops`."""
+        """Compute the last hidden states at `batch.positions`.
+
+        RETURNS: (n_rows, width) float32, an array of `ops`.
+        """
 
     def to_files(self) -> dict[str, bytes]:
-        """`config.json` and the weights: what each file of a saved encoder holds, by name."""
+        """Return the content of `config.json` and of the weights' file, by name."""
 
 
 @runtime_checkable
 class TrainableEngine(Engine, Protocol):
-    """An engine whose weights learn. It has the hidden states of all its layers to give."""
+    """An engine whose weights learn. It can return the hidden states of all its layers."""
 
     @property
     def n_layers(self) -> int:
         """Number of layers."""
 
     def predict(self, batch: Batch, ops: Ops, layers: Sequence[int] | None = None) -> Floats2d:
-        """As of any engine; or the hidden states of `layers`, side by side in that order:
-        (n_rows, len(layers) * width).
+        """Compute the hidden states of the last layer, or of several.
 
         layers: 0 for the embeddings, i for the output of layer i, `n_layers` for the last hidden
-            states. Raises ConfigError for any other number.
+            states. Any other number raises ConfigError. None for the last hidden states.
+        RETURNS: (n_rows, width), or (n_rows, len(layers) * width), side by side in that order.
         """
 
     def begin_update(
         self, batch: Batch, ops: Ops, layers: Sequence[int] | None = None
     ) -> tuple[Floats2d, Backprop]:
-        """As `predict`, keeping what the gradient needs until `Backprop` is called."""
+        """Do the same as `predict`, and keep what the backward pass needs until it runs."""
 
     def step(self, settings: StepSettings) -> None:
         """Apply the gradients gathered since the last step, and clear them."""
 
     def clear_gradients(self) -> None:
-        """Forget the gradients gathered since the last step."""
+        """Discard the gradients gathered since the last step."""
 
     def optimizer_to_bytes(self) -> bytes:
-        """What the optimizer remembers of earlier steps, as safetensors."""
+        """Serialize the state of the optimizer as safetensors."""
 
     def optimizer_from_bytes(self, data: bytes) -> None:
-        """Go on from there, with the same weights as then."""
+        """Restore the state of the optimizer. The weights must be those of the same step."""
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """One AdamW step (Loshchilov & Hutter 2019).
+    """Settings of one AdamW step (Loshchilov & Hutter 2019).
 
-    learn_rate: of the uppermost layer.
+    learn_rate: learning rate of the uppermost layer.
     layer_decay: factor on the learning rate for each layer further down; embeddings are lowest.
     beta1, beta2, eps: as in Adam.
-    weight_decay: decoupled; not on biases and layer norms.
-    grad_clip: largest norm of the gradient of all weights together; 0 for none.
+    weight_decay: decoupled; not applied to biases and layer norms.
+    grad_clip: largest norm of the gradient of all weights together; 0 for no limit.
     """
 
     learn_rate: float

@@ -1,4 +1,4 @@
-"""What settings change about an encoder before it is built."""
+"""Change the config of an encoder before it is built."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import transformers
 
 from spacy_distil.errors import ConfigError
 
-# What families call the dropout of hidden states, and that of attention probabilities.
+# Names that families use for the dropout of hidden states and of attention probabilities.
 DROPOUTS = ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout")
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 
 
 @dataclass(frozen=True)
 class EncoderChanges:
-    """None leaves the encoder as it is.
+    """Changes that the settings of the component ask for. None leaves a value as it is.
 
     layer: the uppermost layer that is kept, 1 being the lowest.
     dropout: share of hidden states dropped in training.
@@ -27,7 +27,7 @@ class EncoderChanges:
     attention_dropout: float | None = None
 
     def apply(self, config: transformers.PretrainedConfig) -> None:
-        """Change an encoder's config. Raises ConfigError where it has no such setting."""
+        """Change an encoder's config. Raises ConfigError if its family has no such setting."""
         if self.layer is not None:
             _keep_layers(config, self.layer)
         if self.dropout is not None:
@@ -39,21 +39,23 @@ class EncoderChanges:
 UNCHANGED = EncoderChanges()
 
 
-def settle(config: transformers.PretrainedConfig) -> None:
-    """Decide what a family would else decide by the machine, or by what it has encoded before."""
+def fix_runtime_choices(config: transformers.PretrainedConfig) -> None:
+    """Fix the settings that some families choose at run time, so that the same input always gives
+    the same output.
+    """
     if hasattr(config, "reference_compile"):
-        # ModernBERT would compile itself where triton is installed, at each new shape of a batch.
+        # If triton is installed, ModernBERT compiles itself for each new shape of a batch.
         config.reference_compile = False
     if getattr(config, "attention_type", None) == "block_sparse":
-        # BigBird would change over for good at the first batch of short windows.
+        # BigBird switches to full attention for good at the first batch of short windows.
         config.attention_type = "original_full"
     if config.model_type == "modernbert":
         _read_newer_modernbert(config)
 
 
 def _read_newer_modernbert(config: transformers.PretrainedConfig) -> None:
-    """Let transformers 4 read what transformers 5 has written of a ModernBERT. It would take its
-    own defaults instead, without a word.
+    """Let transformers 4 read the config of a ModernBERT that transformers 5 wrote. Otherwise it
+    would silently use its own defaults.
     """
     rope = getattr(config, "rope_parameters", None)
     if not rope or not hasattr(config, "global_rope_theta"):
@@ -66,8 +68,8 @@ def _read_newer_modernbert(config: transformers.PretrainedConfig) -> None:
     if is_global != list(range(0, len(kinds), every)):
         raise ConfigError(
             f"layer_types of this 'modernbert' encoder are {kinds}: transformers "
-            f"{transformers.__version__} takes global attention in every n-th layer alone. Install "
-            "transformers 5."
+            f"{transformers.__version__} supports global attention in every n-th layer only. "
+            "Install transformers 5."
         )
     config.global_attn_every_n_layers = every
 
@@ -86,18 +88,18 @@ def _keep_layers(config: transformers.PretrainedConfig, n_layers: int) -> None:
             f"Leave layer null, or set it to {available}."
         )
     config.num_hidden_layers = n_layers
-    if getattr(config, "layer_types", None):  # ModernBERT's, of each layer
+    if getattr(config, "layer_types", None):  # ModernBERT has one for each layer
         config.layer_types = config.layer_types[:n_layers]
 
 
 def _set(
     config: transformers.PretrainedConfig, names: tuple[str, ...], setting: str, share: float
 ) -> None:
-    there = [name for name in names if hasattr(config, name)]
-    if not there:
+    known = [name for name in names if hasattr(config, name)]
+    if not known:
         raise ConfigError(
             f"{setting} = {share}: a {config.model_type!r} encoder has no such setting. "
             "Leave it null."
         )
-    for name in there:
+    for name in known:
         setattr(config, name, share)

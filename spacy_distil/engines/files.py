@@ -1,4 +1,4 @@
-"""The files of a saved encoder, and what can be wrong with them."""
+"""Read, check and write the files of a saved encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
 
-# Families whose positions count from the padding's id on.
+# Families that number positions from the padding's id on.
 PADDED_POSITIONS = frozenset(
     {
         "camembert",
@@ -33,20 +33,20 @@ PADDED_POSITIONS = frozenset(
 )
 
 EngineName = Literal["torch", "onnx"]
-# What each engine runs: its third file, beside config and tokenizer.
+# The model file of each engine, beside config and tokenizer.
 MODELS: dict[EngineName, str] = {"torch": WEIGHTS, "onnx": GRAPH}
 
 
 def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
-    """The files of an encoder for `engine` as bytes, by name.
+    """Read the files of an encoder for `engine` as bytes, by name.
 
-    Raises WeightsError where the directory or one of them is missing.
+    Raises WeightsError if the directory or a file is missing.
     """
     files = {}
     for name in (CONFIG, MODELS[engine], TOKENIZER):
         path = directory / name
         if not path.is_file():
-            check_engine([each.name for each in directory.glob("*")], engine)
+            check_engine([file.name for file in directory.glob("*")], engine)
             raise WeightsError(
                 f"{path} is missing. A saved encoder is the three files "
                 f"{CONFIG}, {MODELS[engine]} and {TOKENIZER}; save or copy the pipeline again."
@@ -56,7 +56,7 @@ def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
 
 
 def check_engine(names: Collection[str], engine: EngineName) -> None:
-    """Raise WeightsError where an encoder's files, by name, are those of another engine."""
+    """Raise WeightsError if an encoder's files, by name, are for another engine."""
     others = [other for other, model in MODELS.items() if model in names]
     if others and engine not in others:
         quantize = ", or make an ONNX pipeline with 'spacy distil quantize'"
@@ -67,9 +67,9 @@ def check_engine(names: Collection[str], engine: EngineName) -> None:
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write an encoder's files, by name, into a directory, which is made where it is missing.
+    """Write an encoder's files, by name, into a directory, which is created if it is missing.
 
-    Another engine's model is deleted, so that the directory holds one encoder.
+    The model of another engine is deleted, so that the directory holds one encoder.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name in MODELS.values():
@@ -80,14 +80,14 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
 
 
 def dump_config(config: Mapping[str, Any]) -> bytes:
-    """The bytes of a `config.json`."""
+    """Serialize a `config.json`."""
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("utf8")
 
 
 def parse_config(files: Mapping[str, bytes]) -> dict[str, Any]:
-    """The encoder's `config.json`.
+    """Parse the `config.json` among an encoder's files.
 
-    Raises WeightsError where it is no JSON object with a "model_type".
+    Raises WeightsError if it is not a JSON object with a "model_type".
     """
     try:
         config = json.loads(files[CONFIG])
@@ -99,19 +99,19 @@ def parse_config(files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def first_position(config: Mapping[str, Any]) -> int:
-    """Index of the position embedding of a window's first piece.
+    """Return the index of the position embedding that the first piece of a window has.
 
     config: a transformers `config.json`.
     """
     if config["model_type"] in PADDED_POSITIONS:
-        # That one is never used. MPNet's code has its own, whatever its config says.
+        # The padding's position is never used. MPNet's code ignores the id in its config.
         padding = None if config["model_type"] == "mpnet" else config.get("pad_token_id")
         return (1 if padding is None else int(padding)) + 1
     return 0
 
 
 def longest_window(config: Mapping[str, Any]) -> int:
-    """Most pieces, special ones included, that an encoder takes at once.
+    """Return the most pieces that an encoder takes at once, special ones included.
 
     config: a transformers `config.json`.
     """

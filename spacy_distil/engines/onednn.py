@@ -1,4 +1,4 @@
-"""Products of float32 matrices by oneDNN, where torch would take a slower library for them."""
+"""Multiply float32 matrices with oneDNN on CPUs for which torch chooses a slower library."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from spacy_distil.cpu import cpu_model
 
 
 class OneDnnLinear(torch.nn.Linear):
-    """A linear layer whose products, forward and backward, are oneDNN's."""
+    """A linear layer that multiplies with oneDNN, forward and backward."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if input.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
-            return super().forward(input)  # half precision is oneDNN's anyway
+            return super().forward(input)  # torch uses oneDNN for half precision anyway
         return _Linear.apply(input, self.weight, self.bias)
 
 
 def is_faster(device: torch.device) -> bool:
-    """Whether oneDNN is the faster one. torch takes MKL for float32, which uses AVX-512 on Intel's
-    CPUs alone; oneDNN does on those of AMD, too.
+    """Check whether oneDNN is faster than MKL, which torch uses for float32. MKL uses AVX-512 on
+    Intel CPUs only, oneDNN on AMD CPUs as well.
     """
     return (
         device.type == "cpu"
@@ -34,7 +34,7 @@ def is_faster(device: torch.device) -> bool:
 
 
 def use_onednn(model: torch.nn.Module) -> None:
-    """Let all linear layers of a model be oneDNN's. They keep their weights and names."""
+    """Make all linear layers of a model use oneDNN. They keep their weights and names."""
     for module in model.modules():
         if type(module) is torch.nn.Linear:
             module.__class__ = OneDnnLinear
@@ -74,12 +74,12 @@ def _multiply(
 def _linear_pointwise(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """What torch's own compiler makes of a linear layer with constant weights on a CPU."""
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return made
+    """Call the operator that torch's compiler uses for a linear layer with constant weights."""
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
 
 
-# The same as something that the compiler does not look into: it insists on constant weights there.
+# The same operator, opaque to the compiler, which would insist on constant weights.
 _opaque = torch.library.custom_op(
     "spacy_distil::linear",
     _linear_pointwise,

@@ -21,11 +21,11 @@ from spacy_distil.errors import ConfigError, WeightsError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-# What the graph's inputs and its output are called.
+# Names of the graph's inputs, and of its output.
 IDS, MASK, POSITIONS, ROWS = "ids", "mask", "positions", "rows"
-# What a layer works on should fit into a core's cache.
+# The arrays of a layer should fit into a core's cache.
 BATCH_PIECES = 512
-# The part of config.json that is this engine's own, and its format.
+# The section of config.json for this engine, and the version of its format.
 SECTION = "spacy_distil"
 FORMAT = 1
 
@@ -33,8 +33,8 @@ FORMAT = 1
 class OnnxEngine:
     """An encoder as an ONNX graph, float32 or int8.
 
-    It keeps the graph's bytes, and opens a session in each process anew: a session can be neither
-    pickled nor used after a fork. Sessions serve any number of threads at once.
+    It keeps the bytes of the graph and opens a session in each process, because a session can be
+    neither pickled nor used after a fork. One session serves any number of threads at once.
     """
 
     _alive: ClassVar[WeakSet[OnnxEngine]] = WeakSet()
@@ -42,8 +42,8 @@ class OnnxEngine:
     def __init__(self, config: Mapping[str, Any], graph: bytes, *, threads: int | None) -> None:
         """config: contents of `config.json`.
 
-        graph: a serialized model, as `spacy_distil.export.families` build it.
-        threads: CPU threads; None for what the environment says, see `count_threads`.
+        graph: a serialized model, built by `spacy_distil.export.families`.
+        threads: CPU threads; None to read the environment, see `count_threads`.
         """
         self._config = dict(config)
         self._graph = graph
@@ -56,7 +56,7 @@ class OnnxEngine:
     def from_files(cls, files: Mapping[str, bytes], *, threads: int | None = None) -> OnnxEngine:
         """Load what `to_files` returned.
 
-        Raises WeightsError where it is damaged, or of another format.
+        Raises WeightsError if it is damaged or has another format.
         """
         config = parse_config(files)
         section = config.get(SECTION)
@@ -64,16 +64,16 @@ class OnnxEngine:
             section = {}
         if section.get("format") != FORMAT:
             raise WeightsError(
-                f"{GRAPH} is of format {section.get('format')!r}, and spacy-distil {__version__} "
-                f"reads format {FORMAT}. Make it anew with 'spacy distil quantize', from the "
-                "pipeline that it was made from."
+                f"{GRAPH} has format {section.get('format')!r}, but spacy-distil {__version__} "
+                f"reads format {FORMAT}. Make it again with 'spacy distil quantize' from the "
+                "original pipeline."
             )
         engine = cls(config, files[GRAPH], threads=threads)
-        # What cannot be run is found out now.
+        # Open the session now, so that a graph that cannot run is found while loading.
         (output,) = engine._session().get_outputs()
         if output.shape[-1] != section.get("width"):
             raise WeightsError(
-                f"{GRAPH} makes vectors of width {output.shape[-1]}, and {CONFIG} says "
+                f"{GRAPH} makes vectors of width {output.shape[-1]}, but {CONFIG} says "
                 f"{section.get('width')!r}. They do not belong together."
             )
         return engine
@@ -111,10 +111,10 @@ class OnnxEngine:
 
     @classmethod
     def _forget_sessions(cls) -> None:
-        """In a forked child, which has none of the threads that sessions of its parent work with.
+        """Drop all sessions in a forked child, which does not have their threads.
 
-        Such a session can not even be deleted, since that would wait for its threads for ever: it
-        is given one reference too many. The lock may be held by a thread that is not there.
+        Deleting a session would wait for its threads forever, so it gets an extra reference and is
+        never deleted. Locks are replaced, because a thread of the parent may hold one.
         """
         for engine in cls._alive:
             if engine._opened is not None:
@@ -123,35 +123,37 @@ class OnnxEngine:
             engine._lock = threading.Lock()
 
     def _open(self) -> InferenceSession:
-        # Since 1.29 ONNX Runtime reports to its makers over the network, from a thread for which
-        # every forked child waits when it ends, unless this is said before the import.
+        # Since 1.29 ONNX Runtime sends telemetry from a thread, for which every forked child waits
+        # when it ends. This variable, set before the import, prevents both.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = count_threads(self._threads)
         options.inter_op_num_threads = 1
-        # The graph has its final operators already; "optimizing" it would bring back slower ones.
+        # The graph has its final operators already. The optimizer would bring back slower ones.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         try:
             return onnxruntime.InferenceSession(
                 self._graph, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # ONNX Runtime has no base class for its own
+        except Exception as error:  # ONNX Runtime's errors have no base class
             raise WeightsError(
                 f"{GRAPH} ({len(self._graph):,} bytes) cannot be run by ONNX Runtime "
-                f"{onnxruntime.__version__}: {error}. It is damaged, or made for a newer version: "
+                f"{onnxruntime.__version__}: {error}. It is damaged, or needs a newer version: "
                 "save or copy the pipeline again, or update onnxruntime."
             ) from error
 
 
 def count_threads(setting: int | None) -> int:
-    """Threads of a session: the setting, else OMP_NUM_THREADS, else 1 in a worker process of
-    `n_process` (the others have the other cores), else one for each core that this process may
-    use, else 0, which is one for each physical core.
+    """Return the number of threads for a session; 0 is one per physical core.
 
-    Raises ConfigError where OMP_NUM_THREADS is no number.
+    The first of these that applies: the setting; OMP_NUM_THREADS; 1 in a worker process of
+    `n_process`, since its siblings use the other cores; the number of cores that this process may
+    use, if that is not all of them; 0.
+
+    Raises ConfigError if OMP_NUM_THREADS is not a number.
     """
     if setting is not None:
         return setting
@@ -166,7 +168,7 @@ def count_threads(setting: int | None) -> int:
         return int(variable)
     if multiprocessing.parent_process() is not None:
         return 1
-    # ONNX Runtime counts all cores, also those that `taskset` or a container keeps from us.
+    # ONNX Runtime counts all cores, including those that `taskset` or a container excludes.
     if hasattr(os, "sched_getaffinity") and os.cpu_count() != len(os.sched_getaffinity(0)):
         return len(os.sched_getaffinity(0))
     return 0

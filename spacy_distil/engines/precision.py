@@ -1,4 +1,4 @@
-"""Which devices compute in bfloat16 faster than in float32."""
+"""Find devices that compute in bfloat16 faster than in float32."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for products of bfloat16 matrices.
+    """Check whether a device has instructions for products of bfloat16 matrices.
 
-    A CPU is asked through torch 2.10 or newer; an older torch is taken for one that has none.
+    For a CPU this needs torch 2.10 or newer. With an older torch the answer is no.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

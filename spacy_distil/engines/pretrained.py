@@ -1,34 +1,37 @@
-"""Encoders and tokenizers of Hugging Face models, as they come from a directory or the hub."""
+"""Load encoders and tokenizers of transformers, by name or from the files of a saved encoder."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import transformers
+from accelerate import init_empty_weights
 from safetensors import SafetensorError
+from safetensors import torch as safetensors
 from transformers.utils import cached_file, logging
 
 from spacy_distil.encoding import PieceTokenizer
-from spacy_distil.engines.changes import UNCHANGED, EncoderChanges, settle
-from spacy_distil.engines.probe import find_class, refuse_by_deed, refuse_by_kind
+from spacy_distil.engines.changes import UNCHANGED, EncoderChanges, fix_runtime_choices
+from spacy_distil.engines.files import CONFIG, WEIGHTS, parse_config
+from spacy_distil.engines.optimizer import LAYER_NUMBER
+from spacy_distil.engines.probe import check_kind, check_outputs, find_class
 from spacy_distil.errors import ConfigError, WeightsError
 
 
 def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers.PreTrainedModel:
     """Load an encoder, in float32 and without its pooler, by directory or hub name.
 
-    changes: to its config; weights of layers that these leave out are not loaded.
-    Raises ConfigError for a model that cannot be an encoder, WeightsError where weights are
-    missing.
+    changes: to its config. The weights of layers that these leave out are not loaded.
+    Raises ConfigError for a model that cannot be an encoder, WeightsError if weights are missing.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        refuse_by_kind(name, config)
-        settle(config)
+        check_kind(name, config)
+        fix_runtime_choices(config)
         changes.apply(config)
         with quiet_transformers():
             model, info = transformers.AutoModel.from_pretrained(
@@ -40,7 +43,7 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
                 output_loading_info=True,
                 # Refused below, with their names.
                 ignore_mismatched_sizes=True,
-                **building(config),
+                **_build_arguments(config),
             )
     except ConfigError:
         raise
@@ -53,50 +56,107 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
     # A checkpoint may hold more than the encoder (pooler, heads), but not less.
     weights = model.state_dict()
     mismatched = [
-        # transformers 4.53 names the weight alone.
+        # transformers 4.53 gives the name of the weight only.
         (entry, None, weights[entry].shape) if isinstance(entry, str) else entry
         for entry in info["mismatched_keys"]
     ]
-    refuse_gaps(f"name = {name!r}", info["missing_keys"], (), mismatched)
+    _check_weights(f"name = {name!r}", info["missing_keys"], (), mismatched)
     model = model.float().eval()
-    refuse_by_deed(name, model)
+    check_outputs(name, model)
     return model
 
 
+def load_saved_encoder(
+    files: Mapping[str, bytes], changes: EncoderChanges
+) -> transformers.PreTrainedModel:
+    """Load an encoder, in float32, from the files that `TorchEngine.to_files` returned.
+
+    Raises WeightsError if config and weights are damaged or do not belong together.
+    """
+    try:
+        weights = safetensors.load(files[WEIGHTS])
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{WEIGHTS} ({len(files[WEIGHTS]):,} bytes) cannot be read: {error}. "
+            "It is truncated or not a safetensors file; save or copy the pipeline again."
+        ) from error
+    settings = parse_config(files)
+    try:
+        config_class = transformers.CONFIG_MAPPING[settings["model_type"]]
+    except KeyError as error:
+        raise WeightsError(
+            f"{CONFIG} has model_type {settings['model_type']!r}, which transformers "
+            f"{transformers.__version__} does not know. Install a newer transformers."
+        ) from error
+    try:
+        config = config_class.from_dict(settings)
+    except Exception as error:  # each version and family of transformers raises its own
+        raise WeightsError(f"{CONFIG} is not a {settings['model_type']} config: {error}") from error
+    fix_runtime_choices(config)
+    changes.apply(config)
+    try:
+        # Random weights would cost memory and time, and the saved ones replace them.
+        with init_empty_weights(include_buffers=False):
+            model = transformers.AutoModel.from_config(config, **_build_arguments(config))
+    except Exception as error:  # each version and family of transformers raises its own
+        raise WeightsError(
+            f"{CONFIG} describes no encoder that transformers {transformers.__version__} can "
+            f"build: {error}"
+        ) from error
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if changes.layer is not None:
+        # Layers above it may have been saved.
+        above = [name for name in weights if _is_above(name, changes.layer)]
+        for name in above:
+            del weights[name]
+    _check_weights(
+        WEIGHTS,
+        expected.keys() - weights.keys(),
+        weights.keys() - expected.keys(),
+        [
+            (name, tuple(weights[name].shape), tuple(shape))
+            for name, shape in expected.items()
+            if name in weights and weights[name].shape != shape
+        ],
+    )
+    model.load_state_dict(weights, assign=True)
+    return model.float()
+
+
 def load_tokenizer(name: str) -> PieceTokenizer:
-    """Load the tokenizer of a Hugging Face model by directory or hub name, as encoding wants it."""
+    """Load the tokenizer of a Hugging Face model, by directory or hub name, for encoding."""
     tokenizer = load_fast_tokenizer(name, setting="name")
     return PieceTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
 
 
-def load_fast_tokenizer(name: str, *, setting: str, **where: Any) -> Any:
+def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
     """Load the fast tokenizer of a Hugging Face model.
 
     name: directory or hub name.
-    setting: what the name is called where the user wrote it, for errors.
-    where: arguments that say which version on the hub, such as `revision`.
+    setting: the setting that has the name, for errors.
+    version: arguments that choose a version on the hub, such as `revision`.
     """
     try:
         with quiet_transformers():
-            file = _find_tokenizer_file(name, where)
+            file = _find_tokenizer_file(name, version)
             try:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
-                    name, use_fast=True, trust_remote_code=False, **where
+                    name, use_fast=True, trust_remote_code=False, **version
                 )
             except ValueError:
                 if file is None:
                     raise
-                # A class that only a newer transformers knows; tokenizer.json says all there is.
-                tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, **where)
-            if file is not None and tokenizer.is_fast and _rebuilds(name, tokenizer):
+                # Its class needs a newer transformers, but tokenizer.json is enough.
+                tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, **version)
+            if file is not None and tokenizer.is_fast and _may_differ_from_file(name, tokenizer):
                 tokenizer = transformers.PreTrainedTokenizerFast(
                     tokenizer_file=file, **tokenizer.special_tokens_map
                 )
     except Exception as error:  # it tries several formats, and each fails in its own way
         raise WeightsError(
             f"No tokenizer could be loaded from {setting} = {name!r}: {error}\n"
-            "Expected tokenizer.json, or a vocabulary that it can be made from. Where that is a "
-            "model of SentencePiece (spm.model or the like), making it takes two packages more: "
+            "Expected tokenizer.json, or a vocabulary to make it from. To make it from a "
+            "SentencePiece model (spm.model or the like), install two more packages: "
             "pip install sentencepiece protobuf"
         ) from error
     if not tokenizer.is_fast:
@@ -105,74 +165,17 @@ def load_fast_tokenizer(name: str, *, setting: str, **where: Any) -> Any:
             "character offsets that align pieces with tokens."
         )
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
-        # What transformers 5 makes of a directory without a tokenizer.
+        # transformers 5 returns such a tokenizer for a directory without one.
         raise WeightsError(
             f"No tokenizer could be loaded from {setting} = {name!r}: it has special pieces only. "
-            "Expected tokenizer.json, or a vocabulary that it can be made from."
+            "Expected tokenizer.json, or a vocabulary to make it from."
         )
     return tokenizer
 
 
-def _find_tokenizer_file(name: str, where: dict[str, Any]) -> str | None:
-    """The path of a model's `tokenizer.json`, `None` where it has none."""
-    try:
-        return cached_file(name, "tokenizer.json", **where)
-    except OSError:  # what is wrong is said by what comes next
-        return None
-
-
-def _rebuilds(name: str, tokenizer: Any) -> bool:
-    """Whether transformers may have made a tokenizer otherwise than its `tokenizer.json` says: with
-    the normalization that is usual in its family.
-    """
-    is_bare = Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").exists()
-    # From version 5 on it leaves out the table of characters of some models of SentencePiece.
-    return is_bare or type(tokenizer.backend_tokenizer.model).__name__ == "Unigram"
-
-
-def building(config: transformers.PretrainedConfig) -> dict[str, Any]:
-    """Arguments for building a model: without the pooler, which nothing here uses, where a family
-    has one; and without flash attention, which works in half precision alone, where a family takes
-    it by itself.
-    """
-    takes = inspect.signature(find_class(config).__init__).parameters
-    arguments: dict[str, Any] = {}
-    if "add_pooling_layer" in takes:
-        arguments["add_pooling_layer"] = False
-    if config.model_type == "modernbert":
-        arguments["attn_implementation"] = "sdpa"
-    return arguments
-
-
-def refuse_gaps(
-    source: str,
-    missing: Iterable[str],
-    unexpected: Iterable[str],
-    mismatched: Iterable[tuple[str, Any, Any]],
-) -> None:
-    """Raise WeightsError where weights do not fit a config, naming the first few.
-
-    mismatched: name, shape found (None where it is not known) and shape expected of each.
-    """
-    problems = [
-        *(f"{name} is missing" for name in sorted(missing)),
-        *(f"{name} is not part of the encoder" for name in sorted(unexpected)),
-        *(
-            f"{name} has {f'shape {tuple(found)}' if found else 'another shape'}, "
-            f"expected {tuple(wanted)}"
-            for name, found, wanted in mismatched
-        ),
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise WeightsError(
-            f"The weights of {source} do not fit config.json: {'; '.join(problems[:5])}{more}."
-        )
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without progress bars, and without reports on weights that are left out on purpose."""
+    """Silence progress bars, and reports on weights that are left out on purpose."""
     verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -182,3 +185,65 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if progress:
             logging.enable_progress_bar()
+
+
+def _build_arguments(config: transformers.PretrainedConfig) -> dict[str, Any]:
+    """Return the arguments to build a model with: no pooler, which nothing here uses, and no flash
+    attention, which needs half precision.
+    """
+    parameters = inspect.signature(find_class(config).__init__).parameters
+    arguments: dict[str, Any] = {}
+    if "add_pooling_layer" in parameters:
+        arguments["add_pooling_layer"] = False
+    if config.model_type == "modernbert":  # chooses flash attention by itself
+        arguments["attn_implementation"] = "sdpa"
+    return arguments
+
+
+def _check_weights(
+    source: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Iterable[tuple[str, Any, Any]],
+) -> None:
+    """Raise WeightsError if weights do not fit a config, naming the first few.
+
+    mismatched: name, shape (None if not known) and expected shape of each.
+    """
+    problems = [
+        *(f"{name} is missing" for name in sorted(missing)),
+        *(f"{name} is not part of the encoder" for name in sorted(unexpected)),
+        *(
+            f"{name} has {f'shape {tuple(shape)}' if shape else 'another shape'}, "
+            f"expected {tuple(expected)}"
+            for name, shape, expected in mismatched
+        ),
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise WeightsError(
+            f"The weights of {source} do not fit config.json: {'; '.join(problems[:5])}{more}."
+        )
+
+
+def _is_above(name: str, n_layers: int) -> bool:
+    """Check whether a weight belongs to a layer above the first `n_layers`."""
+    number = LAYER_NUMBER.search(name)
+    return number is not None and int(number[1]) >= n_layers
+
+
+def _find_tokenizer_file(name: str, version: dict[str, Any]) -> str | None:
+    """Return the path of a model's `tokenizer.json`, or None if it has none."""
+    try:
+        return cached_file(name, "tokenizer.json", **version)
+    except OSError:  # the caller tries to load the tokenizer next, which reports the problem
+        return None
+
+
+def _may_differ_from_file(name: str, tokenizer: Any) -> bool:
+    """Check whether transformers may have changed the normalization in `tokenizer.json` to the one
+    that is usual for its family.
+    """
+    has_no_config = Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").exists()
+    # Version 5 and newer drop the character table of some SentencePiece models.
+    return has_no_config or type(tokenizer.backend_tokenizer.model).__name__ == "Unigram"

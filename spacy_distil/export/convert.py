@@ -28,7 +28,7 @@ from thinc.api import Config, Model
 
 from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.component.listener import Listener
-from spacy_distil.component.pipe import set_requirement
+from spacy_distil.component.nlp_config import set_requirement
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError, require
 from spacy_distil.pipelines import load_pipeline

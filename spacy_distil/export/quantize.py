@@ -13,7 +13,7 @@ import srsly
 from spacy.language import Language
 from thinc.api import Config
 
-from spacy_distil.component.pipe import set_requirement
+from spacy_distil.component.nlp_config import set_requirement
 from spacy_distil.cpu import cpu_model, has_vnni
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.files import TOKENIZER

@@ -1,1 +1,1 @@
-"""Documents and plain text from files."""
+"""Read documents and plain text from files."""

@@ -1,4 +1,4 @@
-"""Docs made anew from the tokens of others."""
+"""Make docs from the tokens of other docs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from spacy.vocab import Vocab
 
 
 def same_tokens(doc: Doc, vocab: Vocab) -> Doc:
-    """A doc of the same tokens, without annotation, for a pipeline that has this vocab.
+    """Make a doc of the same tokens, without annotation, for a pipeline that has this vocab.
 
-    It keeps the norms that the tokenizer has written ("n't" is "not"): spaCy's hash embeddings read
-    them.
+    The doc keeps the norms that the tokenizer set (the norm of "n't" is "not"), because spaCy's
+    hash embeddings read them.
     """
     copy = Doc(
         vocab,

@@ -1,20 +1,20 @@
-"""Documents from files: `.spacy` with their annotations, `.txt` and `.jsonl` as text.
+"""Read documents to run pipelines over: `.spacy` with annotations, `.txt` and `.jsonl` as text.
 
-`distillation/reading.py` reads the same formats for training on corpora of any size.
+In `.txt` and `.jsonl` files each line is a document. (In `plain_text`, which reads corpora of any
+size, a line of a `.txt` file is a paragraph.)
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.text.readers import read_jsonl, read_text_per_line
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -27,7 +27,7 @@ class Documents:
     """Documents to run pipelines over.
 
     docs: tokenized by the pipeline that they were read for, without annotations.
-    gold: what they are annotated with, in the same order; `None` of plain text.
+    gold: the annotated documents, in the same order; None for plain text.
     """
 
     docs: list[Doc]
@@ -40,11 +40,11 @@ class Documents:
 
 
 def read_documents(path: Path, nlp: Language, *, limit: int = 0) -> Documents:
-    """The documents of a file, tokenized by `nlp`.
+    """Read the documents of a file, tokenized by `nlp`.
 
     path: .spacy (or a directory of them), .txt with one text per line, or .jsonl with
         {"text": "..."} in each line. Empty texts are left out.
-    limit: the first N documents; 0 for all.
+    limit: read the first N documents only; 0 for all.
     """
     if limit < 0:
         raise ConfigError(f"limit = {limit}: expected 0, for all documents, or more.")
@@ -54,18 +54,19 @@ def read_documents(path: Path, nlp: Language, *, limit: int = 0) -> Documents:
     if not path.is_file():
         raise CorpusError(f"No documents at {path} (looked from {Path.cwd()}).")
     docs = []
-    for text in read_jsonl(path) if path.suffix == ".jsonl" else _texts(path):
+    read = read_jsonl if path.suffix == ".jsonl" else read_text_per_line
+    for text in read(path):
         if text.strip():
             docs.append(nlp.make_doc(text))
         if limit and len(docs) == limit:
             break
     if not docs:
-        raise CorpusError(f"{path} has no text in it; one document is needed at least.")
+        raise CorpusError(f"{path} has no text in it. At least one document is needed.")
     return Documents(docs, None)
 
 
 def example_documents(nlp: Language) -> Documents:
-    """A few sentences that come with spaCy, in the pipeline's language or else in English."""
+    """Read spaCy's example sentences in the pipeline's language, or the English ones."""
     for language in (nlp.lang, "en"):
         try:
             examples = importlib.import_module(f"spacy.lang.{language}.examples")
@@ -76,7 +77,7 @@ def example_documents(nlp: Language) -> Documents:
 
 
 def check_test_set(path: Path) -> None:
-    """Raise CorpusError where there are no annotated documents at `path`."""
+    """Raise CorpusError if there are no annotated documents at `path`."""
     if not path.exists():
         raise CorpusError(
             f"No test documents at {path}. Expected a .spacy file, or a directory of them."
@@ -88,10 +89,10 @@ def check_test_set(path: Path) -> None:
 
 
 def read_examples(nlp: Language, path: Path, *, limit: int = 0) -> list[Example]:
-    """The documents at `path` as `python -m spacy evaluate` reads them.
+    """Read the documents at `path` as `python -m spacy evaluate` does.
 
     path: a .spacy file, or a directory of them.
-    limit: the first N documents; 0 for all.
+    limit: read the first N documents only; 0 for all.
     """
     from spacy.training import Corpus
 
@@ -99,47 +100,7 @@ def read_examples(nlp: Language, path: Path, *, limit: int = 0) -> list[Example]
     try:
         examples = list(Corpus(path, limit=limit)(nlp))
     except (ValueError, EOFError, KeyError, TypeError, zlib.error, zipfile.BadZipFile) as error:
-        raise CorpusError(f"Cannot read {path} as .spacy: {error}. Write it anew.") from error
+        raise CorpusError(f"Cannot read {path} as .spacy: {error}. Write it again.") from error
     if not examples:
-        raise CorpusError(f"{path} has no documents with tokens in it; one is needed at least.")
+        raise CorpusError(f"{path} has no documents with tokens in it. At least one is needed.")
     return examples
-
-
-def read_jsonl(path: Path) -> Iterator[str]:
-    """The text of each line: {"text": "..."}; other keys, and empty lines, are ignored."""
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(
-                f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}). "
-                f'Each line must be an object such as {{"text": "..."}}'
-            ) from error
-        text = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise CorpusError(
-                f'{path}, line {number}: no "text" in {line.strip()[:80]!r}. '
-                f'Each line must be an object such as {{"text": "..."}}'
-            )
-        yield text
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file, a byte order mark dropped."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise CorpusError(
-                    f"{path}, line {number}: byte {error.object[error.start]:#04x} at position "
-                    f"{error.start} is not UTF-8. Convert the file, for example with: "
-                    f"iconv -f latin1 -t utf-8"
-                ) from error
-
-
-def _texts(path: Path) -> Iterator[str]:
-    for _, line in read_lines(path):
-        yield line.rstrip("\r\n")

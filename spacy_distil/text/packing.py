@@ -1,7 +1,7 @@
-"""From documents to blocks of pieces, each full.
+"""Pack documents into full blocks of pieces.
 
-A block is `[CLS] pieces [SEP]`; where a document ends inside a block, a `[SEP]` stands between it
-and the next. A document that does not fit goes on in the next block: no piece is lost.
+A block is `[CLS] pieces [SEP]`. If a document ends inside a block, a `[SEP]` separates it from the
+next one. A document that does not fit continues in the next block, so no piece is lost.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from spacy_distil.text.plain_text import Part
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# How much text the tokenizer is given in one call, and how much a part counts for besides its text,
-# however short. They bound the memory that tokenizing takes.
+# The most text in one call of the tokenizer, and the cost of a part besides its text, both in
+# characters. They bound the memory that tokenizing takes.
 CALL_CHARACTERS = 1_000_000
 PART_COST = 100
 
@@ -23,9 +23,9 @@ PART_COST = 100
 def tokenize(
     parts: Iterable[Part], tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[list[int], bool]]:
-    """Pieces of each part, without special pieces, and whether its document ends there.
+    """Yield the pieces of each part, without special pieces, and whether its document ends there.
 
-    Text that spells a special piece, such as "[MASK]", is text here.
+    Text that spells a special piece, such as "[MASK]", is tokenized as text.
     """
     backend = tokenizer.backend_tokenizer
     before = backend.encode_special_tokens
@@ -53,10 +53,10 @@ def _calls(parts: Iterable[Part]) -> Iterator[list[Part]]:
 def pack(
     tokenized: Iterable[tuple[Sequence[int], bool]], *, block_size: int, first: int, last: int
 ) -> Iterator[list[int]]:
-    """Pack documents into blocks of `block_size` pieces; only the very last may be shorter.
+    """Pack documents into blocks of `block_size` pieces. Only the last block may be shorter.
 
-    tokenized: see `tokenize`. first, last: the pieces that open and close a block; `last` also
-        separates documents.
+    tokenized: pieces and ends of documents, as `tokenize` yields them.
+    first, last: the pieces that open and close a block. `last` also separates documents.
     """
     room = block_size - 2
     stream: list[int] = []
@@ -65,7 +65,7 @@ def pack(
         if ends and stream and stream[-1] != last:
             stream.append(last)
         start = 0
-        while len(stream) - start > room:  # more than room: the last block is never empty
+        while len(stream) - start > room:  # `>` and not `>=`, so that the last block is never empty
             start += stream[start] == last  # a separator need not open a block
             if len(stream) - start <= room:
                 break

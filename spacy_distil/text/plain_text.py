@@ -1,7 +1,10 @@
-"""Reading documents from text files, JSONL and `.spacy`.
+"""Read corpora of any size as plain text: `.txt`, `.jsonl` and `.spacy`.
 
-Of a text file a part of a document is in memory at a time, of JSONL a line. A `.spacy` file is read
-whole.
+A `.txt` file has one paragraph per line, and a blank line between documents. (In `documents`, which
+reads test sets, each line is a document.) A `.jsonl` file has one document per line.
+
+The memory that this takes is one part of a document for `.txt`, one line for `.jsonl`, and the
+whole file for `.spacy`.
 """
 
 from __future__ import annotations
@@ -12,11 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spacy_distil.errors import CorpusError
-from spacy_distil.text.documents import read_jsonl, read_lines
+from spacy_distil.text.readers import cut_text, read_jsonl, read_paragraphs
 
 SUFFIXES = (".txt", ".jsonl", ".spacy")
 
-# A document longer than this comes in several parts, cut between paragraphs or words where it has
+# A document longer than this comes in several parts, cut between paragraphs or words if it has
 # any. No part is longer than three times this.
 PART_CHARACTERS = 100_000
 # Halves of characters, which JSON can spell and UTF-8 cannot.
@@ -24,26 +27,30 @@ SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Part(NamedTuple):
-    """A piece of text. ends: whether the document ends with it."""
+    """A document, or a part of a long one.
+
+    text: its text.
+    ends: whether the document ends with it.
+    """
 
     text: str
     ends: bool
 
 
 def find_files(paths: Sequence[str | Path], *, setting: str) -> list[Path]:
-    """The corpus files that `paths` name, those in directories included, sorted within each.
+    """List the corpus files among `paths`, and those in directories, sorted within each.
 
-    setting: where the paths come from, for errors, e.g. "corpus.train".
+    setting: the setting that has these paths, for errors, e.g. "corpus.train".
     """
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
-            if not found:
+            inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+            if not inside:
                 raise CorpusError(
                     f"{setting}: directory {path} holds none of *{', *'.join(SUFFIXES)}"
                 )
-            files += found
+            files += inside
         elif not path.exists():
             raise CorpusError(f"{setting}: {path} does not exist (looked from {Path.cwd()})")
         elif path.suffix not in SUFFIXES:
@@ -57,7 +64,7 @@ def find_files(paths: Sequence[str | Path], *, setting: str) -> list[Path]:
 
 
 def file_size(path: Path) -> int:
-    """In bytes."""
+    """Return the size of a corpus file in bytes."""
     try:
         return path.stat().st_size
     except OSError as error:
@@ -65,7 +72,7 @@ def file_size(path: Path) -> int:
 
 
 def read_parts(path: Path) -> Iterator[Part]:
-    """The documents of one file. What cannot be read is a `CorpusError` naming file and line."""
+    """Yield the documents of one file in parts. A CorpusError names the file and the line."""
     readers = {".txt": _read_text, ".jsonl": _read_jsonl, ".spacy": _read_spacy}
     try:
         yield from readers[path.suffix](path)
@@ -74,76 +81,34 @@ def read_parts(path: Path) -> Iterator[Part]:
 
 
 def _read_text(path: Path) -> Iterator[Part]:
-    """One paragraph per line, a blank line between documents."""
+    """Join paragraphs to documents, which end with a blank line."""
     texts: list[str] = []
     size = 0
-    begun = False  # whether the document has any text yet
-    for text, opens in _read_paragraphs(path):
-        if opens and not text:
-            if begun:
+    has_text = False  # of the document so far
+    for text, starts_line in read_paragraphs(path, PART_CHARACTERS):
+        if starts_line and not text:
+            if has_text:
                 yield Part("".join(texts), ends=True)
-            texts, size, begun = [], 0, False
+            texts, size, has_text = [], 0, False
             continue
-        texts.append(f"\n{text}" if opens and begun else text)
+        texts.append(f"\n{text}" if starts_line and has_text else text)
         size += len(text)
-        begun = True
+        has_text = True
         if size > PART_CHARACTERS:
             yield Part("".join(texts), ends=False)
             texts, size = [], 0
-    if begun:
+    if has_text:
         yield Part("".join(texts), ends=True)
 
 
-def _read_paragraphs(path: Path) -> Iterator[tuple[str, bool]]:
-    """Stripped lines, long ones in pieces, and whether each is the beginning of a line."""
-    rest, opens = "", True
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            while text := file.readline(PART_CHARACTERS):
-                rest = rest + text if rest or not opens else text.lstrip()
-                if text.endswith("\n"):
-                    yield rest.rstrip(), opens
-                    rest, opens = "", True
-                    continue
-                *pieces, rest = _cut(rest)
-                for piece in pieces:
-                    yield piece, opens
-                    opens = False
-            if rest:
-                yield rest.rstrip(), opens
-    except UnicodeDecodeError:
-        for _ in read_lines(path):  # which names line and byte
-            pass
-        raise
-
-
 def _read_jsonl(path: Path) -> Iterator[Part]:
-    """One document per line: {"text": "..."}; other keys are ignored."""
+    """Read one document per line, with a replacement character for each half of a character."""
     for text in read_jsonl(path):
-        yield from _parts(SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text))
-
-
-def _parts(text: str) -> Iterator[Part]:
-    """A whole document."""
-    *pieces, last = _cut(text)
-    yield from (Part(piece, ends=False) for piece in pieces)
-    yield Part(last, ends=True)
-
-
-def _cut(text: str) -> Iterator[str]:
-    """In pieces of at most `PART_CHARACTERS`, cut before white space where there is any."""
-    start = 0
-    while len(text) - start > PART_CHARACTERS:
-        end = start + PART_CHARACTERS
-        space = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
-        end = end if space < 0 else space
-        yield text[start:end]
-        start = end
-    yield text[start:]
+        yield from _to_parts(SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 def _read_spacy(path: Path) -> Iterator[Part]:
-    """spaCy's `DocBin`; annotations are ignored."""
+    """Read a spaCy `DocBin`. Annotations are ignored."""
     from spacy.tokens import DocBin
     from spacy.vocab import Vocab
 
@@ -151,9 +116,16 @@ def _read_spacy(path: Path) -> Iterator[Part]:
         docs = DocBin().from_disk(path)
     except OSError:
         raise
-    except Exception as error:  # zlib, msgpack: whatever a damaged file runs into first
+    except Exception as error:  # a damaged file can fail in zlib, msgpack or spaCy
         raise CorpusError(
             f"{path} is not a .spacy file, or is damaged: {type(error).__name__}: {error}"
         ) from error
     for doc in docs.get_docs(Vocab()):
-        yield from _parts(doc.text)
+        yield from _to_parts(doc.text)
+
+
+def _to_parts(text: str) -> Iterator[Part]:
+    """Cut a whole document."""
+    *pieces, last = cut_text(text, PART_CHARACTERS)
+    yield from (Part(piece, ends=False) for piece in pieces)
+    yield Part(last, ends=True)

@@ -25,7 +25,7 @@ from tests.util import (
 
 @pytest.fixture
 def inside(bert_dir: Path) -> Any:
-    """A pipeline whose encoder stands inside its tagger."""
+    """Make a pipeline whose tagger has an encoder inside."""
     nlp = spacy.blank("en")
     encoder = {"@architectures": "spacy-distil.DistilTransformer.v1", "name": str(bert_dir)}
     nlp.add_pipe("tagger", config=head_config("tagger", encoder | {"overlap": 8}))
@@ -57,7 +57,7 @@ def test_an_encoder_inside_a_pipe_learns(inside: Any) -> None:
 
 
 def test_rehearsal_leaves_an_encoder_inside_a_pipe_alone(inside: Any) -> None:
-    """As it does with a shared one; and its gradients do not come up in the next update."""
+    """As with a shared encoder. The next update does not apply the gradients of rehearsal."""
     optimizer = inside.resume_training()
     encoder = get_encoder(inside.get_pipe("tagger").model.get_ref("tok2vec"))
     engine: Any = encoder.engine
@@ -85,7 +85,7 @@ def test_a_pipe_with_an_encoder_inside_is_saved(inside: Any, tmp_path: Path) -> 
 
 
 def test_a_frozen_encoder_does_not_learn(bert_dir: Path) -> None:
-    """The setting, in training mode and with a gradient."""
+    """Even in training mode and with a gradient."""
     for settings in ({"frozen": True}, {"learn_rate_scale": 0.0}):
         nlp = make_nlp(bert_dir, **settings)
         before = weights_of(nlp)

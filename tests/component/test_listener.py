@@ -38,7 +38,7 @@ def test_a_frozen_encoder_that_does_not_annotate_is_named(bert_dir: Path) -> Non
 
 
 def test_docs_without_vectors_are_zero_in_prediction(bert_dir: Path) -> None:
-    """As with spaCy's: a pipe that is used without its encoder gives some result."""
+    """The same as with spaCy's listener: a pipe that runs without its encoder gives some result."""
     nlp = make_nlp(bert_dir, ["tagger"])
     listener = nlp.get_pipe("tagger").model.get_ref("tok2vec")
     doc = nlp.make_doc("We like pizza")

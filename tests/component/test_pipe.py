@@ -31,7 +31,7 @@ ODD = ["", " ", "   \n\n ", "\x00", "👩‍👩‍👧 🇳🇴 ok", "e\u0301 �
 
 
 def test_vectors_are_those_of_spacy_transformers(teacher_dir: Path) -> None:
-    """Of its listener with mean pooling, for texts that fit one of its windows."""
+    """Compare with its listener with mean pooling, on texts that fit one of its windows."""
     pytest.importorskip("spacy_transformers", reason="the extra 'interop' is not installed")
     theirs: Any = spacy.blank("en")
     theirs.add_pipe(
@@ -132,7 +132,7 @@ def test_pretokenized_docs(bert_dir: Path) -> None:
 
 
 def test_long_docs_are_encoded_in_windows(bert_dir: Path) -> None:
-    """Each part of a long doc is what it would be as a doc of its own."""
+    """Each part of a long doc has the same vectors as a doc of this part alone."""
     nlp = make_nlp(bert_dir, window=12, overlap=0)
     words = ["pizza", "we", "like", "oslo", "rome"] * 2  # one piece each
     assert {len(p.ids) for p in encoder_of(nlp).loaded.tokenizer(words)} <= {1, 2}
@@ -177,7 +177,7 @@ def test_a_token_of_5000_pieces(encoder_dirs: dict[str, Path]) -> None:
     [
         ({"window": 73}, "window = 73: this encoder takes at most 72 pieces"),
         ({"window": 7}, "window = 7: expected at least 8"),
-        ({"overlap": 36}, "overlap = 36: expected at most half of the window of 72 pieces less 2"),
+        ({"overlap": 36}, "overlap = 36: .* at most half of the window of 72 pieces without its 2"),
         ({"window": 16, "overlap": 8}, "overlap = 8: .* window of 16 pieces"),
         ({"overlap": -1}, "overlap = -1: expected at least 0"),
         ({"max_batch_pieces": 0}, "max_batch_pieces = 0: expected at least 1"),

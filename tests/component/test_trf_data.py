@@ -39,7 +39,7 @@ ODD = ("", "  ", *SENTENCES, " \n", "e\u0301 מרחב 👩‍👩‍👧", "x" *
 
 @pytest.fixture(autouse=True)
 def extension() -> Iterator[None]:
-    """Each test begins without it."""
+    """Remove the extension before each test."""
     remove_extension()
     yield
     remove_extension()
@@ -61,7 +61,7 @@ def make_trf_nlp(name: Path, pipes: Sequence[str] = (), setter: Any = SETTER, **
 
 
 def make_twin(name: Path, window: int = 128, stride: int = 96) -> Any:
-    """The same encoder in spacy-transformers."""
+    """Make the same encoder in spacy-transformers."""
     pytest.importorskip("spacy_transformers", reason="the extra 'interop' is not installed")
     nlp = spacy.blank("en")
     spans = {"@span_getters": "spacy-transformers.strided_spans.v1"}
@@ -77,7 +77,7 @@ def make_twin(name: Path, window: int = 128, stride: int = 96) -> Any:
 
 
 def assert_same_data(ours: TransformerData, theirs: Any) -> None:
-    """But for padding, whose vectors are zeros in ours."""
+    """Compare all but the vectors of padding, which are zeros in our data."""
     lengths = theirs.wordpieces.lengths
     assert len(ours.wordpieces) == len(theirs.wordpieces)
     assert ours.wordpieces.lengths == lengths
@@ -125,14 +125,14 @@ def test_the_same_as_of_spacy_transformers(encoder_dirs: dict[str, Path], family
 
 
 def piece_vectors(doc: Doc, span: slice) -> Any:
-    """As people read them."""
+    """Read the vectors as users do."""
     data = doc._.trf_data
     rows = data.align[span].data.flatten()
     return data.tensors[0].reshape(-1, data.width)[rows]
 
 
 def test_the_same_windows_as_of_spacy_transformers(bert_dir: Path) -> None:
-    """Where each token is one piece, so that its windows, which count tokens, are like ours."""
+    """Its windows count tokens, so each token is one piece here."""
     theirs = make_twin(bert_dir, window=16, stride=12)
     ours = make_trf_nlp(bert_dir, window=16 + 2, overlap=4, max_batch_pieces=40)
     texts = [" ".join("abcde"[i % 5] for i in range(n)) for n in (5, 16, 38, 40, 100)]
@@ -163,7 +163,7 @@ def test_data_of_nothing_is_that_of_spacy_transformers() -> None:
 
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_both_packages_use_the_extension(bert_dir: Path, ours_first: bool) -> None:
-    """And the registry, which spacy-transformers makes anew when it is imported."""
+    """And the registry, which spacy-transformers creates again when it is imported."""
     makers: list[Callable[[Path], Any]] = [make_trf_nlp, make_twin]
     if not ours_first:
         makers.reverse()
@@ -184,7 +184,7 @@ def test_both_packages_use_the_extension(bert_dir: Path, ours_first: bool) -> No
 def test_all_pieces_have_the_vectors_of_transformers(
     encoder_dirs: dict[str, Path], family: str, tmp_path: Path
 ) -> None:
-    """With both engines."""
+    """On both engines."""
     encoder_dir = encoder_dirs[family]
     nlp = make_trf_nlp(encoder_dir, window=20, overlap=6)
     nlp.to_disk(tmp_path / "torch")
@@ -215,7 +215,7 @@ def test_all_pieces_have_the_vectors_of_transformers(
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "max"])
 def test_alignment_lists_all_pieces_of_a_token(bert_dir: Path, pooling: str) -> None:
-    """In all windows, whatever the pooling."""
+    """In all windows, with any pooling."""
     nlp = make_trf_nlp(bert_dir, window=20, overlap=6, pooling=pooling)
     tokenizer = build_tokenizer("bert")
     n_twice = 0
@@ -238,7 +238,7 @@ def test_alignment_lists_all_pieces_of_a_token(bert_dir: Path, pooling: str) -> 
 
 
 def test_a_doc_without_pieces_has_its_special_ones(bert_dir: Path) -> None:
-    """Not one without tokens."""
+    """But a doc without tokens has none."""
     nlp = make_trf_nlp(bert_dir)
     empty, blank = nlp.pipe(["", " \n "])
     assert empty._.trf_data.tensors == ()
@@ -408,7 +408,7 @@ def test_a_package_requires_nothing_more(bert_dir: Path) -> None:
 
 
 def test_setting_one_by_hand(bert_dir: Path) -> None:
-    """As spacy-transformers' documentation does. It is called once for each batch."""
+    """As in the documentation of spacy-transformers. The setter is called once per batch."""
     nlp = make_nlp(bert_dir)
     batches: list[TransformerBatch] = []
 
@@ -436,8 +436,9 @@ def test_training_sets_it_where_the_component_annotates(bert_dir: Path) -> None:
     assert all(doc._.trf_data.width == WIDTH for doc in annotated)
 
 
+@pytest.mark.slow
 def test_without_torch_and_spacy_transformers(onnx_pipeline: Path, tmp_path: Path) -> None:
-    """And docs that come from elsewhere are read before there is any pipeline."""
+    """Docs of another process can be read before there is a pipeline."""
     config = {"components": {"transformer": {"set_extra_annotations": SETTER}}}
     doc = spacy.load(onnx_pipeline, config=config)("Ann visited Rome.")
     DocBin(store_user_data=True, docs=[doc]).to_disk(tmp_path / "docs.spacy")

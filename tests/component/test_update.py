@@ -1,4 +1,4 @@
-"""The component's own `update`, and what goes wrong with spaCy's and thinc's parts in its place."""
+"""The component's own `update`, and the faults of spaCy's and thinc's parts that it replaces."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def stock_tok2vec(dropout: float) -> Model[list[Doc], list[Any]]:
 
 
 def _bits(model: Model, docs: list[Doc], is_train: bool) -> tuple[list[np.ndarray], Callable]:
-    """The lowest bits of each token's hash."""
+    """Return the lowest bits of each token's hash."""
     ids = [doc.to_array("ORTH").reshape(-1, 1) for doc in docs]
     bits = [((each >> np.arange(16, dtype="uint64")) & np.uint64(1)).astype("f") for each in ids]
     return bits, lambda gradient: []
@@ -84,7 +84,7 @@ def stock_weights(nlp: Any) -> dict[str, np.ndarray]:
 
 
 def step(nlp: Any, optimizer: Any, exclude: Sequence[str] = ()) -> None:
-    """As spaCy's training loop takes it."""
+    """Take a step as spaCy's training loop does."""
     for name, pipe in nlp.pipeline:
         if name not in exclude:
             pipe.finish_update(optimizer)
@@ -147,7 +147,7 @@ def test_stock_a_last_head_without_gold_stops_the_gradient() -> None:
 
 
 def test_a_batch_without_any_gold_leaves_what_earlier_ones_gathered(bert_dir: Path) -> None:
-    """The step comes at last, when the silent batch is over."""
+    """The step applies these gradients when the batch without gold is over."""
     nlp, reference = make_nlp(bert_dir, ["ner"]), make_nlp(bert_dir, ["ner"])
     nlp.update(make_examples(nlp), sgd=False)
     nlp.update(make_examples(nlp, drop=["entities"]), sgd=False)
@@ -162,7 +162,7 @@ def test_a_batch_without_any_gold_leaves_what_earlier_ones_gathered(bert_dir: Pa
 
 
 def naive_loop(nlp: Any, n: int, optimizer: Any, **kwargs: Any) -> None:
-    """Backward and step, apart."""
+    """Run all backward passes, and then the step."""
     for i in range(n):
         nlp.update(make_examples(nlp, start=16 * i, **kwargs), sgd=False)
         step(nlp, optimizer)
@@ -187,7 +187,7 @@ def test_updates_with_an_optimizer_equal_the_naive_loop(
 
 
 def _flat(nlp: Any, name: str) -> np.ndarray:
-    """The weights of a head in one row."""
+    """Return the weights of a head in one row."""
     model = nlp.get_pipe(name).model
     return np.concatenate(
         [
@@ -219,7 +219,7 @@ def test_without_an_optimizer_spacy_makes_its_own(bert_dir: Path) -> None:
 
 
 def test_the_component_takes_an_optimizer_itself(bert_dir: Path) -> None:
-    """As the heads do, where they are updated one by one."""
+    """Heads do so too when they are updated one by one."""
     nlp, reference = make_nlp(bert_dir, ["tagger"]), make_nlp(bert_dir, ["tagger"])
     naive_loop(reference, 1, adam())
     examples, optimizer = make_examples(nlp), adam()
@@ -251,7 +251,7 @@ def test_training_then_freezing(bert_dir: Path, listener: Any, drop: Sequence[st
 
 
 def test_freezing_after_a_batch_that_nobody_learned_from(bert_dir: Path) -> None:
-    """The batch stays open, and must not be taken for the next one."""
+    """The batch stays open, and must not be confused with the next one."""
     nlp = make_nlp(bert_dir, ["ner"])
     nlp.update(make_examples(nlp, drop=["entities"]), sgd=adam())
     trained = weights_of(nlp)
@@ -276,7 +276,7 @@ def test_stock_training_then_freezing_is_an_error() -> None:
 
 
 def in_threads(n: int, work: Callable[[int], None]) -> None:
-    """Run `work` in n threads, and raise what it raises."""
+    """Run `work` in n threads, and raise the first error."""
     errors: list[BaseException] = []
 
     def run(i: int) -> None:
@@ -311,7 +311,7 @@ def test_two_threads_share_a_pipeline(dropout_dir: Path) -> None:
 
 
 def interleaved(nlp: Any, module: torch.nn.Module) -> bool:
-    """Whether a prediction is right if another one begins and ends while it runs."""
+    """Check that a prediction is right if another one begins and ends while it runs."""
     expected = nlp(SENTENCES[0]).tensor
     entered, other_is_done = threading.Event(), threading.Event()
     result: list[np.ndarray] = []
@@ -361,7 +361,7 @@ def test_empty_docs_under_a_frozen_annotating_encoder(bert_dir: Path) -> None:
 
 
 def test_stock_empty_docs_under_a_frozen_annotating_encoder_are_an_error(bert_dir: Path) -> None:
-    """It is the stock listener that refuses them, whatever it listens to."""
+    """The stock listener refuses them, with any encoder."""
     for nlp in (make_stock(ALL), make_nlp(bert_dir, ALL, listener=STOCK_LISTENER)):
         with pytest.raises(ValueError, match="E203"):
             nlp.update(
@@ -445,14 +445,14 @@ def test_dropout_of_the_encoder_is_on_in_updates(dropout_dir: Path) -> None:
 
 
 def learn_hidden(nlp: Any, examples: list[Example], layers: Sequence[int]) -> Any:
-    """Report a gradient that is the hidden states themselves. RETURNS: the callback."""
+    """Report the hidden states themselves as their gradient. RETURNS: the callback."""
     hidden, backprop = nlp.get_pipe("transformer").update_hidden(examples, layers)
     backprop(hidden)
     return backprop
 
 
 def gradients_of(nlp: Any) -> dict[str, np.ndarray]:
-    """The gradients that the encoder has gathered, copied."""
+    """Copy the gradients that the encoder has gathered."""
     named = torch_model_of(nlp).named_parameters()
     return {name: p.grad.numpy().copy() for name, p in named if p.grad is not None}
 
@@ -518,7 +518,7 @@ def test_hidden_states_learn_without_a_listener_that_reports(
 def test_layers_above_those_that_learn_do_not_decay(
     bert_dir: Path, layers: list[int], pooling: str
 ) -> None:
-    """Where all listeners are silent, even after a batch in which one was not."""
+    """If no listener reports, even after a batch in which one did."""
     nlp = make_nlp(bert_dir, ["tagger"], pooling=pooling)
     optimizer = adam()
     nlp.update(make_examples(nlp), sgd=optimizer)

@@ -52,7 +52,7 @@ TEXTS = st.lists(st.one_of(st.text(max_size=12), HARD), max_size=8).map("".join)
 
 @st.composite
 def pretokenized(draw: st.DrawFn) -> Doc:
-    """A doc whose tokens are cut anywhere, through words and through characters' marks."""
+    """Draw a doc whose tokens are cut anywhere, even inside words and combined characters."""
     text = draw(TEXTS)
     cuts = sorted(draw(st.sets(st.integers(1, max(1, len(text) - 1)), max_size=10)))
     bounds = [0, *(cut for cut in cuts if cut < len(text)), len(text)]
@@ -65,7 +65,7 @@ DOCS = st.one_of(TEXTS.map(NLP.make_doc), pretokenized())
 
 
 def overlapping(doc: Doc, offsets: list[tuple[int, int]]) -> list[list[int]]:
-    """The pieces of each token, character by character."""
+    """Find the pieces of each token, character by character."""
     owners: list[list[int]] = []
     for token in doc:
         pieces = []
@@ -112,7 +112,7 @@ def test_alignment_is_the_overlap_of_characters(family: str, doc: Doc) -> None:
 )
 @settings(max_examples=300)
 def test_alignment_is_many_to_many(tokens: list[int], pieces: list[tuple[int, int]]) -> None:
-    """Tokens that touch, pieces that overlap each other, leave gaps and span several tokens."""
+    """Tokens touch. Pieces overlap each other, leave gaps and span several tokens."""
     ends = np.cumsum(tokens, dtype=np.int64)
     starts = ends - np.array(tokens, dtype=np.int64)
     offsets: list[tuple[int, int]] = []
@@ -131,7 +131,7 @@ def test_alignment_is_many_to_many(tokens: list[int], pieces: list[tuple[int, in
 
 
 def test_offsets_that_step_back_lose_no_token() -> None:
-    """Two marks that a normalizer has put into another order."""
+    """A normalizer has swapped two marks."""
     offsets = np.array([(0, 1), (2, 3), (1, 2), (3, 4)])
     pieces = in_order(np.array([5, 6, 7, 8]), *offsets.T)
     first, last = align(np.arange(4), np.arange(1, 5), pieces)
@@ -139,8 +139,8 @@ def test_offsets_that_step_back_lose_no_token() -> None:
 
 
 def test_pieces_without_characters_belong_to_no_token() -> None:
-    """As a byte-level tokenizer makes them of the spaces of "a   b cd", before, in and after the
-    token of spaces.
+    """A byte-level tokenizer makes such pieces of the spaces of "a   b cd", before, in and after
+    the token of spaces.
     """
     offsets = [(0, 1), (2, 2), (3, 3), (4, 5), (6, 6), (6, 7), (7, 7), (7, 8), (8, 8)]
     pieces = in_order(np.arange(9), *np.array(offsets).T)
@@ -187,7 +187,7 @@ WORDS = [
     ],
 )
 def test_a_word_has_its_own_pieces(family: str, between: str) -> None:
-    """Whatever stands before it, and however many characters and bytes that takes."""
+    """With any number of characters and bytes before it."""
     tokenizer = PieceTokenizer(build_tokenizer(family))
     text = between.join(WORDS)
     ends = np.cumsum([len(word) + len(between) for word in WORDS]) - len(between)
@@ -204,7 +204,9 @@ def test_a_word_has_its_own_pieces(family: str, between: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_spaces_have_no_pieces(family: str) -> None:
-    """Neither the next word's nor their own. RoBERTa alone counts newlines and tabs."""
+    """They have neither the next word's nor their own. Only RoBERTa has pieces for newlines and
+    tabs.
+    """
     doc = NLP.make_doc("  Ann   visited \u00a0 東京\t\t Oslo    ☃  x \u3000 ")
     first, last = align(*token_offsets(doc), PieceTokenizer(build_tokenizer(family))([doc.text])[0])
     without = [token.text for token, a, b in zip(doc, first, last, strict=True) if a == b]

@@ -38,7 +38,7 @@ def test_each_window_stands_once_in_a_row_of_a_batch(
 
 
 def lines(batch: Batch) -> list[list[int]]:
-    """The rows of a batch without their padding, which must stand at the right."""
+    """Return the rows of a batch without padding, which must be on the right."""
     assert batch.ids.shape == batch.mask.shape
     assert batch.ids.dtype == batch.mask.dtype == np.int64
     for ids, mask in zip(batch.ids, batch.mask, strict=True):

@@ -26,7 +26,7 @@ TEXTS = st.lists(
 @given(texts=TEXTS, window=st.integers(8, 40), overlap=st.integers(0, 10))
 @settings(max_examples=40)
 def test_docs_keep_to_themselves(family: str, texts: list[str], window: int, overlap: int) -> None:
-    """Whatever is encoded with a doc, and in however many windows, its tokens get its pieces."""
+    """A doc's tokens get its pieces, with any other docs and any number of windows."""
     tokenizer = TOKENIZERS[family]
     docs = [NLP.make_doc(text) for text in texts]
     encoded = encode_docs(docs, tokenizer, window=window, overlap=overlap, pooling="mean")

@@ -20,7 +20,7 @@ SPACES_INSIDE = ("modernbert", *SENTENCEPIECE)
 
 
 def naive_offsets(family: str, text: str) -> list[tuple[int, int]]:
-    """What each piece of a text stands for, piece by piece; (i, i) for spaces alone."""
+    """Find the text of each piece, one after another; (i, i) for a piece of spaces only."""
     tokenizer = build_tokenizer(family)
     tokenizer.encode_special_tokens = True
     encoding = tokenizer.encode(text, add_special_tokens=False)
@@ -94,7 +94,7 @@ def test_a_literal_special_piece_is_plain_text(family: str, role: str) -> None:
 
 @pytest.mark.parametrize("family", SENTENCEPIECE)
 def test_a_literal_special_piece_is_spelled(family: str) -> None:
-    """Where the model itself would find it: character by character, each with its own place."""
+    """If the model itself would find it. Each character is a piece in its own place."""
     raw = build_tokenizer(family)
     literal = special_pieces(family)["pad_token"]
     (found,) = PieceTokenizer(raw)([f"ﬁ {literal}x"])

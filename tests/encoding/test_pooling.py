@@ -18,7 +18,7 @@ WIDTH = 3
 
 
 def reduced(kind: str, entries: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The vector of one token from the rows of its pieces, (n, WIDTH), in order."""
+    """Return the vector of one token from the rows of its pieces, (n, WIDTH), in order."""
     if not len(entries):
         return np.zeros(WIDTH)
     return {
@@ -33,7 +33,7 @@ def reduced(kind: str, entries: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def naive(
     kind: str, rows: np.ndarray, first: np.ndarray, last: np.ndarray, row_pieces: np.ndarray
 ) -> np.ndarray:
-    """Token vectors, (n_tokens, WIDTH) float64, token by token and piece by piece."""
+    """Compute token vectors, (n_tokens, WIDTH) float64, token by token and piece by piece."""
     tokens = []
     for start, end in zip(first, last, strict=True):
         columns, weights = [], []
@@ -48,7 +48,7 @@ def naive(
 
 @st.composite
 def alignments(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens with any range of pieces, and rows in which each piece stands at least once."""
+    """Draw tokens with any range of pieces, and at least one row for each piece."""
     n_pieces = draw(st.integers(0, 12))
     bound = st.integers(0, n_pieces)
     spans = draw(st.lists(st.tuples(bound, bound).map(sorted), max_size=10))
@@ -90,7 +90,7 @@ def test_forward_and_backward_against_loops_and_differences(
 
 @pytest.mark.parametrize("kind", POOLINGS)
 def test_windows_overlap_as_in_spacy_transformers(kind: PoolingName) -> None:
-    """Its alignment lists the pieces of a token window by window, and a reduce layer of thinc takes
+    """Its alignment lists the pieces of a token window by window, and a reduce layer of thinc reads
     them in that order.
     """
     # Tokens of 1, 2 and 1 pieces; the second stands in both windows, pieces 0-2 and 1-3.

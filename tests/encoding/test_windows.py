@@ -11,8 +11,8 @@ from spacy_distil.encoding.windows import split_windows
 
 
 def ranges(lengths: list[int], shared: list[bool]) -> tuple[int, np.ndarray, np.ndarray]:
-    """Tokens of so many pieces; where `shared`, a token begins with the last piece of the one
-    before.
+    """Make tokens of these numbers of pieces. If `shared`, a token begins with the last piece of
+    the token before.
     """
     first, last, end = [], [], 0
     for length, share in zip(lengths, shared, strict=True):
@@ -52,7 +52,7 @@ def test_windows_cover_everything_and_cut_between_tokens(
 
 
 def _chains(first: np.ndarray, last: np.ndarray) -> list[int]:
-    """Sizes of the groups of tokens that share pieces, which cannot be parted."""
+    """Return the sizes of the groups of tokens that share pieces and cannot be cut."""
     groups: list[list[int]] = []
     for a, b in zip(first, last, strict=True):
         if a == b:
@@ -88,7 +88,7 @@ def test_a_token_longer_than_a_window_is_cut_inside() -> None:
 
 
 def test_the_overlap_gives_way_to_a_token_that_needs_the_room() -> None:
-    """Window 2 would begin at 5 and end at 10 again, within window 1."""
+    """Otherwise window 2 would begin at 5 and end at 10, inside window 1."""
     first = np.array([0, 1, 2, 3, 4, 5, 10])
     last = np.array([1, 2, 3, 4, 5, 10, 19])
     windows = split_windows(19, first, last, capacity=10, overlap=4)

@@ -108,7 +108,7 @@ def test_a_graph_of_another_layer_is_named(onnx_pipeline: Path) -> None:
 
 
 def test_dropout_is_a_setting(encoder_dir: Path) -> None:
-    """Of hidden states, beside that of attention probabilities, which is 0 here."""
+    """It changes the dropout of hidden states. The dropout of attention probabilities is 0 here."""
     batch, plain = batch_for(encoder_dir), load(encoder_dir)
     expected = plain.predict(batch, OPS)
     for dropping in (
@@ -159,7 +159,9 @@ def test_settings_survive_saving(tmp_path: Path) -> None:
 
 
 def test_a_modernbert_of_transformers_5_is_read(encoder_dirs: Any) -> None:
-    """Which has other names for the frequencies of positions, and lists the layers' attention."""
+    """Version 5 has other names for the frequencies of positions, and lists the attention of each
+    layer.
+    """
     engine, batch = load(encoder_dirs["modernbert"]), batch_for(encoder_dirs["modernbert"])
     files = engine.to_files()
     config = json.loads(files["config.json"])

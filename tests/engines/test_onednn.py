@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN: the numbers of torch's own, forward and backward."""
+"""Linear layers by oneDNN compute the same as torch, forward and backward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def pair(n_in: int, n_out: int, *, bias: bool = True) -> tuple[torch.nn.Linear, torch.nn.Linear]:
-    """torch's own layer, and one of oneDNN with the same weights."""
+    """Make a layer of torch, and one of oneDNN with the same weights."""
     torch.manual_seed(n_in)
     plain = torch.nn.Linear(n_in, n_out, bias=bias)
     other = torch.nn.Linear(n_in, n_out, bias=bias)
@@ -32,7 +32,9 @@ def pair(n_in: int, n_out: int, *, bias: bool = True) -> tuple[torch.nn.Linear, 
 
 
 def run(layer: torch.nn.Linear, x: torch.Tensor) -> list[torch.Tensor]:
-    """Output and all gradients, for a loss that weighs each number of the output differently."""
+    """Return the output and all gradients, for a loss that weighs each number of the output
+    differently.
+    """
     x = x.detach().requires_grad_()
     y = layer(x)
     (y * torch.arange(y.numel()).reshape(y.shape).cos()).sum().backward()
@@ -93,7 +95,7 @@ def test_weights_that_are_frozen_get_no_gradient() -> None:
 
 
 def test_a_whole_encoder(encoder_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors, gradients and saved files, of each family."""
+    """Compare vectors, gradients and saved files of each family."""
     nlps = []
     for chosen in (False, True):
         monkeypatch.setattr("spacy_distil.engines.torch.is_faster", lambda device, c=chosen: c)
@@ -134,12 +136,28 @@ def test_it_is_chosen_for_amd_with_avx512_alone(monkeypatch: pytest.MonkeyPatch)
         assert not onednn.is_faster(torch.device("meta"))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
-def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",  # compiles no code
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++"),
+            ],
+        ),
+    ],
+)
+def test_compiled_it_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: str
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     plain, other = pair(16, 24)
     x = torch.randn(7, 16, generator=torch.Generator().manual_seed(5))
-    compiled = torch.compile(torch.nn.Sequential(other, torch.nn.GELU()), fullgraph=True)
+    compiled = torch.compile(
+        torch.nn.Sequential(other, torch.nn.GELU()), fullgraph=True, backend=backend
+    )
     expected, found = (run(f, x) for f in (torch.nn.Sequential(plain, torch.nn.GELU()), compiled))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from spacy_distil.engines.onnx import SECTION, OnnxEngine, count_threads
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.export.encoders import SourceEncoder
 from spacy_distil.export.graph import Precision
+from tests.test_light_import import run_python
 from tests.util import SENTENCES, WIDTH, encoder_of, make_nlp, write_encoder
 
 OPS = NumpyOps()
@@ -30,7 +29,7 @@ Files = dict[str, bytes]
 
 
 def convert(directory: Path, precision: Precision | None = None) -> Files:
-    """The files of an encoder for the ONNX engine."""
+    """Return the files of an encoder for the ONNX engine."""
     source = SourceEncoder(encoder_of(make_nlp(directory)))
     return source.to_files(precision or Precision())
 
@@ -106,8 +105,8 @@ def test_another_format_is_named(
     files: Files, change: Callable[[Files], Files], found: str
 ) -> None:
     message = (
-        f"model.onnx is of format {found}, and spacy-distil {__version__} reads format 1. "
-        "Make it anew with 'spacy distil quantize'"
+        f"model.onnx has format {found}, but spacy-distil {__version__} reads format 1. "
+        "Make it again with 'spacy distil quantize'"
     )
     with pytest.raises(WeightsError, match=re.escape(message)):
         OnnxEngine.from_files(change(files))
@@ -132,9 +131,9 @@ def test_a_damaged_graph_is_named(files: Files, part: str) -> None:
 
 def test_a_graph_of_another_width_is_named(files: Files, tmp_path: Path) -> None:
     other = convert(write_encoder(tmp_path, "bert", width=16))
-    with pytest.raises(WeightsError, match=r"vectors of width 16, and config\.json says 32"):
+    with pytest.raises(WeightsError, match=r"vectors of width 16, but config\.json says 32"):
         OnnxEngine.from_files({**files, GRAPH: other[GRAPH]})
-    with pytest.raises(WeightsError, match=r"width 32, and config\.json says None"):
+    with pytest.raises(WeightsError, match=r"width 32, but config\.json says None"):
         OnnxEngine.from_files(change_section(width=None)(files))
 
 
@@ -154,31 +153,28 @@ def test_threads_share_an_engine(files: Files) -> None:
         assert all(pool.map(work, range(200)))
 
 
-COUNT_THREADS = """
-import sys
-from pathlib import Path
-from spacy_distil.engines.files import read_files
-from spacy_distil.engines.onnx import OnnxEngine
-
-files = read_files(Path(sys.argv[1]), "onnx")
-tasks = Path("/proc/self/task")
-engines = [OnnxEngine.from_files(files, threads=1)]  # imports what may start threads of its own
-for threads in (1, 2, 4):
-    before = len(list(tasks.iterdir()))
-    engines.append(OnnxEngine.from_files(files, threads=threads))
-    print(len(list(tasks.iterdir())) - before)
-"""
-
-
 def test_a_session_has_as_many_threads_as_asked_for(files: Files, tmp_path: Path) -> None:
-    """The one that asks, and those that ONNX Runtime adds: counted where no others come and go."""
+    """Count its threads, with the calling one, in a process in which no others come and go."""
     if not Path("/proc/self/task").is_dir():
-        pytest.skip("threads are not to be counted here")
+        pytest.skip("needs Linux's list of threads")
     write_files(tmp_path, files)
-    command = [sys.executable, "-c", COUNT_THREADS, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["0", "1", "3"]
+    out = run_python(
+        f"""
+        from pathlib import Path
+        from spacy_distil.engines.files import read_files
+        from spacy_distil.engines.onnx import OnnxEngine
+
+        files = read_files(Path({str(tmp_path)!r}), "onnx")
+        tasks = Path("/proc/self/task")
+        engines = [OnnxEngine.from_files(files, threads=1)]  # imports may start other threads
+        for threads in (1, 2, 4):
+            before = len(list(tasks.iterdir()))
+            engines.append(OnnxEngine.from_files(files, threads=threads))
+            print(len(list(tasks.iterdir())) - before)
+        """,
+        block=True,
+    )
+    assert out.split() == ["0", "1", "3"]
 
 
 @pytest.mark.parametrize(
@@ -203,11 +199,21 @@ def test_a_variable_that_is_no_number_of_threads(
         OnnxEngine.from_files(files)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_worker_process_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for what it is told."""
+    """Unless a setting says otherwise."""
     monkeypatch.setenv("OMP_NUM_THREADS", "")
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.map(count_threads, [None, 2]) == [1, 2]
+    out = run_python(
+        """
+        import multiprocessing
+        from spacy_distil.engines.onnx import count_threads
+
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            print(*pool.map(count_threads, [None, 2]))
+        """,
+        block=True,
+    )
+    assert out.split() == ["1", "2"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are not bound to cores here")

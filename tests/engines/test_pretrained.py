@@ -18,7 +18,7 @@ from tests.util import SENTENCES, build_tokenizer, same, special_pieces
 
 @pytest.fixture
 def broken_dir(bert_dir: Path, tmp_path: Path) -> Path:
-    """A copy of an encoder, to break."""
+    """Copy an encoder, for tests that break it."""
     return Path(shutil.copytree(bert_dir, tmp_path / "broken"))
 
 
@@ -121,7 +121,7 @@ def test_a_missing_tokenizer_is_an_error(encoder_dir: Path, tmp_path: Path) -> N
 
 
 def test_a_tokenizer_of_an_unknown_class_is_read_from_its_file(broken_dir: Path) -> None:
-    """transformers 5 writes down classes that 4 does not know."""
+    """transformers 5 saves names of classes that version 4 does not know."""
     path = broken_dir / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "Newer"}))
     text = "Ann visited Zürich"
@@ -147,7 +147,7 @@ CLASSES = {
 def test_the_tokenizer_is_the_saved_one(
     encoder_dir: Path, tmp_path: Path, is_released: bool
 ) -> None:
-    """Also where transformers has a class of its own for the family, and makes it anew."""
+    """Even if transformers has a class for the family that makes its own tokenizer."""
     family = encoder_dir.name
     directory = Path(shutil.copytree(encoder_dir, tmp_path / family))
     if is_released:
@@ -203,7 +203,7 @@ def test_a_directory_is_loaded_without_the_network(
 def test_a_tokenizer_without_its_config_is_what_its_file_says(
     broken_dir: Path,
 ) -> None:
-    """A component's own files are such a directory; BERT's family would lower-case."""
+    """A component's own files are such a directory. The class of BERT's family would lower-case."""
     path = broken_dir / "tokenizer.json"
     settings = json.loads(path.read_text(encoding="utf8"))
     settings["normalizer"] = {

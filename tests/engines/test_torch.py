@@ -38,7 +38,7 @@ STEP = StepSettings(
 
 
 def read(directory: Path) -> tuple[TorchEngine, PieceTokenizer, Any]:
-    """Our engine and tokenizer, and transformers' own model."""
+    """Load our engine and tokenizer, and the model of transformers."""
     engine = TorchEngine.from_name(str(directory), device="cpu")
     tokenizer = PieceTokenizer.from_str((directory / "tokenizer.json").read_bytes())
     return engine, tokenizer, transformers.AutoModel.from_pretrained(directory).eval()
@@ -79,7 +79,7 @@ def test_hidden_states_are_those_of_transformers(encoder_dir: Path, budget: int)
 
 
 def test_hidden_states_of_the_teacher(teacher_dir: Path) -> None:
-    """With what its own tokenizer prints, token types included."""
+    """Compare with the inputs of its own tokenizer, token types included."""
     engine = TorchEngine.from_name(str(teacher_dir), device="cpu")
     tokenizer = PieceTokenizer.from_str((teacher_dir / "tokenizer.json").read_bytes())
     reference = transformers.AutoModel.from_pretrained(teacher_dir).eval()
@@ -116,7 +116,7 @@ def test_layers_are_those_that_were_asked_for(
 
 
 def check_layers(encoder_dir: Path, layers: tuple[int, ...], budget: int) -> None:
-    """Side by side, values and gradients alike."""
+    """Check that values and gradients are the same side by side."""
     engine, tokenizer, _ = read(encoder_dir)
     assert engine.n_layers == LAYERS
     reference = transformers.AutoModel.from_pretrained(encoder_dir).train()
@@ -152,7 +152,7 @@ def check_layers(encoder_dir: Path, layers: tuple[int, ...], budget: int) -> Non
 
 
 def test_the_last_layer_is_the_last_hidden_state() -> None:
-    """Also of a family that norms what its last layer puts out."""
+    """Even in a family with a norm after its last layer."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = transformers.ModernBertConfig(
@@ -192,7 +192,7 @@ def test_layers_that_are_not_there_are_named(bert_dir: Path, layers: tuple[int, 
 def naive_token_vectors(
     model: Any, family: str, raw: Tokenizer, docs: list[Doc], capacity: int, overlap: int
 ) -> torch.Tensor:
-    """Token vectors of all docs, through one padded batch, token by token and piece by piece."""
+    """Compute token vectors of all docs in one padded batch, token by token, piece by piece."""
     rows, owners = [], []
     owned: list[list[list[int]]] = []  # pieces of each token of each doc
     for d, doc in enumerate(docs):
@@ -274,7 +274,9 @@ def test_gradients_are_those_of_autograd(
 
 
 def _with_special_ids(model: Any, raw: Tokenizer) -> Any:
-    """The naive implementation writes 1 and 2 around a window; here they become the tokenizer's."""
+    """Replace the 1 and 2 that the naive implementation puts around a window by the tokenizer's
+    pieces.
+    """
     prefix, suffix = raw.encode("").ids
 
     def call(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
@@ -305,8 +307,8 @@ def test_gradients_add_up_until_a_step(bert_dir: Path) -> None:
 
 
 def layer_of(name: str) -> int:
-    """The layer of a weight by its name, -1 for embeddings. What all layers share, such as all of
-    ALBERT's, counts to the uppermost.
+    """Return the number of a weight's layer, -1 for embeddings. Weights that all layers share, such
+    as all of ALBERT's, count as the uppermost.
     """
     parts = name.split(".")
     for layer in ("layer", "layers"):
@@ -373,7 +375,7 @@ def check_steps(encoder_dir: Path, *, layer_decay: float, grad_clip: float) -> N
 
 
 def test_a_weight_without_gradient_does_not_decay(bert_dir: Path) -> None:
-    """An empty batch leaves everything as it is."""
+    """An empty batch changes nothing."""
     engine, _, _ = read(bert_dir)
     before = copied(engine.model)
     engine.step(STEP)
@@ -393,7 +395,7 @@ def test_dropout_is_on_in_updates_alone(dropout_dir: Path) -> None:
 
 
 def test_attention_dropout_is_a_setting(encoder_dir: Path) -> None:
-    """Of its own, beside that of the hidden states, which is 0 here."""
+    """It changes the dropout of attention probabilities. The dropout of hidden states is 0 here."""
     engine, tokenizer, _ = read(encoder_dir)
     settings: Any = {"device": "cpu", "attention_dropout": 0.25}
     (batch,) = batches_of(tokenizer, SENTENCES)
@@ -513,7 +515,7 @@ def test_broken_files_are_named(bert_dir: Path, change: Any, message: str) -> No
 def test_weights_are_not_initialized_first(
     encoder_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither from the files of a pipeline nor from a model's directory."""
+    """Neither from a pipeline's files nor from a model's directory."""
     files = read(encoder_dir)[0].to_files()
     for name in ("normal_", "uniform_", "random_", "bernoulli_", "erfinv_"):
         original = getattr(torch.Tensor, name)

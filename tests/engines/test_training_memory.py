@@ -1,26 +1,22 @@
-"""What training keeps between forward and backward, and what happens where it is too much."""
+"""Memory that training keeps between forward and backward, and errors if it is not enough."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from thinc.api import NumpyOps
 
+from spacy_distil.errors import OutOfMemoryError
 from tests.util import SENTENCES, make_examples, make_nlp, same, torch_model_of, weights_of
-
-OPS = NumpyOps()
 
 
 def gradients(nlp: Any, seed: int = 0) -> dict[str, np.ndarray]:
-    """Of the sum of the squared vectors of a doc of several windows, with dropout."""
+    """Return gradients of the sum of squared vectors of a doc of several windows, with dropout."""
     torch.manual_seed(seed)
     doc = nlp.make_doc(" ".join(SENTENCES))
     tokvecs, backprop = nlp.get_pipe("transformer").model.begin_update([doc])
@@ -33,24 +29,34 @@ def gradients(nlp: Any, seed: int = 0) -> dict[str, np.ndarray]:
     return found
 
 
-def kept_bytes(nlp: Any) -> int:
-    """Of all tensors that wait for the backward pass."""
+@contextmanager
+def counted_memory(nlp: Any, count: Callable[[int], None]) -> Iterator[None]:
+    """Call `count` with the number of bytes that wait for the backward pass whenever it grows."""
     kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in torch_model_of(nlp).parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # itself, an output would keep the graph that keeps it
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            count(sum(kept.values()))
+        return tensor.detach()  # an output itself would keep the graph that keeps it
 
-    weights = {p.untyped_storage().data_ptr() for p in torch_model_of(nlp).parameters()}
-    doc = nlp.make_doc(" ".join(SENTENCES * 3))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
+
+
+def kept_bytes(nlp: Any) -> int:
+    """Count the bytes that wait for the backward pass of a doc of several windows."""
+    counts = [0]
+    doc = nlp.make_doc(" ".join(SENTENCES * 3))
+    with counted_memory(nlp, counts.append):
         nlp.get_pipe("transformer").model.begin_update([doc])
-    return sum(size for pointer, size in kept.items() if pointer not in weights)
+    return counts[-1]
 
 
 def test_checkpointing_gives_the_same_gradients(dropout_dir: Path) -> None:
-    """With dropout: the second forward drops what the first one dropped."""
+    """The second forward pass drops the same numbers as the first."""
     settings: dict[str, Any] = {"window": 24, "overlap": 4, "max_batch_pieces": 48}
     plain = make_nlp(dropout_dir, **settings)
     checkpointing = make_nlp(dropout_dir, **settings, gradient_checkpointing=True)
@@ -91,62 +97,64 @@ def test_hidden_states_learn_under_checkpointing(bert_dir: Path) -> None:
     assert same(found[0], found[1])
 
 
-# Each attempt finds about half of the memory that it would take without its remedy, and twice what
-# it takes with it.
-SCRIPT = """
-import resource, sys
-import psutil
-from tests.util import SENTENCES, make_nlp
-from spacy_distil.errors import OutOfMemoryError
+@contextmanager
+def limited_memory(nlp: Any, *, forward: int, kept: int) -> Iterator[None]:
+    """Let torch run out of memory in a forward pass of more than `forward` padded pieces, and if
+    more than `kept` bytes wait for the backward pass.
+    """
 
-def limit(nlp, more):
-    used = psutil.Process().memory_info().vms
-    resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+    def allocate(exceeds: bool) -> None:
+        if exceeds:
+            torch.empty(2**60, dtype=torch.uint8)  # raises the error that the allocator raises
 
-def attempt(what, n_docs, more, **settings):
-    nlp = make_nlp(sys.argv[1], **settings)
-    docs = [nlp.make_doc(" ".join(SENTENCES * 8)) for _ in range(n_docs)]
-    encoder = nlp.get_pipe("transformer").model
-    limit(nlp, more)
+    def before_forward(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        allocate(kwargs["input_ids"].numel() > forward)
+
+    def on_kept(n_bytes: int) -> None:
+        allocate(n_bytes > kept)
+
+    model = torch_model_of(nlp)
+    handle = model.register_forward_pre_hook(before_forward, with_kwargs=True)
     try:
-        if what == "predict":
-            encoder.predict(docs)
-        else:
-            tokvecs, backprop = encoder.begin_update(docs)
-            backprop(tokvecs)
-        print(what, "went through")
-    except OutOfMemoryError as error:
-        print(what, "failed:", error)
+        with counted_memory(nlp, on_kept):
+            yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-
-attempt("predict", 80, 130_000_000, max_batch_pieces=10**9)
-attempt("predict", 80, 130_000_000, max_batch_pieces=1000)
-attempt("train", 160, 600_000_000, max_batch_pieces=1000)
-attempt("train", 160, 600_000_000, max_batch_pieces=1000, gradient_checkpointing=True)
-"""
+        handle.remove()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
-def test_running_out_of_memory_names_the_batch_and_the_remedy(bert_dir: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(bert_dir)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        # Its threads would each reserve memory, and abort the process where there is none.
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    results = re.split(r"^(?=predict |train )", done.stdout, flags=re.M)[1:]
-    assert [part.split(":")[0].splitlines()[0] for part in results] == [
-        "predict failed",
-        "predict went through",
-        "train failed",
-        "train went through",
-    ]
-    assert re.search(r"cpu has no memory left for encoding 2080 windows of 72 pieces", results[0])
-    assert "Set max_batch_pieces below 1,000,000,000" in results[0]
-    assert "160 docs, 96,000 tokens and 285,920 pieces" in results[2]
-    assert "its longest doc has 600 tokens" in results[2]
-    assert "Set gradient_checkpointing = true" in results[2]
+def test_too_large_a_forward_names_its_size_and_the_setting(bert_dir: Path) -> None:
+    text = " ".join(SENTENCES * 8)
+    nlp = make_nlp(bert_dir, max_batch_pieces=10**9)
+    docs = [nlp.make_doc(text) for _ in range(2)]
+    with limited_memory(nlp, forward=1000, kept=0), pytest.raises(OutOfMemoryError) as error:
+        nlp.get_pipe("transformer").model.predict(docs)
+    assert "cpu has no memory left for encoding 52 windows of 72 pieces" in str(error.value)
+    assert "Set max_batch_pieces below 1,000,000,000" in str(error.value)
+
+    nlp = make_nlp(bert_dir, max_batch_pieces=1000)
+    with limited_memory(nlp, forward=1000, kept=0):
+        nlp.get_pipe("transformer").model.predict(docs)
+
+
+def test_too_large_a_batch_names_its_size_and_the_settings(bert_dir: Path) -> None:
+    text = " ".join(SENTENCES * 8)
+    nlp = make_nlp(bert_dir, max_batch_pieces=1000)
+    docs = [nlp.make_doc(text) for _ in range(2)]
+    model = nlp.get_pipe("transformer").model
+    kept: list[int] = []
+    with counted_memory(nlp, kept.append):
+        model.begin_update(docs)
+    with (
+        limited_memory(nlp, forward=1000, kept=kept[-1] // 2),
+        pytest.raises(OutOfMemoryError) as error,
+    ):
+        model.begin_update(docs)
+    message = str(error.value)
+    assert "2 docs, 1,200 tokens and 3,574 pieces" in message
+    assert "its longest doc has 600 tokens" in message
+    assert "Set gradient_checkpointing = true" in message
+
+    nlp = make_nlp(bert_dir, max_batch_pieces=1000, gradient_checkpointing=True)
+    with limited_memory(nlp, forward=1000, kept=kept[-1] // 2):
+        tokvecs, backprop = nlp.get_pipe("transformer").model.begin_update(docs)
+        backprop(tokvecs)

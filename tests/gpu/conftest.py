@@ -1,4 +1,4 @@
-"""Everything here needs a CUDA GPU, and is skipped without one."""
+"""All tests here need a CUDA GPU, and are skipped without one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from thinc.api import use_ops
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip by a marker, which is looked at before any fixture is made."""
+    """Skip by a marker, which pytest checks before it makes fixtures."""
     no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
     for item in items:
         if "tests/gpu/" in item.path.as_posix():
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=["numpy", "cupy"])
 def heads(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where the heads compute: on the CPU, or on the GPU by CuPy."""
+    """Set the device of the heads: the CPU, or the GPU with CuPy."""
     if request.param == "cupy":
         pytest.importorskip("cupy", reason="CuPy is not installed: heads stay on the CPU")
     with use_ops(request.param):

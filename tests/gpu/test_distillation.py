@@ -37,7 +37,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def losses(output: Path) -> np.ndarray:
-    """By step and objective."""
+    """Return the losses by step and objective."""
     train = log_of(output, "train")
     return np.array([[v for name, v in line.items() if name[0].isupper()] for line in train])
 
@@ -82,7 +82,7 @@ def test_compiled_it_learns_the_same(config: dict[str, Any], tmp_path: Path) -> 
     transformers.__version__.startswith("4."), reason="version 4 looks into masks in every pass"
 )
 def test_a_step_does_not_wait_for_the_gpu(config: dict[str, Any], tmp_path: Path) -> None:
-    """Torch raises where the CPU waits; the loop may where it logs, evaluates and saves."""
+    """torch raises if the CPU waits. The loop may wait when it logs, evaluates and saves."""
     from spacy_distil.distillation.encoder.trainer import Trainer
 
     step = Trainer.step

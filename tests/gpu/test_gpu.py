@@ -63,10 +63,10 @@ def test_mixed_precision_is_near(bert_dir: Path, heads: str, dtype: torch.dtype)
 
 
 def _set_precision(nlp: Any, dtype: torch.dtype) -> None:
-    """What `mixed_precision` chooses by the GPU, so that both are tried on each."""
+    """Set the precision that `mixed_precision` would choose by the GPU, so that both are tested."""
     engine: Any = encoder_of(nlp).engine
     engine._autocast = dtype
-    engine._scaler = torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)
+    engine._optimizer._scaler = torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16])
@@ -108,7 +108,7 @@ def gradients(nlp: Any) -> dict[str, np.ndarray]:
 def assert_alike(
     found: dict[str, np.ndarray], expected: dict[str, np.ndarray], *, atol: float
 ) -> None:
-    """atol: of the largest number in a gradient, where that is above 1."""
+    """Compare gradients. atol: relative to the largest number in a gradient, if that is above 1."""
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         scale = max(1.0, np.abs(gradient).max())
@@ -125,7 +125,7 @@ def test_gradients_are_those_of_the_cpu(encoder_dir: Path, heads: str) -> None:
 
 
 def test_checkpointing_drops_the_same_twice(dropout_dir: Path) -> None:
-    """The second forward has the GPU's random numbers of the first."""
+    """The second forward pass uses the GPU's random numbers of the first."""
     found = []
     for checkpointing in (False, True):
         nlp = make_nlp(dropout_dir, gradient_checkpointing=checkpointing)
@@ -148,7 +148,7 @@ def test_from_the_gpu_to_the_cpu_and_back(bert_dir: Path, heads: str, tmp_path: 
 
 
 def test_optimizer_state_goes_on(bert_dir: Path) -> None:
-    """Saved on the GPU, moments and loss scale are there again."""
+    """Moments and loss scale are saved and loaded on the GPU."""
     nlp = make_nlp(bert_dir, ["tagger"], mixed_precision=True)
     _set_precision(nlp, torch.float16)
     optimizer = adam()
@@ -167,7 +167,7 @@ def test_the_onnx_engine_beside_heads_on_the_gpu(onnx_pipeline: Path, heads: str
 
 
 def synchronizations(run: Callable[[], object]) -> int:
-    """Calls that wait for the GPU, and copies that come from it."""
+    """Count calls that wait for the GPU, and copies from it."""
     run()  # allocates, and chooses kernels
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -188,16 +188,18 @@ def synchronizations(run: Callable[[], object]) -> int:
 
 
 def assert_not_for_each_doc(run_on: Callable[[int], Callable[[], object]]) -> None:
-    """run_on: takes a number of docs, which are a single batch of the encoder. It makes a function
-    that may wait a few times for the batch.
+    """Check that the number of waits does not grow with the docs.
+
+    run_on: takes a number of docs, which are a single batch of the encoder, and returns a function
+        that may wait a few times per batch.
     """
     few, many = synchronizations(run_on(8)), synchronizations(run_on(64))
     assert 0 < many <= few + 4
 
 
 def test_no_synchronization_for_each_doc(bert_dir: Path, heads: str) -> None:
-    """Neither in prediction nor in a training step. What a pipe that listens does in between is
-    left out: on a GPU spaCy's tagger looks at the loss of each doc.
+    """Neither in prediction nor in a training step. This excludes the listening pipes: on a GPU
+    spaCy's tagger reads the loss of each doc.
     """
     nlp = make_nlp(bert_dir, ["tagger"])
     component, optimizer = nlp.get_pipe("transformer"), adam()
@@ -220,7 +222,7 @@ def test_no_synchronization_for_each_doc(bert_dir: Path, heads: str) -> None:
 
 
 def test_no_synchronization_for_each_doc_in_the_pipeline(bert_dir: Path) -> None:
-    """With heads on the CPU nothing but the encoder waits for the GPU."""
+    """With heads on the CPU only the encoder waits for the GPU."""
     nlp, optimizer = make_nlp(bert_dir, ["tagger"]), adam()
 
     def run_on(n_docs: int) -> Callable[[], object]:
@@ -276,7 +278,7 @@ print(sorted(losses))
 
 
 def test_memory_of_cupy_from_torch(bert_dir: Path) -> None:
-    """`gpu_allocator = "pytorch"`, as spaCy's templates have it for transformers."""
+    """`gpu_allocator = "pytorch"`, which spaCy's templates have for transformers."""
     pytest.importorskip("cupy", reason="CuPy is not installed")
     command = [sys.executable, "-c", TRAIN, str(bert_dir)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

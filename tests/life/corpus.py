@@ -1,4 +1,4 @@
-"""Docs with every annotation that spaCy's pipes learn from, and these pipes as spaCy makes them."""
+"""Docs with all annotations that spaCy's pipes learn from, and the pipes with their own models."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def add_stock_pipes(
 
 
 def annotations_of(doc: Doc) -> dict[str, Any]:
-    """What pipes have set, to be compared."""
+    """Return a doc's annotations in a form that can be compared."""
     return {
         "tokens": [
             (t.text, t.tag_, t.pos_, str(t.morph), t.lemma_, t.dep_, t.head.i, t.is_sent_start)

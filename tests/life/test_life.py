@@ -1,4 +1,4 @@
-"""What people do to a pipeline, and expect of any of its pipes."""
+"""Things that users do to a pipeline, and expect of all its pipes."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ TEXTS = (*SENTENCES, "", "Ann visited Rome in spring .")
 
 
 def annotate(nlp: Any) -> list[dict[str, Any]]:
-    """What the pipeline says of some texts."""
+    """Return the annotations of some texts."""
     return [annotations_of(doc) for doc in nlp.pipe(TEXTS, batch_size=4)]
 
 
 @pytest.fixture(params=["torch", "onnx"])
 def pipeline(request: pytest.FixtureRequest) -> Path:
-    """A trained pipeline of either engine."""
+    """Load a trained pipeline of each engine."""
     path: Path = request.getfixturevalue(f"{request.param}_pipeline")
     return path
 
@@ -59,7 +59,7 @@ def pipeline(request: pytest.FixtureRequest) -> Path:
 
 
 def test_a_pipeline_goes_through_pickle(pipeline: Path) -> None:
-    """Also one that is in the middle of a stream."""
+    """Even in the middle of a stream."""
     nlp = spacy.load(pipeline)
     stream = nlp.pipe(TEXTS, batch_size=2)
     next(stream)
@@ -72,7 +72,7 @@ def test_a_pipeline_goes_through_pickle(pipeline: Path) -> None:
 def test_a_copy_is_taken_while_a_batch_is_open(
     bert_dir: Path, pipes: list[str], how: Callable[[Any], Any]
 ) -> None:
-    """The ner is silent: the copy has learned from the tagger, and learns on its own."""
+    """The ner is silent. The copy has learned from the tagger, and learns on its own."""
     nlp = make_nlp(bert_dir, pipes)
     nlp.update(make_examples(nlp, drop=["entities"]), sgd=adam())
     assert nlp.get_pipe("transformer").listeners[-1]._batch_id is not None
@@ -100,7 +100,7 @@ def test_pipes_are_sourced(pipeline: Path) -> None:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Docs for spaCy's training loop, of which some are empty."""
+    """Make docs for spaCy's training loop. Some are empty."""
     nlp = spacy.blank("en")
     docs = [example.reference for example in make_examples(nlp, 12)]
     path = tmp_path / "corpus.spacy"
@@ -109,7 +109,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def train_config(source: Path, corpus: Path, frozen: list[str], annotating: list[str]) -> Config:
-    """A tagger with an encoder of its own, frozen, beside an entity recognizer that begins anew."""
+    """Configure a frozen tagger with an encoder of its own, and a new entity recognizer."""
     nlp = spacy.blank("en")
     add_heads(nlp, ["ner"])
     config = Config(nlp.config).copy()
@@ -200,7 +200,7 @@ def raw_examples(nlp: Any, *, annotated: bool) -> list[Example]:
 
 @pytest.mark.parametrize("listener", [LISTENER, STOCK_LISTENER], ids=["ours", "stock"])
 def test_rehearsal_brings_a_head_back(bert_dir: Path, listener: dict[str, Any]) -> None:
-    """What a pipe has unlearned comes back; the encoder is left as it is."""
+    """A pipe learns again what it has unlearned. The encoder does not change."""
     nlp = make_nlp(bert_dir, PIPES, listener=listener)
     for _ in range(15):
         nlp.update(make_examples(nlp), sgd=adam(1e-2))
@@ -232,7 +232,7 @@ def test_rehearsal_on_docs_without_vectors_says_what_to_do(bert_dir: Path) -> No
 
 
 def test_rehearsal_begins_while_a_batch_is_open(bert_dir: Path) -> None:
-    """The copies of the heads that it makes do not wait for it."""
+    """Its copies of the heads do not wait for the batch."""
     nlp = make_nlp(bert_dir, ["tagger", "ner"])
     nlp.update(make_examples(nlp, drop=["entities"]), sgd=adam())
     optimizer = nlp.resume_training(sgd=adam())
@@ -266,7 +266,7 @@ def test_a_memory_zone_leaves_nothing_behind(pipeline: Path) -> None:
 
 
 def test_a_failing_batch_reaches_the_error_handler(bert_dir: Path) -> None:
-    """And the docs of the others come out as ever."""
+    """The docs of the other batches are yielded."""
     nlp = make_nlp(bert_dir, ["tagger"])
     texts = [f"Ann visited {place} ." for place in ("Rome", "Oslo", "Zürich")] * 5
     texts[4] = "unbelievable ! " * 8  # the longest by far
@@ -370,7 +370,7 @@ def test_a_head_is_removed_and_replaced(bert_dir: Path) -> None:
 
 @pytest.mark.parametrize("way", ["nlp.initialize", "pipe.initialize"])
 def test_a_head_is_added_to_a_trained_encoder(way: str, torch_pipeline: Path) -> None:
-    """It learns, and what is there stays, also where the first encoder is gone."""
+    """It learns, and the other pipes do not change, even if the original encoder is gone."""
     config = {"components": {"transformer": {"model": {"name": "gone/and-forgotten"}}}}
     nlp: Any = spacy.load(torch_pipeline, config=config)
     expected = annotate(nlp)
@@ -391,7 +391,7 @@ def test_a_head_is_added_to_a_trained_encoder(way: str, torch_pipeline: Path) ->
 
 
 def test_initializing_all_begins_anew(bert_dir: Path) -> None:
-    """As with every pipe of spaCy, what was learned is gone."""
+    """As in all pipes of spaCy, initialization discards the weights."""
     nlp = make_nlp(bert_dir, ["tagger"])
     before = weights_of(nlp)
     nlp.update(make_examples(nlp), sgd=adam())
@@ -401,7 +401,7 @@ def test_initializing_all_begins_anew(bert_dir: Path) -> None:
 
 
 def test_a_pipeline_moves(pipeline: Path, tmp_path: Path) -> None:
-    """The directory that it was loaded from is not needed any more."""
+    """It does not need the directory from which it was loaded."""
     shutil.copytree(pipeline, tmp_path / "here")
     nlp = spacy.load(tmp_path / "here")
     expected = annotate(nlp)
@@ -458,7 +458,7 @@ def test_a_stream_that_breaks_gives_what_it_has_encoded(bert_dir: Path) -> None:
 
 
 class Wrapped:
-    """An optimizer of somebody's own, that passes everything on."""
+    """A user's own optimizer, which passes everything on."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -478,7 +478,7 @@ def test_an_optimizer_of_another_class_trains_the_encoder(bert_dir: Path) -> Non
 
 
 def test_variables_of_the_optimizer_are_filled_in(bert_dir: Path, tmp_path: Path) -> None:
-    """spaCy resolves that block without the rest of the config."""
+    """spaCy resolves this block without the rest of the config."""
     nlp = make_nlp(bert_dir, ["tagger"], initialize=False)
     config = nlp.config.copy()
     config["training"]["max_steps"] = 70

@@ -31,7 +31,9 @@ TEXTS = (*SENTENCES, "Ann left Oslo. They like pizza.", "", "  ", "We liked piec
 def check_learning(
     bert_dir: Path, factories: Sequence[str], listener: dict[str, Any], path: Path
 ) -> None:
-    """The pipes come to know the examples, the encoder learns, and all of it is saved."""
+    """Check that the pipes learn the examples, that the encoder learns, and that all of it is
+    saved.
+    """
     nlp = make_nlp(bert_dir, initialize=False)
     add_stock_pipes(nlp, factories, listener)
     spacy.util.fix_random_seed(0)
@@ -55,6 +57,7 @@ def test_a_pipe_learns_by_listening(factory: str, bert_dir: Path, tmp_path: Path
     check_learning(bert_dir, [factory], LISTENER, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listener", [LISTENER, STOCK_LISTENER], ids=["ours", "stock"])
 def test_all_pipes_learn_together(bert_dir: Path, listener: dict[str, Any], tmp_path: Path) -> None:
     check_learning(bert_dir, list(FACTORIES), listener, tmp_path)
@@ -80,12 +83,12 @@ def by_kind(nlp: Any) -> dict[str, list[Example]]:
 
 
 def mix(docs: dict[str, list[Example]]) -> list[Example]:
-    """All of them in one batch, a doc of each kind in turn."""
+    """Put all docs in one batch, one of each kind in turn."""
     return [each for row in zip_longest(*docs.values()) for each in row if each is not None]
 
 
 def make_all(bert_dir: Path) -> Any:
-    """A pipeline of all pipes, with the same weights each time."""
+    """Make a pipeline of all pipes, with the same weights each time."""
     nlp = make_nlp(bert_dir, initialize=False)
     add_stock_pipes(nlp, list(FACTORIES))
     nlp.initialize(lambda: make_annotated(nlp))
@@ -100,7 +103,7 @@ def make_all(bert_dir: Path) -> Any:
 
 
 def gradients(nlp: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The gradients that pipes and the encoder have gathered: each a row."""
+    """Return the gradients that pipes and the encoder have gathered, each as a row."""
     rows = {}
     for name in names:
         nodes = list(nlp.get_pipe(name).model.walk())

@@ -14,25 +14,19 @@ import numpy as np
 import pytest
 import spacy
 
+from tests.commands import run_process
 from tests.life.corpus import annotations_of
-from tests.test_pipeline import run
 from tests.util import SENTENCES, adam, make_examples, make_nlp, torch_model_of, weights_of
 
 # Processes
 
 
-@pytest.mark.parametrize(
-    ("method", "engines"),
-    [
-        ("fork", "torch onnx"),
-        # Each of its processes imports torch and transformers anew.
-        pytest.param("spawn", "torch", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "engines"), [("fork", "torch onnx"), ("spawn", "torch")])
 def test_heads_in_two_processes_after_training_in_the_parent(
     torch_pipeline: Path, onnx_pipeline: Path, tmp_path: Path, method: str, engines: str
 ) -> None:
-    """A child that waits for threads of its parent would hang."""
+    """A child process that waits for threads of its parent would hang."""
     pipelines = {"torch": str(torch_pipeline), "onnx": str(onnx_pipeline)}
     code = f"""
     if __name__ == "__main__":
@@ -68,9 +62,9 @@ def test_heads_in_two_processes_after_training_in_the_parent(
                 assert all(abs(a.cats[label] - b.cats[label]) < 1e-4 for label in a.cats)
             print("same", len(together))
     """
-    script = tmp_path / "pipe.py"  # a process that is spawned reads it again
+    script = tmp_path / "pipe.py"  # spawned processes read it again
     script.write_text(textwrap.dedent(code))
-    out = run(script, timeout=180, PYTHONPATH=str(Path(__file__).parents[2]))
+    out = run_process(script, timeout=180, PYTHONPATH=str(Path(__file__).parents[2]))
     assert out.count("same 41") == len(engines.split())
 
 
@@ -105,10 +99,10 @@ def same_but_rounding(left: dict[str, Any], right: dict[str, Any]) -> bool:
 
 @contextmanager
 def slow_threads(nlp: Any) -> Iterator[threading.Event]:
-    """Threads other than this one stop within the encoder until an update is in the middle of its
-    forward, which then waits for them; if none comes, they go on after a while.
+    """Stop other threads within the encoder until the forward pass of an update has begun, and let
+    it wait for them. If no update begins, they go on after half a second.
 
-    YIELDS: what says that a thread has come through.
+    YIELDS: an event that is set when a thread has left the encoder.
     """
     main = threading.current_thread()
     meanwhile, through = threading.Event(), threading.Event()
@@ -139,7 +133,7 @@ def vectors(docs: Any) -> list[np.ndarray]:
 
 
 def test_a_suspended_stream_and_an_update(dropout_dir: Path) -> None:
-    """What was encoded ahead has neither dropout in it nor a part of the new weights."""
+    """Vectors that are encoded ahead have no dropout, and do not mix old and new weights."""
     nlp = make_nlp(dropout_dir, ["tagger"])
     texts = list(SENTENCES[:4])
     expected = vectors(nlp.pipe(texts))
@@ -156,7 +150,9 @@ def test_a_suspended_stream_and_an_update(dropout_dir: Path) -> None:
 
 
 def test_a_suspended_stream_and_a_step(dropout_dir: Path) -> None:
-    """The stream goes on between an update and its step, which waits for what is on the way."""
+    """The stream goes on between an update and its step. The step waits for the batch that is being
+    encoded.
+    """
     nlp = make_nlp(dropout_dir, ["tagger"])
     texts = [*SENTENCES, SENTENCES[0]]
     expected = vectors(nlp.pipe(texts))
@@ -173,13 +169,13 @@ def test_a_suspended_stream_and_a_step(dropout_dir: Path) -> None:
 
 
 def test_a_memory_zone_ends_after_what_is_encoded_in_it(bert_dir: Path) -> None:
-    """A thread would read docs that are not there any more."""
+    """Otherwise a thread would read docs that are gone."""
     nlp = make_nlp(bert_dir)
     with slow_threads(nlp) as through:
         with nlp.memory_zone():
             stream = nlp.pipe(SENTENCES[:4], batch_size=2)
             next(stream)
-            through.clear()  # the first batch is; the second is on the way
+            through.clear()  # the first batch is encoded, the second is not yet
         assert through.is_set()
     stream.close()
 

@@ -39,7 +39,7 @@ CNN = {
 
 @pytest.fixture(scope="module")
 def narrow_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random BERT that is narrower than the others."""
+    """Write a small random BERT that is narrower than the others."""
     return write_encoder(tmp_path_factory.mktemp("narrow") / "bert", "bert", width=24, seed=1)
 
 
@@ -117,7 +117,7 @@ def test_each_pipe_learns_from_the_encoder_before_it(
 def test_each_encoder_learns_as_if_the_other_were_not_there(
     dirs: dict[str, Path | None], order: list[Any], drop: Sequence[str]
 ) -> None:
-    """Also where a pipe stays silent, so that the first batch is open when the second begins."""
+    """Even if a pipe is silent, so that the first batch is open when the second begins."""
     nlp = make(dirs, order)
     one = make_like(nlp, dirs, order[:2])
     two = make_like(nlp, dirs, order[2:])
@@ -132,7 +132,7 @@ def test_each_encoder_learns_as_if_the_other_were_not_there(
 
 
 def make_like(nlp: Any, dirs: dict[str, Path | None], order: list[Any]) -> Any:
-    """A pipeline of some of the pipes, with the same weights."""
+    """Make a pipeline of some of the pipes, with the same weights."""
     part = make(dirs, order)
     for name in part.pipe_names:
         part.get_pipe(name).from_bytes(nlp.get_pipe(name).to_bytes(exclude=["vocab"]))
@@ -169,7 +169,7 @@ def test_beside_a_tok2vec_of_spacy(dirs: dict[str, Path | None], order: list[Any
 def test_a_copy_of_the_first_encoder_stands_behind_the_second(
     dirs: dict[str, Path | None], tmp_path: Path
 ) -> None:
-    """What the message for a wrong order advises."""
+    """The error message for a wrong order advises this."""
     nlp = make(dirs, ["first", ("tagger", "first")])
     expected = [token.tag_ for token in nlp(SENTENCES[0])]
     nlp.replace_listeners("first", "tagger", ["model.tok2vec"])
@@ -198,7 +198,7 @@ def test_an_overwritten_tensor_is_refused(dirs: dict[str, Path | None], second: 
 
 
 def test_an_overwritten_tensor_of_spacy_s_own_is_refused(dirs: dict[str, Path | None]) -> None:
-    """Whose `find_listeners` asks nothing."""
+    """Its own `find_listeners` checks nothing."""
     message = WRONG.replace("first", "stock").format("second")
     with pytest.raises(ConfigError, match=message):
         make(dirs, ["stock", "second", ("tagger", "stock", 24)])
@@ -222,10 +222,10 @@ def test_a_listener_to_any_encoder_takes_the_nearest(dirs: dict[str, Path | None
 
 
 def test_what_a_tok2vec_of_spacy_would_train_is_refused(dirs: dict[str, Path | None]) -> None:
-    """It takes all listeners behind it, and would wait for the last of them in vain."""
+    """spaCy's Tok2Vec takes all listeners after it, and would wait for the last one in vain."""
     order = ["stock", ("tagger", "*", 24), "second", ("ner", "*")]
     message = (
-        r"'ner' listens to \"\*\": it would learn from 'stock', and in prediction read the vectors "
+        r"'ner' listens to \"\*\": it would learn from 'stock', but predict from the vectors "
         r"of 'second'\. Set upstream = \"second\" in \[components\.ner\.model\.tok2vec\]"
     )
     with pytest.raises(ConfigError, match=message):
@@ -235,7 +235,7 @@ def test_what_a_tok2vec_of_spacy_would_train_is_refused(dirs: dict[str, Path | N
 def test_what_a_frozen_encoder_would_lose_to_another_is_refused(
     bert_dir: Path, tmp_path: Path
 ) -> None:
-    """Which is disabled while the others are initialized, as `spacy train` does it."""
+    """`spacy train` disables a frozen encoder while the others are initialized."""
     dirs: dict[str, Path | None] = {"first": bert_dir, "second": bert_dir}
     nlp = make(dirs, ["first", ("tagger", "*"), "second", ("ner", "*")])
     with (
@@ -258,7 +258,7 @@ def test_one_encoder_stays_as_it_is_beside_a_frozen_one(bert_dir: Path, narrow_d
 
 
 def test_a_single_encoder_has_all_listeners(bert_dir: Path) -> None:
-    """Linking again, as each change of the pipeline does, begins anew."""
+    """Each change of the pipeline links all listeners again."""
     nlp = make_nlp(bert_dir, ["tagger", "ner"])
     nlp.add_pipe("tok2vec", config={"model": CNN}, last=True)
     nlp.rename_pipe("ner", "entities")

@@ -17,7 +17,7 @@ INT8 = Precision(frozenset(range(LAYERS)), embeddings=True)
 
 
 class Pipelines(dict[tuple[str, str], Any]):
-    """Makes the pipeline of a family and an engine, an encoder alone, when it is asked for."""
+    """Makes the pipeline of a family and an engine, with only an encoder, at first use."""
 
     def __init__(self, directories: dict[str, Path]) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ def to_int8(nlp: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def pipelines(encoder_dirs: dict[str, Path]) -> Pipelines:
-    """Pipelines of an encoder alone, by family and engine."""
+    """Return pipelines with only an encoder, by family and engine."""
     return Pipelines(encoder_dirs)
 
 
 @pytest.fixture(scope="session", params=ENGINES)
 def annotating(request: pytest.FixtureRequest, bert_dir: Path) -> Any:
-    """A pipeline with heads whose weights are random: they predict anything."""
+    """Make a pipeline whose heads have random weights, and predict anything."""
     nlp = make_nlp(bert_dir, initialize=False, window=WINDOW, overlap=OVERLAP)
     add_heads(nlp, ["tagger"])
     head = {"@architectures": "spacy.Tagger.v2", "tok2vec": dict(LISTENER)}

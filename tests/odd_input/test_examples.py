@@ -1,4 +1,4 @@
-"""Docs that are known to be hard: each kind in all families and on both engines."""
+"""Docs that are known to be hard, in all families and on both engines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNK = "unk_token"
 @BOTH
 @pytest.mark.parametrize("family", KINDS)
 def test_very_many_tiny_docs(pipelines: Pipelines, family: str, engine: str) -> None:
-    """Each of them as it would be alone."""
+    """Each has the same vectors as alone."""
     nlp = pipelines[family, engine]
     texts = ["a", "", "Ann", " ", "東", "we", "\n"]
     alone = [nlp(text).tensor for text in texts]
@@ -41,7 +41,7 @@ def test_very_many_tiny_docs(pipelines: Pipelines, family: str, engine: str) -> 
 
 @EACH
 def test_docs_of_spaces_alone(pipelines: Pipelines, family: str) -> None:
-    """RoBERTa has a piece for whatever is no plain space; the others have nothing."""
+    """RoBERTa has pieces for all but plain spaces. The others have none."""
     nlp = pipelines[family, "int8"]
     docs = [nlp.make_doc(space) for space in SPACES]
     words = [space for space in SPACES if space]
@@ -65,11 +65,12 @@ def test_a_batch_of_docs_without_pieces(pipelines: Pipelines, engine: str) -> No
 # Long ones
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_doc_of_300_000_characters_is_encoded_in_bounded_batches(
     pipelines: Pipelines, engine: str
 ) -> None:
-    """No forward is larger than allowed, and no token is without a vector."""
+    """No forward pass is larger than allowed, and every token has a vector."""
     nlp = pipelines["bert", engine]
     # Words of one piece, but for a few paragraphs.
     plain = "we like the of in are they to be is " * 100
@@ -86,7 +87,7 @@ def test_a_doc_of_300_000_characters_is_encoded_in_bounded_batches(
 @BOTH
 @pytest.mark.parametrize("family", KINDS)
 def test_a_token_of_30_000_characters(pipelines: Pipelines, family: str, engine: str) -> None:
-    """In as many windows as it takes: nothing is cut off."""
+    """It takes several windows, and nothing is cut off."""
     nlp = pipelines[family, engine]
     for word in ("unbelievable" * 2500, "東" * 3000):
         doc = Doc(nlp.vocab, words=["We", word, "Oslo", "pizza"])
@@ -110,7 +111,7 @@ def test_a_letter_under_3000_marks(pipelines: Pipelines, family: str) -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "last", "sum", "max"])
 def test_each_pooling_takes_everything(pipelines: Pipelines, bert_dir: Path, pooling: str) -> None:
-    """And gives vectors to the same tokens."""
+    """Each gives vectors to the same tokens."""
     mean = pipelines["bert", "int8"]
     nlp = to_int8(make_nlp(bert_dir, window=WINDOW, overlap=OVERLAP, pooling=pooling))
     found = annotate(nlp, make_docs(nlp, EXAMPLES))
@@ -122,7 +123,7 @@ def test_each_pooling_takes_everything(pipelines: Pipelines, bert_dir: Path, poo
 def test_docs_have_trf_data(
     pipelines: Pipelines, encoder_dirs: dict[str, Path], family: str
 ) -> None:
-    """And the vectors that they have without; what they are aligned with is in it."""
+    """Their vectors are the same as without, and the aligned pieces are complete."""
     plain = pipelines[family, "int8"]
     nlp = to_int8(make_nlp(encoder_dirs[family], window=WINDOW, overlap=OVERLAP))
     nlp.get_pipe("transformer").set_extra_annotations = TrfData()
@@ -146,7 +147,7 @@ def test_docs_have_trf_data(
 def test_tokens_of_one_piece_share_its_vector(
     pipelines: Pipelines, family: str, engine: str
 ) -> None:
-    """Single characters that are a word of one piece."""
+    """The tokens are the characters of a word of one piece."""
     nlp = pipelines[family, engine]
     whole = Doc(nlp.vocab, words=["Ann", "of"], spaces=[True, False])
     cut = Doc(nlp.vocab, words=list("Annof"), spaces=[c == 2 for c in range(5)])
@@ -161,8 +162,8 @@ def test_tokens_of_one_piece_share_its_vector(
 
 @EACH
 def test_a_literal_special_piece_is_text(pipelines: Pipelines, family: str) -> None:
-    """No such piece comes to the engine but at the ends of windows, and every token has a vector,
-    also where tokens cut through the literal.
+    """The engine gets special pieces only at the ends of windows, and every token has a vector,
+    even if tokens cut through the literal.
     """
     nlp = pipelines[family, "int8"]
     encoder = encoder_of(nlp)

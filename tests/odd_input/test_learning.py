@@ -1,4 +1,4 @@
-"""Learning sees everything: all windows, all docs, and nothing but what has gold."""
+"""All windows and all docs with gold learn, and nothing else does."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ WINDOW, OVERLAP = 24, 6
 
 @pytest.fixture(scope="module")
 def nlp(bert_dir: Path) -> Any:
-    """An encoder and a tagger. Its weights stay as they are."""
+    """Make an encoder and a tagger. Tests must not change the weights."""
     return make_nlp(bert_dir, ["tagger"], window=WINDOW, overlap=OVERLAP)
 
 
 def single_pieces(nlp: Any) -> list[str]:
-    """Words of one piece, which no other word has."""
+    """Find words of one piece that no other word has."""
     tokenizer = encoder_of(nlp).loaded.tokenizer
     pieces = encoder_of(nlp).loaded.pieces
     words = [piece for piece in pieces if piece.isascii() and piece.isalpha() and len(piece) > 1]
@@ -45,18 +45,18 @@ def single_pieces(nlp: Any) -> list[str]:
 
 
 def tagged(nlp: Any, words: Sequence[str], tags: Sequence[str]) -> Example:
-    """tags: "" where there is no gold."""
+    """Make an example. tags: "" for a token without gold."""
     return Example.from_dict(Doc(nlp.vocab, words=list(words)), {"tags": list(tags)})
 
 
 def gradients(nlp: Any, examples: list[Example]) -> dict[str, np.ndarray]:
-    """Of the encoder's weights, from one update, which takes no step."""
+    """Return the gradients of the encoder's weights after an update without a step."""
     nlp.update(examples, sgd=False)
     return taken(nlp)
 
 
 def taken(nlp: Any) -> dict[str, np.ndarray]:
-    """The gradients that have been gathered; then there are none."""
+    """Return the gathered gradients, and clear them."""
     found = {}
     for name, parameter in torch_model_of(nlp).named_parameters():
         if parameter.grad is not None:
@@ -66,7 +66,7 @@ def taken(nlp: Any) -> dict[str, np.ndarray]:
 
 
 def words_with_gradient(nlp: Any, examples: list[Example]) -> set[str]:
-    """The pieces whose embeddings learn, special ones not among them."""
+    """Return the pieces whose embeddings learn, without special ones."""
     found = gradients(nlp, examples)
     if not found:
         return set()
@@ -75,7 +75,7 @@ def words_with_gradient(nlp: Any, examples: list[Example]) -> set[str]:
 
 
 def windows_of(nlp: Any, words: Sequence[str]) -> list[set[str]]:
-    """The words of each window."""
+    """Return the words of each window."""
     encoder = encoder_of(nlp)
     docs = [Doc(nlp.vocab, words=list(words))]
     encoded = encode_docs(
@@ -88,7 +88,7 @@ def windows_of(nlp: Any, words: Sequence[str]) -> list[set[str]]:
 
 
 def test_all_parts_of_a_long_doc_train(nlp: Any) -> None:
-    """A word of its own in each tenth place, up to the last."""
+    """Each tenth word is unique, up to the last."""
     unique = single_pieces(nlp)
     words = [word for each in unique for word in (*[FILLER] * 9, each)]
     assert len(windows_of(nlp, words)) > 20
@@ -98,7 +98,7 @@ def test_all_parts_of_a_long_doc_train(nlp: Any) -> None:
 
 @pytest.mark.parametrize("place", [0, 10, 18, 23, 37, 40, -2, -1])
 def test_gold_of_one_token_trains_its_windows(nlp: Any, place: int) -> None:
-    """Both of them in an overlap, and no other, whatever else is in the batch."""
+    """It trains both windows in an overlap, and no others, with any other docs in the batch."""
     words = single_pieces(nlp)[:50]
     tags = [""] * len(words)
     tags[place] = "NN"
@@ -110,7 +110,7 @@ def test_gold_of_one_token_trains_its_windows(nlp: Any, place: int) -> None:
 
 
 def test_each_token_reaches_its_own_pieces(nlp: Any) -> None:
-    """Where no other has a gradient."""
+    """No other token has a gradient."""
     words = single_pieces(nlp)[:50]
     model = nlp.get_pipe("transformer").model
     ids = [int(p.ids[0]) for p in encoder_of(nlp).loaded.tokenizer(words)]
@@ -123,7 +123,7 @@ def test_each_token_reaches_its_own_pieces(nlp: Any) -> None:
 
 
 def test_a_doc_of_20_000_tokens_is_one_update(bert_dir: Path) -> None:
-    """With checkpointing in forwards of bounded size, forth and back."""
+    """With checkpointing no forward pass is too large, nor any in the backward pass."""
     nlp = make_nlp(bert_dir, ["tagger"], gradient_checkpointing=True, max_batch_pieces=2000)
     words = [*single_pieces(nlp)[:10] * 2000]
     last = single_pieces(nlp)[10]
@@ -161,7 +161,7 @@ def test_docs_without_pieces_change_nothing(nlp: Any) -> None:
 def test_gradients_of_a_batch_are_those_of_its_docs(
     nlp: Any, sources: list[Source], seed: int
 ) -> None:
-    """Summed up; for a random gradient of each token vector."""
+    """They are the sum, for a random gradient of each token vector."""
     model, docs = nlp.get_pipe("transformer").model, make_docs(nlp, sources)
     rng = np.random.default_rng(seed)
     d_tokvecs = [rng.normal(size=(len(doc), WIDTH)).astype("f") for doc in docs]
@@ -208,7 +208,7 @@ def test_what_becomes_of_a_doc_larger_than_a_batch(
         "components.transformer.model.mixed_precision": False,
         "training.batcher.size": 40,
         "training.optimizer.L2": 0.0,
-        "training.optimizer.learn_rate.total_steps": 6,
+        "training.max_steps": 6,
         "training.eval_frequency": 6,
         "training.logger.console_output": False,
     }

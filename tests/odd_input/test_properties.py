@@ -1,4 +1,4 @@
-"""What holds for any docs whatever, in all families and on both engines."""
+"""Properties that hold for all docs, in all families and on both engines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EACH = pytest.mark.parametrize("family", FAMILIES)
 
 
 def annotate(nlp: Any, docs: list[Doc], batch_size: int = 1000) -> list[np.ndarray]:
-    """The `doc.tensor` of docs that are encoded together; what holds for each is checked."""
+    """Encode docs together and return their `doc.tensor`. Check the properties of each."""
     tensors = []
     for doc in nlp.pipe(docs, batch_size=batch_size):
         assert doc.tensor.shape == (len(doc), WIDTH)
@@ -52,7 +52,7 @@ def annotate(nlp: Any, docs: list[Doc], batch_size: int = 1000) -> list[np.ndarr
 
 @contextmanager
 def budget_of(nlp: Any, max_batch_pieces: int) -> Iterator[list[tuple[int, int]]]:
-    """Set it for a while. YIELDS: (n_windows, length) of each batch that comes to the engine."""
+    """Set the budget for a while. YIELDS: (n_windows, length) of each batch of the engine."""
     encoder = encoder_of(nlp)
     before, engine = encoder.settings, encoder.engine
     shapes: list[tuple[int, int]] = []
@@ -74,7 +74,7 @@ def transformers_model(directory: Path) -> Any:
 
 
 def pieces_of_tokens(nlp: Any, doc: Doc) -> list[list[int]]:
-    """The pieces that each token shares a character with, and what lies between these."""
+    """Find the pieces that share a character with each token, and the pieces between them."""
     (pieces,) = encoder_of(nlp).loaded.tokenizer([doc[:].text])  # without the last space
     owned = []
     for token in doc:
@@ -88,7 +88,7 @@ def pieces_of_tokens(nlp: Any, doc: Doc) -> list[list[int]]:
 
 
 def naive_vectors(nlp: Any, directory: Path, doc: Doc) -> np.ndarray:
-    """By transformers' own model, window by window and token by token."""
+    """Compute vectors with the model of transformers, window by window and token by token."""
     tokenizer = encoder_of(nlp).loaded.tokenizer
     encoded = encode_docs([doc], tokenizer, window=WINDOW, overlap=OVERLAP, pooling="mean")
     (pieces,) = tokenizer([doc[:].text])
@@ -118,7 +118,7 @@ def naive_vectors(nlp: Any, directory: Path, doc: Doc) -> np.ndarray:
 def test_vectors_are_those_of_transformers(
     pipelines: Pipelines, family: str, source: Source
 ) -> None:
-    """Zero for a token without pieces, on both engines."""
+    """On both engines. A token without pieces has a vector of zeros."""
     nlp = pipelines[family, "torch"]
     doc = make_doc(nlp, source)
     (found,) = annotate(nlp, [doc])
@@ -136,7 +136,7 @@ def test_vectors_are_those_of_transformers(
 def test_no_token_is_lost_that_the_tokenizer_makes_something_of(
     pipelines: Pipelines, family: str, sources: list[Source]
 ) -> None:
-    """By the tokenizer's word on single characters, whatever offsets it reports."""
+    """Ask the tokenizer about single characters, because its offsets may be wrong."""
     nlp, kept = pipelines[family, "int8"], is_kept(family)
     docs = make_docs(nlp, sources)
     for doc, tensor in zip(docs, annotate(nlp, docs), strict=True):
@@ -166,7 +166,9 @@ def test_a_doc_does_not_depend_on_its_batch(
     batch_size: int,
     budget: int,
 ) -> None:
-    """On the int8 engine not by a bit. No batch is larger than allowed, but for a single window."""
+    """On the int8 engine not by a single bit. No batch is larger than allowed, except for a single
+    window.
+    """
     nlp = pipelines[family, engine]
     alone = [annotate(nlp, [doc])[0] for doc in make_docs(nlp, sources)]
     places = list(range(len(sources)))
@@ -199,9 +201,7 @@ def annotations_of(doc: Doc) -> dict[str, Any]:
 @given(sources=BATCHES)
 @example(sources=list(EXAMPLES))
 def test_heads_annotate_anything(annotating: Any, sources: list[Source]) -> None:
-    """As they do it alone; but for spaCy's textcat, which gives 0 to a doc without tokens where it
-    is alone.
-    """
+    """As alone, except for spaCy's textcat, which gives 0 to a single doc without tokens."""
     nlp = annotating
     docs = make_docs(nlp, sources)
     annotate(nlp, docs, batch_size=4)

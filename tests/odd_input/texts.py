@@ -1,4 +1,4 @@
-"""Texts and docs that are hard on tokenizers, by hand and by chance."""
+"""Texts and docs that are hard on tokenizers, written by hand or drawn at random."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ Source = str | tuple[tuple[str, bool], ...]
 
 
 def make_doc(nlp: Any, source: Source) -> Doc:
-    """A doc as spaCy tokenizes it, or as it is tokenized already."""
+    """Make a doc with spaCy's tokenizer, or from given tokens."""
     if isinstance(source, str):
         return nlp.make_doc(source)
     return Doc(nlp.vocab, words=[w for w, _ in source], spaces=[space for _, space in source])
@@ -71,7 +71,7 @@ def make_docs(nlp: Any, sources: Iterable[Source]) -> list[Doc]:
 
 
 def by_character(text: str) -> Source:
-    """Each character a token of its own."""
+    """Make each character a token."""
     return tuple((character, False) for character in text)
 
 
@@ -107,7 +107,9 @@ TEXTS = st.lists(
 
 @st.composite
 def pretokenized(draw: st.DrawFn) -> Source:
-    """Tokens that are cut anywhere, through words, sequences of emoji and a letter's marks."""
+    """Draw tokens that are cut anywhere, even inside words, sequences of emoji and combined
+    characters.
+    """
     text = draw(TEXTS)
     cuts = draw(st.sets(st.integers(1, max(1, len(text) - 1)), max_size=12))
     bounds = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
@@ -123,8 +125,8 @@ BATCHES = st.lists(SOURCES, max_size=6)
 
 @cache
 def is_kept(family: str) -> Callable[[str], bool]:
-    """Whether a family's tokenizer makes a piece of a character that it gets alone, other than one
-    of spaces, and that neither joins the character before it nor is a space.
+    """Check that a family's tokenizer makes a piece of a single character, that this is not a piece
+    of spaces, and that the character does not join the one before it.
     """
     tokenizer: Tokenizer = build_tokenizer(family)
     tokenizer.encode_special_tokens = True
@@ -142,7 +144,7 @@ def is_kept(family: str) -> Callable[[str], bool]:
 
 
 def _joins(character: str) -> bool:
-    """With the one before it, into one character of some normal form or of ALBERT's."""
+    """Check whether some normal form, or ALBERT's, joins the character to the one before it."""
     return (
         unicodedata.category(character).startswith("M")
         or unicodedata.normalize("NFKC", character) in "\u3099\u309a`'"

@@ -1,0 +1,141 @@
+"""Load an encoder and its tokenizer, and check that they fit the settings and each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spacy_distil.component.settings import EncoderSettings
+from spacy_distil.encoding import PieceTokenizer
+from spacy_distil.engines import Engine, TrainableEngine
+from spacy_distil.engines.files import (
+    CONFIG,
+    TOKENIZER,
+    check_engine,
+    longest_window,
+    parse_config,
+)
+from spacy_distil.engines.onnx import OnnxEngine
+from spacy_distil.errors import ConfigError, WeightsError, require
+
+if TYPE_CHECKING:
+    from spacy_distil.engines.torch import TorchEngine
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder with weights and tokenizer.
+
+    engine: runs the encoder.
+    window: most pieces in a window, special ones included.
+    pad_id: the piece that pads the shorter windows of a batch.
+    config: the encoder's `config.json`, in the format of transformers.
+    """
+
+    engine: Engine
+    tokenizer: PieceTokenizer
+    window: int
+    pad_id: int
+    config: Mapping[str, Any]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers. Raises WeightsError if the config does not say."""
+        return _count_layers(self.engine, self.config)
+
+    @cached_property
+    def pieces(self) -> np.ndarray:
+        """The text of each piece, by id: (n_vocab,) str."""
+        from tokenizers import Tokenizer
+
+        vocab = Tokenizer.from_str(self.tokenizer.to_str()).get_vocab(with_added_tokens=True)
+        # The encoder may have more pieces than the tokenizer.
+        n_vocab = max(self.config["vocab_size"], max(vocab.values(), default=-1) + 1)
+        pieces = np.full(n_vocab, "", dtype=object)
+        pieces[[*vocab.values()]] = [*vocab]
+        return pieces
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return the content of each file of the saved encoder, by name."""
+        return {**self.engine.to_files(), TOKENIZER: self.tokenizer.to_str().encode("utf8")}
+
+
+def load_by_name(settings: EncoderSettings) -> LoadedEncoder:
+    """Load an encoder for the torch engine by directory or hub name."""
+    engine_class = _torch_engine()
+    from spacy_distil.engines.pretrained import load_tokenizer
+
+    engine = engine_class.from_name(settings.name, **settings.for_engine)
+    config = json.loads(engine.model.config.to_json_string())
+    return _check(engine, load_tokenizer(settings.name), config, settings)
+
+
+def load_files(files: Mapping[str, bytes], settings: EncoderSettings) -> LoadedEncoder:
+    """Load an encoder from what `LoadedEncoder.to_files` returned.
+
+    Raises WeightsError if it cannot be used.
+    """
+    check_engine(files, settings.engine)
+    config = parse_config(files)
+    engine_class = OnnxEngine if settings.engine == "onnx" else _torch_engine()
+    engine = engine_class.from_files(files, **settings.for_engine)
+    return _check(engine, PieceTokenizer.from_str(files[TOKENIZER]), config, settings)
+
+
+def _check(
+    engine: Engine, tokenizer: PieceTokenizer, config: dict[str, Any], settings: EncoderSettings
+) -> LoadedEncoder:
+    """Raise WeightsError or ConfigError if engine, tokenizer and settings do not fit together."""
+    if tokenizer.vocab_size > config["vocab_size"]:
+        raise WeightsError(
+            f"The tokenizer has {tokenizer.vocab_size:,} pieces, but the encoder has embeddings "
+            f"for {config['vocab_size']:,} only. They do not belong together."
+        )
+    longest = longest_window(config)
+    window = settings.window or longest
+    if window > longest:
+        raise ConfigError(
+            f"window = {window}: this encoder takes at most {longest} pieces at once. "
+            f"Set window to {longest} or less; longer docs are split into windows."
+        )
+    if settings.overlap > (window - tokenizer.n_special) // 2:
+        raise ConfigError(
+            f"overlap = {settings.overlap}: expected at most half of the window of {window} pieces "
+            f"without its {tokenizer.n_special} special ones."
+        )
+    if settings.layer is not None:
+        n_layers = _count_layers(engine, config)
+        if n_layers != settings.layer:  # the torch engine has left out the layers above
+            raise ConfigError(
+                f"layer = {settings.layer}: the graph of this encoder ends with layer {n_layers}. "
+                f"Set layer to {n_layers} or null, or make another graph with 'spacy distil "
+                "quantize', from a pipeline with this layer."
+            )
+    return LoadedEncoder(
+        engine, tokenizer, window, pad_id=config.get("pad_token_id") or 0, config=config
+    )
+
+
+def _count_layers(engine: Engine, config: Mapping[str, Any]) -> int:
+    if isinstance(engine, TrainableEngine):
+        return engine.n_layers
+    for name in ("n_layers", "num_hidden_layers"):  # the first is DistilBERT's name
+        if name in config:
+            return int(config[name])
+    raise WeightsError(
+        f"{CONFIG} does not say how many layers this {config['model_type']} encoder has: "
+        'it has neither "num_hidden_layers" nor "n_layers". Add the first of them.'
+    )
+
+
+def _torch_engine() -> type[TorchEngine]:
+    for module in ("torch", "transformers", "accelerate"):
+        require(module, extra="train", purpose="An encoder that is not converted to ONNX")
+    from spacy_distil.engines.torch import TorchEngine
+
+    return TorchEngine
