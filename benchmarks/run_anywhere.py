@@ -35,7 +35,7 @@ from benchmarks.anywhere_rows import ROWS, Condition, Kind, Result, Row, judge, 
 from benchmarks.results import save_results
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.report.machine import PACKAGES
-from spacy_distil.report.process import Subject, Worker
+from spacy_distil.report.process import PipelineSource, Worker
 from spacy_distil.report.speed import measure, texts_file
 from spacy_distil.text.documents import read_examples
 
@@ -193,8 +193,8 @@ def measure_starts(
             key = (row.ours, row.theirs, condition)
             if key not in seen:
                 sides = [
-                    Subject(str(pipelines.path(row.ours)), light),
-                    Subject(str(pipelines.path(row.theirs))),
+                    PipelineSource(str(pipelines.path(row.ours)), light),
+                    PipelineSource(str(pipelines.path(row.theirs))),
                 ]
                 seen[key] = {"cold start": [[], []], "memory": [[], []]}
                 with texts_file([]) as file:
@@ -280,9 +280,9 @@ def _groups(rows: Sequence[Row], kind: Kind) -> list[tuple[Condition, list[Row]]
     return [(condition, group) for (_, condition), group in groups.items()]
 
 
-def _subjects(rows: Sequence[Row], pipelines: Pipelines) -> dict[str, Subject]:
+def _subjects(rows: Sequence[Row], pipelines: Pipelines) -> dict[str, PipelineSource]:
     names = dict.fromkeys(name for row in rows for name in (row.ours, row.theirs))
-    return {name: Subject(str(pipelines.path(name))) for name in names}
+    return {name: PipelineSource(str(pipelines.path(name))) for name in names}
 
 
 def _log(condition: Condition, what: str) -> Callable[[str], None]:

@@ -17,7 +17,7 @@ from weasel.util import get_checksum
 
 from spacy_distil.report import bootstrap
 from spacy_distil.report.bootstrap import Counts, Floats, Interval
-from spacy_distil.report.results import Figure, Retention
+from spacy_distil.report.results import MeanScore, Retention
 from spacy_distil.report.scores import COLUMNS, Column, Scores, score_pipeline
 
 # Of what scoring gives: one more whenever the same files would get other scores or counts.
@@ -77,7 +77,7 @@ class Line:
     title: str
     teacher: str
     pipelines: list[str]
-    scores: dict[str, Figure]
+    scores: dict[str, MeanScore]
     retention: dict[str, Retention]
     to_teacher: dict[str, Difference]
     n_parameters: int
@@ -173,7 +173,7 @@ def compare(subjects: Sequence[Subject]) -> tuple[list[Line], list[Step]]:
         for column in TASKS:
             if (subject.name, column.key) in drawn:
                 seeds = values(column, subject)
-                figures[column.key] = Figure(
+                figures[column.key] = MeanScore(
                     mean=mean(seeds),
                     std=stdev(seeds) if len(seeds) > 1 else None,
                     seeds=seeds,

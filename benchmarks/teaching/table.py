@@ -35,7 +35,7 @@ from spacy_distil.pipelines import check_pipeline
 from spacy_distil.report import bootstrap
 from spacy_distil.report.layout import MISSING, measured_on
 from spacy_distil.report.machine import command_line, describe_machine
-from spacy_distil.report.results import Figure, Retention
+from spacy_distil.report.results import MeanScore, Retention
 from spacy_distil.report.scores import Column
 from spacy_distil.tables import Table
 from spacy_distil.text.documents import check_test_set
@@ -174,7 +174,7 @@ def _cell(value: Any, column: Column, form: Callable[[Any, int], str]) -> str:
     return MISSING if value is None else form(value, column.decimals)
 
 
-def _figure(figure: Figure, decimals: int) -> str:
+def _figure(figure: MeanScore, decimals: int) -> str:
     std = "" if figure.std is None else f" ± {figure.std * 100:.{decimals}f}"
     return f"{figure.mean * 100:.{decimals}f}{std}"
 

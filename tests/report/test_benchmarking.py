@@ -14,8 +14,8 @@ from spacy.training import Corpus
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.report import benchmark
 from spacy_distil.report.benchmark_table import make_tables, to_markdown
-from spacy_distil.report.benchmarking import Benchmark
-from spacy_distil.report.process import Subject
+from spacy_distil.report.process import PipelineSource
+from spacy_distil.report.results import Benchmark
 from tests.report.conftest import Trained
 
 
@@ -28,8 +28,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(trained: Trained, output: Path, bare_python: str) -> Benchmark:
     return benchmark(
         {
-            "full": Subject(str(trained.full)),
-            "partial": Subject(str(trained.partial), bare_python),
+            "full": PipelineSource(str(trained.full)),
+            "partial": PipelineSource(str(trained.partial), bare_python),
         },
         trained.test,
         output,
@@ -113,7 +113,7 @@ def test_without_gold_the_plot_is_speed_by_batch_size(
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "Ada beat Alan."}\n{"text": "Grace fed the soup."}\n')
     result = benchmark(
-        {name: Subject(str(trained.partial), bare_python) for name in ("a", "b")},
+        {name: PipelineSource(str(trained.partial), bare_python) for name in ("a", "b")},
         texts,
         tmp_path / "out",
         batch_sizes=[1, 2],
@@ -133,7 +133,7 @@ def test_without_gold_the_plot_is_speed_by_batch_size(
 
 
 def test_what_cannot_work_is_said_at_once(trained: Trained, tmp_path: Path) -> None:
-    one = {"a": Subject(str(trained.full))}
+    one = {"a": PipelineSource(str(trained.full))}
     texts = tmp_path / "texts.txt"
     texts.write_text("Ada.\n")
     with pytest.raises(ConfigError, match="No pipelines to measure"):
@@ -145,9 +145,9 @@ def test_what_cannot_work_is_said_at_once(trained: Trained, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="latency_texts = -1: expected 0 or more"):
         benchmark(one, texts, latency_texts=-1)
     with pytest.raises(ConfigError, match="No pipeline 'training/nowhere'"):
-        benchmark({"a": Subject("training/nowhere")}, texts)
+        benchmark({"a": PipelineSource("training/nowhere")}, texts)
     with pytest.raises(ConfigError, match=r"No interpreter nowhere/python"):
-        benchmark({"a": Subject("training/nowhere", "nowhere/python")}, texts)
+        benchmark({"a": PipelineSource("training/nowhere", "nowhere/python")}, texts)
     with pytest.raises(CorpusError, match="No documents at"):
         benchmark(one, tmp_path / "none.txt")
     with pytest.raises(CorpusError, match="No test documents"):

@@ -9,7 +9,7 @@ import spacy
 from spacy.training import Corpus
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.report.process import Subject, Worker, WorkerError, check_pin_cores
+from spacy_distil.report.process import PipelineSource, Worker, WorkerError, check_pin_cores
 from tests.report.conftest import Trained
 
 TEXTS = ["One two three.", "Four five.", "Six.", "Seven."]
@@ -25,7 +25,7 @@ def texts(tmp_path: Path) -> Path:
 def test_another_interpreter_needs_spacy_alone(
     bare_python: str, trained: Trained, texts: Path
 ) -> None:
-    with Worker(Subject(str(trained.partial), bare_python), texts, threads=1) as worker:
+    with Worker(PipelineSource(str(trained.partial), bare_python), texts, threads=1) as worker:
         assert worker.path == trained.partial
         assert [worker.run(size, since=0.0).words for size in (1, 3)] == [11, 11]
         assert len(worker.latencies(3)) == 3
@@ -47,8 +47,8 @@ def test_another_interpreter_does_not_get_our_modules(
     (site / "sitecustomize.py").write_text("raise SystemExit('ours')")
     monkeypatch.setenv("PYTHONPATH", str(site))
     with pytest.raises(WorkerError, match="ours"):
-        Worker(Subject(str(trained.partial)), texts, threads=1)
-    with Worker(Subject(str(trained.partial), bare_python), texts, threads=1) as worker:
+        Worker(PipelineSource(str(trained.partial)), texts, threads=1)
+    with Worker(PipelineSource(str(trained.partial), bare_python), texts, threads=1) as worker:
         assert worker.peak_rss_bytes() > 20e6
 
 
@@ -56,7 +56,7 @@ def test_another_interpreter_does_not_get_our_modules(
 def test_pinned_to_cores(bare_python: str, trained: Trained, texts: Path) -> None:
     available = os.sched_getaffinity(0)
     with Worker(
-        Subject(str(trained.partial), bare_python), texts, threads=1, pin_cores=1
+        PipelineSource(str(trained.partial), bare_python), texts, threads=1, pin_cores=1
     ) as worker:
         assert os.sched_getaffinity(worker._process.pid) == {min(available)}
     check_pin_cores(len(available))
@@ -68,4 +68,4 @@ def test_pinned_to_cores(bare_python: str, trained: Trained, texts: Path) -> Non
 
 def test_no_interpreter(texts: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere/python cannot be run: No such file"):
-        Worker(Subject("en_pipeline", "nowhere/python"), texts, threads=1)
+        Worker(PipelineSource("en_pipeline", "nowhere/python"), texts, threads=1)
