@@ -18,7 +18,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 _PANEL = (3.6, 3.2)  # inches
 _PER_LINE = 2
 _DPI = 160
-_MARKER = 6  # points
+_MARKER = 6  # points, as the next one
+_PADDING = 2  # between axes and labels
 
 
 @dataclass(frozen=True)
@@ -266,9 +267,13 @@ def _label_points(axes: Any, points: Sequence[Point], colours: Sequence[str]) ->
             [box(point.speed.min, point.score, point.speed.max, point.score, 0.5)],
             [box(x, low, x, high, 0.5)],
         ]
-    placer = LabelPlacer(
-        Box(*(edge / pixels for edge in (area.x0, area.y0, area.x1, area.y1))), markers, lines
+    inside = Box(
+        area.x0 / pixels + _PADDING,
+        area.y0 / pixels + _PADDING,
+        area.x1 / pixels - _PADDING,
+        area.y1 / pixels - _PADDING,
     )
+    placer = LabelPlacer(inside, markers, lines)
     for point, colour in zip(points, colours, strict=True):
         x, y = place(point.speed.median, point.score)
         label = axes.annotate(

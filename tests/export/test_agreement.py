@@ -19,7 +19,7 @@ from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreem
 from spacy_distil.export.agreement_table import to_markdown, to_text
 from spacy_distil.report.layout import TIMES
 from spacy_distil.text.documents import read_documents
-from tests.report.conftest import make_docs, save, train
+from tests.report.stock_pipelines import Trained, train, train_all
 from tests.util import make_nlp, torch_model_of
 
 WORDS = ["Ann", "saw", "Bob", "in", "Rome", ".", "It", "rained", "in", "Oslo", "."]
@@ -245,24 +245,30 @@ def test_predictions_that_depend_on_the_batch() -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two pipelines of the same pipes, with other weights."""
-    directory = tmp_path_factory.mktemp("agreement")
-    pipes = ["morphologizer", "tagger", "ner", "textcat", "textcat_multilabel"]
-    one = train(pipes, directory / "one", seed=0, steps=20)
-    other = train(pipes, directory / "other", seed=1, steps=15)
-    for path in (one, other):
-        # Of the multilabel pipe alone, with a threshold that decides otherwise than 0.5.
-        nlp: Any = spacy.load(path)
-        nlp.get_pipe("textcat_multilabel").cfg["threshold"] = 0.3
-        nlp.to_disk(path)
-    return one, other
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train_all(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
-def test_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    docs = make_docs(spacy.blank("en"), 30, seed=99)
-    return save(docs, tmp_path_factory.mktemp("test_set") / "test.spacy")
+def pair(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two pipelines of the same pipes, with different weights."""
+    directory = tmp_path_factory.mktemp("agreement")
+    paths = []
+    for source, seed, steps in ((trained.full, 0, 20), (trained.seed, 1, 15)):
+        pipe = "textcat_multilabel"
+        multilabel = train([pipe], directory / f"multilabel-{seed}", seed=seed, steps=steps)
+        nlp: Any = spacy.load(source)
+        nlp.add_pipe(pipe, source=spacy.load(multilabel))
+        # A threshold of this pipe alone, with other decisions than 0.5.
+        nlp.get_pipe(pipe).cfg["threshold"] = 0.3
+        nlp.to_disk(directory / f"pipeline-{seed}")
+        paths.append(directory / f"pipeline-{seed}")
+    return paths[0], paths[1]
+
+
+@pytest.fixture(scope="module")
+def test_set(trained: Trained) -> Path:
+    return trained.test
 
 
 def test_stock_pipes_against_plain_loops(pair: tuple[Path, Path], test_set: Path) -> None:
@@ -273,7 +279,7 @@ def test_stock_pipes_against_plain_loops(pair: tuple[Path, Path], test_set: Path
     )
     ours = [list(nlp.pipe(documents.texts)) for nlp in (original, candidate)]
     tokens = [(a, b) for docs in zip(*ours, strict=True) for a, b in zip(*docs, strict=True)]
-    assert agreement.n_docs == 30
+    assert agreement.n_docs == 40
     assert agreement.n_words == len(tokens)
     found = {(one.pipe, one.annotation): one for one in agreement.measures}
     assert list(found) == [

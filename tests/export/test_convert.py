@@ -175,6 +175,7 @@ def test_predictions_and_vectors_are_the_same(
         assert name.startswith("pooler.") or tensor.equal(weights[name])
 
 
+@pytest.mark.slow
 def test_real_weights(teacher_dir: Path, tmp_path: Path, converted: Any) -> None:
     model = transformers.AutoModel.from_pretrained(teacher_dir)
     model.encoder.layer = model.encoder.layer[:2]

@@ -170,6 +170,7 @@ def test_documents_are_text_or_those_of_spacy(
     assert result.agreement.n_docs > 4
 
 
+@pytest.mark.slow
 def test_an_encoder_by_itself(bert_dir: Path, texts: Path, tmp_path: Path, output: Path) -> None:
     make_nlp(bert_dir).to_disk(tmp_path / "torch")
     with pytest.raises(
@@ -263,6 +264,7 @@ def sensitive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "pipeline"
 
 
+@pytest.mark.slow
 def test_the_layer_that_loses_most_stays_in_float32(
     sensitive: Path, texts: Path, output: Path
 ) -> None:

@@ -10,7 +10,7 @@ from spacy.training import Corpus
 
 from spacy_distil.errors import ConfigError
 from spacy_distil.report.process import PipelineSource, Worker, WorkerError, check_pin_cores
-from tests.report.conftest import Trained
+from tests.report.stock_pipelines import Trained
 
 TEXTS = ["One two three.", "Four five.", "Six.", "Seven."]
 
@@ -22,6 +22,7 @@ def texts(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_another_interpreter_needs_spacy_alone(
     bare_python: str, trained: Trained, texts: Path
 ) -> None:
@@ -39,6 +40,7 @@ def test_another_interpreter_needs_spacy_alone(
     assert scores["cats_macro_f"] == pytest.approx(expected["cats_macro_f"])
 
 
+@pytest.mark.slow
 def test_another_interpreter_does_not_get_our_modules(
     bare_python: str, trained: Trained, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def noisy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "en_noisy"
 
 
+@pytest.mark.slow
 def test_a_process_measures_until_it_is_killed(noisy: str, texts: Path) -> None:
     with Worker(PipelineSource(noisy), texts, threads=1) as worker:
         load = worker.load
@@ -71,12 +72,12 @@ def test_a_process_measures_until_it_is_killed(noisy: str, texts: Path) -> None:
         assert "from below" in str(error.value)
 
 
-def test_a_process_says_why_it_ended(tmp_path: Path, texts: Path) -> None:
+def test_a_process_says_why_it_ended(tmp_path: Path, texts: Path, bare_python: str) -> None:
     broken = tmp_path / "broken"
     spacy.blank("en").to_disk(broken)
     (broken / "config.cfg").write_text("[nlp\n")
     with pytest.raises(WorkerError, match=r"(?s)Measuring .*broken failed.*code 1.*config"):
-        Worker(PipelineSource(str(broken)), texts, threads=1)
+        Worker(PipelineSource(str(broken), bare_python), texts, threads=1)
 
 
 def test_threads_and_devices_by_environment() -> None:
