@@ -18,7 +18,7 @@ from weasel.util import get_checksum
 
 from spacy_distil.report import bootstrap
 from spacy_distil.report.bootstrap import Counts, Floats, Interval
-from spacy_distil.report.results import Figure, Retention
+from spacy_distil.report.results import MeanScore, Retention
 from spacy_distil.report.scores import COLUMNS, Column, Scores, score_pipeline
 from spacy_distil.runs.files import write_text
 
@@ -83,7 +83,7 @@ class ComparedRow:
     title: str
     teacher: str
     pipelines: list[str]
-    scores: dict[str, Figure]
+    scores: dict[str, MeanScore]
     retention: dict[str, Retention]
     to_teacher: dict[str, Difference]
     n_parameters: int
@@ -183,9 +183,9 @@ def compare(rows: Sequence[ScoredRow]) -> tuple[list[ComparedRow], list[RowGain]
             if samples[teacher.name, column.key].all()
         }
 
-    def summarize(row: ScoredRow, column: Column) -> Figure:
+    def summarize(row: ScoredRow, column: Column) -> MeanScore:
         seeds = seed_scores(column, row)
-        return Figure(
+        return MeanScore(
             mean=mean(seeds),
             std=stdev(seeds) if len(seeds) > 1 else None,
             seeds=seeds,

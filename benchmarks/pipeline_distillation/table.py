@@ -33,7 +33,7 @@ from benchmarks.pipeline_distillation.rows import ROWS
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.pipelines import check_pipeline
 from spacy_distil.report import bootstrap
-from spacy_distil.report.results import Figure, Retention
+from spacy_distil.report.results import MeanScore, Retention
 from spacy_distil.tables import Table
 from spacy_distil.text.documents import check_test_set
 
@@ -129,7 +129,7 @@ def make_tables(rows: Sequence[ComparedRow], gains: Sequence[RowGain]) -> list[T
     return [*tables, make_gain_table(gains, columns)] if gains else tables
 
 
-def _figure(figure: Figure, decimals: int) -> str:
+def _figure(figure: MeanScore, decimals: int) -> str:
     return percent(figure.mean, figure.std, decimals)
 
 

@@ -53,7 +53,7 @@ from benchmarks.run_anywhere.rows import (
 )
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.report.machine import PACKAGES
-from spacy_distil.report.process import Subject, Worker
+from spacy_distil.report.process import PipelineSource, Worker
 from spacy_distil.report.speed import measure, texts_file
 from spacy_distil.text.documents import read_examples
 
@@ -173,7 +173,7 @@ def measure_speed(
 ) -> list[RowResult]:
     """Measure words/s of whole documents."""
     speeds = measure(
-        _subjects(rows, pipelines),
+        _sources(rows, pipelines),
         texts,
         repeats=repeats,
         load_repeats=1,
@@ -196,7 +196,7 @@ def measure_latency(
 ) -> list[RowResult]:
     """Measure the median time of `nlp(sentence)`."""
     speeds = measure(
-        _subjects(rows, pipelines),
+        _sources(rows, pipelines),
         sentences,
         repeats=repeats,
         load_repeats=1,
@@ -226,8 +226,8 @@ def measure_starts(
             key = (row.ours, row.theirs, condition)
             if key not in measured:
                 sides = [
-                    Subject(str(pipelines.path(row.ours)), light),
-                    Subject(str(pipelines.path(row.theirs))),
+                    PipelineSource(str(pipelines.path(row.ours)), light),
+                    PipelineSource(str(pipelines.path(row.theirs))),
                 ]
                 measured[key], environment = start_in_turns(sides, condition, starts)
             ours, theirs = measured[key][row.kind]
@@ -236,7 +236,7 @@ def measure_starts(
 
 
 def start_in_turns(
-    sides: Sequence[Subject], condition: Condition, starts: int
+    sides: Sequence[PipelineSource], condition: Condition, starts: int
 ) -> tuple[dict[Kind, list[list[float]]], dict[str, Any]]:
     """Start the processes of both sides in turns. The first start of each fills the system's file
     cache and does not count.
@@ -316,9 +316,9 @@ def _groups(rows: Sequence[RivalRow], kind: Kind) -> list[tuple[Condition, list[
     return [(condition, group) for (_, condition), group in groups.items()]
 
 
-def _subjects(rows: Sequence[RivalRow], pipelines: Pipelines) -> dict[str, Subject]:
+def _sources(rows: Sequence[RivalRow], pipelines: Pipelines) -> dict[str, PipelineSource]:
     names = dict.fromkeys(name for row in rows for name in (row.ours, row.theirs))
-    return {name: Subject(str(pipelines.path(name))) for name in names}
+    return {name: PipelineSource(str(pipelines.path(name))) for name in names}
 
 
 def _log(condition: Condition, task: str) -> Callable[[str], None]:

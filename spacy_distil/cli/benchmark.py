@@ -12,7 +12,7 @@ from spacy_distil.cli import distil_cli
 from spacy_distil.errors import ConfigError, friendly_errors
 
 if TYPE_CHECKING:
-    from spacy_distil.report.process import Subject
+    from spacy_distil.report.process import PipelineSource
 
 
 @distil_cli.command("benchmark", no_args_is_help=True)
@@ -111,9 +111,9 @@ def benchmark_cli(
         msg.good(f"Saved benchmark.json, benchmark.md and benchmark.png to {output}")
 
 
-def _subjects(pipelines: list[str], pythons: list[str]) -> dict[str, Subject]:
+def _subjects(pipelines: list[str], pythons: list[str]) -> dict[str, PipelineSource]:
     """Pipelines by name, each with its interpreter."""
-    from spacy_distil.report.process import Subject
+    from spacy_distil.report.process import PipelineSource
 
     interpreters: dict[str, str] = {}
     for value in pythons:
@@ -121,7 +121,7 @@ def _subjects(pipelines: list[str], pythons: list[str]) -> dict[str, Subject]:
         if not (name and equals and python):
             raise ConfigError(f"--python {value}: expected NAME=PYTHON, such as cnn=bin/python.")
         interpreters[name] = python
-    subjects: dict[str, Subject] = {}
+    subjects: dict[str, PipelineSource] = {}
     for value in pipelines:
         name, equals, pipeline = (part.strip() for part in value.partition("="))
         if not equals or Path(value).exists():
@@ -132,7 +132,7 @@ def _subjects(pipelines: list[str], pythons: list[str]) -> dict[str, Subject]:
             raise ConfigError(
                 f"{value}: there is a pipeline {name!r} already. Name them NAME=PATH."
             )
-        subjects[name] = Subject(pipeline, interpreters.pop(name, None))
+        subjects[name] = PipelineSource(pipeline, interpreters.pop(name, None))
     if interpreters:
         raise ConfigError(
             f"--python {', '.join(interpreters)}: expected names of pipelines, "

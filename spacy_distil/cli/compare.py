@@ -74,12 +74,16 @@ def compare_cli(
     """
     with friendly_errors():
         from spacy_distil.report import compare
+        from spacy_distil.report.comparison_table import to_text
         from spacy_distil.report.machine import command_line
-        from spacy_distil.report.table import to_text
 
-        report = compare(
+        pipelines: dict[str, list[str]] = {}
+        for value in pipeline:
+            for name, path in _split(value):
+                pipelines.setdefault(name, []).append(path)
+        comparison = compare(
+            pipelines,
             test,
-            [pair for value in pipeline for pair in _split(value)],
             output,
             teacher=teacher,
             repeats=repeats,
@@ -93,7 +97,7 @@ def compare_cli(
             command=command_line(),
             log=msg.info,
         )
-    print(to_text(report))
+    print(to_text(comparison))
     msg.good(f"Saved compare.json, compare.md and compare.png to {output}")
     if readme is not None:
         msg.good(f"Replaced section '{section}' of {readme}")

@@ -89,7 +89,7 @@ def convert_cli(
         conversion = convert(
             pipeline,
             output,
-            documents=corpus or texts,
+            texts=corpus or texts,
             limit=limit,
             window=window,
             private_copies=private_copies,

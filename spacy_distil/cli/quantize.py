@@ -107,7 +107,7 @@ def quantize_cli(
             pipeline,
             output,
             precision=precision.value,
-            documents=corpus,
+            texts=corpus,
             limit=limit,
             min_agreement=min_agreement,
             max_fp32_layers=max_fp32_layers,

@@ -1,1 +1,1 @@
-"""Pipelines into faster ones of the same weights."""
+"""Make pipelines faster: `quantize` for ONNX Runtime, `convert` from spacy-transformers."""

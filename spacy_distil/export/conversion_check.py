@@ -1,4 +1,4 @@
-"""A converted pipeline against its original of spacy-transformers."""
+"""The agreement of a converted pipeline with its spacy-transformers original."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from spacy_distil.component.shim import EncoderShim
 from spacy_distil.encoding import encode_docs
 from spacy_distil.engines.files import longest_window
 from spacy_distil.errors import CorpusError
-from spacy_distil.export.agreement import Agreement, Measure, measure_agreement
-from spacy_distil.export.agreement import to_text as agreement_to_text
-from spacy_distil.export.conversion_plan import Plan, encoders_of
-from spacy_distil.export.trf import find_transformers
+from spacy_distil.export import agreement_table
+from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
+from spacy_distil.export.conversion_plan import ConversionPlan, encoders_of
+from spacy_distil.export.spacy_transformers import find_transformers
 from spacy_distil.text.documents import read_documents
 
-# Compared where the user has no documents: a token of many pieces, characters of several scripts,
-# several sentences.
+# The default documents: tokens of many pieces, characters of several scripts, several sentences.
 SENTENCES = (
     "Ann Lee flew from Rome to Oslo in the spring of 2021, and wrote about it.",
     "The committee's decision was unbelievably short-sighted; nobody had asked for it!",
@@ -42,10 +41,10 @@ SENTENCES = (
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the pipelines are compared on.
+    """Documents to compare the pipelines on.
 
-    source: where it comes from, for people to read.
-    gold: as in `measure_agreement`.
+    source: where they come from, for messages.
+    gold: see `measure_agreement`.
     """
 
     source: str
@@ -54,14 +53,14 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How far a converted pipeline agrees with its original.
+class ConversionCheck:
+    """Agreement of a converted pipeline with its original.
 
     source: where the documents come from.
-    same_windows: over the documents of which both encode exactly the same pieces; `None` where
-        there is none.
-    all_windows: over all documents; `None` where that is the same.
-    n_left_out: documents that the original cannot process, or that are empty.
+    same_windows: agreement over the documents of which both encode exactly the same pieces; `None`
+        if there are no such documents.
+    all_windows: agreement over all documents; `None` if those are the same documents.
+    n_left_out: number of documents that are empty or that the original cannot process.
     """
 
     source: str
@@ -70,57 +69,62 @@ class Comparison:
     n_left_out: int
 
     @property
-    def lowest(self) -> Measure | None:
-        """The measure of the smallest agreement where the windows are the same."""
+    def lowest(self) -> PipeMeasure | None:
+        """The measure with the lowest agreement over documents with the same windows."""
         return None if self.same_windows is None else self.same_windows.lowest
 
 
-def to_text(comparison: Comparison) -> str:
-    """All tables, for the terminal."""
-    same, every = comparison.same_windows, comparison.all_windows
-    n_same = same.n_docs if same else 0
-    n_docs = every.n_docs if every else n_same
+def to_text(check: ConversionCheck) -> str:
+    """Write all tables for the terminal."""
+    same_windows, all_windows = check.same_windows, check.all_windows
+    n_same = same_windows.n_docs if same_windows else 0
+    n_docs = all_windows.n_docs if all_windows else n_same
     lines = [f"Both pipelines encode the same windows in {n_same:,} of {n_docs:,} documents."]
-    if comparison.n_left_out:
+    if check.n_left_out:
         lines.append(
-            f"Left out: {comparison.n_left_out:,} documents that are empty or that "
+            f"Left out: {check.n_left_out:,} documents that are empty or that "
             "spacy-transformers cannot process."
         )
-    for title, agreement in (("The same windows", same), ("All documents", every)):
+    for title, agreement in (("The same windows", same_windows), ("All documents", all_windows)):
         if agreement is not None:
-            lines += ["", f"== {title} ==", "", agreement_to_text(agreement)]
+            lines += ["", f"== {title} ==", "", agreement_table.to_text(agreement)]
     return "\n".join(lines)
 
 
-def read(documents: Path | None, nlp: Language, *, limit: int) -> Corpus:
-    """What to compare the pipelines on.
+def read_corpus(texts: Path | None, nlp: Language, *, limit: int) -> Corpus:
+    """Read the documents to compare the pipelines on.
 
-    documents: .spacy, .txt or .jsonl; `None` for SENTENCES.
-    limit: the first N documents; 0 for all.
+    texts: .spacy, .txt or .jsonl; `None` for SENTENCES.
+    limit: only the first N documents; 0 for all.
     """
-    if documents is None:
+    if texts is None:
         docs = [nlp.make_doc(sentence) for sentence in SENTENCES]
         return Corpus(f"{len(docs)} sentences of its own", docs, None)
-    found = read_documents(documents, nlp, limit=limit)
-    return Corpus(str(documents), found.docs, found.gold)
+    documents = read_documents(texts, nlp, limit=limit)
+    return Corpus(str(texts), documents.docs, documents.gold)
 
 
-def compare(
-    original: Language, candidate: Language, plan: Plan, corpus: Corpus, *, batch_size: int
-) -> Comparison:
-    """Compare predictions and token vectors of two pipelines.
+def check_conversion(
+    original: Language,
+    candidate: Language,
+    plan: ConversionPlan,
+    corpus: Corpus,
+    *,
+    batch_size: int,
+) -> ConversionCheck:
+    """Compare predictions and token vectors of the two pipelines.
 
-    plan: how the one was made of the other.
-    batch_size: documents at a time.
+    plan: the plan of the conversion.
+    batch_size: documents per batch.
     """
     for name, pipe in find_transformers(original).items():
         pipe.set_extra_annotations = partial(_write_tensors, plan.shared[name])
     usable, same = [], []
     for i, doc in enumerate(corpus.docs):
-        pairs = list(_windows(original, candidate, plan, doc)) if len(doc) else []
-        if len(doc) and all(window.usable for window in pairs):
+        encoders = list(_compare_encoders(original, candidate, plan, doc)) if len(doc) else []
+        if len(doc) and all(windows.usable for windows in encoders):
             usable.append(i)
-            if all(window.same for window in pairs):
+            if all(windows.same for windows in encoders):
                 same.append(i)
     if not usable:
         raise CorpusError(
@@ -138,7 +142,7 @@ def compare(
             rounds=0,
         )
 
-    return Comparison(
+    return ConversionCheck(
         source=corpus.source,
         same_windows=measure(same) if same else None,
         all_windows=measure(usable) if len(same) < len(usable) else None,
@@ -148,33 +152,35 @@ def compare(
 
 @dataclass(frozen=True)
 class _Windows:
-    """What two encoders make of one document.
+    """The windows of one document in two encoders.
 
-    same: whether they encode the same windows.
-    usable: whether the original bears the document at all.
+    same: whether the encoders have the same windows.
+    usable: whether the original can process the document.
     """
 
     same: bool
     usable: bool
 
 
-def _windows(original: Language, candidate: Language, plan: Plan, doc: Doc) -> Iterator[_Windows]:
-    """For each encoder of the original and the one that was made of it."""
+def _compare_encoders(
+    original: Language, candidate: Language, plan: ConversionPlan, doc: Doc
+) -> Iterator[_Windows]:
+    """Compare the windows of each encoder of the original with those of its conversion."""
     doc = Doc(
         original.vocab,
         words=[token.text for token in doc],
         spaces=[bool(token.whitespace_) for token in doc],
     )
     for name, pipe in original.pipeline:
-        theirs = encoders_of(pipe)
-        for model, shim in zip(theirs, _shims(candidate.get_pipe(name)), strict=False):
+        encoders = encoders_of(pipe)
+        for model, shim in zip(encoders, _shims(candidate.get_pipe(name)), strict=False):
             poolings = {
-                place.reader.pooling
-                for place in plan.places
-                if (place.transformer or place.pipe) == name
+                replacement.reader.pooling
+                for replacement in plan.replacements
+                if (replacement.transformer or replacement.pipe) == name
             }
             yield _compare_windows(model, shim, doc, poolings)
-        if not theirs and not any(place.pipe == name for place in plan.places):
+        if not encoders and all(replacement.pipe != name for replacement in plan.replacements):
             # It may set the sentences that span getters read.
             doc = pipe(doc)
 
@@ -182,7 +188,10 @@ def _windows(original: Language, candidate: Language, plan: Plan, doc: Doc) -> I
 def _compare_windows(
     model: TransformerModel, shim: EncoderShim, doc: Doc, poolings: set[str]
 ) -> _Windows:
-    """poolings: of the pipes that read this encoder."""
+    """Compare the windows of a transformer with those of its conversion.
+
+    poolings: the poolings of the pipes that read the transformer.
+    """
     tokenizer = shim.loaded.tokenizer
     encoded = encode_docs(
         [doc],
@@ -191,16 +200,19 @@ def _compare_windows(
         overlap=shim.settings.overlap,
         pooling=shim.settings.pooling,
     )
-    ours = [[*tokenizer.prefix, *ids.tolist(), *tokenizer.suffix] for ids in encoded.windows]
+    converted = [[*tokenizer.prefix, *ids.tolist(), *tokenizer.suffix] for ids in encoded.windows]
     spans = model.attrs["get_spans"]([doc])[0]
-    theirs = [model.tokenizer(span.text)["input_ids"] for span in spans]
-    cut = [ids[: model.tokenizer.model_max_length] for ids in theirs]
+    # spacy-transformers truncates them.
+    windows = [
+        model.tokenizer(span.text)["input_ids"][: model.tokenizer.model_max_length]
+        for span in spans
+    ]
     longest = longest_window(model.transformer.config.to_dict())
-    # Of a token without a piece, thinc's reductions know a mean and a sum only.
+    # thinc cannot reduce a token without pieces to its first, last or largest piece.
     has_bare_token = bool((encoded.pooling.lengths == 0).any())
     return _Windows(
-        same=ours == [ids for ids in cut if len(ids) > tokenizer.n_special],
-        usable=all(len(ids) <= longest for ids in cut)
+        same=converted == [ids for ids in windows if len(ids) > tokenizer.n_special],
+        usable=all(len(ids) <= longest for ids in windows)
         and not (has_bare_token and poolings - {"mean", "sum"}),
     )
 
@@ -213,7 +225,7 @@ def _shims(pipe: Any) -> list[EncoderShim]:
 
 
 def _write_tensors(pooling: str, docs: list[Doc], batch: FullTransformerBatch) -> None:
-    """Token vectors of spacy-transformers as `doc.tensor`, to compare them with ours."""
+    """Write token vectors of spacy-transformers to `doc.tensor`, to compare them with ours."""
     reduce: Model[Ragged, Any] = getattr(api, f"reduce_{pooling}")()
     for doc, data in zip(docs, batch.doc_data, strict=True):
         doc.tensor = _pool(data, reduce, len(doc))

@@ -1,4 +1,4 @@
-"""What is to be done to a spacy-transformers pipeline, found out before anything is."""
+"""The plan for converting a spacy-transformers pipeline, made before anything changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spacy_transformers.layers import TransformerModel
 from spacy_transformers.pipeline_component import Transformer
 from thinc.api import Model
 
-from spacy_distil.export.trf import (
+from spacy_distil.export.spacy_transformers import (
     Reader,
     find_readers,
     find_transformers,
@@ -24,12 +24,13 @@ from spacy_distil.export.trf import (
 
 
 @dataclass(frozen=True)
-class Place:
-    """A reader, and what takes its place.
+class Replacement:
+    """A reader and its replacement.
 
-    pipe: name of the pipe that it is in.
-    transformer: name of the component that it reads; `None` for one with a transformer of its own.
-    private: whether it becomes an encoder inside the pipe, and not a listener.
+    pipe: name of the pipe that contains the reader.
+    transformer: name of the component that it reads; `None` for a reader with a transformer of its
+        own.
+    private: whether an encoder inside the pipe replaces the reader, and not a listener.
     """
 
     pipe: str
@@ -39,60 +40,60 @@ class Place:
 
     @property
     def frozen(self) -> bool:
-        """Whether training never changed the encoder on its behalf."""
+        """Whether the pipe passed no gradient to the encoder in training."""
         return self.reader.grad_factor == 0
 
 
 @dataclass
-class Plan:
-    """What is to be done.
+class ConversionPlan:
+    """How to convert a pipeline.
 
-    shared: the pooling of each transformer component.
+    shared: transformer component to its pooling.
     frozen: the transformer components that no pipe trains.
-    places: every reader of the pipeline.
-    notes: what will not be as it was.
-    problems: why nothing can be done.
+    replacements: one for each reader of the pipeline.
+    notes: changes beyond those of every conversion.
+    problems: reasons why the pipeline cannot be converted.
     """
 
     shared: dict[str, str] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
-    places: list[Place] = field(default_factory=list)
+    replacements: list[Replacement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
     def private(self) -> dict[str, str]:
-        """The pipes with an encoder of their own, and its pooling."""
-        return {place.pipe: place.reader.pooling for place in self.places if place.private}
+        """Pipe with an encoder of its own to the pooling of that encoder."""
+        return {each.pipe: each.reader.pooling for each in self.replacements if each.private}
 
 
-def make_plan(nlp: Language, *, private_copies: bool = True) -> Plan:
-    """Find out what is to be converted, and what cannot be.
+def make_plan(nlp: Language, *, private_copies: bool = True) -> ConversionPlan:
+    """Plan the conversion of a pipeline, and find the parts that cannot be converted.
 
-    private_copies: whether pipes of another pooling may get an encoder of their own.
+    private_copies: whether pipes with another pooling may get an encoder of their own.
     """
     components = nlp.config.interpolate()["components"]
     transformers = find_transformers(nlp)
-    plan = Plan()
+    plan = ConversionPlan()
     for name, pipe in nlp.components:
         if name in transformers:
             plan.problems += problems_of_transformer(name, pipe)
         else:
             plan.problems += problems_of_readers(name, pipe, components[name])
-    read, beside = _who_reads_what(nlp, plan)
-    if not transformers and not read:
-        found = ", ".join(f"{name} ({factory})" for name, factory in nlp.pipe_factories.items())
+    upstreams, obstructed = _find_upstreams(nlp, plan)
+    if not transformers and not upstreams:
+        pipes = ", ".join(f"{name} ({factory})" for name, factory in nlp.pipe_factories.items())
         plan.problems.append(
             'it has no component of spacy-transformers (factory "transformer"); it has '
-            f"{found or 'no components'}"
+            f"{pipes or 'no components'}"
         )
         if "curated_transformer" in nlp.pipe_factories.values():
             plan.problems.append(
-                "its transformer is one of spacy-curated-transformers, whose weights are not read; "
-                "it can teach a pipeline of spacy-distil, with 'spacy distil pipeline'"
+                "its transformer comes from spacy-curated-transformers, whose weights cannot be "
+                "read; it can teach a pipeline of spacy-distil, with 'spacy distil pipeline'"
             )
     for name in transformers:
-        readers = [reader for _, reader, transformer in read if transformer == name]
+        readers = [reader for _, reader, upstream in upstreams if upstream == name]
         counts = Counter(reader.pooling for reader in readers)
         plan.shared[name] = max(counts, key=counts.__getitem__, default="mean")
         if readers and not any(reader.grad_factor for reader in readers):
@@ -102,23 +103,23 @@ def make_plan(nlp: Language, *, private_copies: bool = True) -> Plan:
             plan.notes.append(f"'{name}' {note}")
         if components[name]["model"].get("grad_scaler_config"):
             plan.notes.append(f"'{name}' loses its grad_scaler_config, which only training uses")
-    for name, reader, transformer in read:
-        why = ""
-        if transformer is not None and reader.pooling != plan.shared[transformer]:
-            why = f"has the pooling {reader.pooling!r}, '{transformer}' has "
-            why += f"{plan.shared[transformer]!r}"
-        elif name in beside:
-            why = f"has another writer of doc.tensor between '{transformer}' and itself"
-        place = Place(name, reader, transformer, private=transformer is None or bool(why))
-        plan.places.append(place)
-        if why and private_copies:
-            plan.notes.append(f"'{name}' {why}: it gets a copy of the encoder for itself")
-        elif why:
+    for name, reader, upstream in upstreams:
+        reason = ""  # for a copy of the encoder
+        if upstream is not None and reader.pooling != plan.shared[upstream]:
+            reason = f"has the pooling {reader.pooling!r}, '{upstream}' has "
+            reason += f"{plan.shared[upstream]!r}"
+        elif name in obstructed:
+            reason = f"has another writer of doc.tensor between '{upstream}' and itself"
+        replacement = Replacement(name, reader, upstream, private=upstream is None or bool(reason))
+        plan.replacements.append(replacement)
+        if reason and private_copies:
+            plan.notes.append(f"'{name}' {reason}: it gets its own copy of the encoder")
+        elif reason:
             plan.problems.append(
-                f"'{name}' {why}: it needs a copy of the encoder for itself, which is not allowed"
+                f"'{name}' {reason}: it needs its own copy of the encoder, which is not allowed"
             )
         if reader.grad_factor != 1 and not (
-            place.frozen if place.private else transformer in plan.frozen
+            replacement.frozen if replacement.private else upstream in plan.frozen
         ):
             plan.notes.append(
                 f"'{name}' has grad_factor = {reader.grad_factor:g}, which has no counterpart: if "
@@ -127,16 +128,20 @@ def make_plan(nlp: Language, *, private_copies: bool = True) -> Plan:
     return plan
 
 
-def _who_reads_what(
-    nlp: Language, plan: Plan
+def _find_upstreams(
+    nlp: Language, plan: ConversionPlan
 ) -> tuple[list[tuple[str, Reader, str | None]], set[str]]:
-    """Every reader with its pipe and the transformer component that it reads; and the pipes that,
-    converted, have another writer of doc.tensor between them and that component.
+    """Find the transformer component that each reader reads.
+
+    plan: gets the problems.
+    RETURNS: for each reader its pipe, itself and the component; and the pipes that, once converted,
+        have another writer of doc.tensor between the component and themselves.
     """
-    read: list[tuple[str, Reader, str | None]] = []
-    beside: set[str] = set()
+    upstreams: list[tuple[str, Reader, str | None]] = []
+    obstructed: set[str] = set()
     transformer: str | None = None
-    writer: tuple[str, bool] | None = None  # of doc.tensor, and whether it is a transformer
+    # The last writer of doc.tensor, and whether it is a transformer.
+    writer: tuple[str, bool] | None = None
     transformers = find_transformers(nlp)
     for name, pipe in nlp.components:
         if isinstance(pipe, Transformer):
@@ -149,23 +154,23 @@ def _who_reads_what(
             plan.problems += _problems_of_stock_listeners(name, pipe, writer)
         for reader in find_readers(pipe):
             if reader.own is not None:
-                read.append((name, reader, None))
+                upstreams.append((name, reader, None))
             elif transformer is None or reader.upstream not in ("*", transformer):
                 plan.problems.append(
-                    f"'{name}' listens to {reader.upstream!r}, but what it reads is "
-                    f"{transformer!r}, the last transformer before it"
+                    f"'{name}' listens to {reader.upstream!r}, but it reads {transformer!r}, the "
+                    "last transformer before it"
                 )
             else:
-                read.append((name, reader, transformer))
+                upstreams.append((name, reader, transformer))
                 if writer != (transformer, True):
-                    beside.add(name)
-    return read, beside
+                    obstructed.add(name)
+    return upstreams, obstructed
 
 
 def _problems_of_stock_listeners(
     name: str, pipe: Any, writer: tuple[str, bool] | None
 ) -> Iterator[str]:
-    """Pipes that listen to a tok2vec component must not come to read the transformer's vectors."""
+    """Find listeners to a tok2vec component that would read the vectors of a transformer."""
     model = getattr(pipe, "model", None)
     if not isinstance(model, Model):
         return
@@ -179,7 +184,7 @@ def _problems_of_stock_listeners(
 
 
 def encoders_of(pipe: Any) -> list[TransformerModel]:
-    """The transformers that a pipe runs itself."""
+    """Find the transformers that a pipe runs itself."""
     model = getattr(pipe, "model", None)
     if not isinstance(model, Model):
         return []

@@ -1,14 +1,14 @@
-"""A pipeline of spacy-transformers into one of ours, with the same weights.
+"""Turn a pipeline of spacy-transformers into one of spacy-distil, with the same weights.
 
-What is kept, bit for bit: the encoder's weights, its vocabulary of pieces, and every other
-component. What is different:
+The weights of the encoder, its vocabulary of pieces and all other components stay the same, bit for
+bit. These things change:
 
 - Windows are counted in pieces, not tokens, and nothing is truncated. A document that was one
-  window is the same window, and a longer one is cut elsewhere, into windows of about the length
-  that the encoder was trained on.
-- Token vectors are made once, in the shared layer, so that all pipes that share it have one
-  pooling. A pipe with another pooling gets an encoder of its own, inside it.
-- A literal "[SEP]" in a text is text. `doc._.trf_data` is not written; `doc.tensor` is.
+  window still is. A longer one is cut in other places, into windows of about the length that the
+  encoder was trained on.
+- Token vectors are pooled once, in the shared layer, so all pipes that share it have one pooling. A
+  pipe with another pooling gets an encoder of its own.
+- A literal "[SEP]" in a text is text. The pipeline writes `doc.tensor`, not `doc._.trf_data`.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ from spacy_distil.runs.files import atomic_directory, check_output
 if TYPE_CHECKING:
     from spacy_transformers.layers import TransformerModel
 
-    from spacy_distil.export.conversion_check import Comparison
-    from spacy_distil.export.conversion_plan import Plan
+    from spacy_distil.export.conversion_check import ConversionCheck
+    from spacy_distil.export.conversion_plan import ConversionPlan
 
 LISTENER = "spacy-distil.Listener.v1"
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a pipeline.
+    """Results of `convert`.
 
-    shared: the pooling of each transformer component, which its pipes share.
-    private: the pipes that have an encoder of their own, and its pooling.
-    notes: what is not as it was, beside what every conversion changes.
-    comparison: of the converted pipeline with the original.
+    shared: transformer component to the pooling that its pipes share.
+    private: pipe with an encoder of its own to the pooling of that encoder.
+    notes: changes beyond those of every conversion.
+    comparison: agreement of the converted pipeline with the original.
     """
 
     shared: dict[str, str]
     private: dict[str, str]
     notes: list[str]
-    comparison: Comparison
+    comparison: ConversionCheck
 
 
 def convert(
     pipeline: str | Path,
-    output: Path,
+    output: str | Path,
     *,
-    documents: Path | None = None,
+    texts: str | Path | None = None,
     limit: int = 0,
     window: int | None = None,
     private_copies: bool = True,
@@ -72,67 +72,72 @@ def convert(
     force: bool = False,
     log: Callable[[str], Any] = lambda message: None,
 ) -> Conversion:
-    """Write a trained spacy-transformers pipeline as one of ours, if the two agree.
+    """Write a trained spacy-transformers pipeline as one of spacy-distil, if the two agree.
 
-    pipeline: its directory or package name.
-    output: directory of the new one.
-    documents: what to compare the two on: .spacy, .txt or .jsonl; `None` for a few sentences that
-        come with the package.
+        result = convert("en_core_web_trf", "training/converted", texts="corpus/dev.spacy")
+        nlp = spacy.load("training/converted")
+
+    pipeline: directory or package of the spacy-transformers pipeline.
+    output: directory of the new pipeline.
+    texts: documents to compare the pipelines on: .spacy (scored too), .txt with one text per line,
+        or .jsonl; `None` for a few sentences that come with spacy-distil.
     limit: only the first N documents; 0 for all.
-    window: most pieces encoded together, special ones included; `None` for what comes closest to
-        the windows that the pipeline was trained with (`trf.choose_windows`).
-    private_copies: whether pipes of another pooling may get an encoder of their own.
-    min_agreement: least agreement of each pipe's predictions, over the documents of which both
-        pipelines encode the same windows.
-    batch_size: documents at a time while they are compared.
-    force: replace a pipeline that `output` holds.
-    log: gets a line for each step.
+    window: maximum number of pieces encoded together, special ones included; `None` for the closest
+        match to the windows in training (`spacy_transformers.choose_windows`).
+    private_copies: whether pipes with another pooling may get an encoder of their own.
+    min_agreement: lowest agreement of each pipe's predictions with the original's, over the
+        documents whose windows are the same in both pipelines.
+    batch_size: documents per batch of the comparison.
+    force: whether to replace a pipeline in `output`.
+    log: callback that receives a line for each step.
+    RETURNS: the agreement, and the changes that the conversion made.
 
-    Raises ConfigError, and writes nothing, where something cannot be converted.
+    Raises ConfigError, and writes nothing, if a part of the pipeline cannot be converted or the
+    agreement is too low.
     """
     require("spacy_transformers", extra="interop", purpose="Converting its pipelines")
-    from spacy_distil.export.conversion_check import compare, read
+    from spacy_distil.export.conversion_check import check_conversion, read_corpus
     from spacy_distil.export.conversion_plan import make_plan
 
     if not 0 <= min_agreement <= 1:
         raise ConfigError(f"min_agreement = {min_agreement}: expected 0 to 1.")
+    pipeline, output = str(pipeline), Path(output)
     check_output(output, force=force, source=Path(pipeline))
     log(f"Loading {pipeline}")
-    original = load_pipeline(str(pipeline))
+    original = load_pipeline(pipeline)
     plan = make_plan(original, private_copies=private_copies)
     if plan.problems:
         raise ConfigError(
             f"{pipeline} cannot be converted; nothing was written:\n"
             + "\n".join(f"- {problem}." for problem in plan.problems)
         )
-    corpus = read(documents, original, limit=limit)
+    corpus = read_corpus(None if texts is None else Path(texts), original, limit=limit)
     with atomic_directory(output) as directory:
         log("Converting it")
         write_converted(original, plan, directory, window=window)
-        # Both read back: the original was converted in place, and what is compared is what will be
-        # loaded.
-        original, candidate = load_pipeline(str(pipeline)), load_pipeline(str(directory))
+        # Both from the disk: the original was converted in place, and users load the saved one.
+        original, candidate = load_pipeline(pipeline), load_pipeline(str(directory))
         log(f"Comparing both on {corpus.source}")
-        comparison = compare(original, candidate, plan, corpus, batch_size=batch_size)
+        comparison = check_conversion(original, candidate, plan, corpus, batch_size=batch_size)
         lowest = comparison.lowest
         if lowest is not None and lowest.agreement < min_agreement:
             raise ConfigError(
                 f"'{lowest.pipe}' agrees with the original in {lowest.agreement:.2%} of "
-                f"{lowest.annotation} ({lowest.n:,} {lowest.unit}, in documents of which both "
-                f"encode the same windows); at least {min_agreement:.2%} was asked for "
+                f"{lowest.annotation} ({lowest.n:,} {lowest.unit}, in documents whose windows are "
+                f"the same in both); at least {min_agreement:.2%} was asked for "
                 "(--min-agreement). Nothing was written."
             )
     return Conversion(plan.shared, plan.private, plan.notes, comparison)
 
 
 def write_converted(
-    nlp: Language, plan: Plan, directory: Path, *, window: int | None = None
+    nlp: Language, plan: ConversionPlan, directory: Path, *, window: int | None = None
 ) -> None:
-    """Convert a pipeline in place, as planned, and write it into a directory.
+    """Convert a pipeline in place and write it into a directory.
 
     window: as for `convert`.
     """
-    from spacy_distil.export.trf import block_key, find_blocks, find_transformers
+    from spacy_distil.export.spacy_transformers import block_key, find_blocks, find_transformers
 
     transformers = find_transformers(nlp)
     config = nlp.config.copy()
@@ -147,26 +152,28 @@ def write_converted(
             get_encoder(encoders.build(block, transformer)).to_disk(directory / name)
             config["components"][name] = {"factory": "distil_transformer", "model": block}
         blocks: dict[tuple[str, Any], dict[str, Any]] = {}
-        for place in plan.places:
-            reader = place.reader
-            if place.transformer is None:
+        for replacement in plan.replacements:
+            reader, upstream = replacement.reader, replacement.transformer
+            if upstream is None:
                 transformer = reader.own
-                found = find_blocks(components[place.pipe])
-                settings = next(block for _, block in found if block_key(block) == reader.key)
+                own_blocks = find_blocks(components[replacement.pipe])
+                settings = next(block for _, block in own_blocks if block_key(block) == reader.key)
             else:
-                transformer = transformers[place.transformer].model
-                settings = components[place.transformer]["model"]
-            if place.private or place.transformer is None:
-                block = encoders.block(settings, transformer, reader.pooling, frozen=place.frozen)
-                replacement = encoders.build(block, transformer)
+                transformer = transformers[upstream].model
+                settings = components[upstream]["model"]
+            if replacement.private or upstream is None:
+                block = encoders.block(
+                    settings, transformer, reader.pooling, frozen=replacement.frozen
+                )
+                layer = encoders.build(block, transformer)
             else:
-                block = {"@architectures": LISTENER, "upstream": place.transformer, "width": None}
-                replacement = Listener(place.transformer, transformer.get_dim("nO"))
-            blocks[place.pipe, reader.key] = block
-            pipe: Any = nlp.get_pipe(place.pipe)
-            replace_model_node(pipe.model, reader.node, replacement)
+                block = {"@architectures": LISTENER, "upstream": upstream, "width": None}
+                layer = Listener(upstream, transformer.get_dim("nO"))
+            blocks[replacement.pipe, reader.key] = block
+            pipe: Any = nlp.get_pipe(replacement.pipe)
+            replace_model_node(pipe.model, reader.node, layer)
         nlp.to_disk(directory, exclude=list(plan.shared))
-    for name in dict.fromkeys(place.pipe for place in plan.places):
+    for name in dict.fromkeys(replacement.pipe for replacement in plan.replacements):
         for path, old in list(find_blocks(components[name])):
             parent = components[name]
             for key in path[:-1]:
@@ -180,7 +187,7 @@ def write_converted(
 
 
 class _Encoders:
-    """Makes encoders of ours out of theirs.
+    """Builds encoders of spacy-distil from transformers of spacy-transformers.
 
     scratch: an empty directory.
     window: as for `convert`.
@@ -193,11 +200,11 @@ class _Encoders:
     def block(
         self, settings: dict[str, Any], source: TransformerModel, pooling: str, *, frozen: bool
     ) -> dict[str, Any]:
-        """The config of an encoder.
+        """Make the config of an encoder.
 
         settings: the config of `source`.
         """
-        from spacy_distil.export.trf import choose_windows
+        from spacy_distil.export.spacy_transformers import choose_windows
 
         window, overlap = choose_windows(settings["get_spans"], source, window=self._window)
         block = {
@@ -212,7 +219,7 @@ class _Encoders:
         return registry.fill({"model": block})["model"]
 
     def build(self, block: dict[str, Any], source: TransformerModel) -> Model:
-        """An encoder of that config, with the weights and the tokenizer of `source`."""
+        """Build an encoder from its config, with the weights and the tokenizer of `source`."""
         directory = self._scratch / str(source.id)
         if not directory.exists():
             source.transformer.save_pretrained(directory, safe_serialization=True)
@@ -224,31 +231,31 @@ class _Encoders:
 
 
 def _check_config(config: Config) -> None:
-    """Raise ConfigError where something of spacy-transformers is left over."""
+    """Raise ConfigError if the config still names spacy-transformers."""
     try:
-        left = list(_find_left(config.interpolate()))
+        remaining = list(_find_remaining(config.interpolate()))
     except ConfigValidationError as error:
         raise ConfigError(
-            "The config refers to a setting of spacy-transformers by a variable, which the "
-            f"converted pipeline does not have. Write down its value there. {error}"
+            "A variable in the config refers to a setting of spacy-transformers, which the "
+            f"converted pipeline does not have. Replace the variable by its value. {error}"
         ) from error
-    if left:
+    if remaining:
         raise ConfigError(
             "The pipeline cannot be converted; nothing was written. Its config names more of "
-            f"spacy-transformers than components and listeners: {', '.join(left)}."
+            f"spacy-transformers than components and listeners: {', '.join(remaining)}."
         )
 
 
-def _find_left(config: dict[str, Any], path: str = "") -> Iterator[str]:
+def _find_remaining(config: dict[str, Any], path: str = "") -> Iterator[str]:
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from _find_left(value, f"{path}{key}.")
+            yield from _find_remaining(value, f"{path}{key}.")
         elif key.startswith("@") and str(value).startswith("spacy-transformers."):
             yield f"[{path.removesuffix('.')}] {key} = {value!r}"
 
 
 def _convert_meta(meta: dict[str, Any]) -> dict[str, Any]:
-    """The meta with what the converted pipeline needs installed, for `spacy package`."""
+    """Replace the requirements, which `spacy package` reads."""
     others = [
         requirement
         for requirement in meta.get("requirements", [])

@@ -1,4 +1,4 @@
-"""Which layers stay in float32, where int8 loses too much: those that lose most, by measurement."""
+"""The layers that stay in float32 if int8 loses too much: those whose vectors lose most."""
 
 from __future__ import annotations
 
@@ -15,67 +15,67 @@ from spacy_distil.export.graph import Precision
 
 
 class Int8Plan:
-    """The layers of a pipeline's encoders that are in int8.
+    """The choice of layers that are in int8, for each encoder of a pipeline.
 
-    fp32_layers: by encoder, the layers that are not, in the order in which they were taken out.
-    sensitivity: by encoder, of each layer the squared error of the token vectors when it alone is
-        in int8, relative to their square; empty until a layer has to be chosen.
+    fp32_layers: by encoder, the layers in float32, in the order of their choice.
+    sensitivity: by encoder, the result of `measure_sensitivity`; empty until it is needed.
     """
 
     def __init__(self, encoders: dict[str, SourceEncoder], *, reduced_range: bool) -> None:
         self.encoders = encoders
         self.reduced_range = reduced_range
-        self.fp32_layers: dict[str, list[int]] = {place: [] for place in encoders}
+        self.fp32_layers: dict[str, list[int]] = {name: [] for name in encoders}
         self.sensitivity: dict[str, list[float]] = {}
 
-    def precision(self, place: str) -> Precision:
-        """What of an encoder is in int8."""
-        layers = frozenset(range(self.encoders[place].n_layers)) - {*self.fp32_layers[place]}
+    def precision(self, name: str) -> Precision:
+        """The precision of an encoder's layers."""
+        layers = frozenset(range(self.encoders[name].n_layers)) - {*self.fp32_layers[name]}
         return Precision(layers, embeddings=True, reduced_range=self.reduced_range)
 
-    def can_fall_back(self, most: int | None) -> bool:
-        """Whether some encoder may have one more layer in float32.
+    def can_fall_back(self, max_layers: int | None) -> bool:
+        """Whether any encoder may have one more layer in float32.
 
-        most: of each encoder; None for half of its layers.
+        max_layers: number of layers of each encoder that may be in float32; `None` for half.
         """
-        return any(map(self._rest, self.encoders, [most] * len(self.encoders)))
+        return any(self._int8_candidates(name, max_layers) for name in self.encoders)
 
-    def fall_back(self, docs: Sequence[Doc], most: int | None) -> None:
-        """Take one more layer of each encoder out of int8: the most sensitive of the rest.
+    def fall_back(self, docs: Sequence[Doc], max_layers: int | None) -> None:
+        """Move one more layer of each encoder to float32, the most sensitive one in int8.
 
-        docs: to measure on.
+        docs: documents to measure the sensitivity on.
+        max_layers: as for `can_fall_back`.
         """
-        for place, encoder in self.encoders.items():
-            if rest := self._rest(place, most):
-                if place not in self.sensitivity:
-                    self.sensitivity[place] = measure_sensitivity(
+        for name, encoder in self.encoders.items():
+            if candidates := self._int8_candidates(name, max_layers):
+                if name not in self.sensitivity:
+                    self.sensitivity[name] = measure_sensitivity(
                         encoder, docs, reduced_range=self.reduced_range
                     )
-                errors = self.sensitivity[place]
-                self.fp32_layers[place].append(max(rest, key=errors.__getitem__))
+                errors = self.sensitivity[name]
+                self.fp32_layers[name].append(max(candidates, key=errors.__getitem__))
 
-    def _rest(self, place: str, most: int | None) -> list[int]:
-        """The layers that may still be taken out."""
-        n_layers, taken = self.encoders[place].n_layers, self.fp32_layers[place]
-        if len(taken) >= (n_layers // 2 if most is None else most):
+    def _int8_candidates(self, name: str, max_layers: int | None) -> list[int]:
+        """The layers in int8 that may still move to float32."""
+        n_layers, in_fp32 = self.encoders[name].n_layers, self.fp32_layers[name]
+        if len(in_fp32) >= (n_layers // 2 if max_layers is None else max_layers):
             return []
-        return [layer for layer in range(n_layers) if layer not in taken]
+        return [layer for layer in range(n_layers) if layer not in in_fp32]
 
     def __str__(self) -> str:
-        kept = [
-            f"{place}: {', '.join(map(str, sorted(layers)))}"
-            for place, layers in self.fp32_layers.items()
+        exceptions = [
+            f"{name}: {', '.join(map(str, sorted(layers)))}"
+            for name, layers in self.fp32_layers.items()
             if layers
         ]
-        return f"int8, except for layers ({'; '.join(kept)})" if kept else "int8"
+        return f"int8, except for layers ({'; '.join(exceptions)})" if exceptions else "int8"
 
 
 def measure_sensitivity(
     encoder: SourceEncoder, docs: Sequence[Doc], *, reduced_range: bool = False
 ) -> list[float]:
-    """Of each layer, the squared error of the token vectors when it alone is in int8.
+    """Measure the error of each layer by putting it alone into int8.
 
-    Relative to the square of the vectors; on the same graph otherwise in float32.
+    RETURNS: by layer, the squared error of the token vectors, relative to their square in float32.
     """
     exact = _vectors(encoder.to_shim(Precision()), docs)
     square = np.square(exact).sum() or 1.0  # 0 where no document has a piece

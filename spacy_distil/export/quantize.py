@@ -1,4 +1,4 @@
-"""A trained pipeline into one that runs on ONNX Runtime, in int8 or float32, without torch."""
+"""Turn a trained pipeline into one that runs on ONNX Runtime without torch, in int8 or float32."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spacy_distil.cpu import cpu_model, has_vnni
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.files import TOKENIZER
 from spacy_distil.errors import ConfigError, require
-from spacy_distil.export.agreement import Agreement, Measure, measure_agreement
+from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.runs.files import atomic_directory, check_output
 from spacy_distil.text.documents import Documents, example_documents, read_documents
@@ -31,13 +31,17 @@ if TYPE_CHECKING:
 PrecisionName = Literal["int8", "fp32"]
 PRECISIONS: tuple[str, ...] = get_args(PrecisionName)
 ARCHITECTURE = "spacy-distil.DistilTransformer.v1"
-# Documents that layers are tried on, one by one.
+# Documents that the sensitivity of layers is measured on.
 TRIAL_DOCS = 64
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """A vocabulary before and after, in pieces, and what that does to the documents' words."""
+    """Effect of pruning a vocabulary.
+
+    n_before, n_after: number of pieces.
+    loss: effect on the words of the documents.
+    """
 
     n_before: int
     n_after: int
@@ -46,16 +50,16 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What was done to a pipeline.
+    """Results of `quantize`.
 
     precision: "int8" or "fp32".
     reduced_range: whether int8 weights use 7 bits.
-    cpu: what it was checked on.
-    vnni: whether that CPU adds up int8 products without saturating; `None` where it is not known.
+    cpu: the CPU that the pipelines were compared on.
+    vnni: whether that CPU adds up int8 products without saturating; `None` if unknown.
     fp32_layers, sensitivity: see `spacy_distil.export.fallback.Int8Plan`.
-    pruning: of the vocabulary; `None` without.
-    documents: where they came from.
-    agreement: of the result with the original, on them.
+    pruning: effect of pruning the vocabulary; `None` without pruning.
+    documents: source of the documents that the pipelines were compared on.
+    agreement: of the quantized pipeline with the original.
     """
 
     precision: str
@@ -69,21 +73,21 @@ class Quantization:
     agreement: Agreement
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON has it."""
+        """All results for JSON."""
         return {**asdict(self), "agreement": self.agreement.to_dict()}
 
 
 def quantize(
     pipeline: str | Path,
-    output: Path,
+    output: str | Path,
     *,
-    precision: PrecisionName = "int8",
-    documents: Path | None = None,
+    texts: str | Path | None = None,
     limit: int = 0,
+    precision: PrecisionName = "int8",
     min_agreement: float = 0.95,
     max_fp32_layers: int | None = None,
     reduced_range: bool = False,
-    prune_vocab: Path | None = None,
+    prune_vocab: str | Path | None = None,
     vocab_size: int | None = None,
     batch_size: int = 64,
     force: bool = False,
@@ -91,26 +95,31 @@ def quantize(
 ) -> Quantization:
     """Write a pipeline whose encoders run on ONNX Runtime, if it agrees with the original.
 
-    pipeline: directory or package name of a pipeline with our encoders, on the torch engine.
-    output: directory of the new one.
-    precision: "int8", or "fp32" for the same numbers without torch.
-    documents: what to check the result on: .spacy (scored too), .txt or .jsonl; `None` for a few
-        sentences in the pipeline's language that come with spaCy.
-    limit: only the first N documents; 0 for all.
-    min_agreement: least agreement of each pipe's predictions with the original's, but for what a
-        few documents would show by chance. Of a pipeline that predicts nothing, least mean cosine
-        of its token vectors.
-    max_fp32_layers: how many layers of each encoder may stay in float32 to reach it, the most
-        sensitive first; `None` for half of them.
-    reduced_range: keep int8 weights to 7 bits, for CPUs without VNNI.
-    prune_vocab: texts or documents; pieces that are not in them are dropped from the vocabulary.
-    vocab_size: with `prune_vocab`: how many pieces to keep; `None` for those that are seen.
-    batch_size: documents at a time while the two are compared.
-    force: replace a pipeline that `output` holds.
-    log: gets a line for each step.
+        result = quantize("training/model-best", "training/int8", texts="corpus/dev.spacy")
+        nlp = spacy.load("training/int8")
 
-    Raises ConfigError, and writes nothing, where an encoder cannot be turned into a graph or the
-    result agrees too little.
+    pipeline: directory or package of a pipeline with encoders of spacy-distil, on the torch engine.
+    output: directory of the new pipeline.
+    texts: documents to compare the pipelines on: .spacy (scored too), .txt with one text per line,
+        or .jsonl; `None` for a few sentences in the pipeline's language that come with spaCy.
+    limit: only the first N documents; 0 for all.
+    precision: "int8", or "fp32" for the same numbers without torch.
+    min_agreement: lowest agreement of each pipe's predictions with the original's, with an
+        allowance for chance in a few documents. For a pipeline without predictions, the lowest mean
+        cosine of its token vectors.
+    max_fp32_layers: number of layers of each encoder that may stay in float32 to reach this
+        agreement, the most sensitive first; `None` for half of them.
+    reduced_range: whether int8 weights use 7 bits, for CPUs without VNNI.
+    prune_vocab: documents; the vocabulary drops the pieces that do not occur in them. `None` keeps
+        all.
+    vocab_size: number of pieces to keep with `prune_vocab`; `None` for those that occur.
+    batch_size: documents per batch of the comparison.
+    force: whether to replace a pipeline in `output`.
+    log: callback that receives a line for each step.
+    RETURNS: the agreement, and the settings that it was reached with.
+
+    Raises ConfigError, and writes nothing, if an encoder cannot become a graph or the agreement is
+    too low.
     """
     require("onnx", extra="export", purpose="Making an ONNX graph")
     from spacy_distil.export.fallback import Int8Plan
@@ -122,44 +131,49 @@ def quantize(
         raise ConfigError(f"min_agreement = {min_agreement}: expected 0 to 1.")
     if vocab_size is not None and prune_vocab is None:
         raise ConfigError(
-            f"--vocab-size {vocab_size} is how many pieces to keep of those that --prune-vocab "
-            "counts: name documents with that option too."
+            f"--vocab-size {vocab_size} is the number of pieces to keep of those that "
+            "--prune-vocab counts: name documents with that option too."
         )
+    pipeline, output = str(pipeline), Path(output)
     check_output(output, force=force, source=Path(pipeline))
     log(f"Loading {pipeline}")
-    original = load_pipeline(str(pipeline))
-    encoders = _read_encoders(str(pipeline), original)
-    if documents is None:
+    original = load_pipeline(pipeline)
+    encoders = _read_encoders(pipeline, original)
+    if texts is None:
         corpus = example_documents(original)
     else:
-        corpus = read_documents(documents, original, limit=limit)
+        corpus = read_documents(Path(texts), original, limit=limit)
     pruning = None
     if prune_vocab is not None:
         log(f"Pruning the vocabulary to {prune_vocab}")
-        texts = read_documents(prune_vocab, original).texts
-        encoders, pruning = _prune(encoders, texts, corpus, vocab_size=vocab_size)
+        counted = read_documents(Path(prune_vocab), original).texts
+        encoders, pruning = _prune(encoders, counted, corpus, vocab_size=vocab_size)
     plan = Int8Plan(encoders, reduced_range=reduced_range)
     with atomic_directory(output) as directory:
         while True:
             log(f"Making the graph: {plan if precision == 'int8' else precision}")
             precisions = {
-                place: plan.precision(place) if precision == "int8" else Precision()
-                for place in encoders
+                name: plan.precision(name) if precision == "int8" else Precision()
+                for name in encoders
             }
-            _write(str(pipeline), encoders, precisions, directory)
+            _write(pipeline, encoders, precisions, directory)
             candidate = spacy.load(directory)
             log(f"Comparing the predictions for {len(corpus.docs):,} documents")
             agreement = measure_agreement(
                 original, candidate, corpus.docs, batch_size=batch_size, alone=False, rounds=0
             )
-            refused = _refused(agreement, min_agreement)
-            if refused is None or precision != "int8" or not plan.can_fall_back(max_fp32_layers):
+            disagreement = _find_disagreement(agreement, min_agreement)
+            if (
+                disagreement is None
+                or precision != "int8"
+                or not plan.can_fall_back(max_fp32_layers)
+            ):
                 break
-            log(f"{refused}; leaving one more layer in float32")
+            log(f"{disagreement}; leaving one more layer in float32")
             plan.fall_back(corpus.docs[:TRIAL_DOCS], max_fp32_layers)
-        if refused is not None:
+        if disagreement is not None:
             raise ConfigError(
-                f"{refused}; at least {min_agreement:.2%} was asked for (--min-agreement). "
+                f"{disagreement}; at least {min_agreement:.2%} was asked for (--min-agreement). "
                 f"Nothing was written.{_advice(precision, reduced_range)}"
             )
         agreement = measure_agreement(
@@ -172,7 +186,7 @@ def quantize(
             log=log,
         )
         if agreement.candidate_scores:
-            # What stands there is the original's.
+            # The meta still has the scores of the original.
             _update_meta(directory, performance=agreement.candidate_scores)
     return Quantization(
         precision=precision,
@@ -182,7 +196,7 @@ def quantize(
         fp32_layers=plan.fp32_layers,
         sensitivity=plan.sensitivity,
         pruning=pruning,
-        documents="spaCy's example sentences" if documents is None else str(documents),
+        documents="spaCy's example sentences" if texts is None else str(texts),
         agreement=agreement,
     )
 
@@ -193,16 +207,16 @@ def _read_encoders(pipeline: str, nlp: Language) -> dict[str, SourceEncoder]:
     shims = find_encoders(nlp)
     if not shims:
         raise ConfigError(
-            f"{pipeline} has no encoder of ours (its pipes: {', '.join(nlp.pipe_names)}). "
-            "'spacy distil convert' makes one of a spacy-transformers pipeline."
+            f"{pipeline} has no encoder of spacy-distil (its pipes: {', '.join(nlp.pipe_names)}). "
+            "'spacy distil convert' gives one to a spacy-transformers pipeline."
         )
-    for place, shim in shims.items():
+    for name, shim in shims.items():
         if shim.settings.engine == "onnx":
             raise ConfigError(
-                f"The encoder of {place!r} in {pipeline} runs on ONNX Runtime already. "
+                f"The encoder of {name!r} in {pipeline} runs on ONNX Runtime already. "
                 "Start from the pipeline that it was made from."
             )
-    return {place: SourceEncoder(shim) for place, shim in shims.items()}
+    return {name: SourceEncoder(shim) for name, shim in shims.items()}
 
 
 def _prune(
@@ -212,15 +226,15 @@ def _prune(
     *,
     vocab_size: int | None,
 ) -> tuple[dict[str, SourceEncoder], Pruning]:
-    """The same encoders with the pieces of `texts` alone."""
+    """Prune the encoders' vocabulary to the pieces of `texts`. For the rest see `quantize`."""
     from spacy_distil.export.encoders import SourceEncoder
     from spacy_distil.export.vocabulary import prune_encoder, prune_vocabulary, pruning_loss
 
     tokenizers = {encoder.files[TOKENIZER].decode() for encoder in encoders.values()}
     if len(tokenizers) > 1:
         raise ConfigError(
-            "The pipeline's encoders have different vocabularies, which cannot be pruned in one "
-            "go. Leave pruning out."
+            "The pipeline's encoders have different vocabularies, which cannot be pruned together. "
+            "Leave pruning out."
         )
     old = tokenizers.pop()
     pruned = prune_vocabulary(old, texts, keep=vocab_size)
@@ -228,8 +242,8 @@ def _prune(
         PieceTokenizer.from_str(old), PieceTokenizer.from_str(pruned.tokenizer_json), corpus.texts
     )
     return {
-        place: SourceEncoder(encoder.shim, prune_encoder(encoder.files, pruned))
-        for place, encoder in encoders.items()
+        name: SourceEncoder(encoder.shim, prune_encoder(encoder.files, pruned))
+        for name, encoder in encoders.items()
     }, Pruning(pruned.n_before, pruned.n_kept, loss)
 
 
@@ -239,16 +253,16 @@ def _write(
     precisions: dict[str, Precision],
     directory: Path,
 ) -> None:
-    """Write the pipeline with other encoders: its own files, weights and settings otherwise."""
+    """Write the pipeline with other encoders, and with its own pipes and settings."""
     from spacy_distil.export.encoders import replace_encoders
 
     nlp = spacy.load(pipeline)
     replace_encoders(
-        nlp, {place: encoder.to_shim(precisions[place]) for place, encoder in encoders.items()}
+        nlp, {name: encoder.to_shim(precisions[name]) for name, encoder in encoders.items()}
     )
     nlp.to_disk(directory)
     config = Config().from_disk(directory / "config.cfg", interpolate=False)
-    for block in _blocks(config["components"]):
+    for block in _find_encoder_blocks(config["components"]):
         block["engine"] = "onnx"
     config.to_disk(directory / "config.cfg")
     meta = srsly.read_json(directory / "meta.json")
@@ -261,31 +275,32 @@ def _update_meta(directory: Path, **entries: Any) -> None:
     srsly.write_json(path, {**srsly.read_json(path), **entries})
 
 
-def _blocks(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The settings of each encoder."""
+def _find_encoder_blocks(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Find the settings of each encoder."""
     for value in config.values():
         if isinstance(value, dict):
             if value.get("@architectures") == ARCHITECTURE:
                 yield value
-            yield from _blocks(value)
+            yield from _find_encoder_blocks(value)
 
 
-def _refused(agreement: Agreement, least: float) -> str | None:
-    """What agrees too little, in words; not what a few units would show by chance, which is up to
-    two standard deviations more differences than are allowed.
+def _find_disagreement(agreement: Agreement, min_agreement: float) -> str | None:
+    """Describe the pipe with the lowest agreement, if it is too low.
+
+    A few units may differ by chance: up to two standard deviations more differences are accepted.
     """
 
-    def is_bad(measure: Measure) -> bool:
-        allowed = measure.n * (1 - least)
+    def is_too_low(measure: PipeMeasure) -> bool:
+        allowed = measure.n * (1 - min_agreement)
         return measure.n * (1 - measure.agreement) > allowed + 2 * sqrt(allowed)
 
     vectors = agreement.vectors
-    if not agreement.measures and vectors is not None and vectors.cosine < least:
+    if not agreement.measures and vectors is not None and vectors.cosine < min_agreement:
         return f"Token vectors agree with the original's by a mean cosine of {vectors.cosine:.6f}"
-    bad = [measure for measure in agreement.measures if is_bad(measure)]
-    if not bad:
+    too_low = [measure for measure in agreement.measures if is_too_low(measure)]
+    if not too_low:
         return None
-    worst = min(bad, key=lambda measure: measure.agreement)
+    worst = min(too_low, key=lambda measure: measure.agreement)
     return (
         f"{worst.pipe!r} agrees with the original in {worst.agreement:.2%} of {worst.annotation} "
         f"({worst.n:,} {worst.unit})"

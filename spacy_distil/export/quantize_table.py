@@ -1,21 +1,25 @@
-"""What quantizing did, in words and tables."""
+"""The results of quantizing as text for the terminal."""
 
 from __future__ import annotations
 
-from spacy_distil.export import agreement
+from spacy_distil.export import agreement_table
 from spacy_distil.export.quantize import Quantization
+from spacy_distil.report.layout import MISSING, join_text
 from spacy_distil.tables import Table
 
 
 def to_text(result: Quantization) -> str:
-    """For the terminal."""
+    """Write all tables for the terminal."""
     tables = [_sensitivity_table(result), _pruning_table(result)]
-    parts = [table.to_text() for table in tables if table.rows]
-    return "\n".join([*parts, agreement.to_text(result.agreement), describe(result)])
+    return join_text(
+        [table for table in tables if table.rows],
+        agreement_table.to_text(result.agreement),
+        describe(result),
+    )
 
 
 def describe(result: Quantization) -> str:
-    """What the numbers are of."""
+    """Name the pipelines, the documents and the CPU in a footnote."""
     vnni = {True: ", with VNNI", False: ", without VNNI", None: ""}[result.vnni]
     return f"Original and {result.precision} candidate on {result.documents}; {result.cpu}{vnni}."
 
@@ -25,8 +29,8 @@ def _sensitivity_table(result: Quantization) -> Table:
         title="Error of the token vectors with one layer in int8",
         header=["encoder", "layer", "relative error", "in the result"],
         rows=[
-            [place, str(i), f"{error:.1e}", "fp32" if i in result.fp32_layers[place] else "int8"]
-            for place, errors in result.sensitivity.items()
+            [name, str(i), f"{error:.1e}", "fp32" if i in result.fp32_layers[name] else "int8"]
+            for name, errors in result.sensitivity.items()
             for i, error in enumerate(errors)
         ],
     )
@@ -40,7 +44,7 @@ def _pruning_table(result: Quantization) -> Table:
             ["before", f"{result.pruning.n_before:,}", f"{loss.pieces_before:.3f}"],
             ["after", f"{result.pruning.n_after:,}", f"{loss.pieces_after:.3f}"],
         ]
-        rows[0] += [f"{loss.unknown_before:.2%}", "\N{EN DASH}"]
+        rows[0] += [f"{loss.unknown_before:.2%}", MISSING]
         rows[1] += [f"{loss.unknown_after:.2%}", f"{loss.changed:.2%}"]
     header = ["vocabulary", "pieces", "pieces per word", "unknown words", "words changed"]
     return Table("Pruned vocabulary", header, rows)

@@ -1,4 +1,4 @@
-"""Evaluation and speed of pipelines side by side, as tables and plots."""
+"""Scores, speed, memory and size of pipelines side by side, as tables and plots."""
 
 from spacy_distil.report.benchmarking import benchmark
 from spacy_distil.report.comparison import compare

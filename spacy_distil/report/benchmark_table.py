@@ -2,75 +2,75 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from spacy_distil.report.layout import (
     EN_DASH,
     MISSING,
     count,
+    join_markdown,
+    join_text,
     measured_on,
+    resource_cells,
+    score_columns,
     versions,
     with_range,
 )
-from spacy_distil.report.scores import COLUMNS
+from spacy_distil.report.results import Benchmark
 from spacy_distil.report.speed import Spread
 from spacy_distil.tables import Table
 
-if TYPE_CHECKING:
-    from spacy_distil.report.benchmarking import Benchmark
 
-
-def make_tables(result: Benchmark) -> list[Table]:
-    """Speed, memory and size, and scores where there is gold."""
-    tables = [_speed(result), _memory(result)]
-    if any(row.scores for row in result.rows):
-        tables.append(_scores(result))
+def make_tables(benchmark: Benchmark) -> list[Table]:
+    """Make the tables of speed, of memory and size, and of scores if there is gold."""
+    tables = [_speed(benchmark), _memory(benchmark)]
+    if any(row.scores for row in benchmark.rows):
+        tables.append(_scores(benchmark))
     return tables
 
 
-def to_markdown(result: Benchmark, *, plot: str | None = None) -> str:
-    """All tables, the plot and how it was measured.
+def to_markdown(benchmark: Benchmark, *, plot: str | None = None) -> str:
+    """Write all tables, the plot and the footnote as Markdown.
 
-    plot: where the plot lies, as the Markdown file has to link to it.
+    plot: path of the plot, relative to the Markdown file; `None` for none.
     """
-    parts = [f"### {result.title}"] if result.title else []
-    parts += [table.to_markdown() for table in make_tables(result)]
-    if plot is not None:
-        scored = any(row.scores for row in result.rows)
-        parts.append(f"![{'Accuracy against speed' if scored else 'Speed'}]({plot})")
-    parts.append(describe(result))
-    return "\n\n".join(parts) + "\n"
+    scored = any(row.scores for row in benchmark.rows)
+    return join_markdown(
+        make_tables(benchmark),
+        describe(benchmark),
+        title=benchmark.title,
+        plot=plot,
+        alt="Accuracy against speed" if scored else "Speed",
+    )
 
 
-def to_text(result: Benchmark) -> str:
-    """All tables, for the terminal."""
-    return "\n".join(table.to_text() for table in make_tables(result))
+def to_text(benchmark: Benchmark) -> str:
+    """Write all tables for the terminal."""
+    return join_text(make_tables(benchmark))
 
 
-def describe(result: Benchmark) -> str:
-    """How it was measured, and on what."""
-    settings = result.settings
+def describe(benchmark: Benchmark) -> str:
+    """Describe the measurement and the machine in a footnote."""
+    settings = benchmark.settings
     pinned = settings.pin_cores
     scored = (
-        f" Scores in %, from spaCy's scorer, on {result.gold}; the plot has the most threads and "
-        f"the largest batches."
-        if result.gold
+        f" Scores in %, from spaCy's scorer, on {benchmark.gold}; the plot shows the largest "
+        f"number of threads and the largest batches."
+        if benchmark.gold
         else ""
     )
     parts = [
-        f"{count(result.n_texts, 'text')}, {result.n_words:,} spaCy tokens. Words/s: spaCy tokens "
-        f"per second of wall time through `nlp.pipe` from raw texts, by documents in a batch; "
-        f"median (min{EN_DASH}max) of {count(settings.repeats, 'round')} in which the pipelines "
-        f"take turns, on the CPU. p50 and p95: of `nlp(text)` over "
-        f"{min(settings.latency_texts, result.n_texts):,} of the texts, one at a time. Peak memory "
-        f"of one pass, load time and cold start (process start to first doc), the median of "
-        f"{count(settings.load_repeats, 'start')}: each pipeline in a process of its own"
+        f"{count(benchmark.n_texts, 'text')}, {benchmark.n_words:,} spaCy tokens. Words/s: spaCy "
+        f"tokens per second of wall time through `nlp.pipe` from raw texts, by documents in a "
+        f"batch; median (min{EN_DASH}max) of {count(settings.repeats, 'round')} in which the "
+        f"pipelines take turns, on the CPU. p50 and p95: of `nlp(text)` over "
+        f"{min(settings.latency_texts, benchmark.n_texts):,} of the texts, one at a time. Peak "
+        f"memory of one pass, load time and cold start (process start to first doc), the median "
+        f"of {count(settings.load_repeats, 'start')}: each pipeline in a process of its own"
         + (f", pinned to {count(pinned, 'core')}" if pinned else "")
         + f".{scored}",
-        measured_on(result.machine, result.date),
+        measured_on(benchmark.machine, benchmark.date),
     ]
-    for row in result.rows:
-        if row.subject.python is not None:
+    for row in benchmark.rows:
+        if row.source.python is not None:
             environment = row.environment
             parts.append(
                 f"{row.name} has an environment of its own: Python {environment['python']}; "
@@ -79,13 +79,13 @@ def describe(result: Benchmark) -> str:
     return "\n\n".join(parts)
 
 
-def _speed(result: Benchmark) -> Table:
-    sizes = sorted(set(result.settings.batch_sizes))
-    latency = result.settings.latency_texts > 0
+def _speed(benchmark: Benchmark) -> Table:
+    sizes = sorted(set(benchmark.settings.batch_sizes))
+    latency = benchmark.settings.latency_texts > 0
     header = ["pipeline", "threads", *(f"words/s, batch {size:,}" for size in sizes)]
     rows = []
-    for threads in result.settings.threads:
-        for row in result.rows:
+    for threads in benchmark.settings.threads:
+        for row in benchmark.rows:
             speed = row.speeds[threads]
             cells = [row.name, str(threads)]
             cells += [with_range(speed.words_per_second(size), "{:,.0f}") for size in sizes]
@@ -97,41 +97,30 @@ def _speed(result: Benchmark) -> Table:
     return Table(title="Speed", header=header, rows=rows)
 
 
-def _memory(result: Benchmark) -> Table:
-    return Table(
-        title="Start, memory and size",
-        header=["pipeline", "threads", "load, s", "cold start, s", "peak RSS, MB", "MB on disk"],
-        rows=[
-            [
-                row.name,
-                str(threads),
-                f"{row.speeds[threads].load_seconds:.2f}",
-                f"{row.speeds[threads].cold_start_seconds:.2f}",
-                f"{row.speeds[threads].peak_rss_bytes / 1e6:,.0f}",
-                f"{row.n_bytes / 1e6:,.1f}",
-            ]
-            for threads in result.settings.threads
-            for row in result.rows
-        ],
-    )
+def _memory(benchmark: Benchmark) -> Table:
+    resources = ["load, s", "cold start, s", "peak RSS, MB", "MB on disk"]
+    rows = []
+    for threads in benchmark.settings.threads:
+        for row in benchmark.rows:
+            by_heading = resource_cells(row.speeds[threads], row.n_bytes)
+            rows.append([row.name, str(threads), *(by_heading[heading] for heading in resources)])
+    return Table("Start, memory and size", ["pipeline", "threads", *resources], rows)
 
 
-def _scores(result: Benchmark) -> Table:
-    columns = [c for c in COLUMNS if any(c.key in row.scores for row in result.rows)]
+def _scores(benchmark: Benchmark) -> Table:
+    columns = score_columns(row.scores for row in benchmark.rows)
     return Table(
         title="Scores",
-        header=["pipeline", *(c.title for c in columns)],
+        header=["pipeline", *(column.title for column in columns)],
         rows=[
-            [
-                row.name,
-                *(
-                    f"{row.scores[c.key] * 100:.{c.decimals}f}" if c.key in row.scores else MISSING
-                    for c in columns
-                ),
-            ]
-            for row in result.rows
+            [row.name, *(_score(row.scores.get(c.key), c.decimals) for c in columns)]
+            for row in benchmark.rows
         ],
     )
+
+
+def _score(score: float | None, decimals: int) -> str:
+    return MISSING if score is None else f"{score * 100:.{decimals}f}"
 
 
 def _milliseconds(seconds: Spread | None) -> str:

@@ -1,10 +1,9 @@
 """Bootstrap over documents: how far a score would move on another test set of the same size.
 
-Scores here are functions of counts that add up over documents (hits, false alarms, misses), so a
-resample is a matrix product: how often each document was drawn, times its counts. The draws depend
-on the number of documents and the seed alone. Two pipelines measured on the same test set are
-therefore resampled with the same documents, and what is computed from both, sample by sample, is a
-paired bootstrap.
+Each score is a function of counts that add up over documents (hits, false alarms, misses). A
+resample is therefore a matrix product: the number of draws of each document, times its counts. The
+draws depend only on the number of documents and the seed. Two pipelines on the same test set are
+resampled with the same documents, so combining their samples one by one is a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _CELLS = 4_000_000
 
 
 def resample(metric: Metric, counts: Counts, *, n: int = RESAMPLES, seed: int = SEED) -> Floats:
-    """Scores of `n` test sets drawn with replacement from the documents.
+    """Score `n` test sets drawn with replacement from the documents.
 
-    metric: takes totals of shape (n, ...), gives scores of shape (n,).
-    counts: shape (n_docs, ...), what each document adds to the totals.
-    RETURNS: shape (n,).
+    metric: turns totals of shape (n, ...) into scores of shape (n,).
+    counts: shape (n_docs, ...), the counts that each document adds to the totals.
+    RETURNS: scores of shape (n,).
     """
     n_docs = len(counts)
     if n_docs == 0:
@@ -51,7 +50,7 @@ def resample(metric: Metric, counts: Counts, *, n: int = RESAMPLES, seed: int = 
 
 
 def percentiles(samples: Floats, *, level: float = LEVEL) -> Interval:
-    """The middle `level` of the samples. samples: shape (n,)."""
+    """Find the interval that holds the middle `level` of the samples, of shape (n,)."""
     tail = (1 - level) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
     return float(low), float(high)
@@ -65,7 +64,7 @@ def interval(
     seed: int = SEED,
     level: float = LEVEL,
 ) -> Interval:
-    """Percentile bootstrap interval of `metric` over documents; the arguments are `resample`'s."""
+    """Compute the percentile bootstrap interval of `metric`. For the arguments see `resample`."""
     return percentiles(resample(metric, counts, n=n, seed=seed), level=level)
 
 
@@ -79,10 +78,11 @@ def paired_interval(
     seed: int = SEED,
     level: float = LEVEL,
 ) -> Interval:
-    """Interval of a comparison of two systems on the same documents in the same order.
+    """Compute the interval of a comparison of two systems on the same documents.
 
-    counts, reference: shape (n_docs, ...) each, of the system and of what it is compared with.
-    combine: the comparison, by sample: np.subtract for a difference, np.divide for a ratio.
+    counts, reference: counts of the system and of its reference, each of shape (n_docs, ...), with
+        the documents in the same order.
+    combine: compares two samples: np.subtract for a difference, np.divide for a ratio.
     """
     if len(counts) != len(reference):
         raise ValueError(

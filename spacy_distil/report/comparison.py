@@ -2,73 +2,88 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import spacy
 
-from spacy_distil.errors import ConfigError, require
+from spacy_distil.errors import ConfigError
 from spacy_distil.pipelines import check_pipeline
 from spacy_distil.report import bootstrap
+from spacy_distil.report.comparison_table import to_markdown
 from spacy_distil.report.machine import describe_machine
-from spacy_distil.report.plot import draw
-from spacy_distil.report.process import Subject
-from spacy_distil.report.results import Figure, Report, Retention, Row, Settings
-from spacy_distil.report.scores import (
-    COLUMNS,
-    Column,
-    Scores,
-    score_pipeline,
+from spacy_distil.report.plot import draw_comparison
+from spacy_distil.report.process import PipelineSource
+from spacy_distil.report.readme import check_section, replace_section
+from spacy_distil.report.results import (
+    ComparedPipeline,
+    Comparison,
+    ComparisonSettings,
+    MeanScore,
+    Retention,
+    check_results_directory,
+    write_results,
 )
+from spacy_distil.report.scores import COLUMNS, Column, Scores, score_pipeline
 from spacy_distil.report.speed import LOAD_REPEATS, measure
-from spacy_distil.report.table import check_section, replace_section, to_markdown
 from spacy_distil.text.documents import check_test_set, read_examples
 
 STEM = "compare"
 
 
 def compare(
-    test: Path,
-    pipelines: Sequence[tuple[str, str]],
-    output: Path,
+    pipelines: Mapping[str, str | Path | Sequence[str | Path]],
+    gold: str | Path,
+    output: str | Path,
     *,
     teacher: str | None = None,
-    repeats: int = 5,
-    load_repeats: int = LOAD_REPEATS,
+    limit: int = 0,
     threads: int = 2,
     batch_size: int = 256,
-    limit: int = 0,
+    repeats: int = 5,
+    load_repeats: int = LOAD_REPEATS,
     title: str = "",
-    readme: Path | None = None,
+    readme: str | Path | None = None,
     section: str = STEM,
     command: str = "",
-    log: Callable[[str], None] = lambda message: None,
-) -> Report:
-    """Measure pipelines, and write compare.json, compare.md and compare.png to `output`.
+    log: Callable[[str], Any] = lambda message: None,
+) -> Comparison:
+    """Measure pipelines on a test set and write compare.json, .md and .png.
 
-    test: .spacy file of annotated documents, or a directory of them.
-    pipelines: (name, path or package name). Pipelines of one name are seeds of one row: scores are
-        means over them, speed and size those of the first.
-    output: directory, made where it is missing.
-    teacher: name of the row that retention refers to.
-    repeats: timed rounds over all texts; the median counts.
-    load_repeats: fresh processes in which each pipeline is loaded; the median counts.
-    threads: of each pipeline's process while speed is measured, on the CPU. Scores are computed on
-        the device that the pipeline picks.
-    batch_size: documents at a time.
-    limit: the first N documents of the test set; 0 for all.
-    title: heading of the tables.
-    readme, section: replace what stands between `<!-- SECTION:start -->` and
-        `<!-- SECTION:end -->` in this file by the tables.
-    command: how this was called, for the record.
-    log: told what is being done.
+        result = compare({"trf": "training/trf", "ours": "training/int8"}, "test.spacy", "metrics")
+        score = result.rows[0].scores["ents_f"].mean
+
+    pipelines: path or package of each pipeline by its name in the tables. Several for one name are
+        seeds: their scores are averaged, speed and size are those of the first.
+    gold: .spacy file of annotated documents, or a directory of them.
+    output: directory for the results, created if it is missing.
+    teacher: name of the pipeline that retention refers to.
+    limit: only the first N documents; 0 for all.
+    threads: number of CPU threads while speed is measured. Scores are computed on the device that
+        the pipeline picks.
+    batch_size: documents per batch.
+    repeats: timed rounds over all texts. The median counts.
+    load_repeats: fresh processes in which each pipeline is loaded. The median counts.
+    title: heading of the tables and the plot.
+    readme, section: Markdown file that gets the tables too, between `<!-- SECTION:start -->` and
+        `<!-- SECTION:end -->`.
+    command: command line, for the record.
+    log: callback that receives a line for each step.
+    RETURNS: all results, raw timings included.
+
+    Raises ConfigError or CorpusError before any measurement if a setting or path cannot work.
     """
-    groups = _group(pipelines)
+    gold, output = Path(gold), Path(output)
+    readme = None if readme is None else Path(readme)
+    seeds_of = {
+        name: [str(each)] if isinstance(each, str | Path) else [str(seed) for seed in each]
+        for name, each in pipelines.items()
+    }
     for setting, value in (
         ("repeats", repeats),
         ("load_repeats", load_repeats),
@@ -79,19 +94,18 @@ def compare(
             raise ConfigError(f"{setting} = {value}: expected at least 1.")
     if limit < 0:
         raise ConfigError(f"limit = {limit}: expected 0, for all documents, or more.")
-    _check(test, groups, output, teacher=teacher)
+    _check(seeds_of, gold, output, teacher=teacher)
     if readme is not None:
         check_section(readme, section)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = describe_machine()
 
-    first = {name: Subject(seeds[0]) for name, seeds in groups.items()}
     texts = [
-        example.reference.text for example in read_examples(spacy.blank("xx"), test, limit=limit)
+        example.reference.text for example in read_examples(spacy.blank("xx"), gold, limit=limit)
     ]
     # Speed first, while this process holds little memory.
     speeds = measure(
-        first,
+        {name: PipelineSource(seeds[0]) for name, seeds in seeds_of.items()},
         texts,
         repeats=repeats,
         load_repeats=load_repeats,
@@ -100,19 +114,19 @@ def compare(
         log=log,
     )
     scores: dict[str, list[Scores]] = {}
-    for name, seeds in groups.items():
+    for name, seeds in seeds_of.items():
         scores[name] = []
         for pipeline in seeds:
             log(f"Scores of {name}: {pipeline}")
-            scores[name].append(score_pipeline(pipeline, test, batch_size=batch_size, limit=limit))
-    reference = scores[teacher] if teacher is not None else None
-    report = Report(
+            scores[name].append(score_pipeline(pipeline, gold, batch_size=batch_size, limit=limit))
+    teacher_scores = scores[teacher] if teacher is not None else None
+    comparison = Comparison(
         title=title,
-        test=str(test),
+        test=str(gold),
         n_docs=len(texts),
         n_words=next(iter(scores.values()))[0].n_words,
         teacher=teacher,
-        settings=Settings(
+        settings=ComparisonSettings(
             repeats=repeats,
             load_repeats=load_repeats,
             threads=threads,
@@ -126,106 +140,97 @@ def compare(
         date=date,
         command=command,
         rows=[
-            Row(
+            ComparedPipeline(
                 name=name,
                 pipelines=seeds,
                 scores=aggregate(scores[name]),
-                retention=retain(scores[name], reference) if reference is not None else {},
+                retention=(
+                    {}
+                    if teacher_scores is None
+                    else compute_retention(scores[name], teacher_scores)
+                ),
                 n_parameters=scores[name][0].n_parameters,
                 n_bytes=scores[name][0].n_bytes,
                 speed=speeds[name],
-                full_scores=[one.full for one in scores[name]],
+                full_scores=[seed.full for seed in scores[name]],
             )
-            for name, seeds in groups.items()
+            for name, seeds in seeds_of.items()
         ],
     )
-    write(report, output, readme=readme, section=section)
-    return report
-
-
-def write(report: Report, output: Path, *, readme: Path | None, section: str) -> None:
-    """compare.json, compare.md and compare.png in `output`, and the section of `readme`."""
-    output.mkdir(parents=True, exist_ok=True)
     plot = output / f"{STEM}.png"
-    draw(report, plot)
-    (output / f"{STEM}.json").write_text(
-        json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8"
-    )
-    (output / f"{STEM}.md").write_text(to_markdown(report, plot=plot.name), encoding="utf-8")
+    write_results(comparison, to_markdown(comparison, plot=plot.name), output, stem=STEM)
+    draw_comparison(comparison, plot)
     if readme is not None:
         link = Path(os.path.relpath(plot, readme.parent)).as_posix()
-        replace_section(readme, section, to_markdown(report, plot=link))
+        replace_section(readme, section, to_markdown(comparison, plot=link))
+    return comparison
 
 
-def aggregate(seeds: Sequence[Scores]) -> dict[str, Figure]:
-    """Mean, standard deviation and interval of each score that all seeds have."""
-    figures = {}
+def aggregate(seeds: Sequence[Scores]) -> dict[str, MeanScore]:
+    """Compute mean, standard deviation and interval of each score that all seeds have."""
+    aggregated = {}
     for column in COLUMNS:
         if not _all_have(column, seeds):
             continue
-        values = [one.values[column.key] for one in seeds]
+        values = [seed.values[column.key] for seed in seeds]
         samples = _samples(column, seeds)
-        figures[column.key] = Figure(
+        aggregated[column.key] = MeanScore(
             mean=mean(values),
             std=stdev(values) if len(values) > 1 else None,
             seeds=values,
             interval=None if samples is None else bootstrap.percentiles(samples),
         )
-    return figures
+    return aggregated
 
 
-def retain(seeds: Sequence[Scores], teacher: Sequence[Scores]) -> dict[str, Retention]:
-    """Score divided by the teacher's score, of each task that both have."""
-    kept = {}
+def compute_retention(student: Sequence[Scores], teacher: Sequence[Scores]) -> dict[str, Retention]:
+    """Divide the student's score by the teacher's, for each task that both have.
+
+    student, teacher: scores of each seed.
+    """
+    retention = {}
     for column in COLUMNS:
-        if not (column.is_task and _all_have(column, seeds) and _all_have(column, teacher)):
+        if not (column.is_task and _all_have(column, student) and _all_have(column, teacher)):
             continue
-        reference = mean(one.values[column.key] for one in teacher)
-        if reference == 0:
+        teacher_mean = mean(seed.values[column.key] for seed in teacher)
+        if teacher_mean == 0:
             continue
-        mine, theirs = _samples(column, seeds), _samples(column, teacher)
-        kept[column.key] = Retention(
-            value=mean(one.values[column.key] for one in seeds) / reference,
+        student_samples, teacher_samples = _samples(column, student), _samples(column, teacher)
+        retention[column.key] = Retention(
+            value=mean(seed.values[column.key] for seed in student) / teacher_mean,
             interval=None
-            if mine is None or theirs is None or not theirs.all()
-            else bootstrap.percentiles(mine / theirs),
+            if student_samples is None or teacher_samples is None or not teacher_samples.all()
+            else bootstrap.percentiles(student_samples / teacher_samples),
         )
-    return kept
+    return retention
 
 
 def _all_have(column: Column, seeds: Sequence[Scores]) -> bool:
-    return all(column.key in one.values for one in seeds)
+    return all(column.key in seed.values for seed in seeds)
 
 
 def _samples(column: Column, seeds: Sequence[Scores]) -> bootstrap.Floats | None:
-    """Bootstrap samples of the seeds' mean: the same documents are drawn for each."""
-    if not all(column.counts in one.counts for one in seeds):
+    """Bootstrap samples of the seeds' mean. The same documents are drawn for each seed."""
+    if not all(column.counts in seed.counts for seed in seeds):
         return None
     samples: bootstrap.Floats = np.mean(
-        [bootstrap.resample(column.metric, one.counts[column.counts]) for one in seeds], axis=0
+        [bootstrap.resample(column.metric, seed.counts[column.counts]) for seed in seeds], axis=0
     )
     return samples
 
 
-def _group(pipelines: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for name, pipeline in pipelines:
-        groups.setdefault(name, []).append(pipeline)
-    return groups
-
-
-def _check(test: Path, groups: dict[str, list[str]], output: Path, *, teacher: str | None) -> None:
-    """Everything that can be known to be wrong before minutes are spent on measuring."""
-    require("matplotlib", extra="report", purpose="The plot of `distil compare`")
-    if not groups:
+def _check(
+    seeds_of: Mapping[str, Sequence[str]], gold: Path, output: Path, *, teacher: str | None
+) -> None:
+    """Find every mistake that shows before minutes are spent on measuring."""
+    if not seeds_of or not all(seeds_of.values()):
         raise ConfigError("No pipelines to compare: expected one NAME=PATH or more.")
-    if teacher is not None and teacher not in groups:
+    if teacher is not None and teacher not in seeds_of:
         raise ConfigError(
-            f"teacher = {teacher!r}: expected one of the pipelines' names, {', '.join(groups)}."
+            f"teacher = {teacher!r}: expected one of the pipelines' names, {', '.join(seeds_of)}."
         )
-    check_test_set(test)
-    for seeds in groups.values():
+    check_test_set(gold)
+    for seeds in seeds_of.values():
         for pipeline in seeds:
             check_pipeline(pipeline)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output} is a file: expected a directory to write the results to.")
+    check_results_directory(output, command="compare")

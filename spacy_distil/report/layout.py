@@ -1,20 +1,57 @@
-"""What the tables of measurements have in common: cells, and the line on what they were made on."""
+"""Parts that all reports of measurements share: cells, tables in Markdown, and the footnotes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from spacy_distil.report.speed import Spread
+from spacy_distil.report.scores import COLUMNS, Column
+from spacy_distil.report.speed import Speed, Spread
+from spacy_distil.tables import Table
 
 EN_DASH = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 MISSING = EN_DASH
 
 
-def measured_on(machine: dict[str, Any], date: str) -> str:
-    """CPU, memory, system and versions.
+# Whole reports
 
-    machine: as `describe_machine` has it. date: ISO 8601.
+
+def join_text(tables: Iterable[Table], *notes: str) -> str:
+    """Join tables and notes for the terminal."""
+    return "\n".join([*(table.to_text() for table in tables), *notes])
+
+
+def join_markdown(
+    tables: Iterable[Table], note: str, *, title: str = "", plot: str | None = None, alt: str = ""
+) -> str:
+    """Join tables, plot and note to a Markdown document.
+
+    title: heading; empty for none.
+    plot: path of the plot, relative to the Markdown file; `None` for none.
+    alt: text that stands for the plot.
+    """
+    parts = [f"### {title}"] if title else []
+    parts += [table.to_markdown() for table in tables]
+    if plot is not None:
+        parts.append(f"![{alt}]({plot})")
+    return "\n\n".join([*parts, note]) + "\n"
+
+
+def score_columns(scores: Iterable[Iterable[str]]) -> list[Column]:
+    """The columns that at least one pipeline has a score for.
+
+    scores: `Column.key`s of each pipeline.
+    """
+    keys = {key for each in scores for key in each}
+    return [column for column in COLUMNS if column.key in keys]
+
+
+def measured_on(machine: dict[str, Any], date: str) -> str:
+    """Describe CPU, memory, system and versions in a footnote.
+
+    machine: see `describe_machine`.
+    date: ISO 8601.
     """
     return (
         f"Measured on {machine['cpu']}, {machine['cores'] or machine['logical_cores']} cores "
@@ -25,16 +62,37 @@ def measured_on(machine: dict[str, Any], date: str) -> str:
 
 
 def versions(packages: dict[str, str | None]) -> str:
-    """The packages that are installed, with their versions."""
+    """List the installed packages with their versions."""
     return ", ".join(f"{package} {version}" for package, version in packages.items() if version)
 
 
+# Cells
+
+
+def resource_cells(speed: Speed, n_bytes: int) -> dict[str, str]:
+    """Cells on load time, memory and size, by the heading of their column.
+
+    n_bytes: size on disk.
+    """
+    return {
+        "load, s": f"{speed.load_seconds:.2f}",
+        "cold start, s": f"{speed.cold_start_seconds:.2f}",
+        "peak RSS, MB": f"{speed.peak_rss_bytes / 1e6:,.0f}",
+        "MB on disk": disk_megabytes(n_bytes),
+    }
+
+
+def disk_megabytes(n_bytes: int) -> str:
+    """A size on disk in millions of bytes, without the unit: "1,234.5"."""
+    return f"{n_bytes / 1e6:,.1f}"
+
+
 def with_range(spread: Spread, form: str) -> str:
-    """Median (min-max). form: of each number, such as "{:,.0f}"."""
+    """Median (min-max). form: format of each number, such as "{:,.0f}"."""
     low, high = form.format(spread.min), form.format(spread.max)
     return f"{form.format(spread.median)} ({low}{EN_DASH}{high})"
 
 
-def count(n: int, what: str) -> str:
+def count(n: int, noun: str) -> str:
     """1 thread, 2 threads."""
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

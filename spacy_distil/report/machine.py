@@ -1,4 +1,4 @@
-"""The machine and the software that a measurement was made with."""
+"""Machine and software of a measurement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, cores, memory, platform and versions; `None` for a package that is not installed."""
+    """Collect CPU, cores, memory, platform and versions (`None` for a missing package)."""
     psutil = require("psutil", extra="report", purpose="Describing the machine")
     return {
         "cpu": cpu_model(),
@@ -42,7 +42,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """How this process was called, with the module's name in place of its file's."""
+    """The command line of this process, with the name of the module instead of its file."""
     program, *arguments = sys.argv
     module = sys.modules["__main__"].__spec__
     name = Path(program).name if module is None else f"python -m {module.name}"

@@ -1,30 +1,35 @@
-"""Plots: accuracy against speed, a panel for each task, and speed by batch size."""
+"""Plots: accuracy against speed with a panel for each task, and speed by batch size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spacy_distil.errors import require
-from spacy_distil.report.results import Report
+from spacy_distil.report.label_placement import Box, LabelPlacer
+from spacy_distil.report.results import Benchmark, Comparison
 from spacy_distil.report.scores import COLUMNS, Column
 from spacy_distil.report.speed import Spread
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, darkest first.
+# The colours of Okabe and Ito, which colour-blind people can tell apart, darkest first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _PANEL = (3.6, 3.2)  # inches
 _PER_LINE = 2
+_DPI = 160
+_MARKER = 6  # points, as the next one
+_PADDING = 2  # between axes and labels
 
 
 @dataclass(frozen=True)
 class Point:
     """One pipeline in one panel.
 
-    speed: words/s. score: in %, with its interval over documents and the scores of seeds, where
-    there are such.
+    speed: words/s.
+    score: in %.
+    interval: of the score over documents; `None` for none.
+    seeds: score of each seed; empty for a single one.
     """
 
     name: str
@@ -32,6 +37,12 @@ class Point:
     score: float
     interval: tuple[float, float] | None = None
     seeds: Sequence[float] = ()
+
+    @property
+    def bars(self) -> tuple[float, float]:
+        """Lower and upper end of the interval. A bootstrap interval may exclude the score."""
+        low, high = self.interval or (self.score, self.score)
+        return min(low, self.score), max(high, self.score)
 
 
 @dataclass(frozen=True)
@@ -42,11 +53,11 @@ class Line:
     speeds: Mapping[int, Spread]
 
 
-def draw(report: Report, path: Path) -> None:
-    """Write the plot of a comparison to `path`, a PNG file."""
-    names = [row.name for row in report.rows]
+def draw_comparison(comparison: Comparison, path: Path) -> None:
+    """Write the plot of a comparison to a PNG file: accuracy against speed."""
     speeds = {
-        row.name: row.speed.words_per_second(report.settings.batch_size) for row in report.rows
+        row.name: row.speed.words_per_second(comparison.settings.batch_size)
+        for row in comparison.rows
     }
     panels: dict[Column, list[Point]] = {}
     for column in COLUMNS:
@@ -62,87 +73,132 @@ def draw(report: Report, path: Path) -> None:
                 else (score.interval[0] * 100, score.interval[1] * 100),
                 seeds=[value * 100 for value in score.seeds] if len(score.seeds) > 1 else [],
             )
-            for row in report.rows
+            for row in comparison.rows
             if (score := row.scores.get(column.key)) is not None
         ]
         if points:
             panels[column] = points
-    draw_scores(panels, names, path, title=report.title)
+    names = [row.name for row in comparison.rows]
+    make_score_figure(panels, names, title=comparison.title).savefig(path)
 
 
-def draw_scores(
-    panels: Mapping[Column, Sequence[Point]], names: Sequence[str], path: Path, *, title: str = ""
-) -> None:
-    """Accuracy against speed, a panel for each task, to `path`, a PNG file.
+def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
+    """Write the plot of a benchmark to a PNG file.
 
-    Bars are the intervals over documents and the spread of the rounds; small dots are seeds.
+    With scores it shows accuracy against speed, for the largest number of threads and the largest
+    batches. Without scores it shows speed by batch size.
+    """
+    names = [row.name for row in benchmark.rows]
+    threads, batch_size = max(benchmark.settings.threads), max(benchmark.settings.batch_sizes)
+    panels: dict[Column, list[Point]] = {}
+    for column in COLUMNS:
+        points = [
+            Point(
+                name=row.name,
+                speed=row.speeds[threads].words_per_second(batch_size),
+                score=row.scores[column.key] * 100,
+            )
+            for row in benchmark.rows
+            if column.key in row.scores
+        ]
+        if points and column.is_task:
+            panels[column] = points
+    if panels:
+        make_score_figure(panels, names, title=benchmark.title).savefig(path)
+        return
+    lines = {
+        f"threads: {n}": [
+            Line(row.name, {size: speed.words_per_second(size) for size in speed.batch_sizes})
+            for row in benchmark.rows
+            for speed in [row.speeds[n]]
+        ]
+        for n in benchmark.settings.threads
+    }
+    make_speed_figure(lines, names, title=benchmark.title).savefig(path)
+
+
+def make_score_figure(
+    panels: Mapping[Column, Sequence[Point]], names: Sequence[str], *, title: str = ""
+) -> Any:
+    """Plot accuracy against speed, with a panel for each task.
+
+    Bars are the intervals over documents and the spread of the rounds. Small dots are seeds.
+
     names: of the pipelines, in the order of their colours.
+    RETURNS: a figure of matplotlib.
     """
     speeds = [point.speed for points in panels.values() for point in points]
-    with _figure(len(panels), path, title=title) as grid:
-        for axes, (column, points) in zip(grid, panels.items(), strict=False):
-            for point in points:
-                _draw_point(axes, point, names.index(point.name))
-            axes.set_xscale("log")
-            axes.margins(y=0.15)
-            # With room for names on the right.
-            axes.set_xlim(min(one.min for one in speeds) / 1.4, max(one.max for one in speeds) * 2)
-            _label_words(axes.xaxis)
-            axes.set_title(column.title, fontsize=10)
-            axes.set_xlabel("words/s, CPU", fontsize=9)
-            axes.set_ylabel("%", fontsize=9)
+    figure, grid = _make_figure(len(panels), title=title)
+    for axes, (column, points) in zip(grid, panels.items(), strict=False):
+        for point in points:
+            _draw_point(axes, point, _colour(point.name, names))
+        axes.set_xscale("log")
+        axes.margins(y=0.15)
+        # With room for names on the right.
+        axes.set_xlim(min(one.min for one in speeds) / 1.4, max(one.max for one in speeds) * 2)
+        _label_words(axes.xaxis)
+        axes.set_title(column.title, fontsize=10)
+        axes.set_xlabel("words/s, CPU", fontsize=9)
+        axes.set_ylabel("%", fontsize=9)
+    # The names need axes that stay where they are.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes, points in zip(grid, panels.values(), strict=False):
+        _label_points(axes, points, [_colour(point.name, names) for point in points])
+    return figure
 
 
-def draw_speeds(
-    panels: Mapping[str, Sequence[Line]], names: Sequence[str], path: Path, *, title: str = ""
-) -> None:
-    """Words/s by batch size, a panel for each title in `panels`, to `path`, a PNG file.
+def make_speed_figure(
+    panels: Mapping[str, Sequence[Line]], names: Sequence[str], *, title: str = ""
+) -> Any:
+    """Plot words/s by batch size, with a panel for each title in `panels`.
 
     names: of the pipelines, in the order of their colours.
+    RETURNS: a figure of matplotlib.
     """
-    with _figure(len(panels), path, title=title) as grid:
-        for axes, (heading, lines) in zip(grid, panels.items(), strict=False):
-            for line in lines:
-                sizes = sorted(line.speeds)
-                y = [line.speeds[size].median for size in sizes]
-                axes.errorbar(
-                    sizes,
-                    y,
-                    yerr=[
-                        [line.speeds[size].median - line.speeds[size].min for size in sizes],
-                        [line.speeds[size].max - line.speeds[size].median for size in sizes],
-                    ],
-                    fmt="o-",
-                    color=COLOURS[names.index(line.name) % len(COLOURS)],
-                    markersize=4,
-                    elinewidth=1,
-                    label=line.name,
-                )
-            axes.set_xscale("log")
-            axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-            axes.set_xticks([], minor=True)
-            axes.set_yscale("log")
-            _label_words(axes.yaxis)
-            axes.set_title(heading, fontsize=10)
-            axes.set_xlabel("documents in a batch", fontsize=9)
-            axes.set_ylabel("words/s, CPU", fontsize=9)
-            axes.legend(fontsize=8, frameon=False)
+    figure, grid = _make_figure(len(panels), title=title)
+    for axes, (heading, lines) in zip(grid, panels.items(), strict=False):
+        for line in lines:
+            sizes = sorted(line.speeds)
+            y = [line.speeds[size].median for size in sizes]
+            axes.errorbar(
+                sizes,
+                y,
+                yerr=[
+                    [line.speeds[size].median - line.speeds[size].min for size in sizes],
+                    [line.speeds[size].max - line.speeds[size].median for size in sizes],
+                ],
+                fmt="o-",
+                color=_colour(line.name, names),
+                markersize=4,
+                elinewidth=1,
+                label=line.name,
+            )
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.set_xticks([], minor=True)
+        axes.set_yscale("log")
+        _label_words(axes.yaxis)
+        axes.set_title(heading, fontsize=10)
+        axes.set_xlabel("documents in a batch", fontsize=9)
+        axes.set_ylabel("words/s, CPU", fontsize=9)
+        axes.legend(fontsize=8, frameon=False)
+    return figure
 
 
-@contextmanager
-def _figure(n: int, path: Path, *, title: str) -> Iterator[Any]:
-    """The axes of `n` panels, which are written to `path` in the end."""
+def _make_figure(n: int, *, title: str) -> tuple[Any, Any]:
+    """Make a figure with `n` panels. RETURNS: the figure, and its axes."""
     require("matplotlib", extra="report", purpose="The plot")
-    # Not pyplot: no global state, and no display needed.
+    # Not pyplot, which has global state and needs a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     n_wide = min(_PER_LINE, max(1, n))
     n_high = -(-max(1, n) // n_wide)
-    figure = Figure(figsize=(_PANEL[0] * n_wide, _PANEL[1] * n_high), layout="constrained")
+    size = (_PANEL[0] * n_wide, _PANEL[1] * n_high)
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(n_high, n_wide, squeeze=False).flatten()
-    yield grid
     for axes in grid[:n]:
         axes.tick_params(labelsize=8)
         axes.grid(color="0.9", linewidth=0.6)
@@ -152,23 +208,25 @@ def _figure(n: int, path: Path, *, title: str) -> Iterator[Any]:
         axes.set_axis_off()
     if title:
         figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=160)
+    return figure, grid
 
 
-def _draw_point(axes: Any, point: Point, i: int) -> None:
-    """axes: matplotlib's Axes. i: the pipeline's place in the list."""
-    colour = COLOURS[i % len(COLOURS)]
+def _colour(name: str, names: Sequence[str]) -> str:
+    return COLOURS[names.index(name) % len(COLOURS)]
+
+
+def _draw_point(axes: Any, point: Point, colour: str) -> None:
+    """axes: matplotlib's Axes."""
     x, y = point.speed.median, point.score
-    low, high = point.interval or (y, y)
+    low, high = point.bars
     axes.errorbar(
         x,
         y,
         xerr=[[x - point.speed.min], [point.speed.max - x]],
-        # An interval of a bootstrap may lie to one side of the score.
-        yerr=[[max(0.0, y - low)], [max(0.0, high - y)]],
+        yerr=[[y - low], [high - y]],
         fmt="o",
         color=colour,
-        markersize=6,
+        markersize=_MARKER,
         elinewidth=1,
     )
     axes.plot(
@@ -176,23 +234,73 @@ def _draw_point(axes: Any, point: Point, i: int) -> None:
         point.seeds,
         "o",
         color=colour,
-        markersize=3,
+        markersize=_MARKER / 2,
         markerfacecolor="white",
         zorder=3,
     )
-    # Neighbours in the list are often neighbours in the plot: one above, the next below.
-    axes.annotate(
-        point.name,
-        (x, y),
-        xytext=(6, 5 if i % 2 == 0 else -13),
-        textcoords="offset points",
-        fontsize=9,
-        color=colour,
+
+
+def _label_points(axes: Any, points: Sequence[Point], colours: Sequence[str]) -> None:
+    """Write the names of the points beside them, in axes whose layout is final."""
+    from matplotlib.lines import Line2D
+    from matplotlib.transforms import IdentityTransform
+
+    pixels = axes.figure.dpi / 72  # for each point of 1/72 inch
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        """Data to points of 1/72 inch."""
+        left, up = axes.transData.transform((x, y)) / pixels
+        return float(left), float(up)
+
+    def box(x0: float, y0: float, x1: float, y1: float, margin: float) -> Box:
+        """A rectangle of data, with a margin in points."""
+        (left, low), (right, high) = place(x0, y0), place(x1, y1)
+        return Box(left - margin, low - margin, right + margin, high + margin)
+
+    area = axes.get_window_extent()
+    markers: list[Box] = []
+    lines: list[Sequence[Box]] = []
+    for point in points:
+        x, (low, high) = point.speed.median, point.bars
+        markers += [box(x, y, x, y, _MARKER / 2) for y in (point.score, *point.seeds)]
+        lines += [
+            [box(point.speed.min, point.score, point.speed.max, point.score, 0.5)],
+            [box(x, low, x, high, 0.5)],
+        ]
+    inside = Box(
+        area.x0 / pixels + _PADDING,
+        area.y0 / pixels + _PADDING,
+        area.x1 / pixels - _PADDING,
+        area.y1 / pixels - _PADDING,
     )
+    placer = LabelPlacer(inside, markers, lines)
+    for point, colour in zip(points, colours, strict=True):
+        x, y = place(point.speed.median, point.score)
+        label = axes.annotate(
+            point.name,
+            (point.speed.median, point.score),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=9,
+            color=colour,
+        )
+        extent = label.get_window_extent()
+        chosen, is_far = placer.place(x, y, extent.width / pixels, extent.height / pixels)
+        label.xyann = (chosen.x0 - extent.x0 / pixels, chosen.y0 - extent.y0 / pixels)
+        if is_far:
+            end_x, end_y = chosen.nearest(x, y)
+            line = Line2D(
+                [x * pixels, end_x * pixels],
+                [y * pixels, end_y * pixels],
+                transform=IdentityTransform(),
+                color=colour,
+                linewidth=0.6,
+            )
+            axes.add_artist(line)
 
 
 def _label_words(axis: Any) -> None:
-    """Numbers of words on a logarithmic axis of matplotlib's."""
+    """Write the ticks of a logarithmic axis as numbers of words."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,4 +1,4 @@
-"""A pipeline in a process of its own, which measures it on the CPU."""
+"""A process of its own for each pipeline, which measures it on the CPU."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _STDERR_LINES = 20
 
 
 class WorkerError(DistilError):
-    """The process that measures a pipeline ended before it was done."""
+    """The process that measures a pipeline ended too early."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is measured.
+class PipelineSource:
+    """A pipeline to measure, and the interpreter that runs it.
 
     pipeline: path or package name.
-    python: the interpreter that runs it, in an environment of its own; `None` for this one.
+    python: path of an interpreter in an environment of its own; `None` for the current one.
     """
 
     pipeline: str
@@ -38,11 +38,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Load:
-    """One start in a fresh process, in seconds.
+    """Durations of one start in a fresh process, in seconds.
 
-    cold_start_seconds: from the start of the process to the first doc processed.
+    cold_start_seconds: from the start of the process to the end of the first doc.
     load_seconds: `spacy.load` alone.
-    first_doc_seconds: the first, short, doc.
+    first_doc_seconds: the first doc, a short one.
     """
 
     cold_start_seconds: float
@@ -52,12 +52,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Pass:
-    """One time through all texts.
+    """One pass over all texts.
 
-    at: when it began, in seconds since the measurement did.
-    words: spaCy tokens.
-    seconds: of wall time.
-    batch_size: of `nlp.pipe`, in documents.
+    at: start of the pass, in seconds since the start of the measurement.
+    words: number of spaCy tokens.
+    seconds: wall time.
+    batch_size: batch size of `nlp.pipe`, in documents.
     """
 
     at: float
@@ -71,25 +71,25 @@ class Pass:
 
 
 class Worker:
-    """A running `worker.py`; a context manager that ends it."""
+    """A running `worker.py`. As a context manager, it ends the process."""
 
     def __init__(
-        self, subject: Subject, texts: Path, *, threads: int, pin_cores: int | None = None
+        self, source: PipelineSource, texts: Path, *, threads: int, pin_cores: int | None = None
     ) -> None:
         """Start the process and wait until it has processed its first doc.
 
         texts: file with a JSON list of strings.
-        threads: for the engines, torch, and the math libraries below numpy.
-        pin_cores: number of cores that the process is confined to; `None` for all. On Linux.
+        threads: number of threads for the engines, torch and the math libraries below numpy.
+        pin_cores: number of cores that the process is confined to; `None` for all. Only on Linux.
         """
-        self.subject = subject
+        self.source = source
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
-        command = [subject.python or sys.executable, str(Path(worker.__file__).resolve())]
-        command += [subject.pipeline, str(texts), "--threads", str(threads)]
+        command = [source.python or sys.executable, str(Path(worker.__file__).resolve())]
+        command += [source.pipeline, str(texts), "--threads", str(threads)]
         command += ["--pin-cores", str(pin_cores or 0)]
         environment = {**os.environ, **cpu_environment(threads)}
-        if subject.python is not None:
-            # They name modules of this environment.
+        if source.python is not None:
+            # These name modules of the current environment.
             for variable in ("PYTHONPATH", "PYTHONHOME"):
                 environment.pop(variable, None)
         start = perf_counter()
@@ -111,42 +111,49 @@ class Worker:
         except BaseException:
             self.close()
             raise
-        # Where the pipeline lies, as its own environment finds it.
+        # The pipeline's directory, as found in its own environment.
         self.path = Path(ready.pop("path"))
         self.load = Load(cold_start_seconds=perf_counter() - start, **ready)
 
     def run(self, batch_size: int, *, since: float) -> Pass:
         """Process all texts once.
 
-        batch_size: of `nlp.pipe`, in documents.
-        since: when the measurement began, of `perf_counter`.
+        batch_size: batch size of `nlp.pipe`, in documents.
+        since: start of the measurement, by `perf_counter`.
         """
         at = perf_counter() - since
-        return Pass(at=at, batch_size=batch_size, **self._ask("run", batch_size=batch_size))
+        return Pass(at=at, batch_size=batch_size, **self.send_command("run", batch_size=batch_size))
 
     def latencies(self, n: int) -> list[float]:
-        """Seconds of `nlp(text)` for each of `n` texts, spread evenly over all of them."""
-        seconds: list[float] = self._ask("latency", n=n)["seconds"]
+        """Time `nlp(text)` for each of `n` texts, spread evenly over all of them.
+
+        RETURNS: seconds by text.
+        """
+        seconds: list[float] = self.send_command("latency", n=n)["seconds"]
         return seconds
 
     def score(self, gold: Path, *, batch_size: int, limit: int = 0) -> dict[str, Any]:
-        """spaCy's scores on annotated documents, the first `limit` of them (0 for all)."""
+        """Score the pipeline with spaCy's scorer.
+
+        gold: .spacy file of annotated documents, or a directory of them.
+        batch_size: documents per batch.
+        limit: only the first N documents; 0 for all.
+        """
         path = str(gold.resolve())
-        scores: dict[str, Any] = self._ask("score", gold=path, batch_size=batch_size, limit=limit)[
-            "scores"
-        ]
+        reply = self.send_command("score", gold=path, batch_size=batch_size, limit=limit)
+        scores: dict[str, Any] = reply["scores"]
         return scores
 
     def peak_rss_bytes(self) -> int:
-        """Most memory that the process has held so far."""
-        return int(self._ask("memory")["peak_rss_bytes"])
+        """Peak resident memory of the process so far."""
+        return int(self.send_command("memory")["peak_rss_bytes"])
 
     def environment(self, packages: Sequence[str]) -> dict[str, Any]:
-        """Its "python", and the "versions" of the packages, `None` for a missing one."""
-        return self._ask("environment", packages=list(packages))
+        """The versions of "python" and, in "versions", of the packages (`None` if missing)."""
+        return self.send_command("environment", packages=list(packages))
 
     def close(self) -> None:
-        """End the process. Without effect where it has ended."""
+        """End the process, unless it has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         if self._process.poll() is None:
@@ -155,7 +162,7 @@ class Worker:
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
             try:
                 stream.close()
-            except BrokenPipeError:  # a command that the ended process had not read
+            except BrokenPipeError:  # the process ended before it read a command
                 continue
 
     def __enter__(self) -> Worker:
@@ -169,7 +176,8 @@ class Worker:
     ) -> None:
         self.close()
 
-    def _ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+    def send_command(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Send a command of `worker.py` and wait for the reply."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
@@ -183,23 +191,23 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise self._ended()
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
     def _ended(self) -> WorkerError:
         code = self._process.wait()
         self._stderr.seek(0)
-        said = self._stderr.read().decode("utf-8", errors="replace").splitlines()
+        lines = self._stderr.read().decode("utf-8", errors="replace").splitlines()
         return WorkerError(
-            f"Measuring {self.subject.pipeline} failed: its process ended with code {code}"
-            + (" (killed, perhaps for want of memory)" if code == -9 else "")
-            + ". It said last:\n"
-            + "\n".join(said[-_STDERR_LINES:])
+            f"Measuring {self.source.pipeline} failed: its process ended with code {code}"
+            + (" (killed, perhaps because memory ran out)" if code == -9 else "")
+            + ". Its last output:\n"
+            + "\n".join(lines[-_STDERR_LINES:])
         )
 
 
 def check_pin_cores(n: int | None) -> None:
-    """Raise ConfigError where processes cannot be confined to that many cores."""
+    """Raise ConfigError if processes cannot be confined to that many cores."""
     if n is None:
         return
     if not hasattr(os, "sched_setaffinity"):
@@ -215,7 +223,7 @@ def check_pin_cores(n: int | None) -> None:
 
 
 def cpu_environment(threads: int) -> dict[str, str]:
-    """Environment variables that hide GPUs and set the number of threads of math libraries."""
+    """Make environment variables that hide GPUs and set the threads of math libraries."""
     pools = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "RAYON")
     return {
         "CUDA_VISIBLE_DEVICES": "",

@@ -1,22 +1,67 @@
-"""What a comparison found: the numbers behind the tables, the plot and the JSON file."""
+"""Results of a comparison and of a benchmark: the numbers behind the tables, plots and JSON."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from spacy_distil.errors import ConfigError, require
 from spacy_distil.report.bootstrap import Interval
+from spacy_distil.report.process import PipelineSource
 from spacy_distil.report.speed import Speed
+from spacy_distil.runs.files import write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The record that every measurement keeps.
+
+    title: heading of the tables; empty for none.
+    n_words: number of spaCy tokens that each pipeline processed.
+    machine: see `describe_machine`.
+    date: start of the measurement, ISO 8601.
+    command: command line; empty for a call from Python.
+    """
+
+    title: str
+    n_words: int
+    machine: dict[str, Any]
+    date: str
+    command: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All results for JSON, raw timings included."""
+        return asdict(self)
+
+
+def check_results_directory(output: Path, *, command: str) -> None:
+    """Raise an error if the results of a command, a plot among them, cannot be written."""
+    require("matplotlib", extra="report", purpose=f"The plot of `distil {command}`")
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file: expected a directory to write the results to.")
+
+
+def write_results(results: Results, markdown: str, output: Path, *, stem: str) -> None:
+    """Write `stem`.json and `stem`.md to a directory."""
+    write_text(output / f"{stem}.json", json.dumps(results.to_dict(), indent=2) + "\n")
+    write_text(output / f"{stem}.md", markdown)
+
+
+# Comparison on a test set
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A score of one row.
+class MeanScore:
+    """One score of a pipeline, 0 to 1.
 
     mean: over the seeds.
-    std: sample standard deviation over the seeds; `None` with fewer than two.
-    seeds: the score of each.
-    interval: of the mean, over documents; `None` where the documents' counts are not known.
+    std: sample standard deviation over the seeds; `None` for a single seed.
+    seeds: score of each seed.
+    interval: bootstrap interval of the mean over documents; `None` if the counts of the documents
+        are unknown.
     """
 
     mean: float
@@ -27,27 +72,27 @@ class Figure:
 
 @dataclass(frozen=True)
 class Retention:
-    """A row's mean score divided by the teacher's, with its paired interval over documents."""
+    """Mean score divided by the teacher's mean score, with its paired interval over documents."""
 
     value: float
     interval: Interval | None
 
 
 @dataclass(frozen=True)
-class Row:
-    """One name in the tables: a pipeline, or several seeds of it.
+class ComparedPipeline:
+    """Results of one pipeline, or of several seeds of it.
 
-    pipelines: paths or package names of the seeds.
-    scores: `Column.key` to score, of what the row predicts and the test set has.
+    pipelines: path or package name of each seed.
+    scores: `Column.key` to score, for the annotations that both the pipeline and the gold have.
     retention: `Column.key` of a task to retention; empty without a teacher.
-    n_parameters, n_bytes: weights, and size on disk, of the first seed.
+    n_parameters, n_bytes: number of weights and size on disk of the first seed.
     speed: of the first seed.
     full_scores: all of spaCy's scores, by seed.
     """
 
     name: str
     pipelines: list[str]
-    scores: dict[str, Figure]
+    scores: dict[str, MeanScore]
     retention: dict[str, Retention]
     n_parameters: int
     n_bytes: int
@@ -56,12 +101,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How it was measured.
+class ComparisonSettings:
+    """Settings of a comparison.
 
-    repeats, load_repeats: timed rounds, and starts in a fresh process.
-    threads, batch_size: of each pipeline's process, and documents at a time.
-    limit: first N documents of the test set; 0 for all.
+    repeats, load_repeats: number of timed rounds, and of starts in a fresh process.
+    threads: number of threads of each pipeline's process.
+    batch_size: documents per batch.
+    limit: only the first N documents of the test set; 0 for all.
     resamples, seed, level: of the bootstrap.
     """
 
@@ -75,29 +121,112 @@ class Settings:
     level: float
 
 
-@dataclass(frozen=True)
-class Report:
-    """A whole comparison.
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Results):
+    """Results of `compare`.
 
-    title: heading of the tables; empty for none.
-    test: path of the test set. n_docs, n_words: its size, in documents and spaCy tokens.
-    teacher: name of the row that retention refers to.
-    date: when it began, ISO 8601.
-    command: how it was called; empty where it was called from Python.
+    test: path of the test set.
+    n_docs: number of documents in it.
+    teacher: name of the pipeline that retention refers to.
+    rows: results by pipeline, in the order of the tables.
     """
 
-    title: str
     test: str
     n_docs: int
-    n_words: int
     teacher: str | None
-    settings: Settings
-    machine: dict[str, Any]
-    date: str
-    command: str
-    rows: list[Row]
+    settings: ComparisonSettings
+    rows: list[ComparedPipeline]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, raw timings included, as JSON has it."""
         rows = [{**asdict(row), "speed": row.speed.summary()} for row in self.rows]
-        return {**asdict(self), "rows": rows}
+        return {**super().to_dict(), "rows": rows}
+
+
+# Benchmark of speed
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """Settings of a benchmark.
+
+    repeats, load_repeats: number of timed rounds, and of starts in a fresh process.
+    threads: numbers of threads to measure with.
+    batch_sizes: batch sizes to measure with, in documents.
+    latency_texts: number of texts processed one at a time in each round.
+    pin_cores: number of cores that each process is confined to; `None` for all.
+    limit: only the first N texts and gold documents; 0 for all.
+    """
+
+    repeats: int
+    load_repeats: int
+    threads: Sequence[int]
+    batch_sizes: Sequence[int]
+    latency_texts: int
+    pin_cores: int | None
+    limit: int
+
+
+@dataclass(frozen=True)
+class BenchmarkedPipeline:
+    """Results of one pipeline.
+
+    n_bytes: size on disk.
+    speeds: number of threads to speed.
+    environment: "python" and "versions" of its interpreter.
+    scores: `Column.key` to score, for the annotations that both the pipeline and the gold have;
+        empty without gold.
+    """
+
+    name: str
+    source: PipelineSource
+    n_bytes: int
+    speeds: Mapping[int, Speed]
+    environment: dict[str, Any]
+    scores: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All results for JSON, raw timings included."""
+        return {
+            "name": self.name,
+            **asdict(self.source),
+            "n_bytes": self.n_bytes,
+            "environment": self.environment,
+            "scores": self.scores,
+            "runs": [_run_to_dict(threads, speed) for threads, speed in self.speeds.items()],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Results):
+    """Results of `benchmark`.
+
+    texts: path of the texts.
+    n_texts: number of them.
+    gold: path of the documents that were scored; `None` for none.
+    rows: results by pipeline, in the order of the tables.
+    """
+
+    texts: str
+    n_texts: int
+    gold: str | None
+    settings: BenchmarkSettings
+    rows: Sequence[BenchmarkedPipeline]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "rows": [row.to_dict() for row in self.rows]}
+
+
+def _run_to_dict(threads: int, speed: Speed) -> dict[str, Any]:
+    latency = {f"p{percentile}": speed.latency(percentile) for percentile in (50, 95)}
+    return {
+        "threads": threads,
+        "words_per_second": [
+            {"batch_size": size, **asdict(speed.words_per_second(size))}
+            for size in speed.batch_sizes
+        ],
+        "latency_seconds": {key: asdict(p) if p else None for key, p in latency.items()},
+        "peak_rss_bytes": speed.peak_rss_bytes,
+        "load_seconds": speed.load_seconds,
+        "cold_start_seconds": speed.cold_start_seconds,
+        "raw": asdict(speed),
+    }

@@ -1,4 +1,4 @@
-"""Scores of one pipeline on annotated documents, with what each document adds to them."""
+"""Scores of one pipeline on annotated documents, with the counts of each document."""
 
 from __future__ import annotations
 
@@ -17,41 +17,43 @@ from spacy_distil.pipelines import count_bytes, load_pipeline
 from spacy_distil.report.bootstrap import Counts, Floats, Metric
 from spacy_distil.text.documents import read_examples
 
+# The totals below are of shape (..., 3): true positives, false positives, false negatives.
+
 
 def precision(totals: Floats) -> Floats:
-    """totals: shape (..., 3), true positives, false positives, false negatives. To (...)."""
-    found = totals[..., 0] + totals[..., 1]
-    return np.divide(totals[..., 0], found, out=np.zeros(found.shape), where=found > 0)
+    """Compute precision. totals: shape (..., 3). RETURNS: shape (...)."""
+    predicted = totals[..., 0] + totals[..., 1]
+    return np.divide(totals[..., 0], predicted, out=np.zeros(predicted.shape), where=predicted > 0)
 
 
 def recall(totals: Floats) -> Floats:
-    """totals: shape (..., 3), true positives, false positives, false negatives. To (...)."""
+    """Compute recall. totals: shape (..., 3). RETURNS: shape (...)."""
     expected = totals[..., 0] + totals[..., 2]
     return np.divide(totals[..., 0], expected, out=np.zeros(expected.shape), where=expected > 0)
 
 
 def f_score(totals: Floats) -> Floats:
-    """totals: shape (..., 3), true positives, false positives, false negatives. To (...)."""
-    both = 2 * totals[..., 0] + totals[..., 1] + totals[..., 2]
-    return np.divide(2 * totals[..., 0], both, out=np.zeros(both.shape), where=both > 0)
+    """Compute F1. totals: shape (..., 3). RETURNS: shape (...)."""
+    size = 2 * totals[..., 0] + totals[..., 1] + totals[..., 2]
+    return np.divide(2 * totals[..., 0], size, out=np.zeros(size.shape), where=size > 0)
 
 
 def macro_f_score(totals: Floats) -> Floats:
-    """totals: shape (..., n_labels, 3). To (...): the plain mean of the labels' F."""
+    """Compute the plain mean of the labels' F1. totals: (..., n_labels, 3). RETURNS: (...)."""
     scores: Floats = f_score(totals).mean(axis=-1)
     return scores
 
 
 @dataclass(frozen=True)
 class Column:
-    """A score that the tables show.
+    """A score in the tables.
 
-    key: its name in spaCy's scores.
-    title: its heading.
-    counts: which counts of `Scores.counts` it is computed from.
-    metric: from totals of those counts.
-    is_task: whether it stands for its task, in the retention table and in the plot.
-    decimals: of the percentage. Two for tokens, of which there are many; one for the rest.
+    key: name in spaCy's scores.
+    title: heading of the column.
+    counts: key of the counts in `Scores.counts` that the score is computed from.
+    metric: computes the score from totals of those counts.
+    is_task: whether the score stands for its task in the retention table and in the plot.
+    decimals: decimals of the percentage: two for tokens, which are many, one for the rest.
     """
 
     key: str
@@ -74,15 +76,16 @@ COLUMNS: tuple[Column, ...] = (
 
 @dataclass(frozen=True)
 class Scores:
-    """What one pipeline reached.
+    """Scores and size of one pipeline.
 
-    values: `Column.key` to score (0 to 1); only of what the pipeline predicts and the gold has.
-    counts: "pos", "tag" and "ents" to shape (n_docs, 3), "cats" to (n_docs, n_labels, 3): true
-        positives, false positives and false negatives.
-    full: everything that spaCy's scorer returned.
-    n_parameters: weights of the pipeline.
+    values: `Column.key` to score (0 to 1), for the annotations that both the pipeline and the gold
+        have.
+    counts: true positives, false positives and false negatives by document: "pos", "tag" and "ents"
+        to shape (n_docs, 3), "cats" to (n_docs, n_labels, 3).
+    full: all scores of spaCy's scorer.
+    n_parameters: number of weights.
     n_bytes: size on disk.
-    n_docs, n_words: what was scored, in documents and spaCy tokens.
+    n_docs, n_words: size of the test set, in documents and spaCy tokens.
     """
 
     values: dict[str, float]
@@ -94,24 +97,24 @@ class Scores:
     n_words: int
 
 
-def score_pipeline(pipeline: str, test: Path, *, batch_size: int = 256, limit: int = 0) -> Scores:
+def score_pipeline(pipeline: str, gold: Path, *, batch_size: int = 256, limit: int = 0) -> Scores:
     """Load a pipeline and score it with spaCy's scorer, on the device that it picks.
 
     pipeline: path or package name.
-    test, limit: see `read_examples`.
-    batch_size: documents at a time.
+    gold, limit: see `read_examples`.
+    batch_size: documents per batch.
     """
     nlp = load_pipeline(pipeline)
-    examples = read_examples(nlp, test, limit=limit)
-    keeper = _KeepingScorer(nlp)
-    full = nlp.evaluate(examples, scorer=keeper, batch_size=batch_size)
-    # Timed with the documents' creation and on whatever device: the speed table has the real one.
+    examples = read_examples(nlp, gold, limit=limit)
+    scorer = _KeepingScorer(nlp)
+    full = nlp.evaluate(examples, scorer=scorer, batch_size=batch_size)
+    # It includes the creation of the docs, on any device. The speed table has a better number.
     full.pop("speed")
-    counts = count_documents(nlp, keeper.examples)
+    counts = count_documents(nlp, scorer.examples)
     values = {
         column.key: full[column.key]
         for column in COLUMNS
-        if full.get(column.key) is not None and has_gold(keeper.examples, column.counts)
+        if full.get(column.key) is not None and has_gold(scorer.examples, column.counts)
     }
     return Scores(
         values=values,
@@ -119,13 +122,13 @@ def score_pipeline(pipeline: str, test: Path, *, batch_size: int = 256, limit: i
         full=full,
         n_parameters=count_parameters(nlp),
         n_bytes=count_bytes(nlp.path),
-        n_docs=len(keeper.examples),
-        n_words=sum(len(example.predicted) for example in keeper.examples),
+        n_docs=len(scorer.examples),
+        n_words=sum(len(example.predicted) for example in scorer.examples),
     )
 
 
 class _KeepingScorer(Scorer):
-    """spaCy's scorer, which keeps the examples with their predictions."""
+    """Scorer that keeps the examples with their predictions."""
 
     examples: list[Example]
 
@@ -135,15 +138,17 @@ class _KeepingScorer(Scorer):
 
 
 def has_gold(examples: Sequence[Example], counts: str) -> bool:
-    """Whether anything is annotated. spaCy's scorer gives 0 for categories that are not."""
+    """Whether the gold has annotations for a score; spaCy's scorer gives 0 for missing categories.
+
+    counts: see `Column`.
+    """
     return counts != "cats" or any(example.reference.cats for example in examples)
 
 
 def _agrees(name: str, counts: Counts, values: dict[str, float]) -> bool:
-    """Whether the documents' counts add up to spaCy's scores.
+    """Whether the counts of the documents add up to spaCy's scores.
 
-    A pipe may bring a scorer of its own: then counts made by spaCy's rules say nothing about how
-    far its score may move.
+    They do not if a pipe has a scorer of its own. Its score then has no interval.
     """
     columns = [column for column in COLUMNS if column.counts == name and column.key in values]
     totals = counts.sum(axis=0).astype(np.float64)
@@ -151,10 +156,10 @@ def _agrees(name: str, counts: Counts, values: dict[str, float]) -> bool:
 
 
 def count_documents(nlp: Language, examples: Sequence[Example]) -> dict[str, Counts]:
-    """True positives, false positives and false negatives by document, as spaCy counts them.
+    """Count true positives, false positives and false negatives by document, by spaCy's rules.
 
-    RETURNS: "pos", "tag" and "ents" to shape (n_docs, 3), and "cats" to (n_docs, n_labels, 3)
-        where the pipeline has a text categorizer.
+    RETURNS: "pos", "tag" and "ents" to shape (n_docs, 3), and "cats" to (n_docs, n_labels, 3) if
+        the pipeline has a text categorizer.
     """
     counts = {
         "pos": np.array([_count_attribute(example, "pos") for example in examples]),
@@ -169,7 +174,7 @@ def count_documents(nlp: Language, examples: Sequence[Example]) -> dict[str, Cou
 
 
 def _count_attribute(example: Example, attribute: str) -> tuple[int, int, int]:
-    """As `Scorer.score_token_attr`: a token counts where it aligns with one gold token."""
+    """Count as `Scorer.score_token_attr`: a token counts if it aligns with one gold token."""
     gold = {
         (token.i, value)
         for token in example.reference
@@ -177,18 +182,18 @@ def _count_attribute(example: Example, attribute: str) -> tuple[int, int, int]:
     }
     annotated = {i for i, _ in gold}
     x2y = example.alignment.x2y
-    found = {
+    predicted = {
         (i, getattr(token, attribute))
         for token in example.predicted
         if not token.orth_.isspace()
         and x2y.lengths[token.i] == 1
         and (i := int(x2y[token.i][0])) in annotated
     }
-    return len(found & gold), len(found - gold), len(gold - found)
+    return len(predicted & gold), len(predicted - gold), len(gold - predicted)
 
 
 def _count_entities(example: Example) -> tuple[int, int, int]:
-    """As `get_ner_prf`: what is predicted over tokens without annotation is not judged."""
+    """Count as `get_ner_prf`: an entity over tokens without annotation does not count."""
     if not example.reference.has_annotation("ENT_IOB"):
         return 0, 0, 0
     gold = {(ent.label_, ent.start, ent.end) for ent in example.reference.ents}
@@ -209,13 +214,20 @@ def _count_entities(example: Example) -> tuple[int, int, int]:
 
 
 def _category_counter(textcat: TextCategorizer) -> Callable[[Example], Counts]:
-    """As `Scorer.score_cats`: the best label where they exclude each other, else a threshold."""
+    """Count as `Scorer.score_cats`: the best of exclusive labels, otherwise by a threshold."""
     labels = sorted(textcat.labels)
-    if isinstance(textcat, MultiLabel_TextCategorizer):
-        threshold = textcat.cfg.get("threshold")
-        threshold = 0.5 if threshold is None else threshold
-        return lambda example: _count_categories(example, labels, threshold)
-    return lambda example: _count_category(example, labels)
+    threshold = category_threshold(textcat)
+    if threshold is None:
+        return lambda example: _count_category(example, labels)
+    return lambda example: _count_categories(example, labels, threshold)
+
+
+def category_threshold(pipe: Any) -> float | None:
+    """The score from which a pipe assigns a category; `None` if its categories are exclusive."""
+    if not isinstance(pipe, MultiLabel_TextCategorizer):
+        return None
+    threshold = pipe.cfg.get("threshold")
+    return 0.5 if threshold is None else float(threshold)
 
 
 def _count_categories(example: Example, labels: Sequence[str], threshold: float) -> Counts:
@@ -224,35 +236,35 @@ def _count_categories(example: Example, labels: Sequence[str], threshold: float)
         gold = example.reference.cats.get(label)
         if gold is None:
             continue
-        found = example.predicted.cats.get(label, 0.0) >= threshold
-        counts[i] = found and gold > 0, found and gold == 0, not found and gold > 0
+        assigned = example.predicted.cats.get(label, 0.0) >= threshold
+        counts[i] = assigned and gold > 0, assigned and gold == 0, not assigned and gold > 0
     return counts
 
 
 def _count_category(example: Example, labels: Sequence[str]) -> Counts:
     counts = np.zeros((len(labels), 3), dtype=np.int64)
-    gold, found = (
+    gold, predicted = (
         max(cats, key=lambda label: cats[label]) if cats else None
         for cats in (
             {label: doc.cats[label] for label in doc.cats if label in labels}
             for doc in (example.reference, example.predicted)
         )
     )
-    if gold is not None and gold == found:
+    if gold is not None and gold == predicted:
         counts[labels.index(gold), 0] += 1
         return counts
-    if found is not None:
-        counts[labels.index(found), 1] += 1
+    if predicted is not None:
+        counts[labels.index(predicted), 1] += 1
     if gold is not None:
         counts[labels.index(gold), 2] += 1
     return counts
 
 
 def count_parameters(nlp: Language) -> int:
-    """Weights of all pipes: thinc's, and those that a model's shims hold for it.
+    """Count the weights of all pipes: thinc's parameters, and those in the shims of its models.
 
-    A shim counts through its `n_parameters`, and a thinc PyTorchShim through its torch module.
-    Static vectors are a table of the vocab, not weights, and are not counted.
+    Shims count by their `n_parameters`, thinc's PyTorchShim by the parameters of its torch module.
+    Static vectors do not count: they are a table of the vocab.
     """
     nodes = {
         id(node): node

@@ -1,7 +1,7 @@
 """Speed, latency, memory and load time of pipelines on the CPU, each in a process of its own.
 
-The processes stay alive and take turns, one at a time (A, B, C, A, B, C, ...): what slows the
-machine down for a while slows down all of them, and no pipeline profits from another's caches.
+The processes stay alive and take turns, one at a time (A, B, C, A, B, C, ...). A slow spell of the
+machine therefore slows all of them down, and no pipeline profits from another's caches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from spacy_distil.report.process import Load, Pass, Subject, Worker
+from spacy_distil.report.process import Load, Pass, PipelineSource, Worker
 
 # Fresh processes in which loading is timed.
 LOAD_REPEATS = 3
@@ -26,7 +26,7 @@ LOAD_REPEATS = 3
 
 @dataclass(frozen=True)
 class Spread:
-    """A median over rounds, with the least and the most."""
+    """Median, minimum and maximum over rounds."""
 
     median: float
     min: float
@@ -39,11 +39,13 @@ class Spread:
 
 @dataclass
 class Speed:
-    """What was measured of one pipeline with one number of threads.
+    """Measurements of one pipeline with one number of threads.
 
-    passes: in the order in which they were made; `warm_up` came before them and does not count.
+    loads: starts in fresh processes.
+    warm_up: the first pass, which does not count; `None` if there was none.
+    passes: timed passes in their order.
     latencies: seconds of `nlp(text)`, a list over texts for each round.
-    peak_rss_bytes: most memory held until the end of the first pass.
+    peak_rss_bytes: peak resident memory up to the end of the first pass.
     """
 
     loads: list[Load] = field(default_factory=list)
@@ -54,21 +56,21 @@ class Speed:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Those of the passes, ascending."""
+        """The batch sizes of the passes, ascending."""
         return sorted({one.batch_size for one in self.passes})
 
     def words_per_second(self, batch_size: int) -> Spread:
-        """Over the rounds."""
+        """Spread over the rounds."""
         return Spread.of(
             [one.words_per_second for one in self.passes if one.batch_size == batch_size]
         )
 
     def percentiles(self, percentile: float) -> list[float]:
-        """That percentile of the latencies over texts, in seconds, of each round."""
+        """Compute a percentile of the latencies over texts, in seconds, for each round."""
         return [float(np.percentile(each, percentile)) for each in self.latencies]
 
     def latency(self, percentile: float) -> Spread | None:
-        """`percentiles` over the rounds; `None` where no latency was taken."""
+        """Spread of `percentiles` over the rounds; `None` if latency was not measured."""
         return Spread.of(self.percentiles(percentile)) if self.latencies else None
 
     @property
@@ -80,7 +82,7 @@ class Speed:
         return median(load.cold_start_seconds for load in self.loads)
 
     def summary(self) -> dict[str, Any]:
-        """Medians, spread and raw timings, for JSON. Words/s are those of the largest batches."""
+        """Medians, spread and raw timings for JSON. Words/s refer to the largest batches."""
         rate = self.words_per_second(self.batch_sizes[-1])
         return {
             "words_per_second": rate.median,
@@ -95,7 +97,7 @@ class Speed:
 
 @contextmanager
 def texts_file(texts: Sequence[str]) -> Iterator[Path]:
-    """A temporary file of texts, as workers read them."""
+    """Write texts to a temporary file for the workers."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "texts.json"
         file.write_text(json.dumps(list(texts)), encoding="utf-8")
@@ -103,7 +105,7 @@ def texts_file(texts: Sequence[str]) -> Iterator[Path]:
 
 
 def measure(
-    subjects: Mapping[str, Subject],
+    pipelines: Mapping[str, PipelineSource],
     texts: Sequence[str],
     *,
     repeats: int = 5,
@@ -113,26 +115,26 @@ def measure(
     latency_texts: int = 0,
     pin_cores: int | None = None,
     finish: Callable[[str, Worker], None] | None = None,
-    log: Callable[[str], None] = lambda message: None,
+    log: Callable[[str], Any] = lambda message: None,
 ) -> dict[str, Speed]:
-    """Load time, speed, latency and peak memory of each pipeline, in interleaved rounds.
+    """Measure load time, speed, latency and peak memory of each pipeline, in interleaved rounds.
 
-    subjects: pipelines by name.
-    repeats: timed rounds over all texts; one pass more comes first, to warm up.
-    load_repeats: fresh processes in which each is loaded.
+    pipelines: what to measure, by name.
+    repeats: timed rounds over all texts, after one pass to warm up.
+    load_repeats: fresh processes in which each pipeline is loaded.
     threads, pin_cores: see `Worker`.
-    batch_sizes: of `nlp.pipe`, in documents; each round has a pass with each.
-    latency_texts: texts processed one at a time in each round; 0 for none.
-    finish: called with each pipeline's name and its process before that is ended.
-    log: told what is being done.
+    batch_sizes: batch sizes of `nlp.pipe`, in documents. Each round has a pass with each of them.
+    latency_texts: number of texts processed one at a time in each round; 0 for none.
+    finish: callback that receives the name and the process of each pipeline at the end.
+    log: callback that receives a line for each step.
     """
-    speeds = {name: Speed() for name in subjects}
+    speeds = {name: Speed() for name in pipelines}
     with texts_file(texts) as file, ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for i in range(load_repeats):
             log(f"Load time, start {i + 1} of {load_repeats}")
-            for name, subject in subjects.items():
-                worker = Worker(subject, file, threads=threads, pin_cores=pin_cores)
+            for name, source in pipelines.items():
+                worker = Worker(source, file, threads=threads, pin_cores=pin_cores)
                 speeds[name].loads.append(worker.load)
                 if i < load_repeats - 1:
                     worker.close()

@@ -1,9 +1,9 @@
-"""`python worker.py PIPELINE TEXTS`: one pipeline, measured in a process of its own.
+"""`python worker.py PIPELINE TEXTS`: measure one pipeline in a process of its own.
 
-A script that needs spaCy alone, so that any interpreter with spaCy in it can run it, one without
-spacy-distil too. It loads the pipeline, processes a first short doc and prints one line of JSON
-about that; then it answers each command, a line of JSON on standard input, with one line of JSON on
-standard output, until input ends:
+This script needs nothing but spaCy, so any interpreter with spaCy can run it, even without
+spacy-distil. It loads the pipeline, processes a short first doc and prints one line of JSON about
+that. Then it reads commands, each a line of JSON on standard input, and replies to each with one
+line of JSON on standard output, until the input ends:
 
     {"do": "run", "batch_size": 256}            {"words", "seconds"} of `nlp.pipe` over the texts
     {"do": "latency", "n": 100}                 {"seconds": [...]} of `nlp(text)`, by text
@@ -12,7 +12,7 @@ standard output, until input ends:
     {"do": "memory"}                            {"peak_rss_bytes"} of the process so far
     {"do": "environment", "packages": [...]}    {"python", "versions"}
 
-TEXTS is a file with a JSON list of strings. `spacy_distil.report.process` is the other end.
+TEXTS is a file with a JSON list of strings. `spacy_distil.report.process` sends the commands.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-# The same for every pipeline, so that the first doc does not depend on the test set.
+# The same for every pipeline, whatever the test set.
 FIRST_DOC = "A pipeline is loaded once, and then it reads whatever comes its way."
 
 
@@ -41,15 +41,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pin-cores", type=int, default=0)
     args = parser.parse_args(argv)
     if args.pin_cores:
-        # Before the libraries that count the cores are imported.
+        # Before the import of libraries that count the cores.
         pin(args.pin_cores)
-    # Answers have standard output to themselves: what libraries print there goes to stderr.
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+    # Replies have standard output to themselves: prints of libraries go to standard error.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as output:
         os.dup2(2, 1)
 
-        def answer(message: dict[str, Any]) -> None:
-            answers.write(json.dumps(message, default=float) + "\n")
-            answers.flush()
+        def reply(message: dict[str, Any]) -> None:
+            output.write(json.dumps(message, default=float) + "\n")
+            output.flush()
 
         import spacy
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         loaded = perf_counter()
         nlp(FIRST_DOC)
         done = perf_counter()
-        answer(
+        reply(
             {
                 "load_seconds": loaded - start,
                 "first_doc_seconds": done - loaded,
@@ -70,27 +70,27 @@ def main(argv: list[str] | None = None) -> None:
         measurements = Measurements(nlp, args.texts)
         for line in sys.stdin:
             command = json.loads(line)
-            answer(measurements.find(command.pop("do"))(**command))
+            reply(measurements.find(command.pop("do"))(**command))
 
 
 class Measurements:
-    """What can be asked of a loaded pipeline: one method for each command."""
+    """Measures a loaded pipeline: one method for each command."""
 
     def __init__(self, nlp: Any, texts: Path) -> None:
-        """nlp: a spaCy `Language`. texts: file with a JSON list of strings, read when needed."""
+        """nlp: a spaCy `Language`. texts: file with a JSON list of strings, read on first use."""
         self.nlp = nlp
         self._file = texts
         self._texts: list[str] | None = None
 
     @property
     def texts(self) -> list[str]:
-        # A cold start would pay for reading them.
+        # Not at the start, which is timed.
         if self._texts is None:
             self._texts = json.loads(self._file.read_text(encoding="utf-8"))
         return self._texts
 
     def find(self, command: str) -> Callable[..., dict[str, Any]]:
-        """The method of that name."""
+        """Find the method of a command."""
         commands: dict[str, Callable[..., dict[str, Any]]] = {
             "run": self.run,
             "latency": self.latency,
@@ -103,7 +103,7 @@ class Measurements:
         return commands[command]
 
     def run(self, batch_size: int) -> dict[str, Any]:
-        """Process all texts once. batch_size: in documents."""
+        """Process all texts once. batch_size: documents per batch."""
         texts = self.texts
         gc.collect()
         start = perf_counter()
@@ -122,9 +122,10 @@ class Measurements:
         return {"seconds": seconds}
 
     def score(self, gold: str, batch_size: int, limit: int) -> dict[str, Any]:
-        """spaCy's scores on annotated documents.
+        """Score the pipeline with spaCy's scorer.
 
-        gold: a .spacy file, or a directory of them. limit: the first N; 0 for all.
+        gold: .spacy file of annotated documents, or a directory of them.
+        limit: only the first N documents; 0 for all.
         """
         from spacy.training import Corpus
 
@@ -132,10 +133,11 @@ class Measurements:
         return {"scores": self.nlp.evaluate(examples, batch_size=batch_size)}
 
     def memory(self) -> dict[str, Any]:
+        """Peak memory so far."""
         return {"peak_rss_bytes": peak_rss()}
 
     def environment(self, packages: list[str]) -> dict[str, Any]:
-        """Versions; `None` for a package that is not installed."""
+        """Versions of Python and of packages (`None` if missing)."""
         versions: dict[str, str | None] = {}
         for package in packages:
             try:
@@ -146,15 +148,15 @@ class Measurements:
 
 
 def pin(n_cores: int) -> None:
-    """Confine this process to the first of the cores that it may run on. On Linux."""
+    """Confine this process to the first N of the cores that it may run on. Only on Linux."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:n_cores])
 
 
 def peak_rss() -> int:
-    """Most resident memory of this process so far, in bytes.
+    """Peak resident memory of this process so far, in bytes.
 
-    On Linux not from getrusage: its ru_maxrss survives exec, and would give a small process the
-    peak of the one that started it.
+    On Linux, ru_maxrss of getrusage survives exec: a small process would report the peak of its
+    parent. The number is therefore read from /proc.
     """
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
@@ -171,7 +173,7 @@ def peak_rss() -> int:
 
 
 if __name__ == "__main__":
-    # As `python -m` has it: modules are found from the working directory, not beside this file.
+    # Find modules from the working directory, as `python -m` does, and not beside this file.
     if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
         sys.path[0] = os.getcwd()
     main()

@@ -15,16 +15,11 @@ from spacy.tokens import Doc, Span
 from spacy.training import Corpus, Example
 
 from spacy_distil.errors import ConfigError, CorpusError
-from spacy_distil.export.agreement import (
-    TIMES,
-    Agreement,
-    Measure,
-    measure_agreement,
-    to_markdown,
-    to_text,
-)
+from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
+from spacy_distil.export.agreement_table import to_markdown, to_text
+from spacy_distil.report.layout import TIMES
 from spacy_distil.text.documents import read_documents
-from tests.report.conftest import make_docs, save, train
+from tests.report.stock_pipelines import Trained, train, train_all
 from tests.util import make_nlp, torch_model_of
 
 WORDS = ["Ann", "saw", "Bob", "in", "Rome", ".", "It", "rained", "in", "Oslo", "."]
@@ -99,14 +94,14 @@ def test_share_of_tokens(attribute: str, assigns: str, one: str, other: str) -> 
     left = pipeline(("p", [assigns], set_each(attribute, [one] * n)))
     right = pipeline(("p", [assigns], set_each(attribute, [one] * (n - 2) + [other] * 2)))
     agreement = agree(left, right)
-    expected = Measure("p", assigns, "tokens", n, (n - 2) / n)
+    expected = PipeMeasure("p", assigns, "tokens", n, (n - 2) / n)
     assert agreement.measures == [expected]
     assert agreement.lowest == expected
     assert agreement.vectors is None
     # The same without a pipe that says so.
     left = pipeline(("q", [], set_each(attribute, [one] * n)))
     right = pipeline(("q", [], set_each(attribute, [one] * (n - 1) + [other])))
-    assert agree(left, right).measures == [Measure("q", assigns, "tokens", n, (n - 1) / n)]
+    assert agree(left, right).measures == [PipeMeasure("q", assigns, "tokens", n, (n - 1) / n)]
 
 
 def test_morphology() -> None:
@@ -250,24 +245,30 @@ def test_predictions_that_depend_on_the_batch() -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two pipelines of the same pipes, with other weights."""
-    directory = tmp_path_factory.mktemp("agreement")
-    pipes = ["morphologizer", "tagger", "ner", "textcat", "textcat_multilabel"]
-    one = train(pipes, directory / "one", seed=0, steps=20)
-    other = train(pipes, directory / "other", seed=1, steps=15)
-    for path in (one, other):
-        # Of the multilabel pipe alone, with a threshold that decides otherwise than 0.5.
-        nlp: Any = spacy.load(path)
-        nlp.get_pipe("textcat_multilabel").cfg["threshold"] = 0.3
-        nlp.to_disk(path)
-    return one, other
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train_all(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
-def test_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    docs = make_docs(spacy.blank("en"), 30, seed=99)
-    return save(docs, tmp_path_factory.mktemp("test_set") / "test.spacy")
+def pair(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two pipelines of the same pipes, with different weights."""
+    directory = tmp_path_factory.mktemp("agreement")
+    paths = []
+    for source, seed, steps in ((trained.full, 0, 20), (trained.seed, 1, 15)):
+        pipe = "textcat_multilabel"
+        multilabel = train([pipe], directory / f"multilabel-{seed}", seed=seed, steps=steps)
+        nlp: Any = spacy.load(source)
+        nlp.add_pipe(pipe, source=spacy.load(multilabel))
+        # A threshold of this pipe alone, with other decisions than 0.5.
+        nlp.get_pipe(pipe).cfg["threshold"] = 0.3
+        nlp.to_disk(directory / f"pipeline-{seed}")
+        paths.append(directory / f"pipeline-{seed}")
+    return paths[0], paths[1]
+
+
+@pytest.fixture(scope="module")
+def test_set(trained: Trained) -> Path:
+    return trained.test
 
 
 def test_stock_pipes_against_plain_loops(pair: tuple[Path, Path], test_set: Path) -> None:
@@ -278,7 +279,7 @@ def test_stock_pipes_against_plain_loops(pair: tuple[Path, Path], test_set: Path
     )
     ours = [list(nlp.pipe(documents.texts)) for nlp in (original, candidate)]
     tokens = [(a, b) for docs in zip(*ours, strict=True) for a, b in zip(*docs, strict=True)]
-    assert agreement.n_docs == 30
+    assert agreement.n_docs == 40
     assert agreement.n_words == len(tokens)
     found = {(one.pipe, one.annotation): one for one in agreement.measures}
     assert list(found) == [
@@ -438,23 +439,25 @@ def test_speed_size_and_tables(pair: tuple[Path, Path], test_set: Path) -> None:
         original, candidate, documents.docs, gold=documents.gold, paths=pair, log=said.append
     )
     assert agreement.speeds is not None
-    for speed in agreement.speeds:
-        assert len(speed.rounds) == 3
-        assert min(speed.rounds) > 0
-        assert speed.words_per_second == sorted(speed.rounds)[1]
+    rounds = [[each.words_per_second for each in speed.passes] for speed in agreement.speeds]
+    medians = [speed.words_per_second(agreement.batch_size).median for speed in agreement.speeds]
+    for rates, median in zip(rounds, medians, strict=True):
+        assert len(rates) == 3
+        assert min(rates) > 0
+        assert median == sorted(rates)[1]
     assert agreement.original_bytes == sum(
         file.stat().st_size for file in pair[0].rglob("*") if file.is_file()
     )
     assert any("one document at a time" in message for message in said)
     record = json.loads(json.dumps(agreement.to_dict()))
-    assert record["speeds"]["candidate"]["rounds"] == agreement.speeds[1].rounds
+    assert record["speeds"]["candidate"] == {"words_per_second": medians[1], "rounds": rounds[1]}
     assert record["measures"][2]["annotation"] == "token.tag"
     assert agreement.lowest is not None
     assert record["lowest"]["agreement"] == agreement.lowest.agreement
     assert agreement.lowest.agreement == min(one.agreement for one in agreement.measures)
 
     text, markdown = to_text(agreement), to_markdown(agreement)
-    rate = f"{agreement.speeds[0].words_per_second:,.0f}"
+    rate = f"{medians[0]:,.0f}"
     f_score = f"{agreement.candidate_scores['ents_f'] * 100:.2f}"
     for table in (text, markdown):
         for cell in ("textcat_multilabel", "token.ent_iob+type", "candidate alone", rate, f_score):

@@ -87,7 +87,7 @@ def gold(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_int8(torch_pipeline: Path, gold: Path, output: Path) -> None:
     before = contents(torch_pipeline)
     lines: list[str] = []
-    result = quantize(torch_pipeline, output, documents=gold, log=lines.append)
+    result = quantize(torch_pipeline, output, texts=gold, log=lines.append)
     assert contents(torch_pipeline) == before
     assert [path.name for path in output.parent.iterdir()] == [output.name]
     assert lines[:2] == [f"Loading {torch_pipeline}", "Making the graph: int8"]
@@ -141,7 +141,7 @@ def test_int8(torch_pipeline: Path, gold: Path, output: Path) -> None:
 
 
 def test_fp32(torch_pipeline: Path, gold: Path, output: Path) -> None:
-    result = quantize(torch_pipeline, output, precision="fp32", documents=gold, min_agreement=1.0)
+    result = quantize(torch_pipeline, output, precision="fp32", texts=gold, min_agreement=1.0)
     assert set(shares(result).values()) == {1.0}
     assert result.agreement.vectors is not None
     assert result.agreement.vectors.max < 1e-5
@@ -162,7 +162,7 @@ def test_documents_are_text_or_those_of_spacy(
     torch_pipeline: Path, texts: Path, output: Path
 ) -> None:
     texts.write_text("\n   \n" + texts.read_text(encoding="utf8"), encoding="utf8")
-    result = quantize(torch_pipeline, output, documents=texts, limit=7, min_agreement=0.9)
+    result = quantize(torch_pipeline, output, texts=texts, limit=7, min_agreement=0.9)
     assert result.agreement.n_docs == 7
     assert result.agreement.original_scores == {}
     result = quantize(torch_pipeline, output, force=True)
@@ -170,13 +170,14 @@ def test_documents_are_text_or_those_of_spacy(
     assert result.agreement.n_docs > 4
 
 
+@pytest.mark.slow
 def test_an_encoder_by_itself(bert_dir: Path, texts: Path, tmp_path: Path, output: Path) -> None:
     make_nlp(bert_dir).to_disk(tmp_path / "torch")
     with pytest.raises(
         ConfigError, match=r"Token vectors agree .* cosine of 0\.9999\d\d; at least 1"
     ):
-        quantize(tmp_path / "torch", output, documents=texts, min_agreement=1.0)
-    result = quantize(tmp_path / "torch", output, documents=texts, min_agreement=0.999)
+        quantize(tmp_path / "torch", output, texts=texts, min_agreement=1.0)
+    result = quantize(tmp_path / "torch", output, texts=texts, min_agreement=0.999)
     assert result.agreement.measures == []
     for a, b in zip(
         spacy.load(tmp_path / "torch").pipe(SENTENCES),
@@ -263,11 +264,12 @@ def sensitive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "pipeline"
 
 
+@pytest.mark.slow
 def test_the_layer_that_loses_most_stays_in_float32(
     sensitive: Path, texts: Path, output: Path
 ) -> None:
     lines: list[str] = []
-    result = quantize(sensitive, output, documents=texts, min_agreement=0.95, log=lines.append)
+    result = quantize(sensitive, output, texts=texts, min_agreement=0.95, log=lines.append)
     assert result.fp32_layers == {"transformer": [2]}
     errors = result.sensitivity["transformer"]
     assert errors[2] > 100 * max(errors[:2] + errors[3:])
@@ -292,7 +294,7 @@ def test_what_agrees_too_little_is_not_written(
         r"95\.00% was asked for \(--min-agreement\)\. Nothing was written\. "
         r"Raise --max-fp32-layers, or use --precision fp32\."
     )
-    settings: Any = {"documents": texts, "min_agreement": 0.95, "force": force}
+    settings: Any = {"texts": texts, "min_agreement": 0.95, "force": force}
     with pytest.raises(ConfigError, match=message):
         quantize(sensitive, output, max_fp32_layers=0, **settings)
     assert contents(output.parent) == before
@@ -310,9 +312,7 @@ def test_no_more_layers_than_allowed_stay_in_float32(
     nlp.to_disk(tmp_path / "worse")
     lines: list[str] = []
     with pytest.raises(ConfigError, match="Nothing was written"):
-        quantize(
-            tmp_path / "worse", output, documents=texts, max_fp32_layers=most, log=lines.append
-        )
+        quantize(tmp_path / "worse", output, texts=texts, max_fp32_layers=most, log=lines.append)
     made = [line for line in lines if line.startswith("Making the graph")]
     assert len(made) == n_tries
     kept = [set(re.findall(r"\d", line.removeprefix("Making the graph: int8"))) for line in made]
@@ -362,7 +362,7 @@ def test_plan(bert_dir: Path, sensitive: Path) -> None:
 
 def test_a_pruned_vocabulary(torch_pipeline: Path, texts: Path, output: Path) -> None:
     result = quantize(
-        torch_pipeline, output, precision="fp32", documents=texts, prune_vocab=texts,
+        torch_pipeline, output, precision="fp32", texts=texts, prune_vocab=texts,
         min_agreement=1.0,
     )  # fmt: skip
     pruning = result.pruning
@@ -388,7 +388,7 @@ def test_size_of_the_vocabulary(torch_pipeline: Path, texts: Path, output: Path)
     few.write_text("We like Rome.")
     n_pieces = encoder_of(spacy.load(torch_pipeline)).loaded.tokenizer.vocab_size
     result = quantize(
-        torch_pipeline, output, documents=texts, prune_vocab=few, vocab_size=n_pieces - 50,
+        torch_pipeline, output, texts=texts, prune_vocab=few, vocab_size=n_pieces - 50,
         min_agreement=0.5,
     )  # fmt: skip
     assert result.pruning is not None
@@ -430,7 +430,10 @@ def test_what_is_no_pipeline_of_ours_is_refused(
 ) -> None:
     cases: list[tuple[Path, str]] = [
         (onnx_pipeline, r"'transformer' in .*onnx runs on ONNX Runtime already"),
-        (_not_ours(tmp_path / "splitter"), r"no encoder of ours \(its pipes: sentencizer\)"),
+        (
+            _not_ours(tmp_path / "splitter"),
+            r"no encoder of spacy-distil \(its pipes: sentencizer\)",
+        ),
         (torch_pipeline / "transformer", "is not a saved spaCy pipeline"),
         (tmp_path / "none", "No pipeline"),
     ]
@@ -476,9 +479,9 @@ def test_a_pipeline_is_replaced_by_force_alone(
         ({"precision": "int4"}, ConfigError, "precision = 'int4': expected one of int8, fp32"),
         ({"min_agreement": 98}, ConfigError, "min_agreement = 98: expected 0 to 1"),
         ({"batch_size": 0}, ConfigError, "batch_size = 0: expected at least 1"),
-        ({"limit": -1, "documents": Path("none.txt")}, ConfigError, "limit = -1"),
-        ({"documents": Path("none.txt")}, CorpusError, r"No documents at none\.txt"),
-        ({"documents": Path("none.spacy")}, CorpusError, r"none\.spacy"),
+        ({"limit": -1, "texts": Path("none.txt")}, ConfigError, "limit = -1"),
+        ({"texts": Path("none.txt")}, CorpusError, r"No documents at none\.txt"),
+        ({"texts": Path("none.spacy")}, CorpusError, r"none\.spacy"),
         ({"prune_vocab": Path("none.txt")}, CorpusError, r"No documents at none\.txt"),
     ],
 )

@@ -5,7 +5,6 @@ import statistics
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import spacy
 from PIL import Image
@@ -14,9 +13,11 @@ from spacy.training import Corpus
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.report import benchmark
 from spacy_distil.report.benchmark_table import make_tables, to_markdown
-from spacy_distil.report.benchmarking import Benchmark
-from spacy_distil.report.process import Subject
-from tests.report.conftest import Trained
+from spacy_distil.report.plot import COLOURS
+from spacy_distil.report.process import PipelineSource
+from spacy_distil.report.results import Benchmark
+from tests.report.pictures import colours_of
+from tests.report.stock_pipelines import Trained
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +27,28 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(trained: Trained, output: Path, bare_python: str) -> Benchmark:
-    return benchmark(
-        {
-            "full": Subject(str(trained.full)),
-            "partial": Subject(str(trained.partial), bare_python),
-        },
-        trained.test,
-        output,
-        batch_sizes=[4, 1],
-        threads=[1],
-        repeats=2,
-        load_repeats=1,
-        latency_texts=5,
-        gold=trained.test,
-        title="A title",
-        command="benchmark it",
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # Stock pipelines need no torch.
+        patch.setattr("sys.executable", bare_python)
+        return benchmark(
+            {
+                "full": trained.full,
+                "partial": PipelineSource(str(trained.partial), bare_python),
+            },
+            trained.test,
+            output,
+            batch_sizes=[4, 1],
+            threads=[1],
+            repeats=2,
+            load_repeats=1,
+            latency_texts=5,
+            gold=trained.test,
+            title="A title",
+            command="benchmark it",
+        )
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_spacy(result: Benchmark, trained: Trained) -> None:
     keys = {"ents_p", "ents_r", "ents_f", "cats_macro_f"}
     full, partial = result.rows
@@ -55,6 +60,7 @@ def test_scores_are_those_of_spacy(result: Benchmark, trained: Trained) -> None:
         assert row.scores == pytest.approx({key: expected[key] for key in row.scores})
 
 
+@pytest.mark.slow
 def test_each_round_has_every_batch_size_and_pipelines_take_turns(result: Benchmark) -> None:
     passes = sorted(
         (one.at, one.at + one.seconds, row.name, one.batch_size)
@@ -66,6 +72,7 @@ def test_each_round_has_every_batch_size_and_pipelines_take_turns(result: Benchm
     assert all(end <= start for (_, end, *_), (start, *_) in pairwise(passes))
 
 
+@pytest.mark.slow
 def test_words_and_size(result: Benchmark, trained: Trained) -> None:
     assert result.n_texts == 40
     nlp = spacy.load(trained.full)
@@ -78,6 +85,7 @@ def test_words_and_size(result: Benchmark, trained: Trained) -> None:
         assert row.environment["versions"]["spacy"] == spacy.__version__
 
 
+@pytest.mark.slow
 def test_latency_is_over_texts_then_over_rounds(result: Benchmark) -> None:
     speed = result.rows[0].speeds[1]
     assert [len(each) for each in speed.latencies] == [5, 5]
@@ -88,6 +96,7 @@ def test_latency_is_over_texts_then_over_rounds(result: Benchmark) -> None:
     assert spread.median == pytest.approx(statistics.mean(medians))
 
 
+@pytest.mark.slow
 def test_files(result: Benchmark, output: Path) -> None:
     data = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
     assert data == json.loads(json.dumps(result.to_dict()))
@@ -104,16 +113,17 @@ def test_files(result: Benchmark, output: Path) -> None:
     assert [row[:2] for row in speed.rows] == [["full", "1"], ["partial", "1"]]
     assert memory.rows[0][-1] == f"{result.rows[0].n_bytes / 1e6:,.1f}"
     assert scores.rows[1][1:3] == ["\N{EN DASH}"] * 2
-    assert colours(output / "benchmark.png") >= {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)}
+    assert colours_of(output / "benchmark.png") >= set(COLOURS[:2])
 
 
+@pytest.mark.slow
 def test_without_gold_the_plot_is_speed_by_batch_size(
     trained: Trained, bare_python: str, tmp_path: Path
 ) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "Ada beat Alan."}\n{"text": "Grace fed the soup."}\n')
     result = benchmark(
-        {name: Subject(str(trained.partial), bare_python) for name in ("a", "b")},
+        {name: PipelineSource(str(trained.partial), bare_python) for name in ("a", "b")},
         texts,
         tmp_path / "out",
         batch_sizes=[1, 2],
@@ -129,11 +139,11 @@ def test_without_gold_the_plot_is_speed_by_batch_size(
     assert len(memory.rows) == 4
     with Image.open(tmp_path / "out" / "benchmark.png") as image:
         assert image.width > 1000, "a panel for each number of threads"
-    assert colours(tmp_path / "out" / "benchmark.png") >= {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)}
+    assert colours_of(tmp_path / "out" / "benchmark.png") >= set(COLOURS[:2])
 
 
 def test_what_cannot_work_is_said_at_once(trained: Trained, tmp_path: Path) -> None:
-    one = {"a": Subject(str(trained.full))}
+    one = {"a": trained.full}
     texts = tmp_path / "texts.txt"
     texts.write_text("Ada.\n")
     with pytest.raises(ConfigError, match="No pipelines to measure"):
@@ -145,19 +155,12 @@ def test_what_cannot_work_is_said_at_once(trained: Trained, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="latency_texts = -1: expected 0 or more"):
         benchmark(one, texts, latency_texts=-1)
     with pytest.raises(ConfigError, match="No pipeline 'training/nowhere'"):
-        benchmark({"a": Subject("training/nowhere")}, texts)
+        benchmark({"a": "training/nowhere"}, texts)
     with pytest.raises(ConfigError, match=r"No interpreter nowhere/python"):
-        benchmark({"a": Subject("training/nowhere", "nowhere/python")}, texts)
+        benchmark({"a": PipelineSource("training/nowhere", "nowhere/python")}, texts)
     with pytest.raises(CorpusError, match="No documents at"):
         benchmark(one, tmp_path / "none.txt")
     with pytest.raises(CorpusError, match="No test documents"):
         benchmark(one, texts, gold=tmp_path / "none.spacy")
     with pytest.raises(ConfigError, match="is a file: expected a directory"):
         benchmark(one, texts, texts)
-
-
-def colours(picture: Path) -> set[tuple[int, ...]]:
-    with Image.open(picture) as image:
-        assert image.format == "PNG"
-        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    return {tuple(colour) for colour in np.unique(pixels, axis=0).tolist()}

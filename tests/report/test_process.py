@@ -9,8 +9,8 @@ import spacy
 from spacy.training import Corpus
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.report.process import Subject, Worker, WorkerError, check_pin_cores
-from tests.report.conftest import Trained
+from spacy_distil.report.process import PipelineSource, Worker, WorkerError, check_pin_cores
+from tests.report.stock_pipelines import Trained
 
 TEXTS = ["One two three.", "Four five.", "Six.", "Seven."]
 
@@ -22,10 +22,11 @@ def texts(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_another_interpreter_needs_spacy_alone(
     bare_python: str, trained: Trained, texts: Path
 ) -> None:
-    with Worker(Subject(str(trained.partial), bare_python), texts, threads=1) as worker:
+    with Worker(PipelineSource(str(trained.partial), bare_python), texts, threads=1) as worker:
         assert worker.path == trained.partial
         assert [worker.run(size, since=0.0).words for size in (1, 3)] == [11, 11]
         assert len(worker.latencies(3)) == 3
@@ -39,6 +40,7 @@ def test_another_interpreter_needs_spacy_alone(
     assert scores["cats_macro_f"] == pytest.approx(expected["cats_macro_f"])
 
 
+@pytest.mark.slow
 def test_another_interpreter_does_not_get_our_modules(
     bare_python: str, trained: Trained, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,8 +49,8 @@ def test_another_interpreter_does_not_get_our_modules(
     (site / "sitecustomize.py").write_text("raise SystemExit('ours')")
     monkeypatch.setenv("PYTHONPATH", str(site))
     with pytest.raises(WorkerError, match="ours"):
-        Worker(Subject(str(trained.partial)), texts, threads=1)
-    with Worker(Subject(str(trained.partial), bare_python), texts, threads=1) as worker:
+        Worker(PipelineSource(str(trained.partial)), texts, threads=1)
+    with Worker(PipelineSource(str(trained.partial), bare_python), texts, threads=1) as worker:
         assert worker.peak_rss_bytes() > 20e6
 
 
@@ -56,7 +58,7 @@ def test_another_interpreter_does_not_get_our_modules(
 def test_pinned_to_cores(bare_python: str, trained: Trained, texts: Path) -> None:
     available = os.sched_getaffinity(0)
     with Worker(
-        Subject(str(trained.partial), bare_python), texts, threads=1, pin_cores=1
+        PipelineSource(str(trained.partial), bare_python), texts, threads=1, pin_cores=1
     ) as worker:
         assert os.sched_getaffinity(worker._process.pid) == {min(available)}
     check_pin_cores(len(available))
@@ -68,4 +70,4 @@ def test_pinned_to_cores(bare_python: str, trained: Trained, texts: Path) -> Non
 
 def test_no_interpreter(texts: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere/python cannot be run: No such file"):
-        Worker(Subject("en_pipeline", "nowhere/python"), texts, threads=1)
+        Worker(PipelineSource("en_pipeline", "nowhere/python"), texts, threads=1)

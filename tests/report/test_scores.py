@@ -28,7 +28,7 @@ from spacy_distil.report.scores import (
     score_pipeline,
 )
 from spacy_distil.text.documents import read_examples
-from tests.report.conftest import Trained
+from tests.report.stock_pipelines import Trained
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import spacy
 from spacy_distil.report.process import (
     Load,
     Pass,
-    Subject,
+    PipelineSource,
     Worker,
     WorkerError,
     cpu_environment,
@@ -56,8 +56,9 @@ def noisy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "en_noisy"
 
 
+@pytest.mark.slow
 def test_a_process_measures_until_it_is_killed(noisy: str, texts: Path) -> None:
-    with Worker(Subject(noisy), texts, threads=1) as worker:
+    with Worker(PipelineSource(noisy), texts, threads=1) as worker:
         load = worker.load
         assert load.cold_start_seconds > load.load_seconds + load.first_doc_seconds > 0
         # What the pipeline prints is not taken for an answer; it runs on the CPU, in one thread.
@@ -71,12 +72,12 @@ def test_a_process_measures_until_it_is_killed(noisy: str, texts: Path) -> None:
         assert "from below" in str(error.value)
 
 
-def test_a_process_says_why_it_ended(tmp_path: Path, texts: Path) -> None:
+def test_a_process_says_why_it_ended(tmp_path: Path, texts: Path, bare_python: str) -> None:
     broken = tmp_path / "broken"
     spacy.blank("en").to_disk(broken)
     (broken / "config.cfg").write_text("[nlp\n")
     with pytest.raises(WorkerError, match=r"(?s)Measuring .*broken failed.*code 1.*config"):
-        Worker(Subject(str(broken)), texts, threads=1)
+        Worker(PipelineSource(str(broken), bare_python), texts, threads=1)
 
 
 def test_threads_and_devices_by_environment() -> None:

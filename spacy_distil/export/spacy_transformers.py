@@ -1,4 +1,4 @@
-"""What a pipeline of spacy-transformers is made of: the one module that knows its format."""
+"""The format of spacy-transformers pipelines, which no other module knows."""
 
 from __future__ import annotations
 
@@ -21,29 +21,28 @@ LISTENER = "spacy-transformers.TransformerListener."
 PRIVATE = "spacy-transformers.Tok2VecTransformer."
 REDUCTIONS = {f"reduce_{pooling}": pooling for pooling in POOLINGS}
 
-
 STRIDED_SPANS = "spacy-transformers.strided_spans.v1"
 SENT_SPANS = "spacy-transformers.sent_spans.v1"
 DOC_SPANS = "spacy-transformers.doc_spans.v1"
 
-# Windows of `strided_spans` are counted in tokens, ours in pieces. English has 1.2 pieces of a BERT
-# for a token on average; this leaves room for a document of long words.
+# `strided_spans` counts windows in tokens, spacy-distil in pieces. An English token has 1.2 pieces
+# of BERT on average; this number leaves room for documents with long words.
 PIECES_PER_TOKEN = 1.5
-# Of `sent_spans`: hardly a sentence is longer.
+# For `sent_spans`: hardly any sentence is longer.
 SENTENCE_WINDOW = 128
 OVERLAP = 32
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One place in a pipe where token vectors come from a transformer.
+    """A layer of a pipe that reads token vectors from a transformer.
 
-    node: the layer that makes them: docs in, one (n_tokens, width) array per doc out.
-    pooling: name of the reduction, e.g. "mean"; of one that is no reduce layer, its layer's name.
-    grad_factor: factor on the gradient that it passes on.
-    upstream: name of the component that it listens to, or "*"; `None` for one with a transformer
-        of its own, as `nlp.replace_listeners` makes them.
-    own: that transformer.
+    node: the layer: docs in, one (n_tokens, width) array per doc out.
+    pooling: name of the reduction, e.g. "mean"; for any other layer the layer's name.
+    grad_factor: factor of the gradient that it passes to the transformer.
+    upstream: name of the component that it listens to, or "*"; `None` for a reader with a
+        transformer of its own, which `nlp.replace_listeners` makes.
+    own: the reader's own transformer; `None` for a listener.
     """
 
     node: Model
@@ -54,23 +53,23 @@ class Reader:
 
     @property
     def key(self) -> tuple[str, float, str | None]:
-        """What config and model must agree on."""
+        """The settings that identify the reader in config and model."""
         return self.pooling, self.grad_factor, self.upstream
 
 
 def find_transformers(nlp: Language) -> dict[str, Transformer]:
-    """The transformer components of a pipeline by name, in order."""
+    """Find the transformer components of a pipeline by name, in order."""
     return {name: pipe for name, pipe in nlp.components if isinstance(pipe, Transformer)}
 
 
 def find_readers(pipe: Any) -> list[Reader]:
-    """Where a pipe's model reads a transformer."""
+    """Find the layers of a pipe that read a transformer."""
     model = getattr(pipe, "model", None)
     if not isinstance(model, Model) or isinstance(pipe, Transformer):
         return []
     readers = []
     for node in model.walk():
-        # What every architecture ends in: hidden states pooled to tokens.
+        # Every architecture of spacy-transformers ends in this layer, which pools to tokens.
         if len(node.layers) > 1 and node.layers[-1].name == "trfs2arrays":
             pooling = node.layers[-1]
             source = next(
@@ -92,7 +91,7 @@ def find_readers(pipe: Any) -> list[Reader]:
 def find_blocks(
     config: dict[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """The blocks of a pipe's config that stand for its readers, with their paths."""
+    """Find the blocks of the readers in a pipe's config. RETURNS: path and block of each."""
     for key, value in config.items():
         if not isinstance(value, dict):
             continue
@@ -103,7 +102,7 @@ def find_blocks(
 
 
 def block_key(block: dict[str, Any]) -> tuple[str, float, str | None]:
-    """Of a block that `find_blocks` found, what its reader has as `key`."""
+    """Read the `Reader.key` from the reader's block in the config."""
     layer = str(block["pooling"].get("@layers", "")).split(".v")[0]
     listens = block["@architectures"].startswith(LISTENER)
     return (
@@ -116,14 +115,14 @@ def block_key(block: dict[str, Any]) -> tuple[str, float, str | None]:
 def choose_windows(
     get_spans: dict[str, Any], model: TransformerModel, *, window: int | None = None
 ) -> tuple[int | None, int]:
-    """The settings `window` and `overlap` of a converted encoder.
+    """Choose the settings `window` and `overlap` of a converted encoder.
 
-    An encoder that was trained on short windows is worse on long ones. So ours are about as long as
-    they were in training, and long enough that a document that was one window still is one, unless
-    it has an unusual number of pieces.
+    An encoder that was trained on short windows is worse on long ones. The new windows are
+    therefore about as long as in training. They are long enough to keep a document in one window,
+    unless it has an unusual number of pieces.
 
-    get_spans: the block of the span getter in the config of `model`.
-    window: the user's choice; `None` leaves it open.
+    get_spans: block of the span getter in the config of `model`.
+    window: the user's choice; `None` for none.
     """
     getter = get_spans.get("@span_getters")
     longest = longest_window(model.transformer.config.to_dict())
@@ -140,56 +139,56 @@ def choose_windows(
 
 
 def note_on_windows(get_spans: dict[str, Any]) -> str:
-    """What is different with a span getter beside long documents; empty for nothing."""
+    """Describe the changes of a span getter beyond long documents; empty for none."""
     getter = get_spans.get("@span_getters")
     if getter == SENT_SPANS:
-        return "encoded each sentence by itself; now the sentences of a document share windows"
+        return "encoded each sentence alone; now the sentences of a document share windows"
     if getter not in (STRIDED_SPANS, DOC_SPANS):
-        return f"had windows by {getter!r}; now they are as long as the encoder takes"
+        return f"had windows by {getter!r}; now they are as long as the encoder allows"
     return ""
 
 
 def problems_of_transformer(name: str, pipe: Transformer) -> Iterator[str]:
-    """Why a transformer component cannot be converted."""
+    """Find the reasons why a transformer component cannot be converted."""
     if pipe.set_extra_annotations is not null_annotation_setter:
         yield (
-            f"'{name}' has set_extra_annotations, which is called with the hidden states of "
+            f"'{name}' has set_extra_annotations, which takes the hidden states of "
             "spacy-transformers"
         )
     yield from problems_of_encoder(name, pipe.model)
 
 
 def problems_of_encoder(name: str, model: TransformerModel) -> Iterator[str]:
-    """Why an encoder cannot be converted."""
+    """Find the reasons why an encoder cannot be converted."""
     if model.transformer is None or model.tokenizer is None:
         yield f"'{name}' has no weights: the pipeline was not trained"
         return
     config = model.transformer.config
     if not model.tokenizer.is_fast:
         yield (
-            f"'{name}' has a slow tokenizer ({type(model.tokenizer).__name__}), which gives no "
-            "character offsets to align pieces with tokens by"
+            f"'{name}' has a slow tokenizer ({type(model.tokenizer).__name__}), without the "
+            "character offsets that align pieces with tokens"
         )
     if config.is_encoder_decoder or getattr(config, "is_decoder", False):
         yield f"'{name}' is a {config.model_type!r} model with a decoder"
     elif not config.to_dict().get("max_position_embeddings"):
         yield (
             f"'{name}' is a {config.model_type!r} model, whose config has no "
-            "max_position_embeddings: how long its windows may be is not known"
+            "max_position_embeddings: the maximum length of its windows is unknown"
         )
 
 
 def problems_of_readers(name: str, pipe: Any, config: dict[str, Any]) -> Iterator[str]:
-    """Why a pipe that reads transformers cannot be converted.
+    """Find the reasons why a pipe that reads transformers cannot be converted.
 
-    config: that of the pipe.
+    config: the config of the pipe.
     """
     readers = find_readers(pipe)
     blocks = dict(find_blocks(config))
     unknown = {reader.pooling for reader in readers} - set(POOLINGS)
     for pooling in unknown:
         yield (
-            f"'{name}' has the pooling {pooling!r}; what can be converted is "
+            f"'{name}' has the pooling {pooling!r}; expected one of "
             f"{', '.join(f'{layer}.v1' for layer in REDUCTIONS)}"
         )
     for reader in readers:
@@ -202,7 +201,7 @@ def problems_of_readers(name: str, pipe: Any, config: dict[str, Any]) -> Iterato
             isinstance(node, TransformerListener | TransformerModel) and node.id not in covered
             for node in model.walk()
         ):
-            yield f"'{name}' uses hidden states in a way of its own, not pooled to tokens"
+            yield f"'{name}' uses hidden states that are not pooled to tokens"
         elif any(reader.node is model for reader in readers):
             yield f"'{name}' has a listener for its whole model"
         elif not unknown and Counter(map(block_key, blocks.values())) != Counter(

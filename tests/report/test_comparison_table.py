@@ -1,21 +1,19 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spacy_distil.errors import ConfigError
+from spacy_distil.report.comparison_table import make_tables, to_markdown, to_text
 from spacy_distil.report.process import Load, Pass
-from spacy_distil.report.results import Figure, Report, Retention, Row, Settings
-from spacy_distil.report.speed import Speed
-from spacy_distil.report.table import (
-    check_section,
-    make_tables,
-    replace_section,
-    to_markdown,
-    to_text,
+from spacy_distil.report.results import (
+    ComparedPipeline,
+    Comparison,
+    ComparisonSettings,
+    MeanScore,
+    Retention,
 )
+from spacy_distil.report.speed import Speed
 
 MACHINE: dict[str, Any] = {
     "cpu": "Abacus 3",
@@ -32,12 +30,12 @@ MACHINE: dict[str, Any] = {
 def make_row(
     name: str,
     *,
-    scores: dict[str, Figure],
+    scores: dict[str, MeanScore],
     retention: dict[str, Retention],
     seconds: float,
     seeds: int = 1,
-) -> Row:
-    return Row(
+) -> ComparedPipeline:
+    return ComparedPipeline(
         name=name,
         pipelines=[f"training/{name}-{i}" for i in range(seeds)],
         scores=scores,
@@ -54,19 +52,19 @@ def make_row(
 
 
 @pytest.fixture
-def report() -> Report:
+def comparison() -> Comparison:
     teacher = {
-        "pos_acc": Figure(0.965, None, [0.965], (0.96, 0.97)),
-        "ents_f": Figure(0.7, None, [0.7], None),
+        "pos_acc": MeanScore(0.965, None, [0.965], (0.96, 0.97)),
+        "ents_f": MeanScore(0.7, None, [0.7], None),
     }
-    student = {"pos_acc": Figure(0.96, 0.0012, [0.959, 0.961], (0.955, 0.9651))}
-    return Report(
+    student = {"pos_acc": MeanScore(0.96, 0.0012, [0.959, 0.961], (0.955, 0.9651))}
+    return Comparison(
         title="EWT",
         test="corpus/test.spacy",
         n_docs=316,
         n_words=25_684,
         teacher="teacher",
-        settings=Settings(5, 3, 2, 256, 0, 2000, 0, 0.95),
+        settings=ComparisonSettings(5, 3, 2, 256, 0, 2000, 0, 0.95),
         machine=MACHINE,
         date="2025-01-31T12:00:00+00:00",
         command="",
@@ -83,8 +81,8 @@ def report() -> Report:
     )
 
 
-def test_cells(report: Report) -> None:
-    scores, retention, speed = make_tables(report)
+def test_cells(comparison: Comparison) -> None:
+    scores, retention, speed = make_tables(comparison)
     assert scores.header == ["pipeline", "UPOS acc", "NER F"]
     assert scores.rows == [
         ["teacher", "96.50 [96.0, 97.0]", "70.0"],
@@ -105,15 +103,15 @@ def test_cells(report: Report) -> None:
     ]
 
 
-def test_without_a_teacher(report: Report) -> None:
-    alone = Report(**{**vars(report), "teacher": None})
+def test_without_a_teacher(comparison: Comparison) -> None:
+    alone = Comparison(**{**vars(comparison), "teacher": None})
     scores, speed = make_tables(alone)
     assert scores.header == ["pipeline", "UPOS acc", "NER F"]
     assert len(speed.header) == len(speed.rows[0]) == 7
 
 
-def test_markdown_names_the_machine_and_links_the_plot(report: Report) -> None:
-    markdown = to_markdown(report, plot="metrics/compare.png")
+def test_markdown_names_the_machine_and_links_the_plot(comparison: Comparison) -> None:
+    markdown = to_markdown(comparison, plot="metrics/compare.png")
     assert markdown.startswith("### EWT\n")
     assert "| teacher | 96.50 [96.0, 97.0] | 70.0 |\n" in markdown
     assert "|---|---:|---:|\n" in markdown
@@ -123,39 +121,7 @@ def test_markdown_names_the_machine_and_links_the_plot(report: Report) -> None:
     assert "316 documents, 25,684 spaCy tokens" in markdown
 
 
-def test_text_has_every_table(report: Report) -> None:
-    text = to_text(report)
+def test_text_has_every_table(comparison: Comparison) -> None:
+    text = to_text(comparison)
     for expected in ("Scores", "Retention", "Speed and size", "70.0", "99.48", "5,000"):
         assert expected in text
-
-
-def test_section_is_replaced_between_its_markers(tmp_path: Path) -> None:
-    file = tmp_path / "README.md"
-    file.write_text("a\n<!-- x:start -->\nold\n<!-- x:end -->\nb <!-- y:start --><!-- y:end -->\n")
-    replace_section(file, "x", "first\n")
-    replace_section(file, "x", "new\n")
-    assert file.read_text() == (
-        "a\n<!-- x:start -->\nnew\n<!-- x:end -->\nb <!-- y:start --><!-- y:end -->\n"
-    )
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "no markers",
-        "<!-- x:start -->",
-        "<!-- x:end --> <!-- x:start -->",
-        "<!-- x:start --> <!-- x:start --> <!-- x:end -->",
-    ],
-)
-def test_markers_that_do_not_fit(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "README.md"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match="expected <!-- x:start --> and, after it, <!-- x:end"):
-        replace_section(file, "x", "new")
-    assert file.read_text() == text
-
-
-def test_no_file_to_replace_in(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"No file .*README\.md"):
-        check_section(tmp_path / "README.md", "x")

@@ -1,0 +1,35 @@
+"""Sections of a Markdown file that the tables of a comparison replace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spacy_distil.errors import ConfigError
+
+
+def check_section(file: Path, section: str) -> None:
+    """Raise ConfigError if `file` lacks the markers of the section."""
+    _find_section(file, section)
+
+
+def replace_section(file: Path, section: str, markdown: str) -> None:
+    """Replace the text between the markers of a section. The markers stay.
+
+    file: has `<!-- SECTION:start -->` and, after it, `<!-- SECTION:end -->`, once each.
+    """
+    text, start, end = _find_section(file, section)
+    file.write_text(f"{text[:start]}\n{markdown.strip()}\n{text[end:]}", encoding="utf-8")
+
+
+def _find_section(file: Path, section: str) -> tuple[str, int, int]:
+    """RETURNS: the text of the file, and where the section starts and ends in it."""
+    first, last = f"<!-- {section}:start -->", f"<!-- {section}:end -->"
+    if not file.is_file():
+        raise ConfigError(f"No file {file} to put the tables into. Create it with {first} {last}.")
+    text = file.read_text(encoding="utf-8")
+    if text.count(first) != 1 or text.count(last) != 1 or text.index(first) > text.index(last):
+        raise ConfigError(
+            f"{file}: expected {first} and, after it, {last}, once each, around the place of the "
+            f"tables; found {text.count(first)} and {text.count(last)}. Add them."
+        )
+    return text, text.index(first) + len(first), text.index(last)
