@@ -11,7 +11,7 @@ spacy-transformers next to each other; the ratio is that of each round.
 Encoding is `nlp.pipe` with the encoder alone, over docs that are tokenized already. Ours pools
 pieces to tokens and fills `doc.tensor`, spacy-transformers leaves the pooling to the listeners. An
 epoch is `nlp.update` on each batch and the optimizer's step, as `spacy train` does it; heads,
-batches and optimizer are those of `configs/transformer.cfg`, with a constant learning rate.
+batches and optimizer are those of `configs/train.cfg`, with a constant learning rate.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from spacy_distil.tables import Table
 from spacy_distil.text.documents import read_examples
 
 STEM = "encode"
-TEMPLATE = Path(__file__).resolve().parents[1] / "configs" / "transformer.cfg"
+TEMPLATE = Path(__file__).resolve().parents[1] / "configs" / "train.cfg"
 HEADS = ("tagger", "ner", "textcat")
 ENCODER = "transformer"
 # What spaCy's quickstart warms up to for a transformer.
@@ -93,7 +93,7 @@ ROWS = (
     Row("window", "window = 192", {"window": 192}, encodes=True),
     Row("dropout", "attention_dropout = 0", {"attention_dropout": 0.0}),
     Row("mixed", "mixed_precision", {"mixed_precision": True}),
-    Row("template", "as in configs/transformer.cfg", TEMPLATE_SETTINGS),
+    Row("template", "as in configs/train.cfg", TEMPLATE_SETTINGS),
     Row("checkpointing", "gradient_checkpointing", {"gradient_checkpointing": True}),
 )
 

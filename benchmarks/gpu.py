@@ -30,7 +30,7 @@ from wasabi import msg
 from benchmarks.encode import Side, encoding, make_ours, measure, training
 from benchmarks.results import save_results
 from benchmarks.teaching.speed import Measured
-from spacy_distil.cli.train_template import training_config
+from spacy_distil.cli.configs import training_config
 from spacy_distil.errors import friendly_errors
 from spacy_distil.report.layout import count, with_range
 from spacy_distil.report.machine import command_line

@@ -42,8 +42,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from typer.testing import CliRunner
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from spacy_distil.cli.encoder_template import ENCODER_CONFIG
-from spacy_distil.cli.train_template import training_config
+from spacy_distil.cli.configs import encoder_config, training_config
 from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.component.listener import Listener
 from spacy_distil.distillation import distil_encoder
@@ -250,7 +249,7 @@ def distil_config(*, teacher: str | Path, text: str | Path) -> Config:
         "corpus": {"train": str(text), "block_size": 32, "dev_fraction": 0.1},
         "training": {"epochs": None, "max_steps": 4, "batch_size": 4, "tensorboard": False},
     }
-    return Config().from_str(ENCODER_CONFIG, interpolate=False).merge(quick)
+    return Config().from_str(encoder_config(), interpolate=False).merge(quick)
 
 
 def run_train_config(block: Block) -> None:
@@ -432,7 +431,7 @@ def test_files_that_benchmarks_name_are_there() -> None:
     page = ROOT / "benchmarks" / "README.md"
     prose = re.sub(FENCED, "", page.read_text(encoding="utf8"))
     named = set(re.findall(r"`([\w./-]+\.(?:cfg|json|md|py))`", prose))
-    assert {"encode.py", "configs/transformer.cfg", "ewt/int8.md"} <= named
+    assert {"encode.py", "configs/train.cfg", "ewt/int8.md"} <= named
     folders = (ROOT, page.parent, page.parent / "teaching")
     assert not {name for name in named if not any((each / name).exists() for each in folders)}
 

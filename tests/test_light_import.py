@@ -45,7 +45,7 @@ def test_without_torch_and_transformers(bert_dir: Path) -> None:
     out = run_python(
         f"""
         import spacy
-        import spacy_distil.cli.train_template
+        import spacy_distil.cli.configs
         import spacy_distil.component.architectures, spacy_distil.component.interop
         import spacy_distil.component.listener, spacy_distil.component.pipe
         import spacy_distil.component.trf_data

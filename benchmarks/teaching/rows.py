@@ -31,7 +31,7 @@ from scripts.train import finish, is_finished, parse_seeds, schedule
 from spacy_distil.errors import ConfigError, friendly_errors
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-TRANSFORMER, CNN = CONFIGS / "transformer.cfg", CONFIGS / "cnn.cfg"
+TRANSFORMER, CNN = CONFIGS / "train.cfg", CONFIGS / "cnn.cfg"
 # Names of the entity recognizer and of the genres' classifier in both.
 NER_PIPE, TEXTCAT_PIPE = "ner", "textcat"
 # Of the files that make an encoder: weights, config, tokenizer.

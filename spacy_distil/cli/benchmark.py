@@ -1,4 +1,4 @@
-"""`python -m spacy distil benchmark`."""
+"""`spacy distil benchmark`: measure pipelines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli import distil_cli
+from spacy_distil.cli.options import LoadRepeats, Repeats, Title
 from spacy_distil.errors import ConfigError, friendly_errors
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ def benchmark_cli(
         list[str],
         typer.Argument(
             metavar="PIPELINE...",
-            help="Pipelines by directory or package name, any that spaCy loads; NAME=PIPELINE "
-            "gives one a name in the tables.",
+            help="Any pipelines that spaCy loads, by directory or package. NAME=PIPELINE sets the "
+            "name in the tables.",
         ),
     ],
     texts: Annotated[
@@ -30,8 +31,8 @@ def benchmark_cli(
         typer.Option(
             "--texts",
             "-t",
-            help="What to process: .txt with one text per line, .jsonl with a "
-            '{"text": ...} per line, or .spacy.',
+            help="Texts to process: .txt with one text per line, .jsonl with "
+            '{"text": "..."}, or .spacy.',
         ),
     ],
     output: Annotated[
@@ -41,15 +42,13 @@ def benchmark_cli(
         ),
     ] = None,
     batch_sizes: Annotated[
-        str, typer.Option("--batch-sizes", metavar="N,...", help="Documents at a time.")
+        str, typer.Option("--batch-sizes", metavar="N,...", help="Documents processed at a time.")
     ] = "1,16,256",
     threads: Annotated[
         str, typer.Option("--threads", metavar="N,...", help="CPU threads of each process.")
     ] = "1,2",
-    repeats: Annotated[int, typer.Option("--repeats", help="Timed rounds; the median counts.")] = 5,
-    load_repeats: Annotated[
-        int, typer.Option("--load-repeats", help="Timed starts in a fresh process.")
-    ] = 3,
+    repeats: Repeats = 5,
+    load_repeats: LoadRepeats = 3,
     latency_texts: Annotated[
         int,
         typer.Option("--latency-texts", help="Texts processed one at a time in each round."),
@@ -63,8 +62,8 @@ def benchmark_cli(
         typer.Option(
             "--python",
             metavar="NAME=PYTHON",
-            help="Interpreter that runs the pipeline of that name, in an environment of its own "
-            "with spaCy in it. Repeat it for each pipeline.",
+            help="Python interpreter of an environment with spaCy, to run the pipeline NAME in. "
+            "May be repeated.",
         ),
     ] = None,
     gold: Annotated[
@@ -72,18 +71,18 @@ def benchmark_cli(
         typer.Option(
             "--gold",
             metavar="TEST.spacy",
-            help="Annotated documents to score on: the plot is then accuracy against speed.",
+            help="Annotated documents to score on. The plot then shows accuracy against speed.",
         ),
     ] = None,
     limit: Annotated[
         int, typer.Option("--limit", help="Only the first N texts and gold documents; 0 for all.")
     ] = 0,
-    title: Annotated[str, typer.Option("--title", help="Heading of the tables and the plot.")] = "",
+    title: Title = "",
 ) -> None:
     """Measure pipelines on the CPU: words/s, latency, memory, load time and size.
 
-    Each pipeline runs in a process of its own, in rounds that take turns; medians and spread are
-    reported. No pipeline needs spacy-distil.
+    Each pipeline runs in its own process. The pipelines take turns, and the tables show medians and
+    spread. The pipelines need no spacy-distil.
     """
     with friendly_errors():
         from spacy_distil.report import benchmark
@@ -112,7 +111,7 @@ def benchmark_cli(
 
 
 def _subjects(pipelines: list[str], pythons: list[str]) -> dict[str, Subject]:
-    """Pipelines by name, each with its interpreter."""
+    """Parse PIPELINE... and --python: the pipelines by name, each with its interpreter."""
     from spacy_distil.report.process import Subject
 
     interpreters: dict[str, str] = {}
@@ -130,7 +129,7 @@ def _subjects(pipelines: list[str], pythons: list[str]) -> dict[str, Subject]:
             raise ConfigError(f"{value}: expected PIPELINE or NAME=PIPELINE.")
         if name in subjects:
             raise ConfigError(
-                f"{value}: there is a pipeline {name!r} already. Name them NAME=PATH."
+                f"{value}: another pipeline is named {name!r}, too. Name them NAME=PATH."
             )
         subjects[name] = Subject(pipeline, interpreters.pop(name, None))
     if interpreters:
@@ -142,7 +141,7 @@ def _subjects(pipelines: list[str], pythons: list[str]) -> dict[str, Subject]:
 
 
 def _numbers(value: str, option: str) -> list[int]:
-    """Whole numbers between commas, each once."""
+    """Parse whole numbers between commas. Repeated ones count once."""
     try:
         return list(dict.fromkeys(int(part) for part in value.split(",")))
     except ValueError:

@@ -31,7 +31,7 @@ def distil_encoder(
 ) -> DistilledEncoder:
     """Distil the teacher that `config` names into a student saved at `output`.
 
-    config: path of a config file, or its sections as nested dicts. `configs/distil.cfg` is a
+    config: path of a config file, or its sections as nested dicts. `configs/encoder.cfg` is a
         commented one.
     output: directory that becomes an ordinary Hugging Face model directory. Beside the model it
         holds `distil.cfg` (the settings), `distil.json` (the results), `log.jsonl` (losses and
@@ -66,7 +66,7 @@ def distil_pipeline(
     teacher: a pipeline, or the directory or package of one. Any spaCy pipeline will do; its hidden
         states can be learned where its encoder is a `distil_transformer`.
     config: path of a config file, or its sections as nested dicts: what `spacy train` takes, with a
-        section [distillation]. `configs/student.cfg` is a commented one.
+        section [distillation]. `configs/pipeline.cfg` is a commented one.
     output: directory for the student, `model-best` and `model-last` as of `spacy train`. Beside
         them it holds `distil.cfg` (the settings), `distil.json` (the results), `labels/` (the
         teacher's), `start/` (the encoder that the student starts from), `cache/` (what the teacher

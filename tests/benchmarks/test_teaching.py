@@ -180,7 +180,7 @@ def test_banking77_becomes_a_corpus_with_exclusive_labels(questions: Path, tmp_p
     paths: dict[str, Path | None] = {s: output / f"{s}.jsonl" for s in ("train", "dev", "test")}
     make_corpus(Dataset.custom, tmp_path / "corpus", paths=paths)
     summary = read_summary(tmp_path / "corpus")
-    template = load_spacy_config(REPO / "configs" / "transformer.cfg", interpolate=False)
+    template = load_spacy_config(REPO / "configs" / "train.cfg", interpolate=False)
     assert configure(template, summary)["nlp"]["pipeline"] == ["transformer", "textcat"]
     # Rows that are not about entities do with such a corpus.
     assert rows.make_config(ROWS["soft-text"], summary)["nlp"]["pipeline"][1:] == ["textcat"]

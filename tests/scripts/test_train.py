@@ -63,7 +63,7 @@ def test_epochs_become_steps(corpus: Path, tagger_config: Path) -> None:
         train.schedule(tagger_config, corpus / "no", epochs=1)
 
 
-@pytest.mark.parametrize("name", ["transformer.cfg", "student.cfg"])
+@pytest.mark.parametrize("name", ["train.cfg", "pipeline.cfg"])
 def test_the_schedule_is_as_long_as_the_training(corpus: Path, name: str) -> None:
     path = CONFIG.with_name(name)
     paths = {"paths.train": "a", "paths.dev": "b", "paths.encoder": "c"}
@@ -74,7 +74,7 @@ def test_the_schedule_is_as_long_as_the_training(corpus: Path, name: str) -> Non
 
 
 def test_warm_up_is_a_tenth_of_a_short_run(corpus: Path, tmp_path: Path) -> None:
-    transformer = CONFIG.with_name("transformer.cfg")
+    transformer = CONFIG.with_name("train.cfg")
     key = "training.optimizer.learn_rate.warmup_steps"
     (corpus / "corpus.json").write_text('{"splits": {"train": {"tokens": 150000}}}')
     assert train.schedule(transformer, corpus, epochs=1)[key] == 15
@@ -82,7 +82,7 @@ def test_warm_up_is_a_tenth_of_a_short_run(corpus: Path, tmp_path: Path) -> None
 
 
 def test_small_corpora_have_smaller_batches(corpus: Path) -> None:
-    transformer = CONFIG.with_name("transformer.cfg")
+    transformer = CONFIG.with_name("train.cfg")
     for tokens, size in ((300_000, 1000), (40_000, 400), (24, 100)):
         (corpus / "corpus.json").write_text(f'{{"splits": {{"train": {{"tokens": {tokens}}}}}}}')
         settings = train.schedule(transformer, corpus, epochs=3)
