@@ -1,4 +1,4 @@
-"""The configs that `init-config` writes and `adapt` runs on, from the templates beside this file."""
+"""Make the configs of `init-config` and `adapt` from the templates beside this file."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def default_encoder(lang: str, optimize: Optimize) -> str:
 def score_weights(factories: Sequence[str], rules: Collection[str] = ()) -> dict[str, float | None]:
     """Even weights for the pipes, divided among the scores of each pipe as spaCy does it.
 
-    rules: factories of pipes that are not trained. spaCy would add their scores, so theirs are null.
+    rules: factories of pipes that are not trained. Their scores are null: spaCy would count them.
     """
     nlp = spacy.blank("xx")  # knows the factories
     weights: dict[str, float | None] = {}

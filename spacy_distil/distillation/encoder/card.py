@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from wasabi import MarkdownRenderer
 
 from spacy_distil.distillation.encoder.config import EncoderDistilConfig
 from spacy_distil.distillation.encoder.corpus import Source
 from spacy_distil.distillation.encoder.steps import plan_stages
+from spacy_distil.students.card import Row, card_metadata, compare_shapes, markdown_table
 from spacy_distil.students.licence import Licence
 from spacy_distil.students.shapes import StudentShape
 from spacy_distil.students.teachers import Teacher
-
-Row = tuple[str, ...]  # of a table
 
 
 def student_card(
@@ -40,18 +39,22 @@ def student_card(
     """
     name = config.teacher.name
     short = Path(name).name if Path(name).is_dir() else name
-    is_taught = any(objective.needs.teacher for objective in config.objectives.values())
-    title = f"{len(shape.layers)}-layer student of {short}" if is_taught else f"{short}, adapted"
+    is_distilled = any(objective.needs.teacher for objective in config.objectives.values())
+    title = f"{len(shape.layers)}-layer student of {short}" if is_distilled else f"{short}, adapted"
     made = (
         f"Distilled with spacy-distil from `{name}`"
-        if is_taught
+        if is_distilled
         else f"`{name}`, trained further on text by masked language modelling with spacy-distil"
     )
     card = MarkdownRenderer()
-    card.add(_metadata(name, licence, is_taught))
+    card.add(card_metadata(name, licence, is_distilled))
     card.add(card.title(1, title))
     card.add(f"{made}. {_start(config, teacher, shape)}")
-    card.add(_table(("", "teacher", "student"), _shapes(teacher, shape, n_parameters), numbers=2))
+    card.add(
+        markdown_table(
+            ("", "teacher", "student"), compare_shapes(teacher, shape, n_parameters), numbers=2
+        )
+    )
     card.add(
         f"The teacher is a model of type {teacher.model.config.model_type}, revision "
         f"{config.teacher.revision or 'not given'}, fingerprint `{teacher.fingerprint}`"
@@ -59,7 +62,7 @@ def student_card(
     card.add(card.title(2, "Licence"))
     card.add(licence.describe())
     card.add(card.title(2, "Data"))
-    card.add(_table(("", "file", "bytes"), _files(sources), numbers=1))
+    card.add(markdown_table(("", "file", "bytes"), _files(sources), numbers=1))
     card.add(
         card.list(
             f"{kind}: {source.blocks:,} blocks of up to {config.corpus.block_size} pieces, "
@@ -68,56 +71,23 @@ def student_card(
         )
     )
     card.add(card.title(2, "Objectives"))
-    card.add(_table(("", "objective", "weight", "settings"), _objectives(config)))
+    card.add(markdown_table(("", "objective", "weight", "settings"), _objectives(config)))
     card.add(f"Share of pieces masked: {config.mask_probability:g}")
     card.add(card.title(2, "Training"))
     card.add(
-        _table(("stage", "objectives", "steps", "learn rate"), _stages(config, steps), numbers=2)
+        markdown_table(
+            ("stage", "objectives", "steps", "learn rate"), _stages(config, steps), numbers=2
+        )
     )
     card.add(
         f"{steps:,} steps of {_show(config.training.batch_size)} blocks on {device}, seed "
         f"{config.training.seed}. Every setting: `distil.cfg`. Losses on the way: `log.jsonl`."
     )
     card.add(card.title(2, "Held-out scores"))
-    card.add(_table(("", ""), _scores(scores), numbers=1) if scores else "Nothing was held out.")
-    return f"{card.text}\n"
-
-
-def untaught_card(
-    teacher: Teacher, shape: StudentShape, *, licence: Licence, n_parameters: int
-) -> str:
-    """README.md of a student that was cut out of a teacher, and taught nothing since.
-
-    licence: the teacher's. n_parameters: the student's.
-    """
-    name = teacher.name
-    short = Path(name).name if Path(name).is_dir() else name
-    kept = ", of which the most important parts were kept" if shape.cuts else ""
-    card = MarkdownRenderer()
-    card.add(_metadata(name, licence, is_taught=False))
-    card.add(card.title(1, f"{len(shape.layers)}-layer student of {short}, untaught"))
     card.add(
-        f"Cut out of `{name}` with spacy-distil: its layers {', '.join(map(str, shape.layers))} "
-        f"(0 is the lowest){kept}. It has not been trained since, and knows less than it can "
-        f"learn: `spacy distil encoder` teaches it."
+        markdown_table(("", ""), _scores(scores), numbers=1) if scores else "Nothing was held out."
     )
-    card.add(_table(("", "teacher", "student"), _shapes(teacher, shape, n_parameters), numbers=2))
-    card.add(card.title(2, "Licence"))
-    card.add(licence.describe())
     return f"{card.text}\n"
-
-
-def _metadata(teacher: str, licence: Licence, is_taught: bool) -> str:
-    """The block at the top of a card."""
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(
-        base_model=None if Path(teacher).is_dir() else teacher,
-        library_name="transformers",
-        tags=[*(["distillation"] if is_taught else []), "spacy-distil"],
-        **licence.metadata,
-    )
-    return f"---\n{data.to_yaml().strip()}\n---"
 
 
 def _start(config: EncoderDistilConfig, teacher: Teacher, shape: StudentShape) -> str:
@@ -131,17 +101,6 @@ def _start(config: EncoderDistilConfig, teacher: Teacher, shape: StudentShape) -
         start = f"It started from its layers {layers} (0 is the lowest){kept}."
     is_new = any(objective.needs.student_head for objective in config.objectives.values())
     return f"{start} Its masked-LM head is new." if is_new and not teacher.has_head else start
-
-
-def _shapes(teacher: Teacher, shape: StudentShape, n_parameters: int) -> list[Row]:
-    pairs = {
-        "layers": (shape.teacher.layers, len(shape.layers)),
-        "attention heads in a layer": (shape.teacher.heads, shape.heads),
-        "feed-forward neurons in a layer": (shape.teacher.ffn, shape.ffn),
-        "width": (shape.teacher.width, shape.width),
-        "parameters": (teacher.model.num_parameters(), n_parameters),
-    }
-    return [(what, f"{theirs:,}", f"{own:,}") for what, (theirs, own) in pairs.items()]
 
 
 def _files(sources: Mapping[str, Source]) -> list[Row]:
@@ -188,11 +147,3 @@ def _scores(scores: Mapping[str, float]) -> list[Row]:
         else:
             rows.append((f"loss: {name}", f"{score:.4f}"))
     return rows
-
-
-def _table(header: Row, rows: Sequence[Row], *, numbers: int = 0) -> str:
-    """numbers: how many columns, of the last, are numbers."""
-    aligns: list[Literal["l", "r"]] = ["l"] * (len(header) - numbers)
-    aligns += ["r"] * numbers
-    escaped = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
-    return MarkdownRenderer().table(escaped, header, aligns=aligns)
