@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from spacy.cli._util import parse_config_overrides
 
-from spacy_distil.cli import distil_cli
+from spacy_distil.cli.app import distil_cli
 from spacy_distil.cli.configs import adapt_config
 from spacy_distil.cli.options import OVERRIDES, Device, ForceRun, Resume, RunOutput
 from spacy_distil.errors import friendly_errors

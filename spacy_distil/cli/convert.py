@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from wasabi import msg
 
-from spacy_distil.cli import distil_cli
+from spacy_distil.cli.app import distil_cli
 from spacy_distil.cli.options import BatchSize, Force, PipelineOutput
 from spacy_distil.errors import ConfigError, friendly_errors
 

@@ -11,7 +11,7 @@ from spacy.cli._util import string_to_list
 from spacy.cli.init_config import InitValues, Optimizations
 from wasabi import msg
 
-from spacy_distil.cli import distil_cli
+from spacy_distil.cli.app import distil_cli
 from spacy_distil.cli.configs import (
     DEFAULT_TEACHER,
     PIPES,

@@ -10,7 +10,7 @@ import typer
 from spacy.cli._util import import_code, parse_config_overrides
 from spacy.util import logger
 
-from spacy_distil.cli import distil_cli
+from spacy_distil.cli.app import distil_cli
 from spacy_distil.cli.options import OVERRIDES, Code, ForceRun, Resume, RunOutput
 from spacy_distil.errors import friendly_errors
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from wasabi import msg
 
-from spacy_distil.cli import distil_cli
+from spacy_distil.cli.app import distil_cli
 from spacy_distil.errors import ConfigError, friendly_errors, require
 
 if TYPE_CHECKING:
