@@ -1,9 +1,9 @@
-"""Cut training config templates down to what a corpus can train.
+"""Fit training configs to the annotation of a corpus.
 
-    python -m scripts.configure CORPUS_DIR OUT_DIR TEMPLATE [TEMPLATE ...]
+    python -m scripts.configure CORPUS_DIR OUT_DIR CONFIG [CONFIG ...]
 
-reads `corpus.json` and writes each template to OUT_DIR with the pipes that the corpus has
-annotations for, so that one set of templates serves corpora with any subset of the layers.
+reads `corpus.json` and writes each config to OUT_DIR with the pipes that the corpus has
+annotation for. So the same configs serve corpora with any of the annotation layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wasabi import msg
 from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
 
 LAYERS = ("pos", "tag", "ents", "cats")
-# Factory -> the annotation layer that it learns, and the score that stands for it.
+# Of each factory, the annotation layer that it learns, and the score that counts for it.
 HEADS = {
     "morphologizer": ("pos", "pos_acc"),
     "tagger": ("tag", "tag_acc"),
@@ -32,12 +32,12 @@ HEADS = {
     "textcat": ("cats", "cats_score"),
     "textcat_multilabel": ("cats", "cats_score"),
 }
-# Factories of entity recognizers to choose from; the templates have the first.
+# Factories of entity recognizers. The configs have the first.
 NER = ("ner", "distil_ner")
 
 
 def read_summary(corpus_dir: Path) -> dict[str, Any]:
-    """The `corpus.json` that `scripts/corpus.py` wrote."""
+    """Read the `corpus.json` that `scripts/corpus.py` wrote."""
     path = corpus_dir / "corpus.json"
     if not path.is_file():
         raise CorpusError(f"No such file: {path}. Run the project's 'corpus' command first.")
@@ -57,13 +57,13 @@ def configure(
     lang: str | None = None,
     ner: str = NER[0],
 ) -> Config:
-    """A copy of `template` with the pipes that the corpus can train.
+    """Copy a config, with the pipes that the corpus can train.
 
     template: a training config, not interpolated.
     summary: contents of `corpus.json`.
-    lang: language of the pipeline; the corpus's own if None.
-    ner: "distil_ner" to put that in place of spaCy's `ner` where the pipeline has a
-        `distil_transformer`. A pipeline of spaCy's own layers keeps spaCy's own.
+    lang: language of the pipeline; None for the corpus's.
+    ner: "distil_ner" to replace spaCy's `ner` if the pipeline has a `distil_transformer`. Other
+        pipelines keep spaCy's.
     """
     if ner not in NER:
         raise ConfigError(f"Expected one of {', '.join(NER)} as entity recognizer, got {ner!r}")
@@ -91,7 +91,7 @@ def configure(
     if not kept:
         have = [layer for layer in LAYERS if layers.get(layer)]
         raise ConfigError(
-            f"The template's pipeline {template['nlp']['pipeline']} has no pipe for what the "
+            f"The config's pipeline {template['nlp']['pipeline']} has no pipe for what the "
             f"corpus annotates: {', '.join(have)}"
         )
     config["training"]["score_weights"] = score_weights(kept, scored)
@@ -103,7 +103,7 @@ def configure(
 
 
 def remove(config: Config, name: str) -> None:
-    """Take a pipe out of the pipeline, and its name out of all settings that list pipes."""
+    """Remove a pipe from the pipeline, and its name from all settings that list pipes."""
     config["nlp"]["pipeline"].remove(name)
     for names in (config["nlp"].get("disabled"), *lists_of_pipes(config)):
         if isinstance(names, list) and name in names:
@@ -118,7 +118,7 @@ def lists_of_pipes(config: Config) -> list[list[str] | None]:
 
 
 def use_distil_ner(config: Config) -> None:
-    """Put `distil_ner` in place of `ner`, under the same name and on the same token vectors."""
+    """Replace `ner` by `distil_ner`, with the same name and on the same token vectors."""
     components = config["components"]
     if not any(each.get("factory") == "distil_transformer" for each in components.values()):
         return
@@ -134,14 +134,14 @@ def use_distil_ner(config: Config) -> None:
 
 
 def set_exclusive(config: Config, name: str, exclusive: bool) -> str:
-    """Make the text classifier one of exclusive labels, or of independent ones.
+    """Make the text classifier one of exclusive labels, or of independent labels.
 
-    The pipe is called what its factory is called. Returns that.
+    RETURNS: the factory, which becomes the name of the pipe, too.
     """
     factory = "textcat" if exclusive else "textcat_multilabel"
     settings = config["components"].pop(name)
     if settings["factory"] != factory:
-        # These are the other factory's own: spaCy fills in what fits.
+        # These belong to the other factory. spaCy fills in the defaults.
         settings.pop("threshold", None)
         settings.pop("scorer", None)
     settings["factory"] = factory
@@ -169,10 +169,10 @@ def _set_everywhere(block: dict[str, Any], key: str, value: object) -> None:
 
 
 def score_weights(kept: Mapping[str, str], scored: Mapping[str, bool]) -> dict[str, float | None]:
-    """Even weights for the heads that the development documents can score, null for the rest.
+    """Weight the pipes that the development documents can score evenly.
 
-    kept: factory -> score. Every other score of these factories is set to null, because spaCy adds
-    each factory's own default weights to what a config leaves out.
+    kept: score by factory. All other scores of these factories are null, because spaCy adds the
+        default weights of a factory for scores that a config leaves out.
     """
     counted = [score for factory, score in kept.items() if scored.get(HEADS[factory][0])]
     if not counted:
@@ -197,13 +197,13 @@ def write_configs(
     lang: str | None = None,
     ner: str = NER[0],
 ) -> list[Path]:
-    """Write every template to `out_dir` under its own name; returns the paths."""
+    """Write every config to `out_dir`, with the same file name, and return the paths."""
     summary = read_summary(corpus_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     written = []
     for path in templates:
         if not path.is_file():
-            raise ConfigError(f"No such template: {path}")
+            raise ConfigError(f"No such config: {path}")
         template = load_config(path, interpolate=False)
         config = configure(template, summary, lang=lang, ner=ner)
         config.to_disk(out_dir / path.name)
@@ -225,9 +225,9 @@ def write_configs(
 
 def main(
     corpus_dir: Annotated[Path, typer.Argument(help="Directory with corpus.json")],
-    out_dir: Annotated[Path, typer.Argument(help="Where to write the configs")],
-    templates: Annotated[list[Path], typer.Argument(help="Config templates")],
-    lang: Annotated[str | None, typer.Option(help="Default: the corpus's language")] = None,
+    out_dir: Annotated[Path, typer.Argument(help="Directory to write the configs to")],
+    templates: Annotated[list[Path], typer.Argument(help="Training configs")],
+    lang: Annotated[str | None, typer.Option(help="Language. Default: the corpus's")] = None,
     ner: Annotated[str, typer.Option(help=f"Entity recognizer: {' or '.join(NER)}")] = NER[0],
 ) -> None:
     """Write training configs with the pipes that a corpus can train."""

@@ -1,10 +1,10 @@
-"""Train a pipeline for some epochs, once for each seed, with `spacy train`.
+"""Train a pipeline for some epochs, once per seed, with `spacy train`.
 
     python -m scripts.train CONFIG OUT_DIR --corpus DIR --epochs 8 --seeds 0,1 [--section.key value]
 
 The pipeline of seed N is OUT_DIR/seed-N/model-best; the one that scores best on the development
-documents is copied to OUT_DIR/best. A seed that is finished is not trained again, so that an
-interrupted run goes on where it was.
+documents is copied to OUT_DIR/best. A finished seed is not trained again, so an interrupted run
+continues with the next one.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from weasel.util import get_checksum
 from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
 
 EVALUATIONS = 10
-# Where there are fewer steps in an epoch, batches get smaller, down to so many words.
+# If an epoch has fewer steps, batches get smaller, down to so many words.
 STEPS_PER_EPOCH = 100
 FEWEST_WORDS = 100
 FINISHED = "finished.json"
 
 
 def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, int]:
-    """Settings for `epochs` passes over the training corpus: batches, steps, warm-up, evaluations.
+    """Compute batches, steps, warm-up and evaluations for `epochs` passes over the training corpus.
 
-    A small corpus gets smaller batches than the config says: some steps have to be taken before
-    heads that start at random have learned anything.
+    A small corpus gets smaller batches than the config says, because pipes that start at random
+    need a certain number of steps.
     """
     training = load_config(config_path)["training"]
     size = training["batcher"]["size"]
@@ -65,9 +65,7 @@ def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, in
 
 
 def describe_run(settings: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
-    """What a run is made from: its settings, and checksums of `inputs` and of all that the settings
-    name as paths.
-    """
+    """Describe a run by its settings, and checksums of its inputs and of the settings' paths."""
     paths = [*inputs, *(Path(str(v)) for k, v in settings.items() if k.startswith("paths."))]
     return {
         "settings": {name: str(value) for name, value in settings.items()},
@@ -76,18 +74,18 @@ def describe_run(settings: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
 
 
 def is_finished(out_dir: Path, run: dict[str, Any]) -> bool:
-    """Whether what OUT_DIR holds was made by this very run, to its end."""
+    """Whether OUT_DIR holds the complete result of this run."""
     finished = out_dir / FINISHED
     return finished.is_file() and json.loads(finished.read_text(encoding="utf8")) == run
 
 
 def finish(out_dir: Path, run: dict[str, Any]) -> None:
-    """Write down that OUT_DIR is complete, and of which run."""
+    """Record in OUT_DIR that this run is complete."""
     (out_dir / FINISHED).write_text(json.dumps(run, indent=2) + "\n", encoding="utf8")
 
 
 def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_id: int) -> None:
-    """Train one pipeline, unless it has been trained before from the very same inputs."""
+    """Train one pipeline, unless an earlier run did so from the same inputs."""
     run = describe_run(settings, config_path)
     if is_finished(out_dir, run):
         msg.info(f"{out_dir} is trained already")
@@ -101,7 +99,7 @@ def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_i
 
 
 def as_options(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as spaCy's commands take them: JSON, but for texts and paths."""
+    """Format settings as options of spaCy's commands: JSON, except text and paths."""
     options = []
     for name, value in settings.items():
         plain = isinstance(value, (str, Path))
@@ -110,7 +108,7 @@ def as_options(settings: Mapping[str, Any]) -> list[str]:
 
 
 def dev_score(pipeline: Path) -> float:
-    """The score that `spacy train` chose the pipeline by."""
+    """The score by which `spacy train` chose the pipeline."""
     weights = load_config(pipeline / "config.cfg")["training"]["score_weights"]
     scores = json.loads((pipeline / "meta.json").read_text(encoding="utf8"))["performance"]
     return sum(weight * (scores.get(name) or 0.0) for name, weight in weights.items() if weight)
@@ -137,13 +135,13 @@ def parse_seeds(text: str) -> list[int]:
 def main(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
-    out_dir: Annotated[Path, typer.Argument(help="Where the seeds' directories go")],
+    out_dir: Annotated[Path, typer.Argument(help="Directory for those of the seeds")],
     corpus: Annotated[Path, typer.Option(help="Directory with train.spacy, dev.spacy")],
     epochs: Annotated[float, typer.Option(help="Passes over the training corpus", min=0)],
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
     gpu_id: Annotated[int, typer.Option(help="GPU for spaCy's own layers; -1 for none")] = -1,
 ) -> None:
-    """Train a pipeline for some epochs, once for each seed, with `spacy train`."""
+    """Train a pipeline for some epochs, once per seed, with `spacy train`."""
     with friendly_errors():
         steps = schedule(config, corpus, epochs)
         overrides = parse_config_overrides(context.args)

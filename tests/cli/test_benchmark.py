@@ -54,7 +54,7 @@ def test_benchmark_prints_and_writes(
     [
         (["x=none"], "No pipeline 'none'"),
         (["=splitter"], "=splitter: expected PIPELINE or NAME=PIPELINE"),
-        (["splitter", "splitter"], "there is a pipeline 'splitter' already"),
+        (["splitter", "splitter"], "another pipeline is named 'splitter', too"),
         (["splitter", "--threads", "1,two"], "--threads 1,two: expected whole numbers"),
         (["splitter", "--batch-sizes", "0"], "batch_sizes = 0: expected numbers of at least 1"),
         (["splitter", "--python", "bin/python"], "--python bin/python: expected NAME=PYTHON"),

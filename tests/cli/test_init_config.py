@@ -354,7 +354,7 @@ def test_language_pipes_and_windows_are_those_of_the_teacher(teacher: Path, tmp_
     assert {name: components[name]["factory"] for name in kinds} == kinds
     assert components["rules"] == {"source": str(teacher)}
     assert config["training"]["score_weights"]["tag_acc"] == 0.33
-    assert config["training"]["score_weights"]["lemma_acc"] is None
+    assert not config["training"]["score_weights"]["pos_acc"]
     encoder = encoder_settings(config)
     assert [encoder[name] for name in ("window", "overlap", "pooling")] == [48, 8, "first"]
     assert config["paths"]["encoder"] == "distilbert-base-multilingual-cased"

@@ -220,7 +220,7 @@ def test_the_projects_own_templates(tmp_path: Path) -> None:
         config = load_config(path, interpolate=False)
         assert config["nlp"]["pipeline"][1:] == ["morphologizer", "ner", "textcat"]
         assert "${" in path.read_text(encoding="utf8")  # variables stay variables
-    with pytest.raises(ConfigError, match="No such template"):
+    with pytest.raises(ConfigError, match="No such config"):
         write_configs(tmp_path, tmp_path / "out", [tmp_path / "none.cfg"])
 
 
