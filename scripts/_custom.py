@@ -3,7 +3,7 @@
 A JSONL line is an object with a "text", or with "tokens" to build one from, and any of
 
 - "entities": [[start, end, label], ...] or [{"start": 0, "end": 5, "label": "PER"}, ...], in
-  characters of the text; an empty list means that there are none, a missing list that they are unknown;
+  characters of the text; an empty list means no entities, a missing list means unknown ones;
 - "cats": {"label": 0 or 1, ...}, or "label": "the one that holds";
 - "pos" (UPOS) and "tags" (XPOS): lists as long as "tokens", "" if unknown.
 

@@ -3,7 +3,7 @@
     python -m scripts.corpus {sample,ewt,custom} OUT_DIR [...]
 
 writes `train.spacy`, `dev.spacy`, `test.spacy`, `unlabelled.txt` (one paragraph per line, a blank
-line between documents) and `corpus.json`, which counts the annotation and everything that was left out.
+line between documents) and `corpus.json`, with counts of the annotation and of what was left out.
 """
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ TEXT = "Ada Lovelace moved from London to Paris. The trains were late, but the s
 # Runs in the new environment. argv: name of the package, text, and modules that must be missing.
 CHECK = """
 import importlib, importlib.util, sys
-import spacy
 
 name, text, *without = sys.argv[1:]
-found = [module for module in without if importlib.util.find_spec(module)]
-if found:
-    sys.exit(f"The pipeline is to run without {', '.join(found)}, but its wheel brings that along.")
+present = [module for module in without if importlib.util.find_spec(module)]
+if present:
+    sys.exit(f"The pipeline must run without {', '.join(present)}, but its wheel installs that.")
+import spacy
 doc = importlib.import_module(name).load()(text)
 again = spacy.load(name)(text)
 for one in (doc, again):

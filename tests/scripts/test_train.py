@@ -96,6 +96,8 @@ def test_seeds_are_numbers() -> None:
         train.parse_seeds("a,b")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_train_and_evaluate_each_seed_once(
     corpus: Path, tagger_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
