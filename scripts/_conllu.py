@@ -309,9 +309,9 @@ def entity_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 def project_tags(
     source: NamedSentence, words: Sequence[str], ends: set[int], place: str, notes: Notes
 ) -> list[str] | None:
-    """Carry the tags of `source` over to `words`, another tokenisation of the same characters.
+    """Carry the tags of `source` over to `words`, another tokenization of the same characters.
 
-    words: the tokenisation to tag.
+    words: the tokenization to tag.
     ends: indices of words that no entity may run across: those that begin a sentence.
     RETURNS: one tag per word, "" if an entity begins or ends within it; None if the characters
         differ.
