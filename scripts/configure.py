@@ -24,7 +24,7 @@ from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
 
 LAYERS = ("pos", "tag", "ents", "cats")
 # Of each factory, the annotation layer that it learns, and the score that counts for it.
-HEADS = {
+PIPES = {
     "morphologizer": ("pos", "pos_acc"),
     "tagger": ("tag", "tag_acc"),
     "ner": ("ents", "ents_f"),
@@ -68,7 +68,7 @@ def configure(
     if ner not in NER:
         raise ConfigError(f"Expected one of {', '.join(NER)} as entity recognizer, got {ner!r}")
     layers, scored = summary["layers"], summary["scored"]
-    if not any(layers.get(layer) for layer, _ in HEADS.values()):
+    if not any(layers.get(layer) for layer, _ in PIPES.values()):
         raise CorpusError(
             "The corpus has none of the annotations that a pipe could learn: "
             "no part of speech, no tag, no entity, no category"
@@ -77,11 +77,11 @@ def configure(
     config["nlp"]["lang"] = lang or summary["lang"]
     if ner == "distil_ner":
         use_distil_ner(config)
-    kept: dict[str, str] = {}  # factory of each head that stays -> its score
+    kept: dict[str, str] = {}  # score by factory, of each pipe that stays
     for name in list(config["nlp"]["pipeline"]):
         factory = config["components"][name].get("factory")
-        if factory in HEADS:
-            layer, score = HEADS[factory]
+        if factory in PIPES:
+            layer, score = PIPES[factory]
             if not layers.get(layer):
                 remove(config, name)
             else:
@@ -174,7 +174,7 @@ def score_weights(kept: Mapping[str, str], scored: Mapping[str, bool]) -> dict[s
     kept: score by factory. All other scores of these factories are null, because spaCy adds the
         default weights of a factory for scores that a config leaves out.
     """
-    counted = [score for factory, score in kept.items() if scored.get(HEADS[factory][0])]
+    counted = [score for factory, score in kept.items() if scored.get(PIPES[factory][0])]
     if not counted:
         raise CorpusError(
             "The development documents have none of the annotations that the training documents "

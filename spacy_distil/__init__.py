@@ -1,7 +1,7 @@
 """Distilled transformers as spaCy components.
 
-The functions below are imported when they are first used, so that `import spacy_distil` costs
-nothing where a pipeline is only run.
+The functions below are imported when they are first used, so `import spacy_distil` costs nothing if
+you only run pipelines.
 """
 
 from __future__ import annotations

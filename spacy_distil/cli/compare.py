@@ -100,7 +100,7 @@ def compare_cli(
 
 
 def _split(value: str) -> list[tuple[str, str]]:
-    """NAME=PATH as name and pipeline; with a pattern for PATH, one pair for each directory."""
+    """Split NAME=PATH into name and pipeline. A pattern for PATH gives a pair for each directory."""
     name, equals, pipeline = (part.strip() for part in value.partition("="))
     if not (name and equals and pipeline):
         raise ConfigError(
@@ -108,7 +108,7 @@ def _split(value: str) -> list[tuple[str, str]]:
         )
     if not glob.has_magic(pipeline) or Path(pipeline).exists():
         return [(name, pipeline)]
-    found = sorted(glob.glob(pipeline))
-    if not found:
+    paths = sorted(glob.glob(pipeline))
+    if not paths:
         raise ConfigError(f"--pipeline {value}: nothing matches {pipeline}. Train it first.")
-    return [(name, path) for path in found]
+    return [(name, path) for path in paths]
