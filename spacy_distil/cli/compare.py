@@ -100,7 +100,7 @@ def compare_cli(
 
 
 def _split(value: str) -> list[tuple[str, str]]:
-    """Split NAME=PATH into name and pipeline. A pattern for PATH gives a pair for each directory."""
+    """Split NAME=PATH into name and pipeline. A pattern for PATH gives a pair for each match."""
     name, equals, pipeline = (part.strip() for part in value.partition("="))
     if not (name and equals and pipeline):
         raise ConfigError(
