@@ -201,8 +201,9 @@ def complete_cats(corpus: Corpus) -> None:
 
 
 def read_text(path: Path) -> Iterator[list[str]]:
-    """Read the documents of a text file (a blank line between them) or of a JSONL file ("text"), or
-    those of all such files in a directory, in the order of their names.
+    """Read the documents of a text file (a blank line between them) or of a JSONL file ("text").
+
+    path: file, or directory of such files, which are read in the order of their names.
     """
     if path.is_dir():
         files = sorted(file for kind in ("*.txt", "*.jsonl") for file in path.rglob(kind))

@@ -53,7 +53,7 @@ def main(
     context: typer.Context,
     teacher: Annotated[Path, typer.Argument(help="Trained pipeline")],
     config: Annotated[Path, typer.Argument(help="Config of the student", exists=True)],
-    out_dir: Annotated[Path, typer.Argument(help="Directory for those of the seeds")],
+    out_dir: Annotated[Path, typer.Argument(help="Directory for the directories of the seeds")],
     corpus: Annotated[Path, typer.Option(help="Directory with train.spacy, dev.spacy")],
     epochs: Annotated[float, typer.Option(help="Passes over the training corpus, in steps", min=0)],
     text: Annotated[str, typer.Option(help="Text without annotation; empty for none")] = "",

@@ -56,7 +56,7 @@ def quantize_seed(
 def main(
     context: typer.Context,
     pipelines: Annotated[Path, typer.Argument(help="Directory that scripts.train wrote")],
-    out_dir: Annotated[Path, typer.Argument(help="Directory for those of the seeds")],
+    out_dir: Annotated[Path, typer.Argument(help="Directory for the directories of the seeds")],
     corpus: Annotated[Path, typer.Option(help="Documents to check on: .spacy")],
     reports: Annotated[Path, typer.Option(help="Directory for the measurements")],
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",

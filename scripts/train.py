@@ -135,7 +135,7 @@ def parse_seeds(text: str) -> list[int]:
 def main(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
-    out_dir: Annotated[Path, typer.Argument(help="Directory for those of the seeds")],
+    out_dir: Annotated[Path, typer.Argument(help="Directory for the directories of the seeds")],
     corpus: Annotated[Path, typer.Option(help="Directory with train.spacy, dev.spacy")],
     epochs: Annotated[float, typer.Option(help="Passes over the training corpus", min=0)],
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",

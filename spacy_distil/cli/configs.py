@@ -119,7 +119,9 @@ def pipeline_config(
     """
     known = teacher.pipes if teacher else {}
     rules = teacher.rules if teacher else {}
-    names = list(pipes or (teacher.names if teacher else DEFAULT_PIPES))
+    if pipes is None:
+        pipes = teacher.names if teacher else DEFAULT_PIPES
+    names = list(pipes)
     factories = {name: known.get(name, name) for name in names if name not in rules}
     check_pipes(factories, names)
     lang = lang or (teacher.lang if teacher else "en")

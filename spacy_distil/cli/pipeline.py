@@ -44,7 +44,7 @@ def pipeline_cli(
     annotation. If possible, it starts as the teacher's own first layers and its pipes.
 
     The teacher's outputs are computed once, and kept in DIR/cache. Evaluation, patience, loggers,
-    model-best and model-last are those of 'spacy train'. Any setting is an option, too, by its
+    model-best and model-last work as in 'spacy train'. Any setting is an option, too, by its
     dotted name:
 
     \b

@@ -86,9 +86,9 @@ def student_cli(
 
     A student with fewer attention heads, feed-forward neurons or dimensions keeps the most
     important ones. The importance of a part says how much the teacher's loss on the corpus depends
-    on it. The command prints that of the heads as a heat map, with a * for those that stay. The
-    student learns nothing here: use 'encoder' for that, with the same settings in the section
-    [student] of its config.
+    on it. The command prints the importance of the heads as a heat map, with a * on the heads that
+    the student keeps. The student learns nothing here. To distil it, use 'encoder' with the same
+    settings in the section [student] of its config.
 
     \b
       python -m spacy distil student TEACHER --layers 3 --heads 6 --ffn 768
@@ -96,9 +96,9 @@ def student_cli(
           --corpus texts/ --output student
 
     The output becomes an ordinary Hugging Face model directory. Without --corpus, a student with
-    smaller layers cannot be saved, and the report is of random weights, which cost the same. Speed
-    is that of the encoder alone, on this machine, in float32, on batches of full blocks. Words/s
-    are computed from pieces/s with the pieces per word of the corpus, or of English example
+    smaller layers cannot be saved, and the report is of random weights, which cost the same. The
+    speed is measured for the encoder alone, on this machine, in float32, on batches of full blocks.
+    Words/s are computed from pieces/s with the pieces per word of the corpus, or of English example
     sentences.
     """
     with friendly_errors():

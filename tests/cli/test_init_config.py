@@ -375,6 +375,8 @@ def test_options_go_before_the_teacher(teacher: Path) -> None:
     assert encoder_settings(config)["window"] == 48
     refused = init_config("pipeline", "-", "--teacher", teacher, "-p", "span_finder")
     assert "this command knows no pipe 'span_finder'" in " ".join(refused.output.split())
+    refused = init_config("pipeline", "-", "--teacher", teacher, "-p", "")
+    assert "No pipe to train" in refused.output
 
 
 def test_a_teacher_with_another_encoder_leaves_ours_at_its_defaults(tmp_path: Path) -> None:
