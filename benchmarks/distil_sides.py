@@ -39,7 +39,7 @@ from spacy_distil.distillation.encoder.steps import (
     prefetch,
 )
 from spacy_distil.engines.onednn import is_faster, use_onednn
-from spacy_distil.students.flops import encoder_flops, head_flops
+from spacy_distil.students.flops import encoder_flops, mlm_head_flops
 from spacy_distil.students.masking import Masking
 
 MASK_PROBABILITY = 0.15
@@ -77,7 +77,7 @@ def useful_flops(shape: Shape, vocabulary: int) -> Callable[[int], float]:
     """Of one piece of text, by the length of what it stands in."""
     teacher = make_config(shape, vocabulary, shape.teacher_layers)
     student = make_config(shape, vocabulary, shape.layers)
-    heads = head_flops(teacher) + head_flops(student, backward=True)
+    heads = mlm_head_flops(teacher) + mlm_head_flops(student, backward=True)
 
     def useful(length: int) -> float:
         encoders = encoder_flops(teacher, length) + encoder_flops(student, length, backward=True)

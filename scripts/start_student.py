@@ -65,7 +65,8 @@ def copy_files(encoder: Path, output: Path) -> None:
 
 def copy_layers(encoder: Path, output: Path, layers: Choice, n_layers: int) -> None:
     """Make an encoder of some of the layers of another."""
-    from spacy_distil.students.making import choose_layers, make_student
+    from spacy_distil.students.layer_choice import choose_layers
+    from spacy_distil.students.making import make_student
     from spacy_distil.students.teachers import load_teacher
 
     teacher = load_teacher(str(encoder))

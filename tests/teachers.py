@@ -19,19 +19,26 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from spacy_distil.engines.files import PADDED_POSITIONS
+from spacy_distil.students.families import FAMILIES
+
 WORDS = [f"{onset}{rest}" for onset in "bdfgklmnprst" for rest in ("a", "e", "i", "o", "u")]
-SPECIAL = {
-    "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
-    "roberta": {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"},
+BERT_PIECES = {
+    "pad": "[PAD]",
+    "unk": "[UNK]",
+    "cls": "[CLS]",
+    "sep": "[SEP]",
+    "mask": "[MASK]",
 }
-for family in ("distilbert", "electra", "albert"):
-    SPECIAL[family] = SPECIAL["bert"]
-for family in ("xlm-roberta", "camembert", "mpnet"):
-    SPECIAL[family] = SPECIAL["roberta"]
+ROBERTA_PIECES = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+# Special pieces of each family, in the order of their ids.
+SPECIAL = {
+    family: ROBERTA_PIECES if family in PADDED_POSITIONS else BERT_PIECES for family in FAMILIES
+}
 
 
 def tiny_config(family: str, *, vocab_size: int, layers: int = 4) -> PretrainedConfig:
-    """Width 16, room for blocks of 32 pieces."""
+    """Make a config of width 16, with room for blocks of 32 pieces."""
     if family == "distilbert":
         return AutoConfig.for_model(
             family,
@@ -43,7 +50,7 @@ def tiny_config(family: str, *, vocab_size: int, layers: int = 4) -> PretrainedC
             max_position_embeddings=32,
         )
     special: dict[str, int] = {}
-    if SPECIAL[family] is SPECIAL["roberta"]:
+    if SPECIAL[family] is ROBERTA_PIECES:
         special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     elif family in ("electra", "albert"):
         special = {"embedding_size": 8}  # narrower than what follows
@@ -56,17 +63,17 @@ def tiny_config(family: str, *, vocab_size: int, layers: int = 4) -> PretrainedC
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=34 if SPECIAL[family] is SPECIAL["roberta"] else 32,
+        max_position_embeddings=34 if SPECIAL[family] is ROBERTA_PIECES else 32,
         type_vocab_size=1 if family in ("bert", "roberta") else 2,
         **special,
     )
 
 
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """Whole words of `WORDS`, which truncates and pads to 8, as saved tokenizers may."""
+    """Make a tokenizer of whole words. It truncates and pads to 8, as saved tokenizers may."""
     special = SPECIAL[family]
     pieces = [*special.values(), *WORDS]
-    if special is SPECIAL["roberta"]:
+    if special is ROBERTA_PIECES:
         pieces.append(pieces.pop(4))  # the mask piece comes last there
     vocab = {piece: number for number, piece in enumerate(pieces)}
     backend = Tokenizer(models.WordPiece(vocab, unk_token=special["unk"]))
@@ -84,21 +91,21 @@ def write_teacher(path: Path, family: str, *, head: bool) -> None:
     tokenizer = tiny_tokenizer(family)
     kind = AutoModelForMaskedLM if head else AutoModel
     model = kind.from_config(tiny_config(family, vocab_size=len(tokenizer)))
-    for parameter in model.parameters():  # as initialised, layers hardly do anything
+    for parameter in model.parameters():  # initial weights hardly change hidden states
         parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
 def log_of(output: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The log of a run: entries of one kind, "train" or "held_out", or all."""
+    """Read the log of a run: entries of one kind, "train" or "held_out", or all."""
     lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
     return [line for line in lines if kind in (None, line["kind"])]
 
 
 @pytest.fixture(scope="session")
 def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Makes teachers: `teacher_dir("bert", head=True)` is the directory of one with a head."""
+    """Make a teacher once and return its directory. head: with a masked-LM head."""
     made: dict[tuple[str, bool], Path] = {}
 
     def make(family: str, *, head: bool) -> Path:
@@ -113,7 +120,7 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 3,000 words in 60 documents, in which each word tells much about the next."""
+    """About 3,000 words in 60 documents. Each word says much about the next."""
     rng = random.Random(3)
     documents = []
     for _ in range(60):
@@ -130,7 +137,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from threads, and sums come out the same everywhere."""
+    """Use one thread: tiny models gain nothing from more, and sums are the same everywhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""project.yml, the configs and the README belong together."""
+"""project.yml, the configs, the README and the page on the project belong together."""
 
 from __future__ import annotations
 
@@ -106,15 +106,16 @@ def test_distil_config_is_valid() -> None:
     }
 
 
-def test_readme_documents_the_project(tmp_path: Path) -> None:
-    """`python -m spacy project document --output README.md` changes nothing."""
-    fresh = tmp_path / "README.md"
+def test_the_page_on_the_project_is_up_to_date(tmp_path: Path) -> None:
+    """`python -m spacy project document --output docs/project.md` changes nothing."""
+    fresh = tmp_path / "project.md"
     project_document(ROOT, fresh)
     marker = re.compile(r"<!-- WEASEL: .* START .*?<!-- WEASEL: .*? END [^>]*>", re.DOTALL)
-    found = [marker.search(path.read_text(encoding="utf8")) for path in (ROOT / "README.md", fresh)]
-    assert found[0] is not None
-    assert found[1] is not None
-    assert found[0].group() == found[1].group()
+    pages = (ROOT / "docs" / "project.md", fresh)
+    documented, expected = (marker.search(path.read_text(encoding="utf8")) for path in pages)
+    assert documented is not None
+    assert expected is not None
+    assert documented.group() == expected.group()
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

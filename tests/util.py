@@ -26,21 +26,13 @@ from tokenizers import (
 )
 
 from spacy_distil.component.shim import EncoderShim, get_encoder
+from spacy_distil.export.families import READERS
 
 # Types that spaCy's stubs do not know.
 registry: Any = spacy.registry
 
-FAMILIES = (
-    "bert",
-    "distilbert",
-    "roberta",
-    "albert",
-    "electra",
-    "mpnet",
-    "xlm-roberta",
-    "deberta-v2",
-    "modernbert",
-)
+# CamemBERT is RoBERTa under another name.
+FAMILIES = tuple(model_type for model_type in READERS if model_type != "camembert")
 WIDTH = 32
 LAYERS = 2
 LISTENER = {"@architectures": "spacy-distil.Listener.v1"}

@@ -1,4 +1,4 @@
-"""The encoders of a pipeline, and their files for the ONNX engine."""
+"""Find the encoders of a pipeline, and make their files for the ONNX engine."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Files = dict[str, bytes]
 
 
 class SourceEncoder:
-    """An encoder on the torch engine, as something to make graphs from.
+    """An encoder on the torch engine, the source of graphs.
 
-    files: what it is saved as.
-    weights: what they hold.
-    n_parameters: how many.
+    files: its files, by name; `None` takes them from the shim.
+    weights: the weights in these files.
+    n_parameters: number of parameters.
     """
 
     def __init__(self, shim: EncoderShim, files: Files | None = None) -> None:
@@ -40,7 +40,7 @@ class SourceEncoder:
         return len(self.weights.layers)
 
     def to_files(self, precision: Precision) -> Files:
-        """The files of the same encoder for the ONNX engine."""
+        """Make the files of this encoder for the ONNX engine."""
         config = parse_config(self.files)
         config[SECTION] = {
             "format": FORMAT,
@@ -58,30 +58,33 @@ class SourceEncoder:
         }
 
     def to_shim(self, precision: Precision) -> EncoderShim:
-        """The same encoder on the ONNX engine."""
+        """Put this encoder on the ONNX engine."""
         settings = replace(self.shim.settings, engine="onnx")
         return EncoderShim(settings).from_files(self.to_files(precision))
 
 
 def find_encoders(nlp: Language) -> dict[str, EncoderShim]:
-    """All encoders of a pipeline by the name of their pipe; a pipe's second one is "NAME 2"."""
-    found: dict[str, EncoderShim] = {}
+    """Find all encoders of a pipeline.
+
+    RETURNS: encoders by the name of their pipe. The second encoder of a pipe is "NAME 2".
+    """
+    encoders: dict[str, EncoderShim] = {}
     counts: Counter[str] = Counter()
-    for pipe, model, i in _places(nlp):
+    for pipe, model, i in _shim_positions(nlp):
         counts[pipe] += 1
-        place = f"{pipe} {counts[pipe]}" if counts[pipe] > 1 else pipe
-        found[place] = cast(EncoderShim, model.shims[i])
-    return found
+        name = f"{pipe} {counts[pipe]}" if counts[pipe] > 1 else pipe
+        encoders[name] = cast(EncoderShim, model.shims[i])
+    return encoders
 
 
 def replace_encoders(nlp: Language, shims: dict[str, EncoderShim]) -> None:
-    """Put other encoders into the places that `find_encoders` names."""
-    for (_, model, i), shim in zip(list(_places(nlp)), shims.values(), strict=True):
+    """Replace all encoders of a pipeline. shims: in the order of `find_encoders`."""
+    for (_, model, i), shim in zip(list(_shim_positions(nlp)), shims.values(), strict=True):
         model.shims[i] = shim
 
 
-def _places(nlp: Language) -> Iterator[tuple[str, Model, int]]:
-    """Pipe, model and index among its shims, of each encoder."""
+def _shim_positions(nlp: Language) -> Iterator[tuple[str, Model, int]]:
+    """Find each encoder. YIELDS: name of the pipe, model, index of the shim in the model."""
     for name, pipe in nlp.components:
         model = getattr(pipe, "model", None)
         if isinstance(model, Model):

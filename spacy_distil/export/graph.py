@@ -1,13 +1,13 @@
-"""An encoder as an ONNX graph: built from its weights, without torch and without tracing.
+"""Build an encoder as an ONNX graph from its weights, without torch and without tracing.
 
-What the families of encoders share: nodes, constants and products with weights. What each of them
-does with these is in `families`.
+Here are nodes, constants and products with weights, which all families share. `families` holds the
+computation of each family.
 
 Every product with weights can be computed in int8. Weights are rounded once, with a scale for each
-column (output). Activations are rounded as they come, with a scale for each ROW, that is for each
-piece (ZeroQuant's token-wise quantization, Yao et al. 2022, arXiv 2206.01861, section 4.1): so a
-doc's vectors do not depend on which other docs are in its batch, which they do with ONNX Runtime's
-own dynamic quantization, whose scale is that of the whole batch, and no calibration is needed.
+column (output). Activations are rounded at run time, with a scale for each ROW, that is for each
+piece (ZeroQuant's token-wise quantization, Yao et al. 2022, arXiv 2206.01861, section 4.1). So the
+vectors of a doc do not depend on the other docs of its batch, and no calibration is needed. ONNX
+Runtime's own dynamic quantization has one scale for the whole batch.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from spacy_distil.engines.onnx import IDS, MASK, POSITIONS, ROWS
+from spacy_distil.errors import ConfigError
 from spacy_distil.export.weights import Linear, Norm
 
-# Operators of ONNX Runtime that the standard has not.
+# Domain of the operators that only ONNX Runtime has.
 CONTRIB = "com.microsoft"
-# What every ONNX Runtime reads that the package allows.
+# Versions that the oldest supported ONNX Runtime reads.
 OPSET, IR_VERSION = 18, 9
-# Activations of feed-forward layers that there is an operator for.
+# Activations of feed-forward layers that have an operator.
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
-# gelu(x) is nowhere smaller, in either of its forms.
+# Lower bound of both forms of GELU.
 GELU_MINIMUM = -0.17005
-# No column's scale is smaller: a column of zeros stays one.
+# Smallest scale of a column, so that a column of zeros stays zero.
 _TINY = np.float32(1e-12)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What is computed in int8; the rest is float32.
+    """Which parts are computed in int8. All others are in float32.
 
     layers: indices of layers.
-    embeddings: whether the embeddings of pieces are kept in int8 too, with a scale for each piece.
-    reduced_range: weights use 7 of the 8 bits, so that sums of two products fit into 16 bits, which
-        is where CPUs without VNNI instructions (AVX2) saturate.
+    embeddings: whether the piece embeddings are kept in int8, with a scale for each piece.
+    reduced_range: whether weights use only 7 of the 8 bits. Sums of two products then fit into 16
+        bits, where CPUs without VNNI instructions (AVX2) saturate.
     """
 
     layers: frozenset[int] = frozenset()
@@ -51,12 +52,21 @@ class Precision:
     reduced_range: bool = False
 
 
+def check_activation(activation: str) -> None:
+    """Raise ConfigError for an activation that has no operator."""
+    if activation not in ACTIVATIONS:
+        raise ConfigError(
+            f"An encoder with the activation {activation!r} cannot be turned into an ONNX graph: "
+            f"expected one of {', '.join(ACTIVATIONS)}."
+        )
+
+
 def quantize_columns(weight: np.ndarray, *, reduced_range: bool) -> tuple[np.ndarray, np.ndarray]:
     """Round a matrix to int8, symmetrically, with a scale for each column.
 
     weight: (n_in, n_out) float32.
-    RETURNS (rounded, scales): (n_in, n_out) int8 and (n_out,) float32; their product is near
-        `weight`.
+    RETURNS: rounded weight, (n_in, n_out) int8, and scales, (n_out,) float32. Their product
+        approximates `weight`.
     """
     limit = 63 if reduced_range else 127
     scales = np.maximum(np.abs(weight).max(axis=0) / limit, _TINY).astype("f")
@@ -65,9 +75,9 @@ def quantize_columns(weight: np.ndarray, *, reduced_range: bool) -> tuple[np.nda
 
 @dataclass(frozen=True)
 class Rounded:
-    """Rows rounded to uint8, near (values - zero_point) * largest / steps.
+    """Rows rounded to uint8. They approximate (values - zero_point) * largest / steps.
 
-    values, largest: names in the graph, (..., n_in) uint8 and (..., 1) float32.
+    values, largest: names in the graph of (..., n_in) uint8 and (..., 1) float32.
     """
 
     values: str
@@ -77,7 +87,7 @@ class Rounded:
 
 
 class HasWidth(Protocol):
-    """The weights of an encoder of any family."""
+    """Weights of an encoder of any family."""
 
     @property
     def width(self) -> int:
@@ -87,11 +97,11 @@ class HasWidth(Protocol):
 class GraphBuilder(ABC):
     """Builds the graph that `spacy_distil.engines.onnx.OnnxEngine` runs.
 
-    Inputs: ids and mask, (n_windows, length) int64, windows padded on the right; positions,
-    (n_rows,) int64. Output: rows, (n_rows, width) float32: the last hidden states at positions of
+    Inputs: ids and mask, (n_windows, length) int64, with windows padded on the right; positions,
+    (n_rows,) int64. Output: rows, (n_rows, width) float32: the last hidden states at `positions` of
     the flattened (n_windows * length) grid.
 
-    Methods that add parts of an encoder take and return names of values in the graph.
+    Methods that add parts take and return names of values in the graph.
     """
 
     def __init__(self, weights: HasWidth, precision: Precision) -> None:
@@ -99,14 +109,14 @@ class GraphBuilder(ABC):
         self.precision = precision
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.names: dict[tuple[Any, ...], str] = {}  # of constants, by what they hold
+        self.constant_names: dict[tuple[Any, ...], str] = {}  # by dtype, shape and digest
 
     @abstractmethod
     def encode(self) -> str:
-        """The last hidden states of IDS under MASK, (n_windows, length, width)."""
+        """Add the encoder. RETURNS: the last hidden states, (n_windows, length, width)."""
 
     def build(self) -> bytes:
-        """The serialized graph."""
+        """Build and serialize the graph."""
         width = self.weights.width
         flat = self.op("Reshape", self.encode(), self.constant(np.array([-1, width])))
         self.nodes.append(helper.make_node("Gather", [flat, POSITIONS], [ROWS]))
@@ -137,12 +147,16 @@ class GraphBuilder(ABC):
     # Parts that encoders share
 
     def lengths(self) -> str:
-        """Pieces of each window, padding not among them: (n_windows,) int32."""
+        """Count the pieces of each window, without padding: (n_windows,) int32."""
         lengths = self.op("ReduceSum", MASK, self.constant(np.array([1])), keepdims=0)
         return self.op("Cast", lengths, to=TensorProto.INT32)
 
     def embed_pieces(self, pieces: np.ndarray) -> str:
-        """(n_windows, length, n_embedding). pieces: (n_vocab, n_embedding) float32."""
+        """Look up embeddings.
+
+        pieces: (n_vocab, n_embedding) float32.
+        RETURNS: (n_windows, length, n_embedding) float32.
+        """
         if not self.precision.embeddings:
             return self.op("Gather", self.constant(pieces), IDS)
         rounded, scales = quantize_columns(pieces.T, reduced_range=False)
@@ -151,7 +165,7 @@ class GraphBuilder(ABC):
         return self.op("Mul", hidden, self.op("Gather", self.constant(scales[:, None]), IDS))
 
     def activate(self, inner: str, bias: np.ndarray, activation: str) -> str:
-        """activation(inner + bias), for one of ACTIVATIONS."""
+        """Add activation(inner + bias). activation: one of ACTIVATIONS."""
         if activation == "relu":
             return self.op("Relu", self.add_bias(inner, bias))
         operator = "BiasGelu" if activation == "gelu" else "FastGelu"
@@ -172,7 +186,10 @@ class GraphBuilder(ABC):
     # Products with weights
 
     def product(self, value: str, linear: Linear, rounded: Rounded | None = None) -> str:
-        """value @ weight, without the bias; `rounded` in place of the value, where it is given."""
+        """Add value @ weight, without the bias.
+
+        rounded: the value in int8. If it is given, the product is computed in int8.
+        """
         if rounded is None:
             return self.op("MatMul", value, self.constant(linear.weight))
         weight, scales = self.quantize(linear.weight)
@@ -188,10 +205,10 @@ class GraphBuilder(ABC):
         return self.op("Mul", result, rounded.largest)
 
     def round_rows(self, value: str, *, minimum: float | None = None) -> Rounded:
-        """Round each row to uint8 by its own largest number.
+        """Round each row to uint8, with a scale by its own largest number.
 
-        minimum: no number is smaller; it is subtracted, and all 8 bits serve what lies above.
-            Where it is None, the range is symmetric.
+        minimum: lower bound of the numbers. It is subtracted first, so that all 8 bits serve the
+            numbers above it. `None`: the range is symmetric.
         """
         if minimum is None:
             zero_point, steps, largest = 128, 127.0, self.op("Abs", value)
@@ -208,30 +225,31 @@ class GraphBuilder(ABC):
         return Rounded(values, largest, zero_point, steps)
 
     def quantize(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Round a matrix as `precision` says: see `quantize_columns`."""
         return quantize_columns(weight, reduced_range=self.precision.reduced_range)
 
     def rounded_weight(self, weight: np.ndarray) -> np.ndarray:
-        """The matrix that the product really multiplies by."""
+        """Compute the matrix that an int8 product multiplies by, (n_in, n_out) float64."""
         rounded, scales = self.quantize(weight)
         return rounded.astype(np.float64) * scales
 
     # Nodes and constants
 
     def op(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """Add a node and return the name of its output."""
+        """Add a node. RETURNS: the name of its output."""
         name = f"{operator}_{len(self.nodes)}"
         node = helper.make_node(operator, inputs, [name], name=name, domain=domain, **attributes)
         self.nodes.append(node)
         return name
 
     def constant(self, value: np.ndarray) -> str:
-        """The name of a constant. One that recurs, as in shared layers, is kept once."""
+        """Add a constant, once even if shared layers repeat it. RETURNS: its name."""
         value = np.asarray(value, "f" if value.dtype == np.float64 else None, order="C")
         key = (value.dtype.str, value.shape, hashlib.sha1(value.tobytes()).digest())
-        if key not in self.names:
-            self.names[key] = f"constant_{len(self.constants)}"
-            self.constants.append(numpy_helper.from_array(value, self.names[key]))
-        return self.names[key]
+        if key not in self.constant_names:
+            self.constant_names[key] = f"constant_{len(self.constants)}"
+            self.constants.append(numpy_helper.from_array(value, self.constant_names[key]))
+        return self.constant_names[key]
 
     def scalar(self, value: float, dtype: type = np.float32) -> str:
         return self.constant(np.array(value, dtype))

@@ -1,8 +1,8 @@
-"""Vocabulary pruning: pieces that a corpus never uses go, and their embeddings with them.
+"""Prune a vocabulary: drop pieces that a corpus never uses, and their embeddings.
 
-For WordPiece, which takes the longest piece that fits, again and again. Fewer pieces never make
-another one fit, so text made of pieces that stay is encoded as before. Single characters stay as
-well: a word whose pieces are gone comes in smaller ones.
+This is for WordPiece, which repeatedly takes the longest piece that fits. Fewer pieces never make
+another piece fit, so text that uses only kept pieces is encoded as before. Single characters are
+kept, so that a word which loses its pieces is split into smaller ones.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-# Of ModernBERT and of every other family, whatever stands before it.
+# Names of the piece embeddings, of ModernBERT and of all other families, without their prefix.
 _EMBEDDINGS = ("embeddings.tok_embeddings.weight", "embeddings.word_embeddings.weight")
-# Texts tokenized at a time: bounds memory on a large corpus.
-_BATCH = 1024
+# Texts tokenized at a time. It bounds the memory for a large corpus.
+_BATCH_TEXTS = 1024
 
 
 @dataclass(frozen=True)
 class PrunedVocabulary:
-    """What is left of a vocabulary.
+    """The result of pruning a vocabulary.
 
     tokenizer_json: text of the new tokenizer.json, whose ids have no gaps.
-    kept_ids: (n_kept,) int64, old ids in the order of the new ones, which is the old order: the new
-        embeddings are `old[kept_ids]`.
-    counts: (n_before,) int64, how often each old id occurs in the corpus.
-    dropped: piece to its count in the corpus, in the order of the old ids.
+    kept_ids: (n_kept,) int64, the old id of each new id, ascending. The new embeddings are
+        `old[kept_ids]`.
+    counts: (n_before,) int64, frequency of each old id in the corpus.
+    dropped: frequencies of the dropped pieces in the corpus, in the order of the old ids.
     """
 
     tokenizer_json: str
@@ -58,16 +58,16 @@ class PrunedVocabulary:
 
     @property
     def n_kept(self) -> int:
-        """Number of pieces that are left."""
+        """Number of kept pieces."""
         return len(self.kept_ids)
 
 
 @dataclass(frozen=True)
 class PruningLoss:
-    """What pruning does to texts. A word is what the tokenizer splits into pieces.
+    """The effect of pruning on texts. A word is what the tokenizer splits into pieces.
 
     n_words: words of the texts.
-    changed: share of the words that get other pieces than before.
+    changed: share of the words whose pieces change.
     pieces_before, pieces_after: pieces per word.
     unknown_before, unknown_after: share of the words that are an unknown piece.
     """
@@ -83,25 +83,27 @@ class PruningLoss:
 def prune_vocabulary(
     tokenizer_json: str, texts: Iterable[str], *, min_count: int = 1, keep: int | None = None
 ) -> PrunedVocabulary:
-    """Drop pieces that are not seen in texts.
+    """Drop pieces that do not occur in texts.
 
-    Special and added pieces always stay, and so do all single characters that text can have, at
-    the start of a word and within it. Where all pieces that are seen stay as well, the texts are
-    encoded as before.
+    Special and added pieces always stay. So do all single characters that can occur in text, at
+    the start of a word and within it. If all pieces that occur stay, the texts are encoded as
+    before.
 
     tokenizer_json: text of a tokenizer.json with a WordPiece model.
     texts: the corpus.
-    min_count: keep the pieces that occur as often in the corpus.
-    keep: number of pieces to prune down to, those that always stay among them, in place of a
-        `min_count`: the most frequent ones. Where fewer are seen, unseen ones that text can have
-        fill up in the order of their ids, which is that of their frequency in BERT's vocabularies.
+    min_count: keep pieces that occur at least this often in the corpus.
+    keep: number of pieces to keep, including those that always stay. It keeps the most frequent
+        pieces, and replaces `min_count`. If fewer pieces occur, others that can occur in text fill
+        up in the order of their ids, which is the order of frequency in BERT's vocabularies.
+    Raises ConfigError for impossible settings and for other models than WordPiece, CorpusError for
+    a corpus without text.
     """
     if min_count < 1:
         raise ConfigError(f"min_count = {min_count}: expected at least 1.")
     if keep is not None and min_count != 1:
         raise ConfigError(
-            f"min_count = {min_count} and keep = {keep}: expected one of them. The number of "
-            "pieces that keep asks for says how often they have to occur."
+            f"min_count = {min_count} and keep = {keep}: expected one of them. keep takes the "
+            "most frequent pieces, whatever their count."
         )
     content = _parse(tokenizer_json)
     tokenizer = _make_tokenizer(tokenizer_json)
@@ -113,15 +115,15 @@ def prune_vocabulary(
         for i, piece in pieces.items()
         if len(piece.removeprefix(prefix)) == 1 and _can_occur(tokenizer, piece, prefix)
     )
-    # The most frequent first, and of equals the lower id.
+    # The most frequent first; ties go to the lower id.
     others = (int(i) for i in np.argsort(-counts, kind="stable"))
     others = (i for i in others if i in pieces and i not in always)
     if keep is None:
         kept = always.union(i for i in others if counts[i] >= min_count)
     elif keep < len(always):
         raise ConfigError(
-            f"keep = {keep}: expected at least {len(always)}. That many pieces of this vocabulary "
-            "are special ones or single characters, which always stay."
+            f"keep = {keep}: expected at least {len(always)}. This vocabulary has as many special "
+            "pieces and single characters, which always stay."
         )
     else:
         usable = (i for i in others if counts[i] or _can_occur(tokenizer, pieces[i], prefix))
@@ -136,16 +138,18 @@ def prune_vocabulary(
 
 
 def prune_encoder(files: Mapping[str, bytes], pruned: PrunedVocabulary) -> dict[str, bytes]:
-    """The files of an encoder with the pruned vocabulary: those given, three of them rewritten.
+    """Rewrite the files of an encoder for the pruned vocabulary.
 
-    files: `config.json`, `model.safetensors` and `tokenizer.json`, whose vocabulary was pruned.
+    files: `config.json`, `model.safetensors` and the `tokenizer.json` that was pruned, by name.
+    RETURNS: all files by name, with these three rewritten.
+    Raises WeightsError for files that do not belong together.
     """
     from safetensors.numpy import load, save
 
     if WEIGHTS not in files:
         raise WeightsError(
-            f"There is no {WEIGHTS} among {', '.join(sorted(files))}. A vocabulary is pruned "
-            "before its encoder is converted: start from the pipeline that was trained."
+            f"There is no {WEIGHTS} among {', '.join(sorted(files))}. Prune a vocabulary before "
+            "you convert its encoder: start from the trained pipeline."
         )
     weights = load(files[WEIGHTS])
     ends = tuple(f".{name}" for name in _EMBEDDINGS)
@@ -166,27 +170,28 @@ def prune_encoder(files: Mapping[str, bytes], pruned: PrunedVocabulary) -> dict[
     config = _renumber_config(old_config, pruned.kept_ids)
     if first_position(config) != first_position(old_config):
         raise WeightsError(
-            f"pad_token_id = {old_config['pad_token_id']} becomes {config['pad_token_id']} where "
-            f"pieces in front of it go, and {config['model_type']!r} encoders number positions "
-            "from there on. Leave vocabulary pruning out."
+            f"pad_token_id = {old_config['pad_token_id']} becomes {config['pad_token_id']} if "
+            f"pieces in front of it are dropped, and {config['model_type']!r} encoders number "
+            "positions from there on. Leave vocabulary pruning out."
         )
     return {
         **files,
         CONFIG: dump_config(config),
-        # transformers reads only files that name their format.
+        # transformers refuses files that do not name their format.
         WEIGHTS: save(weights, metadata={"format": "pt"}),
         TOKENIZER: pruned.tokenizer_json.encode(),
     }
 
 
 def pruning_loss(old: PieceTokenizer, new: PieceTokenizer, texts: Iterable[str]) -> PruningLoss:
-    """What a pruned vocabulary does to texts, best those that it was not pruned to.
+    """Measure the effect of a pruned vocabulary on texts.
 
-    old, new: the tokenizers before and after.
+    old, new: the tokenizers before and after pruning.
+    texts: preferably others than the corpus that the vocabulary was pruned to.
     """
     before, after = (_make_tokenizer(tokenizer.to_str()) for tokenizer in (old, new))
     n_words = n_changed = 0
-    # Columns: before, after.
+    # Before and after.
     n_pieces, n_unknown = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.int64)
     for batch in _batches(texts):
         encoded = (t.encode_batch(batch, add_special_tokens=False) for t in (before, after))
@@ -200,7 +205,7 @@ def pruning_loss(old: PieceTokenizer, new: PieceTokenizer, texts: Iterable[str])
                 for encoding, tokenizer in zip(pair, (before, after), strict=True)
             ]
     if n_words == 0:
-        raise CorpusError("No word in the texts to measure pruning on; one is needed at least.")
+        raise CorpusError("The texts to measure pruning on have no words: expected at least one.")
     return PruningLoss(
         n_words=n_words,
         changed=n_changed / n_words,
@@ -212,6 +217,7 @@ def pruning_loss(old: PieceTokenizer, new: PieceTokenizer, texts: Iterable[str])
 
 
 def _parse(tokenizer_json: str) -> dict[str, Any]:
+    """Parse a tokenizer.json with a WordPiece model."""
     try:
         content: dict[str, Any] = json.loads(tokenizer_json)
         kind = content["model"]["type"]
@@ -228,7 +234,7 @@ def _parse(tokenizer_json: str) -> dict[str, Any]:
 
 
 def _make_tokenizer(tokenizer_json: str) -> Tokenizer:
-    """A tokenizer that reads text as `PieceTokenizer` does."""
+    """Load a tokenizer that reads text as `PieceTokenizer` does."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -241,10 +247,10 @@ def _make_tokenizer(tokenizer_json: str) -> Tokenizer:
 def _count(
     tokenizer: Tokenizer, model: Mapping[str, Any], texts: Iterable[str], *, n_ids: int
 ) -> np.ndarray:
-    """How often each id occurs: (n_ids,) int64.
+    """Count how often each id occurs: (n_ids,) int64.
 
-    The pieces that fit the start of an unknown word count too: without them shorter ones might
-    fit, and the word would not be unknown any more.
+    Pieces that fit the start of an unknown word count too. Without them, shorter pieces might fit,
+    and the word would no longer be unknown.
     """
     counts = np.zeros(n_ids, dtype=np.int64)
     unknown = model["vocab"].get(model["unk_token"])
@@ -257,15 +263,15 @@ def _count(
                 continue
             for i, (start, end) in zip(ids, encoding.offsets, strict=True):
                 if i == unknown:
-                    for tried in _start_of_unknown(tokenizer, model, text[start:end]):
-                        counts[tried] += 1
+                    for fitting in _start_of_unknown(tokenizer, model, text[start:end]):
+                        counts[fitting] += 1
     if not counts.any():
         raise CorpusError("The corpus to prune the vocabulary to has no text in it.")
     return counts
 
 
 def _start_of_unknown(tokenizer: Tokenizer, model: Mapping[str, Any], word: str) -> Iterator[int]:
-    """The ids that WordPiece finds before it gives a word up."""
+    """Find the ids that WordPiece matches before it gives up on a word."""
     if tokenizer.normalizer is not None:
         word = tokenizer.normalizer.normalize_str(word).strip()
     if len(word) > model["max_input_chars_per_word"]:
@@ -273,9 +279,9 @@ def _start_of_unknown(tokenizer: Tokenizer, model: Mapping[str, Any], word: str)
     start, prefix = 0, ""
     while start < len(word):
         for end in range(len(word), start, -1):
-            found = model["vocab"].get(prefix + word[start:end])
-            if found is not None:
-                yield found
+            piece_id = model["vocab"].get(prefix + word[start:end])
+            if piece_id is not None:
+                yield piece_id
                 start, prefix = end, model["continuing_subword_prefix"]
                 break
         else:
@@ -283,13 +289,13 @@ def _start_of_unknown(tokenizer: Tokenizer, model: Mapping[str, Any], word: str)
 
 
 def _can_occur(tokenizer: Tokenizer, piece: str, prefix: str) -> bool:
-    """Whether text can have this piece: not where text is split or normalized within it.
+    """Whether this piece can occur in text. It cannot if text is split or normalized within it.
 
-    "[unused1]" cannot occur, nor "##." where punctuation is a word by itself.
+    Examples: "[unused1]" cannot occur, nor "##." if punctuation is a word of its own.
     """
     text = piece.removeprefix(prefix)
     if text != piece:
-        text *= 2  # so that it stands within a word
+        text *= 2  # places the second one within a word
     normal = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
     if tokenizer.pre_tokenizer is None:
         return normal == text
@@ -297,7 +303,7 @@ def _can_occur(tokenizer: Tokenizer, piece: str, prefix: str) -> bool:
 
 
 def _special_ids(content: Mapping[str, Any]) -> set[int]:
-    """Ids that something in the tokenizer refers to: they stay."""
+    """Collect the ids that other parts of the tokenizer refer to. They must stay."""
     ids = {added["id"] for added in content["added_tokens"]}
     unknown = content["model"]["vocab"].get(content["model"]["unk_token"])
     if unknown is not None:
@@ -313,7 +319,7 @@ def _special_ids(content: Mapping[str, Any]) -> set[int]:
 
 
 def _renumber(content: Mapping[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
-    """The content of tokenizer.json with the ids that are left. new_ids: old id to new."""
+    """Renumber a tokenizer.json to the kept ids. new_ids: new id by old id."""
     model = content["model"]
     by_id = sorted(model["vocab"].items(), key=lambda item: item[1])
     vocab = {piece: new_ids[i] for piece, i in by_id if i in new_ids}
@@ -333,12 +339,12 @@ def _map_padding(padding: Any, new: Callable[[int], int]) -> Any:
 
 
 def _map_processor(processor: Any, new: Callable[[int], int]) -> Any:
-    """A post-processor with other ids of the special pieces that it adds."""
+    """Map the ids of the special pieces that a post-processor adds."""
     if processor is None:
         return None
     mapped = dict(processor)
     if processor["type"] == "Sequence":
-        mapped["processors"] = [_map_processor(each, new) for each in processor["processors"]]
+        mapped["processors"] = [_map_processor(part, new) for part in processor["processors"]]
     elif processor["type"] == "TemplateProcessing":
         mapped["special_tokens"] = {
             name: {**special, "ids": [new(i) for i in special["ids"]]}
@@ -353,7 +359,7 @@ def _map_processor(processor: Any, new: Callable[[int], int]) -> Any:
 
 
 def _renumber_config(config: Mapping[str, Any], kept_ids: np.ndarray) -> dict[str, Any]:
-    """`config.json` with the new number of pieces and the new ids of the special ones."""
+    """Update the number of pieces and the ids of special pieces in a `config.json`."""
     new_ids = {int(old): new for new, old in enumerate(kept_ids)}
     renumbered = {**config, "vocab_size": len(kept_ids)}
     for setting, value in config.items():
@@ -361,14 +367,14 @@ def _renumber_config(config: Mapping[str, Any], kept_ids: np.ndarray) -> dict[st
             if value not in new_ids:
                 raise WeightsError(
                     f"{setting} = {value} in {CONFIG} is none of the special pieces in "
-                    f"{TOKENIZER}. They do not belong together."
+                    f"{TOKENIZER}. The files do not belong together."
                 )
             renumbered[setting] = new_ids[value]
     return renumbered
 
 
 def _words(encoding: Encoding) -> list[list[str]]:
-    """The pieces of each word."""
+    """Group the pieces by word."""
     words: list[list[str]] = []
     last = None
     for word, piece in zip(encoding.word_ids, encoding.tokens, strict=True):
@@ -381,5 +387,5 @@ def _words(encoding: Encoding) -> list[list[str]]:
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     iterator = iter(texts)
-    while batch := list(islice(iterator, _BATCH)):
+    while batch := list(islice(iterator, _BATCH_TEXTS)):
         yield batch

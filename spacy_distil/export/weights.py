@@ -1,4 +1,4 @@
-"""What the weights of encoders are made of, and reading them."""
+"""Read the weights of encoders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.numpy import load
 from spacy_distil.engines.files import WEIGHTS
 from spacy_distil.errors import WeightsError
 
-# By the names that transformers gives them.
+# By transformers' names.
 Weights = Mapping[str, np.ndarray]
 
 
@@ -37,9 +37,10 @@ class Norm:
 
 
 def load_weights(files: Mapping[str, bytes]) -> Weights:
-    """All weights of a saved encoder, in float32.
+    """Read all weights of a saved encoder, in float32.
 
-    files: `model.safetensors`, by its name. Raises WeightsError where it is damaged.
+    files: `model.safetensors`, by its name.
+    Raises WeightsError if it is damaged.
     """
     try:
         return {name: np.asarray(array, "f") for name, array in load(files[WEIGHTS]).items()}
@@ -48,16 +49,16 @@ def load_weights(files: Mapping[str, bytes]) -> Weights:
 
 
 def count_parameters(files: Mapping[str, bytes]) -> int:
-    """Number of weights of a saved encoder. files: as for `load_weights`."""
+    """Count the parameters of a saved encoder. files: see `load_weights`."""
     return sum(array.size for array in load(files[WEIGHTS]).values())
 
 
 def linear(weights: Weights, name: str) -> Linear:
-    """A layer of this name."""
-    # torch keeps matrices as (n_out, n_in).
+    """Read the linear layer of this name."""
+    # torch stores matrices as (n_out, n_in).
     return Linear(weights[f"{name}.weight"].T, weights[f"{name}.bias"])
 
 
 def norm(weights: Weights, name: str) -> Norm:
-    """A normalization of this name."""
+    """Read the layer normalization of this name."""
     return Norm(weights[f"{name}.weight"], weights[f"{name}.bias"])

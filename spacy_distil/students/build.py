@@ -11,7 +11,7 @@ import torch
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.files import atomic_directory
 from spacy_distil.students.card import undistilled_card
-from spacy_distil.students.costs import pieces_per_word, read_blocks, report_table
+from spacy_distil.students.costs import cost_table
 from spacy_distil.students.importance import (
     Importance,
     importance_batches,
@@ -20,6 +20,7 @@ from spacy_distil.students.importance import (
 from spacy_distil.students.layer_choice import Layers
 from spacy_distil.students.licence import find_licence
 from spacy_distil.students.making import make_student
+from spacy_distil.students.sample_text import pieces_per_word, read_blocks
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import load_teacher
 from spacy_distil.tables import Table
@@ -99,7 +100,7 @@ def build_student(
         loaded, shape, importance, start="random" if is_random else "teacher"
     ).eval()
     words = pieces_per_word(corpus, loaded, setting=CORPUS)
-    costs = report_table(loaded.model, student, pieces_per_word=words, threads=threads)
+    costs = cost_table(loaded.model, student, pieces_per_word=words, threads=threads)
     if output is not None:
         card = undistilled_card(
             loaded,

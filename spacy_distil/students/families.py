@@ -1,30 +1,31 @@
-"""Where the model families keep the parts that students are cut from.
+"""The families of encoders, and the names of their parts.
 
-Names are those of transformers: paths of modules from the encoder, or from the model for heads.
+Names are module paths, as transformers spells them. This module imports neither torch nor
+transformers: the ONNX export reads weights by the same names.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Literal
 
-# What the places along an axis of a weight stand for.
-# "width": dimensions of the hidden states. "heads": attention heads, side by side. "ffn":
-# feed-forward neurons of a layer. "embedding": dimensions of the embeddings, which are those of the
-# hidden states unless a projection stands between them. "bias": attention heads of all layers.
-# None: something that a student keeps whole.
+# The meaning of an axis of a weight.
+# "width": dimensions of the hidden states. "heads": attention heads side by side. "ffn":
+# feed-forward neurons of a layer. "embedding": dimensions of the embeddings, which are the
+# dimensions of the hidden states unless a projection stands between them. "bias": attention heads
+# that all layers share. None: an axis that a student keeps whole.
 Axis = Literal["width", "heads", "ffn", "embedding", "bias"] | None
 
 
 @dataclass(frozen=True)
-class Layer:
-    """The parts of one layer, in its module.
+class LayerParts:
+    """Names of the parts of one layer, relative to the layer. The defaults are BERT's.
 
-    query, key, value: linear, hidden states to heads.
-    attention_out: linear, heads to hidden states.
-    attention_norm: layer normalisation after the first residual sum.
-    up, down: linear, hidden states to neurons and back.
-    output_norm: layer normalisation after the second residual sum.
+    query, key, value: linear, from the hidden states to the attention heads.
+    attention_out: linear, from the attention heads to the hidden states.
+    attention_norm: layer normalization after the first residual sum.
+    up, down: linear, from the hidden states to the feed-forward neurons and back.
+    output_norm: layer normalization after the second residual sum.
     """
 
     query: str = "attention.self.query"
@@ -37,29 +38,69 @@ class Layer:
     output_norm: str = "output.LayerNorm"
 
     @property
+    def norms(self) -> dict[str, str]:
+        """Names of the layer normalizations, by part."""
+        return {"attention_norm": self.attention_norm, "output_norm": self.output_norm}
+
+    @property
+    def linears(self) -> dict[str, str]:
+        """Names of the linear layers, by part."""
+        parts = (field.name for field in fields(self))
+        return {part: getattr(self, part) for part in parts if part not in self.norms}
+
+    @property
     def axes(self) -> dict[str, tuple[Axis, ...]]:
-        """What the axes of each part's weight stand for."""
+        """The meaning of the axes of each part's weight, by the part's name."""
         return {
             **dict.fromkeys((self.query, self.key, self.value), ("heads", "width")),
             self.attention_out: ("width", "heads"),
             self.up: ("ffn", "width"),
             self.down: ("width", "ffn"),
-            **dict.fromkeys((self.attention_norm, self.output_norm), ("width",)),
+            **dict.fromkeys(self.norms.values(), ("width",)),
+        }
+
+
+@dataclass(frozen=True)
+class MaskedLMHeadParts:
+    """Names of the parts of a masked-LM head, from the model.
+
+    dense, norm: linear layer and layer normalization, with the activation between them.
+    activation: `None` is GELU, which such a head does not keep as an attribute.
+    decoder: linear, from the width of the embeddings to the vocabulary.
+    """
+
+    dense: str
+    norm: str
+    decoder: str
+    activation: str | None = None
+
+    @property
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        """The meaning of the axes of each part's weight, by the part's name."""
+        return {
+            self.dense: ("embedding", "width"),
+            self.norm: ("embedding",),
+            self.decoder: (None, "embedding"),
         }
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of a model are.
+    """Names of the parts of a model.
 
-    layers: path of the list of layers.
-    layer: the parts of each.
-    head: parts of the masked-LM head, and what the axes of their weights stand for.
+    mlm_head: parts of the masked-LM head.
+    layers: list of the layers, from the encoder. In ALBERT: list of the groups of layers.
+    layer: parts of each layer.
+    projection: linear, from the width of the embeddings to the width of the hidden states, from the
+        encoder. ALBERT always has it, ELECTRA if the widths differ.
+    shares_layers: whether several layers are one module, as in ALBERT. Their parts cannot be cut.
     """
 
+    mlm_head: MaskedLMHeadParts
     layers: str = "encoder.layer"
-    layer: Layer = field(default_factory=Layer)
-    head: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
+    layer: LayerParts = LayerParts()
+    projection: str | None = None
+    shares_layers: bool = False
 
 
 EMBEDDINGS: dict[str, tuple[Axis, ...]] = {
@@ -72,23 +113,27 @@ EMBEDDINGS: dict[str, tuple[Axis, ...]] = {
 }
 
 _ROBERTA = Family(
-    head={
-        "lm_head.dense": ("embedding", "width"),
-        "lm_head.layer_norm": ("embedding",),
-        "lm_head.decoder": (None, "embedding"),
-    }
+    MaskedLMHeadParts(dense="lm_head.dense", norm="lm_head.layer_norm", decoder="lm_head.decoder")
 )
-CUTTABLE: dict[str, Family] = {
+# The families that teachers can be of, by model type. Their ONNX graph is `families.bert`.
+FAMILIES: dict[str, Family] = {
     "bert": Family(
-        head={
-            "cls.predictions.transform.dense": ("embedding", "width"),
-            "cls.predictions.transform.LayerNorm": ("embedding",),
-            "cls.predictions.decoder": (None, "embedding"),
-        }
+        MaskedLMHeadParts(
+            dense="cls.predictions.transform.dense",
+            activation="cls.predictions.transform.transform_act_fn",
+            norm="cls.predictions.transform.LayerNorm",
+            decoder="cls.predictions.decoder",
+        )
     ),
     "distilbert": Family(
+        MaskedLMHeadParts(
+            dense="vocab_transform",
+            activation="activation",
+            norm="vocab_layer_norm",
+            decoder="vocab_projector",
+        ),
         layers="transformer.layer",
-        layer=Layer(
+        layer=LayerParts(
             query="attention.q_lin",
             key="attention.k_lin",
             value="attention.v_lin",
@@ -98,32 +143,54 @@ CUTTABLE: dict[str, Family] = {
             down="ffn.lin2",
             output_norm="output_layer_norm",
         ),
-        head={
-            "vocab_transform": ("embedding", "width"),
-            "vocab_layer_norm": ("embedding",),
-            "vocab_projector": (None, "embedding"),
-        },
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
     "electra": Family(
-        head={
-            "generator_predictions.dense": ("embedding", "width"),
-            "generator_predictions.LayerNorm": ("embedding",),
-            "generator_lm_head": (None, "embedding"),
-        }
+        MaskedLMHeadParts(
+            dense="generator_predictions.dense",
+            activation="generator_predictions.activation",
+            norm="generator_predictions.LayerNorm",
+            decoder="generator_lm_head",
+        ),
+        projection="embeddings_project",
     ),
     "mpnet": Family(
-        layer=Layer(
+        _ROBERTA.mlm_head,
+        layer=LayerParts(
             query="attention.attn.q",
             key="attention.attn.k",
             value="attention.attn.v",
             attention_out="attention.attn.o",
             attention_norm="attention.LayerNorm",
         ),
-        head=_ROBERTA.head,
     ),
+    "albert": Family(
+        MaskedLMHeadParts(
+            dense="predictions.dense",
+            activation="predictions.activation",
+            norm="predictions.LayerNorm",
+            decoder="predictions.decoder",
+        ),
+        layers="encoder.albert_layer_groups",
+        layer=LayerParts(
+            query="attention.query",
+            key="attention.key",
+            value="attention.value",
+            attention_out="attention.dense",
+            attention_norm="attention.LayerNorm",
+            up="ffn",
+            down="ffn_output",
+            output_norm="full_layer_layer_norm",
+        ),
+        projection="encoder.embedding_hidden_mapping_in",
+        shares_layers=True,
+    ),
+}
+# The families whose students can have fewer attention heads, neurons or dimensions.
+CUTTABLE: dict[str, Family] = {
+    model_type: family for model_type, family in FAMILIES.items() if not family.shares_layers
 }
 
 

@@ -1,4 +1,4 @@
-"""Importance for the terminal: colours where there are any, numbers everywhere."""
+"""Print importance in the terminal: a heat map of attention heads, with a number in each cell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 from torch import Tensor
 
 from spacy_distil.students.importance import Importance
-from spacy_distil.students.pruning import choose_kept
+from spacy_distil.students.pruning import choose_units
 from spacy_distil.students.shapes import StudentShape
 
 # Backgrounds from unimportant to important: black, red, yellow, white.
@@ -24,12 +24,12 @@ def print_importance(
     model_type: str,
     console: Console | None = None,
 ) -> None:
-    """Print a heat map of the heads and what the student keeps of the rest.
+    """Print a heat map of the heads, and how much importance the student keeps in other units.
 
-    shape: of the student. model_type: the family. console: `None` is the terminal.
+    shape: of the student. model_type: family. console: `None` is the terminal.
     """
     console = console or Console()
-    kept = choose_kept(model_type, shape, importance)
+    kept = choose_units(model_type, shape, importance)
     kept_heads = dict(zip(shape.layers, kept.heads.tolist(), strict=True))
     lines = [
         Text(
@@ -41,13 +41,14 @@ def print_importance(
     for layer, row in enumerate(importance.heads.tolist()):
         lines.append(_heat_row(layer, row, kept_heads.get(layer, [])))
     if "ffn" in shape.cuts:
-        shares = _shares(importance.neurons[list(shape.layers)], shape.ffn)
-        lines.append(_summary(shape.ffn, shape.teacher.ffn, "neurons of a layer", shares))
+        shares = _kept_shares(importance.neurons[list(shape.layers)], shape.ffn)
+        units = "feed-forward neurons per layer"
+        lines.append(_summary(shape.ffn, shape.teacher.ffn, units, shares))
     if "width" in shape.cuts:
-        shares = _shares(importance.dims[None], shape.width)
+        shares = _kept_shares(importance.dims[None], shape.width)
         lines.append(_summary(shape.width, shape.teacher.width, "dimensions", shares))
     for line in lines:
-        console.print(line, soft_wrap=True)  # a wide map stays whole where it is piped
+        console.print(line, soft_wrap=True)  # do not break a wide map in a pipe
 
 
 def _heat_row(layer: int, row: Sequence[float], kept: Sequence[int]) -> Text:
@@ -60,24 +61,24 @@ def _heat_row(layer: int, row: Sequence[float], kept: Sequence[int]) -> Text:
 
 
 def _style(heat: float) -> str:
-    """heat: from 0 to 1."""
-    place = heat * (len(_COLOURS) - 1)
-    low = min(int(place), len(_COLOURS) - 2)
-    pairs = zip(_COLOURS[low], _COLOURS[low + 1], strict=True)
-    red, green, blue = (round(a + (b - a) * (place - low)) for a, b in pairs)
+    """Mix the colours of a cell. heat: from 0 to 1."""
+    position = heat * (len(_COLOURS) - 1)
+    low = min(int(position), len(_COLOURS) - 2)
+    channels = zip(_COLOURS[low], _COLOURS[low + 1], strict=True)
+    red, green, blue = (round(a + (b - a) * (position - low)) for a, b in channels)
     foreground = "black" if red + 2 * green > 380 else "white"
     return f"{foreground} on rgb({red},{green},{blue})"
 
 
-def _shares(importance: Tensor, count: int) -> list[float]:
-    """How much of all importance the most important have, row by row."""
-    best = importance.topk(count, dim=-1).values.sum(dim=-1)
-    # Where nothing has any importance, the best have none of it.
-    whole = importance.sum(dim=-1).clamp(min=torch.finfo(importance.dtype).tiny)
-    shares: list[float] = (best / whole).tolist()
+def _kept_shares(importance: Tensor, count: int) -> list[float]:
+    """Compute the share of each row's importance in its `count` most important units."""
+    kept = importance.topk(count, dim=-1).values.sum(dim=-1)
+    # The minimum avoids 0 / 0 in rows without any importance.
+    total = importance.sum(dim=-1).clamp(min=torch.finfo(importance.dtype).tiny)
+    shares: list[float] = (kept / total).tolist()
     return shares
 
 
-def _summary(kept: int, available: int, what: str, shares: Sequence[float]) -> Text:
+def _summary(kept: int, available: int, units: str, shares: Sequence[float]) -> Text:
     percents = ", ".join(f"{share:.0%}" for share in shares)
-    return Text(f"The student's {kept} of {available} {what} have of their importance: {percents}")
+    return Text(f"Kept: {kept:,} of {available:,} {units}, with {percents} of their importance")

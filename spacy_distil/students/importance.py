@@ -1,10 +1,10 @@
-"""How much a teacher's loss depends on each of its heads, feed-forward neurons and dimensions.
+"""Measure how much a teacher's loss depends on each of its units: heads, neurons and dimensions.
 
-Michel et al. (2019, "Are sixteen heads really better than one?", arXiv 1905.10650) multiply each
-head's output by a mask of 1 and take as its importance how steeply the loss changes with the mask,
-whatever the sign, averaged over texts. To first order that is what the loss would change by if the
-head were left out (Molchanov et al., 2017, arXiv 1611.06440), and it is measured for neurons and
-dimensions in the same way and in the same backward pass.
+Michel et al. (2019, "Are sixteen heads really better than one?", arXiv 1905.10650) multiply the
+output of each attention head by a mask of 1. A head's importance is the slope of the loss with
+respect to its mask: the absolute value, averaged over texts. To first order, the loss would change
+by as much if the head were left out (Molchanov et al., 2017, arXiv 1611.06440). Neurons and
+dimensions are measured in the same way, in the same backward pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 from spacy_distil.students.families import CUTTABLE
-from spacy_distil.students.masked_lm_heads import MaskedLMHead, masked_lm_head
+from spacy_distil.students.masked_lm_heads import MaskedLMHead, embedding_projection, masked_lm_head
 from spacy_distil.students.masking import MaskedBatch, Masking, batch_blocks
 from spacy_distil.students.shapes import shape_of
 
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from spacy_distil.students.teachers import Teacher
 
 LossKind = Literal["masked LM", "cosine"]
-# BERT's share of the pieces.
-_MASKED = 0.15
-# Pieces of a block that are read. More would take longer and rank alike.
-_LONGEST = 128
+# Share of the pieces that are masked, as in BERT.
+_MASKED_SHARE = 0.15
+# Blocks are cut to this many pieces. More would take longer and give the same ranking.
+_MAX_PIECES = 128
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Importance in a whole teacher, all on the CPU, float64 and at least 0.
+    """The importance of all units of a teacher: CPU, float64, at least 0.
 
-    Along the last axis the squares sum to 1, since gradients of different layers are of different
-    sizes: numbers compare within a layer.
+    The squares sum to 1 along the last axis, because gradients differ in size between layers.
+    Compare numbers only within a layer.
 
-    heads: (layers, heads).
-    neurons: (layers, neurons).
+    heads: (n_layers, n_heads).
+    neurons: (n_layers, n_neurons).
     dims: (width,), of the hidden states in all layers at once.
     loss_kind: see `measure_importance`.
-    blocks: how many it was measured on.
+    blocks: number of blocks that it was measured on.
     """
 
     heads: Tensor
@@ -59,79 +59,82 @@ class Importance:
 
 
 def measure_importance(teacher: Teacher, batches: Iterable[MaskedBatch]) -> Importance:
-    """Importance of a teacher's heads, neurons and dimensions on some text.
+    """Measure the importance of a teacher's units on text.
 
-    The loss is that of masked-LM where the teacher has the head. Without one there are no labels:
-    it is then 1 - cosine between the last hidden states of the masked and of the whole text, at
-    all pieces, and what is important is what makes up for the pieces that are missing.
+    The loss is the masked-LM loss if the teacher has a masked-LM head. Otherwise it is 1 - cosine
+    between the last hidden states of the masked and the clean text, at all pieces; units are then
+    important if they make up for missing pieces.
 
     batches: with masked pieces, on the teacher's device.
+    Raises ConfigError for a family that cannot be cut, CorpusError if there are no batches,
+    WeightsError if gradients are not finite.
     """
     model = teacher.model
     config = model.config
     if config.model_type not in CUTTABLE:
         raise ConfigError(
-            f"a teacher of type {config.model_type!r} cannot be cut, so that nothing is measured "
-            f"in it. Those that can: {', '.join(CUTTABLE)}"
+            f"a teacher of type {config.model_type!r} cannot be cut, so its importance is not "
+            f"measured. These types can be: {', '.join(CUTTABLE)}"
         )
-    head = masked_lm_head(model) if teacher.has_head else None
+    mlm_head = masked_lm_head(model) if teacher.has_mlm_head else None
     shape = shape_of(config)
-    sums = (
+    totals = (
         torch.zeros(shape.layers, shape.heads, dtype=torch.float64),
         torch.zeros(shape.layers, shape.ffn, dtype=torch.float64),
         torch.zeros(shape.width, dtype=torch.float64),
     )
     n_blocks = 0
     for batch in batches:
-        for total, gradient in zip(sums, _gradients(model, head, batch), strict=True):
-            # One gradient for each block: those of different blocks must not cancel out.
+        for total, gradient in zip(totals, _mask_gradients(model, mlm_head, batch), strict=True):
+            # One gradient per block, so that gradients of different blocks do not cancel out.
             total += gradient.abs().sum(dim=0, dtype=torch.float64).cpu()
         n_blocks += len(batch.inputs)
     if n_blocks == 0:
         raise CorpusError("importance is measured on text, and there is none")
-    if not all(total.isfinite().all() for total in sums):
+    if not all(total.isfinite().all() for total in totals):
         raise WeightsError(
-            f"{teacher.name}: the importance of its parts is not finite, so that none can be "
-            f"chosen by it. Look for weights that are nan or inf, or take another teacher"
+            f"{teacher.name}: the importance of its parts is not finite, so none can be chosen by "
+            f"it. Look for weights that are nan or inf, or take another teacher"
         )
-    heads, neurons, dims = (F.normalize(total, dim=-1) for total in sums)
-    kind: LossKind = "cosine" if head is None else "masked LM"
+    heads, neurons, dims = (F.normalize(total, dim=-1) for total in totals)
+    kind: LossKind = "cosine" if mlm_head is None else "masked LM"
     return Importance(heads, neurons, dims, kind, n_blocks)
 
 
 def importance_batches(
     blocks: Sequence[np.ndarray], teacher: Teacher, *, batch_pieces: int = 2048, seed: int = 0
 ) -> Iterator[MaskedBatch]:
-    """Batches to measure importance on, 15 % of their pieces masked, on the teacher's device.
+    """Make batches to measure importance on, with 15 % of their pieces masked.
 
-    blocks: ids of their pieces; about 64 are enough to rank heads. Of longer ones than 128 pieces
-        the beginning is read.
-    batch_pieces: in one forward pass, which bounds the memory that its gradients take.
+    blocks: piece ids, (n_pieces,) each. About 64 blocks are enough to rank heads. Only the first
+        128 pieces of a block are read.
+    batch_pieces: most pieces in one forward pass. It bounds the memory of the gradients.
+    YIELDS: batches on the teacher's device.
     """
     tokenizer, device = teacher.tokenizer, teacher.model.device
-    # The last piece is a separator.
+    # A block ends with a separator.
     blocks = [
-        np.append(block[: _LONGEST - 1], block[-1]) if len(block) > _LONGEST else block
+        np.append(block[: _MAX_PIECES - 1], block[-1]) if len(block) > _MAX_PIECES else block
         for block in blocks
     ]
-    masking = Masking.for_tokenizer(tokenizer, _MASKED, seed=seed)
-    on_device = masking.to(device)
+    masking = Masking.for_tokenizer(tokenizer, _MASKED_SHARE, seed=seed)
+    masking_on_device = masking.to(device)
     batch_size = max(1, batch_pieces // max(map(len, blocks), default=1))
     for start in range(0, len(blocks), batch_size):
-        some = blocks[start : start + batch_size]
-        places = range(start, start + len(some))
-        rows = batch_blocks(some, places, pad_id=int(tokenizer.pad_token_id), masking=masking)
-        yield on_device(rows.to(device), "importance")
+        chunk = blocks[start : start + batch_size]
+        numbers = range(start, start + len(chunk))
+        batch = batch_blocks(chunk, numbers, pad_id=int(tokenizer.pad_token_id), masking=masking)
+        yield masking_on_device(batch.to(device), "importance")
 
 
 @dataclass(frozen=True)
-class Masks:
-    """What parts of an encoder are multiplied by, for each block of a batch on its own.
+class UnitMasks:
+    """Factors of an encoder's units, separate for each block of a batch.
 
-    heads: (blocks, layers, heads), their outputs.
-    neurons: (blocks, layers, neurons), their outputs.
-    dims: (blocks, width), the hidden states that enter the lowest layer and those after each
-        normalisation in the layers.
+    heads: (n_blocks, n_layers, n_heads), of the outputs of attention heads.
+    neurons: (n_blocks, n_layers, n_neurons), of the outputs of neurons.
+    dims: (n_blocks, width), of the hidden states that enter the lowest layer, and of the outputs
+        of each layer normalization in the layers.
     """
 
     heads: Tensor
@@ -140,27 +143,30 @@ class Masks:
 
 
 @contextmanager
-def masked(model: PreTrainedModel, masks: Masks) -> Iterator[None]:
-    """Multiply parts of an encoder by masks while the context lasts.
+def mask_units(model: PreTrainedModel, masks: UnitMasks) -> Iterator[None]:
+    """Multiply the units of an encoder by masks while the context lasts.
 
-    model: of a family that can be cut, with or without a head.
+    model: of a family that can be cut, with or without a masked-LM head.
     """
     encoder = model.base_model
     family = CUTTABLE[encoder.config.model_type]
-    bottom = getattr(encoder, "embeddings_project", encoder.embeddings)  # the former in ELECTRA
+    parts = family.layer
+    # The module whose output enters the lowest layer.
+    projection = embedding_projection(encoder)
+    bottom = encoder.embeddings if projection is None else projection
     handles = [bottom.register_forward_hook(_scale_output(masks.dims))]
     size = shape_of(encoder.config).head_size
     for number, layer in enumerate(encoder.get_submodule(family.layers)):
-        by_input = {
-            family.layer.attention_out: masks.heads[:, number].repeat_interleave(size, dim=-1),
-            family.layer.down: masks.neurons[:, number],
+        input_masks = {
+            parts.attention_out: masks.heads[:, number].repeat_interleave(size, dim=-1),
+            parts.down: masks.neurons[:, number],
         }
-        for name, mask in by_input.items():
-            part = layer.get_submodule(name)
-            handles.append(part.register_forward_pre_hook(_scale_input(mask)))
-        for name in (family.layer.attention_norm, family.layer.output_norm):
-            part = layer.get_submodule(name)
-            handles.append(part.register_forward_hook(_scale_output(masks.dims)))
+        for name, mask in input_masks.items():
+            module = layer.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(_scale_input(mask)))
+        for name in parts.norms.values():
+            module = layer.get_submodule(name)
+            handles.append(module.register_forward_hook(_scale_output(masks.dims)))
     try:
         yield
     finally:
@@ -169,65 +175,68 @@ def masked(model: PreTrainedModel, masks: Masks) -> Iterator[None]:
 
 
 def _scale_input(mask: Tensor) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
-    """mask: (blocks, n), for inputs of (blocks, length, n)."""
+    """Make a hook that scales inputs of (n_blocks, length, n). mask: (n_blocks, n)."""
     return lambda module, inputs: (inputs[0] * mask[:, None],)
 
 
 def _scale_output(mask: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """mask: (blocks, n), for outputs of (blocks, length, n)."""
+    """Make a hook that scales outputs of (n_blocks, length, n). mask: (n_blocks, n)."""
     return lambda module, inputs, output: output * mask[:, None]
 
 
-def _gradients(
-    model: PreTrainedModel, head: MaskedLMHead | None, batch: MaskedBatch
+def _mask_gradients(
+    model: PreTrainedModel, mlm_head: MaskedLMHead | None, batch: MaskedBatch
 ) -> tuple[Tensor, ...]:
-    """How the loss of each block changes with its masks, in the order and shapes of `Masks`."""
+    """Compute the gradient of each block's loss with respect to the block's masks.
+
+    RETURNS: gradients in the order and shapes of `UnitMasks`.
+    """
     shape, n_blocks = shape_of(model.config), len(batch.inputs)
 
     def ones(*size: int) -> Tensor:
         return torch.ones(size, device=model.device, dtype=model.dtype, requires_grad=True)
 
-    leaves = (
+    masks = (
         ones(n_blocks, shape.layers, shape.heads),
         ones(n_blocks, shape.layers, shape.ffn),
         ones(n_blocks, shape.width),
     )
     with torch.enable_grad():
-        with masked(model, Masks(*leaves)):
+        with mask_units(model, UnitMasks(*masks)):
             hidden = _encode(model, batch)
-        losses = block_losses(model, head, batch, hidden)
-        return torch.autograd.grad(losses.sum(), leaves)
+        losses = block_losses(model, mlm_head, batch, hidden)
+        return torch.autograd.grad(losses.sum(), masks)
 
 
 def block_losses(
-    model: PreTrainedModel, head: MaskedLMHead | None, batch: MaskedBatch, hidden: Tensor
+    model: PreTrainedModel, mlm_head: MaskedLMHead | None, batch: MaskedBatch, hidden: Tensor
 ) -> Tensor:
-    """The loss of each block, (blocks,). It is a mean over positions.
+    """Compute the loss of each block, the mean over its positions: (n_blocks,).
 
-    head: the model's, or `None`; it decides which loss, see `measure_importance`.
-    hidden: last hidden states of the masked text, (blocks, length, width).
+    mlm_head: the model's masked-LM head. It decides which loss: see `measure_importance`.
+    hidden: last hidden states of the masked text, (n_blocks, length, width).
     """
     n_blocks, length, _ = hidden.shape
-    if head is not None:
-        features = head.transform(hidden.flatten(0, 1).index_select(0, batch.masked))
-        losses = F.cross_entropy(head.decode(features), batch.labels, reduction="none")
-        at = batch.masked
+    if mlm_head is not None:
+        features = mlm_head.transform(hidden.flatten(0, 1).index_select(0, batch.masked))
+        losses = F.cross_entropy(mlm_head.decode(features), batch.labels, reduction="none")
+        positions = batch.masked
     else:
         with torch.no_grad():
             clean = batch.inputs.flatten().index_copy(0, batch.masked, batch.labels)
             target = _encode(model, replace(batch, inputs=clean.view_as(batch.inputs)))
         losses = 1 - F.cosine_similarity(hidden, target, dim=-1).flatten()
-        at = torch.arange(len(losses), device=losses.device)
+        positions = torch.arange(len(losses), device=losses.device)
         if batch.real is not None:
-            at = batch.real
-            losses = losses.index_select(0, at)
-    block = at // length
+            positions = batch.real
+            losses = losses.index_select(0, positions)
+    block = positions // length
     sums = losses.new_zeros(n_blocks).index_add(0, block, losses)
     return sums / torch.bincount(block, minlength=n_blocks).clamp(min=1)
 
 
 def _encode(model: PreTrainedModel, batch: MaskedBatch) -> Tensor:
-    """The last hidden states, (blocks, length, width)."""
+    """Compute the last hidden states, (n_blocks, length, width)."""
     result = model.base_model(
         input_ids=batch.inputs, attention_mask=batch.attention, return_dict=True
     )

@@ -1,4 +1,4 @@
-"""Which layers of a teacher a student is made of."""
+"""Choose the teacher's layers that a student consists of."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ Layers = Literal["first", "last", "even", "ends", "all"] | Sequence[int]
 def choose_layers(
     layers: Layers, n_layers: int | None, *, available: int, prefix: str = "student."
 ) -> list[int]:
-    """The teacher's layers that the student is made of, bottom up.
+    """Choose the teacher's layers that the student consists of.
 
-    layers: "first", the lowest ones; "last", the highest ones; "even", evenly spaced ones from the
-        lowest, every second where they are half of all; "ends", half of them from the bottom, which
-        has one more of an odd number, and half from the top; "all"; or a list of layers, 0 being
-        the lowest.
-    n_layers: how many; `None` is as many as `layers` lists, or half of those available.
-    available: how many the teacher has.
-    prefix: of these settings where the user wrote them, for errors.
+    layers: "first", the lowest layers; "last", the highest; "even", evenly spaced from the lowest
+        (every second layer if half of them are chosen); "ends", half from the bottom and half from
+        the top, with the odd one from the bottom; "all"; or a list of layers, 0 being the lowest.
+    n_layers: how many. `None`: as many as `layers` lists, otherwise half of the available ones.
+    available: number of layers of the teacher.
+    prefix: of these settings as the user wrote them, for errors.
+    RETURNS: numbers of layers in ascending order.
+    Raises ConfigError for a choice that the teacher's layers do not allow.
     """
     if layers == "all":
         layers = range(available)
@@ -29,7 +30,7 @@ def choose_layers(
     elif not isinstance(layers, str):
         listed = f"{prefix}layers lists {len(layers)}"
     else:
-        return _pick(layers, n_layers, available, prefix)
+        return _choose_by_name(layers, n_layers, available, prefix)
     chosen = list(layers)
     if not chosen or sorted(set(chosen)) != chosen or not 0 <= chosen[0] <= chosen[-1] < available:
         raise ConfigError(
@@ -41,18 +42,19 @@ def choose_layers(
     return chosen
 
 
-def _pick(kind: str, n_layers: int | None, available: int, prefix: str) -> list[int]:
+def _choose_by_name(name: str, n_layers: int | None, available: int, prefix: str) -> list[int]:
     count = max(1, available // 2) if n_layers is None else n_layers
     if count > available:
         raise ConfigError(f"{prefix}n_layers = {count}, but the teacher has {available} layers")
     if count < 1:
         raise ConfigError(f"{prefix}n_layers = {count}: must be from 1 to {available}")
-    top = {"first": 0, "last": count, "ends": count // 2}
-    if kind in top:
-        return [*range(count - top[kind]), *range(available - top[kind], available)]
-    if kind == "even":
+    n_from_top = {"first": 0, "last": count, "ends": count // 2}
+    if name in n_from_top:
+        n_top = n_from_top[name]
+        return [*range(count - n_top), *range(available - n_top, available)]
+    if name == "even":
         return [index * available // count for index in range(count)]
     raise ConfigError(
-        f"{prefix}layers = {kind!r}: must be 'first', 'last', 'even', 'ends', 'all' or a list of "
+        f"{prefix}layers = {name!r}: must be 'first', 'last', 'even', 'ends', 'all' or a list of "
         f"layers"
     )

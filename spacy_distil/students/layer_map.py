@@ -1,4 +1,4 @@
-"""Which layer of a student learns which layer of its teacher."""
+"""Map layers of a student to the teacher's layers that they learn from."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ def layer_map(
     name: str,
     lowest: int = 0,
 ) -> list[tuple[int, int]]:
-    """Pairs of their numbers, where 1 is the lowest layer and 0 the embeddings.
+    """Map layers of a student to layers of its teacher. 1 is the lowest layer, 0 the embeddings.
 
-    setting: "last", the last from the last; "even", each of the student's from the one as far up in
-        the teacher, which is never below its first layer; or pairs [student's, teacher's].
-    n_student, n_teacher: number of layers of the encoders.
+    setting: "last" maps the last layer to the last; "even" maps each layer to the one at the same
+        relative height in the teacher, but not below layer 1; or pairs [student's layer, teacher's
+        layer].
+    n_student, n_teacher: number of layers.
     name: of the setting, for errors.
-    lowest: 0, or 1 where embeddings are of no use.
-
-    Raises ConfigError for anything else, and for layers that are not there.
+    lowest: lowest layer allowed: 0, or 1 if embeddings are of no use.
+    RETURNS: pairs (student's layer, teacher's layer).
+    Raises ConfigError for any other setting, and for layers that do not exist.
     """
     if setting == "last":
         return [(n_student, n_teacher)]
     if setting == "even":
         return [(i, max(1, round(i * n_teacher / n_student))) for i in range(1, n_student + 1)]
-    wrong = f"{name} = {setting!r}: "
+    start = f"{name} = {setting!r}: "
     if isinstance(setting, str) or not setting or not all(map(_is_pair, setting)):
         raise ConfigError(
-            f'{wrong}expected "last", "even", or a list of pairs [layer of the student, layer of '
+            f'{start}expected "last", "even", or a list of pairs [layer of the student, layer of '
             "the teacher]."
         )
     for pair in setting:
@@ -43,10 +44,10 @@ def layer_map(
             if not lowest <= layer <= n_layers:
                 embeddings = "; 0 is its embeddings" if lowest == 0 else ""
                 raise ConfigError(
-                    f"{wrong}the {whose} has no layer {layer}. Its layers are 1 to {n_layers}"
+                    f"{start}the {whose} has no layer {layer}. Its layers are 1 to {n_layers}"
                     f"{embeddings}."
                 )
-    return [(own, other) for own, other in setting]
+    return [(student_layer, teacher_layer) for student_layer, teacher_layer in setting]
 
 
 def _is_pair(pair: Any) -> bool:

@@ -1,8 +1,7 @@
-"""From blocks of pieces to batches: order, padding and masking.
+"""Turn blocks of pieces into batches: order, padding and masking.
 
-Everything random here is a pure function of the seed and of a block's place in the run: the same
-for a resumed run, and for any number of processes and any size of the batches that go through the
-models.
+All randomness here is a pure function of the seed and a block's number in the run. So it is the
+same in a resumed run, with any number of processes, and with any batch size.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# BERT's: of the chosen pieces 80 % become the mask piece, 10 % a random one, 10 % stay.
+# As in BERT: 80 % of the chosen pieces become the mask piece, 10 % a random piece, 10 % stay.
 MASKED, RANDOM = 0.8, 0.1
 
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Some blocks as teacher and student see them.
+    """A batch of blocks as teacher and student see it.
 
-    inputs: (blocks, length) int64, ids of the pieces, some of them masked.
-    attention: (blocks, length) int64, 1 where a piece is no padding; `None` where none is.
-    real: (n,) int64, the flat positions that are no padding; `None` where none is.
-    masked: (m,) int64, the flat positions to predict.
-    labels: (m,) int64, the true pieces there.
+    inputs: (n_blocks, length) int64, piece ids, some of them masked.
+    attention: (n_blocks, length) int64, 0 for padding, otherwise 1; `None` without padding.
+    real: (n_real,) int64, flat positions without padding; `None` without padding.
+    masked: (n_masked,) int64, flat positions to predict.
+    labels: (n_masked,) int64, the true pieces there.
     """
 
     inputs: Tensor
@@ -42,30 +41,32 @@ class MaskedBatch:
 
     @property
     def n_real(self) -> int:
-        """How many positions are no padding."""
+        """Number of positions without padding."""
         return self.inputs.numel() if self.real is None else len(self.real)
 
 
 @dataclass(frozen=True)
 class BlockBatch:
-    """Some blocks before masking, as the CPU prepares them ahead of the device.
+    """A batch of blocks before masking, prepared on the CPU ahead of the device.
 
-    Whatever depends on lengths is computed here: finding it out on a GPU would make the CPU wait.
+    Everything that depends on lengths is computed on the CPU: if a GPU computed it, the CPU would
+    have to wait for the result.
 
-    pieces: (blocks, length) int64.
-    places: (blocks,) int64, of the blocks in the run.
+    pieces: (n_blocks, length) int64.
+    numbers: (n_blocks,) int64, the blocks' numbers in the run.
     attention, real: see `MaskedBatch`.
-    quota: (m,) int64, flat: which of each block's pieces in random order are to be predicted.
+    quota: (n_masked,) int64, flat: ranks of the pieces to predict, after each block's pieces are
+        put into random order.
     """
 
     pieces: Tensor
-    places: Tensor
+    numbers: Tensor
     attention: Tensor | None
     real: Tensor | None
     quota: Tensor
 
     def to(self, device: torch.device) -> BlockBatch:
-        """On a GPU this does not wait for the copies to be made."""
+        """Copy the batch to a device. For a GPU, return before the copies are complete."""
         if device.type == "cpu":
             return self
         moved: dict[str, Any] = {}
@@ -79,17 +80,17 @@ class BlockBatch:
 
 
 class Masking:
-    """Dynamic masking; special pieces are neither masked nor put in at random.
+    """Dynamic masking. It neither masks special pieces nor puts them in at random.
 
-    In each block the same share of pieces is predicted, so that how many are is known from the
-    blocks' lengths alone. Which they are is drawn on the device. Only a block that has not as many
-    ordinary pieces, but unknown ones, predicts some special pieces, and these as they are.
+    Each block has the same share of pieces to predict, so the number follows from the block's
+    length alone. The device draws which pieces. A block with too few ordinary pieces, because many
+    are unknown, also predicts some special pieces, which stay in the input as they are.
 
     probability: share of the pieces to predict; 0 leaves the text as it is.
     seed: of all draws.
-    mask_id: the mask piece.
-    is_special: (vocabulary,) bool.
-    ordinary: (v,) int64, ids of all other pieces that the tokenizer has.
+    mask_id: id of the mask piece.
+    is_special: (n_vocab,) bool.
+    ordinary: (n_ordinary,) int64, ids of all other pieces of the tokenizer.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Masking:
     def for_tokenizer(
         cls, tokenizer: PreTrainedTokenizerFast, probability: float, *, seed: int
     ) -> Masking:
+        """Make a masking for a tokenizer's mask piece and special pieces."""
         vocabulary = torch.tensor(sorted(tokenizer.get_vocab().values()))
         is_special = torch.zeros(int(vocabulary[-1]) + 1, dtype=torch.bool)
         is_special[list(tokenizer.all_special_ids)] = True
@@ -123,6 +125,7 @@ class Masking:
         )
 
     def to(self, device: torch.device) -> Masking:
+        """Make a copy on a device."""
         return Masking(
             self.probability,
             seed=self.seed,
@@ -132,27 +135,30 @@ class Masking:
         )
 
     def count(self, lengths: np.ndarray) -> np.ndarray:
-        """How many pieces of blocks of these lengths are to be predicted."""
+        """Count the pieces to predict in blocks of these lengths."""
         if self.probability == 0:
             return np.zeros_like(lengths)
         return np.maximum(1, np.rint(self.probability * (lengths - 2))).astype(lengths.dtype)
 
-    def __call__(self, rows: BlockBatch, kind: str = "train") -> MaskedBatch:
-        """Mask some pieces. kind: of text; each kind has draws of its own."""
-        pieces, length = rows.pieces, rows.pieces.shape[1]
+    def __call__(self, batch: BlockBatch, kind: str = "train") -> MaskedBatch:
+        """Mask some pieces of a batch.
+
+        kind: of text. Each kind has its own draws.
+        """
+        pieces, length = batch.pieces, batch.pieces.shape[1]
         flat = pieces.flatten()
-        if not len(rows.quota):
-            return MaskedBatch(pieces, rows.attention, rows.real, rows.quota, rows.quota)
-        cells = rows.places[:, None] * 2**20 + torch.arange(length, device=pieces.device)
-        # 62 random bits. Special pieces come after all others, for blocks that have no more of
-        # these, and padding never: there are at least as many pieces as are to be predicted.
+        if not len(batch.quota):
+            return MaskedBatch(pieces, batch.attention, batch.real, batch.quota, batch.quota)
+        cells = batch.numbers[:, None] * 2**20 + torch.arange(length, device=pieces.device)
+        # Sort the pieces by 62 random bits: ordinary pieces first, then special pieces, then
+        # padding. A block has at least as many pieces as it predicts, so padding is never masked.
         draws = _shift(random_bits(_key(self.seed, kind, "which"), cells), 2)
         draws = draws + (self.is_special[pieces].long() << 62)
-        if rows.attention is not None:
-            draws = draws.masked_fill(rows.attention == 0, torch.iinfo(torch.int64).max)
+        if batch.attention is not None:
+            draws = draws.masked_fill(batch.attention == 0, torch.iinfo(torch.int64).max)
         order = draws.argsort(dim=1)
         order += torch.arange(len(pieces), device=pieces.device)[:, None] * length
-        masked = order.flatten()[rows.quota].sort().values
+        masked = order.flatten()[batch.quota].sort().values
         labels = flat[masked]
         fate = random_floats(_key(self.seed, kind, "fate"), cells.flatten()[masked])
         other = random_floats(_key(self.seed, kind, "other"), cells.flatten()[masked])
@@ -162,13 +168,17 @@ class Masking:
         new = torch.where(fate < MASKED, self.mask_id, new)
         new = torch.where(self.is_special[labels], labels, new)
         inputs = flat.index_copy(0, masked, new).view_as(pieces)
-        return MaskedBatch(inputs, rows.attention, rows.real, masked, labels)
+        return MaskedBatch(inputs, batch.attention, batch.real, masked, labels)
 
 
 def batch_blocks(
-    blocks: Sequence[np.ndarray], places: Sequence[int], *, pad_id: int, masking: Masking
+    blocks: Sequence[np.ndarray], numbers: Sequence[int], *, pad_id: int, masking: Masking
 ) -> BlockBatch:
-    """Pad some blocks to the longest. blocks: ids of their pieces. places: see `BlockBatch`."""
+    """Pad blocks to the longest of them.
+
+    blocks: piece ids, (n_pieces,) each.
+    numbers: the blocks' numbers in the run.
+    """
     lengths = np.array([len(block) for block in blocks])
     longest = int(lengths.max())
     pieces = np.full((len(blocks), longest), pad_id, dtype=np.int64)
@@ -185,7 +195,7 @@ def batch_blocks(
     )
     return BlockBatch(
         pieces=torch.from_numpy(pieces),
-        places=torch.tensor(places, dtype=torch.int64),
+        numbers=torch.tensor(numbers, dtype=torch.int64),
         attention=attention,
         real=real,
         quota=torch.from_numpy(quota.astype(np.int64)),
@@ -193,14 +203,18 @@ def batch_blocks(
 
 
 # Random numbers as a function of a key and a counter: SplitMix64 (Steele, Lea and Flood, 2014,
-# "Fast splittable pseudorandom number generators"). torch's own generators are functions of how
-# much was drawn before, and differ between devices.
+# "Fast splittable pseudorandom number generators"). torch's own generators depend on earlier draws
+# and on the device.
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def random_bits(key: int, counters: Tensor) -> Tensor:
-    """counters: int64 of any shape. Returns int64 of the same shape, all 64 bits random."""
+    """Draw 64 random bits for each counter.
+
+    counters: int64 of any shape.
+    RETURNS: int64 of the same shape.
+    """
     z = (counters + 1) * _signed(_GOLDEN) + _signed(key)
     for shift, factor in _MIX:
         z = (z ^ _shift(z, shift)) * _signed(factor)
@@ -208,17 +222,17 @@ def random_bits(key: int, counters: Tensor) -> Tensor:
 
 
 def random_floats(key: int, counters: Tensor) -> Tensor:
-    """Likewise float32, uniform in [0, 1)."""
+    """Draw a float32, uniform in [0, 1), for each counter. See `random_bits`."""
     return _shift(random_bits(key, counters), 40).float() / 2**24
 
 
 def _shift(z: Tensor, by: int) -> Tensor:
-    """To the right, with zeros from the left; torch's own shift repeats the sign."""
+    """Shift right and fill up with zeros. torch's own shift repeats the sign bit."""
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 
 def _signed(number: int) -> int:
-    """The int64 that has the lowest 64 bits of a number."""
+    """Reinterpret the lowest 64 bits of a number as int64."""
     number &= 2**64 - 1
     return number - 2**64 if number >= 2**63 else number
 
@@ -229,5 +243,5 @@ def _key(*parts: object) -> int:
 
 
 def seed_for(*key: object) -> int:
-    """A seed for torch that depends on nothing but `key`."""
+    """Make a seed for torch out of `key` alone."""
     return _key(*key) % 2**63

@@ -1,4 +1,4 @@
-"""The shape of an encoder, and what a student's may be."""
+"""The shapes of encoders, and the shapes that a student can have."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of an encoder. All layers are alike.
+    """The shape of an encoder. All of its layers have the same shape.
 
-    layers: how many.
-    heads: attention heads of a layer; their outputs side by side are as wide as the hidden states.
-    ffn: feed-forward neurons of a layer.
-    width: of the hidden states.
+    layers: number of layers.
+    heads: attention heads per layer. Their outputs side by side are as wide as the hidden states.
+    ffn: feed-forward neurons per layer.
+    width: width of the hidden states.
     """
 
     layers: int
@@ -37,9 +37,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class StudentShape:
-    """The shape of a student, next to that of its teacher.
+    """The shape of a student, and of its teacher.
 
-    layers: of the teacher, 0 being the lowest, in ascending order.
+    layers: the teacher's layers that it consists of, in ascending order; 0 is the lowest.
     heads, ffn, width: see `Shape`.
     teacher: the teacher's shape.
     """
@@ -56,13 +56,13 @@ class StudentShape:
 
     @property
     def cuts(self) -> list[str]:
-        """The settings by which parts of layers are left out: some of "heads", "ffn", "width"."""
+        """The settings that drop units of the teacher: a selection of "heads", "ffn", "width"."""
         names = ("heads", "ffn", "width")
         return [name for name in names if getattr(self, name) < getattr(self.teacher, name)]
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
-    """The shape that a config of transformers describes."""
+    """Read the shape of an encoder from its config."""
     return Shape(
         layers=int(config.num_hidden_layers),
         heads=int(config.num_attention_heads),
@@ -72,9 +72,9 @@ def shape_of(config: PretrainedConfig) -> Shape:
 
 
 def student_config(teacher: PretrainedConfig, shape: StudentShape) -> PretrainedConfig:
-    """The teacher's config, changed to describe a student of that shape."""
+    """Make the config of a student from its teacher's."""
     config = deepcopy(teacher)
-    # ELECTRA's embeddings are hidden states where they are as wide.
+    # ELECTRA has no projection if its embeddings are as wide as the hidden states.
     if getattr(teacher, "embedding_size", None) == shape.teacher.width:
         config.embedding_size = shape.width
     config.num_hidden_layers = len(shape.layers)
@@ -87,7 +87,7 @@ def student_config(teacher: PretrainedConfig, shape: StudentShape) -> Pretrained
 
 
 def albert_groups(config: PretrainedConfig, layers: Sequence[int]) -> list[int]:
-    """The groups that some layers of an ALBERT share their weights with. 0 is the lowest."""
+    """Find the groups that layers of an ALBERT share their weights in. 0 is the lowest layer."""
     per_group = config.num_hidden_layers / config.num_hidden_groups
     return [int(layer / per_group) for layer in layers]
 
@@ -102,95 +102,98 @@ def choose_shape(
     width: int | None = None,
     prefix: str = "student.",
 ) -> StudentShape:
-    """The shape of a student, or a `ConfigError` that says which there can be.
+    """Choose the shape of a student.
 
     teacher: config of the teacher.
     layers, n_layers: see `choose_layers`.
-    heads: of each layer; `None` keeps the teacher's size of a head. With fewer heads than that
-        makes, each is larger: it starts as the teacher's and has room to learn.
-    ffn: feed-forward neurons of each layer; `None` is as many as the teacher's.
-    width: of the hidden states; `None` is the teacher's.
-    prefix: of these settings where the user wrote them, for errors: "student." or "--".
+    heads: attention heads per layer; `None` keeps the teacher's head size. Fewer heads are larger:
+        they start as the teacher's and have room to learn.
+    ffn: feed-forward neurons per layer; `None` keeps the teacher's number.
+    width: width of the hidden states; `None` keeps the teacher's.
+    prefix: of these settings as the user wrote them, for errors: "student." or "--".
+    Raises ConfigError for an impossible shape. The message names possible ones.
     """
-    whole = shape_of(teacher)
-    chosen = tuple(choose_layers(layers, n_layers, available=whole.layers, prefix=prefix))
+    full = shape_of(teacher)
+    chosen = tuple(choose_layers(layers, n_layers, available=full.layers, prefix=prefix))
     for name, value in (("heads", heads), ("ffn", ffn), ("width", width)):
-        most = getattr(whole, name)
+        most = getattr(full, name)
         if value is not None and not 1 <= value <= most:
             raise ConfigError(f"{prefix}{name} = {value}: must be from 1 to the teacher's {most}")
-    new_width = whole.width if width is None else width
-    fitting = [n for n in range(1, whole.heads + 1) if _fits(n, new_width, whole)]
-    n_heads = new_width // whole.head_size if heads is None else heads
-    if n_heads not in fitting or (heads is None and new_width % whole.head_size):
-        raise ConfigError(_misfit(heads, width, whole, fitting, prefix))
-    shape = StudentShape(chosen, n_heads, whole.ffn if ffn is None else ffn, new_width, whole)
+    new_width = full.width if width is None else width
+    possible = [n for n in range(1, full.heads + 1) if _can_have(n, new_width, full)]
+    n_heads = new_width // full.head_size if heads is None else heads
+    if n_heads not in possible or (heads is None and new_width % full.head_size):
+        raise ConfigError(_explain_misfit(heads, width, full, possible, prefix))
+    shape = StudentShape(chosen, n_heads, full.ffn if ffn is None else ffn, new_width, full)
     _check_family(teacher, shape, prefix)
     return shape
 
 
-def _fits(heads: int, width: int, teacher: Shape) -> bool:
+def _can_have(heads: int, width: int, teacher: Shape) -> bool:
     return width % heads == 0 and width // heads >= teacher.head_size
 
 
-def _misfit(
-    heads: int | None, width: int | None, teacher: Shape, fitting: Sequence[int], prefix: str
+def _explain_misfit(
+    heads: int | None, width: int | None, teacher: Shape, possible: Sequence[int], prefix: str
 ) -> str:
-    """Why a number of heads cannot be, and which can."""
+    """Say why a number of heads is impossible, and which numbers are possible."""
     total = teacher.width if width is None else width
-    place = f"a width of {total}" + ("" if width is None else f" ({prefix}width)")
-    if not fitting:
+    width_words = f"a width of {total}" + ("" if width is None else f" ({prefix}width)")
+    if not possible:
         return (
             f"{prefix}width = {width}: must be at least {teacher.head_size}, the size of one of "
             f"the teacher's heads"
         )
-    numbers = ", ".join(map(str, fitting))
+    numbers = ", ".join(map(str, possible))
     if heads is None:
         return (
             f"{prefix}width = {width}: it is no multiple of {teacher.head_size}, the size of the "
-            f"teacher's heads. Set {prefix}heads to one of {numbers}, which make larger heads, or "
-            f"choose another width"
+            f"teacher's heads. Set {prefix}heads to one of {numbers}, which makes the heads "
+            f"larger, or choose another width"
         )
     if total % heads:
-        reason = f"{place} is no multiple of it"
+        reason = f"{width_words} is no multiple of it"
     else:
         reason = (
-            f"heads of {total // heads} in {place} are smaller than the teacher's of "
+            f"heads of {total // heads} in {width_words} are smaller than the teacher's of "
             f"{teacher.head_size}, which would not fit into them"
         )
     return f"{prefix}heads = {heads}: {reason}. With this width it can be one of {numbers}"
 
 
 def _check_family(config: PretrainedConfig, shape: StudentShape, prefix: str) -> None:
+    """Raise ConfigError for a shape that the teacher's family cannot have."""
     family = config.model_type
     if shape.cuts and family not in CUTTABLE:
         names = " and ".join(f"{prefix}{name}" for name in shape.cuts)
         raise ConfigError(
-            f"{names}: layers of a teacher of type {family!r} can only be left out or kept whole: "
-            f"do without {names}. Heads, neurons and width can be cut in: {', '.join(CUTTABLE)}"
+            f"{names}: layers of a teacher of type {family!r} can only be left out or kept whole. "
+            f"Leave out {names}. Heads, neurons and width can be cut in: {', '.join(CUTTABLE)}"
         )
     positions = getattr(config, "position_embedding_type", "absolute")
     size, kept = shape.shape.head_size, shape.teacher.head_size
     if positions != "absolute" and size != kept:
         raise ConfigError(
             f"{prefix}heads = {shape.heads}: makes heads of {size}, but the teacher's position "
-            f"embeddings are {positions!r} and belong to heads of {kept}: the student's must keep "
-            f"this size. Leave {prefix}heads out, and choose a multiple of {kept} as the width"
+            f"embeddings are {positions!r} and belong to heads of {kept}: the student must keep "
+            f"this size. Leave out {prefix}heads, and choose a multiple of {kept} as the width"
         )
     embeddings = getattr(config, "embedding_size", config.hidden_size)
     if embeddings == shape.width < config.hidden_size:
         raise ConfigError(
             f"{prefix}width = {shape.width}: the teacher's embeddings have this width and are "
-            f"projected to {config.hidden_size}; a model of type {family!r} in which both are "
-            f"alike has no such projection. Choose another width"
+            f"projected to {config.hidden_size}; a model of type {family!r} with equal widths has "
+            f"no such projection. Choose another width"
         )
     if family == "albert":
         groups = albert_groups(config, shape.layers)
         numbers = list(dict.fromkeys(groups))
         per_group = len(groups) / len(numbers)
-        spread = [numbers[int(i / per_group)] for i in range(len(groups))]  # as ALBERT does it
+        # ALBERT's own distribution of layers over groups.
+        spread = [numbers[int(i / per_group)] for i in range(len(groups))]
         if groups != spread:
             raise ConfigError(
                 f"{prefix}layers = {list(shape.layers)}: they share the weights of the teacher's "
-                f"groups {groups}, but an ALBERT of as many layers and groups has {spread}. Choose "
-                f"other layers"
+                f"groups {groups}, but an ALBERT with as many layers and groups has {spread}. "
+                f"Choose other layers"
             )

@@ -1,4 +1,4 @@
-"""Loading a teacher, and finding out whether it has a masked-LM head."""
+"""Load teachers, with their masked-LM head if they have one."""
 
 from __future__ import annotations
 
@@ -14,39 +14,28 @@ import torch
 from spacy_distil.engines.files import longest_window
 from spacy_distil.engines.pretrained import load_fast_tokenizer, quiet_transformers
 from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.students.families import FAMILIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-# The families whose layers and heads `students`, `heads` and `attention_taps` know.
-FAMILIES = (
-    "bert",
-    "distilbert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "electra",
-    "mpnet",
-    "albert",
-)
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A frozen encoder and its tokenizer.
 
-    name: what the config called it, a directory or a hub name.
-    model: in eval mode, float32, without gradients and without pooler. A `...ForMaskedLM` where the
-        checkpoint has that head, the bare encoder where it does not.
-    tokenizer: truncation and padding switched off.
-    has_head: whether `model` has a masked-LM head.
-    fingerprint: of the weights' names and values.
+    name: directory or hub name, as in the config.
+    model: in eval mode, float32, without gradients and without pooler. A `...ForMaskedLM` if the
+        checkpoint has a masked-LM head, otherwise the bare encoder.
+    tokenizer: neither truncates nor pads.
+    has_mlm_head: whether `model` has a masked-LM head.
+    fingerprint: digest of the names and values of the weights.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
-    has_head: bool
+    has_mlm_head: bool
     fingerprint: str
 
     @property
@@ -55,65 +44,68 @@ class Teacher:
 
     @property
     def longest_block(self) -> int:
-        """How many pieces, special ones included, its position embeddings have room for."""
+        """Most pieces in a block, special ones included. The position embeddings limit it."""
         return longest_window(self.model.config.to_dict())
 
 
 def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
     """Load a teacher of one of the `FAMILIES`.
 
-    A head is recognised by its weights: there is none in a sentence encoder, nor in ELECTRA's
-    discriminator, which are taught from as bare encoders.
+    A checkpoint has a masked-LM head if it has the head's weights. Sentence encoders and ELECTRA's
+    discriminator have none, so they are loaded as bare encoders.
 
-    name: local directory or hub name; code that comes with a checkpoint is never run.
+    name: local directory or hub name. Code in a checkpoint is never run.
     revision: branch, tag or commit on the hub.
+    Raises ConfigError for another family, WeightsError for a checkpoint that cannot be loaded.
     """
     from transformers import AutoConfig, AutoModelForMaskedLM
 
-    where: dict[str, Any] = {"revision": revision} if revision else {}
-    with quiet_transformers(), _loading(name):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
+    hub_options: dict[str, Any] = {"revision": revision} if revision else {}
+    with quiet_transformers(), _weights_errors(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_options)
         if config.model_type not in FAMILIES:
             raise ConfigError(
                 f"teacher.name = {name!r} is a model of type {config.model_type!r}; a teacher must "
                 f"be one of: {', '.join(FAMILIES)}"
             )
         model, report = AutoModelForMaskedLM.from_pretrained(
-            name, config=config, trust_remote_code=False, output_loading_info=True, **where
+            name, config=config, trust_remote_code=False, output_loading_info=True, **hub_options
         )
     encoder_prefix = f"{model.base_model_prefix}."
     missing = sorted(key for key in report["missing_keys"] if key.endswith(".weight"))
-    lost = [key for key in missing if key.startswith(encoder_prefix)]
-    if lost:
+    missing_in_encoder = [key for key in missing if key.startswith(encoder_prefix)]
+    if missing_in_encoder:
         raise WeightsError(
-            f"teacher.name = {name!r}: the checkpoint lacks {len(lost)} weights of the encoder, "
-            f"among them {lost[0]!r}. Its config.json does not fit its weights"
+            f"teacher.name = {name!r}: the checkpoint lacks {len(missing_in_encoder)} weights of "
+            f"the encoder, among them {missing_in_encoder[0]!r}. Its config.json does not fit its "
+            f"weights"
         )
-    has_head = not missing
-    if not has_head:
-        model = model.base_model  # what stands on top of it was initialised at random
+    has_mlm_head = not missing
+    if not has_mlm_head:
+        model = model.base_model  # drops the head, which has random weights
     model = model.float().eval().requires_grad_(False)
     return Teacher(
         name=name,
         model=model,
-        tokenizer=_load_tokenizer(name, where, vocab_size=int(config.vocab_size)),
-        has_head=has_head,
+        tokenizer=_load_tokenizer(name, hub_options, vocab_size=int(config.vocab_size)),
+        has_mlm_head=has_mlm_head,
         fingerprint=_fingerprint(model),
     )
 
 
-def _load_tokenizer(name: str, where: dict[str, Any], *, vocab_size: int) -> Any:
-    tokenizer = load_fast_tokenizer(name, setting="teacher.name", **where)
+def _load_tokenizer(name: str, hub_options: dict[str, Any], *, vocab_size: int) -> Any:
+    """Load the tokenizer and check it against the size of the embeddings."""
+    tokenizer = load_fast_tokenizer(name, setting="teacher.name", **hub_options)
     for role in ("cls", "sep", "pad", "mask"):
         if getattr(tokenizer, f"{role}_token_id") is None:
             raise ConfigError(f"teacher.name = {name!r}: its tokenizer has no {role} piece")
-    needed = max(tokenizer.get_vocab().values()) + 1
-    if needed > vocab_size:
+    n_pieces = max(tokenizer.get_vocab().values()) + 1
+    if n_pieces > vocab_size:
         raise WeightsError(
-            f"teacher.name = {name!r}: its tokenizer has {needed} pieces, but its "
+            f"teacher.name = {name!r}: its tokenizer has {n_pieces} pieces, but its "
             f"embeddings only {vocab_size}"
         )
-    # A saved tokenizer may truncate and pad, and would do so silently.
+    # A saved tokenizer may truncate and pad silently.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
@@ -128,8 +120,8 @@ def _fingerprint(model: torch.nn.Module) -> str:
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Turn what transformers raises about a checkpoint into a `WeightsError` that names it."""
+def _weights_errors(name: str) -> Iterator[None]:
+    """Turn any error of transformers into a `WeightsError` that names the checkpoint."""
     try:
         yield
     except ConfigError:

@@ -39,7 +39,7 @@ def test_report_without_a_corpus(teacher: Path) -> None:
         "feed-forward neurons 32 20",
         "width 16 16",
         "parameters 10,",
-        "MB, int8 (estimated)",
+        "size, int8 (estimated)",
         "pieces/s here",
         "Layers 0, 1, 2 of the teacher's 4",
         "English example sentences",

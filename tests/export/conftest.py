@@ -1,4 +1,4 @@
-"""The encoders that tests of graphs run over."""
+"""Encoders for tests of graphs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,5 @@ import pytest
 
 @pytest.fixture(scope="session", params=["bert", "distilbert", "electra", "roberta", "xlm-roberta"])
 def encoder_dir(request: pytest.FixtureRequest, encoder_dirs: dict[str, Path]) -> Path:
-    """A small random encoder of each family whose layers are BERT's. Others have files of their
-    own.
-    """
+    """A small random encoder of each family with BERT's layers."""
     return encoder_dirs[request.param]

@@ -1,7 +1,7 @@
-"""ALBERT, whose layers share weights, and MPNet, whose attention knows distances.
+"""Graphs of ALBERT, whose layers share weights, and MPNet, whose attention uses distances.
 
-In float32 the reference is transformers' own model, and in int8 the same model in float64 whose
-layers round as `spacy_distil.export.graph` says.
+The reference is transformers' own model; for int8 it runs in float64, and its layers round as
+`spacy_distil.export.graph` says.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from spacy_distil.export.families import build_graph, read_weights
 from spacy_distil.export.families.bert import BertWeights
 from spacy_distil.export.graph import Precision
 from spacy_distil.export.weights import count_parameters
-from tests.export.test_graph import (
+from tests.export.graphs import (
     FLOAT,
     SHORT,
     assert_mostly_close,
+    assert_valid,
     constants_of,
     of_transformers,
     random_windows,
@@ -68,22 +69,22 @@ CONFIGS: dict[str, transformers.PretrainedConfig] = {
     "albert, as wide as its embeddings": albert(embedding_size=WIDTH),
     "albert, three groups": albert(num_hidden_groups=3),
     "albert, groups of several layers": albert(inner_group_num=2),
-    # Of the five layers, three are the first group and two the second.
+    # Three of the five layers are in the first group, two in the second.
     "albert, all of it": albert(
         num_hidden_layers=5, num_hidden_groups=2, inner_group_num=2, hidden_act="relu"
     ),
     "camembert": transformers.CamembertConfig(**COMMON, **OFFSET),
     "mpnet": mpnet(),
     "mpnet, gelu_new": mpnet(hidden_act="gelu_new"),
-    "mpnet, kinds of distances that nothing uses": mpnet(relative_attention_num_buckets=40),
+    "mpnet, unused kinds of distances": mpnet(relative_attention_num_buckets=40),
     "xlm-roberta": transformers.XLMRobertaConfig(**COMMON, **OFFSET),
 }
-# Where it is not 3.
+# Number of applied layers, if it is not 3.
 N_APPLIED = {"albert, groups of several layers": 6, "albert, all of it": 10}
 
 
 def write(directory: Path, config: transformers.PretrainedConfig) -> Path:
-    """A random encoder, without a tokenizer."""
+    """Write a random encoder without tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModel.from_config(config, add_pooling_layer=False)
@@ -122,23 +123,23 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_hidden_states_are_those_of_transformers(directories: dict[str, Path], name: str) -> None:
     weights = weights_in(directories[name])
     assert len(weights.layers) == N_APPLIED.get(name, 3)
-    # The longest one and its two special pieces are as many as the encoder takes.
+    # The longest window fills the encoder.
     windows = random_windows(N_PIECES, [3, POSITIONS - 2, 1, 12, 130, 70, 2])
     expected = of_transformers(directories[name], windows)
     session = session_of(build_graph(weights, FLOAT))
     for budget in (600, 10_000):
-        found = run_session(session, windows, budget)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        actual = run_session(session, windows, budget)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_the_bias_of_each_distance_is_that_of_transformers(directories: dict[str, Path]) -> None:
-    found = weights_in(directories["mpnet"]).distance_bias
+    actual = weights_in(directories["mpnet"]).distance_bias
     distances = torch.arange(1 - POSITIONS, POSITIONS)
     kinds = MPNetEncoder.relative_position_bucket(distances).numpy()
     by_kind = load((directories["mpnet"] / WEIGHTS).read_bytes())
     expected = by_kind["encoder.relative_attention_bias.weight"][kinds].T
-    np.testing.assert_array_equal(found, expected)
-    # Both ways, as near and as far as possible.
+    np.testing.assert_array_equal(actual, expected)
+    # The nearest and farthest kinds in both directions.
     assert {1, 15, 17, 31} < set(kinds.tolist())
 
 
@@ -146,9 +147,9 @@ def test_the_bias_of_each_distance_is_that_of_transformers(directories: dict[str
 
 
 class Rounding:
-    """transformers' model in float64, one window at a time, with layers that round.
+    """Runs transformers' model in float64, one window at a time, with layers that round.
 
-    precision: what rounds; layers are counted as they are applied.
+    precision: layers are counted as they are applied.
     """
 
     def __init__(self, directory: Path, precision: Precision) -> None:
@@ -180,7 +181,7 @@ class Rounding:
 
     @staticmethod
     def round(rows: torch.Tensor, steps: float) -> torch.Tensor:
-        """Each row by its own largest number."""
+        """Round each row with a step by its own largest number."""
         step = rows.abs().amax(-1, keepdim=True) / steps
         return torch.round(rows / step) * step
 
@@ -217,10 +218,10 @@ def test_int8_is_the_rounding_that_is_documented(
     directories: dict[str, Path], name: str, precision: Precision
 ) -> None:
     windows = random_windows(N_PIECES, SHORT)
-    found = run(build_graph(weights_in(directories[name]), precision), windows)
+    actual = run(build_graph(weights_in(directories[name]), precision), windows)
     expected = Rounding(directories[name], precision)(windows)
     exact = Rounding(directories[name], FLOAT)(windows)
-    assert_mostly_close(found, expected, exact)
+    assert_mostly_close(actual, expected, exact)
 
 
 @pytest.fixture(scope="module", params=["albert", "mpnet"])
@@ -238,7 +239,7 @@ def graph(request: pytest.FixtureRequest, directories: dict[str, Path]) -> bytes
 def test_a_window_does_not_depend_on_its_batch(
     graph: bytes, lengths: list[int], budget: int, seed: int
 ) -> None:
-    """Not by a bit: neither on the others nor on the padding."""
+    """All bits are equal, whatever the other windows and the padding."""
     session = session_of(graph)
     windows = random_windows(N_PIECES, lengths, seed)
     together = run_session(session, windows, budget)
@@ -247,10 +248,10 @@ def test_a_window_does_not_depend_on_its_batch(
 
 
 def test_the_graph_is_valid(graph: bytes) -> None:
-    onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
+    assert_valid(graph)
 
 
-# What is kept
+# Contents of the graph
 
 
 @pytest.mark.parametrize("name", ["albert", "albert, all of it"], indirect=True)
@@ -268,13 +269,13 @@ def test_shared_weights_are_kept_once(
     in_layers = [c for c in large if set(c.shape) <= {WIDTH, 48}]
     assert sum(c.size for c in in_layers) == n_layers * (4 * WIDTH * WIDTH + 2 * WIDTH * 48)
     assert {c.dtype for c in in_layers} == {np.dtype("int8" if in_int8 else "float32")}
-    # And the file is hardly larger than the weights: what is added is operators.
+    # The file is hardly larger than the weights: only operators are added.
     files = files_in(directories[name])
     n_bytes = sum(constant.nbytes for constant in constants_of(graph))
     assert n_bytes < (1.02 if not in_int8 else 0.7) * 4 * count_parameters(files)
 
 
-def test_a_file_grows_by_operators_alone_with_the_layers(tmp_path: Path) -> None:
+def test_more_shared_layers_add_only_operators(tmp_path: Path) -> None:
     sizes = [
         sum(c.nbytes for c in constants_of(build_graph(weights_in(directory), FLOAT)))
         for n in (1, 12)
@@ -294,7 +295,7 @@ def test_the_bias_of_distances_is_computed_once(directories: dict[str, Path]) ->
     assert weights_in(directories["xlm-roberta"]).distance_bias is None
 
 
-# What cannot be done
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ def test_the_bias_of_distances_is_computed_once(directories: dict[str, Path]) ->
     ],
     ids=["distances", "padding"],
 )
-def test_what_has_no_graph_is_named(
+def test_unsupported_encoder_is_named(
     tmp_path: Path, config: transformers.PretrainedConfig, message: str
 ) -> None:
     write(tmp_path, config)

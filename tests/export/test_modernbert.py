@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
 from scipy.special import erf  # type: ignore[import-untyped]
 
 from spacy_distil.engines.files import parse_config
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.families.modernbert import (
-    Layer,
     ModernBertGraph,
+    ModernBertLayer,
     ModernBertWeights,
     Scope,
     read,
 )
 from spacy_distil.export.graph import Precision
-from spacy_distil.export.weights import Linear, Norm, Weights, load_weights
-from tests.export.test_graph import (
+from spacy_distil.export.weights import Weights, load_weights
+from tests.export.graphs import (
+    FLOAT,
     SHORT,
+    Naive,
     assert_mostly_close,
+    assert_valid,
+    constants_of,
+    new_session,
+    of_transformers,
     random_windows,
     run,
     run_session,
-    with_ends,
 )
 
 WIDTH, HIDDEN, LAYERS, N_VOCAB, POSITIONS = 32, 48, 4, 100, 320
-FLOAT = Precision()
 INT8 = Precision(frozenset(range(LAYERS)), embeddings=True)
-# 318 and two special pieces are as many as the encoder takes; the shortest are within the reach.
+# Lengths of windows. The encoder takes 318 pieces and two special ones. Short windows lie within
+# the reach of local attention.
 LENGTHS = [3, 318, 1, 12, 29, 150, 7]
 BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True}
 
 
 def write(directory: Path, **changes: Any) -> Path:
-    """Write a random encoder: its layers are a global one, two local ones and a global one."""
+    """Write a random encoder with layers: global, local, local, global."""
     config = transformers.ModernBertConfig(
         **{
             "vocab_size": N_VOCAB,
@@ -79,7 +81,7 @@ def write(directory: Path, **changes: Any) -> Path:
 
 
 def files_in(directory: Path) -> tuple[dict[str, Any], Weights]:
-    """Config and weights."""
+    """Read config and weights."""
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
     return parse_config(files), load_weights(files)
 
@@ -94,7 +96,7 @@ def build(weights: ModernBertWeights, precision: Precision) -> bytes:
 
 @pytest.fixture(scope="module")
 def plain_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without biases, as the published encoders are."""
+    """Without biases, like the published encoders."""
     return write(tmp_path_factory.mktemp("plain"))
 
 
@@ -112,28 +114,15 @@ def directory(request: pytest.FixtureRequest) -> Path:
 # In float32
 
 
-def of_transformers(
-    directory: Path, windows: Sequence[np.ndarray], attention: str = "eager"
-) -> np.ndarray:
-    """Last hidden states of transformers' own model, window by window, without padding."""
-    model = transformers.AutoModel.from_pretrained(directory, attn_implementation=attention).eval()
-    with torch.no_grad():
-        states = [
-            model(input_ids=torch.from_numpy(with_ends(window))[None]).last_hidden_state[0, 1:-1]
-            for window in windows
-        ]
-    return torch.cat(states).numpy()
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("budget", [80, 10_000])
 def test_hidden_states_are_those_of_transformers(
     directory: Path, attention: str, budget: int
 ) -> None:
     windows = random_windows(N_VOCAB, LENGTHS)
-    found = run(build(weights_in(directory), FLOAT), windows, budget)
-    expected = of_transformers(directory, windows, attention)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    actual = run(build(weights_in(directory), FLOAT), windows, budget)
+    expected = of_transformers(directory, windows, attn_implementation=attention)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +143,9 @@ def test_hidden_states_are_those_of_transformers(
 def test_settings(tmp_path: Path, changes: dict[str, Any]) -> None:
     directory = write(tmp_path, **changes)
     windows = random_windows(N_VOCAB, [7, 60, 1])
-    found = run(build(weights_in(directory), FLOAT), windows)
-    expected = of_transformers(directory, windows)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    actual = run(build(weights_in(directory), FLOAT), windows)
+    expected = of_transformers(directory, windows, attn_implementation="eager")
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_settings_left_at_their_defaults(tmp_path: Path) -> None:
@@ -178,12 +167,12 @@ def test_settings_left_at_their_defaults(tmp_path: Path) -> None:
     ):
         config.pop(name, None)
     windows = random_windows(N_VOCAB, [7, 200])
-    found = run(build(read(config, weights), FLOAT), windows)
+    actual = run(build(read(config, weights), FLOAT), windows)
     model = transformers.AutoModel.from_config(transformers.ModernBertConfig.from_dict(config))
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     model.save_pretrained(directory)
-    expected = of_transformers(directory, windows)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    expected = of_transformers(directory, windows, attn_implementation="eager")
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 # Configs of transformers 4 and 5
@@ -205,10 +194,10 @@ USUAL = [FAR, NEAR, NEAR, FAR]
     [
         (FOUR, USUAL),
         (FIVE, USUAL),
-        # What transformers 4 adds to a file of transformers 5, whose settings it does not know.
+        # transformers 4 adds its own settings to a file of transformers 5.
         ({**FIVE, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0}, USUAL),
         ({**FIVE, "global_attn_every_n_layers": 2}, USUAL),
-        # What transformers 5 finds in files of either.
+        # Files of either, as transformers 5 reads them.
         ({**FOUR, "layer_types": ["sliding_attention"] * 4}, [NEAR] * 4),
         ({**FOUR, "layer_types": None, "rope_parameters": None, "rope_scaling": None}, USUAL),
         ({**FOUR, "rope_parameters": {"sliding_attention": None}}, USUAL),
@@ -250,21 +239,30 @@ def linear_scaling(name: str) -> dict[str, Any]:
         ({"layer_types": ["full_attention"] * 3 + ["linear_attention"]}, "'linear_attention'"),
     ],
 )
-def test_what_has_no_graph_is_named(plain_dir: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_encoder_is_named(
+    plain_dir: Path, changes: dict[str, Any], message: str
+) -> None:
     config, weights = files_in(plain_dir)
     with pytest.raises(ConfigError, match=message):
         read({**config, **changes}, weights)
 
 
-def test_missing_weights_are_named(plain_dir: Path) -> None:
-    config, weights = files_in(plain_dir)
-    for flag, name in (
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
         ("norm_bias", "embeddings.norm.bias"),
         ("attention_bias", "layers.0.attn.Wqkv.bias"),
         ("mlp_bias", "layers.0.mlp.Wi.bias"),
-    ):
-        with pytest.raises(KeyError, match=name):
-            read({**config, flag: True}, weights)
+    ],
+)
+def test_missing_bias_is_named(plain_dir: Path, setting: str, name: str) -> None:
+    config, weights = files_in(plain_dir)
+    with pytest.raises(KeyError, match=name):
+        read({**config, setting: True}, weights)
+
+
+def test_every_weight_is_needed(plain_dir: Path) -> None:
+    config, weights = files_in(plain_dir)
     for name in weights:
         with pytest.raises(KeyError, match=name):
             read(config, {other: value for other, value in weights.items() if other != name})
@@ -273,24 +271,10 @@ def test_missing_weights_are_named(plain_dir: Path) -> None:
 # In int8
 
 
-class Naive:
-    """The same encoder in numpy, in float64, window by window, rounding as it is written down."""
-
-    def __init__(self, weights: ModernBertWeights, precision: Precision) -> None:
-        self.weights = weights
-        self.precision = precision
-
-    def __call__(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """(n_rows, width): without the special pieces."""
-        return np.concatenate([self.encode(with_ends(window))[1:-1] for window in windows])
-
+class NaiveModernBert(Naive):
     def encode(self, ids: np.ndarray) -> np.ndarray:
         w = self.weights
-        rows = [
-            self.round(row, 127) if self.precision.embeddings else row
-            for row in w.pieces[ids].astype("d")
-        ]
-        hidden = self.norm(np.array(rows), w.embedding_norm)
+        hidden = self.norm(self.pieces()[ids], w.embedding_norm)
         for i, layer in enumerate(w.layers):
             int8 = i in self.precision.layers
             normed = self.norm(hidden, layer.attention_norm) if layer.attention_norm else hidden
@@ -301,8 +285,8 @@ class Naive:
             hidden = hidden + self.product(inner, layer.down, int8)
         return self.norm(hidden, w.final_norm)
 
-    def attend(self, normed: np.ndarray, layer: Layer, int8: bool) -> np.ndarray:
-        """A piece at a time, with what it sees."""
+    def attend(self, normed: np.ndarray, layer: ModernBertLayer, int8: bool) -> np.ndarray:
+        """Attend from one piece at a time to the pieces that it sees."""
         n_heads, n = self.weights.n_heads, len(normed)
         query, key, value = (
             self.product(normed, part, int8).reshape(n, n_heads, -1)
@@ -319,7 +303,7 @@ class Naive:
         return self.product(attended.reshape(n, -1), layer.attention_out, int8)
 
     def rotate(self, x: np.ndarray, theta: float) -> np.ndarray:
-        """Pairs of numbers, one from each half of a head, as complex numbers."""
+        """Rotate pairs of numbers, one from each half of a head, as complex numbers."""
         half = x.shape[2] // 2
         angles = np.arange(len(x))[:, None] / theta ** (np.arange(half) / half)
         turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
@@ -330,38 +314,25 @@ class Naive:
             return np.maximum(x, 0)
         return x * (1 + erf(x / np.sqrt(2))) / 2
 
-    def product(self, x: np.ndarray, linear: Linear, int8: bool) -> np.ndarray:
-        columns = linear.weight.T.astype("d")
-        if int8:
-            limit = 63 if self.precision.reduced_range else 127
-            columns = np.array([self.round(column, limit) for column in columns])
-            x = np.array([self.round(row, 127) for row in x])
-        return x @ columns.T + linear.bias
-
-    def round(self, x: np.ndarray, limit: int) -> np.ndarray:
-        step = np.abs(x).max() / limit
-        return np.rint(x / step) * step if step else x
-
-    def norm(self, x: np.ndarray, norm: Norm) -> np.ndarray:
-        deviation = np.sqrt(x.var(1, keepdims=True) + self.weights.epsilon)
-        return (x - x.mean(1, keepdims=True)) / deviation * norm.weight + norm.bias
-
 
 @pytest.mark.parametrize("reduced_range", [False, True])
 def test_int8_is_the_rounding_that_is_documented(directory: Path, reduced_range: bool) -> None:
     weights = weights_in(directory)
     windows = random_windows(N_VOCAB, [*SHORT, 20])
     precision = Precision(INT8.layers, embeddings=True, reduced_range=reduced_range)
-    found = run(build(weights, precision), windows)
-    expected, exact = Naive(weights, precision)(windows), Naive(weights, FLOAT)(windows)
-    assert_mostly_close(found, expected, exact)
+    actual = run(build(weights, precision), windows)
+    expected = NaiveModernBert(weights, precision)(windows)
+    exact = NaiveModernBert(weights, FLOAT)(windows)
+    assert_mostly_close(actual, expected, exact)
 
 
 def test_int8_with_another_activation(tmp_path: Path) -> None:
     weights = weights_in(write(tmp_path, hidden_activation="relu", **BIASES))
     windows = random_windows(N_VOCAB, SHORT)
-    found = run(build(weights, INT8), windows)
-    assert_mostly_close(found, Naive(weights, INT8)(windows), Naive(weights, FLOAT)(windows))
+    actual = run(build(weights, INT8), windows)
+    assert_mostly_close(
+        actual, NaiveModernBert(weights, INT8)(windows), NaiveModernBert(weights, FLOAT)(windows)
+    )
 
 
 @pytest.mark.parametrize(
@@ -372,27 +343,29 @@ def test_int8_with_another_activation(tmp_path: Path) -> None:
 def test_parts_in_int8(plain_dir: Path, precision: Precision) -> None:
     weights = weights_in(plain_dir)
     windows = random_windows(N_VOCAB, SHORT)
-    found = run(build(weights, precision), windows)
-    expected, exact = Naive(weights, precision)(windows), Naive(weights, FLOAT)(windows)
-    assert_mostly_close(found, expected, exact)
-    other = Naive(weights, INT8)(windows)
-    assert np.abs(found - expected).max() < np.abs(found - other).max() / 2
+    actual = run(build(weights, precision), windows)
+    expected = NaiveModernBert(weights, precision)(windows)
+    exact = NaiveModernBert(weights, FLOAT)(windows)
+    assert_mostly_close(actual, expected, exact)
+    other = NaiveModernBert(weights, INT8)(windows)
+    assert np.abs(actual - expected).max() < np.abs(actual - other).max() / 2
 
 
-def test_a_piece_of_zeros(plain_dir: Path) -> None:
-    """As padding is at the start: without biases, its rows stay zeros up to the attention."""
+@pytest.mark.parametrize("pieces", [[5] * 4, [7, 5, 8, 5, 9]], ids=str)
+def test_a_piece_of_zeros(plain_dir: Path, pieces: list[int]) -> None:
+    """Initial padding is like that: without biases, its rows stay zeros up to the attention."""
     weights = weights_in(plain_dir)
     weights.pieces[5] = 0.0
-    for windows in ([np.array([5] * 4)], [np.array([7, 5, 8, 5, 9])]):
-        found = run(build(weights, INT8), windows)
-        np.testing.assert_allclose(found, Naive(weights, INT8)(windows), rtol=0, atol=2e-5)
+    windows = [np.array(pieces)]
+    actual = run(build(weights, INT8), windows)
+    np.testing.assert_allclose(actual, NaiveModernBert(weights, INT8)(windows), rtol=0, atol=2e-5)
 
 
-def test_what_is_in_int8_is_kept_in_int8(plain_dir: Path) -> None:
+def test_int8_weights_are_stored_in_int8(plain_dir: Path) -> None:
     weights = weights_in(plain_dir)
     n_layer = 4 * WIDTH * WIDTH + 3 * WIDTH * HIDDEN
     n_pieces = N_VOCAB * WIDTH
-    # Cosines and sines, for layers of either scope.
+    # Cosines and sines for both scopes.
     n_rotations = 2 * 2 * POSITIONS * WIDTH // 4 // 2
     for precision, n_int8 in (
         (FLOAT, 0),
@@ -400,10 +373,9 @@ def test_what_is_in_int8_is_kept_in_int8(plain_dir: Path) -> None:
         (Precision(frozenset(range(LAYERS))), n_layer * LAYERS),
         (Precision(embeddings=True), n_pieces),
     ):
-        graph = onnx.load_from_string(build(weights, precision)).graph
-        constants = [numpy_helper.to_array(each) for each in graph.initializer]
+        constants = constants_of(build(weights, precision))
         assert sum(c.size for c in constants if c.dtype == np.int8) == n_int8
-        # Nothing is there twice.
+        # No weight is stored twice.
         large = sum(c.size for c in constants if c.ndim == 2 and c.size >= WIDTH * WIDTH)
         assert large == n_layer * LAYERS + n_pieces + n_rotations
 
@@ -414,7 +386,7 @@ def test_what_is_in_int8_is_kept_in_int8(plain_dir: Path) -> None:
 @pytest.fixture(scope="module", params=["float32", "int8"])
 def session(request: pytest.FixtureRequest, plain_dir: Path) -> onnxruntime.InferenceSession:
     graph = build(weights_in(plain_dir), FLOAT if request.param == "float32" else INT8)
-    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return new_session(graph)
 
 
 @settings(max_examples=25)
@@ -426,7 +398,7 @@ def session(request: pytest.FixtureRequest, plain_dir: Path) -> onnxruntime.Infe
 def test_a_window_does_not_depend_on_its_batch(
     session: onnxruntime.InferenceSession, lengths: list[int], budget: int, seed: int
 ) -> None:
-    """Not by a bit: neither on the others nor on the padding."""
+    """All bits are equal, whatever the other windows and the padding."""
     windows = random_windows(N_VOCAB, lengths, seed)
     together = run_session(session, windows, budget)
     alone = [run_session(session, [window], budget) for window in windows]
@@ -434,7 +406,7 @@ def test_a_window_does_not_depend_on_its_batch(
 
 
 def test_padding_far_from_every_piece(session: onnxruntime.InferenceSession) -> None:
-    """It sees nothing within its reach, and still makes nothing that is no number."""
+    """Such padding sees no piece within its reach. Its rows must be finite all the same."""
     rng = np.random.default_rng(0)
     mask = (np.arange(200) < np.array([[200], [3]])).astype(np.int64)
     ids = rng.integers(5, N_VOCAB, mask.shape)
@@ -448,11 +420,4 @@ def test_padding_far_from_every_piece(session: onnxruntime.InferenceSession) -> 
 
 
 def test_the_graph_is_valid_and_for_old_versions_too(biased_dir: Path) -> None:
-    """What ONNX Runtime 1.18 reads."""
-    model = onnx.load_from_string(build(weights_in(biased_dir), INT8))
-    onnx.checker.check_model(model, full_check=True)
-    assert model.ir_version <= 10
-    assert {each.domain: each.version for each in model.opset_import} == {
-        "": 18,
-        "com.microsoft": 1,
-    }
+    assert_valid(build(weights_in(biased_dir), INT8))

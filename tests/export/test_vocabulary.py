@@ -35,7 +35,7 @@ CORPUS = (
 
 
 def make_wordpiece(vocab: list[str], processor: Any = None) -> Tokenizer:
-    """A lower-casing WordPiece tokenizer that splits at spaces and punctuation."""
+    """Make a lower-casing WordPiece tokenizer that splits at spaces and punctuation."""
     numbered = {piece: i for i, piece in enumerate(vocab)}
     tokenizer = Tokenizer(
         models.WordPiece(numbered, unk_token="[UNK]", max_input_chars_per_word=12)
@@ -49,7 +49,7 @@ def make_wordpiece(vocab: list[str], processor: Any = None) -> Tokenizer:
 
 
 def read(tokenizer_json: str) -> Tokenizer:
-    """A tokenizer that takes "[SEP]" in a text for text."""
+    """Load a tokenizer that treats "[SEP]" in a text as text."""
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -67,7 +67,7 @@ def pieces_of(tokenizer_json: str, texts: list[str]) -> list[list[str]]:
 
 
 def check_consistent(old_json: str, pruned: PrunedVocabulary) -> None:
-    """New ids have no gaps, and `kept_ids` leads from each to the old id of the same piece."""
+    """Check that new ids have no gaps, and that `kept_ids` has the old id of the same piece."""
     old = Tokenizer.from_str(old_json).get_vocab(with_added_tokens=True)
     new = Tokenizer.from_str(pruned.tokenizer_json).get_vocab(with_added_tokens=True)
     assert sorted(new.values()) == list(range(len(new)))
@@ -80,7 +80,7 @@ def check_consistent(old_json: str, pruned: PrunedVocabulary) -> None:
 
 @pytest.fixture(scope="module")
 def real(teacher_dir: Path) -> str:
-    """The tokenizer of BERT, uncased: 30,522 pieces."""
+    """BERT's uncased tokenizer with 30,522 pieces."""
     return (teacher_dir / "tokenizer.json").read_text(encoding="utf-8")
 
 
@@ -90,7 +90,7 @@ def small() -> str:
     return make_wordpiece([*vocab, "ab", "##cd", "abc", "##de", "abcd", "##ab"]).to_str()
 
 
-# What stays
+# Kept pieces
 
 
 def test_a_corpus_is_encoded_as_before(real: str) -> None:
@@ -125,7 +125,7 @@ def test_any_corpus_is_encoded_as_before(texts: list[str]) -> None:
 
 
 def test_a_word_that_was_unknown_stays_unknown() -> None:
-    """Without "ab" the pieces "a" and "##bc" would fit, where "##c" is missing."""
+    """ "##c" is missing, so "abc" is unknown. Without "ab" the pieces "a" and "##bc" would fit."""
     old = make_wordpiece(["[UNK]", "a", "b", "##b", "ab", "##bc", "abb", "b" * 13]).to_str()
     texts = ["abc", "b", "abc" * 5]
     pruned = prune_vocabulary(old, texts)
@@ -134,7 +134,7 @@ def test_a_word_that_was_unknown_stays_unknown() -> None:
     assert set(pruned.dropped) == {"##bc", "abb", "b" * 13}
 
 
-def test_unseen_text_comes_in_smaller_pieces(small: str) -> None:
+def test_unseen_text_is_split_into_smaller_pieces(small: str) -> None:
     pruned = prune_vocabulary(small, ["abcde abcde"])
     assert pieces_of(small, ["abcde", "abab", "decd"]) == [
         ["abcd", "##e"],
@@ -152,9 +152,10 @@ def test_unseen_text_comes_in_smaller_pieces(small: str) -> None:
     assert pruned.counts.sum() == 4
 
 
-def test_single_characters_that_go_cannot_occur(real: str) -> None:
-    """Every character, alone and within a word, is encoded with the pieces that are left as well
-    as with all single characters."""
+def test_dropped_single_characters_cannot_occur(real: str) -> None:
+    """The kept pieces encode every character, alone and within a word, as all single characters
+    would.
+    """
     old = json.loads(real)
     vocab = old["model"]["vocab"]
     characters = [p for p in vocab if len(p.removeprefix("##")) == 1]
@@ -175,7 +176,7 @@ def test_min_count(small: str) -> None:
     pruned = prune_vocabulary(small, ["abcd abcd abc ab ab ab"], min_count=2)
     check_consistent(small, pruned)
     assert pruned.dropped == {"##.": 0, "##cd": 0, "abc": 1, "##de": 0, "##ab": 0}
-    # Not as before: "abc" occurs once.
+    # "abc" occurs once, so its encoding changes.
     assert pieces_of(pruned.tokenizer_json, ["abcd abc"]) == [["abcd", "ab", "##c"]]
 
 
@@ -187,7 +188,7 @@ def test_min_count(small: str) -> None:
         (16, {"ab"}),
         (17, {"ab", "abcd"}),
         (18, {"ab", "abcd", "abc"}),
-        # From here on not seen: in the order of their ids.
+        # Unseen pieces follow in the order of their ids.
         (19, {"ab", "abcd", "abc", "##cd"}),
         (21, {"ab", "abcd", "abc", "##cd", "##de", "##ab"}),
         (99, {"ab", "abcd", "abc", "##cd", "##de", "##ab"}),
@@ -213,8 +214,8 @@ def test_unseen_pieces_that_fill_up_can_occur(real: str) -> None:
 
 
 def test_special_pieces_keep_their_roles(real: str) -> None:
-    """BERT's: a template, and [UNK], [CLS] and [SEP] with ids of 100 and more."""
-    # The saved tokenizer of the teacher pads: its padding has an id as well.
+    """BERT has a template, and [UNK], [CLS] and [SEP] with ids of 100 and more."""
+    # The teacher's saved tokenizer pads, so its padding has an id as well.
     content = json.loads(real)
     assert content["padding"]["pad_id"] == 0
     pruned = prune_vocabulary(real, ["so it goes on"])
@@ -233,7 +234,7 @@ def test_ids_of_processors_padding_and_added_pieces() -> None:
     vocab = ["x", "[UNK]", "[SEP]", "y", "[CLS]", "z", "[PAD]", "xx", "yy"]
     ends = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 4))
     tokenizer = make_wordpiece(vocab, processors.Sequence([ends]))
-    tokenizer.add_tokens(["spaCy", "<x>"])  # beyond the model's vocabulary
+    tokenizer.add_tokens(["spaCy", "<x>"])  # outside the model's vocabulary
     tokenizer.enable_padding(pad_id=6, pad_token="[PAD]", length=8)
     pruned = prune_vocabulary(tokenizer.to_str(), ["yy"])
     check_consistent(tokenizer.to_str(), pruned)
@@ -250,25 +251,29 @@ def test_ids_of_processors_padding_and_added_pieces() -> None:
     assert (piece_tokenizer.prefix, piece_tokenizer.suffix) == ([4], [2])
 
 
-def test_special_ids_move() -> None:
-    """Pieces in front of them go."""
-    vocab = ["xx", "x", "[UNK]", "yy", "[SEP]", "zz", "[CLS]", "[PAD]"]
-    for processor in (
+@pytest.mark.parametrize(
+    "processor",
+    [
         processors.BertProcessing(("[SEP]", 4), ("[CLS]", 6)),
         processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair=None, special_tokens=[("[CLS]", 6), ("[SEP]", 4)]
         ),
-    ):
-        tokenizer = make_wordpiece(vocab, processor)
-        tokenizer.enable_padding(pad_id=7, length=4)
-        pruned = prune_vocabulary(tokenizer.to_str(), ["x"])
-        assert pruned.kept_ids.tolist() == [1, 2, 4, 6, 7]
-        encoded = Tokenizer.from_str(pruned.tokenizer_json).encode("x")
-        assert encoded.ids == [3, 0, 2, 4]
-        assert encoded.tokens == ["[CLS]", "x", "[SEP]", "[PAD]"]
+    ],
+    ids=["bert", "template"],
+)
+def test_special_ids_move(processor: Any) -> None:
+    """Pieces in front of them are dropped."""
+    vocab = ["xx", "x", "[UNK]", "yy", "[SEP]", "zz", "[CLS]", "[PAD]"]
+    tokenizer = make_wordpiece(vocab, processor)
+    tokenizer.enable_padding(pad_id=7, length=4)
+    pruned = prune_vocabulary(tokenizer.to_str(), ["x"])
+    assert pruned.kept_ids.tolist() == [1, 2, 4, 6, 7]
+    encoded = Tokenizer.from_str(pruned.tokenizer_json).encode("x")
+    assert encoded.ids == [3, 0, 2, 4]
+    assert encoded.tokens == ["[CLS]", "x", "[SEP]", "[PAD]"]
 
 
-# What cannot be done
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -280,22 +285,32 @@ def test_other_models_are_refused(model: Any, kind: str) -> None:
         prune_vocabulary(Tokenizer(model).to_str(), ["a"])
 
 
-def test_wrong_settings_and_texts(small: str) -> None:
-    with pytest.raises(ConfigError, match=r"keep = 14: expected at least 15\."):
-        prune_vocabulary(small, ["a"], keep=14)
-    with pytest.raises(ConfigError, match=r"min_count = 0: expected at least 1"):
-        prune_vocabulary(small, ["a"], min_count=0)
-    with pytest.raises(ConfigError, match=r"min_count = 2 and keep = 20: expected one of them"):
-        prune_vocabulary(small, ["a"], min_count=2, keep=20)
-    for texts in ([], ["", " "]):
-        with pytest.raises(CorpusError, match="no text in it"):
-            prune_vocabulary(small, texts)
-    for content in ("{", "{}", "[]"):
-        with pytest.raises(WeightsError, match="not a saved tokenizer"):
-            prune_vocabulary(content, ["a"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 14}, r"keep = 14: expected at least 15\."),
+        ({"min_count": 0}, r"min_count = 0: expected at least 1"),
+        ({"min_count": 2, "keep": 20}, r"min_count = 2 and keep = 20: expected one of them"),
+    ],
+)
+def test_wrong_settings(small: str, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prune_vocabulary(small, ["a"], **options)
 
 
-# What it costs
+@pytest.mark.parametrize("texts", [[], ["", " "]])
+def test_corpus_without_text(small: str, texts: list[str]) -> None:
+    with pytest.raises(CorpusError, match="no text in it"):
+        prune_vocabulary(small, texts)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_damaged_tokenizer(content: str) -> None:
+    with pytest.raises(WeightsError, match="not a saved tokenizer"):
+        prune_vocabulary(content, ["a"])
+
+
+# Loss
 
 
 def test_loss_by_hand(small: str) -> None:
@@ -308,7 +323,7 @@ def test_loss_by_hand(small: str) -> None:
     assert loss.pieces_before == pytest.approx((1 + 2 + 1 + 1 + 2) / 5)
     assert loss.pieces_after == pytest.approx((2 + 2 + 1 + 1 + 3) / 5)
     assert loss.unknown_before == loss.unknown_after == pytest.approx(1 / 5)
-    with pytest.raises(CorpusError, match="No word"):
+    with pytest.raises(CorpusError, match="have no words"):
         pruning_loss(old, new, [" "])
 
 
@@ -325,7 +340,7 @@ def test_loss_of_words_that_become_unknown() -> None:
 
 
 def write_modernbert(directory: Path) -> Path:
-    """A small random ModernBERT with a WordPiece tokenizer, which the released ones have not."""
+    """Write a small random ModernBERT with a WordPiece tokenizer, unlike the released ones."""
     tokenizer = build_tokenizer("bert")
     roles = {"pad": 0, "cls": 2, "sep": 3, "bos": 2, "eos": 3}
     config = transformers.ModernBertConfig(
@@ -374,13 +389,13 @@ def test_a_pruned_encoder_gives_the_same_vectors(
     assert encoder.n_parameters - pruned_encoder.n_parameters == n_dropped * width
     for text in seen:
         np.testing.assert_allclose(small(text).tensor, nlp(text).tensor, rtol=0, atol=1e-6)
-    # A batch, where the shorter text is padded.
+    # In a batch, the shorter text is padded.
     for one, other in zip(small.pipe(seen), nlp.pipe(seen), strict=True):
         np.testing.assert_allclose(one.tensor, other.tensor, rtol=0, atol=1e-6)
     unseen = "tokenizer unbelievably"
     assert small(unseen).tensor.shape == (2, WIDTH)
     assert np.abs(small(unseen).tensor - nlp(unseen).tensor).max() > 1e-3
-    # And to transformers it is an ordinary model.
+    # transformers reads it as an ordinary model.
     model = transformers.AutoModel.from_pretrained(tmp_path / "pruned")
     assert model.config.vocab_size == pruned.n_kept
     assert model.get_input_embeddings().weight.shape[0] == pruned.n_kept
@@ -433,7 +448,7 @@ def test_files_that_cannot_be_pruned(bert_dir: Path, real: str) -> None:
 
 
 def test_words_of_a_real_encoder(teacher_dir: Path, tmp_path: Path) -> None:
-    """22 million weights; the corpus is drawn from its own vocabulary."""
+    """The encoder has 22 million weights. The corpus is drawn from its own vocabulary."""
     files = files_of(teacher_dir)
     words = [piece for piece in json.loads(files[TOKENIZER])["model"]["vocab"] if piece.isalpha()]
     rng = random.Random(0)

@@ -19,7 +19,7 @@ from tests.util import FAMILIES, LAYERS, WIDTH
 
 Files = dict[str, bytes]
 
-# The others have forms of their own.
+# The others have their own forms.
 BERT_LIKE = [family for family in FAMILIES if family not in ("deberta-v2", "modernbert")]
 
 
@@ -62,7 +62,7 @@ def test_many_families_have_one_form(encoder_dirs: dict[str, Path], family: str)
     weights = read_bert(files)
     assert (weights.n_heads, weights.activation) == (4, "gelu")
     assert weights.epsilon == config.get("layer_norm_eps", 1e-12)
-    # 72 pieces in a window, whatever stands before the first one's position.
+    # 72 pieces in a window, without the positions before the first piece.
     embedding = weights.pieces.shape[1]
     assert weights.positions.shape == (72, embedding)
     assert (weights.projection is not None) == (embedding != WIDTH)
@@ -73,8 +73,7 @@ def test_many_families_have_one_form(encoder_dirs: dict[str, Path], family: str)
         "up": (WIDTH, 2 * WIDTH),
         "down": (2 * WIDTH, WIDTH),
     }
-    # Each tensor is read once: no two parts hold the same numbers, and none is left over. What
-    # layers share is one object.
+    # Each tensor is read exactly once. Shared layers are one object.
     layers = {id(layer): layer for layer in weights.layers}
     assert len(layers) == (1 if family == "albert" else LAYERS)
     parts = [part for layer in layers.values() for part in vars(layer).values()]
@@ -89,24 +88,30 @@ def test_many_families_have_one_form(encoder_dirs: dict[str, Path], family: str)
     assert read == stored
 
 
-def test_positions_start_after_the_padding_of_roberta(encoder_dirs: dict[str, Path]) -> None:
-    for family, first in (("bert", 0), ("albert", 0), ("roberta", 2), ("mpnet", 2)):
-        files = files_of(encoder_dirs[family])
-        raw = load(files[WEIGHTS])
-        expected = raw["embeddings.position_embeddings.weight"][first]
-        if family != "mpnet":  # which has no token types
-            expected = expected + raw["embeddings.token_type_embeddings.weight"][0]
-        np.testing.assert_array_equal(read_bert(files).positions[0], expected)
+@pytest.mark.parametrize(
+    ("family", "first"), [("bert", 0), ("albert", 0), ("roberta", 2), ("mpnet", 2)]
+)
+def test_positions_start_after_the_padding_of_roberta(
+    encoder_dirs: dict[str, Path], family: str, first: int
+) -> None:
+    files = files_of(encoder_dirs[family])
+    raw = load(files[WEIGHTS])
+    expected = raw["embeddings.position_embeddings.weight"][first]
+    if family != "mpnet":  # it has no token types
+        expected = expected + raw["embeddings.token_type_embeddings.weight"][0]
+    np.testing.assert_array_equal(read_bert(files).positions[0], expected)
 
 
-def test_an_activation_that_no_config_names_is_the_familys(encoder_dirs: dict[str, Path]) -> None:
-    for family, activation in (("albert", "gelu_new"), ("mpnet", "gelu"), ("bert", "gelu")):
-        files = with_config(files_of(encoder_dirs[family]), hidden_act="absent")
-        assert read_bert(files).activation == activation
+@pytest.mark.parametrize(
+    ("family", "activation"), [("albert", "gelu_new"), ("mpnet", "gelu"), ("bert", "gelu")]
+)
+def test_default_activation(encoder_dirs: dict[str, Path], family: str, activation: str) -> None:
+    files = with_config(files_of(encoder_dirs[family]), hidden_act="absent")
+    assert read_bert(files).activation == activation
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_number_of_weights(encoder_dirs: dict[str, Path], family: str) -> None:
+def test_number_of_parameters(encoder_dirs: dict[str, Path], family: str) -> None:
     engine = TorchEngine.from_name(str(encoder_dirs[family]), device="cpu")
     assert count_parameters(engine.to_files()) == engine.n_parameters
 
@@ -137,12 +142,12 @@ def test_weights_of_half_precision_are_read_as_float32(files: Files) -> None:
         ),
     ],
 )
-def test_what_has_no_graph_is_named(files: Files, changes: dict[str, str], message: str) -> None:
+def test_unsupported_encoder_is_named(files: Files, changes: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_weights(with_config(files, **changes))
 
 
-def test_the_activation_of_distilbert_has_a_name_of_its_own(
+def test_distilbert_has_its_own_setting_for_the_activation(
     encoder_dirs: dict[str, Path],
 ) -> None:
     files = files_of(encoder_dirs["distilbert"])

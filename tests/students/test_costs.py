@@ -1,8 +1,7 @@
-"""What the report says of a student, against models and graphs themselves."""
+"""A student's costs, against models and graphs themselves."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,19 +9,11 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, ElectraConfig, MPNetConfig, PretrainedConfig
 
-from spacy_distil.errors import CorpusError
 from spacy_distil.export.families import build_graph, read_weights
 from spacy_distil.export.graph import Precision
-from spacy_distil.students.costs import (
-    pieces_per_second,
-    pieces_per_word,
-    read_blocks,
-    report_table,
-    size_of,
-)
+from spacy_distil.students.costs import cost_table, encoder_size, pieces_per_second
 from spacy_distil.students.making import make_student
 from spacy_distil.students.teachers import Teacher, load_teacher
-from tests.teachers import WORDS
 
 SIZES = {
     "vocab_size": 3000,
@@ -44,27 +35,27 @@ def teacher(teacher_dir: Callable[..., Path]) -> Teacher:
     [BertConfig(**SIZES), ElectraConfig(**SIZES, embedding_size=32), MPNetConfig(**SIZES)],
     ids=["bert", "electra", "mpnet"],
 )
-def test_size_is_that_of_files_and_graphs(config: PretrainedConfig, tmp_path: Path) -> None:
+def test_size_matches_files_and_graphs(config: PretrainedConfig, tmp_path: Path) -> None:
     bare = {} if config.model_type == "electra" else {"add_pooling_layer": False}
     model = AutoModel.from_config(config, **bare)
-    size = size_of(model)
+    size = encoder_size(model)
     assert size.embeddings == sum(p.numel() for p in model.embeddings.parameters())
     assert size.embeddings + size.layers == model.num_parameters()
     model.save_pretrained(tmp_path)
     saved = (tmp_path / "model.safetensors").stat().st_size
-    assert size.megabytes == pytest.approx(saved / 1e6, rel=0.03)
+    assert size.n_bytes == pytest.approx(saved, rel=0.03)
     files = {name: (tmp_path / name).read_bytes() for name in ("config.json", "model.safetensors")}
     precision = Precision(frozenset(range(2)), embeddings=True)
     graph = build_graph(read_weights(files), precision)
-    assert size.int8_megabytes == pytest.approx(len(graph) / 1e6, rel=0.06)
+    assert size.int8_bytes == pytest.approx(len(graph), rel=0.06)
 
 
-def test_head_does_not_count(teacher: Teacher) -> None:
-    assert teacher.has_head
-    assert size_of(teacher.model) == size_of(teacher.model.base_model)
+def test_masked_lm_head_does_not_count(teacher: Teacher) -> None:
+    assert teacher.has_mlm_head
+    assert encoder_size(teacher.model) == encoder_size(teacher.model.base_model)
 
 
-def test_less_to_compute_is_faster() -> None:
+def test_smaller_model_is_faster() -> None:
     config = BertConfig(**SIZES)
     model = AutoModel.from_config(config).eval()
     config = BertConfig(**SIZES | {"num_hidden_layers": 16})
@@ -75,37 +66,9 @@ def test_less_to_compute_is_faster() -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_pieces_of_a_word(teacher: Teacher, tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text("ba be\n\nbi, bo\n")  # the comma is a word and an unknown piece
-    assert pieces_per_word(path, teacher, setting="--corpus") == 1
-    assert pieces_per_word(None, teacher, setting="--corpus") > 0.9
-    path.write_text("\n\n")
-    with pytest.raises(CorpusError, match=r"--corpus: no text in .*text\.txt"):
-        pieces_per_word(path, teacher, setting="--corpus")
-    with pytest.raises(CorpusError, match=r"--corpus: no text in .*text\.txt"):
-        read_blocks(path, teacher, setting="--corpus")
-
-
-def test_blocks_are_of_all_files(teacher: Teacher, tmp_path: Path) -> None:
-    words = {"a.txt": WORDS[:20], "b.txt": WORDS[20:40], "c.txt": WORDS[40:]}
-    rng = random.Random(0)
-    for name, some in words.items():
-        length = 10 if name == "a.txt" else 2000
-        (tmp_path / name).write_text(" ".join(rng.choices(some, k=length)) + "\n")
-    blocks = read_blocks(tmp_path, teacher, setting="--corpus", n_blocks=9)
-    # One short file makes one block; the others share what is left.
-    assert [len(block) for block in blocks] == [12, *[32] * 8]
-    vocabulary = teacher.tokenizer.get_vocab()
-    of_file = [{vocabulary[word] for word in some} for some in words.values()]
-    for block, number in zip(blocks, [0, *[1] * 4, *[2] * 4], strict=True):
-        assert set(block[1:-1].tolist()) <= of_file[number]
-        assert (block[0], block[-1]) == (vocabulary["[CLS]"], vocabulary["[SEP]"])
-
-
-def test_table_has_both(teacher: Teacher) -> None:
+def test_table_compares_teacher_and_student(teacher: Teacher) -> None:
     student = make_student(teacher, [0]).eval()
-    table = report_table(teacher.model, student, pieces_per_word=2.0, threads=1)
+    table = cost_table(teacher.model, student, pieces_per_word=2.0, threads=1)
     assert table.header == ["", "teacher", "student"]
     rows = {name: values for name, *values in table.rows}
     assert rows["layers"] == ["4", "1"]
@@ -113,7 +76,7 @@ def test_table_has_both(teacher: Teacher) -> None:
     encoders = [model.base_model.num_parameters() for model in (teacher.model, student)]
     assert rows["parameters"] == [f"{count:,}" for count in encoders]
     # 2 x (4 x 16 x 16 + 2 x 16 x 32 + 2 x 32 x 16) in a layer and blocks of 32
-    assert rows["MFLOP a piece, blocks of 32"] == ["0.02", "0.01"]
+    assert rows["MFLOP per piece, blocks of 32"] == ["0.02", "0.01"]
     pieces, words = (
         [float(value.replace(",", "")) for value in rows[name]]
         for name in ("pieces/s here", "words/s here")

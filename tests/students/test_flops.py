@@ -1,4 +1,4 @@
-"""Counted operations against those that torch counts while models run."""
+"""Operations counted from configs, against torch's counter on running models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.students.flops import encoder_flops, head_flops
+from spacy_distil.students.flops import encoder_flops, mlm_head_flops
 from spacy_distil.students.masked_lm_heads import masked_lm_head
 
 BLOCKS, LENGTH = 3, 20
@@ -39,62 +39,62 @@ CONFIGS: dict[str, PretrainedConfig] = {
 }
 
 
+@pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize(
     ("name", "attention"),
-    # What transformers 4 has SDPA for.
+    # transformers 4 has SDPA for these.
     [*((name, "eager") for name in CONFIGS), ("bert", "sdpa"), ("roberta", "sdpa")],
 )
-def test_encoder_is_counted_as_torch_counts(name: str, attention: str) -> None:
+def test_encoder_is_counted_as_torch_counts(name: str, attention: str, backward: bool) -> None:
     config = CONFIGS[name]
     model = AutoModel.from_config(config, attn_implementation=attention)
     pieces = torch.randint(5, 50, (BLOCKS, LENGTH))
-    for backward in (False, True):
-        # torch counts nothing of the CPU's fused kernel.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            hidden = model(input_ids=pieces).last_hidden_state
-            if backward:
-                hidden.sum().backward()
-        pooler = 0
-        if getattr(model, "pooler", None) is not None:  # of which only the forward pass is run
-            pooler = 2 * 16 * 16 * BLOCKS
-        found = (counter.get_total_flops() - pooler) / (BLOCKS * LENGTH)
-        assert encoder_flops(config, LENGTH, backward=backward) == pytest.approx(found, rel=1e-9)
+    # torch does not count the CPU's fused kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        hidden = model(input_ids=pieces).last_hidden_state
+        if backward:
+            hidden.sum().backward()
+    pooler = 0
+    if getattr(model, "pooler", None) is not None:  # runs forward only
+        pooler = 2 * 16 * 16 * BLOCKS
+    counted = (counter.get_total_flops() - pooler) / (BLOCKS * LENGTH)
+    assert encoder_flops(config, LENGTH, backward=backward) == pytest.approx(counted, rel=1e-9)
 
 
+@pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("name", ["bert", "distilbert", "roberta"])
-def test_head_is_counted_as_torch_counts(name: str) -> None:
+def test_head_is_counted_as_torch_counts(name: str, backward: bool) -> None:
     head = masked_lm_head(AutoModelForMaskedLM.from_config(CONFIGS[name]))
     assert head is not None
     hidden = torch.randn(7, 16, requires_grad=True)
-    for backward in (False, True):
-        with FlopCounterMode(display=False) as counter:
-            logits = head.decode(head.transform(hidden))
-            if backward:
-                logits.sum().backward()
-        found = counter.get_total_flops() / 7
-        assert head_flops(CONFIGS[name], backward=backward) == pytest.approx(found, rel=1e-9)
+    with FlopCounterMode(display=False) as counter:
+        logits = head.decode(head.transform(hidden))
+        if backward:
+            logits.sum().backward()
+    counted = counter.get_total_flops() / 7
+    assert mlm_head_flops(CONFIGS[name], backward=backward) == pytest.approx(counted, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["electra", "albert"])
 def test_head_decodes_from_narrow_embeddings(name: str) -> None:
-    """The whole model against its encoder: what is left is the head."""
+    """The head costs the difference between the whole model and its encoder."""
     model = AutoModelForMaskedLM.from_config(CONFIGS[name])
     pieces = torch.randint(5, 50, (BLOCKS, LENGTH))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(input_ids=pieces)
-    found = counter.get_total_flops() / (BLOCKS * LENGTH) - encoder_flops(CONFIGS[name], LENGTH)
-    assert head_flops(CONFIGS[name]) == pytest.approx(found, rel=1e-9)
+    actual = counter.get_total_flops() / (BLOCKS * LENGTH) - encoder_flops(CONFIGS[name], LENGTH)
+    assert mlm_head_flops(CONFIGS[name]) == pytest.approx(actual, rel=1e-9)
 
 
 def test_distilling_bert_base_takes_501_megaflops_a_piece() -> None:
-    """To 6 layers in blocks of 512, a head at 15 % of the pieces: teacher forward, student both."""
+    """6 layers, blocks of 512, masked-LM head at 15 % of the pieces, backward in the student."""
     teacher = transformers.BertConfig()
     student = transformers.BertConfig(num_hidden_layers=6)
     total = encoder_flops(teacher, 512) + encoder_flops(student, 512, backward=True)
-    total += 0.15 * (head_flops(teacher) + head_flops(student, backward=True))
+    total += 0.15 * (mlm_head_flops(teacher) + mlm_head_flops(student, backward=True))
     assert round(total / 1e6) == 501
 
 
-def test_family_that_computes_otherwise_is_refused() -> None:
+def test_unknown_family_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'deberta-v2'.*bert, distilbert"):
         encoder_flops(transformers.DebertaV2Config(), 128)

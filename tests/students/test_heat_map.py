@@ -1,4 +1,4 @@
-"""The heat map as a terminal and as a pipe show it."""
+"""The heat map in a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def printed(shape: StudentShape, *, terminal: bool, width: int = 80) -> str:
 
 
 @pytest.mark.parametrize("width", [80, 10])
-def test_numbers_and_what_is_kept(width: int) -> None:
+def test_numbers_and_kept_units(width: int) -> None:
     shape = choose_shape(TEACHER, [0, 2], heads=2, ffn=1, width=6)
     lines = printed(shape, terminal=False, width=width).splitlines()
     assert lines[0] == "Importance of heads, by cosine loss on 64 blocks; the student keeps *"
@@ -46,12 +46,12 @@ def test_numbers_and_what_is_kept(width: int) -> None:
         ["2", ".10", ".20", ".30*", ".93*"],
     ]
     assert lines[5:] == [
-        "The student's 1 of 2 neurons of a layer have of their importance: 75%, 100%",
-        "The student's 6 of 8 dimensions have of their importance: 92%",
+        "Kept: 1 of 2 feed-forward neurons per layer, with 75%, 100% of their importance",
+        "Kept: 6 of 8 dimensions, with 92% of their importance",
     ]
 
 
-def test_parts_without_any_importance() -> None:
+def test_units_without_any_importance() -> None:
     nothing = replace(
         IMPORTANCE,
         heads=torch.zeros_like(IMPORTANCE.heads),
@@ -60,10 +60,10 @@ def test_parts_without_any_importance() -> None:
     out = io.StringIO()
     shape = choose_shape(TEACHER, [0, 2], ffn=1)
     print_importance(nothing, shape, model_type="bert", console=Console(file=out, width=80))
-    assert out.getvalue().splitlines()[-1].endswith("importance: 0%, 0%")
+    assert out.getvalue().splitlines()[-1].endswith("with 0%, 0% of their importance")
 
 
-def test_what_is_kept_whole_is_not_spoken_of() -> None:
+def test_no_summary_of_whole_parts() -> None:
     lines = printed(choose_shape(TEACHER, "all"), terminal=False).splitlines()
     assert len(lines) == 5
     assert lines[2].count("*") == 4

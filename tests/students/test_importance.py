@@ -1,4 +1,4 @@
-"""Importance against finite differences of the loss, and where it is known."""
+"""Importance against finite differences of the loss, and in known cases."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from spacy_distil.students.teachers import Teacher
 from tests.teachers import tiny_tokenizer
 
 WIDTH, HEADS, SIZE, FFN, LAYERS = 6, 3, 2, 5, 2
-# Linear layers that read heads, those that read neurons, and what ends in hidden states.
+# Names of linear layers that read heads or neurons, and of modules that make hidden states.
 READS_HEADS = ("attention.output.dense", "attention.out_lin", "attention.attn.o")
 READS_NEURONS = ("ffn.lin2", "output.dense")
-ENDS_IN_HIDDEN = ("LayerNorm", "layer_norm", "embeddings_project")
+MAKES_HIDDEN = ("LayerNorm", "layer_norm", "embeddings_project")
 
 
 def random_teacher(family: str, *, head: bool) -> Teacher:
-    """In float64, its embeddings narrower in ELECTRA."""
+    """Make a teacher in float64. ELECTRA and ALBERT get narrow embeddings."""
     torch.manual_seed(5)
     tokenizer = tiny_tokenizer(family)
     names = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS}
@@ -41,8 +41,8 @@ def random_teacher(family: str, *, head: bool) -> Teacher:
     return Teacher("tiny", model.double().eval().requires_grad_(False), tokenizer, head, "")
 
 
-def some_blocks() -> list[np.ndarray]:
-    """Of different lengths, so that there is padding."""
+def random_blocks() -> list[np.ndarray]:
+    """Draw blocks of different lengths, which need padding."""
     rng = np.random.default_rng(1)
     blocks = [rng.integers(5, 60, length).astype(np.int32) for length in (12, 20, 16, 20, 9)]
     for block in blocks:
@@ -54,7 +54,10 @@ def some_blocks() -> list[np.ndarray]:
 def naive_losses(
     teacher: Teacher, targets: list[Tensor], batches: list[MaskedBatch]
 ) -> list[float]:
-    """Of each block on its own, without padding. targets: last hidden states of its clean text."""
+    """Compute the loss of each block on its own, without padding.
+
+    targets: last hidden states of the clean text, by block.
+    """
     losses = []
     for batch in batches:
         length = batch.inputs.shape[1]
@@ -66,13 +69,13 @@ def naive_losses(
                 for place, at in zip(places, batch.masked, strict=True)
                 if int(at) // length == row
             ]
-            found = teacher.model(input_ids=inputs[None, :end])
-            if teacher.has_head:
-                logits = found.logits[0, [place for place, _ in places]]
+            output = teacher.model(input_ids=inputs[None, :end])
+            if teacher.has_mlm_head:
+                logits = output.logits[0, [place for place, _ in places]]
                 labels = batch.labels[[i for _, i in places]]
                 losses.append(float(F.cross_entropy(logits, labels)))
             else:
-                similar = F.cosine_similarity(found[0][0], targets[len(losses)], dim=-1)
+                similar = F.cosine_similarity(output[0][0], targets[len(losses)], dim=-1)
                 losses.append(float((1 - similar).mean()))
     return losses
 
@@ -81,16 +84,16 @@ def naive_losses(
 def clean_states(teacher: Teacher) -> list[Tensor]:
     return [
         teacher.model(input_ids=torch.from_numpy(block.astype(np.int64))[None])[0][0]
-        for block in some_blocks()
+        for block in random_blocks()
     ]
 
 
 def modules_of(model: PreTrainedModel, endings: tuple[str, ...]) -> list[Any]:
-    found = []
-    for name, module in model.base_model.named_modules():
-        if name.endswith(endings) and (endings is READS_HEADS or not name.endswith(READS_HEADS)):
-            found.append(module)
-    return found
+    return [
+        module
+        for name, module in model.base_model.named_modules()
+        if name.endswith(endings) and (endings is READS_HEADS or not name.endswith(READS_HEADS))
+    ]
 
 
 def scale(model: PreTrainedModel, kind: str, layer: int, place: int, factor: float) -> None:
@@ -101,7 +104,7 @@ def scale(model: PreTrainedModel, kind: str, layer: int, place: int, factor: flo
     elif kind == "neurons":
         modules_of(model, READS_NEURONS)[layer].weight[:, place] *= factor
     else:
-        for module in modules_of(model, ENDS_IN_HIDDEN):
+        for module in modules_of(model, MAKES_HIDDEN):
             if len(module.bias) == WIDTH:  # not that of ELECTRA's narrower embeddings
                 module.weight[place] *= factor
                 module.bias[place] *= factor
@@ -109,13 +112,13 @@ def scale(model: PreTrainedModel, kind: str, layer: int, place: int, factor: flo
 
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra", "mpnet"])
-def test_importance_is_what_the_loss_changes_by(family: str, head: bool) -> None:
+def test_importance_is_the_slope_of_the_loss(family: str, head: bool) -> None:
     teacher = random_teacher(family, head=head)
-    batches = list(importance_batches(some_blocks(), teacher, batch_pieces=45))
+    batches = list(importance_batches(random_blocks(), teacher, batch_pieces=45))
     assert [len(batch.inputs) for batch in batches] == [2, 2, 1]
     assert batches[0].attention is not None
-    found = measure_importance(teacher, batches)
-    assert (found.blocks, found.loss_kind) == (5, "masked LM" if head else "cosine")
+    importance = measure_importance(teacher, batches)
+    assert (importance.blocks, importance.loss_kind) == (5, "masked LM" if head else "cosine")
     targets = clean_states(teacher)
     step = 1e-5
     sizes = {"heads": (LAYERS, HEADS), "neurons": (LAYERS, FFN), "dims": (1, WIDTH)}
@@ -131,13 +134,13 @@ def test_importance_is_what_the_loss_changes_by(family: str, head: bool) -> None
                 slopes = [abs(up - down) / (2 * step) for up, down in zip(*losses, strict=True)]
                 expected[layer, place] = np.mean(slopes)
         expected /= expected.square().sum(dim=1, keepdim=True).sqrt()
-        actual = getattr(found, kind).view_as(expected)
+        actual = getattr(importance, kind).view_as(expected)
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
         assert expected.std() > 0.05
 
 
 @pytest.mark.parametrize("head", [True, False])
-def test_what_nothing_reads_has_no_importance_and_a_copy_has_as_much(head: bool) -> None:
+def test_unread_units_have_no_importance_and_copies_have_the_same(head: bool) -> None:
     teacher = random_teacher("bert", head=head)
     layer = teacher.model.base_model.encoder.layer[1]
     attention = layer.attention.self
@@ -151,21 +154,23 @@ def test_what_nothing_reads_has_no_importance_and_a_copy_has_as_much(head: bool)
     layer.intermediate.dense.bias[3] = layer.intermediate.dense.bias[0]
     layer.output.dense.weight[:, 3] = layer.output.dense.weight[:, 0]
     layer.output.dense.weight[:, 4] = 0
-    found = measure_importance(teacher, importance_batches(some_blocks(), teacher))
-    assert found.heads[1, 2] == 0
-    assert found.neurons[1, 4] == 0
-    assert found.heads[1, 0] > 0.1
-    assert found.neurons[1, 0] > 0
-    torch.testing.assert_close(found.heads[1, 0], found.heads[1, 1], rtol=1e-9, atol=0)
-    torch.testing.assert_close(found.neurons[1, 0], found.neurons[1, 3], rtol=1e-9, atol=0)
+    importance = measure_importance(teacher, importance_batches(random_blocks(), teacher))
+    assert importance.heads[1, 2] == 0
+    assert importance.neurons[1, 4] == 0
+    assert importance.heads[1, 0] > 0.1
+    assert importance.neurons[1, 0] > 0
+    torch.testing.assert_close(importance.heads[1, 0], importance.heads[1, 1], rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        importance.neurons[1, 0], importance.neurons[1, 3], rtol=1e-9, atol=0
+    )
 
 
 @pytest.mark.parametrize("head", [True, False])
-def test_batches_do_not_matter_and_the_teacher_stays_as_it_was(head: bool) -> None:
+def test_batches_do_not_matter_and_the_teacher_is_unchanged(head: bool) -> None:
     teacher = random_teacher("bert", head=head)
     before = clean_states(teacher) if not head else []
     results = [
-        measure_importance(teacher, importance_batches(some_blocks(), teacher, batch_pieces=size))
+        measure_importance(teacher, importance_batches(random_blocks(), teacher, batch_pieces=size))
         for size in (1, 100)
     ]
     for name in ("heads", "neurons", "dims"):
@@ -183,11 +188,11 @@ def test_batches_do_not_matter_and_the_teacher_stays_as_it_was(head: bool) -> No
 def test_masks_follow_the_seed() -> None:
     teacher = random_teacher("bert", head=False)
     first, same, other = (
-        next(importance_batches(some_blocks(), teacher, seed=seed)) for seed in (1, 1, 2)
+        next(importance_batches(random_blocks(), teacher, seed=seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(first.inputs, same.inputs)
     assert not torch.equal(first.inputs, other.inputs)
-    assert len(first.masked) == sum(round(0.15 * (len(block) - 2)) for block in some_blocks())
+    assert len(first.masked) == sum(round(0.15 * (len(block) - 2)) for block in random_blocks())
 
 
 def test_long_blocks_are_read_to_128_pieces() -> None:
@@ -201,14 +206,14 @@ def test_long_blocks_are_read_to_128_pieces() -> None:
     np.testing.assert_array_equal(clean[1], ids[1][:128])
 
 
-def test_importance_that_is_no_number_is_refused() -> None:
+def test_infinite_weights_are_refused() -> None:
     teacher = random_teacher("bert", head=False)
     teacher.model.base_model.encoder.layer[1].output.dense.weight[0, 0] = torch.inf
     with pytest.raises(WeightsError, match=r"tiny: .*not finite"):
-        measure_importance(teacher, importance_batches(some_blocks(), teacher))
+        measure_importance(teacher, importance_batches(random_blocks(), teacher))
 
 
-def test_nothing_to_measure_on_or_in_is_refused() -> None:
+def test_no_text_and_other_families_are_refused() -> None:
     teacher = random_teacher("bert", head=False)
     with pytest.raises(CorpusError, match="there is none"):
         measure_importance(teacher, [])

@@ -1,4 +1,4 @@
-"""Which layer learns which."""
+"""Maps of a student's layers to its teacher's."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_layer_map(setting: Any, n_student: int, n_teacher: int, expected: Any) 
         ([[-1, 6]], r"the student has no layer -1"),
     ],
 )
-def test_a_wrong_layer_map_is_named(setting: Any, message: str) -> None:
+def test_wrong_layer_map_is_refused(setting: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         layer_map(setting, 3, 6, name="hidden.layers")
 

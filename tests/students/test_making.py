@@ -1,4 +1,4 @@
-"""Which shapes a student can have, and which of the teacher's weights it starts with."""
+"""The weights that a student starts with: copies of the teacher's, whole or cut."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.families import build_graph, read_weights
 from spacy_distil.export.graph import Precision
+from spacy_distil.students.families import CUTTABLE, FAMILIES
 from spacy_distil.students.importance import Importance
-from spacy_distil.students.layer_choice import Layers, choose_layers
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masked_lm_heads import masked_lm_head
 from spacy_distil.students.shapes import Shape, choose_shape, shape_of
-from spacy_distil.students.teachers import FAMILIES, Teacher
-from tests.export.test_graph import of_transformers, random_windows, run
+from spacy_distil.students.teachers import Teacher
+from tests.export.graphs import of_transformers, random_windows, run
 from tests.teachers import tiny_tokenizer
 
 WIDTH, HEADS, SIZE, FFN, LAYERS, VOCAB = 24, 6, 4, 40, 4, 70
-CUTTABLE = [family for family in FAMILIES if family != "albert"]
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_cuttable = pytest.mark.parametrize("family", CUTTABLE)
 
@@ -44,7 +43,7 @@ def config_of(family: str, **changes: Any) -> Any:
 
 
 def random_teacher(family: str, *, head: bool, **changes: Any) -> Teacher:
-    """As after training: no bias is zero, no normalisation the identity."""
+    """Make a teacher as after training: no bias is zero, no normalization the identity."""
     torch.manual_seed(3)
     config = config_of(family, **changes)
     if head:
@@ -74,20 +73,20 @@ def top(importance: Tensor, count: int) -> list[int]:
     return sorted(sorted(range(len(values)), key=lambda i: -values[i])[:count])
 
 
-def some_pieces() -> Tensor:
+def random_pieces() -> Tensor:
     return torch.randint(5, VOCAB, (3, 9), generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
 def last_hidden(model: PreTrainedModel) -> Tensor:
-    hidden: Tensor = model.eval().base_model(input_ids=some_pieces())[0]
+    hidden: Tensor = model.eval().base_model(input_ids=random_pieces())[0]
     return hidden
 
 
 @torch.no_grad()
 def logits(model: PreTrainedModel) -> Tensor:
-    found: Tensor = model.eval()(input_ids=some_pieces()).logits
-    return found
+    output: Tensor = model.eval()(input_ids=random_pieces()).logits
+    return output
 
 
 OUT = ("attention.output.dense", "attention.out_lin", "attention.attn.o")
@@ -98,7 +97,7 @@ DOWN = ("ffn.lin2", "output.dense")
 def zeroed_inputs(
     model: PreTrainedModel, names: Sequence[str], columns: Sequence[Sequence[int]]
 ) -> Iterator[None]:
-    """Zero some inputs of the module of these names in each layer. columns: by layer."""
+    """Zero inputs of one module per layer. names: of the module. columns: by layer."""
     modules = [
         module
         for name, module in model.named_modules()
@@ -108,10 +107,9 @@ def zeroed_inputs(
 
     def hook(off: Sequence[int]) -> Callable[..., Any]:
         def zero(module: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            found = inputs[0].clone()
-            for column in off:
-                found[..., column] = 0
-            return (found,)
+            values = inputs[0].clone()
+            values[..., list(off)] = 0
+            return (values,)
 
         return zero
 
@@ -126,139 +124,10 @@ def zeroed_inputs(
             handle.remove()
 
 
-@pytest.mark.parametrize(
-    ("layers", "n_layers", "available", "chosen"),
-    [
-        ("first", 3, 6, [0, 1, 2]),
-        ("first", None, 12, [0, 1, 2, 3, 4, 5]),
-        ("first", None, 1, [0]),
-        ("last", 3, 6, [3, 4, 5]),
-        ("last", None, 5, [3, 4]),
-        ("last", 5, 5, [0, 1, 2, 3, 4]),
-        ("even", 3, 6, [0, 2, 4]),
-        ("even", None, 12, [0, 2, 4, 6, 8, 10]),
-        ("even", 5, 12, [0, 2, 4, 7, 9]),
-        ("even", 6, 6, [0, 1, 2, 3, 4, 5]),
-        ("ends", 4, 12, [0, 1, 10, 11]),
-        ("ends", 3, 6, [0, 1, 5]),
-        ("ends", 1, 6, [0]),
-        ("ends", None, 12, [0, 1, 2, 9, 10, 11]),
-        ("ends", 6, 6, [0, 1, 2, 3, 4, 5]),
-        ("all", None, 4, [0, 1, 2, 3]),
-        ("all", 4, 4, [0, 1, 2, 3]),
-        ([0, 2, 5], None, 6, [0, 2, 5]),
-        ([1], 1, 6, [1]),
-    ],
-)
-def test_choice_of_layers(
-    layers: Layers, n_layers: int | None, available: int, chosen: list[int]
-) -> None:
-    assert choose_layers(layers, n_layers, available=available) == chosen
-
-
-@pytest.mark.parametrize(
-    ("layers", "n_layers", "message"),
-    [
-        ("first", 7, r"student\.n_layers = 7, but the teacher has 6"),
-        ("ends", 0, r"student\.n_layers = 0: must be from 1"),
-        ("all", 3, r"student\.n_layers = 3, but student\.layers = 'all' is 6"),
-        ("odd", None, r"student\.layers = 'odd'.*'ends'"),
-        ([0, 6], None, r"student\.layers = \[0, 6\].*0 to 5"),
-        ([-1, 2], None, r"student\.layers = \[-1, 2\]"),
-        ([2, 0], None, "ascending"),
-        ([1, 1], None, "each once"),
-        ([], None, r"student\.layers = \[\]"),
-        ([0, 1], 3, r"student\.n_layers = 3, but student\.layers lists 2"),
-    ],
-)
-def test_impossible_choice_of_layers(layers: Any, n_layers: int | None, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        choose_layers(layers, n_layers, available=6)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "shape"),
-    [
-        ({}, Shape(2, 12, 1536, 384)),
-        ({"heads": 6}, Shape(2, 6, 1536, 384)),
-        ({"ffn": 768}, Shape(2, 12, 768, 384)),
-        ({"width": 256}, Shape(2, 8, 1536, 256)),
-        ({"width": 256, "heads": 4, "ffn": 1}, Shape(2, 4, 1, 256)),
-        ({"width": 250, "heads": 5}, Shape(2, 5, 1536, 250)),
-        ({"width": 32}, Shape(2, 1, 1536, 32)),
-        ({"width": 384, "heads": 12, "ffn": 1536}, Shape(2, 12, 1536, 384)),
-    ],
-)
-def test_shape_of_a_student(wanted: dict[str, int], shape: Shape) -> None:
-    teacher = config_of("bert", hidden_size=384, num_attention_heads=12, intermediate_size=1536)
-    found = choose_shape(teacher, "even", 2, **wanted)
-    assert (found.layers, found.shape) == ((0, 2), shape)
-    assert found.teacher == shape_of(teacher) == Shape(4, 12, 1536, 384)
-    whole = {"heads": 12, "ffn": 1536, "width": 384}
-    assert found.cuts == [name for name in whole if getattr(shape, name) < whole[name]]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ({"heads": 13}, r"student\.heads = 13: must be from 1 to the teacher's 12"),
-        ({"ffn": 0}, r"student\.ffn = 0: must be from 1 to the teacher's 1536"),
-        ({"width": 400}, r"student\.width = 400: must be from 1 to the teacher's 384"),
-        ({"heads": 5}, r"student\.heads = 5.*no multiple.*one of 1, 2, 3, 4, 6, 8, 12$"),
-        ({"width": 250}, r"student\.width = 250.*no multiple of 32.*one of 1, 2, 5,"),
-        ({"width": 36}, r"student\.width = 36.*no multiple of 32.*one of 1,"),
-        ({"width": 30}, r"student\.width = 30: must be at least 32"),
-        (
-            {"width": 192, "heads": 12},
-            r"heads of 16 in a width of 192 \(student\.width\) are smaller than the teacher's of "
-            r"32.*one of 1, 2, 3, 4, 6$",
-        ),
-    ],
-)
-def test_impossible_shape(wanted: dict[str, int], message: str) -> None:
-    teacher = config_of("bert", hidden_size=384, num_attention_heads=12, intermediate_size=1536)
-    with pytest.raises(ConfigError, match=message):
-        choose_shape(teacher, **wanted)
-
-
-def test_what_shared_weights_do_not_bear_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"student\.heads and student\.ffn: .*'albert'.*bert, d"):
-        choose_shape(config_of("albert"), heads=3, ffn=8)
-    grouped = config_of("albert", num_hidden_groups=2)
-    with pytest.raises(ConfigError, match=r"\[0, 2, 3\].*groups \[0, 1, 1\], but.*has \[0, 0, 1\]"):
-        choose_shape(grouped, [0, 2, 3])
-    with pytest.raises(ConfigError, match=r"student\.width = 10.*'electra'"):
-        choose_shape(config_of("electra", embedding_size=10), width=10, heads=1)
-
-
-def test_heads_with_position_embeddings_of_their_own_keep_their_size() -> None:
-    config = config_of("bert", position_embedding_type="relative_key")
-    with pytest.raises(ConfigError, match=r"student\.heads = 3: .*'relative_key'.*heads of 4"):
-        choose_shape(config, heads=3)
-    assert choose_shape(config, width=16, heads=4).shape.head_size == SIZE
-
-
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ({"heads": 5}, "^--heads = 5: a width of 24 "),
-        ({"width": 7}, r"^--width = 7: it is no multiple of 4.* Set --heads to one of 1"),
-        ({"width": 12, "heads": 6}, r"^--heads = 6: heads of 2 in a width of 12 \(--width\)"),
-        ({"width": 99}, "^--width = 99: must be"),
-        ({"layers": [9]}, r"^--layers = \[9\]: must list"),
-        ({"layers": "last", "n_layers": 9}, "^--n_layers = 9, but"),
-    ],
-)
-def test_errors_name_settings_as_the_user_wrote_them(wanted: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        choose_shape(config_of("bert"), **wanted, prefix="--")
-    assert "student." not in str(caught.value)
-
-
-@pytest.mark.parametrize("wanted", [{"heads": 3}, {"ffn": 7}, {"width": 16}])
-def test_parts_are_left_out_by_importance_only(wanted: dict[str, int]) -> None:
+@pytest.mark.parametrize("settings", [{"heads": 3}, {"ffn": 7}, {"width": 16}])
+def test_cutting_needs_importance(settings: dict[str, int]) -> None:
     teacher = random_teacher("bert", head=False)
-    shape = choose_shape(teacher.model.config, **wanted)
+    shape = choose_shape(teacher.model.config, **settings)
     with pytest.raises(ConfigError, match=r"student\.\w+ = \d+.*name a corpus"):
         make_student(teacher, shape)
     assert shape_of(make_student(teacher, shape, start="random").config) == shape.shape
@@ -284,7 +153,7 @@ def test_student_has_the_chosen_layers_of_the_teacher(family: str, head: bool) -
         assert torch.equal(value, source[".".join(parts)]), key
         assert value.data_ptr() != source[".".join(parts)].data_ptr()
     assert seen == (set() if family == "albert" else {0, 1})
-    # Everything of the teacher but its layers is there: embeddings and head.
+    # Embeddings and head are complete.
     assert {k for k in source if ".layer." not in k} == {k for k in copy if ".layer." not in k}
     assert not any("pooler" in key for key in copy)
     assert all(parameter.requires_grad for parameter in student.parameters())
@@ -297,10 +166,10 @@ def test_student_of_albert_has_the_groups_that_its_layers_share(
     teacher = random_teacher("albert", head=False, num_hidden_groups=2)
     student = make_student(teacher, layers)
     assert student.config.num_hidden_groups == len(groups)
-    # Layer by layer through the teacher's own modules.
+    # The expected output, by the teacher's own modules.
     encoder = teacher.model.encoder
     with torch.no_grad():
-        hidden = encoder.embedding_hidden_mapping_in(teacher.model.embeddings(some_pieces()))
+        hidden = encoder.embedding_hidden_mapping_in(teacher.model.embeddings(random_pieces()))
         for layer in layers:
             hidden = encoder.albert_layer_groups[layer // 2].albert_layers[0](hidden)
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
@@ -323,22 +192,22 @@ def test_student_of_the_whole_teacher_is_the_teacher(family: str) -> None:
 
 
 @each_cuttable
-def test_left_out_heads_are_as_if_their_output_were_zero(family: str) -> None:
-    """In heads that are twice as large: what is new in them does not show."""
+def test_dropping_heads_equals_zeroing_their_output(family: str) -> None:
+    """The student's heads are twice as large. The new parts do not change its output."""
     teacher = random_teacher(family, head=True)
     importance = random_importance()
     shape = choose_shape(teacher.model.config, [0, 2, 3], heads=3)
     assert shape.shape.head_size == 2 * SIZE
     student = make_student(teacher, shape, importance)
     by_layer = importance.heads[list(shape.layers)]
-    if family == "mpnet":  # its bias by distance is that of the first, second, ... head everywhere
+    if family == "mpnet":  # its bias by distance has one row per head for all layers
         by_layer = by_layer.sum(dim=0, keepdim=True).expand(3, -1)
     kept = [top(heads, 3) for heads in by_layer]
     if family != "mpnet":
         assert kept[0] != kept[1] != kept[2]
     columns = [
-        [head * SIZE + i for head in range(HEADS) if head not in some for i in range(SIZE)]
-        for some in kept
+        [head * SIZE + i for head in range(HEADS) if head not in layer_heads for i in range(SIZE)]
+        for layer_heads in kept
     ]
     whole = make_student(teacher, shape.layers)
     before = logits(whole)
@@ -349,7 +218,7 @@ def test_left_out_heads_are_as_if_their_output_were_zero(family: str) -> None:
 
 
 @each_cuttable
-def test_left_out_neurons_are_as_if_their_output_were_zero(family: str) -> None:
+def test_dropping_neurons_equals_zeroing_their_output(family: str) -> None:
     teacher = random_teacher(family, head=True)
     importance = random_importance()
     shape = choose_shape(teacher.model.config, [1, 2], ffn=13)
@@ -369,8 +238,8 @@ def test_left_out_neurons_are_as_if_their_output_were_zero(family: str) -> None:
 @pytest.mark.parametrize(
     "family", [*CUTTABLE, "wide electra", *(f"untied {family}" for family in CUTTABLE)]
 )
-def test_narrower_student_has_the_rows_and_columns_of_what_is_kept(family: str) -> None:
-    """Where the decoder is not tied to the embeddings, it is cut as they are."""
+def test_narrower_student_has_the_rows_and_columns_of_kept_units(family: str) -> None:
+    """An untied decoder is cut in the same way as the embeddings."""
     changes: dict[str, Any] = {"embedding_size": WIDTH} if family == "wide electra" else {}
     is_tied = not family.startswith("untied")
     changes |= {} if is_tied else {"tie_word_embeddings": False}
@@ -383,7 +252,7 @@ def test_narrower_student_has_the_rows_and_columns_of_what_is_kept(family: str) 
     dims = top(importance.dims, 16)
     source = teacher.model.state_dict()
     n_cut = 0
-    for key, found in student.state_dict().items():
+    for key, actual in student.state_dict().items():
         parts = key.split(".")
         layer = 0
         if "layer" in parts:
@@ -397,7 +266,7 @@ def test_narrower_student_has_the_rows_and_columns_of_what_is_kept(family: str) 
         slots = [head * SIZE + i for head in heads for i in range(SIZE)]
         neurons = top(importance.neurons[layer], 13)
         expected = source[".".join(parts)]
-        # Sizes tell the axes apart, but for those of heads.
+        # Sizes tell the axes apart, except for the axes of heads.
         for axis, size in enumerate(expected.shape):
             name = ".".join(parts[:-1])
             makes_heads = axis == 0 and name.endswith(
@@ -414,7 +283,7 @@ def test_narrower_student_has_the_rows_and_columns_of_what_is_kept(family: str) 
                 continue
             n_cut += 1
             expected = torch.stack([expected.select(axis, row) for row in rows], dim=axis)
-        assert torch.equal(found, expected), key
+        assert torch.equal(actual, expected), key
     assert n_cut > 2 * 20
     assert last_hidden(student).shape == (3, 9, 16)
     assert logits(student).shape == (3, 9, VOCAB)
@@ -424,8 +293,8 @@ def test_narrower_student_has_the_rows_and_columns_of_what_is_kept(family: str) 
 
 
 @pytest.mark.parametrize("family", [*CUTTABLE, "wide electra"])
-def test_nothing_is_lost_where_what_is_left_out_says_nothing_new(family: str) -> None:
-    """The teacher is a smaller model in which everything is there twice, and read once."""
+def test_dropping_redundant_units_loses_nothing(family: str) -> None:
+    """The teacher is a smaller model whose units are all doubled, and the copies are unread."""
     family, wide = family.split()[-1], "wide" in family
     small_sizes = {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20}
     small = random_teacher(
@@ -456,12 +325,12 @@ def test_nothing_is_lost_where_what_is_left_out_says_nothing_new(family: str) ->
 
 
 @each_cuttable
-def test_what_is_new_in_larger_heads_learns(family: str) -> None:
+def test_new_parts_of_larger_heads_learn(family: str) -> None:
     teacher = random_teacher(family, head=False)
     shape = choose_shape(teacher.model.config, "all", heads=2)
     assert shape.shape.head_size == 12
     student = make_student(teacher, shape, random_importance()).eval()
-    student(input_ids=some_pieces())[0].square().sum().backward()
+    student(input_ids=random_pieces())[0].square().sum().backward()
     new = torch.arange(WIDTH).view(2, 12)[:, SIZE:].flatten()
     queries = outs = 0
     for name, parameter in student.named_parameters():
@@ -481,8 +350,8 @@ def test_what_is_new_in_larger_heads_learns(family: str) -> None:
 @pytest.mark.parametrize("head", [True, False])
 def test_saved_student_is_an_ordinary_model(family: str, head: bool, tmp_path: Path) -> None:
     teacher = random_teacher(family, head=head)
-    wanted = {"width": 16, "heads": 2, "ffn": 13}
-    shape = choose_shape(teacher.model.config, [0, 2], **wanted)
+    settings = {"width": 16, "heads": 2, "ffn": 13}
+    shape = choose_shape(teacher.model.config, [0, 2], **settings)
     student = make_student(teacher, shape, random_importance())
     student.save_pretrained(tmp_path)
     loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -504,16 +373,16 @@ def test_cut_student_becomes_a_graph(family: str, tmp_path: Path) -> None:
     student.save_pretrained(tmp_path)
     files = {name: (tmp_path / name).read_bytes() for name in ("config.json", "model.safetensors")}
     windows = random_windows(VOCAB, [1, 7, 12])
-    found = run(build_graph(read_weights(files), Precision()), windows)
+    actual = run(build_graph(read_weights(files), Precision()), windows)
     torch.testing.assert_close(
-        torch.from_numpy(found),
+        torch.from_numpy(actual),
         torch.from_numpy(of_transformers(tmp_path, windows)),
         rtol=1e-4,
         atol=1e-4,
     )
 
 
-def test_random_student_shares_nothing_with_the_teacher_but_its_shape() -> None:
+def test_random_student_has_only_the_shape_of_the_teacher() -> None:
     teacher = random_teacher("bert", head=True)
     student = make_student(teacher, [0, 1, 2, 3], start="random")
     same = make_student(replace(teacher), [0, 1, 2, 3])

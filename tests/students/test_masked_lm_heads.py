@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
+from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.masked_lm_heads import add_masked_lm_head, masked_lm_head
-from spacy_distil.students.teachers import FAMILIES, load_teacher
+from spacy_distil.students.teachers import load_teacher
 
 TeacherDir = Callable[..., Path]
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -27,13 +28,13 @@ def test_head_gives_the_logits_of_the_model(teacher_dir: TeacherDir, family: str
         head = masked_lm_head(model)
         assert head is not None
         features = head.transform(model.base_model(input_ids=PIECES)[0])
-        found = head.decode(features)
+        actual = head.decode(features)
     assert features.shape[-1] == (8 if family in ("electra", "albert") else 16)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @each_family
-def test_a_new_head_leaves_the_encoder_as_it_is(teacher_dir: TeacherDir, family: str) -> None:
+def test_new_head_does_not_change_the_encoder(teacher_dir: TeacherDir, family: str) -> None:
     encoder = load_teacher(str(teacher_dir(family, head=False))).model
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     model = add_masked_lm_head(encoder)
@@ -51,9 +52,7 @@ def test_a_new_head_leaves_the_encoder_as_it_is(teacher_dir: TeacherDir, family:
 
 
 @each_family
-def test_a_new_head_is_tied_and_is_kept_by_saving(
-    teacher_dir: TeacherDir, tmp_path: Path, family: str
-) -> None:
+def test_new_head_is_tied_and_saved(teacher_dir: TeacherDir, tmp_path: Path, family: str) -> None:
     encoder = load_teacher(str(teacher_dir(family, head=False))).model
     encoder.config.tie_word_embeddings = False
     model = add_masked_lm_head(encoder)
@@ -73,8 +72,8 @@ def test_a_new_head_is_tied_and_is_kept_by_saving(
 
 
 @each_family
-def test_a_new_head_starts_by_handing_on(teacher_dir: TeacherDir, family: str) -> None:
-    """It undoes the projection of the embeddings, where there is one."""
+def test_new_head_starts_by_passing_hidden_states_on(teacher_dir: TeacherDir, family: str) -> None:
+    """It undoes the projection of the embeddings, if the family has one."""
     encoder = load_teacher(str(teacher_dir(family, head=False))).model
     head = masked_lm_head(add_masked_lm_head(encoder))
     assert head is not None
@@ -93,8 +92,8 @@ def test_a_new_head_starts_by_handing_on(teacher_dir: TeacherDir, family: str) -
         torch.testing.assert_close(head.transform(hidden), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_new_head_learns(teacher_dir: TeacherDir) -> None:
-    """All of it: transform, decoder's bias and, through it, the embeddings."""
+def test_new_head_learns(teacher_dir: TeacherDir) -> None:
+    """Transform and decoder learn, and so do the tied embeddings."""
     torch.manual_seed(0)
     model = add_masked_lm_head(load_teacher(str(teacher_dir("electra", head=False))).model)
     head = masked_lm_head(model)

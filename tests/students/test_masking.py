@@ -1,4 +1,4 @@
-"""Which pieces are masked, and how blocks become batches."""
+"""Masking of pieces, and batches of blocks."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def masking(probability: float = 0.15, seed: int = 0) -> Masking:
     )
 
 
-def rows(pieces: torch.Tensor, how: Masking, places: Sequence[int] | None = None) -> BlockBatch:
-    places = range(len(pieces)) if places is None else places
-    return batch_blocks(list(pieces.numpy()), places, pad_id=0, masking=how)
+def batched(pieces: torch.Tensor, how: Masking, numbers: Sequence[int] | None = None) -> BlockBatch:
+    numbers = range(len(pieces)) if numbers is None else numbers
+    return batch_blocks(list(pieces.numpy()), numbers, pad_id=0, masking=how)
 
 
 def text(blocks: int, length: int) -> torch.Tensor:
-    """[CLS] pieces [SEP], and a [SEP] here and there."""
+    """Draw [CLS] pieces [SEP], with a few more [SEP] among the pieces."""
     generator = torch.Generator().manual_seed(3)
     pieces = torch.randint(5, VOCABULARY, (blocks, length), generator=generator)
     pieces[torch.rand(blocks, length, generator=generator) < 0.05] = 3
@@ -49,7 +49,7 @@ def text(blocks: int, length: int) -> torch.Tensor:
 
 
 def splitmix64(key: int, counter: int) -> int:
-    """One number, by Python's own integers, as Steele, Lea and Flood print it."""
+    """Compute one number in Python integers, as Steele, Lea and Flood print the algorithm."""
     limit = 2**64
     z = (key + (counter + 1) * 0x9E3779B97F4A7C15) % limit
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % limit
@@ -57,11 +57,11 @@ def splitmix64(key: int, counter: int) -> int:
     return z ^ (z >> 31)
 
 
-def test_random_bits_are_splitmix64() -> None:
-    for key in (0, 1, 2**63 + 5, 2**64 - 1):
-        counters = torch.tensor([0, 1, 2, 12345, 2**40, 2**62])
-        expected = [splitmix64(key, int(c)) for c in counters]
-        assert [n % 2**64 for n in random_bits(key, counters).tolist()] == expected
+@pytest.mark.parametrize("key", [0, 1, 2**63 + 5, 2**64 - 1])
+def test_random_bits_are_splitmix64(key: int) -> None:
+    counters = torch.tensor([0, 1, 2, 12345, 2**40, 2**62])
+    expected = [splitmix64(key, int(c)) for c in counters]
+    assert [n % 2**64 for n in random_bits(key, counters).tolist()] == expected
 
 
 def test_first_random_numbers_of_seed_0_are_the_published_ones() -> None:
@@ -79,9 +79,9 @@ def test_random_floats_are_uniform() -> None:
 
 def test_masking_has_berts_proportions() -> None:
     pieces = text(500, 200)
-    batch = masking()(rows(pieces, masking()))
+    batch = masking()(batched(pieces, masking()))
     flat, new = pieces.flatten(), batch.inputs.flatten()
-    # The same share of each block, special pieces at its ends not counted.
+    # The same share of each block, without the special pieces at its ends.
     assert len(batch.masked) == 500 * round(0.15 * 198)
     assert torch.bincount(batch.masked // 200).unique().tolist() == [30]
     assert not torch.isin(flat[batch.masked], torch.tensor(SPECIAL)).any()
@@ -96,20 +96,20 @@ def test_masking_has_berts_proportions() -> None:
     others = new[batch.masked][~became_mask & ~stayed]
     assert not torch.isin(others, torch.tensor(SPECIAL)).any()
     assert len(others.unique()) > 80  # any ordinary piece
-    # No place in a block is preferred.
-    where = torch.bincount(batch.masked % 200, minlength=200)[1:-1]
-    assert where.min() > 40
-    assert where.max() < 120
+    # No position in a block is preferred.
+    counts = torch.bincount(batch.masked % 200, minlength=200)[1:-1]
+    assert counts.min() > 40
+    assert counts.max() < 120
 
 
 def test_no_masking_leaves_text_clean() -> None:
     pieces = text(5, 20)
-    batch = masking(0.0)(rows(pieces, masking(0.0)))
+    batch = masking(0.0)(batched(pieces, masking(0.0)))
     assert torch.equal(batch.inputs, pieces)
     assert len(batch.masked) == len(batch.labels) == 0
 
 
-def test_masking_of_a_tokenizer_knows_its_special_pieces(teacher_dir: Callable[..., Path]) -> None:
+def test_masking_for_a_tokenizer_knows_its_special_pieces(teacher_dir: Callable[..., Path]) -> None:
     tokenizer = load_teacher(str(teacher_dir("roberta", head=True))).tokenizer
     how = Masking.for_tokenizer(tokenizer, 0.15, seed=0)
     assert how.mask_id == tokenizer.convert_tokens_to_ids("<mask>")
@@ -137,26 +137,26 @@ def test_batch_is_padded_and_labelled() -> None:
     assert full.n_real == 5
 
 
-def test_masks_depend_on_seed_kind_and_place_alone() -> None:
+def test_masks_depend_only_on_seed_kind_and_number() -> None:
     pieces = text(8, 30)
-    together = masking()(rows(pieces, masking(), range(100, 108)))
+    together = masking()(batched(pieces, masking(), range(100, 108)))
 
     def masked_of(batch: MaskedBatch, row: int) -> list[int]:
         return (batch.masked[batch.masked // 30 == row] % 30).tolist()
 
     for row in range(8):
-        alone = masking()(rows(pieces[row : row + 1], masking(), [100 + row]))
+        alone = masking()(batched(pieces[row : row + 1], masking(), [100 + row]))
         assert masked_of(alone, 0) == masked_of(together, row)
         assert torch.equal(alone.inputs[0], together.inputs[row])
     for other in (
-        masking(seed=1)(rows(pieces, masking(), range(100, 108))),
-        masking()(rows(pieces, masking(), range(101, 109))),
-        masking()(rows(pieces, masking(), range(100, 108)), "held out"),
+        masking(seed=1)(batched(pieces, masking(), range(100, 108))),
+        masking()(batched(pieces, masking(), range(101, 109))),
+        masking()(batched(pieces, masking(), range(100, 108)), "held out"),
     ):
         assert not torch.equal(other.masked, together.masked)
 
 
-def test_count_is_what_is_masked() -> None:
+def test_count_matches_masked_pieces() -> None:
     lengths = np.array([3, 10, 64, 128])
     how = masking()
     blocks = [np.full(length, 7) for length in lengths]
@@ -165,8 +165,8 @@ def test_count_is_what_is_masked() -> None:
     assert how.count(lengths).tolist() == [1, 1, 9, 19]
 
 
-def test_blocks_of_unknown_pieces_predict_them_as_they_are() -> None:
-    """Of other special pieces or of padding there is nothing to learn, whatever the batch."""
+def test_blocks_of_unknown_pieces_predict_them_unmasked() -> None:
+    """Padding is never predicted, in any batch."""
     blocks = [np.array([2] + [1] * n + [3]) for n in (22, 8)]
     together = masking()(batch_blocks(blocks, [0, 1], pad_id=0, masking=masking()))
     assert torch.equal(together.inputs.flatten()[together.masked], together.labels)

@@ -1,4 +1,4 @@
-"""Teachers of every family: with and without a head, and encoding as transformers does."""
+"""Teachers of every family, with and without masked-LM head, against transformers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertForPreTraining, ElectraForPreTraining
 
 from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.masked_lm_heads import masked_lm_head
-from spacy_distil.students.teachers import FAMILIES, load_teacher
+from spacy_distil.students.teachers import load_teacher
 
 TeacherDir = Callable[..., Path]
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -26,7 +27,7 @@ def test_teacher_is_loaded_frozen_and_its_head_detected(
     teacher_dir: TeacherDir, family: str, head: bool
 ) -> None:
     teacher = load_teacher(str(teacher_dir(family, head=head)))
-    assert teacher.has_head is head
+    assert teacher.has_mlm_head is head
     assert (masked_lm_head(teacher.model) is not None) is head
     assert not teacher.model.training
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
@@ -39,8 +40,8 @@ def test_teacher_is_loaded_frozen_and_its_head_detected(
 
 
 @each_family
-def test_it_encodes_as_transformers_does(teacher_dir: TeacherDir, family: str) -> None:
-    """Full blocks without a mask, and padded ones with it."""
+def test_hidden_states_are_those_of_transformers(teacher_dir: TeacherDir, family: str) -> None:
+    """Full blocks have no mask, padded blocks have one."""
     path = teacher_dir(family, head=True)
     teacher = load_teacher(str(path))
     reference = AutoModel.from_pretrained(path, attn_implementation="eager").eval()
@@ -52,13 +53,13 @@ def test_it_encodes_as_transformers_does(teacher_dir: TeacherDir, family: str) -
                 pieces[row, length:] = teacher.tokenizer.pad_token_id
                 mask[row, length:] = 0
             full = min(lengths) == 9
-            found = teacher.model.base_model(
+            actual = teacher.model.base_model(
                 input_ids=pieces,
                 attention_mask=None if full else mask,
                 output_hidden_states=True,
                 return_dict=True,
             )
-            # All that transformers can be told about the input, one block at a time.
+            # transformers gets one block at a time, with all inputs that it takes.
             for row, length in enumerate(lengths):
                 alone = pieces[row : row + 1, :length]
                 types = {} if family in ("distilbert", "mpnet") else {"token_type_ids": 0 * alone}
@@ -68,39 +69,41 @@ def test_it_encodes_as_transformers_does(teacher_dir: TeacherDir, family: str) -
                     output_hidden_states=True,
                     **types,
                 )
-                assert len(found.hidden_states) == 5
+                assert len(actual.hidden_states) == 5
                 for ours, theirs in zip(
-                    (*found.hidden_states, found.last_hidden_state),
+                    (*actual.hidden_states, actual.last_hidden_state),
                     (*expected.hidden_states, expected.last_hidden_state),
                     strict=True,
                 ):
                     torch.testing.assert_close(ours[row, :length], theirs[0], rtol=1e-4, atol=1e-4)
 
 
-def test_an_electra_discriminator_has_no_head(teacher_dir: TeacherDir, tmp_path: Path) -> None:
+def test_electra_discriminator_has_no_masked_lm_head(
+    teacher_dir: TeacherDir, tmp_path: Path
+) -> None:
     config = load_teacher(str(teacher_dir("electra", head=True))).model.config
     path = shutil.copytree(teacher_dir("electra", head=True), tmp_path / "discriminator")
     discriminator = ElectraForPreTraining(config)
     discriminator.save_pretrained(path)
     teacher = load_teacher(str(path))
-    assert not teacher.has_head
+    assert not teacher.has_mlm_head
     weights = discriminator.electra.state_dict()
     assert weights.keys() == teacher.model.state_dict().keys()
     for key, value in teacher.model.state_dict().items():
         assert torch.equal(value, weights[key])
 
 
-def test_a_checkpoint_with_more_heads_than_one_has_its_masked_lm_head(
+def test_checkpoint_with_several_heads_has_its_masked_lm_head(
     teacher_dir: TeacherDir, tmp_path: Path
 ) -> None:
     config = load_teacher(str(teacher_dir("bert", head=True))).model.config
     path = shutil.copytree(teacher_dir("bert", head=True), tmp_path / "pretraining")
     BertForPreTraining(config).save_pretrained(path)
-    assert load_teacher(str(path)).has_head
+    assert load_teacher(str(path)).has_mlm_head
 
 
 @each_family
-def test_a_checkpoint_that_spells_out_its_tied_decoder(
+def test_checkpoint_that_repeats_its_tied_decoder(
     teacher_dir: TeacherDir, tmp_path: Path, family: str
 ) -> None:
     """Older checkpoints hold the embeddings twice."""
@@ -109,11 +112,11 @@ def test_a_checkpoint_that_spells_out_its_tied_decoder(
     whole = {key: value.clone() for key, value in model.state_dict().items()}
     save_file(whole, path / "model.safetensors", metadata={"format": "pt"})
     again = load_teacher(str(path))
-    assert again.has_head
+    assert again.has_mlm_head
     assert again.model.get_output_embeddings().weight is again.model.get_input_embeddings().weight
 
 
-def test_half_precision_checkpoint_is_taught_from_in_float32(
+def test_half_precision_checkpoint_is_loaded_in_float32(
     teacher_dir: TeacherDir, tmp_path: Path
 ) -> None:
     path = shutil.copytree(teacher_dir("bert", head=True), tmp_path / "half")
@@ -132,8 +135,8 @@ def test_tokenizer_neither_truncates_nor_pads(teacher_dir: TeacherDir) -> None:
 
 
 @each_family
-def test_room_for_positions(teacher_dir: TeacherDir, family: str) -> None:
-    """RoBERTa's 34 positions are as good as BERT's 32: both were made for blocks of 32."""
+def test_longest_block(teacher_dir: TeacherDir, family: str) -> None:
+    """RoBERTa's 34 positions and BERT's 32 both have room for blocks of 32."""
     teacher = load_teacher(str(teacher_dir(family, head=True)))
     assert teacher.longest_block == 32
     with torch.no_grad():

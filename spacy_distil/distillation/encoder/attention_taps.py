@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spacy_distil.distillation.encoder.objectives.base import Attention
 from spacy_distil.errors import ConfigError
-from spacy_distil.students.families import CUTTABLE
+from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.shapes import albert_groups
 
 if TYPE_CHECKING:
@@ -84,22 +84,20 @@ def _find_linears(config: PretrainedConfig, layer: int) -> tuple[list[str], int]
 
     layer: its number, 1 being the lowest.
     """
-    if config.model_type != "albert" and config.model_type not in CUTTABLE:
+    if config.model_type not in FAMILIES:
         raise ConfigError(
             f"the queries, keys and values of a model of type {config.model_type!r} cannot be "
-            f"read; they can in: {', '.join((*CUTTABLE, 'albert'))}"
+            f"read; they can in: {', '.join(FAMILIES)}"
         )
     count = config.num_hidden_layers
     if not 1 <= layer <= count:
         raise ConfigError(f"layer {layer}: must be one of the model's layers, from 1 to {count}")
-    if config.model_type == "albert":
+    family = FAMILIES[config.model_type]
+    place, call = str(layer - 1), 0
+    if family.shares_layers:
         # Layers that follow each other are one module, called once for each.
         groups = albert_groups(config, range(layer))
-        parent = f"encoder.albert_layer_groups.{groups[-1]}.albert_layers"
-        attention = f"{parent}.{config.inner_group_num - 1}.attention"
-        names, call = ("query", "key", "value"), groups.count(groups[-1]) - 1
-    else:
-        family = CUTTABLE[config.model_type]
-        attention, call = f"{family.layers}.{layer - 1}", 0
-        names = (family.layer.query, family.layer.key, family.layer.value)
-    return [f"{attention}.{name}" for name in names], call
+        place = f"{groups[-1]}.albert_layers.{config.inner_group_num - 1}"
+        call = groups.count(groups[-1]) - 1
+    parts = (family.layer.query, family.layer.key, family.layer.value)
+    return [f"{family.layers}.{place}.{part}" for part in parts], call

@@ -100,7 +100,7 @@ def _start(config: EncoderDistilConfig, teacher: Teacher, shape: StudentShape) -
         layers = ", ".join(map(str, shape.layers))
         start = f"It started from its layers {layers} (0 is the lowest){kept}."
     is_new = any(objective.needs.student_head for objective in config.objectives.values())
-    return f"{start} Its masked-LM head is new." if is_new and not teacher.has_head else start
+    return f"{start} Its masked-LM head is new." if is_new and not teacher.has_mlm_head else start
 
 
 def _files(sources: Mapping[str, Source]) -> list[Row]:

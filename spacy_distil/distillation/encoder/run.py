@@ -260,8 +260,8 @@ def _make_student(
         if PartialState().is_main_process:
             print_importance(importance, shape, model_type=teacher.model.config.model_type)
     source = teacher
-    if not teacher.has_head and any(o.needs.student_head for o in settings.objectives.values()):
-        source = replace(teacher, model=add_masked_lm_head(teacher.model), has_head=True)
+    if not teacher.has_mlm_head and any(o.needs.student_head for o in settings.objectives.values()):
+        source = replace(teacher, model=add_masked_lm_head(teacher.model), has_mlm_head=True)
     config, dropout = source.model.config, settings.training.dropout
     names = [name for name in (*DROPOUTS, *ATTENTION_DROPOUTS) if hasattr(config, name)]
     before = {name: getattr(config, name) for name in names}
@@ -322,7 +322,7 @@ def _describe(accelerator: Accelerator) -> str:
 
 def _check_head(settings: EncoderDistilConfig, teacher: Teacher) -> None:
     needy = [name for name, o in settings.objectives.items() if o.needs.teacher_head]
-    if teacher.has_head or not needy:
+    if teacher.has_mlm_head or not needy:
         return
     switches = " ".join(f"--objectives.{name}.weight 0" for name in needy)
     raise ConfigError(

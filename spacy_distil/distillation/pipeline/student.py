@@ -118,7 +118,7 @@ def can_start_from_teacher(teacher: Language, config: Config) -> str | None:
     engine_name = config["components"][names[0]].get("model", {}).get("engine", "torch")
     if engine_name != "torch":
         return f"the student's encoder has engine = {engine_name!r}, which does not learn"
-    from spacy_distil.students.teachers import FAMILIES
+    from spacy_distil.students.families import FAMILIES
 
     engine: Any = found[0].engine
     model_type = engine.model.config.model_type
@@ -152,7 +152,8 @@ def start_from_teacher(
             "student's config names."
         )
     from spacy_distil.engines.pretrained import quiet_transformers
-    from spacy_distil.students.making import choose_layers, make_student
+    from spacy_distil.students.layer_choice import choose_layers
+    from spacy_distil.students.making import make_student
     from spacy_distil.students.teachers import load_teacher
 
     (source,) = _encoders(teacher)

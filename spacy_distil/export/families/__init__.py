@@ -1,4 +1,4 @@
-"""Families of encoders, one per file: their weights, and what they compute with them."""
+"""Families of encoders, one form of graph per file: their weights and computation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spacy_distil.export.weights import Weights, load_weights
 
 
 class EncoderWeights(Protocol):
-    """What all families have in common."""
+    """Weights of an encoder of any family."""
 
     @property
     def pieces(self) -> np.ndarray:
@@ -23,20 +23,20 @@ class EncoderWeights(Protocol):
 
     @property
     def layers(self) -> Sequence[Any]:
-        """The layers as they are applied, the lowest first. A shared one is there several times."""
+        """Layers as they are applied, lowest first. A shared layer is listed several times."""
 
     @property
     def width(self) -> int:
         """Width of the hidden states."""
 
 
-# By model_type: what reads the weights.
+# Functions that read config and weights, by model type.
 READERS: dict[str, Callable[[Mapping[str, Any], Weights], EncoderWeights]] = {
     **dict.fromkeys(bert.MODEL_TYPES, bert.read),
     **dict.fromkeys(deberta.MODEL_TYPES, deberta.read),
     **dict.fromkeys(modernbert.MODEL_TYPES, modernbert.read),
 }
-# By what they read: what builds the graph.
+# Graph builders, by the class of weights.
 BUILDERS: dict[type, Callable[[Any, Precision], GraphBuilder]] = {
     bert.BertWeights: bert.BertGraph,
     deberta.DebertaWeights: deberta.DebertaGraph,
@@ -45,26 +45,27 @@ BUILDERS: dict[type, Callable[[Any, Precision], GraphBuilder]] = {
 
 
 def read_weights(files: Mapping[str, bytes]) -> EncoderWeights:
-    """The weights of a saved encoder.
+    """Read the weights of a saved encoder.
 
     files: `config.json` and `model.safetensors`, by name.
-    Raises ConfigError for an encoder that no family here knows, WeightsError for damaged files.
+    Raises ConfigError for an encoder that no graph can be built for, WeightsError for damaged
+    files.
     """
     config = parse_config(files)
-    family = config["model_type"]
-    if family not in READERS:
+    model_type = config["model_type"]
+    if model_type not in READERS:
         raise ConfigError(
-            f"A {family!r} encoder cannot be turned into an ONNX graph: expected one of "
+            f"A {model_type!r} encoder cannot be turned into an ONNX graph: expected one of "
             f"{', '.join(sorted(READERS))}."
         )
     try:
-        return READERS[family](config, load_weights(files))
+        return READERS[model_type](config, load_weights(files))
     except KeyError as error:
         raise WeightsError(
-            f"{WEIGHTS} and config.json of a {family!r} encoder do not fit: {error} is missing."
+            f"{WEIGHTS} and config.json of a {model_type!r} encoder do not fit: {error} is missing."
         ) from error
 
 
 def build_graph(weights: EncoderWeights, precision: Precision) -> bytes:
-    """The serialized graph that `spacy_distil.engines.onnx.OnnxEngine` runs: see `GraphBuilder`."""
+    """Build and serialize the graph for `spacy_distil.engines.onnx.OnnxEngine`."""
     return BUILDERS[type(weights)](weights, precision).build()

@@ -1,4 +1,4 @@
-"""ModernBERT: normalization before each part, rotated positions, attention within a short reach."""
+"""ModernBERT: normalization before each part, rotary positions, local attention in most layers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from onnx import TensorProto
 
 from spacy_distil.engines.onnx import IDS, MASK
 from spacy_distil.errors import ConfigError
-from spacy_distil.export.graph import ACTIVATIONS, CONTRIB, GraphBuilder, Rounded
+from spacy_distil.export.graph import CONTRIB, GraphBuilder, Rounded, check_activation
 from spacy_distil.export.weights import Linear, Norm, Weights
 
 MODEL_TYPES = ("modernbert",)
-# By what transformers calls layers in `layer_types`: what it called the base of their rotations
-# before it had `rope_parameters`, and the base where none is given.
+# By transformers' kinds of layers (`layer_types`): the setting for the base of their rotations in
+# configs without `rope_parameters`, and the default base.
 _THETAS = {
     "full_attention": ("global_rope_theta", 160_000.0),
     "sliding_attention": ("local_rope_theta", 10_000.0),
@@ -25,9 +25,9 @@ _THETAS = {
 
 @dataclass(frozen=True)
 class Scope:
-    """What a layer's attention sees.
+    """The pieces that a layer's attention sees, and how it tells their positions.
 
-    reach: how many pieces on either side; None for the whole window.
+    reach: number of pieces on either side; `None` is the whole window.
     theta: base of the angles that queries and keys are rotated by (Su et al. 2021,
         arXiv 2104.09864, section 3.2.2).
     """
@@ -37,14 +37,14 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer, with the normalization before each of its two parts.
+class ModernBertLayer:
+    """Weights of one layer, with a normalization before each of its two parts.
 
-    attention_norm: None in the first layer, whose input is normalized already.
-    query, key, value: (width, width), the heads side by side.
+    attention_norm: `None` in the first layer, whose input is already normalized.
+    query, key, value: (width, width), the attention heads side by side.
     attention_out: (width, width).
-    up, gate, down: the feed-forward layers: down(activation(up(x)) * gate(x)); up and gate are
-        (width, n_hidden), down is (n_hidden, width).
+    up, gate, down: the feed-forward layers: down(activation(up(x)) * gate(x)). up and gate are
+        (width, n_neurons), down is (n_neurons, width).
     """
 
     scope: Scope
@@ -61,11 +61,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModernBertWeights:
-    """A whole encoder. Biases that it does without are zeros.
+    """Weights and settings of an encoder. A missing bias is all zeros.
 
     pieces: (n_vocab, width) float32.
     embedding_norm, final_norm: of the embeddings, and of the last layer's output.
-    n_heads: attention heads of a layer.
+    n_heads: attention heads per layer.
     n_positions: most pieces in a window, special ones included.
     activation: one of ACTIVATIONS.
     epsilon: of every layer normalization.
@@ -73,7 +73,7 @@ class ModernBertWeights:
 
     pieces: np.ndarray
     embedding_norm: Norm
-    layers: list[Layer]
+    layers: list[ModernBertLayer]
     final_norm: Norm
     n_heads: int
     n_positions: int
@@ -87,17 +87,13 @@ class ModernBertWeights:
 
 
 def read(config: Mapping[str, Any], weights: Weights) -> ModernBertWeights:
-    """The weights of an encoder.
+    """Read a ModernBERT encoder.
 
     config: contents of `config.json`, as transformers 4 or 5 writes it.
-    Raises ConfigError for an encoder that has no such form, KeyError for a weight that is missing.
+    Raises ConfigError for an encoder that no graph can be built for, KeyError for a missing weight.
     """
     activation = config.get("hidden_activation", "gelu")
-    if activation not in ACTIVATIONS:
-        raise ConfigError(
-            f"An encoder with the activation {activation!r} cannot be turned into an ONNX graph: "
-            f"expected one of {', '.join(ACTIVATIONS)}."
-        )
+    check_activation(activation)
     return ModernBertWeights(
         pieces=weights["embeddings.tok_embeddings.weight"],
         embedding_norm=_norm(weights, config, "embeddings.norm"),
@@ -111,7 +107,7 @@ def read(config: Mapping[str, Any], weights: Weights) -> ModernBertWeights:
 
 
 def _kinds(config: Mapping[str, Any]) -> list[str]:
-    """A key of _THETAS for each layer."""
+    """Find the kind of each layer, a key of `_THETAS`."""
     n_layers = config["num_hidden_layers"]
     kinds = config.get("layer_types")
     if kinds is None:
@@ -126,33 +122,34 @@ def _kinds(config: Mapping[str, Any]) -> list[str]:
 
 
 def _scope(config: Mapping[str, Any], kind: str) -> Scope:
+    """Read the scope of a kind of layers, a key of `_THETAS`."""
     rope = (config.get("rope_parameters") or {}).get(kind) or {}
     scaling = config.get("rope_scaling") or {}
-    for given in (rope, scaling):
-        rope_type = given.get("rope_type", given.get("type", "default"))
+    for section in (rope, scaling):
+        rope_type = section.get("rope_type", section.get("type", "default"))
         if rope_type != "default":
             raise ConfigError(
                 f"An encoder with rope_type = {rope_type!r} cannot be turned into an ONNX graph: "
                 "expected 'default'."
             )
-    name, usual = _THETAS[kind]
+    setting, default = _THETAS[kind]
     theta = rope.get("rope_theta")
     if theta is None:
-        theta = config.get(name, usual)
+        theta = config.get(setting, default)
     if theta is None:
-        # Layers with a reach have that of the others then.
-        theta = usual if kind == "full_attention" else _scope(config, "full_attention").theta
+        # Local layers then take the base of the global ones.
+        theta = default if kind == "full_attention" else _scope(config, "full_attention").theta
     reach = config.get("local_attention", 128) // 2 if kind == "sliding_attention" else None
     return Scope(reach, float(theta))
 
 
-def _layer(weights: Weights, config: Mapping[str, Any], i: int, kind: str) -> Layer:
+def _layer(weights: Weights, config: Mapping[str, Any], i: int, kind: str) -> ModernBertLayer:
     name = f"layers.{i}"
     in_attention = config.get("attention_bias", False)
     in_feed_forward = config.get("mlp_bias", False)
     query, key, value = _split(_linear(weights, f"{name}.attn.Wqkv", in_attention), 3)
     up, gate = _split(_linear(weights, f"{name}.mlp.Wi", in_feed_forward), 2)
-    return Layer(
+    return ModernBertLayer(
         scope=_scope(config, kind),
         attention_norm=_norm(weights, config, f"{name}.attn_norm") if i else None,
         query=query,
@@ -167,13 +164,13 @@ def _layer(weights: Weights, config: Mapping[str, Any], i: int, kind: str) -> La
 
 
 def _linear(weights: Weights, name: str, has_bias: bool) -> Linear:
-    # torch keeps matrices as (n_out, n_in).
+    # torch stores matrices as (n_out, n_in).
     weight = weights[f"{name}.weight"].T
     return Linear(weight, weights[f"{name}.bias"] if has_bias else np.zeros(weight.shape[1], "f"))
 
 
 def _split(linear: Linear, n: int) -> list[Linear]:
-    """The layers that one is made of, side by side."""
+    """Split a linear layer into `n` that stand side by side in it."""
     parts = zip(np.split(linear.weight, n, axis=1), np.split(linear.bias, n), strict=True)
     return [Linear(weight, bias) for weight, bias in parts]
 
@@ -185,12 +182,12 @@ def _norm(weights: Weights, config: Mapping[str, Any], name: str) -> Norm:
 
 
 @dataclass(frozen=True)
-class Sight:
+class GraphScope:
     """A scope, as names in the graph.
 
-    mask: which pieces are seen: (n_windows,) int32, the first so many of each window; or
-        (n_windows, length, length) int32, 1 for those that each piece sees.
-    cos, sin: of the rotations, (n_positions, width of a head / 2).
+    mask: the pieces to see: (n_windows,) int32, the length of each window; or (n_windows, length,
+        length) int32, 1 for the pieces that each piece sees.
+    cos, sin: of the rotations, (n_positions, head_size / 2) float32.
     """
 
     mask: str
@@ -199,31 +196,35 @@ class Sight:
 
 
 class ModernBertGraph(GraphBuilder):
+    """Builds the graph of an encoder with `ModernBertWeights`."""
+
     weights: ModernBertWeights
 
     def encode(self) -> str:
         w = self.weights
-        sights = {
-            scope: self.sight(scope) for scope in dict.fromkeys(each.scope for each in w.layers)
+        scopes = {
+            scope: self.add_scope(scope) for scope in dict.fromkeys(each.scope for each in w.layers)
         }
         hidden = self.norm(self.embed_pieces(w.pieces), w.embedding_norm, w.epsilon)
         for i, layer in enumerate(w.layers):
             in_int8 = i in self.precision.layers
-            hidden = self.layer(hidden, layer, sights[layer.scope], in_int8=in_int8)
+            hidden = self.layer(hidden, layer, scopes[layer.scope], in_int8=in_int8)
         return self.norm(hidden, w.final_norm, w.epsilon)
 
-    def sight(self, scope: Scope) -> Sight:
+    def add_scope(self, scope: Scope) -> GraphScope:
+        """Add a scope, which several layers may share."""
         w = self.weights
         cos, sin = rotations(w.n_positions, w.width // w.n_heads, scope.theta)
-        mask = self.lengths() if scope.reach is None else self.near(scope.reach)
-        return Sight(mask, self.constant(cos), self.constant(sin))
+        mask = self.lengths() if scope.reach is None else self.local_mask(scope.reach)
+        return GraphScope(mask, self.constant(cos), self.constant(sin))
 
-    def near(self, reach: int) -> str:
-        """Which pieces are at most so far apart, padding not among them: (n_windows, length,
-        length) int32.
+    def local_mask(self, reach: int) -> str:
+        """Add the mask of local attention: pieces within reach, without padding.
+
+        RETURNS: (n_windows, length, length) int32.
         """
-        # Not as numbers to add to the scores (attention_bias), one for all heads: ONNX Runtime
-        # 1.19 takes these for each window and head only, and reads beyond the end of fewer.
+        # Not as an attention_bias for all heads: ONNX Runtime 1.19 expects one for each window and
+        # head, and reads beyond the end of a smaller one.
         zero = self.constant(np.array([0]))
         numbers = self.constant(np.arange(self.weights.n_positions, dtype=np.int32))
         row = self.op("Slice", numbers, zero, self.op("Shape", IDS, start=1), zero)
@@ -234,8 +235,10 @@ class ModernBertGraph(GraphBuilder):
         is_piece = self.op("Unsqueeze", is_piece, self.constant(np.array([1])))
         return self.op("Cast", self.op("And", is_near, is_piece), to=TensorProto.INT32)
 
-    def layer(self, hidden: str, layer: Layer, sight: Sight, *, in_int8: bool) -> str:
-        """One layer. hidden: (n_windows, length, width)."""
+    def layer(
+        self, hidden: str, layer: ModernBertLayer, scope: GraphScope, *, in_int8: bool
+    ) -> str:
+        """Add one layer. hidden: (n_windows, length, width)."""
         w = self.weights
         inner = hidden
         if layer.attention_norm is not None:
@@ -246,11 +249,11 @@ class ModernBertGraph(GraphBuilder):
         )
         attended = self.op(
             "MultiHeadAttention",
-            self.rotate(query, sight),
-            self.rotate(key, sight),
+            self.rotate(query, scope),
+            self.rotate(key, scope),
             value,
             "",
-            sight.mask,
+            scope.mask,
             domain=CONTRIB,
             num_heads=w.n_heads,
         )
@@ -263,21 +266,21 @@ class ModernBertGraph(GraphBuilder):
         rounded = self.round_rows(inner) if in_int8 else None
         return self.op("Add", hidden, self.linear(inner, layer.down, rounded))
 
-    def rotate(self, heads: str, sight: Sight) -> str:
+    def rotate(self, heads: str, scope: GraphScope) -> str:
         """Rotate queries or keys by their positions. heads: (n_windows, length, width)."""
         first = self.constant(np.array([0]))
-        return self.op("RotaryEmbedding", heads, first, sight.cos, sight.sin, domain=CONTRIB)
+        return self.op("RotaryEmbedding", heads, first, scope.cos, scope.sin, domain=CONTRIB)
 
     def linear(self, value: str, linear: Linear, rounded: Rounded | None) -> str:
-        """The product and the bias, where there is one."""
+        """Add the product and, unless it is all zeros, the bias."""
         result = self.product(value, linear, rounded)
         return self.add_bias(result, linear.bias) if linear.bias.any() else result
 
 
-def rotations(n_positions: int, width: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of all angles of a head, (n_positions, width / 2) float32 each."""
-    # Rounded to float32 where torch does it, which shows in the angles far from the start.
-    exponents = np.arange(0, width, 2, dtype="f") / np.float32(width)
+def rotations(n_positions: int, head_size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Compute cosines and sines of a head's angles, (n_positions, head_size / 2) float32 each."""
+    # Round to float32 at the same steps as torch: it shows in angles far from the start.
+    exponents = np.arange(0, head_size, 2, dtype="f") / np.float32(head_size)
     steps = 1 / (theta ** exponents.astype("d")).astype("f")
     angles = np.arange(n_positions, dtype="f")[:, None] * steps
     return np.cos(angles), np.sin(angles)

@@ -1,29 +1,48 @@
-"""What encoders with a normalization after each residual sum have in common."""
+"""Layers with a normalization after each residual sum, as in BERT and DeBERTa."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from spacy_distil.export.graph import GELU_MINIMUM, GraphBuilder
-from spacy_distil.export.weights import Linear, Norm
+from spacy_distil.export.weights import Linear, Norm, Weights, linear, norm
+from spacy_distil.students.families import LayerParts
 
 
-class PostNormLayer(Protocol):
-    """up, down: the feed-forward layers, (width, n_hidden) and (n_hidden, width).
+@dataclass(frozen=True, kw_only=True)
+class PostNormLayer:
+    """Weights of one layer.
 
-    output_norm: of the sum of what they make and what they get.
+    query, key, value: (width, width), the attention heads side by side.
+    attention_out: (width, width).
+    attention_norm: after the first residual sum.
+    up, down: the feed-forward layers, (width, n_neurons) and (n_neurons, width).
+    output_norm: after the second residual sum.
     """
 
-    @property
-    def up(self) -> Linear: ...
+    query: Linear
+    key: Linear
+    value: Linear
+    attention_out: Linear
+    attention_norm: Norm
+    up: Linear
+    down: Linear
+    output_norm: Norm
 
-    @property
-    def down(self) -> Linear: ...
 
-    @property
-    def output_norm(self) -> Norm: ...
+def read_parts(weights: Weights, layer: str, parts: LayerParts) -> dict[str, Any]:
+    """Read the weights of one layer.
+
+    layer: name of the layer. parts: names of its parts.
+    RETURNS: arguments of `PostNormLayer`.
+    """
+    return {
+        **{part: linear(weights, f"{layer}.{name}") for part, name in parts.linears.items()},
+        **{part: norm(weights, f"{layer}.{name}") for part, name in parts.norms.items()},
+    }
 
 
 class PostNormWeights(Protocol):
@@ -42,8 +61,18 @@ class PostNormWeights(Protocol):
 class PostNormGraph(GraphBuilder):
     weights: PostNormWeights
 
-    def feed_forward(self, hidden: str, layer: PostNormLayer, *, in_int8: bool) -> str:
-        """The second half of a layer. hidden: (n_windows, length, width)."""
+    def after_attention(
+        self, hidden: str, attended: str, layer: PostNormLayer, *, in_int8: bool
+    ) -> str:
+        """Add the rest of a layer, behind its attention.
+
+        hidden: the layer's input, (n_windows, length, width).
+        attended: output of the attention heads, (n_windows, length, width).
+        RETURNS: the layer's output, (n_windows, length, width).
+        """
+        rounded = self.round_rows(attended) if in_int8 else None
+        summand = self.product(attended, layer.attention_out, rounded)
+        hidden = self.residual(hidden, summand, layer.attention_out.bias, layer.attention_norm)
         rounded = self.round_rows(hidden) if in_int8 else None
         inner = self.activate(
             self.product(hidden, layer.up, rounded), layer.up.bias, self.weights.activation
@@ -53,13 +82,14 @@ class PostNormGraph(GraphBuilder):
         if in_int8:
             minimum = 0.0 if self.weights.activation == "relu" else GELU_MINIMUM
             rounded = self.round_rows(inner, minimum=minimum)
-            # What is subtracted from every number before the product comes back here.
+            # `round_rows` subtracts the minimum from each number. Add its product back.
             bias = bias + minimum * self.rounded_weight(layer.down.weight).sum(axis=0)
         return self.residual(
             hidden, self.product(inner, layer.down, rounded), bias, layer.output_norm
         )
 
     def residual(self, hidden: str, summand: str, bias: np.ndarray, norm: Norm) -> str:
-        # Not ONNX Runtime's SkipLayerNormalization, which is one operator and several times slower.
+        """Add a residual sum and its normalization."""
+        # ONNX Runtime's SkipLayerNormalization does both in one operator, but several times slower.
         total = self.op("Add", hidden, self.add_bias(summand, bias))
         return self.norm(total, norm, self.weights.epsilon)

@@ -29,22 +29,13 @@ from spacy_distil.distillation.encoder.objectives import (
     SoftTargets,
     prepare_objectives,
 )
+from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masked_lm_heads import masked_lm_head
 from spacy_distil.students.masking import MaskedBatch, Masking, batch_blocks
 from spacy_distil.students.teachers import Teacher, load_teacher
 
 TeacherDir = Callable[..., Path]
-FAMILIES = (
-    "bert",
-    "distilbert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "electra",
-    "mpnet",
-    "albert",
-)
 
 
 def all_objectives() -> dict[str, Objective]:

@@ -36,6 +36,7 @@ from spacy_distil.distillation.encoder.objectives import (
 from spacy_distil.distillation.encoder.shards import Shards, piece_type, write_shards
 from spacy_distil.distillation.encoder.steps import Stage, StepBlocks
 from spacy_distil.errors import ConfigError
+from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masking import MaskedBatch, Masking, batch_blocks
 from spacy_distil.students.shapes import choose_shape
@@ -43,16 +44,6 @@ from spacy_distil.students.teachers import Teacher, load_teacher
 from tests.teachers import log_of
 
 TeacherDir = Callable[..., Path]
-FAMILIES = (
-    "bert",
-    "distilbert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "electra",
-    "mpnet",
-    "albert",
-)
 N_BLOCKS, BLOCK_SIZE, PER_STEP = 7, 16, 5
 SETTINGS = TrainingSettings(
     max_steps=5,

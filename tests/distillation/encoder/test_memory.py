@@ -37,7 +37,7 @@ def prepare(
     teacher.model.to(accelerator.device)
     student = make_student(teacher, [0]).to(accelerator.device)
     objectives: dict[str, Objective] = {"cosine": cosine or Cosine()}
-    if teacher.has_head:
+    if teacher.has_mlm_head:
         objectives["masked_lm"] = MaskedLM()
     prepare_objectives(objectives, teacher.model.config, student.config)
     distiller = Distiller(teacher.model, student, objectives)

@@ -156,7 +156,7 @@ def test_held_out_rows_are_the_same_for_any_number_of_processes() -> None:
                 n_processes=n_processes,
             ):
                 batch = MASKING(rows, "held out")
-                for place, row in zip(rows.places.tolist(), batch.inputs.tolist(), strict=True):
+                for place, row in zip(rows.numbers.tolist(), batch.inputs.tolist(), strict=True):
                     found[place] = [piece for piece in row if piece]
         return found
 

@@ -1,0 +1,86 @@
+"""Sample a corpus: blocks to measure importance on, and pieces per word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spacy_distil.errors import CorpusError
+from spacy_distil.text.packing import pack, tokenize
+from spacy_distil.text.plain_text import Part, find_files, read_parts
+
+if TYPE_CHECKING:
+    from spacy_distil.students.teachers import Teacher
+
+# Pieces in a block, and blocks in a sample.
+BLOCK_SIZE, N_BLOCKS = 128, 64
+# Characters to read for a block: more than a block has in any language.
+_BLOCK_CHARACTERS = 16 * BLOCK_SIZE
+# Characters to read for counting pieces per word.
+_COUNTED_CHARACTERS = 200_000
+
+
+def read_blocks(
+    path: Path, teacher: Teacher, *, setting: str, n_blocks: int = N_BLOCKS
+) -> list[np.ndarray]:
+    """Read blocks of up to 128 pieces from the start of each file of a corpus, as many from each.
+
+    path: file or directory, in the formats of `text.plain_text`.
+    setting: name of the setting that gives the path, for errors.
+    RETURNS: up to `n_blocks` blocks of piece ids, (n_pieces,) int32 each.
+    Raises CorpusError if there is no text.
+    """
+    files = find_files([path], setting=setting)
+    tokenizer = teacher.tokenizer
+    blocks: list[np.ndarray] = []
+    for number, file in enumerate(files):
+        # Later files make up for short ones.
+        share = -(-(n_blocks - len(blocks)) // (len(files) - number))
+        packed = pack(
+            tokenize(_read_start([file], share * _BLOCK_CHARACTERS), tokenizer),
+            block_size=min(BLOCK_SIZE, teacher.longest_block),
+            first=int(tokenizer.cls_token_id),
+            last=int(tokenizer.sep_token_id),
+        )
+        blocks += [np.array(block, dtype=np.int32) for block in islice(packed, share)]
+        if len(blocks) >= n_blocks:
+            break
+    if not blocks:
+        raise CorpusError(f"{setting}: no text in {path}")
+    return blocks
+
+
+def pieces_per_word(path: Path | None, teacher: Teacher, *, setting: str) -> float:
+    """Count how many pieces the teacher's tokenizer makes of a word, on average.
+
+    path: corpus, of which the start is read. `None` takes spaCy's English example sentences.
+    setting: name of the setting that gives the path, for errors.
+    Raises CorpusError if there is no text.
+    """
+    import spacy
+
+    if path is None:
+        from spacy.lang.en.examples import sentences
+
+        parts = [Part(text, ends=True) for text in sentences]
+    else:
+        parts = list(_read_start(find_files([path], setting=setting), _COUNTED_CHARACTERS))
+    nlp = spacy.blank("xx")
+    n_words = sum(not token.is_space for part in parts for token in nlp.make_doc(part.text))
+    if n_words == 0:
+        raise CorpusError(f"{setting}: no text in {path}")
+    return sum(len(pieces) for pieces, _ in tokenize(parts, teacher.tokenizer)) / n_words
+
+
+def _read_start(files: Iterable[Path], n_characters: int) -> Iterator[Part]:
+    """Read documents from the start of files, until they have about `n_characters`."""
+    size = 0
+    for part in chain.from_iterable(map(read_parts, files)):
+        yield part
+        size += len(part.text)
+        if size > n_characters:
+            return
