@@ -28,7 +28,7 @@ class Sentence:
     """One sentence of a treebank; the lists have one entry per syntactic word.
 
     spaces: whether a space follows the word in the text.
-    upos, xpos: "" where the treebank has "_".
+    upos, xpos: "" for the "_" of the treebank.
     misc: the MISC column as a dict.
     paragraph: whether a paragraph starts here.
     """
@@ -86,7 +86,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _comment(line: str) -> tuple[str, str]:
-    """`# key = value` as a pair; the value is "" where there is none."""
+    """`# key = value` as a pair; the value is "" if it is missing."""
     key, _, value = line.lstrip("#").partition("=")
     return key.strip(), value.strip()
 
@@ -189,7 +189,7 @@ class _ConlluReader:
                     self.end_range()
 
     def end_range(self) -> None:
-        """Space the words of a multiword token so that the text stays right where it can."""
+        """Space the words of a multiword token so that the text stays right if it can."""
         assert self.sentence is not None
         assert self.range is not None
         n_words, surface = self.range.n_words, self.range.surface
@@ -198,8 +198,8 @@ class _ConlluReader:
         joined = "".join(words) == surface
         if not joined:
             # 'du' = 'de' + 'le': no spacing of the words gives the surface form.
-            where = f"{self.sentence.sent_id} {surface} = {' + '.join(words)}"
-            self.notes.add("multiword tokens written out as their words", where)
+            place = f"{self.sentence.sent_id} {surface} = {' + '.join(words)}"
+            self.notes.add("multiword tokens written out as their words", place)
         self.sentence.spaces[first:] = [not joined] * (n_words - 1) + [self.range.space_after]
         self.range = None
 
@@ -218,7 +218,7 @@ def read_conllu(path: Path, notes: Notes) -> list[Document]:
     """The documents of a CoNLL-U file, in its order.
 
     Multiword tokens become their syntactic words; empty nodes are skipped. Both are counted in
-    `notes` where something of the file is lost.
+    `notes` if something of the file is lost.
     """
     documents = _ConlluReader(path, notes).read()
     full = [document for document in documents if document.sentences]
@@ -256,9 +256,9 @@ def read_iob2(path: Path, notes: Notes) -> dict[str, NamedSentence]:
                     f"{path}:{number}: {problem}; expected index, word and IOB2 tag "
                     "separated by tabs, in a sentence that has a sent_id"
                 )
-            where = f"{sent_id} {columns[0]} {columns[1]} {columns[2]}"
+            place = f"{sent_id} {columns[0]} {columns[1]} {columns[2]}"
             try:
-                tag = released_tag(columns[2], where, notes)
+                tag = released_tag(columns[2], place, notes)
             except ValueError as error:
                 raise CorpusError(f"{path}:{number}: {error}") from error
             sentences[sent_id].words.append(columns[1])
@@ -268,26 +268,26 @@ def read_iob2(path: Path, notes: Notes) -> dict[str, NamedSentence]:
     return sentences
 
 
-def released_tag(tag: str, where: str, notes: Notes) -> str:
+def released_tag(tag: str, place: str, notes: Notes) -> str:
     """`tag` if it is O or one of the released types, "O" for a type that was left out."""
     prefix, _, label = tag.partition("-")
     if tag == "O" or (prefix in ("B", "I") and label in ENTITY_TYPES):
         return tag
     if prefix in ("B", "I") and label in UNRELEASED_TYPES:
         if prefix == "B":
-            notes.add(f"entities of the unreleased type '{label}' read as O", where)
+            notes.add(f"entities of the unreleased type '{label}' read as O", place)
         return "O"
     expected = ", ".join(f"B-{label}, I-{label}" for label in ENTITY_TYPES)
     raise ValueError(f"entity tag '{tag}', expected O, {expected}")
 
 
-def repair_iob(tags: Sequence[str], where: str, notes: Notes) -> list[str]:
+def repair_iob(tags: Sequence[str], place: str, notes: Notes) -> list[str]:
     """Turn an I- that continues no entity of its type into a B-."""
     repaired: list[str] = []
     previous = "O"
     for index, tag in enumerate(tags):
         if tag.startswith("I-") and previous[2:] != tag[2:]:
-            notes.add("entities that began with I- repaired", f"{where} word {index + 1} {tag}")
+            notes.add("entities that began with I- repaired", f"{place} word {index + 1} {tag}")
             tag = "B-" + tag[2:]
         repaired.append(tag)
         previous = tag
@@ -307,14 +307,14 @@ def entity_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def project_tags(
-    source: NamedSentence, words: Sequence[str], ends: set[int], where: str, notes: Notes
+    source: NamedSentence, words: Sequence[str], ends: set[int], place: str, notes: Notes
 ) -> list[str] | None:
-    """Carry the tags of `source` over to `words`, another tokenisation of the same characters.
+    """Carry the tags of `source` over to `words`, another tokenization of the same characters.
 
-    words: the tokenisation to tag.
+    words: the tokenization to tag.
     ends: indices of words that no entity may run across: those that begin a sentence.
-    Returns one tag per word, "" where it is unknown because an entity begins or ends within a
-    word; None where the characters differ.
+    RETURNS: one tag per word, "" if an entity begins or ends within it; None if the characters
+        differ.
     """
     if "".join(source.words) != "".join(words):
         return None
@@ -335,7 +335,7 @@ def project_tags(
         start, stop = starts.get(left), stops.get(right)
         if start is None or stop is None or ends & set(range(start + 1, stop)):
             text = " ".join(source.words[first:last])
-            notes.add("entities that do not fit the words, left missing", f"{where} {text}")
+            notes.add("entities that do not fit the words, left missing", f"{place} {text}")
             broken.update(range(owner[left], owner[right - 1] + 1))
         else:
             tags[start:stop] = [f"B-{label}"] + [f"I-{label}"] * (stop - start - 1)
@@ -349,7 +349,7 @@ def join_entities(
 ) -> list[list[str]]:
     """IOB2 tags for the words of each document, matched by sent_id.
 
-    Where a sentence is missing from the entity file or has other words there, the characters of
+    If a sentence is missing from the entity file or has other words there, the characters of
     the whole document are compared (a sentence may have been split or joined in between), then
     those of the sentence. What still does not match has "" for a tag: unknown, not "no entity".
     """

@@ -3,9 +3,9 @@
 A JSONL line is an object with a "text", or with "tokens" to build one from, and any of
 
 - "entities": [[start, end, label], ...] or [{"start": 0, "end": 5, "label": "PER"}, ...], in
-  characters of the text; an empty list means that there is none, no list that nobody looked;
+  characters of the text; an empty list means no entities, a missing list means unknown ones;
 - "cats": {"label": 0 or 1, ...}, or "label": "the one that holds";
-- "pos" (UPOS) and "tags" (XPOS): lists as long as "tokens", "" where unknown.
+- "pos" (UPOS) and "tags" (XPOS): lists as long as "tokens", "" if unknown.
 
 "spaces" says which tokens a space follows when there is no "text".
 """
@@ -58,36 +58,36 @@ def _read_jsonl(path: Path, nlp: Language, notes: Notes) -> Iterator[Doc]:
     for number, line in read_lines(path):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
+        place = f"{path}:{number}"
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise CorpusError(f"{where}: not JSON ({error})") from error
+            raise CorpusError(f"{place}: not JSON ({error})") from error
         if not isinstance(record, dict):
-            raise CorpusError(f"{where}: {type(record).__name__}, expected an object with a 'text'")
+            raise CorpusError(f"{place}: {type(record).__name__}, expected an object with a 'text'")
         for key in sorted(set(record) - set(KEYS)):
-            notes.add(f"values of the unknown key '{key}'", where)
+            notes.add(f"values of the unknown key '{key}'", place)
         try:
-            yield make_doc(record, nlp, where, notes)
+            yield make_doc(record, nlp, place, notes)
         except CorpusError as error:
-            raise CorpusError(f"{where}: {error}") from error
+            raise CorpusError(f"{place}: {error}") from error
 
 
-def make_doc(record: dict[str, Any], nlp: Language, where: str, notes: Notes) -> Doc:
+def make_doc(record: dict[str, Any], nlp: Language, place: str, notes: Notes) -> Doc:
     """One JSONL record as a `Doc`. A "label" becomes `{label: 1.0}`."""
     doc = _tokenised(record, nlp)
     if "entities" in record:
-        _set_entities(doc, record["entities"], where, notes)
+        _set_entities(doc, record["entities"], place, notes)
     doc.cats = _cats(record)
     return doc
 
 
-def _list(record: dict[str, Any], key: str, kind: type, what: str) -> list[Any] | None:
+def _list(record: dict[str, Any], key: str, kind: type, contents: str) -> list[Any] | None:
     value = record.get(key)
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-        raise CorpusError(f"'{key}' is {value!r}, expected a list of {what}")
+        raise CorpusError(f"'{key}' is {value!r}, expected a list of {contents}")
     return value
 
 
@@ -133,25 +133,25 @@ def _tokenised(record: dict[str, Any], nlp: Language) -> Doc:
     return doc
 
 
-def _set_entities(doc: Doc, entities: object, where: str, notes: Notes) -> None:
+def _set_entities(doc: Doc, entities: object, place: str, notes: Notes) -> None:
     if not isinstance(entities, list):
         raise CorpusError(f"'entities' is {entities!r}, expected a list of [start, end, label]")
-    found: list[Span] = []
+    spans: list[Span] = []
     unknown: set[int] = set()
     for entity in entities:
         start, end, label = _offsets(entity, len(doc.text))
         span = doc.char_span(start, end, label=label)
         if span is None or not span.text.strip():
-            example = f"{where} [{start}, {end}, {label}] {doc.text[start:end]!r}"
+            example = f"{place} [{start}, {end}, {label}] {doc.text[start:end]!r}"
             notes.add("entities that do not fit the tokens, left missing", example)
             touched = doc.char_span(start, end, alignment_mode="expand")
             unknown.update(token.i for token in touched or ())
         else:
-            found.append(span)
-    kept = filter_spans(found)
-    for span in found:
+            spans.append(span)
+    kept = filter_spans(spans)
+    for span in spans:
         if span not in kept:
-            example = f"{where} [{span.start_char}, {span.end_char}, {span.label_}] {span.text!r}"
+            example = f"{place} [{span.start_char}, {span.end_char}, {span.label_}] {span.text!r}"
             notes.add("entities inside or across another one", example)
     unknown -= {token.i for span in kept for token in span}
     missing = [doc[index : index + 1] for index in sorted(unknown)]

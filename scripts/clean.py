@@ -1,4 +1,4 @@
-"""Remove what the project's commands have made.
+"""Remove the files that the project's commands wrote.
 
 python -m scripts.clean PATH [PATH ...]
 """
@@ -16,11 +16,11 @@ from wasabi import msg
 def main(
     paths: Annotated[list[Path], typer.Argument(help="Files and directories of the project")],
 ) -> None:
-    """Remove what the project's commands have made."""
+    """Remove the files that the project's commands wrote."""
     here = Path.cwd().resolve()
     for path in paths:
         if here not in path.resolve().parents:
-            msg.fail(f"{path} is outside the project, and stays", exits=1)
+            msg.fail(f"{path} is outside the project and is not removed", exits=1)
         if path.is_dir():
             shutil.rmtree(path)
         elif path.exists():

@@ -1,9 +1,9 @@
-"""Cut training config templates down to what a corpus can train.
+"""Fit training configs to the annotation of a corpus.
 
-    python -m scripts.configure CORPUS_DIR OUT_DIR TEMPLATE [TEMPLATE ...]
+    python -m scripts.configure CORPUS_DIR OUT_DIR CONFIG [CONFIG ...]
 
-reads `corpus.json` and writes each template to OUT_DIR with the pipes that the corpus has
-annotations for, so that one set of templates serves corpora with any subset of the layers.
+reads `corpus.json` and writes each config to OUT_DIR with the pipes that the corpus has
+annotation for. So the same configs serve corpora with any of the annotation layers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import typer
 from spacy.util import load_config
 from wasabi import msg
 
+from project.training import LAYERS, NER, configure, read_summary
 from spacy_distil.errors import ConfigError, friendly_errors
-from spacy_distil.runs.training import LAYERS, NER, configure, read_summary
 
 
 def write_configs(
@@ -28,13 +28,13 @@ def write_configs(
     lang: str | None = None,
     ner: str = NER[0],
 ) -> list[Path]:
-    """Write every template to `out_dir` under its own name; returns the paths."""
+    """Write every config to `out_dir`, with the same file name, and return the paths."""
     summary = read_summary(corpus_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     written = []
     for path in templates:
         if not path.is_file():
-            raise ConfigError(f"No such template: {path}")
+            raise ConfigError(f"No such config: {path}")
         template = load_config(path, interpolate=False)
         config = configure(template, summary, lang=lang, ner=ner)
         config.to_disk(out_dir / path.name)
@@ -56,9 +56,9 @@ def write_configs(
 
 def main(
     corpus_dir: Annotated[Path, typer.Argument(help="Directory with corpus.json")],
-    out_dir: Annotated[Path, typer.Argument(help="Where to write the configs")],
-    templates: Annotated[list[Path], typer.Argument(help="Config templates")],
-    lang: Annotated[str | None, typer.Option(help="Default: the corpus's language")] = None,
+    out_dir: Annotated[Path, typer.Argument(help="Directory to write the configs to")],
+    templates: Annotated[list[Path], typer.Argument(help="Training configs")],
+    lang: Annotated[str | None, typer.Option(help="Language. Default: the corpus's")] = None,
     ner: Annotated[str, typer.Option(help=f"Entity recognizer: {' or '.join(NER)}")] = NER[0],
 ) -> None:
     """Write training configs with the pipes that a corpus can train."""

@@ -3,7 +3,7 @@
     python -m scripts.corpus {sample,ewt,custom} OUT_DIR [...]
 
 writes `train.spacy`, `dev.spacy`, `test.spacy`, `unlabelled.txt` (one paragraph per line, a blank
-line between documents) and `corpus.json`, which counts what there is and what was left out.
+line between documents) and `corpus.json`, with counts of the annotation and of what was left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from spacy_distil.errors import CorpusError, friendly_errors
 SPLITS = ("train", "dev", "test")
 GENRES = ("answers", "email", "newsgroup", "reviews", "weblog")
 SAMPLE = Path(__file__).resolve().parents[1] / "corpus" / "sample"
-# What is stored of each document: the layers that the pipelines learn, and nothing else.
+# Annotation that is stored: the layers that the pipelines learn.
 ATTRS = ("ORTH", "SPACY", "POS", "TAG", "ENT_IOB", "ENT_TYPE", "SENT_START")
 HELD_OUT = 0.1
 
@@ -62,7 +62,7 @@ class Corpus:
 def treebank_doc(
     document: Document, tags: Sequence[str], cats: dict[str, float], nlp: Language
 ) -> Doc:
-    """A whole document of a treebank as one `Doc`; its tokens are the syntactic words.
+    """Make one `Doc` of a document of a treebank. Its tokens are the syntactic words.
 
     tags: IOB2, one per word, "" for unknown.
     """
@@ -94,7 +94,7 @@ def one_hot(label: str, labels: Iterable[str]) -> dict[str, float]:
 
 
 def read_ewt(assets: Path, nlp: Language, *, limit: int = 0) -> Corpus:
-    """UD English EWT joined with Universal NER; the genre of a document is its category.
+    """Read UD English EWT with the entities of Universal NER. The category is the genre.
 
     assets: directory with `en_ewt-ud-{train,dev,test}.{conllu,iob2}`.
     """
@@ -121,7 +121,7 @@ def read_ewt(assets: Path, nlp: Language, *, limit: int = 0) -> Corpus:
 
 
 def read_sample(directory: Path, nlp: Language, *, limit: int = 0) -> Corpus:
-    """The corpus that comes with the project: topic in a comment, entities in the MISC column."""
+    """Read the corpus of the project: topics are in comments, entities in the MISC column."""
     corpus = Corpus(docs={}, notes={}, unlabelled=list(read_text(directory / "unlabelled.txt")))
     topics: list[str] = []
     for split in SPLITS:
@@ -133,8 +133,8 @@ def read_sample(directory: Path, nlp: Language, *, limit: int = 0) -> Corpus:
         for document in spread(documents, limit):
             tags: list[str] = []
             for sentence in document.sentences:
-                found = [misc.get("NER", "O") for misc in sentence.misc]
-                tags.extend(repair_iob(found, sentence.sent_id, notes))
+                sentence_tags = [misc.get("NER", "O") for misc in sentence.misc]
+                tags.extend(repair_iob(sentence_tags, sentence.sent_id, notes))
             docs.append(treebank_doc(document, tags, one_hot(document.meta["topic"], topics), nlp))
         corpus.docs[split] = docs
     return corpus
@@ -144,7 +144,7 @@ def read_sample(directory: Path, nlp: Language, *, limit: int = 0) -> Corpus:
 
 
 def read_custom(paths: dict[str, Path | None], nlp: Language, *, limit: int = 0) -> Corpus:
-    """Splits from `.spacy` or JSONL files; a missing dev or test is taken from train.
+    """Read the splits from `.spacy` or JSONL files. A missing dev or test is split off from train.
 
     paths: by split.
     """
@@ -201,8 +201,10 @@ def complete_cats(corpus: Corpus) -> None:
 
 
 def read_text(path: Path) -> Iterator[list[str]]:
-    """Documents of a text file (a blank line between them), a JSONL file ("text"), or of all such
-    files in a directory, in the order of their names."""
+    """Read the documents of a text file (a blank line between them) or of a JSONL file ("text").
+
+    path: file, or directory of such files, which are read in the order of their names.
+    """
     if path.is_dir():
         files = sorted(file for kind in ("*.txt", "*.jsonl") for file in path.rglob(kind))
         if not files:
@@ -231,7 +233,7 @@ def read_text(path: Path) -> Iterator[list[str]]:
 
 
 def write_text(path: Path, documents: Iterable[Sequence[str]]) -> dict[str, int]:
-    """Write documents as they come; returns their counts."""
+    """Write documents one by one, and return their counts."""
     counts = Counter({"docs": 0, "paragraphs": 0, "words": 0})
     with path.open("w", encoding="utf8", newline="\n") as file:
         for document in documents:
@@ -249,14 +251,14 @@ def write_text(path: Path, documents: Iterable[Sequence[str]]) -> dict[str, int]
 
 
 def spread(items: Sequence[T], limit: int) -> list[T]:
-    """At most `limit` items, evenly spaced as files are often sorted by genre; all of them if 0."""
+    """Choose at most `limit` items, evenly spaced because files are often sorted. 0 for all."""
     if not limit or limit >= len(items):
         return list(items)
     return [items[index * len(items) // limit] for index in range(limit)]
 
 
 def layers(docs: Sequence[Doc]) -> dict[str, bool]:
-    """Which annotation layers the docs have, and whether exactly one category holds for each."""
+    """Find the annotation layers of the docs, and whether each has exactly one category."""
     categorised = [doc.cats for doc in docs if doc.cats]
     return {
         "pos": any(doc.has_annotation("POS") for doc in docs),
@@ -270,7 +272,7 @@ def layers(docs: Sequence[Doc]) -> dict[str, bool]:
 
 
 def count(docs: Sequence[Doc]) -> dict[str, Any]:
-    """What a split holds. `sentences` is null where no sentence is marked."""
+    """Count the annotation of a split. `sentences` is null if no sentence is marked."""
     entities = Counter(ent.label_ for doc in docs for ent in doc.ents)
     cats = Counter({label: 0 for doc in docs for label in doc.cats})
     cats.update(label for doc in docs for label, value in doc.cats.items() if value)
@@ -289,7 +291,7 @@ def count(docs: Sequence[Doc]) -> dict[str, Any]:
 def write(
     corpus: Corpus, out_dir: Path, *, dataset: str, lang: str, text: Sequence[Path]
 ) -> dict[str, Any]:
-    """Write a corpus to `out_dir` and return what `corpus.json` says."""
+    """Write a corpus to `out_dir` and return the contents of `corpus.json`."""
     out_dir.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         DocBin(attrs=ATTRS, docs=corpus.docs[split]).to_disk(out_dir / f"{split}.spacy")
@@ -304,7 +306,7 @@ def write(
     summary = {
         "dataset": dataset,
         "lang": lang,
-        # What can be learned, and what of it can be scored while training.
+        # Layers that can be learned, and layers that can be scored in training.
         "layers": splits["train"]["layers"],
         "scored": splits["dev"]["layers"],
         "splits": splits,
@@ -318,7 +320,7 @@ def write(
 
 
 def check(corpus: Corpus) -> None:
-    """Refuse what no pipeline could be trained on, and drop what holds nothing to learn."""
+    """Drop categories that never change. Raises CorpusError if there is nothing to learn."""
     train = corpus.docs["train"]
     labels = {label for doc in train for label in doc.cats}
     values = {(label, doc.cats[label]) for doc in train if doc.cats for label in labels}
@@ -340,7 +342,7 @@ def check(corpus: Corpus) -> None:
 
 
 def report(summary: dict[str, Any]) -> None:
-    """Print the counts, and everything that was left out."""
+    """Print the counts, and the notes on what was left out."""
     splits = summary["splits"]
     rows: list[tuple[Any, ...]] = []
     for key in ("docs", "sentences", "tokens"):
@@ -403,11 +405,11 @@ def make_corpus(
 
 
 def main(
-    dataset: Annotated[Dataset, typer.Argument(help="Which dataset to convert")],
-    out_dir: Annotated[Path, typer.Argument(help="Where to write the corpus")],
-    assets: Annotated[Path, typer.Option(help="ewt: where the downloads are")] = Path("assets"),
-    train: Annotated[str, typer.Option(help="custom: .spacy or .jsonl to learn from")] = "",
-    dev: Annotated[str, typer.Option(help="custom: to score while training")] = "",
+    dataset: Annotated[Dataset, typer.Argument(help="Dataset to convert")],
+    out_dir: Annotated[Path, typer.Argument(help="Directory for the corpus")],
+    assets: Annotated[Path, typer.Option(help="ewt: directory of the downloads")] = Path("assets"),
+    train: Annotated[str, typer.Option(help="custom: .spacy or .jsonl to train on")] = "",
+    dev: Annotated[str, typer.Option(help="custom: to score in training")] = "",
     test: Annotated[str, typer.Option(help="custom: to score in the end")] = "",
     text: Annotated[
         list[str] | None, typer.Option(help="More unlabelled text: .txt, .jsonl or a directory")

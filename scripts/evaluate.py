@@ -19,7 +19,7 @@ from spacy_distil.errors import ConfigError, friendly_errors
 
 def main(
     pipelines: Annotated[Path, typer.Argument(help="Directory that scripts.train wrote")],
-    metrics: Annotated[Path, typer.Argument(help="Where the scores go, without '-seed-N.json'")],
+    metrics: Annotated[Path, typer.Argument(help="Path of the scores, without '-seed-N.json'")],
     corpus: Annotated[Path, typer.Option(help="Directory with test.spacy")],
     gpu_id: Annotated[int, typer.Option(help="GPU for spaCy's own layers; -1 for none")] = -1,
 ) -> None:

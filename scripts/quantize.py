@@ -2,10 +2,10 @@
 
     python -m scripts.quantize PIPELINES OUT_DIR --corpus DEV.spacy --reports DIR --seeds 0,1
 
-PIPELINES/seed-N/model-best becomes OUT_DIR/seed-N/model-best, so that what scores, compares and
-packages the one directory does so with the other; what was measured goes to DIR/seed-N.json. The
-quantized seed that scores best on these documents is copied to OUT_DIR/best. Further options are
-those of `spacy distil quantize`. A seed that is finished is not quantized again.
+PIPELINES/seed-N/model-best becomes OUT_DIR/seed-N/model-best: both directories have the same layout
+for the scripts that score, compare and package. The measurements are written to DIR/seed-N.json.
+The quantized seed that scores best on these documents is copied to OUT_DIR/best. Further options
+are passed to `spacy distil quantize`. A finished seed is not quantized again.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import typer
 from wasabi import msg
 from weasel.util import get_checksum
 
+from project.finished import finish, is_finished
+from project.training import parse_seeds
 from scripts.train import copy_best
 from spacy_distil.errors import ConfigError, friendly_errors
-from spacy_distil.runs.finished import finish, is_finished
-from spacy_distil.runs.training import parse_seeds
 
 
 def quantize_seed(
     pipeline: Path, out_dir: Path, corpus: Path, report: Path, options: Sequence[str]
 ) -> None:
-    """Quantize one pipeline, unless that has been done before with the very same inputs.
+    """Quantize one pipeline, unless an earlier run did so with the same inputs.
 
-    pipeline: directory of a trained pipeline; OUT_DIR/model-best is the quantized one.
-    corpus: documents that the two are compared on.
-    report: JSON file for what was measured.
+    pipeline: directory of a trained pipeline. The quantized one is OUT_DIR/model-best.
+    corpus: documents to compare the two on.
+    report: JSON file for the measurements.
     options: of `spacy distil quantize`.
     """
     run = {
@@ -50,7 +50,7 @@ def quantize_seed(
     command += ["--corpus", str(corpus), "--report", str(report), *options]
     done = subprocess.run([sys.executable, "-m", *command])
     if done.returncode != 0:
-        # It has said why: most likely that the two agree too little.
+        # The command has printed the reason. Most often the two agree too little.
         sys.exit(done.returncode)
     finish(out_dir, run)
 
@@ -58,9 +58,9 @@ def quantize_seed(
 def main(
     context: typer.Context,
     pipelines: Annotated[Path, typer.Argument(help="Directory that scripts.train wrote")],
-    out_dir: Annotated[Path, typer.Argument(help="Where the seeds' directories go")],
+    out_dir: Annotated[Path, typer.Argument(help="Directory for the directories of the seeds")],
     corpus: Annotated[Path, typer.Option(help="Documents to check on: .spacy")],
-    reports: Annotated[Path, typer.Option(help="Directory for what was measured")],
+    reports: Annotated[Path, typer.Option(help="Directory for the measurements")],
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
 ) -> None:
     """Quantize every seed of a pipeline, with `spacy distil quantize`."""

@@ -1,12 +1,11 @@
-"""Install a packaged pipeline into a fresh environment, and run it on a text.
+"""Install a packaged pipeline into a new environment, and run it on a text.
 
     python scripts/smoke_test.py packages --constraints constraints.txt --without torch
 
-Makes a virtual environment, installs into it the one wheel under PACKAGES_DIR and spacy-distil from
-its sources, with the extras that the wheel asks for, and loads the pipeline from a directory that
-has nothing to do with the project. Says how large the environment is, and how long it takes from
-the start of the process to the first document. Ends with a status other than 0, and with what was
-printed, where anything of that fails, or where a module of --without can be imported.
+Creates a virtual environment, installs the wheel in PACKAGES_DIR and spacy-distil from its sources
+with the extras that the wheel needs, and loads the pipeline from a directory outside the project.
+Prints the size of the environment, and the time from the start of a process to the first document.
+If a step fails, or a module of --without can be imported, it prints the output and exits with 1.
 """
 
 from __future__ import annotations
@@ -26,16 +25,15 @@ from time import perf_counter
 
 TEXT = "Ada Lovelace moved from London to Paris. The trains were late, but the soup was good."
 
-# Runs in the fresh environment: argv is the package's name, the text and the modules that must be
-# missing.
+# Runs in the new environment. argv: name of the package, text, and modules that must be missing.
 CHECK = """
 import importlib, importlib.util, sys
-import spacy
 
 name, text, *without = sys.argv[1:]
-found = [module for module in without if importlib.util.find_spec(module)]
-if found:
-    sys.exit(f"The pipeline is to run without {', '.join(found)}, but its wheel brings that along.")
+present = [module for module in without if importlib.util.find_spec(module)]
+if present:
+    sys.exit(f"The pipeline must run without {', '.join(present)}, but its wheel installs that.")
+import spacy
 doc = importlib.import_module(name).load()(text)
 again = spacy.load(name)(text)
 for one in (doc, again):
@@ -47,7 +45,7 @@ if not len(doc):
 if [(t.pos_, t.ent_type_) for t in doc] != [(t.pos_, t.ent_type_) for t in again]:
     sys.exit("import and spacy.load gave pipelines that differ.")
 """
-# The same without what only a check does; argv is the package's name and the text.
+# The same without the checks. argv: name of the package, text.
 COLD_START = "import sys, spacy; spacy.load(sys.argv[1])(sys.argv[2])"
 COLD_STARTS = 3
 
@@ -63,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("packages_dir", type=Path, help="where `spacy package` wrote to")
     parser.add_argument("--project", type=Path, default=Path(), help="spacy-distil's sources")
     parser.add_argument("--constraints", type=Path, help="pip constraints file")
-    parser.add_argument("--text", default=TEXT, help="what the pipeline runs on")
+    parser.add_argument("--text", default=TEXT, help="text to run the pipeline on")
     parser.add_argument(
         "--without",
         action="append",
         default=[],
         metavar="MODULE",
-        help="must not be there once the wheel is installed; can be repeated",
+        help="module that the wheel must not install; may be repeated",
     )
     args = parser.parse_args(argv)
     try:
@@ -119,7 +117,7 @@ def smoke_test(
         raise SmokeTestError(f"No constraints file {constraints}.")
     directory = Path(tempfile.mkdtemp(prefix="smoke-test-"))
     try:
-        with _timed("Fresh virtual environment"):
+        with _timed("New virtual environment"):
             venv.create(directory / "env", with_pip=True, symlinks=os.name != "nt")
         scripts = "Scripts" if os.name == "nt" else "bin"
         python = directory / "env" / scripts / "python"
@@ -148,10 +146,10 @@ def smoke_test(
 
 
 def _copy_sources(project: Path, target: Path) -> Path:
-    """Files at the top of `project`, and its package.
+    """Copy the package, and the files beside it.
 
-    pip builds where the sources lie: a copy keeps its leftovers out of the project, and theirs out
-    of the build.
+    pip builds in the directory of the sources. A copy keeps the files of the build out of the
+    project, and files of earlier builds out of this one.
     """
     target.mkdir()
     for file in project.iterdir():
@@ -166,7 +164,7 @@ def _copy_sources(project: Path, target: Path) -> Path:
 
 
 def _count_bytes(directory: Path) -> int:
-    """Size of all files below `directory`; what links point to is not counted."""
+    """Size of all files in a directory. Links count as nothing."""
     files = (path for path in directory.rglob("*") if not path.is_symlink())
     return sum(path.stat().st_size for path in files if path.is_file())
 
@@ -178,11 +176,11 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _run(command: Sequence[str], directory: Path) -> str:
-    """What the command printed. Raises SmokeTestError with it where the command fails."""
+    """Run a command and return its output. Raises SmokeTestError with the output if it fails."""
     environment = {
         name: value
         for name, value in os.environ.items()
-        # What could lead back to the environment that runs this.
+        # These could lead back to the environment that runs this script.
         if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
     }
     environment["HF_HUB_OFFLINE"] = "1"  # loading a pipeline takes no network
@@ -203,11 +201,11 @@ def _run(command: Sequence[str], directory: Path) -> str:
 
 
 @contextmanager
-def _timed(what: str) -> Iterator[None]:
-    """Print what was done and how long it took, where it did not fail."""
+def _timed(step: str) -> Iterator[None]:
+    """Print a step and its time, if it does not fail."""
     start = perf_counter()
     yield
-    print(f"{what}: {perf_counter() - start:.1f} s", flush=True)
+    print(f"{step}: {perf_counter() - start:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

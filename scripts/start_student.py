@@ -1,10 +1,10 @@
-"""The encoder that the student's training starts from.
+"""Prepare the encoder that the student's training starts from.
 
     python -m scripts.start_student SOURCE OUTPUT --teacher DIR --distilled DIR --finetuned DIR
 
-SOURCE is `teacher`: layers of the teacher, copied; `distilled`: what `spacy distil encoder` made of
-them; or `finetuned`: layers of the teacher after it was trained on the corpus, copied. Only the
-directory of that name is read, so that the other two may be left out.
+SOURCE is `teacher`, for layers of the teacher encoder; `distilled`, for the encoder that `spacy
+distil encoder` made of them; or `finetuned`, for layers of the encoder of the trained teacher
+pipeline. Only the directory of that option is read. The other two may be missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Source(str, Enum):
 
 
 class Choice(str, Enum):
-    """Of the layers of an encoder."""
+    """Which layers of an encoder."""
 
     first = "first"
     last = "last"
@@ -39,7 +39,7 @@ class Choice(str, Enum):
 
 
 def check_paths(source: Source, encoder: Path | None, output: Path) -> Path:
-    """The encoder, or a `ConfigError` where it is not named or would be overwritten."""
+    """Return the encoder. Raises ConfigError if it is not named or would be overwritten."""
     if encoder is None:
         raise ConfigError(f"{source.value}: name the directory to start from with --{source.value}")
     inside = encoder.resolve()
@@ -51,7 +51,7 @@ def check_paths(source: Source, encoder: Path | None, output: Path) -> Path:
 
 
 def copy_files(encoder: Path, output: Path) -> None:
-    """Save an encoder as it is."""
+    """Copy an encoder as it is."""
     missing = [name for name in FILES if not (encoder / name).is_file()]
     if missing:
         raise ConfigError(
@@ -64,7 +64,7 @@ def copy_files(encoder: Path, output: Path) -> None:
 
 
 def copy_layers(encoder: Path, output: Path, layers: Choice, n_layers: int) -> None:
-    """Save an encoder of some of the layers of another."""
+    """Make an encoder of some of the layers of another."""
     from spacy_distil.students.layer_choice import choose_layers
     from spacy_distil.students.making import make_student
     from spacy_distil.students.teachers import load_teacher
@@ -78,8 +78,10 @@ def copy_layers(encoder: Path, output: Path, layers: Choice, n_layers: int) -> N
 
 
 def main(
-    source: Annotated[Source, typer.Argument(help="What to start from")],
-    output: Annotated[Path, typer.Argument(help="Directory of the encoder, replaced if there")],
+    source: Annotated[Source, typer.Argument(help="Encoder to start from")],
+    output: Annotated[
+        Path, typer.Argument(help="Directory for the encoder, replaced if it exists")
+    ],
     teacher: Annotated[Path | None, typer.Option(help="The teacher encoder")] = None,
     distilled: Annotated[Path | None, typer.Option(help="The distilled encoder")] = None,
     finetuned: Annotated[
@@ -88,7 +90,7 @@ def main(
     layers: Annotated[Choice, typer.Option(help="Which layers are copied")] = Choice.first,
     n_layers: Annotated[int, typer.Option(help="How many layers are copied")] = 3,
 ) -> None:
-    """Put the encoder that the student's training starts from in its place."""
+    """Prepare the encoder that the student's training starts from."""
     with friendly_errors():
         named = {"teacher": teacher, "distilled": distilled, "finetuned": finetuned}
         encoder = check_paths(source, named[source.value], output)

@@ -1,10 +1,10 @@
-"""Train a pipeline for some epochs, once for each seed, with `spacy train`.
+"""Train a pipeline for some epochs, once per seed, with `spacy train`.
 
     python -m scripts.train CONFIG OUT_DIR --corpus DIR --epochs 8 --seeds 0,1 [--section.key value]
 
 The pipeline of seed N is OUT_DIR/seed-N/model-best; the one that scores best on the development
-documents is copied to OUT_DIR/best. A seed that is finished is not trained again, so that an
-interrupted run goes on where it was.
+documents is copied to OUT_DIR/best. A finished seed is not trained again, so an interrupted run
+continues with the next one.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from spacy.util import load_config
 from wasabi import msg
 from weasel.util import get_checksum
 
+from project.finished import finish, is_finished
+from project.training import parse_seeds, schedule
 from spacy_distil.errors import friendly_errors
-from spacy_distil.runs.finished import finish, is_finished
-from spacy_distil.runs.training import parse_seeds, schedule
 
 
 def describe_run(settings: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
-    """What a run is made from: its settings, and checksums of `inputs` and of all that the settings
-    name as paths.
-    """
+    """Describe a run by its settings, and checksums of its inputs and of the settings' paths."""
     paths = [*inputs, *(Path(str(v)) for k, v in settings.items() if k.startswith("paths."))]
     return {
         "settings": {name: str(value) for name, value in settings.items()},
@@ -40,7 +38,7 @@ def describe_run(settings: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
 
 
 def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_id: int) -> None:
-    """Train one pipeline, unless it has been trained before from the very same inputs."""
+    """Train one pipeline, unless an earlier run did so from the same inputs."""
     run = describe_run(settings, config_path)
     if is_finished(out_dir, run):
         msg.info(f"{out_dir} is trained already")
@@ -54,7 +52,7 @@ def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_i
 
 
 def as_options(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as spaCy's commands take them: JSON, but for texts and paths."""
+    """Format settings as options of spaCy's commands: JSON, except text and paths."""
     options = []
     for name, value in settings.items():
         plain = isinstance(value, (str, Path))
@@ -63,7 +61,7 @@ def as_options(settings: Mapping[str, Any]) -> list[str]:
 
 
 def dev_score(pipeline: Path) -> float:
-    """The score that `spacy train` chose the pipeline by."""
+    """The score by which `spacy train` chose the pipeline."""
     weights = load_config(pipeline / "config.cfg")["training"]["score_weights"]
     scores = json.loads((pipeline / "meta.json").read_text(encoding="utf8"))["performance"]
     return sum(weight * (scores.get(name) or 0.0) for name, weight in weights.items() if weight)
@@ -81,13 +79,13 @@ def copy_best(out_dir: Path, seeds: list[int]) -> None:
 def main(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
-    out_dir: Annotated[Path, typer.Argument(help="Where the seeds' directories go")],
+    out_dir: Annotated[Path, typer.Argument(help="Directory for the directories of the seeds")],
     corpus: Annotated[Path, typer.Option(help="Directory with train.spacy, dev.spacy")],
     epochs: Annotated[float, typer.Option(help="Passes over the training corpus", min=0)],
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
     gpu_id: Annotated[int, typer.Option(help="GPU for spaCy's own layers; -1 for none")] = -1,
 ) -> None:
-    """Train a pipeline for some epochs, once for each seed, with `spacy train`."""
+    """Train a pipeline for some epochs, once per seed, with `spacy train`."""
     with friendly_errors():
         steps = schedule(config, corpus, epochs)
         overrides = parse_config_overrides(context.args)

@@ -1,7 +1,7 @@
 """Distilled transformers as spaCy components.
 
-The functions below are imported when they are first used, so that `import spacy_distil` is fast for
-those who only run a pipeline.
+The functions below are imported when they are first used, so `import spacy_distil` costs nothing if
+you only run pipelines.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tests.test_light_import import BLOCK, run_python
 from tests.util import SENTENCES, WIDTH, adam, encoder_of, make_examples, make_nlp
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "configs" / "transformer.cfg"
+CONFIG = ROOT / "configs" / "train.cfg"
 PIPES = ("tagger", "morphologizer", "ner", "textcat")
 
 

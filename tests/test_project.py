@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import spacy
 import srsly
+from thinc.api import Config
 from weasel.cli.document import project_document
 from weasel.util import load_project_config
 
-from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
+from project.training import NER, configure
 from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.distillation.pipeline.config import StudentSettings
 from spacy_distil.export.quantize import PRECISIONS
-from spacy_distil.runs.training import NER, configure
 
 ROOT = Path(__file__).parents[1]
 PROJECT = load_project_config(ROOT)
@@ -49,7 +49,7 @@ def test_nothing_is_downloaded_unasked() -> None:
     assert all(asset["extra"] for asset in PROJECT["assets"])
 
 
-@pytest.mark.parametrize("name", ["transformer.cfg", "student.cfg", "cnn.cfg"])
+@pytest.mark.parametrize("name", ["train.cfg", "pipeline.cfg", "cnn.cfg"])
 def test_training_configs_are_whole(name: str) -> None:
     config = spacy.util.load_config(
         ROOT / "configs" / name,
@@ -62,18 +62,17 @@ def test_training_configs_are_whole(name: str) -> None:
     assert config["training"]["batcher"]["discard_oversize"] is False
 
 
-def test_the_student_is_configured_as_the_teacher() -> None:
-    """But for what teaches it; and as `init-config pipeline` writes it."""
-    paths = [ROOT / "configs" / name for name in ("transformer.cfg", "student.cfg")]
-    assert paths[1].read_text(encoding="utf8") == PIPELINE_CONFIG
+def filled(name: str) -> Config:
+    """One of the configs, fitted to a corpus and completed by spaCy."""
     layers = dict.fromkeys(("pos", "tag", "ents", "cats", "cats_exclusive"), True)
     summary = {"lang": "en", "layers": layers, "scored": layers}
-    teacher, student = (
-        spacy.util.load_model_from_config(
-            configure(spacy.util.load_config(path, interpolate=False), summary), auto_fill=True
-        ).config
-        for path in paths
-    )
+    config = spacy.util.load_config(ROOT / "configs" / name, interpolate=False)
+    return spacy.util.load_model_from_config(configure(config, summary), auto_fill=True).config
+
+
+def test_the_student_is_configured_as_the_teacher() -> None:
+    """But for its distillation. (tests/cli tests that both are as `init-config` writes them.)"""
+    teacher, student = filled("train.cfg"), filled("pipeline.cfg")
     assert student.pop("distillation")
     assert student["corpora"].pop("text")
     for config in (teacher, student):
@@ -81,9 +80,26 @@ def test_the_student_is_configured_as_the_teacher() -> None:
     assert student == teacher
 
 
+def test_the_cnn_is_configured_as_the_transformer() -> None:
+    """But for its encoder, for the size and number of its steps, and for its learning rate, which
+    are spaCy's own.
+    """
+    transformer, cnn = filled("train.cfg"), filled("cnn.cfg")
+    for config in (transformer, cnn):
+        del config["nlp"]["pipeline"][0], config["paths"]
+        del config["components"]["transformer" if config is transformer else "tok2vec"]
+        del config["training"]["max_steps"], config["training"]["batcher"]["size"]
+        del config["training"]["optimizer"]["learn_rate"], config["training"]["logger"]
+        for component in config["components"].values():
+            del component["model"]["tok2vec"]
+    assert cnn["components"]["ner"]["model"].pop("use_upper") is True
+    assert transformer["components"]["ner"]["model"].pop("use_upper") is False
+    assert cnn == transformer
+
+
 def test_distil_config_is_valid() -> None:
     overrides = {"corpus.train": ["text.txt"]}
-    assert set(load_config(ROOT / "configs" / "distil.cfg", overrides).objectives) == {
+    assert set(load_config(ROOT / "configs" / "encoder.cfg", overrides).objectives) == {
         "soft_targets",
         "masked_lm",
         "cosine",

@@ -26,7 +26,7 @@ from spacy.util import load_config
 from thinc.api import Config
 from typer.testing import CliRunner
 
-from spacy_distil.cli.train_template import PIPES, training_config
+from spacy_distil.cli.configs import PIPES, training_config
 from tests.commands import spacy_command
 from tests.life.corpus import annotations_of, make_annotated
 from tests.util import LISTENER, STOCK_LISTENER, make_nlp, torch_model_of, write_encoder

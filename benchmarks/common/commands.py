@@ -15,9 +15,9 @@ from thinc.api import Config
 from wasabi import msg
 from weasel.util import get_checksum
 
+from project.finished import FINISHED, finish, is_finished
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.files import write_text
-from spacy_distil.runs.finished import FINISHED, finish, is_finished
 
 Row = TypeVar("Row")
 

@@ -5,5 +5,5 @@ from __future__ import annotations
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-TRANSFORMER_CONFIG = REPO / "configs" / "transformer.cfg"
+TRANSFORMER_CONFIG = REPO / "configs" / "train.cfg"
 CNN_CONFIG = REPO / "configs" / "cnn.cfg"

@@ -43,7 +43,7 @@ class SettingsRow:
     encodes: bool = False
 
 
-# The settings in configs/transformer.cfg that change the speed.
+# The settings in configs/train.cfg that change the speed.
 TEMPLATE_SETTINGS = {
     "window": 192,
     "overlap": 16,
@@ -55,7 +55,7 @@ ROWS = (
     SettingsRow("window", "window = 192", {"window": 192}, encodes=True),
     SettingsRow("dropout", "attention_dropout = 0", {"attention_dropout": 0.0}),
     SettingsRow("mixed", "mixed_precision", {"mixed_precision": True}),
-    SettingsRow("template", "as in configs/transformer.cfg", TEMPLATE_SETTINGS),
+    SettingsRow("template", "as in configs/train.cfg", TEMPLATE_SETTINGS),
     SettingsRow("checkpointing", "gradient_checkpointing", {"gradient_checkpointing": True}),
 )
 

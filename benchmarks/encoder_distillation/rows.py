@@ -38,9 +38,9 @@ from benchmarks.common.comparison import score_once
 from benchmarks.common.options import DryRun, RowsDirectory, Seeds
 from benchmarks.common.project import TRANSFORMER_CONFIG
 from benchmarks.encoder_distillation.text import DEV, TRAIN
+from project.training import configure, parse_seeds, read_summary, schedule
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.report.scores import Scores
-from spacy_distil.runs.training import configure, parse_seeds, read_summary, schedule
 
 N_LAYERS = 3
 # Number of held-out blocks, for the accuracy of masked-LM heads.

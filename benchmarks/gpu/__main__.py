@@ -33,7 +33,7 @@ from benchmarks.common.results import report_results, timestamp
 from benchmarks.common.rounds import Rounds
 from benchmarks.encode.sides import PipelineSide, make_ours
 from benchmarks.encode.timing import encoding, measure, training
-from spacy_distil.cli.train_template import training_config
+from spacy_distil.cli.configs import training_config
 from spacy_distil.errors import friendly_errors
 from spacy_distil.report.layout import count
 from spacy_distil.tables import Table

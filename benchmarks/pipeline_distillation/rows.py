@@ -31,8 +31,8 @@ from benchmarks.common.commands import (
 )
 from benchmarks.common.options import DryRun, RowsDirectory, Seeds
 from benchmarks.common.project import CNN_CONFIG, TRANSFORMER_CONFIG
+from project.training import configure, parse_seeds, read_summary, schedule
 from spacy_distil.errors import ConfigError, friendly_errors
-from spacy_distil.runs.training import configure, parse_seeds, read_summary, schedule
 
 # Names of the entity recognizer and of the genre classifier in both configs.
 NER_PIPE, TEXTCAT_PIPE = "ner", "textcat"

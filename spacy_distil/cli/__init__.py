@@ -1,25 +1,13 @@
 """`python -m spacy distil ...`: one file per command.
 
-spaCy imports this module at the start of EVERY command it runs, so nothing here or in the command
-modules may import torch, transformers or anything else that is slow: commands import what they need
-when they are called.
+spaCy imports this module at the start of EVERY command that it runs. So neither this module nor the
+modules of the commands may import torch, transformers or anything else that is slow. A command
+imports what it needs when it is called.
 """
 
 from __future__ import annotations
 
-import typer
-from spacy.cli._util import app
-
-distil_cli = typer.Typer(
-    name="distil",
-    help="Distil transformers into small, fast spaCy pipelines.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(distil_cli, name="distil")
-
-# Each module registers its command on `distil_cli`.
-from spacy_distil.cli import (  # noqa: E402
+from spacy_distil.cli import (
     adapt,
     benchmark,
     compare,
@@ -30,6 +18,7 @@ from spacy_distil.cli import (  # noqa: E402
     quantize,
     student,
 )
+from spacy_distil.cli.app import distil_cli
 
 __all__ = [
     "adapt",

@@ -1,4 +1,4 @@
-"""`python -m spacy distil benchmark`."""
+"""`spacy distil benchmark`: measure pipelines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from wasabi import msg
 
-from spacy_distil.cli import distil_cli
+from spacy_distil.cli.app import distil_cli
+from spacy_distil.cli.options import LoadRepeats, Repeats, Title
 from spacy_distil.errors import ConfigError, friendly_errors
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ def benchmark_cli(
         list[str],
         typer.Argument(
             metavar="PIPELINE...",
-            help="Pipelines by directory or package name, any that spaCy loads; NAME=PIPELINE "
-            "gives one a name in the tables.",
+            help="Any pipelines that spaCy loads, by directory or package. NAME=PIPELINE sets the "
+            "name in the tables.",
         ),
     ],
     texts: Annotated[
@@ -30,8 +31,8 @@ def benchmark_cli(
         typer.Option(
             "--texts",
             "-t",
-            help="What to process: .txt with one text per line, .jsonl with a "
-            '{"text": ...} per line, or .spacy.',
+            help="Texts to process: .txt with one text per line, .jsonl with "
+            '{"text": "..."}, or .spacy.',
         ),
     ],
     output: Annotated[
@@ -41,15 +42,13 @@ def benchmark_cli(
         ),
     ] = None,
     batch_sizes: Annotated[
-        str, typer.Option("--batch-sizes", metavar="N,...", help="Documents at a time.")
+        str, typer.Option("--batch-sizes", metavar="N,...", help="Documents processed at a time.")
     ] = "1,16,256",
     threads: Annotated[
         str, typer.Option("--threads", metavar="N,...", help="CPU threads of each process.")
     ] = "1,2",
-    repeats: Annotated[int, typer.Option("--repeats", help="Timed rounds; the median counts.")] = 5,
-    load_repeats: Annotated[
-        int, typer.Option("--load-repeats", help="Timed starts in a fresh process.")
-    ] = 3,
+    repeats: Repeats = 5,
+    load_repeats: LoadRepeats = 3,
     latency_texts: Annotated[
         int,
         typer.Option("--latency-texts", help="Texts processed one at a time in each round."),
@@ -63,8 +62,8 @@ def benchmark_cli(
         typer.Option(
             "--python",
             metavar="NAME=PYTHON",
-            help="Interpreter that runs the pipeline of that name, in an environment of its own "
-            "with spaCy in it. Repeat it for each pipeline.",
+            help="Python interpreter of an environment with spaCy, to run the pipeline NAME in. "
+            "May be repeated.",
         ),
     ] = None,
     gold: Annotated[
@@ -72,18 +71,18 @@ def benchmark_cli(
         typer.Option(
             "--gold",
             metavar="TEST.spacy",
-            help="Annotated documents to score on: the plot is then accuracy against speed.",
+            help="Annotated documents to score on. The plot then shows accuracy against speed.",
         ),
     ] = None,
     limit: Annotated[
         int, typer.Option("--limit", help="Only the first N texts and gold documents; 0 for all.")
     ] = 0,
-    title: Annotated[str, typer.Option("--title", help="Heading of the tables and the plot.")] = "",
+    title: Title = "",
 ) -> None:
     """Measure pipelines on the CPU: words/s, latency, memory, load time and size.
 
-    Each pipeline runs in a process of its own, in rounds that take turns; medians and spread are
-    reported. No pipeline needs spacy-distil.
+    Each pipeline runs in its own process. The pipelines take turns, and the tables show medians and
+    spread. The pipelines need no spacy-distil.
     """
     with friendly_errors():
         from spacy_distil.report import benchmark
@@ -91,7 +90,7 @@ def benchmark_cli(
         from spacy_distil.report.machine import command_line
 
         result = benchmark(
-            _subjects(pipeline, python or []),
+            _sources(pipeline, python or []),
             texts,
             output,
             batch_sizes=_numbers(batch_sizes, "--batch-sizes"),
@@ -111,8 +110,8 @@ def benchmark_cli(
         msg.good(f"Saved benchmark.json, benchmark.md and benchmark.png to {output}")
 
 
-def _subjects(pipelines: list[str], pythons: list[str]) -> dict[str, PipelineSource]:
-    """Pipelines by name, each with its interpreter."""
+def _sources(pipelines: list[str], pythons: list[str]) -> dict[str, PipelineSource]:
+    """Parse PIPELINE... and --python: the pipelines by name, each with its interpreter."""
     from spacy_distil.report.process import PipelineSource
 
     interpreters: dict[str, str] = {}
@@ -121,28 +120,28 @@ def _subjects(pipelines: list[str], pythons: list[str]) -> dict[str, PipelineSou
         if not (name and equals and python):
             raise ConfigError(f"--python {value}: expected NAME=PYTHON, such as cnn=bin/python.")
         interpreters[name] = python
-    subjects: dict[str, PipelineSource] = {}
+    sources: dict[str, PipelineSource] = {}
     for value in pipelines:
         name, equals, pipeline = (part.strip() for part in value.partition("="))
         if not equals or Path(value).exists():
             name = pipeline = value
         if not (name and pipeline):
             raise ConfigError(f"{value}: expected PIPELINE or NAME=PIPELINE.")
-        if name in subjects:
+        if name in sources:
             raise ConfigError(
-                f"{value}: there is a pipeline {name!r} already. Name them NAME=PATH."
+                f"{value}: another pipeline is named {name!r}, too. Name them NAME=PATH."
             )
-        subjects[name] = PipelineSource(pipeline, interpreters.pop(name, None))
+        sources[name] = PipelineSource(pipeline, interpreters.pop(name, None))
     if interpreters:
         raise ConfigError(
             f"--python {', '.join(interpreters)}: expected names of pipelines, "
-            f"{', '.join(subjects)}."
+            f"{', '.join(sources)}."
         )
-    return subjects
+    return sources
 
 
 def _numbers(value: str, option: str) -> list[int]:
-    """Whole numbers between commas, each once."""
+    """Parse whole numbers between commas. Repeated ones count once."""
     try:
         return list(dict.fromkeys(int(part) for part in value.split(",")))
     except ValueError:

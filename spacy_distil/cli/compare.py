@@ -1,4 +1,4 @@
-"""`python -m spacy distil compare`."""
+"""`spacy distil compare`: score and measure pipelines on a test set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from wasabi import msg
 
-from spacy_distil.cli import distil_cli
+from spacy_distil.cli.app import distil_cli
+from spacy_distil.cli.options import BatchSize, LoadRepeats, Repeats, Title
 from spacy_distil.errors import ConfigError, friendly_errors
 
 
@@ -18,7 +19,7 @@ def compare_cli(
     test: Annotated[
         Path,
         typer.Argument(
-            metavar="TEST.spacy", help="Annotated documents that no pipeline was trained on."
+            metavar="TEST.spacy", help="Annotated documents. No pipeline may have seen them."
         ),
     ],
     pipeline: Annotated[
@@ -27,9 +28,10 @@ def compare_cli(
             "--pipeline",
             "-p",
             metavar="NAME=PATH",
-            help="Pipeline by directory or package name. Repeat it for each pipeline. Pipelines of "
-            "the same NAME are seeds of one row: scores are averaged, speed is that of the first. "
-            "A pattern such as training/seed-*/model-best stands for each directory it matches.",
+            help="Pipeline by directory or package. May be repeated. A pattern such as "
+            "training/seed-*/model-best stands for all directories that it matches. Pipelines of "
+            "one NAME are seeds and make one row: the mean of their scores, and the speed of the "
+            "first.",
         ),
     ],
     output: Annotated[
@@ -40,37 +42,35 @@ def compare_cli(
     ],
     teacher: Annotated[
         str | None,
-        typer.Option("--teacher", metavar="NAME", help="Pipeline that retention refers to."),
+        typer.Option("--teacher", metavar="NAME", help="Pipeline to compute retention from."),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", help="Timed rounds; the median counts.")] = 5,
-    load_repeats: Annotated[
-        int, typer.Option("--load-repeats", help="Timed starts in a fresh process.")
-    ] = 3,
+    repeats: Repeats = 5,
+    load_repeats: LoadRepeats = 3,
     threads: Annotated[
-        int, typer.Option("--threads", help="CPU threads while speed is measured.")
+        int, typer.Option("--threads", help="CPU threads of the speed measurements.")
     ] = 2,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Documents at a time.")] = 256,
+    batch_size: BatchSize = 256,
     limit: Annotated[
         int, typer.Option("--limit", help="Only the first N documents; 0 for all.")
     ] = 0,
-    title: Annotated[str, typer.Option("--title", help="Heading of the tables and the plot.")] = "",
+    title: Title = "",
     readme: Annotated[
         Path | None,
-        typer.Option("--readme", help="Markdown file that gets the tables too, between markers."),
+        typer.Option("--readme", help="Markdown file to write the tables to, between markers."),
     ] = None,
     section: Annotated[
         str,
         typer.Option(
             "--section",
             metavar="NAME",
-            help="The markers in --readme: <!-- NAME:start --> and <!-- NAME:end -->.",
+            help="Name in the markers: <!-- NAME:start --> and <!-- NAME:end -->.",
         ),
     ] = "compare",
 ) -> None:
     """Compare pipelines on a test set: scores, retention, speed, memory and size.
 
-    Scores come from spaCy's scorer. Speed, load time and memory are measured on the CPU, each
-    pipeline in a process of its own, in rounds that take turns.
+    Scores come from spaCy's scorer. Speed, load time and memory are measured on the CPU. Each
+    pipeline runs in its own process, and the pipelines take turns.
     """
     with friendly_errors():
         from spacy_distil.report import compare
@@ -104,7 +104,7 @@ def compare_cli(
 
 
 def _split(value: str) -> list[tuple[str, str]]:
-    """NAME=PATH as name and pipeline; with a pattern for PATH, one pair for each directory."""
+    """Split NAME=PATH into name and pipeline. A pattern for PATH gives a pair for each match."""
     name, equals, pipeline = (part.strip() for part in value.partition("="))
     if not (name and equals and pipeline):
         raise ConfigError(
@@ -112,7 +112,7 @@ def _split(value: str) -> list[tuple[str, str]]:
         )
     if not glob.has_magic(pipeline) or Path(pipeline).exists():
         return [(name, pipeline)]
-    found = sorted(glob.glob(pipeline))
-    if not found:
+    paths = sorted(glob.glob(pipeline))
+    if not paths:
         raise ConfigError(f"--pipeline {value}: nothing matches {pipeline}. Train it first.")
-    return [(name, path) for path in found]
+    return [(name, path) for path in paths]

@@ -1,4 +1,4 @@
-"""`spacy distil convert`: a spacy-transformers pipeline into one of ours."""
+"""`spacy distil convert`: make a pipeline of ours from a spacy-transformers pipeline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from wasabi import msg
 
-from spacy_distil.cli import distil_cli
+from spacy_distil.cli.app import distil_cli
+from spacy_distil.cli.options import BatchSize, Force, PipelineOutput
 from spacy_distil.errors import ConfigError, friendly_errors
 
 
@@ -20,9 +21,7 @@ def convert_cli(
             metavar="PIPELINE", help="Trained spacy-transformers pipeline: directory or package."
         ),
     ],
-    output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Directory for the converted pipeline.")
-    ],
+    output: PipelineOutput,
     corpus: Annotated[
         Path | None,
         typer.Option("--corpus", "-c", help="Annotated documents (.spacy) to compare both on."),
@@ -32,7 +31,8 @@ def convert_cli(
         typer.Option(
             "--texts",
             "-t",
-            help='Texts to compare both on: .txt, one a line, or .jsonl with {"text": "..."}.',
+            help="Texts to compare both on: .txt with one text per line, or .jsonl with "
+            '{"text": "..."}.',
         ),
     ] = None,
     limit: Annotated[
@@ -42,15 +42,15 @@ def convert_cli(
         float,
         typer.Option(
             "--min-agreement",
-            help="Write nothing where the predictions of a pipe agree less (0 to 1), in documents "
-            "of which both pipelines encode the same windows.",
+            help="Write nothing if the predictions of a pipe agree less (0 to 1), in documents "
+            "that both pipelines encode in the same windows.",
         ),
     ] = 0.98,
     window: Annotated[
         int | None,
         typer.Option(
             "--window",
-            help="Most pieces encoded together. Left out: what comes closest to the windows that "
+            help="Most pieces encoded together. Default: as close as possible to the windows that "
             "the pipeline was trained with.",
         ),
     ] = None,
@@ -58,28 +58,26 @@ def convert_cli(
         bool,
         typer.Option(
             "--private-copies/--no-private-copies",
-            help="Whether a pipe with another pooling than the rest gets a copy of the encoder for "
-            "itself, or the conversion is refused.",
+            help="If a pipe pools differently from the rest, give it a copy of the encoder, or "
+            "refuse the conversion.",
         ),
     ] = True,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Documents at a time.")] = 64,
-    force: Annotated[
-        bool, typer.Option("--force", "-F", help="Replace the pipeline that OUT holds.")
-    ] = False,
+    batch_size: BatchSize = 64,
+    force: Force = False,
 ) -> None:
-    """Convert a spacy-transformers pipeline: the same weights and heads, on our encoder.
+    """Convert a spacy-transformers pipeline: the same weights and pipes, on our encoder.
 
-    The component "transformer" becomes a "distil_transformer" of the same name, its listeners
-    become ours, every other component stays as it is. The converted pipeline is faster, needs no
+    The component "transformer" becomes a "distil_transformer" of the same name, and its listeners
+    become ours. Every other component stays as it is. The converted pipeline is faster, needs no
     spacy-transformers, and can be quantized.
 
-    Predictions are the same where both encode the same windows: in documents that were one window
-    (strided_spans: of up to `window` tokens, and 1.5 times as many pieces; doc_spans: not longer
-    than the encoder takes; sent_spans: of one sentence). Longer ones are split elsewhere, between
-    pieces, and nothing is truncated: name documents of yours with --corpus or --texts to see what
-    that changes.
+    Predictions are the same if both encode the same windows. They do in documents that were one
+    window: with strided_spans, up to `window` tokens, and 1.5 times as many pieces; with doc_spans,
+    as many pieces as the encoder takes; with sent_spans, one sentence. Longer documents are now
+    split at other places, between pieces, and nothing is truncated. Measure the difference on
+    documents of your own, with --corpus or --texts.
 
-    What cannot be converted is named, and nothing is written.
+    If something cannot be converted, the command names it and writes nothing.
     """
     with friendly_errors():
         if corpus is not None and texts is not None:

@@ -8,78 +8,59 @@ from typing import Annotated
 import typer
 from spacy.cli._util import import_code, parse_config_overrides
 
-from spacy_distil.cli import distil_cli
+from spacy_distil.cli.app import distil_cli
+from spacy_distil.cli.options import OVERRIDES, Code, Device, ForceRun, Resume, RunOutput
 from spacy_distil.errors import friendly_errors
 
 
-@distil_cli.command(
-    "encoder",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
+@distil_cli.command("encoder", context_settings=OVERRIDES)
 def encoder_cli(
     ctx: typer.Context,
     config_path: Annotated[
-        Path,
-        typer.Argument(metavar="CONFIG", help="Config file; see 'init-config encoder'."),
+        Path, typer.Argument(metavar="CONFIG", help="Config file; see 'init-config encoder'.")
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory that becomes the student's.")
-    ],
-    code_path: Annotated[
-        Path | None,
-        typer.Option("--code", "-c", help="Python file with registered functions to import."),
-    ] = None,
-    gpu_id: Annotated[
-        int | None,
-        typer.Option(
-            "--gpu-id",
-            "-g",
-            help="CUDA device, or -1 for the CPU. Left out: an accelerator where there is one.",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", "-r", help="Go on from the newest checkpoint in the output.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", "-F", help="Replace the run that the output holds.")
-    ] = False,
+    output: RunOutput,
+    code_path: Code = None,
+    gpu_id: Device = None,
+    resume: Resume = False,
+    force: ForceRun = False,
 ) -> None:
     """Distil a teacher encoder into a smaller student encoder.
 
-    The student is made of some of the teacher's layers, weights included, and is then taught on
-    plain text, no labels needed, to do as the teacher does. What "as" means is a weighted sum of
-    objectives, or several in stages: the teacher's distribution over pieces, the true pieces, the
-    direction of the last hidden states, which together are DistilBERT's recipe and the default;
-    hidden states of any layers; relations of self-attention.
+    The student starts as some of the teacher's layers, and learns from the teacher on plain text,
+    without labels. Its loss is a weighted sum of objectives, or several sums in stages. The default
+    is DistilBERT's recipe: the teacher's distribution over pieces, the true pieces, and the
+    direction of the last hidden states. Other objectives are the hidden states of any layers, and
+    the relations of self-attention.
 
     The output directory becomes an ordinary Hugging Face model directory with a model card, for
-    spaCy pipelines ("name" of the component "distil_transformer") or for AutoModel. Beside the
-    model lie the settings (distil.cfg), results (distil.json), losses and held-out scores
-    (log.jsonl), TensorBoard logs (logs/) and the tokenised corpus (cache/).
+    spaCy pipelines ("name" of the component "distil_transformer") or for AutoModel. It also holds
+    the settings (distil.cfg), the results (distil.json), losses and held-out scores (log.jsonl),
+    TensorBoard logs (logs/) and the tokenized corpus (cache/).
 
-    Any setting of the config can be given as an option by its dotted name:
+    Any setting of the config is an option, too, by its dotted name:
 
     \b
-      python -m spacy distil init-config encoder distil.cfg
-      python -m spacy distil encoder distil.cfg --output student \\
+      python -m spacy distil init-config encoder encoder.cfg
+      python -m spacy distil encoder encoder.cfg --output student \\
           --corpus.train texts/ --student.n_layers 3 --training.max_steps 5000
 
-    A teacher without a masked-LM head, such as a sentence encoder, teaches all but its distribution
-    over pieces; 'spacy distil adapt' gives it a head:
+    A teacher without a masked-LM head, such as a sentence encoder, has no distribution over pieces.
+    Switch that objective off, or give the teacher a head with 'spacy distil adapt':
 
     \b
       ... --objectives.soft_targets.weight 0
 
-    Several GPUs, on one machine or many, by any launcher of torch's; --training.batch_size is over
-    all of them:
+    Any of torch's launchers starts a run on several GPUs, on one machine or many.
+    --training.batch_size counts the blocks of all of them together:
 
     \b
-      torchrun --nproc-per-node 8 -m spacy distil encoder distil.cfg --output student
+      torchrun --nproc-per-node 8 -m spacy distil encoder encoder.cfg --output student
 
-    A run that was killed goes on with --resume, and ends with the same student as one that was
-    not; one that gets SIGTERM saves a checkpoint first, and exits with 1. With --resume --force
-    a run goes on, or returns at once where it has finished, if settings, teacher and corpus are the
-    same, and starts over if they are not: what a workflow wants.
+    --resume continues a run that was killed, and the student is the same as if it had not been. A
+    run that gets SIGTERM saves a checkpoint, and exits with 1. For workflows there is --resume
+    --force: if settings, teacher and corpus are the same, it continues the run, or returns at once
+    if the run has finished; if they are not, it starts over.
     """
     with friendly_errors():
         import_code(code_path)

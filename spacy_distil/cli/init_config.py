@@ -11,55 +11,73 @@ from spacy.cli._util import string_to_list
 from spacy.cli.init_config import InitValues, Optimizations
 from wasabi import msg
 
-from spacy_distil.cli import distil_cli
-from spacy_distil.cli.encoder_template import ENCODER_CONFIG
-from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
-from spacy_distil.cli.train_template import PIPES, training_config
+from spacy_distil.cli.app import distil_cli
+from spacy_distil.cli.configs import (
+    DEFAULT_TEACHER,
+    PIPES,
+    encoder_config,
+    pipeline_config,
+    training_config,
+)
+from spacy_distil.cli.teacher_pipes import read_teacher_pipes
 from spacy_distil.errors import ConfigError, friendly_errors
 
 
 class Kind(str, Enum):
-    """What a config is for."""
+    """The command that a config is for."""
 
     encoder = "encoder"
     pipeline = "pipeline"
     train = "train"
 
 
-TEMPLATES = {Kind.encoder: ENCODER_CONFIG, Kind.pipeline: PIPELINE_CONFIG}
-# Parameters of the kind "train" alone, by the options that set them.
-TRAIN_OPTIONS = {
+# Parameters by the options that set them, for each kind.
+_PIPELINE_OPTIONS = {
     "--lang": "lang",
     "--pipeline": "pipeline",
     "--encoder": "encoder",
-    "--optimize": "optimize",
     "--gpu/--cpu": "gpu",
+}
+OPTIONS: dict[Kind, dict[str, str]] = {
+    Kind.encoder: {"--teacher": "teacher"},
+    Kind.pipeline: {**_PIPELINE_OPTIONS, "--teacher": "teacher"},
+    Kind.train: {**_PIPELINE_OPTIONS, "--optimize": "optimize"},
 }
 
 
 @distil_cli.command("init-config")
 def init_config_cli(
     ctx: typer.Context,
-    kind: Annotated[Kind, typer.Argument(help="What the config is for.")],
+    kind: Annotated[Kind, typer.Argument(help="The command that the config is for.")],
     output: Annotated[Path, typer.Argument(help="File to write, or - to print it.")] = Path("-"),
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            help="encoder: directory or hub name of the teacher encoder. Default: "
+            f"{DEFAULT_TEACHER}. pipeline: directory or package of the teacher pipeline, to take "
+            "over its language and its pipes.",
+        ),
+    ] = None,
     lang: Annotated[
-        str, typer.Option("--lang", "-l", help="train: two-letter code of the language.")
+        str,
+        typer.Option("--lang", "-l", help="pipeline, train: two-letter code of the language."),
     ] = InitValues.lang,
     pipeline: Annotated[
         str,
         typer.Option(
             "--pipeline",
             "-p",
-            help="train: comma-separated names of the pipes, without the transformer: "
-            f"{', '.join(PIPES)}.",
+            help="pipeline, train: names of the pipes with commas between them, without the "
+            f"transformer: {', '.join(PIPES)}. With --teacher, names of its pipes, too.",
         ),
     ] = ",".join(InitValues.pipeline),
     encoder: Annotated[
         str | None,
         typer.Option(
             "--encoder",
-            help="train: directory or hub name of a teacher or student encoder. Left out: one that "
-            "suits --lang and --optimize.",
+            help="pipeline, train: directory or hub name of an encoder. A distilled pipeline that "
+            "starts from the teacher's layers does not need it. Default: by --lang and --optimize.",
         ),
     ] = None,
     optimize: Annotated[
@@ -67,26 +85,49 @@ def init_config_cli(
         typer.Option(
             "--optimize",
             "-o",
-            help="train: efficiency, with a small encoder, or accuracy, with a full-size one. "
-            "Decides which encoder, where none is named, and its learning rate.",
+            help="train: efficiency, for a small encoder, or accuracy, for a full-size one. It "
+            "sets the learning rate of the encoder, and the default of --encoder.",
         ),
     ] = InitValues.optimize,
     gpu: Annotated[
-        bool, typer.Option("--gpu/--cpu", "-G", help="train: what it is to be trained on.")
+        bool, typer.Option("--gpu/--cpu", "-G", help="pipeline, train: device to train on.")
     ] = InitValues.gpu,
     force: Annotated[bool, typer.Option("--force", "-F", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented config with every setting.
 
-    Kinds: "encoder", for 'spacy distil encoder'; "pipeline", for 'spacy distil pipeline'; "train",
-    for 'spacy train'. The last takes the options of 'spacy init config':
+    The kinds are the commands that read the config: "encoder" and "pipeline" for 'spacy distil
+    encoder' and 'spacy distil pipeline', "train" for 'spacy train'. "train" takes the options of
+    'spacy init config':
 
     \b
       python -m spacy distil init-config train train.cfg --lang de --pipeline ner,textcat --gpu
       python -m spacy train train.cfg --output DIR --paths.train train.spacy --paths.dev dev.spacy
+
+    "pipeline" reads language and pipes from a trained teacher, by its path or package. The pipes of
+    the student have the names and kinds of the teacher's. Pipes without a model, such as an
+    attribute ruler, are copied from the teacher. Disabled pipes, and kinds that cannot learn from a
+    teacher, are left out and named:
+
+    \b
+      python -m spacy distil init-config pipeline student.cfg --teacher training/model-best
     """
     with friendly_errors():
-        if kind is Kind.train:
+        refuse_options(ctx, kind)
+        notes: list[str] = []
+        if kind is Kind.encoder:
+            text = encoder_config(teacher or DEFAULT_TEACHER)
+        elif kind is Kind.pipeline:
+            source = read_teacher_pipes(teacher) if teacher else None
+            text = pipeline_config(
+                lang=lang if is_given(ctx, "lang") else None,
+                pipes=string_to_list(pipeline) if is_given(ctx, "pipeline") else None,
+                encoder=encoder,
+                gpu=gpu,
+                teacher=source,
+            )
+            notes = source.notes() if source else []
+        else:
             text = training_config(
                 lang=lang,
                 pipes=string_to_list(pipeline),
@@ -94,26 +135,29 @@ def init_config_cli(
                 optimize=optimize.value,
                 gpu=gpu,
             )
-        else:
-            refuse_options(ctx, kind)
-            text = TEMPLATES[kind]
         if str(output) == "-":
             print(text, end="")
+            for note in notes:
+                typer.echo(note, err=True)
             return
         if output.exists() and not force:
             raise ConfigError(f"{output} exists. Replace it with --force, or give another name")
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
+    for note in notes:
+        msg.info(note)
     msg.good(f"Wrote {output}")
 
 
 def refuse_options(ctx: typer.Context, kind: Kind) -> None:
-    """Raise ConfigError where options are given that this kind does not have."""
-    given = [option for option, name in TRAIN_OPTIONS.items() if is_given(ctx, name)]
-    if given:
+    """Raise ConfigError if options are given that this kind does not have."""
+    names = {option: name for options in OPTIONS.values() for option, name in options.items()}
+    given = [option for option in names if is_given(ctx, names[option])]
+    unknown = [option for option in given if option not in OPTIONS[kind]]
+    if unknown:
         raise ConfigError(
-            f"{', '.join(given)}: 'init-config {kind.value}' takes no such option, only "
-            "'init-config train' does. Write the config, and change what is to be otherwise in it"
+            f"{', '.join(unknown)}: 'init-config {kind.value}' takes no such option, only "
+            f"{', '.join(OPTIONS[kind])}. Change other settings in the config that it writes"
         )
 
 

@@ -1,4 +1,4 @@
-"""`spacy distil quantize`: a trained pipeline into one that runs without torch."""
+"""`spacy distil quantize`: make a trained pipeline run without torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 from wasabi import msg
 
-from spacy_distil.cli import distil_cli
+from spacy_distil.cli.app import distil_cli
+from spacy_distil.cli.options import BatchSize, Force, PipelineOutput
 from spacy_distil.errors import friendly_errors
 
 
 class Precision(str, Enum):
-    """Of the products with weights."""
+    """Precision of the products with weights."""
 
     int8 = "int8"
     fp32 = "fp32"
@@ -26,7 +27,7 @@ def quantize_cli(
         str,
         typer.Argument(metavar="PIPELINE", help="Trained pipeline: directory or package."),
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory for the new pipeline.")],
+    output: PipelineOutput,
     precision: Annotated[
         Precision,
         typer.Option("--precision", "-p", help="int8, or fp32 for the same numbers without torch."),
@@ -37,9 +38,9 @@ def quantize_cli(
             "--corpus",
             "--calibrate",
             "-c",
-            help="Documents that the result is checked on, and that decide which layers stay in "
-            "float32 where int8 loses too much: .spacy (annotated ones are scored), .txt (one text "
-            "a line) or .jsonl. Left out: a few sentences that come with spaCy.",
+            help="Documents to check the result on: .spacy (annotated ones are scored), .txt with "
+            "one text per line, or .jsonl. If int8 loses too much, they decide which layers stay "
+            "in float32. Default: a few sentences that come with spaCy.",
         ),
     ] = None,
     limit: Annotated[
@@ -49,7 +50,7 @@ def quantize_cli(
         float,
         typer.Option(
             "--min-agreement",
-            help="Write nothing where the predictions of a pipe agree less (0 to 1).",
+            help="Write nothing if the predictions of a pipe agree less (0 to 1).",
         ),
     ] = 0.95,
     max_fp32_layers: Annotated[
@@ -57,14 +58,14 @@ def quantize_cli(
         typer.Option(
             "--max-fp32-layers",
             min=0,
-            help="How many layers of an encoder may stay in float32 to reach that. Left out: half.",
+            help="Most layers of an encoder that may stay in float32 to reach that. Default: half.",
         ),
     ] = None,
     reduced_range: Annotated[
         bool,
         typer.Option(
             "--reduced-range",
-            help="7-bit weights, for CPUs without VNNI, on which 8-bit ones can saturate.",
+            help="Use 7-bit weights. On CPUs without VNNI, 8-bit ones can saturate.",
         ),
     ] = False,
     prune_vocab: Annotated[
@@ -77,25 +78,23 @@ def quantize_cli(
     vocab_size: Annotated[
         int | None,
         typer.Option(
-            "--vocab-size", min=1, help="With --prune-vocab: how many pieces to keep instead."
+            "--vocab-size", min=1, help="With --prune-vocab: keep this number of pieces instead."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Documents at a time.")] = 64,
+    batch_size: BatchSize = 64,
     report: Annotated[
-        Path | None, typer.Option("--report", help="JSON file for everything that was measured.")
+        Path | None, typer.Option("--report", help="JSON file for all measurements.")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", "-F", help="Replace the pipeline that OUT holds.")
-    ] = False,
+    force: Force = False,
 ) -> None:
     """Make a pipeline that runs on ONNX Runtime: several times faster on a CPU, without torch.
 
-    Every encoder of the pipeline becomes a graph, its products with weights and its embeddings in
-    int8; the other components stay as they are. Activations are rounded piece by piece, so that
-    what is predicted for a document does not depend on the others in its batch.
+    Every encoder of the pipeline becomes a graph. Its products with weights and its embeddings are
+    in int8. The other components stay as they are. Activations are rounded piece by piece, so that
+    predictions for a document do not depend on the other documents in its batch.
 
-    The result is checked against the original on documents, and written only where they agree.
-    The CPU that it was checked on is written into the encoder's config.json.
+    The command compares the result with the original on documents, and writes it only if they
+    agree. The encoder's config.json names the CPU of that check.
     """
     with friendly_errors():
         import srsly

@@ -31,7 +31,7 @@ def distil_encoder(
 ) -> DistilledEncoder:
     """Distil the teacher that `config` names into a student saved at `output`.
 
-    config: path of a config file, or its sections as nested dicts. `configs/distil.cfg` is an
+    config: path of a config file, or its sections as nested dicts. `configs/encoder.cfg` is an
         example with comments.
     output: directory that becomes an ordinary Hugging Face model directory. Beside the model it
         holds `distil.cfg` (the settings), `distil.json` (the results), `log.jsonl` (losses and
@@ -70,7 +70,7 @@ def distil_pipeline(
     teacher: a pipeline, or its directory or package. Any spaCy pipeline can be the teacher. The
         student can learn its hidden states if its encoder is a `distil_transformer`.
     config: path of a config file, or its sections as nested dicts: a config for `spacy train` with
-        a section [distillation]. `configs/student.cfg` is an example with comments.
+        a section [distillation]. `configs/pipeline.cfg` is an example with comments.
     output: directory for the student. As `spacy train` does, the run writes `model-best` and
         `model-last` there. Beside them it holds `distil.cfg` (the settings), `distil.json` (the
         results), `labels/` (the teacher's), `start/` (the encoder that the student starts from),

@@ -19,12 +19,12 @@ from benchmarks.common.commands import Command, choose
 from benchmarks.common.sampling import SOURCES
 from benchmarks.encoder_distillation import rows, table, text
 from benchmarks.encoder_distillation.rows import ADAPTED, ROWS, EncoderInputs
+from project.finished import FINISHED
 from spacy_distil.cli import distil_cli
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.errors import ConfigError
 from spacy_distil.report.layout import MISSING
-from spacy_distil.runs.finished import FINISHED
 from tests.util import SENTENCES, adam, make_examples, make_nlp, write_encoder
 
 SUMMARY = {

@@ -25,13 +25,13 @@ from benchmarks.common.rounds import Rounds
 from benchmarks.common.sampling import HeldOut, Source
 from benchmarks.pipeline_distillation import accuracy, banking77, rows, speed, table, text
 from benchmarks.pipeline_distillation.rows import ROWS, PipelineInputs
+from project.finished import FINISHED
+from project.training import configure, read_summary
 from scripts.corpus import Dataset, make_corpus
 from spacy_distil.distillation.pipeline.config import load_config
 from spacy_distil.distillation.pipeline.corpus import read_transfer_set
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.report.bootstrap import paired_interval
-from spacy_distil.runs.finished import FINISHED
-from spacy_distil.runs.training import configure, read_summary
 from tests.util import adam, make_examples, make_nlp
 
 REPO = Path(__file__).parents[2]
@@ -183,7 +183,7 @@ def test_banking77_becomes_a_corpus_with_exclusive_labels(questions: Path, tmp_p
     paths: dict[str, Path | None] = {s: output / f"{s}.jsonl" for s in ("train", "dev", "test")}
     make_corpus(Dataset.custom, tmp_path / "corpus", paths=paths)
     summary = read_summary(tmp_path / "corpus")
-    template = load_spacy_config(REPO / "configs" / "transformer.cfg", interpolate=False)
+    template = load_spacy_config(REPO / "configs" / "train.cfg", interpolate=False)
     assert configure(template, summary)["nlp"]["pipeline"] == ["transformer", "textcat"]
     # Rows that are not about entities do with such a corpus.
     assert rows.make_config(ROWS["soft-text"], summary)["nlp"]["pipeline"][1:] == ["textcat"]

@@ -61,6 +61,7 @@ def losses(output: Path) -> list[float]:
     return [line["masked_lm"] for line in log_of(output, "held_out")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "head"), [("bert", True), ("electra", False)])
 def test_a_teacher_learns_the_text_and_has_a_head(
     tmp_path: Path, text: Path, family: str, head: bool
@@ -90,6 +91,7 @@ def test_it_starts_as_the_teacher(tmp_path: Path, text: Path) -> None:
     assert before["bert.embeddings.word_embeddings.weight"].shape[0] > 60
 
 
+@pytest.mark.slow
 def test_resuming_and_overwriting(tmp_path: Path, text: Path) -> None:
     teacher, output = tmp_path / "teacher", tmp_path / "out"
     write_teacher(teacher, "distilbert", head=False)

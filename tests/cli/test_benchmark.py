@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_benchmark_prints_and_writes(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,7 +54,7 @@ def test_benchmark_prints_and_writes(
     [
         (["x=none"], "No pipeline 'none'"),
         (["=splitter"], "=splitter: expected PIPELINE or NAME=PIPELINE"),
-        (["splitter", "splitter"], "there is a pipeline 'splitter' already"),
+        (["splitter", "splitter"], "another pipeline is named 'splitter', too"),
         (["splitter", "--threads", "1,two"], "--threads 1,two: expected whole numbers"),
         (["splitter", "--batch-sizes", "0"], "batch_sizes = 0: expected numbers of at least 1"),
         (["splitter", "--python", "bin/python"], "--python bin/python: expected NAME=PYTHON"),
@@ -71,16 +71,3 @@ def test_errors_say_what_was_expected(project: Path, arguments: list[str], messa
     # The message is wrapped to the terminal's width.
     assert message in " ".join(result.output.split())
     assert not (project / "out").exists()
-
-
-def test_the_command_is_light_to_import() -> None:
-    """spaCy imports it at every command; spaCy itself brings torch where that is installed."""
-    code = (
-        "import sys\n"
-        "sys.modules['torch'] = None\n"
-        "import spacy_distil.cli.benchmark\n"
-        "names = ('matplotlib', 'psutil', 'transformers', 'spacy_distil.report')\n"
-        "print([name for name in names if name in sys.modules])\n"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"

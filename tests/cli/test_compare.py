@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +34,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_compare_writes_prints_and_fills_the_readme(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,16 +76,3 @@ def test_errors_say_what_was_expected(project: Path, option: str, message: str) 
     # The message is wrapped to the terminal's width.
     assert message in " ".join(result.output.split())
     assert not (project / "metrics").exists()
-
-
-def test_the_command_is_light_to_import() -> None:
-    """spaCy imports it at every command; spaCy itself brings torch where that is installed."""
-    code = (
-        "import sys\n"
-        "sys.modules['torch'] = None\n"
-        "import spacy_distil.cli.compare\n"
-        "names = ('matplotlib', 'psutil', 'transformers', 'spacy_distil.report')\n"
-        "print([name for name in names if name in sys.modules])\n"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"

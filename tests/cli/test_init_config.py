@@ -1,9 +1,11 @@
-"""`spacy distil init-config train` as users call it."""
+"""`spacy distil init-config` as users call it."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,13 @@ from thinc.api import Config
 from typer.testing import CliRunner, Result
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from spacy_distil.cli.encoder_template import ENCODER_CONFIG
-from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
-from spacy_distil.cli.train_template import PIPES, RIVALS, training_config
+from spacy_distil.cli.configs import (
+    PIPES,
+    RIVALS,
+    encoder_config,
+    pipeline_config,
+    training_config,
+)
 from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.errors import ConfigError
 from tests.test_light_import import run_python
@@ -165,13 +171,19 @@ def test_each_pipe_counts_the_same() -> None:
     assert weights["tag_micro_f"] is None
 
 
-def test_the_projects_config_is_one_of_these() -> None:
-    """And says itself of which options."""
-    text = (ROOT / "configs" / "transformer.cfg").read_text(encoding="utf8")
+def rewritten(kind: str, text: str) -> str:
+    """What the command in a config of this kind prints."""
     (line,) = (line for line in text.splitlines() if line.startswith("# Written by: "))
     command = shlex.split(line.removeprefix("# Written by: "))
-    assert command[:6] == ["python", "-m", "spacy", "distil", "init-config", "train"]
-    assert init_config("train", "-", *command[6:]).stdout == text
+    assert command[:6] == ["python", "-m", "spacy", "distil", "init-config", kind]
+    return init_config(kind, "-", *command[6:]).stdout
+
+
+@pytest.mark.parametrize("kind", ["train", "pipeline"])
+def test_the_projects_configs_are_of_these(kind: str) -> None:
+    """Each says the command that writes it."""
+    text = (ROOT / "configs" / f"{kind}.cfg").read_text(encoding="utf8")
+    assert rewritten(kind, text) == text
 
 
 # The command
@@ -219,8 +231,8 @@ def test_it_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-p", "ner,crf"], "'crf' is none that this command writes; add it"),
-        (["-p", "transformer,ner"], "'transformer' is not to be named"),
+        (["-p", "ner,crf"], "this command knows no pipe 'crf'; add it"),
+        (["-p", "transformer,ner"], "leave out 'transformer', every config has the encoder"),
         (["-p", ""], "No pipe to train. Choose from tagger, "),
         (["-p", "ner,ner"], "'ner' is named twice"),
         (["-p", "ner,distil_ner"], "ner and distil_ner write the same annotation"),
@@ -243,23 +255,156 @@ def test_an_unknown_aim_is_refused() -> None:
     assert init_config("train", "-o", "speed").exit_code == 2
 
 
-@pytest.mark.parametrize("kind", ["encoder", "pipeline"])
 @pytest.mark.parametrize(
-    ("option", "name"),
+    ("kind", "option", "name"),
     [
-        (["-l", "en"], "--lang"),  # also where it is the default
-        (["-p", "ner"], "--pipeline"),
-        (["--encoder", "x"], "--encoder"),
-        (["-o", "accuracy"], "--optimize"),
-        (["--cpu"], "--gpu/--cpu"),
+        ("encoder", ["-l", "en"], "--lang"),  # also if it is the default
+        ("encoder", ["-p", "ner"], "--pipeline"),
+        ("encoder", ["--encoder", "x"], "--encoder"),
+        ("encoder", ["-o", "accuracy"], "--optimize"),
+        ("encoder", ["--cpu"], "--gpu/--cpu"),
+        ("pipeline", ["-o", "accuracy"], "--optimize"),
+        ("train", ["--teacher", "x"], "--teacher"),
     ],
 )
-def test_other_kinds_refuse_options_that_they_would_ignore(
+def test_options_that_a_kind_would_ignore_are_refused(
     kind: str, option: list[str], name: str
 ) -> None:
     result = init_config(kind, "-", *option)
     assert result.exit_code == 1
     output = " ".join(result.output.split())
     assert f"{name}: 'init-config {kind}' takes no such option" in output
-    text = {"encoder": ENCODER_CONFIG, "pipeline": PIPELINE_CONFIG}[kind]
+    text = {
+        "encoder": encoder_config(),
+        "pipeline": pipeline_config(),
+        "train": training_config(),
+    }[kind]
     assert init_config(kind, "-").stdout == text
+
+
+def test_the_teacher_of_an_encoder() -> None:
+    name = 'C:\\my "teacher"'
+    config = load_config_from_str(init_config("encoder", "-", "--teacher", name).stdout)
+    assert config["teacher"]["name"] == name
+    default = load_config_from_str(encoder_config())
+    assert default["teacher"]["name"] == "bert-base-uncased"
+    config["teacher"]["name"] = "bert-base-uncased"
+    assert config == default
+
+
+# Pipeline distillation
+
+
+@pytest.mark.parametrize("device", ["--cpu", "--gpu"])
+@pytest.mark.parametrize("pipes", PIPELINES, ids=["first", "second"])
+def test_pipeline_and_train_differ_in_distillation_alone(pipes: list[str], device: str) -> None:
+    options = ("-p", ",".join(pipes), "-l", "de", "--encoder", "x", device)
+    config, student = (
+        load_config_from_str(init_config(kind, "-", *options).stdout, interpolate=False)
+        for kind in ("train", "pipeline")
+    )
+    assert student.pop("distillation")["corpus"] == "corpora.text"
+    assert student["corpora"].pop("text")["@readers"] == "spacy-distil.Texts.v1"
+    assert student["paths"].pop("text") is None
+    assert student["training"]["logger"].pop("progress_bar") == "train"
+    assert config["training"]["logger"].pop("progress_bar") is None
+    assert student == config
+
+
+def test_teacher_and_student_of_the_defaults_have_pipes_of_the_same_names() -> None:
+    config, student = (
+        load_config_from_str(init_config(kind).stdout, interpolate=False)
+        for kind in ("train", "pipeline")
+    )
+    assert student["nlp"]["pipeline"] == config["nlp"]["pipeline"]
+    assert student["components"] == config["components"]
+    assert student["distillation"]["pipes"] == {}
+
+
+@pytest.fixture(scope="module")
+def teacher(bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A German pipeline with a pipe of every sort, untrained: only its config is read."""
+    nlp = spacy.blank("de")
+    model = {"name": str(bert_dir), "window": 48, "overlap": 8, "pooling": "first"}
+    nlp.add_pipe("distil_transformer", "encoder", config={"model": model})
+    pipes = {"tags": "tagger", "rules": "attribute_ruler", "entities": "beam_ner"}
+    pipes |= {"topics": "textcat", "span_finder": "span_finder", "senter": "senter"}
+    for name, factory in pipes.items():
+        nlp.add_pipe(factory, name)
+    nlp.disable_pipe("senter")
+    path = tmp_path_factory.mktemp("teacher")
+    nlp.config.to_disk(path / "config.cfg")
+    (path / "meta.json").write_text(json.dumps(nlp.meta))
+    return path
+
+
+def test_language_pipes_and_windows_are_those_of_the_teacher(teacher: Path, tmp_path: Path) -> None:
+    path = tmp_path / "student.cfg"
+    result = init_config("pipeline", path, "--teacher", teacher)
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.output.split())
+    assert "'rules' has no model to train" in output
+    assert "'span_finder' is left out: pipes of the kind 'span_finder' cannot learn" in output
+    assert "'senter' is left out: it is disabled in the teacher" in output
+    config = load_config(path)
+    assert config["nlp"]["lang"] == "de"
+    assert config["nlp"]["pipeline"] == ["transformer", "tags", "rules", "entities", "topics"]
+    components = config["components"]
+    kinds = {"tags": "tagger", "entities": "ner", "topics": "textcat"}
+    assert {name: components[name]["factory"] for name in kinds} == kinds
+    assert components["rules"] == {"source": str(teacher)}
+    assert config["training"]["score_weights"]["tag_acc"] == 0.33
+    assert not config["training"]["score_weights"]["pos_acc"]
+    encoder = encoder_settings(config)
+    assert [encoder[name] for name in ("window", "overlap", "pooling")] == [48, 8, "first"]
+    assert config["paths"]["encoder"] == "distilbert-base-multilingual-cased"
+    text = path.read_text()
+    assert rewritten("pipeline", text) == text
+
+
+def test_options_go_before_the_teacher(teacher: Path) -> None:
+    options = ("-l", "en", "-p", "topics,parser", "--encoder", "x", "--gpu")
+    result = init_config("pipeline", "-", "--teacher", teacher, *options)
+    config = load_config_from_str(result.stdout)
+    assert config["nlp"]["lang"] == "en"
+    assert config["nlp"]["pipeline"] == ["transformer", "topics", "parser"]
+    assert config["components"]["topics"]["factory"] == "textcat"
+    assert config["components"]["parser"]["factory"] == "parser"
+    assert config["paths"]["encoder"] == "x"
+    assert config["system"]["gpu_allocator"] == "pytorch"
+    assert encoder_settings(config)["window"] == 48
+    refused = init_config("pipeline", "-", "--teacher", teacher, "-p", "span_finder")
+    assert "this command knows no pipe 'span_finder'" in " ".join(refused.output.split())
+    refused = init_config("pipeline", "-", "--teacher", teacher, "-p", "")
+    assert "No pipe to train" in refused.output
+
+
+def test_a_teacher_with_another_encoder_leaves_ours_at_its_defaults(tmp_path: Path) -> None:
+    nlp = spacy.blank("en")
+    nlp.add_pipe("tok2vec")
+    nlp.add_pipe("tagger")
+    nlp.to_disk(tmp_path)
+    config = load_config_from_str(init_config("pipeline", "-", "--teacher", tmp_path).stdout)
+    assert config["nlp"]["pipeline"] == ["transformer", "tagger"]
+    default = load_config_from_str(pipeline_config())
+    assert encoder_settings(config) == encoder_settings(default)
+
+
+def test_a_teacher_can_be_a_package(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "de_small"
+    shutil.copytree(teacher, package / "de_small-1.0")
+    meta = json.loads((teacher / "meta.json").read_text()) | {"name": "small", "version": "1.0"}
+    (package / "meta.json").write_text(json.dumps(meta))
+    (package / "__init__.py").touch()
+    info = tmp_path / "de_small-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: de_small\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = load_config_from_str(init_config("pipeline", "-", "--teacher", "de_small").stdout)
+    assert config["components"]["rules"] == {"source": "de_small"}
+    assert "topics" in config["nlp"]["pipeline"]
+    result = init_config("pipeline", "-", "--teacher", "de_none")
+    assert result.exit_code == 1
+    assert "No pipeline 'de_none'" in " ".join(result.output.split())

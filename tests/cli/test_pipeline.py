@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import spacy
@@ -11,7 +12,7 @@ from spacy.language import Language
 from typer.testing import CliRunner, Result
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
+from spacy_distil.cli.configs import pipeline_config
 from tests.cli.test_encoder import distil_without_torch
 from tests.distillation.pipeline.util import student_config, train_pipeline, write_corpus
 
@@ -47,7 +48,7 @@ def test_help_explains_without_torch() -> None:
 
 
 def test_init_config_writes_a_config_that_is_whole(tmp_path: Path) -> None:
-    assert distil("init-config", "pipeline").stdout == PIPELINE_CONFIG
+    assert distil("init-config", "pipeline").stdout == pipeline_config()
     path = tmp_path / "student.cfg"
     assert distil("init-config", "pipeline", path).exit_code == 0
     overrides = {"paths.train": "a", "paths.dev": "b", "paths.text": "c"}
@@ -55,7 +56,7 @@ def test_init_config_writes_a_config_that_is_whole(tmp_path: Path) -> None:
     assert spacy.util.load_model_from_config(config, auto_fill=True).pipe_names[0] == "transformer"
 
 
-def test_a_student_is_taught(teacher: Path, config: Path, tmp_path: Path) -> None:
+def test_a_student_is_distilled(teacher: Path, config: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     options = ["--training.max_steps", "4", "--distillation.pipes.tagger.temperature", "2.0"]
     result = distil("pipeline", teacher, config, "--output", output, *options)
@@ -75,25 +76,49 @@ def test_a_student_is_taught(teacher: Path, config: Path, tmp_path: Path) -> Non
     assert "Finished already" in result.stdout
 
 
+def test_a_student_has_the_pipes_of_its_teacher(
+    bert_dir: Path, config: Path, tmp_path: Path
+) -> None:
+    """By `init-config pipeline --teacher`; those without a model are copied."""
+    nlp: Any = train_pipeline(bert_dir, ["tagger"], steps=5)
+    nlp.rename_pipe("tagger", "tags")
+    ruler: Any = nlp.add_pipe("attribute_ruler", name="rules")
+    ruler.add([[{}]], {"POS": "X"})
+    teacher, path, output = tmp_path / "teacher", tmp_path / "new.cfg", tmp_path / "out"
+    nlp.to_disk(teacher)
+    assert distil("init-config", "pipeline", path, "--teacher", teacher).exit_code == 0
+    corpora = {name: tmp_path / f"{name}.spacy" for name in ("train", "dev")}
+    paths = [f"--paths.{name}={file}" for name, file in corpora.items()]
+    options = ["--distillation.corpus", "null", "--training.max_steps", "4"]
+    options += ["--training.eval_frequency", "4"]
+    result = distil("pipeline", teacher, path, "--output", output, *paths, *options)
+    assert result.exit_code == 0, result.output
+    assert "tags starts from the teacher's" in " ".join(result.output.split())
+    student = spacy.load(output / "model-best")
+    assert student.pipe_names == ["transformer", "tags", "rules"]
+    assert [token.pos_ for token in student("Ann ran.")] == ["X"] * 3
+    assert student("Ann ran.")[0].tag_
+
+
 def test_code_is_imported(teacher: Path, config: Path, tmp_path: Path) -> None:
     code = tmp_path / "functions.py"
     code.write_text(
         "import spacy\n"
-        "@spacy.registry.callbacks('taught.v1')\n"
+        "@spacy.registry.callbacks('described.v1')\n"
         "def make():\n"
         "    def mark(nlp):\n"
-        "        nlp.meta['description'] = 'taught'\n"
+        "        nlp.meta['description'] = 'distilled'\n"
         "        return nlp\n"
         "    return mark\n"
     )
     text = config.read_text().replace(
-        "[training]\n", '[training]\nbefore_to_disk = {"@callbacks":"taught.v1"}\n', 1
+        "[training]\n", '[training]\nbefore_to_disk = {"@callbacks":"described.v1"}\n', 1
     )
     config.write_text(text.replace("before_to_disk = null\n", ""))
     command = ["pipeline", teacher, config, "--output", tmp_path / "out"]
     result = distil(*command, "--code", code, "--training.max_steps", "4")
     assert result.exit_code == 0, result.stdout
-    assert spacy.load(tmp_path / "out" / "model-best").meta["description"] == "taught"
+    assert spacy.load(tmp_path / "out" / "model-best").meta["description"] == "distilled"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from typer.testing import CliRunner
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
-from spacy_distil.cli.train_template import training_config
+from spacy_distil.cli.configs import training_config
 from spacy_distil.distillation import distil_encoder, distil_pipeline
 from spacy_distil.distillation.encoder.objectives import distil_objectives
 from tests.docs.configs import encoder_config, pipeline_config

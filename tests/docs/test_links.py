@@ -54,6 +54,6 @@ def test_files_that_benchmarks_name_are_there() -> None:
     """In backticks: code, configs and results, by their paths from here or from the benchmarks."""
     folder = ROOT / "benchmarks"
     named = set(re.findall(r"`([\w./-]+\.(?:cfg|json|md|py))`", prose_of("benchmarks/README.md")))
-    assert {"encode.py", "configs/transformer.cfg", "ewt/int8.md"} <= named
+    assert {"encode.py", "configs/train.cfg", "ewt/int8.md"} <= named
     folders = (ROOT, folder, folder / "teaching")
     assert not {name for name in named if not any((each / name).exists() for each in folders)}

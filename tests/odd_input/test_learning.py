@@ -18,7 +18,7 @@ from spacy.training.initialize import init_nlp
 from spacy.training.loop import train
 from thinc.api import Config
 
-from spacy_distil.cli.train_template import training_config
+from spacy_distil.cli.configs import training_config
 from spacy_distil.encoding import encode_docs
 from tests.odd_input.texts import BATCHES, SETTINGS, Source, make_docs
 from tests.util import WIDTH, adam, encoder_of, make_nlp, same, torch_model_of, weights_of

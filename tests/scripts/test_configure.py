@@ -12,9 +12,9 @@ from spacy.training import Example
 from spacy.util import load_config, load_model_from_config
 from thinc.api import Config
 
+from project.training import configure, read_summary
 from scripts.configure import write_configs
 from spacy_distil.errors import ConfigError, CorpusError
-from spacy_distil.runs.training import configure, read_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = """
@@ -160,7 +160,7 @@ def test_independent_labels_make_a_multilabel_classifier() -> None:
 
 def test_a_multilabel_classifier_has_a_threshold_of_its_own() -> None:
     """That of `textcat`, 0, would give each doc every label; one of the user's own stays."""
-    config = load_config(ROOT / "configs" / "transformer.cfg", interpolate=False)
+    config = load_config(ROOT / "configs" / "train.cfg", interpolate=False)
     assert config["components"]["textcat"]["threshold"] == 0.0
     configured = configure(config, summary("cats", exclusive=False))
     configured["paths"]["encoder"] = "nowhere"
@@ -216,19 +216,19 @@ def test_broken_summary_names_the_file(tmp_path: Path, content: str) -> None:
 
 def test_the_projects_own_templates(tmp_path: Path) -> None:
     (tmp_path / "corpus.json").write_text(json.dumps(summary("pos ents cats")), encoding="utf8")
-    templates = [ROOT / "configs" / "transformer.cfg", ROOT / "configs" / "cnn.cfg"]
+    templates = [ROOT / "configs" / "train.cfg", ROOT / "configs" / "cnn.cfg"]
     for path in write_configs(tmp_path, tmp_path / "out", templates):
         config = load_config(path, interpolate=False)
         assert config["nlp"]["pipeline"][1:] == ["morphologizer", "ner", "textcat"]
         assert "${" in path.read_text(encoding="utf8")  # variables stay variables
-    with pytest.raises(ConfigError, match="No such template"):
+    with pytest.raises(ConfigError, match="No such config"):
         write_configs(tmp_path, tmp_path / "out", [tmp_path / "none.cfg"])
 
 
 def test_distil_ner_in_place_of_ner(tmp_path: Path) -> None:
     """Under the same name, on the same vectors; a pipeline of spaCy's own layers keeps its own."""
     (tmp_path / "corpus.json").write_text(json.dumps(summary("pos ents")), encoding="utf8")
-    templates = [ROOT / "configs" / "transformer.cfg", ROOT / "configs" / "cnn.cfg"]
+    templates = [ROOT / "configs" / "train.cfg", ROOT / "configs" / "cnn.cfg"]
     ours, cnn = write_configs(tmp_path, tmp_path / "out", templates, ner="distil_ner")
     config = load_config(ours, interpolate=False)
     before = load_config(templates[0], interpolate=False)

@@ -55,10 +55,11 @@ def run(teacher: Path, corpus: Path, output: Path, *options: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_seed_is_taught_once_with_one_cache(
+@pytest.mark.usefixtures("in_process")
+def test_every_seed_is_distilled_once_with_one_cache(
     teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "taught"
+    output = tmp_path / "distilled"
     text = ["--text", str(corpus / "text.jsonl"), "--seeds", "0,1"]
     run(teacher, corpus, output, *text)
     assert {path.name for path in output.iterdir()} == {"seed-0", "seed-1", "cache", "best"}
@@ -75,4 +76,4 @@ def test_every_seed_is_taught_once_with_one_cache(
 
 def test_a_missing_teacher_is_named(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, AssertionError), match="Train the teacher first"):
-        run(tmp_path / "nobody", corpus, tmp_path / "taught")
+        run(tmp_path / "nobody", corpus, tmp_path / "distilled")

@@ -20,6 +20,7 @@ needs_ewt = pytest.mark.skipif(
 
 
 @needs_ewt
+@pytest.mark.slow
 def test_counts_of_the_real_treebank() -> None:
     corpus = read_ewt(EWT, spacy.blank("en"))
     counts = {split: count(docs) for split, docs in corpus.docs.items()}
@@ -50,6 +51,7 @@ def test_counts_of_the_real_treebank() -> None:
 
 
 @needs_ewt
+@pytest.mark.slow
 def test_limit_takes_documents_of_every_genre(tmp_path: Path) -> None:
     summary = make_corpus(Dataset.ewt, tmp_path, assets=EWT, limit=60)
     assert summary["splits"]["train"]["docs"] == 60

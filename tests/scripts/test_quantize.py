@@ -9,8 +9,8 @@ import pytest
 import spacy
 from spacy.tokens import DocBin
 
+from project.finished import FINISHED
 from scripts import quantize
-from spacy_distil.runs.finished import FINISHED
 from tests.util import adam, encoder_of, make_examples, make_nlp
 
 FP32 = ("--precision", "fp32")
@@ -22,12 +22,11 @@ def pipelines(bert_dir: Path, tmp_path: Path) -> Path:
     directory = tmp_path / "student"
     nlp = make_nlp(bert_dir, ["tagger"])
     examples, optimizer = make_examples(nlp), adam(5e-3)
-    for seed in (0, 1):
-        nlp.update(examples, sgd=optimizer)
+    for seed, updates in enumerate((1, 20)):
+        for _ in range(updates):
+            nlp.update(examples, sgd=optimizer)
         (directory / f"seed-{seed}").mkdir(parents=True)
         nlp.to_disk(directory / f"seed-{seed}" / "model-best")
-        for _ in range(20):
-            nlp.update(examples, sgd=optimizer)
     return directory
 
 
@@ -47,6 +46,8 @@ def run(pipelines: Path, corpus: Path, options: tuple[str, ...], seeds: str = "0
     return output
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_each_seed_is_quantized_once(
     pipelines: Path, corpus: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

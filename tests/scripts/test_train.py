@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 from spacy.tokens import Doc, DocBin
 from typer.testing import CliRunner
 
+from project.finished import FINISHED
+from project.training import parse_seeds, schedule
 from scripts import clean, evaluate, start_student, train
 from spacy_distil.errors import ConfigError, CorpusError
-from spacy_distil.runs.finished import FINISHED
-from spacy_distil.runs.training import parse_seeds, schedule
 
 CONFIG = Path(__file__).parents[2] / "configs" / "cnn.cfg"
 
@@ -65,7 +65,7 @@ def test_epochs_become_steps(corpus: Path, tagger_config: Path) -> None:
         schedule(tagger_config, corpus / "no", epochs=1)
 
 
-@pytest.mark.parametrize("name", ["transformer.cfg", "student.cfg"])
+@pytest.mark.parametrize("name", ["train.cfg", "pipeline.cfg"])
 def test_the_schedule_is_as_long_as_the_training(corpus: Path, name: str) -> None:
     path = CONFIG.with_name(name)
     paths = {"paths.train": "a", "paths.dev": "b", "paths.encoder": "c"}
@@ -76,7 +76,7 @@ def test_the_schedule_is_as_long_as_the_training(corpus: Path, name: str) -> Non
 
 
 def test_warm_up_is_a_tenth_of_a_short_run(corpus: Path, tmp_path: Path) -> None:
-    transformer = CONFIG.with_name("transformer.cfg")
+    transformer = CONFIG.with_name("train.cfg")
     key = "training.optimizer.learn_rate.warmup_steps"
     (corpus / "corpus.json").write_text('{"splits": {"train": {"tokens": 150000}}}')
     assert schedule(transformer, corpus, epochs=1)[key] == 15
@@ -84,7 +84,7 @@ def test_warm_up_is_a_tenth_of_a_short_run(corpus: Path, tmp_path: Path) -> None
 
 
 def test_small_corpora_have_smaller_batches(corpus: Path) -> None:
-    transformer = CONFIG.with_name("transformer.cfg")
+    transformer = CONFIG.with_name("train.cfg")
     for tokens, size in ((300_000, 1000), (40_000, 400), (24, 100)):
         (corpus / "corpus.json").write_text(f'{{"splits": {{"train": {{"tokens": {tokens}}}}}}}')
         settings = schedule(transformer, corpus, epochs=3)
@@ -98,6 +98,8 @@ def test_seeds_are_numbers() -> None:
         parse_seeds("a,b")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_train_and_evaluate_each_seed_once(
     corpus: Path, tagger_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from spacy_distil.cli.adapt_template import adapt_config
-from spacy_distil.cli.encoder_template import ENCODER_CONFIG
+from spacy_distil.cli.configs import adapt_config, encoder_config
 from spacy_distil.distillation.encoder.card import student_card
 from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.distillation.encoder.corpus import Source
@@ -42,7 +41,7 @@ def make_card(
     config: dict[str, Any] | None = None,
 ) -> str:
     path = tmp_path / "distil.cfg"
-    path.write_text(ENCODER_CONFIG)
+    path.write_text(encoder_config())
     settings = load_config(config or path, {"teacher.name": teacher.name, **(overrides or {})})
     student = settings.student
     shape = choose_shape(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from spacy_distil.cli.encoder_template import ENCODER_CONFIG
+from spacy_distil.cli.configs import encoder_config
 from spacy_distil.distillation.encoder.config import FREE_ON_RESUME, load_config
 from spacy_distil.distillation.encoder.objectives import (
     Cosine,
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     file = tmp_path / "distil.cfg"
-    file.write_text(ENCODER_CONFIG)
+    file.write_text(encoder_config())
     return file
 
 
@@ -47,13 +47,13 @@ def test_default_is_distilberts_recipe(path: Path) -> None:
 
 
 def test_config_in_the_repository_is_the_template() -> None:
-    assert (ROOT / "configs" / "distil.cfg").read_text() == ENCODER_CONFIG
+    assert (ROOT / "configs" / "encoder.cfg").read_text() == encoder_config()
 
 
 def test_every_setting_is_in_the_template(path: Path) -> None:
     sections = load_config(path).source
     for name in ("teacher", "student", "corpus", "training"):
-        block = ENCODER_CONFIG.split(f"[{name}]")[1].split("\n[")[0]
+        block = encoder_config().split(f"[{name}]")[1].split("\n[")[0]
         keys = {line.split(" = ")[0] for line in block.splitlines() if " = " in line[:30]}
         assert set(sections[name]) <= keys
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from spacy_distil.cli.encoder_template import ENCODER_CONFIG
+from spacy_distil.cli.configs import encoder_config
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.encoder.checkpoint import Checkpoints
 from spacy_distil.distillation.encoder.config import TrainingSettings
@@ -36,7 +36,7 @@ HIDDEN_ONLY = {"objectives.soft_targets.weight": 0, "objectives.masked_lm.weight
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "distil.cfg"
-    path.write_text(ENCODER_CONFIG)
+    path.write_text(encoder_config())
     return path
 
 

@@ -187,9 +187,9 @@ def make_transfer_set(n_gold: int, n_text: int) -> TransferSet:
 
 def make_config(tmp_path: Path, **shares: float) -> Any:
     path = tmp_path / "student.cfg"
-    from spacy_distil.cli.pipeline_template import PIPELINE_CONFIG
+    from spacy_distil.cli.configs import pipeline_config
 
-    path.write_text(PIPELINE_CONFIG)
+    path.write_text(pipeline_config())
     overrides = {f"distillation.stages.{name}.share": share for name, share in shares.items()}
     return load_config(path, {"training.max_steps": 40, **overrides})
 

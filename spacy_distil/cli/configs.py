@@ -1,0 +1,268 @@
+"""Make the configs of `init-config` and `adapt` from the templates beside this file."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import spacy
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from spacy.util import combine_score_weights, get_lang_class
+from thinc.api import Config
+
+from spacy_distil.cli.teacher_pipes import TeacherPipes
+from spacy_distil.errors import ConfigError
+
+Optimize = Literal["efficiency", "accuracy"]
+
+# Factories of pipes that listen to the encoder.
+PIPES = (
+    "tagger",
+    "morphologizer",
+    "trainable_lemmatizer",
+    "senter",
+    "parser",
+    "ner",
+    "distil_ner",
+    "spancat",
+    "textcat",
+    "textcat_multilabel",
+)
+# Pairs of them that write the same annotation.
+RIVALS = (("ner", "distil_ner"), ("textcat", "textcat_multilabel"))
+# The defaults of `spacy init config`.
+DEFAULT_PIPES = ("tagger", "parser", "ner")
+DEFAULT_TEACHER = "bert-base-uncased"
+
+# Small encoders by language, and one of 104 languages for all others.
+SMALL_ENCODERS = {"en": "distilbert-base-uncased"}
+SMALL_MULTILINGUAL = "distilbert-base-multilingual-cased"
+
+COMMAND = ("python", "-m", "spacy", "distil", "init-config")
+STEPS = 1600  # of training
+
+
+def encoder_config(teacher: str = DEFAULT_TEACHER) -> str:
+    """Write a config of `spacy distil encoder` with every setting, as text with comments.
+
+    teacher: directory or hub name of the teacher encoder.
+    """
+    return render("encoder", teacher=teacher)
+
+
+def adapt_config(teacher: str, corpus: Sequence[str | Path]) -> dict[str, Any]:
+    """Make the config of `spacy distil adapt`, for `distil_encoder`.
+
+    teacher: directory or hub name of the encoder.
+    corpus: files or directories of text.
+    """
+    text = render("adapt", teacher=teacher, corpus=[str(path) for path in corpus])
+    return Config().from_str(text, interpolate=False)
+
+
+def training_config(
+    *,
+    lang: str = "en",
+    pipes: Sequence[str] = DEFAULT_PIPES,
+    encoder: str | None = None,
+    optimize: Optimize = "efficiency",
+    gpu: bool = False,
+) -> str:
+    """Write a config of `spacy train` with every setting, as text with comments.
+
+    lang: two-letter code of the language.
+    pipes: some of PIPES, in the order of the pipeline. Each pipe is named as its factory.
+    encoder: directory or hub name; None for one that suits the language.
+    optimize: "efficiency" for a small encoder, a student; "accuracy" for a full-size one.
+    gpu: whether the pipeline is trained on a GPU.
+    Raises ConfigError if a language or a pipe is unknown, or pipes exclude each other.
+    """
+    check_pipes({name: name for name in pipes}, pipes)
+    if optimize not in get_args(Optimize):
+        raise ConfigError(
+            f"optimize = {optimize!r}: expected one of {', '.join(get_args(Optimize))}."
+        )
+    code, encoder = resolve_encoder(lang, encoder, optimize)
+    options = ["--lang", code, "--pipeline", ",".join(pipes), "--encoder", encoder]
+    options += ["--optimize", optimize, "--gpu" if gpu else "--cpu"]
+    return render(
+        "train",
+        command=shlex.join([*COMMAND, "train", *options]),
+        distillation=False,
+        **pipeline_settings(code, {name: name for name in pipes}, encoder, optimize, gpu),
+    )
+
+
+def pipeline_config(
+    *,
+    lang: str | None = None,
+    pipes: Sequence[str] | None = None,
+    encoder: str | None = None,
+    gpu: bool = False,
+    teacher: TeacherPipes | None = None,
+) -> str:
+    """Write a config of `spacy distil pipeline` with every setting, as text with comments.
+
+    lang: two-letter code of the language; None for the teacher's, or English without a teacher.
+    pipes: names of the student's pipes, in the order of the pipeline. A pipe of the teacher gives a
+        pipe of the same kind; any other name is one of PIPES. None for all of the teacher's pipes,
+        or for DEFAULT_PIPES without a teacher.
+    encoder: directory or hub name, for a student that does not start from the teacher's layers;
+        None for one that suits the language.
+    gpu: whether the student is trained on a GPU.
+    teacher: the pipes of the teacher, see `read_teacher_pipes`. Its encoder, if it is one of ours,
+        sets window, overlap and pooling.
+    Raises ConfigError if a language or a pipe is unknown, or pipes exclude each other.
+    """
+    known = teacher.pipes if teacher else {}
+    rules = teacher.rules if teacher else {}
+    if pipes is None:
+        pipes = teacher.names if teacher else DEFAULT_PIPES
+    names = list(pipes)
+    factories = {name: known.get(name, name) for name in names if name not in rules}
+    check_pipes(factories, names)
+    lang = lang or (teacher.lang if teacher else "en")
+    code, encoder = resolve_encoder(lang, encoder, "efficiency")
+    options = ["--teacher", teacher.name] if teacher else []
+    options += ["--lang", code, "--pipeline", ",".join(names), "--encoder", encoder]
+    copied = {name: factory for name, factory in rules.items() if name in names}
+    settings = pipeline_settings(code, factories, encoder, "efficiency", gpu)
+    if teacher:
+        settings |= teacher.encoding
+        settings |= {
+            "teacher": teacher.name,
+            "from_teacher": bool(teacher.encoding),
+            "pipeline": ["transformer", *names],
+            "copied": list(copied),
+            "score_weights": score_weights(list(factories.values()), copied.values()),
+        }
+    return render(
+        "pipeline",
+        command=shlex.join([*COMMAND, "pipeline", *options, "--gpu" if gpu else "--cpu"]),
+        distillation=True,
+        **settings,
+    )
+
+
+def render(name: str, **variables: Any) -> str:
+    """Fill in a template."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["json"] = json.dumps
+    return environment.get_template(f"{name}.jinja").render(**variables)
+
+
+def pipeline_settings(
+    lang: str, factories: Mapping[str, str], encoder: str, optimize: Optimize, gpu: bool
+) -> dict[str, Any]:
+    """The variables that templates of pipelines share.
+
+    factories: of the trained pipes, by name, in the order of the pipeline.
+    """
+    defaults = get_lang_class(lang).default_config
+    return {
+        "lang": lang,
+        "pipes": factories,
+        "pipeline": ["transformer", *factories],
+        "copied": [],
+        "from_teacher": False,
+        "encoder": encoder,
+        "optimize": optimize,
+        "gpu": gpu,
+        "window": None if gpu else 192,
+        "overlap": 32 if gpu else 16,
+        "pooling": "mean",
+        "words": 4000 if gpu else 1000,
+        "steps": STEPS,
+        "score_weights": score_weights(list(factories.values())),
+        "tokenizer": block("nlp.tokenizer", defaults["nlp"]["tokenizer"]),
+        "initialize_tokenizer": block("initialize.tokenizer", defaults["initialize"]["tokenizer"]),
+    }
+
+
+def check_pipes(factories: Mapping[str, str], names: Sequence[str]) -> None:
+    """Raise ConfigError if these pipes cannot be a pipeline.
+
+    factories: of the trained pipes, by name.
+    names: of all pipes, as the user gave them.
+    """
+    choice = f"Choose from {', '.join(PIPES)}."
+    if not factories:
+        raise ConfigError(f"No pipe to train. {choice}")
+    for name, factory in factories.items():
+        if name in ("transformer", "distil_transformer", "tok2vec"):
+            raise ConfigError(
+                f"pipeline: leave out {name!r}, every config has the encoder. {choice}"
+            )
+        if factory not in PIPES:
+            raise ConfigError(
+                f"pipeline: this command knows no pipe {name!r}; add it to the config by hand. "
+                f"{choice}"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(f"pipeline: {name!r} is named twice.")
+    for rivals in RIVALS:
+        if set(rivals) <= set(factories.values()):
+            raise ConfigError(
+                f"pipeline: {' and '.join(rivals)} write the same annotation. Choose one of them."
+            )
+
+
+def resolve_encoder(lang: str, encoder: str | None, optimize: Optimize) -> tuple[str, str]:
+    """The code of a language, and the encoder or, for None, the default one of the language."""
+    try:
+        code = str(get_lang_class(lang).lang)
+    except ImportError as error:
+        raise ConfigError(
+            f"lang = {lang!r}: spaCy has no such language. Expected a two-letter code such as "
+            "'en', or 'xx' for many languages at once."
+        ) from error
+    return code, encoder or default_encoder(code, optimize)
+
+
+def default_encoder(lang: str, optimize: Optimize) -> str:
+    """The hub name of a small encoder, or of the full-size one that spaCy recommends."""
+    if optimize == "efficiency":
+        return SMALL_ENCODERS.get(lang, SMALL_MULTILINGUAL)
+    from spacy.cli.init_config import RECOMMENDATIONS
+
+    recommended = RECOMMENDATIONS.get(lang, RECOMMENDATIONS["__default__"])
+    return recommended["transformer"]["accuracy"]["name"]
+
+
+def score_weights(factories: Sequence[str], rules: Collection[str] = ()) -> dict[str, float | None]:
+    """Even weights for the pipes, divided among the scores of each pipe as spaCy does it.
+
+    rules: factories of pipes that are not trained. Their scores are null: spaCy would count them.
+    """
+    nlp = spacy.blank("xx")  # knows the factories
+    weights: dict[str, float | None] = {}
+    for factory in factories:
+        for score, weight in (nlp.get_factory_meta(factory).default_score_weights or {}).items():
+            # spaCy's tagger would take the weight of pos_acc away from a morphologizer before it.
+            if weight or weights.get(score) is None:
+                weights[score] = weight
+    weights = combine_score_weights([weights])
+    for factory in rules:
+        if nlp.has_factory(factory):
+            for score in nlp.get_factory_meta(factory).default_score_weights or ():
+                weights.setdefault(score, None)
+    return weights
+
+
+def block(name: str, settings: dict[str, Any]) -> str:
+    """One block of a config, with a heading."""
+    *parents, key = name.split(".")
+    content: dict[str, Any] = {key: settings}
+    for parent in reversed(parents):
+        content = {parent: content}
+    text = Config(content).to_str(interpolate=False)
+    return text[text.index(f"[{name}]") :].strip()

@@ -1,0 +1,50 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# Of commands that take any setting of a config as an option, such as --training.max_steps 1000.
+OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+# Of distillation
+
+RunOutput = Annotated[
+    Path,
+    typer.Option("--output", "--output-path", "-o", help="Directory of the run and its result."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", "-r", help="Continue the run that the output directory holds.")
+]
+ForceRun = Annotated[
+    bool, typer.Option("--force", "-F", help="Replace the run that the output directory holds.")
+]
+Device = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-id", "-g", help="CUDA device, or -1 for the CPU. Default: an accelerator, if any."
+    ),
+]
+Code = Annotated[
+    Path | None,
+    typer.Option("--code", "-c", help="Python file with registered functions, to import."),
+]
+
+# Of pipelines that are made from others
+
+PipelineOutput = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Directory for the new pipeline.")
+]
+Force = Annotated[bool, typer.Option("--force", "-F", help="Replace the pipeline that OUT holds.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Documents processed at a time.")]
+
+# Of measurements
+
+Repeats = Annotated[int, typer.Option("--repeats", help="Timed rounds; their median is reported.")]
+LoadRepeats = Annotated[
+    int, typer.Option("--load-repeats", help="Timed starts, each in a new process.")
+]
+Title = Annotated[str, typer.Option("--title", help="Heading of the tables and the plot.")]

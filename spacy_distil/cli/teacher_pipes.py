@@ -1,0 +1,89 @@
+"""The pipes of a trained pipeline, as `init-config pipeline --teacher` reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spacy.util import get_package_path, is_package, load_config, load_meta
+
+from spacy_distil.pipelines import check_pipeline
+
+# Factories of encoders. The student has an encoder of its own instead.
+ENCODERS = ("distil_transformer", "transformer", "curated_transformer", "tok2vec")
+# Settings of an encoder of ours that decide what its token vectors are made of.
+ENCODING = ("window", "overlap", "pooling")
+# Factories of teachers' pipes, and what the student has instead.
+SIMPLER = {"beam_ner": "ner", "beam_parser": "parser"}
+
+
+@dataclass(frozen=True)
+class TeacherPipes:
+    """The pipes of a teacher, for the config of its student.
+
+    name: directory or package of the teacher.
+    lang: code of the language.
+    names: of pipes and rules, in the order of the pipeline.
+    pipes: those that a student can learn from, by name, with the student's factory.
+    rules: those without a model, by name, with their factory. A student gets copies.
+    left_out: the others, by name, with the reason.
+    encoding: window, overlap and pooling of a `distil_transformer`; otherwise empty.
+    """
+
+    name: str
+    lang: str
+    names: list[str] = field(default_factory=list)
+    pipes: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    encoding: dict[str, Any] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        """Say which pipes the student does not learn, and why."""
+        copied = [
+            f"{name!r} has no model to train. A student that has it gets the teacher's"
+            for name in self.rules
+        ]
+        return copied + [f"{name!r} is left out: {why}" for name, why in self.left_out.items()]
+
+
+def read_teacher_pipes(pipeline: str) -> TeacherPipes:
+    """Read the config of a trained pipeline. Its weights are not loaded.
+
+    pipeline: directory or package.
+    Raises ConfigError if there is no such pipeline.
+    """
+    from spacy_distil.distillation.pipeline.labels import KINDS
+
+    config = load_config(_directory(pipeline) / "config.cfg", interpolate=True)
+    teacher = TeacherPipes(pipeline, config["nlp"]["lang"])
+    for name in config["nlp"]["pipeline"]:
+        settings = config["components"][name]
+        factory = settings["factory"]
+        if factory in ENCODERS:
+            if factory == "distil_transformer":
+                model = settings["model"]
+                teacher.encoding.update((key, model[key]) for key in ENCODING if key in model)
+        elif name in config["nlp"]["disabled"]:
+            teacher.left_out[name] = "it is disabled in the teacher"
+        elif "model" not in settings:
+            teacher.rules[name] = factory
+        elif factory in KINDS:
+            teacher.pipes[name] = SIMPLER.get(factory, factory)
+        else:
+            teacher.left_out[name] = f"pipes of the kind {factory!r} cannot learn from a teacher"
+    teacher.names.extend(
+        name for name in config["nlp"]["pipeline"] if name in {*teacher.pipes, *teacher.rules}
+    )
+    return teacher
+
+
+def _directory(pipeline: str) -> Path:
+    """The directory with the config of a saved pipeline, or of a package."""
+    check_pipeline(pipeline)
+    if not is_package(pipeline):
+        return Path(pipeline)
+    package = get_package_path(pipeline)
+    meta = load_meta(package / "meta.json")
+    return package / f"{meta['lang']}_{meta['name']}-{meta['version']}"

@@ -1,0 +1,128 @@
+"""Build a student of any shape and compare its costs with its teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spacy_distil.errors import ConfigError
+from spacy_distil.runs.files import atomic_directory
+from spacy_distil.students.card import cut_student_card
+from spacy_distil.students.costs import cost_table
+from spacy_distil.students.importance import (
+    Importance,
+    importance_batches,
+    measure_importance,
+)
+from spacy_distil.students.layer_choice import Layers
+from spacy_distil.students.licence import find_licence
+from spacy_distil.students.making import make_student
+from spacy_distil.students.sample_text import pieces_per_word, read_blocks
+from spacy_distil.students.shapes import StudentShape, choose_shape
+from spacy_distil.students.teachers import load_teacher
+from spacy_distil.tables import Table
+
+# Options of the command, for errors.
+PREFIX, CORPUS, OUTPUT = "--", "--corpus", "--output"
+
+
+@dataclass(frozen=True)
+class BuiltStudent:
+    """A student, and how it compares with its teacher.
+
+    shape: of the student, with the teacher's.
+    model_type: family of both.
+    importance: of the teacher's parts; None if it was not measured.
+    is_random: whether the weights are random, because some parts had to be left out and there was
+        no text to choose them on.
+    costs: parameters, size, operations and speed of both.
+    pieces_per_word: on the corpus, or on English example sentences.
+    """
+
+    shape: StudentShape
+    model_type: str
+    importance: Importance | None
+    is_random: bool
+    costs: Table
+    pieces_per_word: float
+
+
+def build_student(
+    teacher: str,
+    output: Path | None = None,
+    *,
+    layers: Layers = "first",
+    n_layers: int | None = None,
+    heads: int | None = None,
+    ffn: int | None = None,
+    width: int | None = None,
+    corpus: Path | None = None,
+    revision: str | None = None,
+    threads: int | None = None,
+    log: Callable[[str], object] = print,
+) -> BuiltStudent:
+    """Build a student, measure its costs and save it. It learns nothing here.
+
+    teacher: directory or hub name of an encoder.
+    output: directory for a Hugging Face model with a card; None saves nothing.
+    layers, n_layers, heads, ffn, width: shape of the student, see `choose_shape`.
+    corpus: file or directory of text to measure importance on. Needed to save a student that has
+        fewer heads, neurons or dimensions than the teacher.
+    revision: branch, tag or commit on the hub.
+    threads: of the CPU while speed is measured; None is torch's own choice.
+    log: called with messages on the progress.
+    Raises ConfigError, which names the options of `spacy distil student`, for a shape that cannot
+    be, or an output that must not be written.
+    """
+    if output is not None and output.exists() and (output.is_file() or any(output.iterdir())):
+        raise ConfigError(f"{OUTPUT} {output} exists. Choose another directory.")
+    loaded = load_teacher(teacher, revision=revision)
+    config = loaded.model.config
+    _check_layers(layers, n_layers, available=loaded.n_layers)
+    shape = choose_shape(config, layers, n_layers, heads=heads, ffn=ffn, width=width, prefix=PREFIX)
+    if output is not None and shape.cuts and corpus is None:
+        raise ConfigError(
+            f"{OUTPUT} {output}: the student is smaller than the teacher in "
+            f"{', '.join(PREFIX + name for name in shape.cuts)}, and needs text to choose the "
+            f"parts that it keeps. Name some with {CORPUS}"
+        )
+    importance = None
+    if corpus is not None and shape.cuts:
+        blocks = read_blocks(corpus, loaded, setting=CORPUS)
+        log(f"Measuring importance on {len(blocks)} blocks of {corpus}")
+        importance = measure_importance(loaded, importance_batches(blocks, loaded))
+    is_random = bool(shape.cuts) and importance is None
+    torch.manual_seed(0)  # larger heads get new weights
+    student = make_student(
+        loaded, shape, importance, start="random" if is_random else "teacher"
+    ).eval()
+    words = pieces_per_word(corpus, loaded, setting=CORPUS)
+    costs = cost_table(loaded.model, student, pieces_per_word=words, threads=threads)
+    if output is not None:
+        card = cut_student_card(
+            loaded,
+            shape,
+            licence=find_licence(teacher, revision=revision),
+            n_parameters=student.num_parameters(),
+        )
+        with atomic_directory(output) as directory:
+            student.save_pretrained(directory)
+            loaded.tokenizer.save_pretrained(directory)
+            (directory / "README.md").write_text(card, encoding="utf-8")
+    return BuiltStudent(shape, config.model_type, importance, is_random, costs, words)
+
+
+def _check_layers(layers: Layers, n_layers: int | None, *, available: int) -> None:
+    """Raise ConfigError for a number of layers that the teacher does not have."""
+    if n_layers is None:
+        return
+    if not 1 <= n_layers <= available:
+        raise ConfigError(f"{PREFIX}layers {n_layers}: must be from 1 to the teacher's {available}")
+    if layers == "all":
+        raise ConfigError(
+            f"{PREFIX}layers {n_layers} with {PREFIX}from all, which is all {available}. Leave out "
+            f"one of the two"
+        )
