@@ -56,7 +56,10 @@ NOT_RUN = {
     ("CONTRIBUTING.md", "pytest"): "runs these tests",
     ("docs/project.md", "project run all\n"): "takes 10 minutes: .ci/run runs the project",
     ("docs/results.md", "--vars.dataset ewt"): "downloads corpora and takes two hours",
-    ("docs/results.md", "benchmarks.teaching.rows"): "needs corpora and takes half an hour",
+    (
+        "docs/results.md",
+        "benchmarks.pipeline_distillation.rows",
+    ): "needs corpora and takes half an hour",
     ("docs/recipes.md", "spacy distil benchmark"): (
         "starts a process for each figure: tests/cli/test_benchmark.py runs the command"
     ),

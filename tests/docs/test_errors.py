@@ -500,7 +500,7 @@ PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "the teacher has no such pipe": lambda s: s.distil(
         distillation__pipes__ner={"teacher": "entities"}
     ),
-    "so that target can be": lambda s: s.distil(distillation__pipes__tagger={"target": "silver"}),
+    "so target can only be": lambda s: s.distil(distillation__pipes__tagger={"target": "silver"}),
     "silver annotation is learned": with_silver,
     "has labels that pipes": with_other_labels,
     'student.start = "teacher"': lambda s: s.distil(

@@ -55,5 +55,5 @@ def test_files_that_benchmarks_name_are_there() -> None:
     folder = ROOT / "benchmarks"
     named = set(re.findall(r"`([\w./-]+\.(?:cfg|json|md|py))`", prose_of("benchmarks/README.md")))
     assert {"encode.py", "configs/train.cfg", "ewt/int8.md"} <= named
-    folders = (ROOT, folder, folder / "teaching")
+    folders = (ROOT, folder)
     assert not {name for name in named if not any((each / name).exists() for each in folders)}

@@ -37,13 +37,12 @@ from spacy_distil.distillation.pipeline.config import (
     STAGES,
     DistillationSettings,
     HiddenSettings,
-    PipeSection,
 )
 from spacy_distil.distillation.pipeline.config import (
     StudentSettings as PipelineStudentSettings,
 )
 from spacy_distil.distillation.pipeline.corpus import Texts
-from spacy_distil.distillation.pipeline.heads import softmax
+from spacy_distil.distillation.pipeline.heads import PipeSettings, softmax
 from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, KINDS
 from spacy_distil.runs.settings import Section
 from spacy_distil.students.families import CUTTABLE, FAMILIES
@@ -109,7 +108,7 @@ def distillation_defaults() -> dict[str, Any]:
         (
             PIPELINE,
             "\n`[distillation.pipes.NAME]`",
-            partial(section_defaults, PipeSection),
+            partial(section_defaults, PipeSettings),
         ),
         (PIPELINE, "\n`spacy-distil.Texts.v1`", partial(defaults, Texts)),
     ],
