@@ -388,7 +388,12 @@ def test_sigterm_saves_a_checkpoint_to_go_on_from(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     overrides = settings(
-        teacher_dir("bert", head=True), text_file, max_steps=30, checkpoint_frequency=1000
+        teacher_dir("bert", head=True),
+        text_file,
+        max_steps=6,
+        dropout=0.1,
+        log_frequency=3,
+        checkpoint_frequency=1000,
     )
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     distil_encoder(config, whole, overrides=overrides, gpu_id=-1)
@@ -401,9 +406,9 @@ def test_sigterm_saves_a_checkpoint_to_go_on_from(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "write", write_and_terminate)
-        with pytest.raises(RunInterrupted, match="stopped by SIGTERM after step 20 of 30"):
+        with pytest.raises(RunInterrupted, match="stopped by SIGTERM after step 3 of 6"):
             distil_encoder(config, stopped, overrides=overrides, gpu_id=-1)
-    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-00000020.pt"]
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-00000003.pt"]
     distil_encoder(config, stopped, overrides=overrides, gpu_id=-1, resume=True)
     expected, found = (load_file(run / "model.safetensors") for run in (whole, stopped))
     assert all(torch.equal(found[key], expected[key]) for key in expected)
