@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,9 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
+
+# The number of a layer in the name of a weight.
+LAYER_NUMBER = re.compile(r"\blayers?\.(\d+)\.")
 
 # Families that number positions from the padding's id on.
 PADDED_POSITIONS = frozenset(

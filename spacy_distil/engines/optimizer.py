@@ -10,9 +10,8 @@ import transformers
 from safetensors import torch as safetensors
 
 from spacy_distil.engines.base import StepSettings
+from spacy_distil.engines.files import LAYER_NUMBER
 
-# The number of a layer in the name of a weight.
-LAYER_NUMBER = re.compile(r"\blayers?\.(\d+)\.")
 # Weights below all layers. DeBERTa's "rel_embeddings" of distances are not: each layer uses them.
 _EMBEDDING = re.compile(r"\bembedding")
 

@@ -16,8 +16,7 @@ from transformers.utils import cached_file, logging
 
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.changes import UNCHANGED, EncoderChanges, fix_runtime_choices
-from spacy_distil.engines.files import CONFIG, WEIGHTS, parse_config
-from spacy_distil.engines.optimizer import LAYER_NUMBER
+from spacy_distil.engines.files import CONFIG, LAYER_NUMBER, WEIGHTS, parse_config
 from spacy_distil.engines.probe import check_kind, check_outputs, find_class
 from spacy_distil.errors import ConfigError, WeightsError
 
