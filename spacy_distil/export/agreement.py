@@ -200,8 +200,8 @@ def _check(
             raise ConfigError(f"{setting} = {value}: expected at least {minimum}.")
     if not any(map(len, documents)):
         raise CorpusError(
-            f"{len(documents)} documents, none of which has a token: comparing pipelines needs one "
-            "at least."
+            f"{len(documents)} documents, none of which has a token: comparing pipelines needs at "
+            "least one."
         )
     names, others = original.pipe_names, candidate.pipe_names
     if set(names) != set(others):

@@ -225,7 +225,7 @@ def _shims(pipe: Any) -> list[EncoderShim]:
 
 
 def _write_tensors(pooling: str, docs: list[Doc], batch: FullTransformerBatch) -> None:
-    """Write token vectors of spacy-transformers to `doc.tensor`, to compare them with ours."""
+    """Write token vectors of spacy-transformers to `doc.tensor`, for the comparison."""
     reduce: Model[Ragged, Any] = getattr(api, f"reduce_{pooling}")()
     for doc, data in zip(docs, batch.doc_data, strict=True):
         doc.tensor = _pool(data, reduce, len(doc))

@@ -124,8 +124,8 @@ def convert(
             raise ConfigError(
                 f"'{lowest.pipe}' agrees with the original in {lowest.agreement:.2%} of "
                 f"{lowest.annotation} ({lowest.n:,} {lowest.unit}, in documents whose windows are "
-                f"the same in both); at least {min_agreement:.2%} was asked for "
-                "(--min-agreement). Nothing was written."
+                f"the same in both); expected at least {min_agreement:.2%} (--min-agreement). "
+                "Nothing was written."
             )
     return Conversion(plan.shared, plan.private, plan.notes, comparison)
 

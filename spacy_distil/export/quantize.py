@@ -173,7 +173,7 @@ def quantize(
             plan.fall_back(corpus.docs[:TRIAL_DOCS], max_fp32_layers)
         if disagreement is not None:
             raise ConfigError(
-                f"{disagreement}; at least {min_agreement:.2%} was asked for (--min-agreement). "
+                f"{disagreement}; expected at least {min_agreement:.2%} (--min-agreement). "
                 f"Nothing was written.{_advice(precision, reduced_range)}"
             )
         agreement = measure_agreement(

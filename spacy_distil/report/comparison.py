@@ -59,7 +59,7 @@ def compare(
         score = result.rows[0].scores["ents_f"].mean
 
     pipelines: path or package of each pipeline by its name in the tables. Several for one name are
-        seeds: their scores are averaged, speed and size are those of the first.
+        seeds: their scores are averaged, speed and size come from the first.
     gold: .spacy file of annotated documents, or a directory of them.
     output: directory for the results, created if it is missing.
     teacher: name of the pipeline that retention refers to.

@@ -39,7 +39,7 @@ def join_markdown(
 
 
 def score_columns(scores: Iterable[Iterable[str]]) -> list[Column]:
-    """The columns that at least one pipeline has a score for.
+    """Choose the columns with a score of at least one pipeline.
 
     scores: `Column.key`s of each pipeline.
     """

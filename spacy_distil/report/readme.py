@@ -22,7 +22,7 @@ def replace_section(file: Path, section: str, markdown: str) -> None:
 
 
 def _find_section(file: Path, section: str) -> tuple[str, int, int]:
-    """RETURNS: the text of the file, and where the section starts and ends in it."""
+    """Find a section. RETURNS: the text of the file, and the start and end of the section."""
     first, last = f"<!-- {section}:start -->", f"<!-- {section}:end -->"
     if not file.is_file():
         raise ConfigError(f"No file {file} to put the tables into. Create it with {first} {last}.")

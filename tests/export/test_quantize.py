@@ -174,7 +174,7 @@ def test_documents_are_text_or_those_of_spacy(
 def test_an_encoder_by_itself(bert_dir: Path, texts: Path, tmp_path: Path, output: Path) -> None:
     make_nlp(bert_dir).to_disk(tmp_path / "torch")
     with pytest.raises(
-        ConfigError, match=r"Token vectors agree .* cosine of 0\.9999\d\d; at least 1"
+        ConfigError, match=r"Token vectors agree .* cosine of 0\.9999\d\d; expected at least 1"
     ):
         quantize(tmp_path / "torch", output, texts=texts, min_agreement=1.0)
     result = quantize(tmp_path / "torch", output, texts=texts, min_agreement=0.999)
@@ -290,8 +290,8 @@ def test_what_agrees_too_little_is_not_written(
         (output / "meta.json").write_text("{}")
     before = contents(output.parent)
     message = (
-        r"'tagger' agrees with the original in 8\d\.\d\d% of token\.tag \(907 tokens\); at least "
-        r"95\.00% was asked for \(--min-agreement\)\. Nothing was written\. "
+        r"'tagger' agrees with the original in 8\d\.\d\d% of token\.tag \(907 tokens\); expected at "
+        r"least 95\.00% \(--min-agreement\)\. Nothing was written\. "
         r"Raise --max-fp32-layers, or use --precision fp32\."
     )
     settings: Any = {"texts": texts, "min_agreement": 0.95, "force": force}
