@@ -323,6 +323,6 @@ def test_tables_are_written(made: tuple[Path, Path], tmp_path: Path) -> None:
     assert "Measured on" in markdown
 
 
-def test_a_table_needs_a_finished_row(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_table_needs_a_finished_row(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no finished row"):
-        table.collect(tmp_path, made[1])
+        table.collect(tmp_path, tmp_path / "test.spacy")
