@@ -183,7 +183,8 @@ def test_a_round_of_ours_goes_through_all_blocks_once(
     ours = make_steps(models, Size(2, 2, 3), tmp_path)
     before = deepcopy(models[1].state_dict())
     for turn in range(2):
-        numbers = [row for step in range(3) for row in ours.blocks.rows(3 * turn + step)]
+        steps = range(3 * turn, 3 * turn + 3)
+        numbers = [n for step in steps for n in ours.blocks.block_numbers(step)]
         assert sorted(numbers) == list(range(12))
         assert ours.process(turn) == PositionCounts(12 * 32, 12 * 32)
     assert ours.lengths == [32] * 12
