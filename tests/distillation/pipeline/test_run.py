@@ -193,6 +193,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     assert same(killed / "model-best", tmp_path / "whole" / "model-best")
 
 
+@pytest.mark.slow
 def test_a_finished_run_returns_at_once_and_another_is_refused(
     teacher: Language, tagger_config: Config, corpus: Path, tmp_path: Path
 ) -> None:
@@ -263,6 +264,7 @@ def test_a_run_that_failed_before_it_began_is_tried_again(
     spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_frozen_and_sourced_pipes_stay_as_they_are(
     teacher: Language, bert_dir: Path, corpus: Path, tmp_path: Path
 ) -> None:
