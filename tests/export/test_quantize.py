@@ -290,8 +290,8 @@ def test_what_agrees_too_little_is_not_written(
         (output / "meta.json").write_text("{}")
     before = contents(output.parent)
     message = (
-        r"'tagger' agrees with the original in 8\d\.\d\d% of token\.tag \(907 tokens\); expected at "
-        r"least 95\.00% \(--min-agreement\)\. Nothing was written\. "
+        r"'tagger' agrees with the original in 8\d\.\d\d% of token\.tag \(907 tokens\); expected "
+        r"at least 95\.00% \(--min-agreement\)\. Nothing was written\. "
         r"Raise --max-fp32-layers, or use --precision fp32\."
     )
     settings: Any = {"texts": texts, "min_agreement": 0.95, "force": force}
