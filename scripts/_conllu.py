@@ -19,7 +19,7 @@ UPOS = (
     *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
 )
 ENTITY_TYPES = ("PER", "ORG", "LOC")
-# What annotators wrote and the final release of Universal NER left out: read as "no entity".
+# Labels that the final release of Universal NER dropped. They are read as "no entity".
 UNRELEASED_TYPES = ("OTH", "O", "")
 
 
@@ -347,11 +347,12 @@ def project_tags(
 def join_entities(
     documents: Sequence[Document], named: dict[str, NamedSentence], notes: Notes
 ) -> list[list[str]]:
-    """IOB2 tags for the words of each document, matched by sent_id.
+    """Find the IOB2 tags for the words of each document, by sent_id.
 
-    If a sentence is missing from the entity file or has other words there, the characters of
-    the whole document are compared (a sentence may have been split or joined in between), then
-    those of the sentence. What still does not match has "" for a tag: unknown, not "no entity".
+    If the entity file lacks a sentence or has other words in it, the function compares the
+    characters of the whole document, because a sentence may have been split or joined, and then
+    the characters of the sentence. A token without a match gets the tag "": unknown, and not
+    "no entity".
     """
     known = {sentence.sent_id for document in documents for sentence in document.sentences}
     notes.add_many("entity sentences that the treebank lacks", sorted(set(named) - known))

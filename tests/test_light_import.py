@@ -1,4 +1,4 @@
-"""What must work where only the base install is there, and cost nothing where it is not used."""
+"""The base install runs pipelines, and costs nothing in processes that do not use it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ metadata.distributions = lambda **kwargs: (
 
 
 def run_python(code: str, *, block: bool) -> str:
-    """What a new interpreter prints."""
+    """Run code in a new interpreter, and return its output."""
     result = subprocess.run(
         [sys.executable, "-c", (BLOCK if block else "import sys\n") + textwrap.dedent(code)],
         capture_output=True,

@@ -77,7 +77,7 @@ def test_every_imported_package_is_declared(directory: str, extras: tuple[str, .
 
 
 def test_the_base_install_runs_pipelines() -> None:
-    """What spaCy imports of ours, and the engine of quantized pipelines."""
+    """The modules that spaCy imports, and the engine of quantized pipelines."""
     registered = re.findall(r"= ([\w.]+):", "\n".join(SETUP["options.entry_points"].values()))
     modules = import_closure(*registered, f"{PACKAGE}.engines.onnx")
     assert f"{PACKAGE}.component.pipe" in modules

@@ -182,7 +182,7 @@ def test_init_fill_config_finds_the_generated_one_complete(config: Path, tmp_pat
 
 
 def test_init_labels(config: Path, paths: list[str], trained: Path, tmp_path: Path) -> None:
-    """The labels are those of the trained pipeline, and training accepts them."""
+    """The labels equal the labels of the trained pipeline, and training accepts them."""
     spacy_command("init", "labels", config, tmp_path / "labels", *paths)
     labels = {path.stem: srsly.read_json(path) for path in (tmp_path / "labels").iterdir()}
     nlp: Any = spacy.load(trained)

@@ -37,7 +37,7 @@ TWIN_DOCS, TWIN_WORDS = 20, 90
 
 @dataclass(frozen=True)
 class Sources:
-    """What the pipelines are made from. A trained pipeline may be `None` if no row needs it.
+    """Sources of the pipelines. A trained pipeline may be `None` if no row needs it.
 
     docs: annotated documents, a .spacy file.
     teacher: pipeline with `ner`, on an encoder of 6 layers and width 384.

@@ -28,7 +28,7 @@ def first_cells(row: ComparedRow) -> list[str]:
 
 def make_gain_table(gains: Sequence[RowGain], columns: Sequence[Column]) -> Table:
     return Table(
-        "What a step gave: score less that of the row before, points",
+        "Gain of each step: score minus the score of the row before, in points",
         ["rows", *(column.title for column in columns)],
         [
             [

@@ -10,7 +10,7 @@ one process. The ratio is taken round by round.
 Encoding is `nlp.pipe` with the encoder alone, over docs that are already tokenized. Ours pools
 pieces to tokens and fills `doc.tensor`, spacy-transformers leaves the pooling to the listeners. A
 training epoch is `nlp.update` on each batch and a step of the optimizer, as in `spacy train`.
-Pipes, batches and optimizer are those of `configs/train.cfg`, with a constant learning rate.
+Pipes, batches and optimizer come from `configs/train.cfg`, with a constant learning rate.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def make_tables(memory: dict[str, PipelineMemory]) -> list[Table]:
     tables = [
         Table(
             f"{n_docs}, none kept",
-            [*quarters, "peak, MB", f"at most that of {SUBJECTS[THEIRS][0]}"],
+            [*quarters, "peak, MB", f"at most as much as {SUBJECTS[THEIRS][0]}"],
             dropped,
         ),
         Table(

@@ -118,7 +118,7 @@ def make_tables(rows: Sequence[ComparedRow], gains: Sequence[RowGain]) -> list[T
                 ],
             ),
             Table(
-                "Score less that of the teacher, points",
+                "Score minus the score of the teacher, in points",
                 ["row", *headings],
                 [
                     [row.name, *(cell(row.to_teacher.get(c.key), c, points) for c in columns)]

@@ -10,7 +10,7 @@ from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
 from spacy_distil.cli.options import BatchSize, Force, PipelineOutput
-from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.errors import friendly_errors
 
 
 @distil_cli.command("convert", no_args_is_help=True)
@@ -24,15 +24,11 @@ def convert_cli(
     output: PipelineOutput,
     corpus: Annotated[
         Path | None,
-        typer.Option("--corpus", "-c", help="Annotated documents (.spacy) to compare both on."),
-    ] = None,
-    texts: Annotated[
-        Path | None,
         typer.Option(
-            "--texts",
-            "-t",
-            help="Texts to compare both on: .txt with one text per line, or .jsonl with "
-            '{"text": "..."}.',
+            "--corpus",
+            "-c",
+            help="Documents to compare both on: .spacy (annotated ones are scored), .txt with one "
+            "text per line, or .jsonl. Default: a few sentences.",
         ),
     ] = None,
     limit: Annotated[
@@ -75,19 +71,17 @@ def convert_cli(
     window: with strided_spans, up to `window` tokens, and 1.5 times as many pieces; with doc_spans,
     as many pieces as the encoder takes; with sent_spans, one sentence. Longer documents are now
     split at other places, between pieces, and nothing is truncated. Measure the difference on
-    documents of your own, with --corpus or --texts.
+    documents of your own, with --corpus.
 
     If something cannot be converted, the command names it and writes nothing.
     """
     with friendly_errors():
-        if corpus is not None and texts is not None:
-            raise ConfigError("--corpus and --texts: expected one of them.")
         from spacy_distil.export.convert import convert
 
         conversion = convert(
             pipeline,
             output,
-            texts=corpus or texts,
+            corpus=corpus,
             limit=limit,
             window=window,
             private_copies=private_copies,
@@ -101,6 +95,6 @@ def convert_cli(
     print(to_text(conversion.comparison))
     for note in conversion.notes:
         msg.warn(f"{note}.")
-    if corpus is None and texts is None:
-        msg.warn("Nothing was compared on text of yours: use --corpus or --texts.")
+    if corpus is None:
+        msg.warn("Nothing was compared on text of yours: name some with --corpus.")
     msg.good(f"Saved the converted pipeline to {output}")

@@ -36,7 +36,6 @@ def quantize_cli(
         Path | None,
         typer.Option(
             "--corpus",
-            "--calibrate",
             "-c",
             help="Documents to check the result on: .spacy (annotated ones are scored), .txt with "
             "one text per line, or .jsonl. If int8 loses too much, they decide which layers stay "
@@ -106,7 +105,7 @@ def quantize_cli(
             pipeline,
             output,
             precision=precision.value,
-            texts=corpus,
+            corpus=corpus,
             limit=limit,
             min_agreement=min_agreement,
             max_fp32_layers=max_fp32_layers,

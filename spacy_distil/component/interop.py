@@ -70,7 +70,7 @@ class PredictedDocs(list[Floats2d]):
 
 
 def predict_with_pieces(encoder: EncoderShim, docs: Sequence[Doc], ops: Ops) -> PredictedDocs:
-    """Compute token vectors as `EncoderShim.predict_docs` does, and keep those of all pieces."""
+    """Compute token vectors as `EncoderShim.predict_docs` does, and keep all vectors of pieces."""
     tokvecs, encoded, states = encoder.predict_pieces(docs, ops)
     return PredictedDocs(tokvecs, _make_batch(encoder.loaded, encoded, states, ops))
 

@@ -77,7 +77,7 @@ class TrainableEngine(Engine, Protocol):
         """Serialize the state of the optimizer as safetensors."""
 
     def optimizer_from_bytes(self, data: bytes) -> None:
-        """Restore the state of the optimizer. The weights must be those of the same step."""
+        """Restore the state of the optimizer. The weights must come from the same step."""
 
 
 @dataclass(frozen=True)

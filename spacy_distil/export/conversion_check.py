@@ -165,7 +165,7 @@ class _Windows:
 def _compare_encoders(
     original: Language, candidate: Language, plan: ConversionPlan, doc: Doc
 ) -> Iterator[_Windows]:
-    """Compare the windows of each encoder of the original with those of its conversion."""
+    """Compare the windows of each encoder of the original with the windows of its conversion."""
     doc = Doc(
         original.vocab,
         words=[token.text for token in doc],
@@ -188,7 +188,7 @@ def _compare_encoders(
 def _compare_windows(
     model: TransformerModel, shim: EncoderShim, doc: Doc, poolings: set[str]
 ) -> _Windows:
-    """Compare the windows of a transformer with those of its conversion.
+    """Compare the windows of a transformer with the windows of its conversion.
 
     poolings: the poolings of the pipes that read the transformer.
     """

@@ -51,7 +51,7 @@ class ConversionPlan:
     shared: transformer component to its pooling.
     frozen: the transformer components that no pipe trains.
     replacements: one for each reader of the pipeline.
-    notes: changes beyond those of every conversion.
+    notes: changes that not every conversion makes.
     problems: reasons why the pipeline cannot be converted.
     """
 

@@ -49,7 +49,7 @@ class Conversion:
 
     shared: transformer component to the pooling that its pipes share.
     private: pipe with an encoder of its own to the pooling of that encoder.
-    notes: changes beyond those of every conversion.
+    notes: changes that not every conversion makes.
     comparison: agreement of the converted pipeline with the original.
     """
 
@@ -63,7 +63,7 @@ def convert(
     pipeline: str | Path,
     output: str | Path,
     *,
-    texts: str | Path | None = None,
+    corpus: str | Path | None = None,
     limit: int = 0,
     window: int | None = None,
     private_copies: bool = True,
@@ -74,12 +74,12 @@ def convert(
 ) -> Conversion:
     """Write a trained spacy-transformers pipeline as one of spacy-distil, if the two agree.
 
-        result = convert("en_core_web_trf", "training/converted", texts="corpus/dev.spacy")
+        result = convert("en_core_web_trf", "training/converted", corpus="corpus/dev.spacy")
         nlp = spacy.load("training/converted")
 
     pipeline: directory or package of the spacy-transformers pipeline.
     output: directory of the new pipeline.
-    texts: documents to compare the pipelines on: .spacy (scored too), .txt with one text per line,
+    corpus: documents to compare the pipelines on: .spacy (scored too), .txt with one text per line,
         or .jsonl; `None` for a few sentences that come with spacy-distil.
     limit: only the first N documents; 0 for all.
     window: maximum number of pieces encoded together, special ones included; `None` for the closest
@@ -111,14 +111,14 @@ def convert(
             f"{pipeline} cannot be converted; nothing was written:\n"
             + "\n".join(f"- {problem}." for problem in plan.problems)
         )
-    corpus = read_corpus(None if texts is None else Path(texts), original, limit=limit)
+    documents = read_corpus(None if corpus is None else Path(corpus), original, limit=limit)
     with atomic_directory(output) as directory:
         log("Converting it")
         write_converted(original, plan, directory, window=window)
         # Both from the disk: the original was converted in place, and users load the saved one.
         original, candidate = load_pipeline(pipeline), load_pipeline(str(directory))
-        log(f"Comparing both on {corpus.source}")
-        comparison = check_conversion(original, candidate, plan, corpus, batch_size=batch_size)
+        log(f"Comparing both on {documents.source}")
+        comparison = check_conversion(original, candidate, plan, documents, batch_size=batch_size)
         lowest = comparison.lowest
         if lowest is not None and lowest.agreement < min_agreement:
             raise ConfigError(

@@ -81,7 +81,7 @@ def quantize(
     pipeline: str | Path,
     output: str | Path,
     *,
-    texts: str | Path | None = None,
+    corpus: str | Path | None = None,
     limit: int = 0,
     precision: PrecisionName = "int8",
     min_agreement: float = 0.95,
@@ -95,12 +95,12 @@ def quantize(
 ) -> Quantization:
     """Write a pipeline whose encoders run on ONNX Runtime, if it agrees with the original.
 
-        result = quantize("training/model-best", "training/int8", texts="corpus/dev.spacy")
+        result = quantize("training/model-best", "training/int8", corpus="corpus/dev.spacy")
         nlp = spacy.load("training/int8")
 
     pipeline: directory or package of a pipeline with encoders of spacy-distil, on the torch engine.
     output: directory of the new pipeline.
-    texts: documents to compare the pipelines on: .spacy (scored too), .txt with one text per line,
+    corpus: documents to compare the pipelines on: .spacy (scored too), .txt with one text per line,
         or .jsonl; `None` for a few sentences in the pipeline's language that come with spaCy.
     limit: only the first N documents; 0 for all.
     precision: "int8", or "fp32" for the same numbers without torch.
@@ -139,15 +139,15 @@ def quantize(
     log(f"Loading {pipeline}")
     original = load_pipeline(pipeline)
     encoders = _read_encoders(pipeline, original)
-    if texts is None:
-        corpus = example_documents(original)
+    if corpus is None:
+        documents = example_documents(original)
     else:
-        corpus = read_documents(Path(texts), original, limit=limit)
+        documents = read_documents(Path(corpus), original, limit=limit)
     pruning = None
     if prune_vocab is not None:
         log(f"Pruning the vocabulary to {prune_vocab}")
         counted = read_documents(Path(prune_vocab), original).texts
-        encoders, pruning = _prune(encoders, counted, corpus, vocab_size=vocab_size)
+        encoders, pruning = _prune(encoders, counted, documents, vocab_size=vocab_size)
     plan = Int8Plan(encoders, reduced_range=reduced_range)
     with atomic_directory(output) as directory:
         while True:
@@ -158,9 +158,9 @@ def quantize(
             }
             _write(pipeline, encoders, precisions, directory)
             candidate = spacy.load(directory)
-            log(f"Comparing the predictions for {len(corpus.docs):,} documents")
+            log(f"Comparing the predictions for {len(documents.docs):,} documents")
             agreement = measure_agreement(
-                original, candidate, corpus.docs, batch_size=batch_size, alone=False, rounds=0
+                original, candidate, documents.docs, batch_size=batch_size, alone=False, rounds=0
             )
             disagreement = _find_disagreement(agreement, min_agreement)
             if (
@@ -170,7 +170,7 @@ def quantize(
             ):
                 break
             log(f"{disagreement}; leaving one more layer in float32")
-            plan.fall_back(corpus.docs[:TRIAL_DOCS], max_fp32_layers)
+            plan.fall_back(documents.docs[:TRIAL_DOCS], max_fp32_layers)
         if disagreement is not None:
             raise ConfigError(
                 f"{disagreement}; expected at least {min_agreement:.2%} (--min-agreement). "
@@ -179,8 +179,8 @@ def quantize(
         agreement = measure_agreement(
             original,
             candidate,
-            corpus.docs,
-            gold=corpus.gold,
+            documents.docs,
+            gold=documents.gold,
             batch_size=batch_size,
             paths=(Path(str(original.path)), directory),
             log=log,
@@ -196,7 +196,7 @@ def quantize(
         fp32_layers=plan.fp32_layers,
         sensitivity=plan.sensitivity,
         pruning=pruning,
-        documents="spaCy's example sentences" if texts is None else str(texts),
+        documents="spaCy's example sentences" if corpus is None else str(corpus),
         agreement=agreement,
     )
 

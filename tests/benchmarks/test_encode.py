@@ -97,7 +97,7 @@ def test_rounds_take_turns() -> None:
 
     measured = timing.measure({"a": task("a"), "b": task("b")}, 2, log=lambda message: None)
     assert calls == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
-    assert measured.words == [11, 12], "those of the warm-up do not count"
+    assert measured.words == [11, 12], "the words of the warm-up do not count"
     assert [len(seconds) for seconds in measured.seconds.values()] == [2, 2]
 
 

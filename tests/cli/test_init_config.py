@@ -157,7 +157,7 @@ def test_a_language_with_a_tokenizer_of_its_own() -> None:
 
 
 def test_each_pipe_counts_the_same() -> None:
-    """Whatever the order, and though some pipes give a score of another's the weight 0."""
+    """In any order, and although some pipes give another pipe's score the weight 0."""
     groups = {
         "tagger": ["tag_acc"],
         "morphologizer": ["pos_acc", "morph_acc"],
@@ -172,7 +172,7 @@ def test_each_pipe_counts_the_same() -> None:
 
 
 def rewritten(kind: str, text: str) -> str:
-    """What the command in a config of this kind prints."""
+    """Run the command in a config of this kind, and return its output."""
     (line,) = (line for line in text.splitlines() if line.startswith("# Written by: "))
     command = shlex.split(line.removeprefix("# Written by: "))
     assert command[:6] == ["python", "-m", "spacy", "distil", "init-config", kind]

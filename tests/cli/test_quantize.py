@@ -70,7 +70,7 @@ def test_all_options(torch_pipeline: Path, directory: Path) -> None:
     (directory / "out").mkdir()
     (directory / "out" / "meta.json").write_text("{}")
     status, output = run(
-        torch_pipeline, "out", "--force", "--precision", "int8", "--calibrate", "texts.txt",
+        torch_pipeline, "out", "--force", "--precision", "int8", "--corpus", "texts.txt",
         "--limit", "6", "--min-agreement", "0.9", "--max-fp32-layers", "1", "--reduced-range",
         "--prune-vocab", "texts.txt", "--vocab-size", "200", "--batch-size", "4",
         "--report", "report.json",

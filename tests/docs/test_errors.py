@@ -76,7 +76,7 @@ def check_message(message: str, cases: Cases, setup: Any) -> None:
 
 @dataclass(frozen=True)
 class Setup:
-    """What errors are made from. path: an empty directory."""
+    """Things that errors are made from. path: an empty directory."""
 
     encoder: Path
     onnx: Path
@@ -189,7 +189,7 @@ def test_errors_of_the_component(message: str, setup: Setup) -> None:
 
 @dataclass(frozen=True)
 class Distillation:
-    """What errors of a distillation are made from.
+    """Things that errors of an encoder distillation are made from.
 
     teacher, bare, albert: with a masked-LM head, without one, and an ALBERT.
     text: a file of it.
@@ -371,7 +371,7 @@ def test_errors_of_encoder_distillation(
 
 @dataclass(frozen=True)
 class PipelineDistillation:
-    """What errors of a pipeline distillation are made from.
+    """Things that errors of a pipeline distillation are made from.
 
     teacher: has a tagger, an ner and a textcat on a distil_transformer.
     data: directory with train.spacy, dev.spacy and text.txt.

@@ -1,4 +1,4 @@
-"""What the pages say of spaCy."""
+"""Statements of the pages about spaCy."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_pieces_without_characters_belong_to_no_token() -> None:
         [0],
         [],
         [3],
-        # What lies between the pieces of a token is in its range.
+        # The range of a token includes the pieces between its own.
         [5, 6, 7],
     ]
 

@@ -155,7 +155,7 @@ def test_settings_survive_saving(tmp_path: Path) -> None:
     assert (settings.dropout, settings.layer) == (0.25, 1)
 
 
-# What another version of transformers has written
+# Configs that another version of transformers has written
 
 
 def test_a_modernbert_of_transformers_5_is_read(encoder_dirs: Any) -> None:

@@ -74,7 +74,7 @@ def test_files_round_trip(files: Files) -> None:
     assert again.to_files() == engine.to_files() == {name: files[name] for name in (CONFIG, GRAPH)}
 
 
-# What cannot be loaded
+# Errors
 
 
 def change_section(**changes: Any) -> Callable[[Files], Files]:

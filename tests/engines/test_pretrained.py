@@ -129,7 +129,7 @@ def test_a_tokenizer_of_an_unknown_class_is_read_from_its_file(broken_dir: Path)
     assert ids == build_tokenizer("bert").encode(text, add_special_tokens=False).ids
 
 
-# What the released models of a family name as their tokenizer's class.
+# The tokenizer class that the released models of a family name.
 CLASSES = {
     "bert": "BertTokenizer",
     "distilbert": "DistilBertTokenizer",

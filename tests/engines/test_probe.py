@@ -108,7 +108,7 @@ def test_a_kind_that_is_no_encoder_is_refused_before_its_weights_are_read(
 
 
 class Halving(transformers.BertModel):
-    """Returns one hidden state for every two pieces."""
+    """An encoder with one hidden state for every two pieces."""
 
     def forward(self, **inputs: Any) -> Any:
         output = super().forward(**inputs)

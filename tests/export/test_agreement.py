@@ -477,7 +477,7 @@ def test_only_full_agreement_is_a_hundred_percent() -> None:
     nearly = replace(agreement, measures=[replace(measure, agreement=0.99999)])
     assert "99.99" in to_text(nearly)
     assert "100.00" not in to_text(nearly)
-    # What was not measured has no column.
+    # A value that was not measured has no column.
     assert "alone" not in to_text(agreement).partition("documents, ")[0]
     assert "words/s" not in to_text(agreement)
 

@@ -225,7 +225,7 @@ def test_long_documents_are_reported(bert_dir: Path, tmp_path: Path, converted: 
     rng = random.Random(0)
     texts = [*SHORT[3:], *(random_text(rng, 60) for _ in range(4))]
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    conversion, candidate = converted(original, texts=tmp_path / "texts.txt")
+    conversion, candidate = converted(original, corpus=tmp_path / "texts.txt")
     comparison = conversion.comparison
     assert comparison.same_windows.n_docs == len(SHORT[3:])
     assert comparison.same_windows.lowest.agreement == 1
@@ -256,7 +256,7 @@ def test_windows_are_as_long_as_in_training(
 def test_a_window_can_be_chosen(bert_dir: Path, tmp_path: Path, converted: Any) -> None:
     original = make_trf(bert_dir, {"tagger": "mean"})
     (tmp_path / "texts.txt").write_text(f"{SHORT[0]}\n{SHORT[3]}")
-    conversion, candidate = converted(original, window=18, texts=tmp_path / "texts.txt")
+    conversion, candidate = converted(original, window=18, corpus=tmp_path / "texts.txt")
     model = candidate.config["components"]["transformer"]["model"]
     assert (model["window"], model["overlap"]) == (18, 8)
     assert conversion.comparison.same_windows.n_docs == 1
@@ -273,7 +273,7 @@ def test_documents_that_spacy_transformers_cannot_process_are_left_out(
         with pytest.raises(Exception, match=r"lengths must be > 0|expanded size"):
             original(text)
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    conversion, candidate = converted(original, texts=tmp_path / "texts.txt")
+    conversion, candidate = converted(original, corpus=tmp_path / "texts.txt")
     assert conversion.comparison.n_left_out == 2
     assert conversion.comparison.same_windows.n_docs == 2
     assert all(doc.has_annotation("TAG") for doc in candidate.pipe(texts))
@@ -284,7 +284,7 @@ def test_sentences_are_windows_of_their_own_no_more(
 ) -> None:
     original = make_trf(bert_dir, spans=SENT_SPANS)
     (tmp_path / "texts.txt").write_text(f"{SHORT[0]}\nAnn likes Rome. Bob does not.")
-    conversion, _ = converted(original, texts=tmp_path / "texts.txt")
+    conversion, _ = converted(original, corpus=tmp_path / "texts.txt")
     assert conversion.comparison.same_windows.n_docs == 1
     assert conversion.comparison.all_windows.n_docs == 2
 
@@ -303,7 +303,7 @@ def test_whitespace(encoder_dirs: dict[str, Path], converted: Any, family: str) 
 def test_special_pieces_in_a_text_are_text(bert_dir: Path, tmp_path: Path, converted: Any) -> None:
     original = make_trf(bert_dir)
     (tmp_path / "texts.txt").write_text("Ann wrote [SEP] in spring.\nAnn wrote it in spring.")
-    conversion, _ = converted(original, texts=tmp_path / "texts.txt")
+    conversion, _ = converted(original, corpus=tmp_path / "texts.txt")
     assert conversion.comparison.same_windows.n_docs == 1
     assert conversion.comparison.all_windows.n_docs == 2
 

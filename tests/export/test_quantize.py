@@ -48,7 +48,7 @@ def shares(result: Any) -> dict[str, float]:
 
 
 def assert_same_predictions(left: Any, right: Any, *, cats: float = 0.02) -> None:
-    """For docs like those of the training, and empty ones."""
+    """For docs like the training docs, and empty ones."""
     texts = ["", "  \n", *(each.text for each in make_examples(left, 20, start=200))]
     for a, b in zip(left.pipe(texts), right.pipe(texts), strict=True):
         assert [token.tag_ for token in a] == [token.tag_ for token in b]
@@ -70,7 +70,7 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "out" / "quantized"
 
 
-# What comes out
+# Results
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def gold(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_int8(torch_pipeline: Path, gold: Path, output: Path) -> None:
     before = contents(torch_pipeline)
     lines: list[str] = []
-    result = quantize(torch_pipeline, output, texts=gold, log=lines.append)
+    result = quantize(torch_pipeline, output, corpus=gold, log=lines.append)
     assert contents(torch_pipeline) == before
     assert [path.name for path in output.parent.iterdir()] == [output.name]
     assert lines[:2] == [f"Loading {torch_pipeline}", "Making the graph: int8"]
@@ -141,7 +141,7 @@ def test_int8(torch_pipeline: Path, gold: Path, output: Path) -> None:
 
 
 def test_fp32(torch_pipeline: Path, gold: Path, output: Path) -> None:
-    result = quantize(torch_pipeline, output, precision="fp32", texts=gold, min_agreement=1.0)
+    result = quantize(torch_pipeline, output, precision="fp32", corpus=gold, min_agreement=1.0)
     assert set(shares(result).values()) == {1.0}
     assert result.agreement.vectors is not None
     assert result.agreement.vectors.max < 1e-5
@@ -162,7 +162,7 @@ def test_documents_are_text_or_those_of_spacy(
     torch_pipeline: Path, texts: Path, output: Path
 ) -> None:
     texts.write_text("\n   \n" + texts.read_text(encoding="utf8"), encoding="utf8")
-    result = quantize(torch_pipeline, output, texts=texts, limit=7, min_agreement=0.9)
+    result = quantize(torch_pipeline, output, corpus=texts, limit=7, min_agreement=0.9)
     assert result.agreement.n_docs == 7
     assert result.agreement.original_scores == {}
     result = quantize(torch_pipeline, output, force=True)
@@ -176,8 +176,8 @@ def test_an_encoder_by_itself(bert_dir: Path, texts: Path, tmp_path: Path, outpu
     with pytest.raises(
         ConfigError, match=r"Token vectors agree .* cosine of 0\.9999\d\d; expected at least 1"
     ):
-        quantize(tmp_path / "torch", output, texts=texts, min_agreement=1.0)
-    result = quantize(tmp_path / "torch", output, texts=texts, min_agreement=0.999)
+        quantize(tmp_path / "torch", output, corpus=texts, min_agreement=1.0)
+    result = quantize(tmp_path / "torch", output, corpus=texts, min_agreement=0.999)
     assert result.agreement.measures == []
     for a, b in zip(
         spacy.load(tmp_path / "torch").pipe(SENTENCES),
@@ -269,7 +269,7 @@ def test_the_layer_that_loses_most_stays_in_float32(
     sensitive: Path, texts: Path, output: Path
 ) -> None:
     lines: list[str] = []
-    result = quantize(sensitive, output, texts=texts, min_agreement=0.95, log=lines.append)
+    result = quantize(sensitive, output, corpus=texts, min_agreement=0.95, log=lines.append)
     assert result.fp32_layers == {"transformer": [2]}
     errors = result.sensitivity["transformer"]
     assert errors[2] > 100 * max(errors[:2] + errors[3:])
@@ -312,7 +312,7 @@ def test_no_more_layers_than_allowed_stay_in_float32(
     nlp.to_disk(tmp_path / "worse")
     lines: list[str] = []
     with pytest.raises(ConfigError, match="Nothing was written"):
-        quantize(tmp_path / "worse", output, texts=texts, max_fp32_layers=most, log=lines.append)
+        quantize(tmp_path / "worse", output, corpus=texts, max_fp32_layers=most, log=lines.append)
     made = [line for line in lines if line.startswith("Making the graph")]
     assert len(made) == n_tries
     kept = [set(re.findall(r"\d", line.removeprefix("Making the graph: int8"))) for line in made]
@@ -362,7 +362,7 @@ def test_plan(bert_dir: Path, sensitive: Path) -> None:
 
 def test_a_pruned_vocabulary(torch_pipeline: Path, texts: Path, output: Path) -> None:
     result = quantize(
-        torch_pipeline, output, precision="fp32", texts=texts, prune_vocab=texts,
+        torch_pipeline, output, precision="fp32", corpus=texts, prune_vocab=texts,
         min_agreement=1.0,
     )  # fmt: skip
     pruning = result.pruning
@@ -388,7 +388,7 @@ def test_size_of_the_vocabulary(torch_pipeline: Path, texts: Path, output: Path)
     few.write_text("We like Rome.")
     n_pieces = encoder_of(spacy.load(torch_pipeline)).loaded.tokenizer.vocab_size
     result = quantize(
-        torch_pipeline, output, texts=texts, prune_vocab=few, vocab_size=n_pieces - 50,
+        torch_pipeline, output, corpus=texts, prune_vocab=few, vocab_size=n_pieces - 50,
         min_agreement=0.5,
     )  # fmt: skip
     assert result.pruning is not None

@@ -260,7 +260,7 @@ def test_a_forked_process_is_refused(bert_dir: Path) -> None:
         list(nlp.pipe(SENTENCES * 4, n_process=2, batch_size=4))
 
 
-# As spaCy does it: the allocator is that of the GPU which is in use already.
+# As spaCy does it: the allocator belongs to the GPU that is in use already.
 TRAIN = """
 import sys
 from thinc.api import require_gpu, set_gpu_allocator

@@ -410,7 +410,7 @@ def test_a_pipeline_moves(pipeline: Path, tmp_path: Path) -> None:
     assert annotate(spacy.load(tmp_path / "there")) == expected
 
 
-# What goes wrong
+# Errors
 
 
 def test_initializing_while_a_batch_is_open_forgets_it(bert_dir: Path) -> None:

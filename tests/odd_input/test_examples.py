@@ -139,7 +139,7 @@ def test_docs_have_trf_data(
             assert (align.dataXd < states.shape[0] * states.shape[1]).all()
 
 
-# What tokens are cut from
+# Sources of tokens
 
 
 @BOTH

@@ -75,7 +75,7 @@ def by_character(text: str) -> Source:
     return tuple((character, False) for character in text)
 
 
-# What there is of each kind, in one doc each; each part alone; and everything in one doc, also
+# All parts of each kind in one doc; each part alone; and everything in one doc, also
 # character by character.
 EXAMPLES: tuple[Source, ...] = (
     *(" ".join(kind) for kind in (EMOJI, MARKS, INVISIBLE, DIRECTED, SCRIPTS)),
@@ -92,7 +92,7 @@ EXAMPLES: tuple[Source, ...] = (
 )
 
 
-# By chance. What is found does not change from run to run.
+# At random, with a fixed seed.
 
 SETTINGS = settings(
     max_examples=25,

@@ -93,7 +93,7 @@ def test_the_same_seed_draws_the_same_documents(
     first = resample(ratio, counts, seed=5)
     assert np.array_equal(first, resample(ratio, counts, seed=5))
     assert not np.array_equal(first, resample(ratio, counts, seed=6))
-    # Whatever the share that is held in memory at once.
+    # The share that is held in memory at once does not matter.
     monkeypatch.setattr("spacy_distil.report.bootstrap._CELLS", 1000)
     assert np.array_equal(first, resample(ratio, counts, seed=5))
 

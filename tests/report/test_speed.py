@@ -61,7 +61,7 @@ def test_a_process_measures_until_it_is_killed(noisy: str, texts: Path) -> None:
     with Worker(PipelineSource(noisy), texts, threads=1) as worker:
         load = worker.load
         assert load.cold_start_seconds > load.load_seconds + load.first_doc_seconds > 0
-        # What the pipeline prints is not taken for an answer; it runs on the CPU, in one thread.
+        # The output of the pipeline is no answer. The pipeline runs on the CPU, in one thread.
         assert worker.run(8, since=0.0).words == N_WORDS
         assert worker.peak_rss_bytes() > 20e6
         worker._process.kill()
@@ -107,7 +107,7 @@ def test_summary_is_of_the_median() -> None:
 
 
 def test_peak_memory_is_the_process_s_own() -> None:
-    """Not that of the one that started it, which getrusage's ru_maxrss would include."""
+    """Without the memory of the parent process, which getrusage's ru_maxrss would include."""
     worker = Path(__file__).parents[2] / "spacy_distil" / "report" / "worker.py"
     child = f"import runpy; print(runpy.run_path({str(worker)!r})['peak_rss']())"
     parent = (

@@ -1,4 +1,4 @@
-"""What is fetched is whole, checked, and fetched once."""
+"""Downloads are complete, checked, and made once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real treebank, where there is one."""
+"""The real treebank, if it is at hand."""
 
 from __future__ import annotations
 

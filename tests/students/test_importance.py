@@ -105,7 +105,7 @@ def scale(model: PreTrainedModel, kind: str, layer: int, place: int, factor: flo
         modules_of(model, READS_NEURONS)[layer].weight[:, place] *= factor
     else:
         for module in modules_of(model, MAKES_HIDDEN):
-            if len(module.bias) == WIDTH:  # not that of ELECTRA's narrower embeddings
+            if len(module.bias) == WIDTH:  # not the bias of ELECTRA's narrower embeddings
                 module.weight[place] *= factor
                 module.bias[place] *= factor
 

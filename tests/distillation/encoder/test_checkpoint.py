@@ -30,7 +30,7 @@ def accelerator() -> Accelerator:
 
 
 def state(step: int) -> dict[str, Any]:
-    """A state of the same types as those of a distiller and an optimizer."""
+    """A state of the same types as the states of a distiller and an optimizer."""
     weights = torch.full((5000,), float(step))
     optimizer = {"state": {0: {"exp_avg": weights}}, "param_groups": [{"betas": (0.9, 0.98)}]}
     return {"distiller": {"weight": weights}, "optimizer": optimizer}

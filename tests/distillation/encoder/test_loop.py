@@ -109,7 +109,7 @@ class Plain:
         )
 
     def step(self, step: int, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the gradient's norm and, by objective, the loss of each position."""
+        """Compute the gradient's norm and, by objective, the loss of each position."""
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         starts = self.blocks.starts
         places = range(*starts[step : step + 2])

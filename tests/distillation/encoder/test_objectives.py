@@ -403,7 +403,7 @@ def test_no_graph_is_made_in_evaluation(make: Callable[[], Objective]) -> None:
 @pytest.mark.parametrize("make", EVERY)
 def test_bf16(make: Callable[[], Objective]) -> None:
     """The student's products in bf16, all of the teacher's in it: float32 losses, and gradients
-    close to those of float32."""
+    close to the results in float32."""
     torch.set_default_dtype(torch.float32)
     toy = Toy(student=SMALLER)
     objective = toy.prepared(make())

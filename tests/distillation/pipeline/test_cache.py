@@ -1,4 +1,4 @@
-"""What is recorded comes back, and what lies on the disk is used, refused or replaced."""
+"""A cache returns its records. A cache on the disk is used, refused or replaced."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ def test_documents_without_annotation_are_passed_over(factory: str, head: type |
     # To spaCy a doc of one token is a sentence, annotated or not.
     short = ["Oslo", "."] if factory == "senter" else ["Oslo"]
     bare = unlabelled(nlp, [["Ann", "visited", "New", "Rome"], [], short, words_of(9)])
-    # Annotation comes last: where there is no token, ner and parser count in the batch's last one.
+    # Annotation comes last: if a doc has no token, ner and parser count in the batch's last one.
     mixed = [*bare[:2], *annotated[:3], *bare[2:], *annotated[3:]]
     expected = learn(annotated)
     assert_same(learn(mixed), expected)

@@ -179,7 +179,7 @@ def test_gradients_are_those_of_autograd(
     head: str,
     layers: list[tuple[int, int]],
 ) -> None:
-    """The loss is written out for torch, token by token, with that of a tagger beside it."""
+    """The loss is written out for torch, token by token, beside the loss of a tagger."""
     student = make_nlp(bert_dir, [] if head == "none" else ["tagger"])
     teacher = make_nlp(wide_dir if wide else other_dir)
     hidden = HiddenStates(component(student), component(teacher), layers)

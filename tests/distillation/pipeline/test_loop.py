@@ -55,7 +55,7 @@ def parameters(nlp: Language) -> dict[str, np.ndarray]:
 
 
 def one_hot(nlp: Language, examples: Sequence[Example]) -> dict[str, dict[str, list[Array]]]:
-    """What a teacher would have recorded that is sure of the annotation."""
+    """The records of a teacher that is sure of the annotation."""
     records: dict[str, dict[str, list[Array]]] = {}
     for name in SOFTMAX_PIPES:
         pipe: Any = nlp.get_pipe(name)

@@ -72,7 +72,7 @@ def texts() -> list[list[str]]:
 
 
 def annotate(teacher: Any, words: Sequence[str], vocab: Any) -> Doc:
-    """What the teacher predicts, set token by token with spaCy's own constructor."""
+    """The teacher's predictions, set token by token with spaCy's own constructor."""
     doc = teacher(Doc(teacher.vocab, words=list(words)))
     if doc.has_annotation("DEP"):
         heads, deps = [t.head.i for t in doc], [t.dep_ for t in doc]

@@ -264,7 +264,7 @@ def test_soft_and_gold_are_weighted_and_summed(kind: str) -> None:
 
 @ALL_KINDS
 def test_soft_and_gold_with_weight_and_temperature_equal_autograd(kind: str) -> None:
-    """What arrives at the bias of the last layer, which is the logits' gradient summed up."""
+    """The gradient of the last layer's bias, which is the sum of the logits' gradients."""
     student, teacher = make_pipe(kind), make_pipe(kind, seed=1)
     head = make_head(student, teacher, temperature=2.0, weight=3.0)
     examples = gold_examples(student)
@@ -377,7 +377,7 @@ def test_the_source_depends_on_the_teachers_pipe_and_the_students_labels() -> No
     assert source(MANY_TAGS) == source(MANY_TAGS, teacher="pipe")
 
 
-# What cannot work
+# Errors
 
 
 def test_other_labels_are_refused() -> None:

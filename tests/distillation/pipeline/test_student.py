@@ -1,4 +1,4 @@
-"""What a student takes over from its teacher before its first step."""
+"""A student takes labels, layers and heads from its teacher before its first step."""
 
 from __future__ import annotations
 

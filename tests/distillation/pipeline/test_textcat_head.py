@@ -185,7 +185,7 @@ def test_the_gradient_is_that_of_the_loss(kind: str, architecture: str, temperat
 def test_the_gradient_of_the_logits_equals_autograd(
     kind: str, architecture: str, temperature: float
 ) -> None:
-    """What arrives at the bias of the last linear layer, which is the logits' summed up."""
+    """The gradient of the last linear layer's bias: the sum of the logits' gradients."""
     student, teacher = (make_pipe(kind, architecture, seed) for seed in (0, 1))
     head = make_head(student, teacher, temperature=temperature)
     examples = make_examples(student, 6)
@@ -269,7 +269,7 @@ def test_soft_and_gold_are_weighted_and_summed(kind: str, architecture: str) -> 
 def test_soft_and_gold_with_weight_and_temperature_equal_autograd(
     kind: str, architecture: str
 ) -> None:
-    """What arrives at the bias of the last linear layer, as above."""
+    """The gradient of the last linear layer's bias, as above."""
     student, teacher = (make_pipe(kind, architecture, seed) for seed in (0, 1))
     head = make_head(student, teacher, temperature=2.0, weight=3.0)
     examples = make_examples(student, 6)
@@ -284,7 +284,7 @@ def test_soft_and_gold_with_weight_and_temperature_equal_autograd(
     if kind == "textcat_multilabel":  # of which no annotation says whether it applies
         wrong = wrong * torch.tensor([label in examples[0].reference.cats for label in LABELS])
     squares = (wrong**2).sum()
-    # thinc's softmax takes the cross-entropy's gradient, its activations that of squared errors.
+    # thinc's softmax takes the gradient of the cross-entropy, its activations of squared errors.
     is_softmax = architecture == "reduce" and kind == "textcat"
     gold_loss = -(gold * logits.log_softmax(1)).sum() if is_softmax else squares / 2
     soft_loss = torch_loss(kind, logits, targets, 2.0)
@@ -346,7 +346,7 @@ def test_the_source_tells_log_probs_from_log_odds() -> None:
     assert make_head(make_pipe("textcat", "cnn"), teacher).source == log_probs
 
 
-# What cannot work
+# Errors
 
 
 def test_other_labels_are_refused() -> None:

@@ -43,7 +43,7 @@ make_head = partial(head_of, TransitionHead)
 
 
 def record(head: TransitionHead, teacher: Any, texts: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """What is recorded, with the vectors as exact as they are made."""
+    """The records, with vectors in full precision."""
     docs = docs_of(teacher, texts)
     records = head.record(docs)
     layer = head.teacher.model.layers[0]
@@ -220,7 +220,7 @@ def test_the_gradient_is_the_slope_of_the_loss(kind: str) -> None:
     numbers = [node.id for node in model.walk()]
     slopes = {(numbers[i], name): slope for (i, name), slope in gradients(model).items()}
     tokens, lower = model.layers[0].layers[-1], model.layers[1]
-    # Not of the lower layer's W: where there is no token, spaCy counts in the batch's last one.
+    # Not of the lower layer's W: if a doc has no token, spaCy counts in the batch's last one.
     for node, name in [(tokens, "W"), (tokens, "b"), (lower, "b"), (lower, "pad")]:
         weights, slope = node.get_param(name).copy(), slopes[node.id, name]
         direction = slope / np.linalg.norm(slope)

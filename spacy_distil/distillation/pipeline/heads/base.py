@@ -133,7 +133,7 @@ class Head(ABC):
         drop: float,
         losses: dict[str, float],
     ) -> None:
-        """Learn from a batch: gather the gradients of the pipe, and pass on those of the encoder.
+        """Learn from a batch: gather the gradients of the pipe, and pass the encoder's on to it.
 
         examples: their predicted docs are of the student's vocab. Examples without annotation learn
             from the records alone.
