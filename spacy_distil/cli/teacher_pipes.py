@@ -67,7 +67,7 @@ def read_teacher_pipes(pipeline: str) -> TeacherPipes:
                 teacher.encoding.update((key, model[key]) for key in ENCODING if key in model)
         elif name in config["nlp"]["disabled"]:
             teacher.left_out[name] = "it is disabled in the teacher"
-        elif "model" not in settings:
+        elif settings.get("model") is None:
             teacher.rules[name] = factory
         elif factory in KINDS:
             teacher.pipes[name] = SIMPLER.get(factory, factory)

@@ -31,8 +31,8 @@ from spacy_distil.component.listener import Listener
 from spacy_distil.component.nlp_config import set_requirement
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError, require
-from spacy_distil.pipelines import load_pipeline
-from spacy_distil.runs.files import atomic_directory, check_output
+from spacy_distil.pipelines import check_output, load_pipeline
+from spacy_distil.runs.files import atomic_directory
 
 if TYPE_CHECKING:
     from spacy_transformers.layers import TransformerModel

@@ -17,24 +17,26 @@ from confection import Config
 from wasabi import Printer, msg
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.runs.files import UNFINISHED, remove_unfinished, write_text
+from spacy_distil.runs.files import STALE_AFTER, UNFINISHED, remove_unfinished, write_text
 from spacy_distil.runs.settings import changed_settings
+
+# The files that mark a run: its settings, written when it starts, and its results, written when its
+# inputs are known and again when it has finished.
+SETTINGS, RESULTS = "distil.cfg", "distil.json"
 
 
 @dataclass(frozen=True)
 class RunDirectory:
     """A directory that runs of one kind write to.
 
-    path: the directory; it need not exist.
-    settings, results: names of the two files that mark a run. Both are written when it starts, and
-        the results again when it has finished.
+    path: the directory, which need not exist.
+    kind: the command of the runs, such as "encoder" for `spacy distil encoder`.
     kept: names of files that stay when another run replaces this one.
     free: settings that a resumed run may change, since they do not change its result.
     """
 
     path: Path
-    settings: str
-    results: str
+    kind: str
     kept: frozenset[str]
     free: frozenset[str]
 
@@ -50,12 +52,20 @@ class RunDirectory:
                 f"output {self.path} is a file; it must be a directory, or not exist yet"
             )
         names = {p.name for p in self.path.iterdir() if not p.name.startswith(UNFINISHED)}
-        if names and self.settings not in names:
+        if names and SETTINGS not in names:
             raise ConfigError(
                 f"output directory {self.path} holds files, but no distillation run "
                 f"({', '.join(sorted(names)[:5])}). Give an empty or a new directory"
             )
-        return self.results in names
+        if RESULTS not in names:
+            return False
+        kind = self.read_results().get("kind")
+        if kind != self.kind:
+            raise ConfigError(
+                f"output directory {self.path} holds a run of `spacy distil {kind}`, which "
+                f"`spacy distil {self.kind}` does not replace. Give another directory"
+            )
+        return True
 
     def refuse_run(self) -> None:
         """Raise `ConfigError` if the directory holds a run that is neither resumed nor replaced."""
@@ -115,23 +125,23 @@ class RunDirectory:
     def write_settings(self, settings: Config) -> None:
         """Declare that a run has begun."""
         self.path.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self.path)
-        write_text(self.path / self.settings, settings.to_str())
+        remove_unfinished(self.path, older_than=STALE_AFTER)
+        write_text(self.path / SETTINGS, settings.to_str())
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write the results. results: JSON, with "inputs" and whether the run has "finished"."""
-        write_text(self.path / self.results, json.dumps(results, indent=2) + "\n")
+        write_text(self.path / RESULTS, json.dumps({"kind": self.kind, **results}, indent=2) + "\n")
 
     def read_results(self) -> dict[str, Any]:
         """Read the results; empty if there are none."""
-        path = self.path / self.results
+        path = self.path / RESULTS
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def _changes(self, settings: Config, inputs: Mapping[str, str]) -> list[str]:
         """Name the settings that have changed, and the inputs with other contents."""
         # Written and read, as the settings before were, so that numbers compare equal.
         now = Config().from_str(settings.to_str(), interpolate=False)
-        before = Config().from_disk(self.path / self.settings, interpolate=False)
+        before = Config().from_disk(self.path / SETTINGS, interpolate=False)
         changed = changed_settings(before, now, self.free)
         # An input that is not recorded has not been used yet.
         recorded = {**inputs, **self.read_results().get("inputs", {})}
@@ -139,9 +149,9 @@ class RunDirectory:
 
     def _clear(self) -> None:
         """Remove the run. If this is killed, the directory is still known to hold a run."""
-        (self.path / self.results).unlink(missing_ok=True)
+        (self.path / RESULTS).unlink(missing_ok=True)
         for path in self.path.iterdir() if self.path.exists() else ():
-            if path.name in self.kept | {self.settings}:
+            if path.name in self.kept | {SETTINGS}:
                 continue
             if path.is_dir():
                 shutil.rmtree(path.rename(self.path / f".removed-{path.name}"))

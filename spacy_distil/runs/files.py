@@ -10,13 +10,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from spacy_distil.errors import ConfigError
 
 # The names of scratch directories begin with this.
 UNFINISHED = ".unfinished-"
+# A directory that is being replaced waits in this part of the scratch directory.
+REPLACED = ".replaced"
 # A scratch directory that has not changed for so many seconds belongs to a dead process. No other
 # sign is reliable: the process may run on another machine that shares the disk.
 STALE_AFTER = 600.0
@@ -37,10 +37,14 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield the path to write a file to. It moves to `path` if the block ends without an error.
 
-    The scratch directory also takes the temporary files of libraries such as safetensors.
+    If `path` exists, its mode stays; if it is a link, the file that it points to is replaced. The
+    scratch directory also takes the temporary files of libraries such as safetensors.
     """
+    path = path.resolve()
     with scratch_directory(path.parent) as scratch:
         yield scratch / path.name
+        if path.exists():
+            shutil.copymode(path, scratch / path.name)
         flush(scratch / path.name)
         os.replace(scratch / path.name, path)
 
@@ -59,19 +63,31 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
         directory, the first one should stay, since it may be in use already.
     """
     with scratch_directory(path.parent) as scratch:
-        new, old = scratch / "new", scratch / "old"
+        new, replaced = scratch / path.name, scratch / REPLACED / path.name
         new.mkdir()
         yield new
-        if replace and path.exists():
-            path.rename(old)
+        for file in new.rglob("*"):
+            if file.is_file():
+                flush(file)
+        if not replace:
+            with suppress(OSError):  # of a directory that exists
+                new.rename(path)
+            if not path.exists():
+                new.rename(path)
+            return
+        replaced.parent.mkdir()
         try:
+            if path.exists():
+                path.rename(replaced)
             new.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            elif not replace and path.exists():
-                return
+        except BaseException:
+            _put_back(replaced, path)
             raise
+
+
+def _put_back(replaced: Path, path: Path) -> None:
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
 
 
 def flush(path: Path) -> None:
@@ -83,14 +99,18 @@ def flush(path: Path) -> None:
 def remove_unfinished(directory: Path, *, older_than: float = 0.0) -> None:
     """Delete the scratch directories that killed processes have left.
 
+    If a process was killed while it replaced a directory, that directory returns to its place.
+
     older_than: seconds without a change. Give `STALE_AFTER` if other processes may be writing.
     """
     for scratch in directory.glob(f"{UNFINISHED}*"):
         try:
-            changed = max(path.stat().st_mtime for path in (scratch, *scratch.iterdir()))
+            changed = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
         except OSError:
             continue  # another process has just deleted or renamed it
         if time.time() - changed >= older_than:
+            for replaced in scratch.glob(f"{REPLACED}/*"):
+                _put_back(replaced, directory / replaced.name)
             shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -98,22 +118,3 @@ def free_bytes(directory: Path) -> int:
     """Return the free space on the disk of a directory, which need not exist yet."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     return shutil.disk_usage(existing).free
-
-
-def check_output(output: Path, *, force: bool, source: Path | None = None) -> None:
-    """Raise `ConfigError` if a pipeline must not be written to `output`.
-
-    force: replace a saved pipeline. Anything else in `output` is never replaced.
-    source: the pipeline to read, a directory or the name of a package. It must not be overwritten.
-    """
-    if source is not None and source.exists() and output.resolve() == source.resolve():
-        raise ConfigError(f"{output} is the pipeline itself. Choose another directory.")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not force:
-        raise ConfigError(f"{output} exists. Choose another directory, or replace it with --force.")
-    if not (output / "meta.json").is_file():
-        raise ConfigError(
-            f"{output} is not a saved pipeline (it has no meta.json), and is not replaced. "
-            "Choose another directory."
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from confection import Config
 
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.directory import RunDirectory
+from spacy_distil.runs.files import atomic_directory
 from spacy_distil.runs.settings import changed_settings
 
 SETTINGS = Config({"training": {"seed": 0, "log": 1}})
@@ -19,8 +21,7 @@ INPUTS = {"the teacher": "a", "the documents": "b"}
 def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(
         tmp_path / "out",
-        settings="run.cfg",
-        results="run.json",
+        kind="encoder",
         kept=frozenset({"cache"}),
         free=frozenset({"training.log"}),
     )
@@ -44,7 +45,7 @@ def test_the_same_run_is_resumed(directory: RunDirectory) -> None:
         directory.refuse_run()
     for inputs in (INPUTS, {"the teacher": "a"}):
         found = directory.resume_or_replace(SETTINGS, inputs, resume=True, force=True)
-        assert found == {"finished": False, "inputs": INPUTS}
+        assert found == {"kind": "encoder", "finished": False, "inputs": INPUTS}
     free = Config({"training": {"seed": 0, "log": 9}})
     assert directory.resume_or_replace(free, INPUTS, resume=True, force=False) is not None
     assert "checkpoints" in names(directory)
@@ -64,16 +65,35 @@ def test_another_run_is_refused_or_replaced(
     with pytest.raises(ConfigError, match=words):
         directory.resume_or_replace(Config(settings), inputs, resume=True, force=False)
     assert directory.resume_or_replace(Config(settings), inputs, resume=True, force=True) is None
-    assert names(directory) == {"run.cfg", "cache"}
+    assert names(directory) == {"distil.cfg", "cache"}
+
+
+def test_a_run_of_another_command_is_never_replaced(directory: RunDirectory) -> None:
+    begin(directory)
+    other = replace(directory, kind="pipeline")
+    with pytest.raises(ConfigError, match="holds a run of `spacy distil encoder`"):
+        other.refuse_run()
+    with pytest.raises(ConfigError, match="Give another directory"):
+        other.resume_or_replace(SETTINGS, INPUTS, resume=True, force=True)
+    assert "checkpoints" in names(directory)
+
+
+def test_scratch_of_other_processes_stays(directory: RunDirectory) -> None:
+    """A pipeline may be quantized into a directory of the run."""
+    begin(directory)
+    with atomic_directory(directory.path / "int8") as unfinished:
+        directory.write_settings(SETTINGS)
+        (unfinished / "file").write_text("whole")
+    assert (directory.path / "int8" / "file").read_text() == "whole"
 
 
 def test_without_results_there_is_no_run_and_its_files_are_deleted(directory: RunDirectory) -> None:
     """A kill during the removal leaves checkpoints, which no run must resume from."""
     begin(directory)
-    (directory.path / "run.json").unlink()
+    (directory.path / "distil.json").unlink()
     directory.refuse_run()
     assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
-    assert names(directory) == {"run.cfg", "cache"}
+    assert names(directory) == {"distil.cfg", "cache"}
 
 
 def test_other_files_are_not_touched(directory: RunDirectory) -> None:

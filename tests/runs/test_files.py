@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from spacy_distil.errors import ConfigError
+from spacy_distil.runs import files
 from spacy_distil.runs.files import (
+    REPLACED,
     UNFINISHED,
     atomic_directory,
     atomic_file,
-    check_output,
     free_bytes,
     remove_unfinished,
     write_text,
@@ -97,8 +98,9 @@ def test_without_replace_the_first_of_two_directories_stays(tmp_path: Path) -> N
     assert names(tmp_path) == ["model"]
 
 
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_directory_that_cannot_be_put_in_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model"
     with atomic_directory(path) as unfinished:
@@ -106,25 +108,69 @@ def test_a_directory_that_cannot_be_put_in_place_leaves_the_old_one(
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
-        if self.name == "new":
-            raise OSError("no")
+        if target == path and self.parent.name != REPLACED:
+            raise error
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="no"), atomic_directory(path):
+    with pytest.raises(error), atomic_directory(path):
         pass
     assert names(path) == ["first"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    scratch = tmp_path / f"{UNFINISHED}x"
+    for directory in (scratch / "model", scratch / REPLACED / "model"):
+        directory.mkdir(parents=True)
+    (scratch / REPLACED / "model" / "old").write_text("")
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["old"]
+
+
+def test_every_file_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+
+    def flush(path: Path) -> None:
+        assert names(tmp_path) == [path.relative_to(tmp_path).parts[0]]
+        flushed.append(path.name)
+
+    monkeypatch.setattr(files, "flush", flush)
+    with atomic_directory(tmp_path / "model") as unfinished:
+        (unfinished / "deep").mkdir()
+        for name in ("a", "deep/b"):
+            (unfinished / name).write_text("")
+    assert sorted(flushed) == ["a", "b"]
+    shutil.rmtree(tmp_path / "model")
+    write_text(tmp_path / "c", "")
+    assert flushed[2:] == ["c"]
+
+
+def test_mode_and_link_of_a_file_stay(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "deep" / "link"
+    link.parent.mkdir()
+    target.write_text("old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o600
 
 
 def test_unfinished_work_is_removed_by_its_age(tmp_path: Path) -> None:
     for name in ("dead", "alive", "empty"):
-        (tmp_path / f"{UNFINISHED}{name}").mkdir()
+        (tmp_path / f"{UNFINISHED}{name}" / "new").mkdir(parents=True)
     for name in ("dead", "alive"):
-        (tmp_path / f"{UNFINISHED}{name}" / "file").write_text("half")
+        (tmp_path / f"{UNFINISHED}{name}" / "new" / "file").write_text("half")
     (tmp_path / "mine").write_text("mine")
     long_ago = time.time() - 3600
-    for name in ("dead/file", "dead", "empty", "alive"):
-        os.utime(tmp_path / f"{UNFINISHED}{name}", (long_ago, long_ago))
+    for path in tmp_path.rglob("*"):
+        if path != tmp_path / f"{UNFINISHED}alive" / "new" / "file":
+            os.utime(path, (long_ago, long_ago))
     remove_unfinished(tmp_path, older_than=600)
     assert names(tmp_path) == [f"{UNFINISHED}alive", "mine"]
     remove_unfinished(tmp_path)
@@ -134,19 +180,3 @@ def test_unfinished_work_is_removed_by_its_age(tmp_path: Path) -> None:
 
 def test_free_space_of_a_directory_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "a" / "b") > 0
-
-
-def test_only_a_saved_pipeline_is_replaced(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    check_output(output, force=False)
-    output.mkdir()
-    check_output(output, force=False)
-    (output / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="--force"):
-        check_output(output, force=False)
-    with pytest.raises(ConfigError, match="not a saved pipeline"):
-        check_output(output, force=True)
-    (output / "meta.json").write_text("{}")
-    check_output(output, force=True)
-    with pytest.raises(ConfigError, match="the pipeline itself"):
-        check_output(output, force=True, source=output)

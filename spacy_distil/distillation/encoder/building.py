@@ -18,7 +18,7 @@ from wasabi import msg
 
 from spacy_distil.distillation.encoder.shards import piece_type, write_shards
 from spacy_distil.errors import CorpusError
-from spacy_distil.runs.files import STALE_AFTER, atomic_directory, flush, free_bytes
+from spacy_distil.runs.files import STALE_AFTER, atomic_directory, free_bytes
 from spacy_distil.tables import megabytes
 from spacy_distil.text import packing
 from spacy_distil.text import plain_text as reading
@@ -82,7 +82,6 @@ def build(
                 raise CorpusError(f"{plan.setting}: no text in {', '.join(map(str, plan.files))}")
             counts = json.dumps({"blocks": n_blocks, "pieces": n_pieces})
             (unfinished / COUNTS).write_text(counts, encoding="utf-8")
-            flush(unfinished / COUNTS)
 
 
 def _read_files(plan: CorpusPlan) -> Iterator[reading.Part]:

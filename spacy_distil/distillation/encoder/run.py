@@ -37,7 +37,7 @@ from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.engines.changes import ATTENTION_DROPOUTS, DROPOUTS, EncoderChanges
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.runs.directory import RunDirectory
-from spacy_distil.runs.files import scratch_directory
+from spacy_distil.runs.files import flush, scratch_directory
 from spacy_distil.students.heat_map import print_importance
 from spacy_distil.students.importance import (
     Importance,
@@ -94,8 +94,7 @@ class EncoderRun:
         self.force = force
         self.directory = RunDirectory(
             output,
-            settings="distil.cfg",
-            results="distil.json",
+            kind="encoder",
             kept=frozenset({"cache"}),
             free=FREE_ON_RESUME,
         )
@@ -342,6 +341,7 @@ class EncoderRun:
                 self.teacher.tokenizer.save_pretrained(unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
             for path in sorted(unfinished.iterdir()):
+                flush(path)
                 path.replace(self.output / path.name)
 
     def close(self) -> None:

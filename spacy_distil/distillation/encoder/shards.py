@@ -6,7 +6,6 @@ process. It would seem to grow to the size of the corpus, and the system might k
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from io import FileIO
 from itertools import chain, islice, pairwise
@@ -72,8 +71,6 @@ def _write_shard(
             n_pieces += sum(map(len, group))
         file.seek(0)
         _write_header(file, (n_rows, block_size), dtype)
-        file.flush()
-        os.fsync(file.fileno())  # a power cut must not leave a renamed directory empty
     return n_rows, n_pieces
 
 

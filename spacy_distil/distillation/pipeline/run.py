@@ -81,8 +81,7 @@ class PipelineRun:
         self.resume, self.force = resume, force
         self.directory = RunDirectory(
             output,
-            settings="distil.cfg",
-            results="distil.json",
+            kind="pipeline",
             # Labels and start are written before the documents are compared. The cache compares
             # its inputs itself.
             kept=frozenset({"labels", "start", "cache"}),

@@ -262,6 +262,9 @@ def test_kill_at_any_point_leaves_something_to_resume(
     for directory in (output, output / "checkpoints"):
         (directory / f"{UNFINISHED}x").mkdir()
         (directory / f"{UNFINISHED}x" / "model.safetensors").write_bytes(b"cut short")
+        for path in (directory / f"{UNFINISHED}x").rglob("*"):
+            os.utime(path, (0, 0))
+        os.utime(directory / f"{UNFINISHED}x", (0, 0))
     with (output / "log.jsonl").open("a") as log:
         log.write('{"step": 12, "kind"')
     distil_encoder(config, output, overrides=overrides, gpu_id=-1, resume=True)

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from spacy_distil.distillation.pipeline.cache import TeacherCache, open_cache
 from spacy_distil.distillation.pipeline.cache.layout import Layout
+from spacy_distil.distillation.pipeline.cache.state import VERSION
 from spacy_distil.distillation.pipeline.heads.base import Field
 from spacy_distil.errors import ConfigError
 
@@ -348,7 +349,7 @@ def test_a_cache_of_other_sources_is_refused(tmp_path: Path) -> None:
 def test_another_version_is_refused(tmp_path: Path) -> None:
     open_with(Teacher([3, 4]), tmp_path)
     state = tmp_path / "cache.json"
-    state.write_text(state.read_text().replace('"version": 2', '"version": 1'))
+    state.write_text(state.read_text().replace(f'"version": {VERSION}', '"version": 1'))
     with pytest.raises(ConfigError, match="the format of the cache"):
         open_with(Teacher([3, 4]), tmp_path)
 
