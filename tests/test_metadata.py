@@ -13,7 +13,7 @@ from tests.imports import PACKAGE, ROOT, find_modules, import_closure, read_impo
 
 # Distributions whose module has another name.
 DISTRIBUTIONS = {"PIL": "pillow"}
-OURS = {PACKAGE, "tests", "scripts", "benchmarks"}
+OURS = {PACKAGE, "tests", "scripts", "benchmarks", "project"}
 # Needed without an import of ours: torch writes TensorBoard logs with it.
 NOT_IMPORTED = {"tensorboard"}
 
@@ -55,7 +55,7 @@ def imported(*modules: str, at_once: bool = False) -> dict[str, str]:
     return places
 
 
-ALL = find_modules(PACKAGE, "scripts", "tests", "benchmarks")
+ALL = find_modules(PACKAGE, "scripts", "project", "tests", "benchmarks")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,7 @@ ALL = find_modules(PACKAGE, "scripts", "tests", "benchmarks")
     [
         (PACKAGE, ("train", "report", "export", "interop")),
         ("scripts", ("demo",)),
+        ("project", ("demo",)),
         ("benchmarks", ("test", "interop")),
         ("tests", ("test", "interop")),
     ],

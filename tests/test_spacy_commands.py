@@ -286,8 +286,7 @@ def test_debug_profile(trained: Path, directory: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)  # it writes Profile.prof
     output = spacy_command("debug", "profile", trained, directory / "texts.jsonl", "--n-texts", "8")
     assert "Profile stats" in output
-    for function in (r"pipe\.py:\d+\(set_annotations\)", r"shim\.py:\d+\(predict_docs\)"):
-        assert re.search(function, output)
+    assert re.search(r"pipe\.py:\d+\(set_annotations\)", output)
     assert (tmp_path / "Profile.prof").exists()
 
 

@@ -129,7 +129,7 @@ REFUSED: dict[str, Callable[[Setup], Any]] = {
     "it has a decoder": lambda s: refused(
         s, small("t5", d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4)
     ),
-    "its pieces know nothing": lambda s: refused(
+    "it reads in one direction": lambda s: refused(
         s,
         small(
             "llama",
@@ -166,7 +166,7 @@ ERRORS: dict[str, Callable[[Setup], Any]] = {
 
 
 REFUSED_ROWS = rows_of("## Which encoders", 1, COMPONENT)
-ERROR_ROWS = rows_of("## What errors say", 0, COMPONENT)
+ERROR_ROWS = rows_of("## Errors", 0, COMPONENT)
 
 
 @pytest.fixture

@@ -54,6 +54,6 @@ def test_files_that_benchmarks_name_are_there() -> None:
     """In backticks: code, configs and results, by their paths from here or from the benchmarks."""
     folder = ROOT / "benchmarks"
     named = set(re.findall(r"`([\w./-]+\.(?:cfg|json|md|py))`", prose_of("benchmarks/README.md")))
-    assert {"encode.py", "configs/train.cfg", "ewt/int8.md"} <= named
+    assert {"configs/train.cfg", "memory/results/memory.md", "run_anywhere/rows.py"} <= named
     folders = (ROOT, folder)
     assert not {name for name in named if not any((each / name).exists() for each in folders)}

@@ -500,7 +500,7 @@ def test_a_long_read_keeps_the_scratch_directory_alive(
 ) -> None:
     directory = tmp_path / f"{UNFINISHED}x" / "new"
     directory.mkdir(parents=True)
-    parts = building._touching(directory, iter([Part("ba", True)] * 2))
+    parts = building._keep_alive(directory, iter([Part("ba", True)] * 2))
     next(parts)
     for path in (directory, directory.parent):
         os.utime(path, (0, 0))
