@@ -40,8 +40,8 @@ def adapt_cli(
     masked-LM head, such as a sentence encoder or ELECTRA's discriminator, gets a head that is tied
     to its piece embeddings. A student can then learn its distribution over pieces, too.
 
-    The output directory becomes an ordinary Hugging Face model directory, with the same files
-    beside the model as 'spacy distil encoder' writes. Use it as the teacher of the next run:
+    The output directory is an ordinary Hugging Face model directory. Beside the model it holds the
+    same files as the output of 'spacy distil encoder'. Use it as the teacher of the next run:
 
     \b
       python -m spacy distil adapt bert-base-uncased --corpus texts/ --output adapted
@@ -52,7 +52,7 @@ def adapt_cli(
     \b
       ... --training.max_steps 1000 --training.learn_rate 5e-5 --corpus.block_size 512
 
-    --resume and --force work as they do there.
+    --resume and --force work as in 'spacy distil encoder'.
     """
     with friendly_errors():
         from spacy_distil.distillation import distil_encoder

@@ -82,7 +82,7 @@ def benchmark_cli(
     """Measure pipelines on the CPU: words/s, latency, memory, load time and size.
 
     Each pipeline runs in its own process. The pipelines take turns, and the tables show medians and
-    spread. The pipelines need no spacy-distil.
+    spread. You can measure any spaCy pipeline, with or without spacy-distil.
     """
     with friendly_errors():
         from spacy_distil.report import benchmark

@@ -27,8 +27,8 @@ def convert_cli(
         typer.Option(
             "--corpus",
             "-c",
-            help="Documents to compare both on: .spacy (annotated ones are scored), .txt with one "
-            "text per line, or .jsonl. Default: a few sentences.",
+            help="Documents to compare both pipelines on: .spacy (annotated ones are scored), .txt "
+            "with one text per line, or .jsonl. Default: a few sentences.",
         ),
     ] = None,
     limit: Annotated[
@@ -54,24 +54,24 @@ def convert_cli(
         bool,
         typer.Option(
             "--private-copies/--no-private-copies",
-            help="If a pipe pools differently from the rest, give it a copy of the encoder, or "
-            "refuse the conversion.",
+            help="If a pipe pools pieces differently from the other pipes: give it its own copy of "
+            "the encoder, or refuse the conversion.",
         ),
     ] = True,
     batch_size: BatchSize = 64,
     force: Force = False,
 ) -> None:
-    """Convert a spacy-transformers pipeline: the same weights and pipes, on our encoder.
+    """Convert a spacy-transformers pipeline: the same weights and pipes, on a distil_transformer.
 
     The component "transformer" becomes a "distil_transformer" of the same name, and its listeners
     become ours. Every other component stays as it is. The converted pipeline is faster, needs no
     spacy-transformers, and can be quantized.
 
-    Predictions are the same if both encode the same windows. They do in documents that were one
-    window: with strided_spans, up to `window` tokens, and 1.5 times as many pieces; with doc_spans,
-    as many pieces as the encoder takes; with sent_spans, one sentence. Longer documents are now
-    split at other places, between pieces, and nothing is truncated. Measure the difference on
-    documents of your own, with --corpus.
+    Predictions are the same if both pipelines encode the same windows. That is so for documents
+    that fit into one window of the original: with strided_spans, up to `window` tokens, and 1.5
+    times as many pieces; with doc_spans, as many pieces as the encoder takes; with sent_spans, one
+    sentence. The new pipeline splits longer documents at other places, and truncates nothing.
+    Measure the difference on your own documents with --corpus.
 
     If something cannot be converted, the command names it and writes nothing.
     """

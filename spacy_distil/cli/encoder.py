@@ -33,10 +33,10 @@ def encoder_cli(
     direction of the last hidden states. Other objectives are the hidden states of any layers, and
     the relations of self-attention.
 
-    The output directory becomes an ordinary Hugging Face model directory with a model card, for
-    spaCy pipelines ("name" of the component "distil_transformer") or for AutoModel. It also holds
-    the settings (distil.cfg), the results (distil.json), losses and held-out scores (log.jsonl),
-    TensorBoard logs (logs/) and the tokenized corpus (cache/).
+    The output directory is an ordinary Hugging Face model directory with a model card. Use it in
+    spaCy pipelines (as "name" of the component "distil_transformer") or with AutoModel. It also
+    holds the settings (distil.cfg), the results (distil.json), losses and held-out scores
+    (log.jsonl), TensorBoard logs (logs/) and the tokenized corpus (cache/).
 
     Any setting of the config is an option, too, by its dotted name:
 
@@ -57,10 +57,10 @@ def encoder_cli(
     \b
       torchrun --nproc-per-node 8 -m spacy distil encoder encoder.cfg --output student
 
-    --resume continues a run that was killed, and the student is the same as if it had not been. A
-    run that gets SIGTERM saves a checkpoint, and exits with 1. For workflows there is --resume
-    --force: if settings, teacher and corpus are the same, it continues the run, or returns at once
-    if the run has finished; if they are not, it starts over.
+    --resume continues a killed run. The student is then the same as after a run without
+    interruption. A run that gets SIGTERM saves a checkpoint, and exits with 1. For workflows there
+    is --resume --force: if settings, teacher and corpus are the same, it continues the run, or
+    returns at once if the run has finished; if they are not, it starts over.
     """
     with friendly_errors():
         import_code(code_path)

@@ -61,7 +61,12 @@ def init_config_cli(
     ] = None,
     lang: Annotated[
         str,
-        typer.Option("--lang", "-l", help="pipeline, train: two-letter code of the language."),
+        typer.Option(
+            "--lang",
+            "-l",
+            help="pipeline, train: two-letter code of the language. With --teacher, the teacher's "
+            "unless you give one.",
+        ),
     ] = InitValues.lang,
     pipeline: Annotated[
         str,
@@ -69,7 +74,8 @@ def init_config_cli(
             "--pipeline",
             "-p",
             help="pipeline, train: names of the pipes with commas between them, without the "
-            f"transformer: {', '.join(PIPES)}. With --teacher, names of its pipes, too.",
+            f"transformer: {', '.join(PIPES)}. With --teacher, names of the teacher's pipes "
+            "too, and all of them unless you name some.",
         ),
     ] = ",".join(InitValues.pipeline),
     encoder: Annotated[
@@ -77,7 +83,8 @@ def init_config_cli(
         typer.Option(
             "--encoder",
             help="pipeline, train: directory or hub name of an encoder. A distilled pipeline that "
-            "starts from the teacher's layers does not need it. Default: by --lang and --optimize.",
+            "starts from the teacher's layers does not need it. Default: by --lang and, for train, "
+            "--optimize.",
         ),
     ] = None,
     optimize: Annotated[
@@ -104,10 +111,10 @@ def init_config_cli(
       python -m spacy distil init-config train train.cfg --lang de --pipeline ner,textcat --gpu
       python -m spacy train train.cfg --output DIR --paths.train train.spacy --paths.dev dev.spacy
 
-    "pipeline" reads language and pipes from a trained teacher, by its path or package. The pipes of
-    the student have the names and kinds of the teacher's. Pipes without a model, such as an
-    attribute ruler, are copied from the teacher. Disabled pipes, and kinds that cannot learn from a
-    teacher, are left out and named:
+    With --teacher, "pipeline" reads language and pipes from a trained pipeline, by its path or
+    package. The student's pipes get the names and kinds of the teacher's. The config copies pipes
+    without a model, such as an attribute ruler, from the teacher. It leaves out disabled pipes and
+    kinds that cannot learn from a teacher, and the command names them:
 
     \b
       python -m spacy distil init-config pipeline student.cfg --teacher training/model-best

@@ -30,7 +30,7 @@ Device = Annotated[
 ]
 Code = Annotated[
     Path | None,
-    typer.Option("--code", "-c", help="Python file with registered functions, to import."),
+    typer.Option("--code", "-c", help="Python file to import, with functions that it registers."),
 ]
 
 # Of pipelines that are made from others

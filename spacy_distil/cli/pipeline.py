@@ -41,19 +41,19 @@ def pipeline_cli(
     CONFIG is a config of 'spacy train' with a section [distillation]. The student learns from the
     teacher's distributions over labels (soft targets), from the hidden states of its encoder, and
     from annotation, in stages. It learns on the training corpus, and on any amount of text without
-    annotation. If possible, it starts as the teacher's own first layers and its pipes.
+    annotation. If possible, it starts as the teacher's first layers and pipes.
 
-    The teacher's outputs are computed once, and kept in DIR/cache. Evaluation, patience, loggers,
-    model-best and model-last work as in 'spacy train'. Any setting is an option, too, by its
-    dotted name:
+    The command computes the teacher's outputs once, and keeps them in DIR/cache. Evaluation,
+    patience, loggers, model-best and model-last work as in 'spacy train'. Any setting is an option,
+    too, by its dotted name:
 
     \b
       python -m spacy distil init-config pipeline student.cfg --teacher teacher/model-best
       python -m spacy distil pipeline teacher/model-best student.cfg --output student \\
           --paths.train train.spacy --paths.dev dev.spacy --paths.text texts/
 
-    --resume continues a run that was killed from its last evaluation. --force replaces the run, and
-    a cache that no longer fits. For workflows there is --resume --force: if settings, teacher and
+    --resume continues a killed run from its last evaluation. --force replaces the run, and a cache
+    that no longer fits. For workflows there is --resume --force: if settings, teacher and
     documents are the same, it continues the run, or trains nothing if the run has finished; if they
     are not, it starts over.
     """

@@ -49,7 +49,7 @@ def quantize_cli(
         float,
         typer.Option(
             "--min-agreement",
-            help="Write nothing if the predictions of a pipe agree less (0 to 1).",
+            help="Write nothing if a smaller share of a pipe's predictions agrees (0 to 1).",
         ),
     ] = 0.95,
     max_fp32_layers: Annotated[
@@ -57,7 +57,8 @@ def quantize_cli(
         typer.Option(
             "--max-fp32-layers",
             min=0,
-            help="Most layers of an encoder that may stay in float32 to reach that. Default: half.",
+            help="Most layers of an encoder that may stay in float32, to reach --min-agreement. "
+            "Default: half.",
         ),
     ] = None,
     reduced_range: Annotated[
@@ -76,9 +77,7 @@ def quantize_cli(
     ] = None,
     vocab_size: Annotated[
         int | None,
-        typer.Option(
-            "--vocab-size", min=1, help="With --prune-vocab: keep this number of pieces instead."
-        ),
+        typer.Option("--vocab-size", min=1, help="With --prune-vocab: keep this number of pieces."),
     ] = None,
     batch_size: BatchSize = 64,
     report: Annotated[
@@ -88,12 +87,12 @@ def quantize_cli(
 ) -> None:
     """Make a pipeline that runs on ONNX Runtime: several times faster on a CPU, without torch.
 
-    Every encoder of the pipeline becomes a graph. Its products with weights and its embeddings are
-    in int8. The other components stay as they are. Activations are rounded piece by piece, so that
-    predictions for a document do not depend on the other documents in its batch.
+    The command turns every encoder of the pipeline into an ONNX graph. The other components stay as
+    they are. By default, matrix products and embeddings are in int8. Activations are rounded piece
+    by piece, so predictions for a document do not depend on the other documents in its batch.
 
     The command compares the result with the original on documents, and writes it only if they
-    agree. The encoder's config.json names the CPU of that check.
+    agree. The encoder's config.json names the CPU that the check ran on.
     """
     with friendly_errors():
         import srsly

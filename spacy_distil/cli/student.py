@@ -38,7 +38,7 @@ def student_cli(
             "-l",
             metavar="N|N,N,...",
             help="Number of the teacher's layers, or the layers themselves, where 0 is the lowest "
-            "(a single one as '3,'). Default: half of them.",
+            "('3,' is layer 3 alone). Default: half of them.",
         ),
     ] = None,
     choice: Annotated[
@@ -85,20 +85,20 @@ def student_cli(
     """Build a student of any shape and compare its costs with its teacher's.
 
     A student with fewer attention heads, feed-forward neurons or dimensions keeps the most
-    important ones. The importance of a part says how much the teacher's loss on the corpus depends
-    on it. The command prints the importance of the heads as a heat map, with a * on the heads that
-    the student keeps. The student learns nothing here. To distil it, use 'encoder' with the same
-    settings in the section [student] of its config.
+    important ones. The importance of a part is how much the teacher's loss on the corpus depends on
+    it. The command prints the importance of the heads as a heat map, with a * on the heads that
+    the student keeps. This command does not train the student. To distil it, use 'spacy distil
+    encoder' with the same settings in the section [student] of its config.
 
     \b
       python -m spacy distil student TEACHER --layers 3 --heads 6 --ffn 768
       python -m spacy distil student TEACHER --layers 0,2,5 --width 256 \\
           --corpus texts/ --output student
 
-    The output becomes an ordinary Hugging Face model directory. Without --corpus, a student with
-    smaller layers cannot be saved, and the report is of random weights, which cost the same. The
-    speed is measured for the encoder alone, on this machine, in float32, on batches of full blocks.
-    Words/s are computed from pieces/s with the pieces per word of the corpus, or of English example
+    The output is an ordinary Hugging Face model directory. Without --corpus, the command cannot
+    save a student with smaller layers, and measures random weights, which cost the same. It
+    measures the speed of the encoder alone, on this machine, in float32, on batches of full blocks.
+    It computes words/s from pieces/s with the pieces per word of the corpus, or of English example
     sentences.
     """
     with friendly_errors():
