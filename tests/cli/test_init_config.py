@@ -329,6 +329,7 @@ def teacher(bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     nlp.add_pipe("distil_transformer", "encoder", config={"model": model})
     pipes = {"tags": "tagger", "rules": "attribute_ruler", "entities": "beam_ner"}
     pipes |= {"topics": "textcat", "span_finder": "span_finder", "senter": "senter"}
+    pipes |= {"lemmas": "lemmatizer"}  # its config has a model, which is null
     for name, factory in pipes.items():
         nlp.add_pipe(factory, name)
     nlp.disable_pipe("senter")
@@ -348,11 +349,13 @@ def test_language_pipes_and_windows_are_those_of_the_teacher(teacher: Path, tmp_
     assert "'senter' is left out: it is disabled in the teacher" in output
     config = load_config(path)
     assert config["nlp"]["lang"] == "de"
-    assert config["nlp"]["pipeline"] == ["transformer", "tags", "rules", "entities", "topics"]
+    assert config["nlp"]["pipeline"] == [
+        *("transformer", "tags", "rules", "entities", "topics", "lemmas")
+    ]
     components = config["components"]
     kinds = {"tags": "tagger", "entities": "ner", "topics": "textcat"}
     assert {name: components[name]["factory"] for name in kinds} == kinds
-    assert components["rules"] == {"source": str(teacher)}
+    assert components["rules"] == components["lemmas"] == {"source": str(teacher)}
     assert config["training"]["score_weights"]["tag_acc"] == 0.33
     assert not config["training"]["score_weights"]["pos_acc"]
     encoder = encoder_settings(config)

@@ -9,6 +9,7 @@ import pytest
 import spacy
 from spacy.cli._util import app
 from spacy.language import Language
+from spacy.lookups import Lookups
 from typer.testing import CliRunner, Result
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
@@ -84,6 +85,10 @@ def test_a_student_has_the_pipes_of_its_teacher(
     nlp.rename_pipe("tagger", "tags")
     ruler: Any = nlp.add_pipe("attribute_ruler", name="rules")
     ruler.add([[{}]], {"POS": "X"})
+    tables = Lookups()
+    tables.add_table("lemma_lookup", {"ran": "run"})
+    lemmatizer: Any = nlp.add_pipe("lemmatizer", name="lemmas", config={"mode": "lookup"})
+    lemmatizer.initialize(lookups=tables)
     teacher, path, output = tmp_path / "teacher", tmp_path / "new.cfg", tmp_path / "out"
     nlp.to_disk(teacher)
     assert distil("init-config", "pipeline", path, "--teacher", teacher).exit_code == 0
@@ -95,9 +100,11 @@ def test_a_student_has_the_pipes_of_its_teacher(
     assert result.exit_code == 0, result.output
     assert "tags starts from the teacher's" in " ".join(result.output.split())
     student = spacy.load(output / "model-best")
-    assert student.pipe_names == ["transformer", "tags", "rules"]
-    assert [token.pos_ for token in student("Ann ran.")] == ["X"] * 3
-    assert student("Ann ran.")[0].tag_
+    assert student.pipe_names == ["transformer", "tags", "rules", "lemmas"]
+    doc = student("Ann ran.")
+    assert [token.pos_ for token in doc] == ["X"] * 3
+    assert doc[1].lemma_ == "run"
+    assert doc[0].tag_
 
 
 def test_code_is_imported(teacher: Path, config: Path, tmp_path: Path) -> None:
