@@ -40,7 +40,7 @@ SENTENCES = (
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CheckDocuments:
     """Documents to compare the pipelines on.
 
     source: where they come from, for messages.
@@ -91,7 +91,7 @@ def to_text(check: ConversionCheck) -> str:
     return "\n".join(lines)
 
 
-def read_corpus(texts: Path | None, nlp: Language, *, limit: int) -> Corpus:
+def read_check_documents(texts: Path | None, nlp: Language, *, limit: int) -> CheckDocuments:
     """Read the documents to compare the pipelines on.
 
     texts: .spacy, .txt or .jsonl; `None` for SENTENCES.
@@ -99,16 +99,16 @@ def read_corpus(texts: Path | None, nlp: Language, *, limit: int) -> Corpus:
     """
     if texts is None:
         docs = [nlp.make_doc(sentence) for sentence in SENTENCES]
-        return Corpus(f"{len(docs)} sentences of its own", docs, None)
+        return CheckDocuments(f"{len(docs)} sentences of its own", docs, None)
     documents = read_documents(texts, nlp, limit=limit)
-    return Corpus(str(texts), documents.docs, documents.gold)
+    return CheckDocuments(str(texts), documents.docs, documents.gold)
 
 
 def check_conversion(
     original: Language,
     candidate: Language,
     plan: ConversionPlan,
-    corpus: Corpus,
+    corpus: CheckDocuments,
     *,
     batch_size: int,
 ) -> ConversionCheck:

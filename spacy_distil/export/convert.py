@@ -96,7 +96,7 @@ def convert(
     agreement is too low.
     """
     require("spacy_transformers", extra="interop", purpose="Converting its pipelines")
-    from spacy_distil.export.conversion_check import check_conversion, read_corpus
+    from spacy_distil.export.conversion_check import check_conversion, read_check_documents
     from spacy_distil.export.conversion_plan import make_plan
 
     if not 0 <= min_agreement <= 1:
@@ -111,7 +111,9 @@ def convert(
             f"{pipeline} cannot be converted; nothing was written:\n"
             + "\n".join(f"- {problem}." for problem in plan.problems)
         )
-    documents = read_corpus(None if corpus is None else Path(corpus), original, limit=limit)
+    documents = read_check_documents(
+        None if corpus is None else Path(corpus), original, limit=limit
+    )
     with atomic_directory(output) as directory:
         log("Converting it")
         write_converted(original, plan, directory, window=window)

@@ -20,8 +20,7 @@ from spacy_distil.distillation.encoder.shards import piece_type, write_shards
 from spacy_distil.errors import CorpusError
 from spacy_distil.runs.files import STALE_AFTER, atomic_directory, free_bytes
 from spacy_distil.tables import megabytes
-from spacy_distil.text import packing
-from spacy_distil.text import plain_text as reading
+from spacy_distil.text import packing, plain_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -84,9 +83,9 @@ def build(
             (unfinished / COUNTS).write_text(counts, encoding="utf-8")
 
 
-def _read_files(plan: CorpusPlan) -> Iterator[reading.Part]:
+def _read_files(plan: CorpusPlan) -> Iterator[plain_text.Part]:
     """Read the text of all files, with a progress bar on terminals."""
-    sizes = [reading.file_size(path) for path in plan.files]
+    sizes = [plain_text.file_size(path) for path in plan.files]
     with tqdm(
         desc=f"Tokenizing {plan.setting}",
         total=sum(sizes),
@@ -98,14 +97,14 @@ def _read_files(plan: CorpusPlan) -> Iterator[reading.Part]:
         end = 0
         for path, size in zip(plan.files, sizes, strict=True):
             end += size
-            for part in reading.read_parts(path):
+            for part in plain_text.read_parts(path):
                 yield part
                 # A file may hold more than its text, or its text compressed.
                 bar.update(min(len(part.text.encode()), end - bar.n))
             bar.update(end - bar.n)
 
 
-def _keep_alive(directory: Path, parts: Iterator[reading.Part]) -> Iterator[reading.Part]:
+def _keep_alive(directory: Path, parts: Iterator[plain_text.Part]) -> Iterator[plain_text.Part]:
     """Touch the directory while parts are read, even if nothing is written for long.
 
     See `STALE_AFTER`.
@@ -120,7 +119,7 @@ def _keep_alive(directory: Path, parts: Iterator[reading.Part]) -> Iterator[read
 
 def _predict_bytes(plan: CorpusPlan, block_size: int, dtype: np.dtype) -> int:
     """Estimate the size of the blocks on disk, if the files hold little but text."""
-    n_pieces = sum(map(reading.file_size, plan.files)) // BYTES_PER_PIECE
+    n_pieces = sum(map(plain_text.file_size, plan.files)) // BYTES_PER_PIECE
     if plan.limit is not None:
         n_pieces = min(n_pieces, plan.limit * block_size)
     return n_pieces * dtype.itemsize

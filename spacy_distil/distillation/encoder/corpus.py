@@ -15,7 +15,7 @@ from spacy_distil.distillation.encoder.building import COUNTS, CorpusPlan, build
 from spacy_distil.distillation.encoder.shards import Shards
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.runs.files import STALE_AFTER, remove_unfinished
-from spacy_distil.text import plain_text as reading
+from spacy_distil.text import plain_text
 
 if TYPE_CHECKING:
     from spacy_distil.distillation.encoder.config import CorpusSettings
@@ -95,11 +95,11 @@ def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, CorpusP
     plans = {}
     for name, (paths, limit) in parts.items():
         setting = f"corpus.{name}"
-        files = reading.find_files(paths, setting=setting)
+        files = plain_text.find_files(paths, setting=setting)
         if not files:
             raise CorpusError(
                 f"{setting} is empty: name the text to distil on, in the config or with "
-                f"--{setting} PATH ({', '.join(reading.SUFFIXES)}, or a directory of such files)"
+                f"--{setting} PATH ({', '.join(plain_text.SUFFIXES)}, or a directory of such files)"
             )
         fingerprint = _fingerprint(files, teacher, settings.block_size, limit)
         plans[name] = CorpusPlan(setting, files, limit, fingerprint)
@@ -151,7 +151,7 @@ def _load(
     if not (directory / COUNTS).exists():
         build(plan, directory, tokenizer=teacher.tokenizer, block_size=settings.block_size)
     counts = json.loads((directory / COUNTS).read_text(encoding="utf-8"))
-    files = [(str(path), reading.file_size(path)) for path in plan.files]
+    files = [(str(path), plain_text.file_size(path)) for path in plan.files]
     shards = Shards(directory, counts["blocks"], counts["pieces"])
     return shards, Source(files, counts["blocks"], counts["pieces"], plan.fingerprint)
 
@@ -165,7 +165,7 @@ def _fingerprint(
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=12)
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for file in files:
-        digest.update(f"{file.suffix} {reading.file_size(file)}".encode())
+        digest.update(f"{file.suffix} {plain_text.file_size(file)}".encode())
         try:
             with file.open("rb") as content:
                 while chunk := content.read(1 << 20):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from wasabi import Printer
 
+from spacy_distil.distillation.encoder.building import CorpusPlan
 from spacy_distil.distillation.encoder.card import student_card
 from spacy_distil.distillation.encoder.checkpoint import Checkpoints
 from spacy_distil.distillation.encoder.compilation import explain_compile_errors
@@ -21,7 +22,7 @@ from spacy_distil.distillation.encoder.config import (
     EncoderDistilConfig,
     load_config,
 )
-from spacy_distil.distillation.encoder.corpus import load_corpus, plan_corpus
+from spacy_distil.distillation.encoder.corpus import Corpus, load_corpus, plan_corpus
 from spacy_distil.distillation.encoder.devices import (
     describe_devices,
     make_accelerator,
@@ -48,7 +49,7 @@ from spacy_distil.students.licence import find_licence
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masked_lm_heads import add_masked_lm_head
 from spacy_distil.students.masking import Masking
-from spacy_distil.students.shapes import choose_shape
+from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher, quiet_transformers
 
 if TYPE_CHECKING:
@@ -75,7 +76,21 @@ class EncoderRun:
     """A run of `distil_encoder`, which documents the arguments.
 
     `run` calls the other methods in order. With several processes, each has its own instance.
+
+    teacher, shape: see `load_teacher`.
+    corpus_plans, inputs: see `plan`; inputs are fingerprints by name.
+    results: of the run so far, as `distil.json` holds them.
+    corpus: the blocks to train on and the held-out ones.
+    student: the model that is trained.
     """
+
+    teacher: Teacher
+    shape: StudentShape
+    corpus_plans: dict[str, CorpusPlan]
+    inputs: dict[str, str]
+    results: dict[str, Any]
+    corpus: Corpus
+    student: PreTrainedModel
 
     def __init__(
         self,
@@ -167,7 +182,7 @@ class EncoderRun:
                 self.settings.source, self.inputs, resume=self.resume, force=self.force
             ),
         )
-        self.results: dict[str, Any] = earlier or {}
+        self.results = earlier or {}
         self.has_checkpoint = bool(self.checkpoints.steps())
         is_finished = self.directory.announce(
             earlier,

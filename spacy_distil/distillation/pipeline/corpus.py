@@ -167,7 +167,7 @@ def Texts(path: str | list[str] | None, max_words: int = 200, limit: int = 0) ->
         count = 0
         for file in find_files(paths, setting="The unlabelled text"):
             for part in read_parts(file):
-                for doc in cut(nlp.make_doc(part.text), max_words):
+                for doc in split_doc(nlp.make_doc(part.text), max_words):
                     if not any(not token.is_space for token in doc):
                         continue
                     yield Example(doc, same_tokens(doc, doc.vocab))
@@ -178,7 +178,7 @@ def Texts(path: str | list[str] | None, max_words: int = 200, limit: int = 0) ->
     return read
 
 
-def cut(doc: Doc, max_words: int) -> Iterator[Doc]:
+def split_doc(doc: Doc, max_words: int) -> Iterator[Doc]:
     """Cut a document into parts of at most `max_words` tokens, between sentences if possible.
 
     A part ends after the last token in its second half that seems to end a sentence.

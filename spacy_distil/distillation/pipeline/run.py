@@ -103,7 +103,7 @@ class PipelineRun:
         if earlier is not None:
             # Settings and teacher are the same. Now the documents are known, too.
             earlier = self._find_earlier()
-        if self._is_finished(earlier):
+        if self._announce(earlier):
             return self._distilled(earlier or {})
         distiller = self._make_distiller(transfer_set)
         self.directory.write_results({"finished": False, "inputs": self.inputs})
@@ -141,7 +141,7 @@ class PipelineRun:
         self.inputs["the development documents"] = fingerprint_annotation(development)
         return transfer_set
 
-    def _is_finished(self, earlier: Mapping[str, Any] | None) -> bool:
+    def _announce(self, earlier: Mapping[str, Any] | None) -> bool:
         """Tell the user how the run begins. RETURNS: whether it is finished already."""
         has_checkpoint = self.checkpoints.newest() is not None
         is_finished = self.directory.announce(

@@ -11,7 +11,7 @@ import numpy as np
 from spacy_distil.engines.files import first_position
 from spacy_distil.engines.onnx import IDS
 from spacy_distil.errors import ConfigError
-from spacy_distil.export.families.post_norm import PostNormGraph, PostNormLayer, read_parts
+from spacy_distil.export.families.post_norm import PostNormGraph, PostNormLayer, read_layer_parts
 from spacy_distil.export.graph import CONTRIB, check_activation
 from spacy_distil.export.weights import Linear, Norm, Weights, linear, norm
 from spacy_distil.students.families import FAMILIES
@@ -113,7 +113,7 @@ def _layers(weights: Weights, config: Mapping[str, Any]) -> list[PostNormLayer]:
     family = FAMILIES[model_type]
 
     def read_layer(place: str) -> PostNormLayer:
-        return PostNormLayer(**read_parts(weights, f"{family.layers}.{place}", family.layer))
+        return PostNormLayer(**read_layer_parts(weights, f"{family.layers}.{place}", family.layer))
 
     n_layers = config["n_layers" if model_type == "distilbert" else "num_hidden_layers"]
     if not family.shares_layers:

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from spacy_distil.engines.files import longest_window
 from spacy_distil.engines.onnx import IDS, MASK
 from spacy_distil.errors import ConfigError
-from spacy_distil.export.families.post_norm import PostNormGraph, PostNormLayer, read_parts
+from spacy_distil.export.families.post_norm import PostNormGraph, PostNormLayer, read_layer_parts
 from spacy_distil.export.graph import ACTIVATIONS, CONTRIB
 from spacy_distil.export.weights import Linear, Norm, Weights, linear, norm
 from spacy_distil.students.families import LayerParts
@@ -174,7 +174,7 @@ def _layer(
 ) -> DebertaLayer:
     """Read one layer. distances: (2 * n_buckets, width) float64, embeddings, normalized."""
     name = f"encoder.layer.{i}"
-    parts = read_parts(weights, name, _PARTS)
+    parts = read_layer_parts(weights, name, _PARTS)
     if config.get("share_att_key", False):
         key, query = parts["key"], parts["query"]
     else:

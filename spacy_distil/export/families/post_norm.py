@@ -33,7 +33,7 @@ class PostNormLayer:
     output_norm: Norm
 
 
-def read_parts(weights: Weights, layer: str, parts: LayerParts) -> dict[str, Any]:
+def read_layer_parts(weights: Weights, layer: str, parts: LayerParts) -> dict[str, Any]:
     """Read the weights of one layer.
 
     layer: name of the layer. parts: names of its parts.

@@ -35,8 +35,7 @@ from spacy_distil.distillation.encoder.shards import Shards
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.runs.files import STALE_AFTER, UNFINISHED, remove_unfinished
 from spacy_distil.students.teachers import Teacher, load_teacher
-from spacy_distil.text import packing
-from spacy_distil.text import plain_text as reading
+from spacy_distil.text import packing, plain_text
 from spacy_distil.text.packing import pack, tokenize
 from spacy_distil.text.plain_text import Part, find_files, read_parts
 
@@ -69,7 +68,7 @@ def test_text_has_documents_between_blank_lines(tmp_path: Path) -> None:
 
 
 def test_long_document_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PART_CHARACTERS", 10)
+    monkeypatch.setattr(plain_text, "PART_CHARACTERS", 10)
     path = tmp_path / "a.txt"
     path.write_text("eins zwei drei\nvier\nfuenf sechs\nsieben\n\nacht\n")
     parts = list(read_parts(path))
@@ -99,7 +98,7 @@ def naive_documents(content: str) -> list[list[str]]:
 @given(content=text, long=st.integers(3, 12))
 def test_parts_make_up_the_documents(content: str, long: int) -> None:
     """A cut within a word changes nothing else."""
-    with TemporaryDirectory() as directory, mock.patch.object(reading, "PART_CHARACTERS", long):
+    with TemporaryDirectory() as directory, mock.patch.object(plain_text, "PART_CHARACTERS", long):
         plain = Path(directory) / "a.txt"
         plain.write_bytes(content.encode())
         parts = {"txt": list(read_parts(plain))}
@@ -292,7 +291,7 @@ def test_blocks_equal_blocks_of_whole_documents(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Odd text, read in small parts, tokenized in small calls and written to small shards."""
-    monkeypatch.setattr(reading, "PART_CHARACTERS", 300)
+    monkeypatch.setattr(plain_text, "PART_CHARACTERS", 300)
     monkeypatch.setattr("spacy_distil.text.packing.CALL_CHARACTERS", 1_000)
     monkeypatch.setattr(shards, "SHARD_BYTES", 7 * 16 * 2)
     monkeypatch.setattr(shards, "WRITTEN_ROWS", 3)

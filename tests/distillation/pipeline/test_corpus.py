@@ -15,9 +15,9 @@ from spacy.training import Example
 
 from spacy_distil.distillation.pipeline.corpus import (
     Texts,
-    cut,
     fingerprint_annotation,
     read_transfer_set,
+    split_doc,
 )
 from spacy_distil.errors import ConfigError, CorpusError
 
@@ -58,18 +58,18 @@ def test_empty_texts_are_left_out(tmp_path: Path) -> None:
 
 def test_long_documents_are_cut_between_sentences() -> None:
     doc = NLP.make_doc("One two three. Four five six seven. Eight nine.")
-    assert [part.text.strip() for part in cut(doc, 6)] == [
+    assert [part.text.strip() for part in split_doc(doc, 6)] == [
         "One two three.",
         "Four five six seven.",
         "Eight nine.",
     ]
-    assert [len(part) for part in cut(NLP.make_doc("word " * 25), 10)] == [10, 10, 5]
+    assert [len(part) for part in split_doc(NLP.make_doc("word " * 25), 10)] == [10, 10, 5]
 
 
 @given(st.text(alphabet="ab .!?\n。👩🏽‍🚀\u0301", max_size=200), st.integers(1, 12))
 def test_cutting_loses_nothing(text: str, max_words: int) -> None:
     doc = NLP.make_doc(text)
-    parts = list(cut(doc, max_words))
+    parts = list(split_doc(doc, max_words))
     assert [token.text for part in parts for token in part] == [token.text for token in doc]
     assert "".join(part.text_with_ws for part in (d[:] for d in parts)) == doc.text_with_ws
     assert all(len(part) <= max_words for part in parts)

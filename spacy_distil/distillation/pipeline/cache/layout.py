@@ -47,7 +47,7 @@ class Layout:
         per_token, per_doc = _sizes(fields)
         sizes = per_token * starts + per_doc * np.arange(len(starts))
         limits = [(starts, SHARD_TOKENS), (sizes, SHARD_BYTES)]
-        return cls(fields, starts, cut(range(len(lengths)), limits))
+        return cls(fields, starts, cut_at_limits(range(len(lengths)), limits))
 
     @property
     def n_docs(self) -> int:
@@ -96,7 +96,7 @@ def each_field(fields: Fields) -> Iterator[tuple[str, str, Field]]:
             yield head, name, field
 
 
-def cut(docs: range, limits: Sequence[tuple[NDArray[np.int64], int]]) -> list[int]:
+def cut_at_limits(docs: range, limits: Sequence[tuple[NDArray[np.int64], int]]) -> list[int]:
     """Cut docs into parts that stay within all limits. A doc beyond a limit is a part by itself.
 
     limits: pairs of sums and a limit. The sums are those before each doc and of all docs,

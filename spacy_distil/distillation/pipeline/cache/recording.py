@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spacy_distil.distillation.pipeline.cache.layout import OFFSET_DTYPE, Layout, cut, each_field
+from spacy_distil.distillation.pipeline.cache.layout import (
+    OFFSET_DTYPE,
+    Layout,
+    cut_at_limits,
+    each_field,
+)
 from spacy_distil.distillation.pipeline.cache.shards import offsets_key, rows_key
 from spacy_distil.distillation.pipeline.heads.base import Array, Field
 
@@ -29,7 +34,7 @@ def record_shard(
     advance: receives the number of tokens of each batch.
     """
     parts: dict[str, list[Array]] = defaultdict(list)
-    for start, stop in pairwise(cut(docs, [(layout.starts, BATCH_TOKENS)])):
+    for start, stop in pairwise(cut_at_limits(docs, [(layout.starts, BATCH_TOKENS)])):
         batch = range(start, stop)
         recorded = record(batch)
         for head, fields in layout.fields.items():
