@@ -85,12 +85,12 @@ def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
-def write_teacher(path: Path, family: str, *, head: bool) -> None:
+def write_teacher(path: Path, family: str, *, head: bool, layers: int = 4) -> None:
     """Save a teacher of `tiny_config` and `tiny_tokenizer`, with a masked-LM head or without."""
     torch.manual_seed(7)
     tokenizer = tiny_tokenizer(family)
     kind = AutoModelForMaskedLM if head else AutoModel
-    model = kind.from_config(tiny_config(family, vocab_size=len(tokenizer)))
+    model = kind.from_config(tiny_config(family, vocab_size=len(tokenizer), layers=layers))
     for parameter in model.parameters():  # initial weights hardly change hidden states
         parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(path)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_benchmark_prints_and_writes(
     arguments += ["--load-repeats", "1", "--limit", "2", "--latency-texts", "9"]
     arguments += ["--python", f"small={sys.executable}"]
     monkeypatch.setattr(sys, "argv", ["/somewhere/spacy/__main__.py", "distil", *arguments])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("spacy.__main__", None))
     result = CliRunner().invoke(distil_cli, arguments)
     assert result.exit_code == 0, (result.output, capfd.readouterr())
     assert "words/s, batch 2" in result.stdout

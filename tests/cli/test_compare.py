@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_compare_writes_prints_and_fills_the_readme(
     arguments += ["--output", "metrics", "--repeats", "1", "--load-repeats", "1", "--limit", "2"]
     arguments += ["--threads", "1", "--batch-size", "8", "--readme", "README.md", "--title", "T a"]
     monkeypatch.setattr(sys, "argv", ["/somewhere/spacy/__main__.py", "distil", *arguments])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("spacy.__main__", None))
     result = CliRunner().invoke(distil_cli, arguments)
     assert result.exit_code == 0, (result.output, capfd.readouterr())
     assert "XPOS acc" in result.stdout
