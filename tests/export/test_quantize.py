@@ -294,7 +294,7 @@ def test_what_agrees_too_little_is_not_written(
         r"at least 95\.00% \(--min-agreement\)\. Nothing was written\. "
         r"Raise --max-fp32-layers, or use --precision fp32\."
     )
-    settings: Any = {"texts": texts, "min_agreement": 0.95, "force": force}
+    settings: Any = {"corpus": texts, "min_agreement": 0.95, "force": force}
     with pytest.raises(ConfigError, match=message):
         quantize(sensitive, output, max_fp32_layers=0, **settings)
     assert contents(output.parent) == before
@@ -479,9 +479,9 @@ def test_a_pipeline_is_replaced_by_force_alone(
         ({"precision": "int4"}, ConfigError, "precision = 'int4': expected one of int8, fp32"),
         ({"min_agreement": 98}, ConfigError, "min_agreement = 98: expected 0 to 1"),
         ({"batch_size": 0}, ConfigError, "batch_size = 0: expected at least 1"),
-        ({"limit": -1, "texts": Path("none.txt")}, ConfigError, "limit = -1"),
-        ({"texts": Path("none.txt")}, CorpusError, r"No documents at none\.txt"),
-        ({"texts": Path("none.spacy")}, CorpusError, r"none\.spacy"),
+        ({"limit": -1, "corpus": Path("none.txt")}, ConfigError, "limit = -1"),
+        ({"corpus": Path("none.txt")}, CorpusError, r"No documents at none\.txt"),
+        ({"corpus": Path("none.spacy")}, CorpusError, r"none\.spacy"),
         ({"prune_vocab": Path("none.txt")}, CorpusError, r"No documents at none\.txt"),
     ],
 )

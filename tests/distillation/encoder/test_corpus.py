@@ -426,7 +426,7 @@ def test_killed_while_building(teacher: Teacher, tmp_path: Path) -> None:
     corpus = load(teacher, cache, train=str(text))
     assert sum(corpus.train.lengths(range(len(corpus.train)))) == corpus.sources["train"].pieces
     assert left.exists()  # it may belong to a live process
-    for path in (left, *left.iterdir()):
+    for path in (left, *left.rglob("*")):
         os.utime(path, (0, time.time() - STALE_AFTER - 1))
     load(teacher, cache, train=str(text))
     assert not left.exists()
