@@ -41,6 +41,11 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
+def megabytes_cell(n_bytes: float) -> str:
+    """Format a size without its unit, which stands in the header of the table: "1,234.5"."""
+    return f"{n_bytes / 1e6:,.1f}"
+
+
 def megabytes(n_bytes: int) -> str:
     """Format a size in megabytes of a million bytes: "1,234.5 MB"."""
-    return f"{n_bytes / 1e6:,.1f} MB"
+    return f"{megabytes_cell(n_bytes)} MB"

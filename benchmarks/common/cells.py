@@ -11,11 +11,6 @@ def verdict(met: bool | None) -> str:
     return "" if met is None else "yes" if met else "no"
 
 
-def mb(n_bytes: float) -> str:
-    """Megabytes without the unit, which stands in the header."""
-    return f"{n_bytes / 1e6:,.1f}"
-
-
 def rate(spread: Spread) -> str:
     """Words/s or pieces/s, with the range."""
     return with_range(spread, "{:,.0f}")

@@ -24,7 +24,6 @@ import psutil
 import typer
 from wasabi import msg
 
-from benchmarks.common.cells import mb
 from benchmarks.common.options import OptionalOutput, Seed
 from benchmarks.common.results import report_results, timestamp
 from spacy_distil.distillation.encoder.config import CorpusSettings
@@ -32,7 +31,7 @@ from spacy_distil.distillation.encoder.corpus import Blocks, load_corpus, plan_c
 from spacy_distil.errors import friendly_errors, require
 from spacy_distil.report.worker import peak_rss
 from spacy_distil.students.teachers import load_teacher
-from spacy_distil.tables import Table, megabytes
+from spacy_distil.tables import Table, megabytes, megabytes_cell
 
 STEM = "distillation_memory"
 FILE_BYTES = 100_000_000
@@ -257,7 +256,10 @@ def make_table(memory: CorpusMemory) -> Table:
     return Table(
         title="Memory of a corpus, MB",
         header=["", "resident", "of it anonymous", "peak so far"],
-        rows=[[s.when, mb(s.rss), mb(s.anonymous), mb(s.peak)] for s in samples],
+        rows=[
+            [s.when, megabytes_cell(s.rss), megabytes_cell(s.anonymous), megabytes_cell(s.peak)]
+            for s in samples
+        ],
     )
 
 

@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import floor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +42,7 @@ from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.export.agreement import Agreement, measure_agreement
 from spacy_distil.export.encoders import SourceEncoder, find_encoders, replace_encoders
 from spacy_distil.pipelines import load_pipeline
-from spacy_distil.report.layout import MISSING, TIMES, count
+from spacy_distil.report.layout import TIMES, count, percent_rounded_down
 from spacy_distil.report.speed import Spread
 from spacy_distil.tables import Table
 from spacy_distil.text.documents import read_documents
@@ -214,10 +213,17 @@ def make_tables(results: Mapping[str, GraphResult]) -> list[Table]:
     for name, result in results.items():
         ratios = [a / b for a, b in zip(result.speeds, first.speeds, strict=True)]
         cells = [rate(Spread.of(result.speeds)), ratio(Spread.of(ratios))]
-        cells += [f"{result.n_bytes / 1e6:.1f}", f"{result.error:.1e}", percent(result.same_alone)]
+        cells += [
+            f"{result.n_bytes / 1e6:.1f}",
+            f"{result.error:.1e}",
+            percent_rounded_down(result.same_alone),
+        ]
         rows.append([name, *cells])
         measures = result.agreement.measures
-        shares = [f"{percent(m.agreement)} / {percent(m.candidate_alone)}" for m in measures]
+        shares = [
+            f"{percent_rounded_down(m.agreement)} / {percent_rounded_down(m.candidate_alone)}"
+            for m in measures
+        ]
         agreeing.append([name, *shares])
     header = ["graph", "words/s", f"{TIMES} {baseline}", "MB", "squared error of vectors"]
     annotations = [f"{one.pipe} {one.annotation}" for one in first.agreement.measures]
@@ -236,11 +242,6 @@ def make_tables(results: Mapping[str, GraphResult]) -> list[Table]:
         ]
         tables.append(Table("Time by operator", ["operator", *results], lines))
     return tables
-
-
-def percent(share: float | None) -> str:
-    """A share in %, rounded down: only all of the tokens are 100.00 %."""
-    return MISSING if share is None else f"{floor(share * 10_000) / 100:.2f}"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
-from benchmarks.common.cells import mb, verdict
+from benchmarks.common.cells import verdict
 from benchmarks.common.documents import read_sentences
 from benchmarks.common.options import (
     BatchSize,
@@ -57,7 +57,7 @@ from spacy_distil.errors import friendly_errors, require
 from spacy_distil.pipelines import check_pipeline
 from spacy_distil.report.layout import MISSING, TIMES, count
 from spacy_distil.report.process import cpu_environment
-from spacy_distil.tables import Table
+from spacy_distil.tables import Table, megabytes_cell
 
 STEM = "memory"
 # Number of rows in the table of samples.
@@ -167,9 +167,11 @@ def make_tables(memory: dict[str, PipelineMemory]) -> list[Table]:
         if theirs is not None and one is not theirs:
             within = verdict(one.is_within(theirs))
             ratio = f"{one.bytes_per_token / theirs.bytes_per_token:.2f}"
-        dropped.append([title, *_quarters(one.dropped, FLAT), mb(one.peak_bytes), within])
+        dropped.append(
+            [title, *_quarters(one.dropped, FLAT), megabytes_cell(one.peak_bytes), within]
+        )
         rates = [f"{rate:,.0f}" for rate in (one.bytes_per_token, one.array_bytes_per_token)]
-        kept.append([title, rates[0], ratio, rates[1], mb(one.kept[-1].rss_bytes)])
+        kept.append([title, rates[0], ratio, rates[1], megabytes_cell(one.kept[-1].rss_bytes)])
         if one.zones:
             zones.append([title, *_quarters(one.zones, FLAT_IN_ZONES)])
     first = next(iter(memory.values()))
@@ -206,7 +208,7 @@ def make_sample_table(samples: Sequence[PassSample]) -> Table:
     return Table(
         title="Resident memory",
         header=["documents", "MB"],
-        rows=[[f"{each.n_docs:,}", mb(each.rss_bytes)] for each in shown],
+        rows=[[f"{each.n_docs:,}", megabytes_cell(each.rss_bytes)] for each in shown],
     )
 
 
@@ -214,8 +216,8 @@ def _quarters(samples: Sequence[PassSample], flat: float) -> list[str]:
     rss = rss_of(samples)
     share = growth(rss)
     return [
-        mb(second_quarter(rss)),
-        mb(last_quarter(rss)),
+        megabytes_cell(second_quarter(rss)),
+        megabytes_cell(last_quarter(rss)),
         f"{share:+.1%}",
         verdict(share <= flat),
     ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from math import floor
-
 from spacy_distil.export.agreement import Agreement
-from spacy_distil.report.layout import MISSING, TIMES, disk_megabytes, join_markdown, join_text
-from spacy_distil.tables import Table
+from spacy_distil.report.layout import (
+    MISSING,
+    TIMES,
+    join_markdown,
+    join_text,
+    percent_rounded_down,
+)
+from spacy_distil.tables import Table, megabytes_cell
 
 
 def to_text(agreement: Agreement) -> str:
@@ -55,9 +59,12 @@ def _pipes_table(agreement: Agreement) -> Table:
     header += ["of", "max score difference"]
     rows = []
     for measure in agreement.measures:
-        cells = [measure.pipe, measure.annotation, _percent(measure.agreement)]
+        cells = [measure.pipe, measure.annotation, percent_rounded_down(measure.agreement)]
         if alone:
-            cells += [_percent(measure.candidate_alone), _percent(measure.original_alone)]
+            cells += [
+                percent_rounded_down(measure.candidate_alone),
+                percent_rounded_down(measure.original_alone),
+            ]
         difference = measure.max_difference
         cells.append(f"{measure.n:,} {measure.unit}")
         cells.append(MISSING if difference is None else f"{difference:.4f}")
@@ -105,11 +112,6 @@ def _speed_table(agreement: Agreement) -> Table:
     if agreement.original_bytes is not None and agreement.candidate_bytes is not None:
         header.append("MB on disk")
         sizes = (agreement.original_bytes, agreement.candidate_bytes)
-        columns.append([disk_megabytes(size) for size in sizes])
+        columns.append([megabytes_cell(size) for size in sizes])
     names = ["original", "candidate"]
     return Table("Speed and size", header, [list(row) for row in zip(names, *columns, strict=True)])
-
-
-def _percent(share: float | None) -> str:
-    """Rounded down, so that 100.00 means full agreement."""
-    return MISSING if share is None else f"{floor(share * 10_000) / 100:.2f}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import floor
 from typing import Any
 
 from spacy_distil.report.scores import COLUMNS, Column
 from spacy_distil.report.speed import Speed, Spread
-from spacy_distil.tables import Table
+from spacy_distil.tables import Table, megabytes_cell
 
 EN_DASH = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -78,13 +79,13 @@ def resource_cells(speed: Speed, n_bytes: int) -> dict[str, str]:
         "load, s": f"{speed.load_seconds:.2f}",
         "cold start, s": f"{speed.cold_start_seconds:.2f}",
         "peak RSS, MB": f"{speed.peak_rss_bytes / 1e6:,.0f}",
-        "MB on disk": disk_megabytes(n_bytes),
+        "MB on disk": megabytes_cell(n_bytes),
     }
 
 
-def disk_megabytes(n_bytes: int) -> str:
-    """A size on disk in millions of bytes, without the unit: "1,234.5"."""
-    return f"{n_bytes / 1e6:,.1f}"
+def percent_rounded_down(share: float | None) -> str:
+    """Format a share in %. Only full agreement is "100.00"; `None` is a missing value."""
+    return MISSING if share is None else f"{floor(share * 10_000) / 100:.2f}"
 
 
 def with_range(spread: Spread, form: str) -> str:

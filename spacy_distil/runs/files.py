@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 # The names of scratch directories begin with this.
@@ -70,10 +70,11 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
             if file.is_file():
                 flush(file)
         if not replace:
-            with suppress(OSError):  # of a directory that exists
+            try:
                 new.rename(path)
-            if not path.exists():
-                new.rename(path)
+            except OSError:
+                if not path.exists():
+                    raise
             return
         replaced.parent.mkdir()
         try:
@@ -92,7 +93,8 @@ def _put_back(replaced: Path, path: Path) -> None:
 
 def flush(path: Path) -> None:
     """Wait until a file is on the disk. A power cut may otherwise keep its name, but no content."""
-    with path.open("r+b") as file:
+    # Copies of read-only files cannot be opened for writing. Windows flushes no others.
+    with path.open("rb" if os.name == "posix" else "r+b") as file:
         os.fsync(file.fileno())
 
 
