@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol, TypeVar
 
 import typer
 
@@ -47,3 +47,19 @@ def choose_keys(keys: str, known: Sequence[str], *, option: str) -> list[str]:
             f"--{option} {', '.join(sorted(unknown))}: expected some of {', '.join(known)}."
         )
     return [key for key in known if key in (chosen or known)]
+
+
+class Keyed(Protocol):
+    """A row that users choose by its key."""
+
+    @property
+    def key(self) -> str: ...
+
+
+R = TypeVar("R", bound=Keyed)
+
+
+def choose_rows(keys: str, rows: Sequence[R]) -> list[R]:
+    """Choose rows by --rows, in the order of `rows`. For `keys` see `choose_keys`."""
+    by_key = {row.key: row for row in rows}
+    return [by_key[key] for key in choose_keys(keys, list(by_key), option="rows")]

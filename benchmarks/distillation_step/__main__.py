@@ -35,7 +35,7 @@ import torch
 import typer
 from wasabi import msg
 
-from benchmarks.common.options import OptionalOutput, Repeats, Threads, choose_keys
+from benchmarks.common.options import OptionalOutput, Repeats, Threads, choose_rows
 from benchmarks.common.results import timestamp
 from benchmarks.distillation_step.rows import (
     DEFAULT_ROWS,
@@ -44,7 +44,6 @@ from benchmarks.distillation_step.rows import (
     Device,
     Shape,
     Size,
-    StepRow,
 )
 from benchmarks.distillation_step.sides import make_sides, useful_flops
 from benchmarks.distillation_step.summary import (
@@ -96,7 +95,7 @@ def main(
 ) -> None:
     """Measure, print the table and save it."""
     with friendly_errors():
-        chosen = choose_rows(rows)
+        chosen = choose_rows(rows, ROWS)
         device = choose_device(gpu)
         if device == "cpu":
             os.environ.update(cpu_environment(threads))
@@ -149,12 +148,6 @@ def main(
     if output is not None:
         results: dict[Device, Any] = {"cpu": None, "gpu": None}
         save({**results, **read_results(output), device: result}, output)
-
-
-def choose_rows(keys: str) -> list[StepRow]:
-    """The rows of these keys, in the order of `ROWS`."""
-    by_key = {row.key: row for row in ROWS}
-    return [by_key[key] for key in choose_keys(keys, list(by_key), option="rows")]
 
 
 def choose_device(gpu: bool | None) -> Device:

@@ -34,11 +34,11 @@ from benchmarks.common.options import (
     OptionalOutput,
     Repeats,
     Threads,
-    choose_keys,
+    choose_rows,
 )
 from benchmarks.common.results import report_results, timestamp
 from benchmarks.common.rounds import Rounds
-from benchmarks.encode.sides import OURS, ROWS, THEIRS, SettingsRow, make_sides
+from benchmarks.encode.sides import OURS, ROWS, THEIRS, make_sides
 from benchmarks.encode.timing import LEARN_RATE, encoding, measure, training
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.errors import friendly_errors, require
@@ -82,7 +82,7 @@ def main(
     torch.set_num_threads(threads)
     with friendly_errors():
         require("spacy_transformers", extra="interop", purpose="A comparison with it")
-        chosen = choose_rows(rows)
+        chosen = choose_rows(rows, ROWS)
         date = timestamp()
         sides = make_sides(chosen, docs, encoder, limit=limit)
         texts = [example.reference.text for example in sides[THEIRS].examples]
@@ -119,12 +119,6 @@ def main(
     }
     tables = [make_table(target, rounds) for target, rounds in timings.items()]
     report_results([*tables, about], data, output=output, stem=STEM, date=date)
-
-
-def choose_rows(keys: str) -> list[SettingsRow]:
-    """The rows of these keys, in the order of `ROWS`."""
-    by_key = {row.key: row for row in ROWS}
-    return [by_key[key] for key in choose_keys(keys, list(by_key), option="rows")]
 
 
 def _log(target: SpeedTarget) -> Callable[[str], None]:

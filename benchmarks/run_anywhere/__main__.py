@@ -37,7 +37,7 @@ from benchmarks.common.options import (
     Output,
     Quantize,
     Repeats,
-    choose_keys,
+    choose_rows,
 )
 from benchmarks.common.pipelines import Pipelines, Sources
 from benchmarks.common.project import REPO
@@ -90,8 +90,7 @@ def main(
 ) -> None:
     """Measure all rows under all their conditions, print the table and save it."""
     with friendly_errors():
-        by_key = {row.key: row for row in ROWS}
-        chosen = [by_key[key] for key in choose_keys(rows, list(by_key), option="rows")]
+        chosen = choose_rows(rows, ROWS)
         sources = Sources(
             docs=docs.resolve(),
             teacher=_absolute(teacher),
@@ -133,7 +132,7 @@ def main(
         if starting and light is not None:
             of_starts, environment = measure_starts(starting, pipelines, light, starts=starts)
             results += of_starts
-        order = {key: i for i, key in enumerate(by_key)}
+        order = {row.key: i for i, row in enumerate(ROWS)}
         results.sort(key=lambda result: order[result.row.key])
     settings = {
         "docs": docs.name,

@@ -417,7 +417,7 @@ def test_rounds_take_turns() -> None:
 
 def test_rows_learn_what_they_say(tmp_path: Path) -> None:
     packed = pack_text(synthetic_text(VOCABULARY, 500), SHAPE.length, 4)
-    rows = distillation_step.choose_rows("ours,all,plain,masked,ungrouped")
+    rows = distillation_step.choose_rows("ours,all,plain,masked,ungrouped", ROWS)
     sides = make_sides(
         rows, packed, SHAPE, Size(2, 1, 2), tmp_path, device="cpu", bf16=False, rounds=1
     )

@@ -123,10 +123,10 @@ def test_all_go_through_the_same_words() -> None:
 
 
 def test_rows_by_key() -> None:
-    assert encode.choose_rows("") == list(ROWS)
-    assert [row.key for row in encode.choose_rows("mixed, default")] == ["default", "mixed"]
+    assert encode.choose_rows("", ROWS) == list(ROWS)
+    assert [row.key for row in encode.choose_rows("mixed, default", ROWS)] == ["default", "mixed"]
     with pytest.raises(ConfigError, match="--rows none: expected some of default, window"):
-        encode.choose_rows("default,none")
+        encode.choose_rows("default,none", ROWS)
     # The first row measures the default settings.
     assert ROWS[0].title == OURS
     assert not ROWS[0].settings
@@ -185,7 +185,7 @@ def test_encoding_is_the_encoder_alone() -> None:
 @pytest.fixture(scope="module")
 def sides(encoder: Path, docs: Path) -> dict[str, PipelineSide]:
     pytest.importorskip("spacy_transformers")
-    return make_sides(encode.choose_rows("default,checkpointing"), docs, encoder)
+    return make_sides(encode.choose_rows("default,checkpointing", ROWS), docs, encoder)
 
 
 def test_rivals_take_turns_next_to_each_other(sides: dict[str, PipelineSide]) -> None:
