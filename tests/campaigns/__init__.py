@@ -2,6 +2,6 @@
 
     python -m tests.campaigns NAME --n 100 --seed 0 --minutes 30
 
-Each module here is a campaign. It has `PROMISE`, the sentence that it checks, `SHORT`, the number of
-cases that its test runs, and `run(n, seed, deadline)`, which returns an `Outcome`.
+Each module here is a campaign. It has `PROMISE`, the sentence that it checks, `SHORT`, the number
+of cases that its test runs, and `run(n, seed, deadline)`, which returns an `Outcome`.
 """

@@ -47,7 +47,9 @@ def find_campaigns() -> dict[str, ModuleType]:
 @app.command()
 def main(
     name: Annotated[str, typer.Argument(help="Campaign, or 'table' for the table of all.")],
-    n: Annotated[int, typer.Option("--n", min=1, help="Number of cases.")] = 0,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="Number of cases. Default: its test's.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="Start no further case after this time.")
