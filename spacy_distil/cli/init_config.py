@@ -21,6 +21,7 @@ from spacy_distil.cli.configs import (
 )
 from spacy_distil.cli.teacher_pipes import read_teacher_pipes
 from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.runs.files import write_text
 
 
 class Kind(str, Enum):
@@ -149,8 +150,7 @@ def init_config_cli(
             return
         if output.exists() and not force:
             raise ConfigError(f"{output} exists. Replace it with --force, or give another name")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        write_text(output, text)
     for note in notes:
         msg.info(note)
     msg.good(f"Wrote {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,8 @@ from wasabi import msg
 from spacy_distil.cli.app import distil_cli
 from spacy_distil.cli.options import BatchSize, Force, PipelineOutput
 from spacy_distil.errors import friendly_errors
+from spacy_distil.runs.files import write_text
+from spacy_distil.runs.outputs import check_file
 
 
 class Precision(str, Enum):
@@ -95,8 +98,8 @@ def quantize_cli(
     agree. The encoder's config.json names the CPU that the check ran on.
     """
     with friendly_errors():
-        import srsly
-
+        if report is not None:
+            check_file(report)
         from spacy_distil.export.quantize import quantize
         from spacy_distil.export.quantize_table import to_text
 
@@ -116,8 +119,7 @@ def quantize_cli(
             log=msg.info,
         )
         if report is not None:
-            report.parent.mkdir(parents=True, exist_ok=True)
-            srsly.write_json(report, result.to_dict())
+            write_text(report, json.dumps(result.to_dict(), indent=2) + "\n")
     print(to_text(result))
     if corpus is None:
         msg.warn("Checked on a few sentences alone: name documents of yours with --corpus.")

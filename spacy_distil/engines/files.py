@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spacy_distil.errors import WeightsError
+from spacy_distil.runs.files import atomic_directory, atomic_files, is_replaceable
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -73,12 +74,25 @@ def check_engine(names: Collection[str], engine: EngineName) -> None:
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write an encoder's files, by name, into a directory, which is created if it is missing.
 
-    The model of another engine is deleted, so that the directory holds one encoder.
+    The model of another engine is deleted, so that the directory holds one encoder. A directory
+    that holds nothing but an encoder is replaced as a whole, so that a kill leaves the old encoder
+    or the new one. In others, files are replaced one by one.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    (model,) = (name for name in MODELS.values() if name in files)
+    own = {CONFIG, TOKENIZER, *MODELS.values()}
+    others = {path.name for path in directory.iterdir()} - own if directory.is_dir() else set()
+    if not others and is_replaceable(directory):
+        with atomic_directory(directory) as new:
+            _write(new, files)
+        return
+    with atomic_files(directory, last=model) as new:
+        _write(new, files)
     for name in MODELS.values():
-        if name not in files:
+        if name != model:
             (directory / name).unlink(missing_ok=True)
+
+
+def _write(directory: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         (directory / name).write_bytes(content)
 

@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import srsly
@@ -31,8 +30,9 @@ from spacy_distil.component.listener import Listener
 from spacy_distil.component.nlp_config import set_requirement
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError, require
-from spacy_distil.pipelines import check_output, load_pipeline
-from spacy_distil.runs.files import atomic_directory
+from spacy_distil.pipelines import load_pipeline
+from spacy_distil.runs.files import atomic_directory, scratch_directory
+from spacy_distil.runs.outputs import check_output
 
 if TYPE_CHECKING:
     from spacy_transformers.layers import TransformerModel
@@ -137,6 +137,7 @@ def write_converted(
 ) -> None:
     """Convert a pipeline in place and write it into a directory.
 
+    directory: exists. Scratch files lie beside it, on the same disk.
     window: as for `convert`.
     """
     from spacy_distil.export.spacy_transformers import block_key, find_blocks, find_transformers
@@ -144,8 +145,8 @@ def write_converted(
     transformers = find_transformers(nlp)
     config = nlp.config.copy()
     components = config.interpolate()["components"]
-    with TemporaryDirectory() as scratch:
-        encoders = _Encoders(Path(scratch), window)
+    with scratch_directory(directory.parent) as scratch:
+        encoders = _Encoders(scratch, window)
         for name, pooling in plan.shared.items():
             transformer = transformers[name].model
             block = encoders.block(

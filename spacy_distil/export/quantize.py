@@ -19,8 +19,9 @@ from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.files import TOKENIZER
 from spacy_distil.errors import ConfigError, require
 from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
-from spacy_distil.pipelines import check_output, load_pipeline
+from spacy_distil.pipelines import load_pipeline
 from spacy_distil.runs.files import atomic_directory
+from spacy_distil.runs.outputs import check_output
 from spacy_distil.text.documents import Documents, example_documents, read_documents
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,15 @@ from typing import Any
 from confection import Config
 from wasabi import Printer, msg
 
-from spacy_distil.errors import ConfigError
-from spacy_distil.runs.files import STALE_AFTER, UNFINISHED, remove_unfinished, write_text
+from spacy_distil.errors import ConfigError, WriteError
+from spacy_distil.runs.files import (
+    STALE_AFTER,
+    UNFINISHED,
+    explain_write_errors,
+    remove_unfinished,
+    write_text,
+)
+from spacy_distil.runs.outputs import check_writable
 from spacy_distil.runs.settings import changed_settings
 
 # The files that mark a run: its settings, written when it starts, and its results, written when its
@@ -67,13 +75,35 @@ class RunDirectory:
             )
         return True
 
-    def refuse_run(self) -> None:
-        """Raise `ConfigError` if the directory holds a run that is neither resumed nor replaced."""
-        if self.has_run():
+    def check(self, *, resume: bool, force: bool) -> None:
+        """Look, before any work begins, whether a run may write here.
+
+        Raises `ConfigError` if the directory holds a run that is neither resumed nor replaced, and
+        `WriteError` if nothing can be written.
+        """
+        if self.has_run() and not (resume or force):
             raise ConfigError(
                 f"output directory {self.path} is not empty. Go on with the run in it with "
                 f"--resume, replace it with --force, or give another directory"
             )
+        if not (resume and self.read_results().get("finished")):
+            check_writable(self.path)
+
+    @contextmanager
+    def explain_write_errors(self, newest_step: Callable[[], int | None]) -> Iterator[None]:
+        """Tell after a `WriteError` of a run which checkpoint is kept, and how to go on.
+
+        newest_step: returns the step of the newest checkpoint, if there is one.
+        """
+        try:
+            with explain_write_errors(self.path):
+                yield
+        except WriteError as error:
+            step = newest_step()
+            kept, go_on = "There is no checkpoint yet", "start again"
+            if step is not None:
+                kept, go_on = f"The checkpoint of step {step} is kept", "go on with --resume"
+            raise error.with_advice(kept, go_on) from error.__cause__
 
     def resume_or_replace(
         self, settings: Config, inputs: Mapping[str, str], *, resume: bool, force: bool

@@ -10,6 +10,7 @@ import torch
 
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.files import atomic_directory
+from spacy_distil.runs.outputs import check_output
 from spacy_distil.students.card import cut_student_card
 from spacy_distil.students.costs import cost_table
 from spacy_distil.students.importance import (
@@ -77,8 +78,8 @@ def build_student(
     Raises ConfigError, which names the options of `spacy distil student`, for a shape that cannot
     be, or an output that must not be written.
     """
-    if output is not None and output.exists() and (output.is_file() or any(output.iterdir())):
-        raise ConfigError(f"{OUTPUT} {output} exists. Choose another directory.")
+    if output is not None:
+        check_output(output, force=None)
     loaded = load_teacher(teacher, revision=revision)
     config = loaded.model.config
     _check_layers(layers, n_layers, available=loaded.n_layers)
@@ -108,7 +109,8 @@ def build_student(
             licence=find_licence(teacher, revision=revision),
             n_parameters=student.num_parameters(),
         )
-        with atomic_directory(output) as directory:
+        n_bytes = sum(p.numel() * p.element_size() for p in student.parameters())
+        with atomic_directory(output, needed=n_bytes) as directory:
             student.save_pretrained(directory)
             loaded.tokenizer.save_pretrained(directory)
             (directory / "README.md").write_text(card, encoding="utf-8")

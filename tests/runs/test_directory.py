@@ -42,7 +42,7 @@ def test_the_same_run_is_resumed(directory: RunDirectory) -> None:
     assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
     begin(directory)
     with pytest.raises(ConfigError, match="--resume"):
-        directory.refuse_run()
+        directory.check(resume=False, force=False)
     for inputs in (INPUTS, {"the teacher": "a"}):
         found = directory.resume_or_replace(SETTINGS, inputs, resume=True, force=True)
         assert found == {"kind": "encoder", "finished": False, "inputs": INPUTS}
@@ -72,7 +72,7 @@ def test_a_run_of_another_command_is_never_replaced(directory: RunDirectory) -> 
     begin(directory)
     other = replace(directory, kind="pipeline")
     with pytest.raises(ConfigError, match="holds a run of `spacy distil encoder`"):
-        other.refuse_run()
+        other.check(resume=False, force=False)
     with pytest.raises(ConfigError, match="Give another directory"):
         other.resume_or_replace(SETTINGS, INPUTS, resume=True, force=True)
     assert "checkpoints" in names(directory)
@@ -91,7 +91,7 @@ def test_without_results_there_is_no_run_and_its_files_are_deleted(directory: Ru
     """A kill during the removal leaves checkpoints, which no run must resume from."""
     begin(directory)
     (directory.path / "distil.json").unlink()
-    directory.refuse_run()
+    directory.check(resume=False, force=False)
     assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
     assert names(directory) == {"distil.cfg", "cache"}
 
@@ -105,7 +105,7 @@ def test_other_files_are_not_touched(directory: RunDirectory) -> None:
     directory.path.rmdir()
     directory.path.write_text("a file")
     with pytest.raises(ConfigError, match="is a file"):
-        directory.refuse_run()
+        directory.check(resume=False, force=False)
 
 
 def test_free_settings_stand_for_blocks_too() -> None:

@@ -17,8 +17,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from wasabi import msg
 
 from spacy_distil.distillation.encoder.shards import piece_type, write_shards
-from spacy_distil.errors import CorpusError
-from spacy_distil.runs.files import STALE_AFTER, atomic_directory, free_bytes
+from spacy_distil.errors import CorpusError, WriteError
+from spacy_distil.runs.files import STALE_AFTER, atomic_directory, explain_write_errors, free_bytes
 from spacy_distil.tables import megabytes
 from spacy_distil.text import packing, plain_text
 
@@ -31,7 +31,7 @@ COUNTS = "source.json"
 BYTES_PER_PIECE = 4
 # A file is assumed to be text for at least one part in this many.
 MAX_BYTES_PER_TEXT_BYTE = 4
-_OTHER_DISK = "Make room there, or give a directory on another disk as corpus.cache"
+_OTHER_DISK = "Or give a directory on another disk as corpus.cache"
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def build(
     dtype = piece_type(max(tokenizer.get_vocab().values()))
     n_bytes = _predict_bytes(plan, block_size, dtype)
     _check_room(plan, directory.parent, n_bytes)
-    with _explain_write_errors(plan, directory.parent, n_bytes):
+    with _explain_write_errors(directory.parent):
         if directory.exists() and not (directory / COUNTS).exists():
             shutil.rmtree(directory)
-        with atomic_directory(directory, replace=False) as unfinished:
+        with atomic_directory(directory, replace=False, needed=n_bytes) as unfinished:
             parts = _keep_alive(unfinished, _read_files(plan))
             n_blocks, n_pieces = write_shards(
                 packing.pack(
@@ -138,21 +138,16 @@ def _check_room(plan: CorpusPlan, cache: Path, n_bytes: int) -> None:
         f"{megabytes(free)} free."
     )
     if free < n_bytes / MAX_BYTES_PER_TEXT_BYTE:
-        raise CorpusError(f"{problem} {_OTHER_DISK}")
+        raise CorpusError(f"{problem} Free some space there. {_OTHER_DISK}")
     msg.warn(f"{problem} They will fit only if much of the files is not text.")
 
 
 @contextmanager
-def _explain_write_errors(plan: CorpusPlan, cache: Path, n_bytes: int) -> Iterator[None]:
-    """Turn errors of the system, such as a full disk, into a `CorpusError`.
-
-    Errors in reading the files of the corpus are a `CorpusError` already.
-    """
+def _explain_write_errors(cache: Path) -> Iterator[None]:
+    """Tell after a `WriteError` how to go on."""
     try:
-        yield
-    except OSError as error:
-        raise CorpusError(
-            f"{plan.setting}: its blocks cannot be written to {cache}: {error.strerror or error}. "
-            f"They need about {megabytes(n_bytes)}; {megabytes(free_bytes(cache))} are free "
-            f"there, and nothing unfinished was left behind. {_OTHER_DISK}"
-        ) from error
+        with explain_write_errors(cache):
+            yield
+    except WriteError as error:
+        kept = "Nothing unfinished was left behind"
+        raise error.with_advice(kept, f"start again. {_OTHER_DISK}") from error.__cause__

@@ -29,6 +29,7 @@ from spacy_distil.distillation.encoder.steps import (
 )
 from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.errors import DistilError
+from spacy_distil.runs.files import write_text
 from spacy_distil.runs.interruption import Interruption, RunInterrupted
 from spacy_distil.students.masking import seed_for
 
@@ -220,10 +221,7 @@ class TrainingLoop:
         """Save a checkpoint, if this step has none, and raise `RunInterrupted`."""
         if self.saved_step < self.step:
             self.save_checkpoint()
-        raise RunInterrupted(
-            f"stopped by SIGTERM after step {self.step} of {self.n_steps}, and saved a checkpoint. "
-            f"Go on with --resume"
-        )
+        raise RunInterrupted.after(self.step, self.n_steps)
 
     def check_gradients(self) -> None:
         """Raise `DistilError` if the gradient of any step so far was not finite."""
@@ -247,7 +245,7 @@ class TrainingLoop:
         losses = {n: v if math.isfinite(v) else str(v) for n, v in self.losses.items()}
         if self.is_main:
             report = {"step": step, "losses": losses, "blocks": blocks}
-            path.write_text(json.dumps(report, indent=2) + "\n")
+            write_text(path, json.dumps(report, indent=2) + "\n")
         kept = "There is no checkpoint yet"
         if self.saved_step:
             kept = f"The checkpoint of step {self.saved_step} is kept"

@@ -10,8 +10,7 @@ from typing import Any
 from tqdm import tqdm  # type: ignore[import-untyped]
 from wasabi import row
 
-from spacy_distil.errors import DistilError
-from spacy_distil.runs.files import write_text
+from spacy_distil.runs.files import explain_write_errors, write_text
 
 ACCURACIES = ("student_accuracy", "teacher_accuracy")
 
@@ -39,14 +38,8 @@ class RunLog:
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Append an entry. kind: "train" or "held_out"."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        except OSError as error:
-            raise DistilError(
-                f"{self.path} cannot be written: {error.strerror}. Checkpoints are kept: free some "
-                f"space and go on with --resume"
-            ) from error
+        with explain_write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
 
 
 class Display:

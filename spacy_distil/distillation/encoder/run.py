@@ -36,9 +36,10 @@ from spacy_distil.distillation.encoder.processes import on_main
 from spacy_distil.distillation.encoder.steps import StepBlocks, plan_stages, plan_steps
 from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.engines.changes import ATTENTION_DROPOUTS, DROPOUTS, EncoderChanges
+from spacy_distil.engines.files import WEIGHTS
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.runs.directory import RunDirectory
-from spacy_distil.runs.files import flush, scratch_directory
+from spacy_distil.runs.files import atomic_files
 from spacy_distil.students.heat_map import print_importance
 from spacy_distil.students.importance import (
     Importance,
@@ -113,8 +114,7 @@ class EncoderRun:
             kept=frozenset({"cache"}),
             free=FREE_ON_RESUME,
         )
-        if not (resume or force):
-            self.directory.refuse_run()
+        self.directory.check(resume=resume, force=force)
         self.checkpoints = Checkpoints(output / "checkpoints", keep=self.training.keep_checkpoints)
         self.accelerator = make_accelerator(gpu_id, self.training, output)
         self.is_main = self.accelerator.is_main_process
@@ -123,6 +123,10 @@ class EncoderRun:
 
     def run(self) -> DistilledEncoder:
         """Distil the student and save it, unless an earlier run has done so."""
+        with self.directory.explain_write_errors(self.checkpoints.newest_step):
+            return self._run()
+
+    def _run(self) -> DistilledEncoder:
         precision = self.accelerator.mixed_precision
         self.printer.info(f"Training on {self.device}, mixed precision: {precision}")
         self.load_teacher()
@@ -350,14 +354,11 @@ class EncoderRun:
             scores=self.scores,
             device=self.device,
         )
-        with scratch_directory(self.output) as unfinished:
+        with atomic_files(self.output, last=WEIGHTS) as unfinished:
             with quiet_transformers():
                 self.student.save_pretrained(unfinished)
                 self.teacher.tokenizer.save_pretrained(unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
-            for path in sorted(unfinished.iterdir()):
-                flush(path)
-                path.replace(self.output / path.name)
 
     def close(self) -> None:
         """Wait for all processes and end their group."""

@@ -88,14 +88,17 @@ class PipelineRun:
             free=FREE_ON_RESUME,
         )
         self.checkpoints = Checkpoints(output / "checkpoints")
-        if not (resume or force):
-            self.directory.refuse_run()
+        self.directory.check(resume=resume, force=force)
         setup_gpu(gpu_id)
         self.teacher = teacher if isinstance(teacher, Language) else load_pipeline(str(teacher))
         self.inputs = {"the teacher": fingerprint_pipeline(self.teacher)}
 
     def run(self) -> DistilledPipeline:
         """Distil the student, or finish an earlier run that did not."""
+        with self.directory.explain_write_errors(self.checkpoints.newest_step):
+            return self._run()
+
+    def _run(self) -> DistilledPipeline:
         earlier = self._find_earlier()
         self.directory.write_settings(self.settings.spacy)
         self._make_student()

@@ -442,8 +442,9 @@ def test_full_disk_loses_no_checkpoint(
                 distil_encoder(config, output, overrides=overrides, gpu_id=-1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "the checkpoint of step 6 cannot be written" in str(error.value)
+    assert "step-00000006.pt cannot be written: File too large" in str(error.value)
     assert "The checkpoint of step 3 is kept" in str(error.value)
+    assert "go on with --resume" in str(error.value)
     assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-00000003.pt"]
     result = distil_encoder(config, output, overrides=overrides, gpu_id=-1, resume=True)
     assert result.steps == 12

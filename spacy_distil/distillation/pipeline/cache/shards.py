@@ -64,7 +64,8 @@ def write_shard(path: Path, tensors: dict[str, Array], identity: str, mode_of: P
     identity: of the cache. `map_shard` compares it.
     mode_of: a file whose permissions the shard gets.
     """
-    with atomic_file(path) as unfinished:
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    with atomic_file(path, needed=needed) as unfinished:
         save_file(tensors, unfinished, metadata={IDENTITY: identity})
         # safetensors lets only the owner read its files, whatever the umask.
         shutil.copymode(mode_of, unfinished)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.pipelines import check_output
+from spacy_distil.runs.outputs import check_output
 
 
 def test_only_a_saved_pipeline_is_replaced(tmp_path: Path) -> None:
