@@ -16,7 +16,7 @@ OPERATIONS = frozenset(
 )
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000  # Linux: CLONE_NEWUSER, CLONE_NEWNS
-_PRIVATE = 0x44000  # MS_REC | MS_PRIVATE
+_PRIVATE, _REMOUNT = 0x44000, 32  # MS_REC | MS_PRIVATE, MS_REMOUNT
 
 
 class FileOperations:
@@ -107,3 +107,11 @@ def mount_small_disk(directory: Path, n_bytes: int) -> None:
     call(libc.mount, None, b"/", None, _PRIVATE, None)
     path, options = os.fsencode(directory), f"size={n_bytes}".encode()
     call(libc.mount, b"tmpfs", path, b"tmpfs", 0, options)
+
+
+def resize_disk(directory: Path, n_bytes: int) -> None:
+    """Change the size of a disk that `mount_small_disk` mounted."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = f"size={n_bytes}".encode()
+    if libc.mount(b"tmpfs", os.fsencode(directory), b"tmpfs", _REMOUNT, options) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

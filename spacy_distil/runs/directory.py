@@ -39,12 +39,14 @@ class RunDirectory:
 
     path: the directory, which need not exist.
     kind: the command of the runs, such as "encoder" for `spacy distil encoder`.
+    own: names of the files and directories that the run alone writes, beside settings and results.
     kept: names of files that stay when another run replaces this one.
     free: settings that a resumed run may change, since they do not change its result.
     """
 
     path: Path
     kind: str
+    own: frozenset[str]
     kept: frozenset[str]
     free: frozenset[str]
 
@@ -156,6 +158,7 @@ class RunDirectory:
         """Declare that a run has begun."""
         self.path.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.path, older_than=STALE_AFTER)
+        remove_unfinished(self.path, names=self.own | {SETTINGS, RESULTS})
         write_text(self.path / SETTINGS, settings.to_str())
 
     def write_results(self, results: Mapping[str, Any]) -> None:

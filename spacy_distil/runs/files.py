@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def atomic_file(path: Path, *, needed: int | None = None) -> Iterator[Path]:
     """
     with explain_write_errors(path, needed=needed or count_bytes(path)):
         path = path.resolve()
-        remove_unfinished(path.parent, older_than=STALE_AFTER, name=path.name)
+        remove_unfinished(path.parent, older_than=STALE_AFTER, names={path.name})
         with scratch_directory(path.parent) as scratch:
             yield scratch / path.name
             if path.exists():
@@ -106,7 +106,7 @@ def atomic_directory(
     """
     with explain_write_errors(path, needed=needed or count_bytes(path)):
         path = path.resolve()
-        remove_unfinished(path.parent, older_than=STALE_AFTER, name=path.name)
+        remove_unfinished(path.parent, older_than=STALE_AFTER, names={path.name})
         with scratch_directory(path.parent) as scratch:
             new = scratch / path.name
             new.mkdir()
@@ -155,21 +155,26 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def remove_unfinished(directory: Path, *, older_than: float = 0.0, name: str | None = None) -> None:
+def remove_unfinished(
+    directory: Path, *, older_than: float = 0.0, names: Collection[str] | None = None
+) -> None:
     """Delete the scratch directories that killed processes have left.
 
     If a process was killed while it replaced a directory, that directory returns to its place.
 
     older_than: seconds without a change. Give `STALE_AFTER` if other processes may be writing.
-    name: only those of this file or directory. None for all.
+    names: only those of these files and directories. None for all.
     """
     for scratch in directory.glob(f"{UNFINISHED}*"):
         try:
             changed = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
-            names = {*os.listdir(scratch), *(path.name for path in scratch.glob(f"{REPLACED}/*"))}
+            found = {*os.listdir(scratch), *(path.name for path in scratch.glob(f"{REPLACED}/*"))}
         except OSError:
             continue  # another process has just deleted or renamed it
-        if time.time() - changed >= older_than and (name is None or not names or name in names):
+        is_named = names is None or not found.isdisjoint(names)
+        # An empty one may be anybody's.
+        least = older_than if is_named else STALE_AFTER
+        if (is_named or not found) and time.time() - changed >= least:
             _remove_scratch(scratch)
 
 
@@ -243,6 +248,7 @@ def _find_reason(error: BaseException | None, path: Path) -> tuple[str, Path, bo
             return "the disk has taken only a part of it", path, True
         file = _final_path(error, path)
         is_ours = file is not None and (file == path or path in file.parents)
+        # A missing file is an error of whoever should have written it.
         if file is not None and is_ours and number not in (None, errno.ENOENT):
             return os.strerror(number), file, False
         error = error.__cause__ or error.__context__

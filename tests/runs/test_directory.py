@@ -10,7 +10,7 @@ from confection import Config
 
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.directory import RunDirectory
-from spacy_distil.runs.files import atomic_directory
+from spacy_distil.runs.files import UNFINISHED, atomic_directory
 from spacy_distil.runs.settings import changed_settings
 
 SETTINGS = Config({"training": {"seed": 0, "log": 1}})
@@ -22,6 +22,7 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(
         tmp_path / "out",
         kind="encoder",
+        own=frozenset({"model"}),
         kept=frozenset({"cache"}),
         free=frozenset({"training.log"}),
     )
@@ -79,12 +80,15 @@ def test_a_run_of_another_command_is_never_replaced(directory: RunDirectory) -> 
 
 
 def test_scratch_of_other_processes_stays(directory: RunDirectory) -> None:
-    """A pipeline may be quantized into a directory of the run."""
+    """A pipeline may be quantized into a directory of the run. A killed run's own scratch goes."""
     begin(directory)
+    left = directory.path / f"{UNFINISHED}x"
+    (left / "model").mkdir(parents=True)
     with atomic_directory(directory.path / "int8") as unfinished:
         directory.write_settings(SETTINGS)
         (unfinished / "file").write_text("whole")
     assert (directory.path / "int8" / "file").read_text() == "whole"
+    assert not left.exists()
 
 
 def test_without_results_there_is_no_run_and_its_files_are_deleted(directory: RunDirectory) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from confection import ConfigValidationError
 from spacy.cli._util import setup_gpu
 from spacy.language import Language
-from spacy.training.loop import DIR_MODEL_BEST, create_evaluation_callback
+from spacy.training.loop import DIR_MODEL_BEST, DIR_MODEL_LAST, create_evaluation_callback
 from wasabi import msg
 
 from spacy_distil.distillation.pipeline.checkpoint import Checkpoints
@@ -82,6 +82,7 @@ class PipelineRun:
         self.directory = RunDirectory(
             output,
             kind="pipeline",
+            own=frozenset({"start", "teacher", DIR_MODEL_BEST, DIR_MODEL_LAST}),
             # Labels and start are written before the documents are compared. The cache compares
             # its inputs itself.
             kept=frozenset({"labels", "start", "cache"}),
