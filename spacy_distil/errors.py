@@ -30,6 +30,10 @@ class CorpusError(DistilError, ValueError):
     """Text or annotations cannot be read."""
 
 
+class DamagedError(DistilError, ValueError):
+    """A file does not have the content that was written."""
+
+
 class OutOfMemoryError(DistilError, RuntimeError):
     """A batch needs more memory than the device has."""
 

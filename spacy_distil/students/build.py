@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from spacy_distil.engines.pretrained import save_encoder
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.files import atomic_directory
 from spacy_distil.students.card import cut_student_card
@@ -109,8 +110,7 @@ def build_student(
             n_parameters=student.num_parameters(),
         )
         with atomic_directory(output) as directory:
-            student.save_pretrained(directory)
-            loaded.tokenizer.save_pretrained(directory)
+            save_encoder(student, loaded.tokenizer, directory)
             (directory / "README.md").write_text(card, encoding="utf-8")
     return BuiltStudent(shape, config.model_type, importance, is_random, costs, words)
 

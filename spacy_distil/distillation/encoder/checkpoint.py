@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from spacy_distil.errors import DistilError
+from spacy_distil.runs.digests import check_seal, seal
 from spacy_distil.runs.files import atomic_file, remove_unfinished
 
 
@@ -36,8 +37,10 @@ class Checkpoints:
         # A run that is killed again and again must not fill the disk.
         remove_unfinished(self.directory)
         try:
-            with atomic_file(self._path(step)) as unfinished, unfinished.open("wb") as file:
-                torch.save(state, file)
+            with atomic_file(self._path(step)) as unfinished:
+                with unfinished.open("wb") as file:
+                    torch.save(state, file)
+                seal(unfinished)
             for old in self.steps()[: -self.keep]:
                 self._path(old).unlink()
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError if it cannot write
@@ -52,6 +55,7 @@ class Checkpoints:
                 f"all machines of a run see"
             )
         try:
+            check_seal(path)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # torch raises many kinds of errors for a damaged file
             raise DistilError(

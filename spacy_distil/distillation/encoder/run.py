@@ -35,7 +35,9 @@ from spacy_distil.distillation.encoder.objectives import prepare_objectives
 from spacy_distil.distillation.encoder.processes import on_main
 from spacy_distil.distillation.encoder.steps import StepBlocks, plan_stages, plan_steps
 from spacy_distil.distillation.encoder.trainer import Trainer
-from spacy_distil.engines.changes import ATTENTION_DROPOUTS, DROPOUTS, EncoderChanges
+from spacy_distil.engines.changes import EncoderChanges
+from spacy_distil.engines.config_check import ATTENTION_DROPOUTS, DROPOUTS
+from spacy_distil.engines.pretrained import save_encoder
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.runs.files import flush, scratch_directory
@@ -50,7 +52,7 @@ from spacy_distil.students.making import make_student
 from spacy_distil.students.masked_lm_heads import add_masked_lm_head
 from spacy_distil.students.masking import Masking
 from spacy_distil.students.shapes import StudentShape, choose_shape
-from spacy_distil.students.teachers import Teacher, load_teacher, quiet_transformers
+from spacy_distil.students.teachers import Teacher, load_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,6 +114,7 @@ class EncoderRun:
             kind="encoder",
             kept=frozenset({"cache"}),
             free=FREE_ON_RESUME,
+            finished=frozenset({"steps", "scores", "device"}),
         )
         if not (resume or force):
             self.directory.refuse_run()
@@ -351,9 +354,7 @@ class EncoderRun:
             device=self.device,
         )
         with scratch_directory(self.output) as unfinished:
-            with quiet_transformers():
-                self.student.save_pretrained(unfinished)
-                self.teacher.tokenizer.save_pretrained(unfinished)
+            save_encoder(self.student, self.teacher.tokenizer, unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
             for path in sorted(unfinished.iterdir()):
                 flush(path)
