@@ -30,6 +30,10 @@ class CorpusError(DistilError, ValueError):
     """Text or annotations cannot be read."""
 
 
+class DamagedError(DistilError, ValueError):
+    """A file does not have the content that was written."""
+
+
 class WriteError(DistilError, OSError):
     """A file or directory cannot be written: the disk is full, or something forbids it.
 

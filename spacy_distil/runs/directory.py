@@ -42,6 +42,7 @@ class RunDirectory:
     own: names of the files and directories that the run alone writes, beside settings and results.
     kept: names of files that stay when another run replaces this one.
     free: settings that a resumed run may change, since they do not change its result.
+    finished: entries that the results of a finished run have.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class RunDirectory:
     own: frozenset[str]
     kept: frozenset[str]
     free: frozenset[str]
+    finished: frozenset[str] = frozenset()
 
     def has_run(self) -> bool:
         """Whether a run has begun here. A run begins after its inputs have been checked.
@@ -166,15 +168,38 @@ class RunDirectory:
         write_text(self.path / RESULTS, json.dumps({"kind": self.kind, **results}, indent=2) + "\n")
 
     def read_results(self) -> dict[str, Any]:
-        """Read the results; empty if there are none."""
+        """Read the results; empty if there are none. Raises `ConfigError` if they are damaged."""
         path = self.path / RESULTS
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            results = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise self._damaged(RESULTS, error) from error
+        if not isinstance(results, dict):
+            raise self._damaged(RESULTS, "it is no JSON object")
+        kinds = {"kind": str, "inputs": dict, "finished": bool}
+        wrong = {k for k, kind in kinds.items() if not isinstance(results.get(k, kind()), kind)}
+        missing = self.finished - results.keys() if results.get("finished") else set()
+        for names, problem in ((wrong, "has a wrong"), (missing, "has no")):
+            if names:
+                raise self._damaged(RESULTS, f"it {problem} {sorted(names)[0]!r}")
+        return results
+
+    def _damaged(self, name: str, reason: object) -> ConfigError:
+        return ConfigError(
+            f"{self.path / name} is damaged ({' '.join(str(reason).split())}). Its run cannot go "
+            f"on: give another directory, or delete {self.path} and begin again"
+        )
 
     def _changes(self, settings: Config, inputs: Mapping[str, str]) -> list[str]:
         """Name the settings that have changed, and the inputs with other contents."""
         # Written and read, as the settings before were, so that numbers compare equal.
         now = Config().from_str(settings.to_str(), interpolate=False)
-        before = Config().from_disk(self.path / SETTINGS, interpolate=False)
+        try:
+            before = Config().from_disk(self.path / SETTINGS, interpolate=False)
+        except Exception as error:  # configparser, confection and the encoding raise their own
+            raise self._damaged(SETTINGS, error) from error
         changed = changed_settings(before, now, self.free)
         # An input that is not recorded has not been used yet.
         recorded = {**inputs, **self.read_results().get("inputs", {})}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from spacy_distil.engines.pretrained import save_encoder
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.files import atomic_directory
 from spacy_distil.runs.outputs import check_output
@@ -111,8 +112,7 @@ def build_student(
         )
         n_bytes = sum(p.numel() * p.element_size() for p in student.parameters())
         with atomic_directory(output, needed=n_bytes) as directory:
-            student.save_pretrained(directory)
-            loaded.tokenizer.save_pretrained(directory)
+            save_encoder(student, loaded.tokenizer, directory)
             (directory / "README.md").write_text(card, encoding="utf-8")
     return BuiltStudent(shape, config.model_type, importance, is_random, costs, words)
 

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spacy_distil.engines.files import longest_window
-from spacy_distil.engines.pretrained import load_fast_tokenizer, quiet_transformers
+from spacy_distil.engines.files import check_folder, longest_window
+from spacy_distil.engines.pretrained import (
+    PICKLES,
+    check_config,
+    check_values,
+    load_fast_tokenizer,
+    quiet_transformers,
+)
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.students.families import FAMILIES
 
@@ -60,6 +66,7 @@ def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
     """
     from transformers import AutoConfig, AutoModelForMaskedLM
 
+    check_folder(Path(name))
     hub_options: dict[str, Any] = {"revision": revision} if revision else {}
     with quiet_transformers(), _weights_errors(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_options)
@@ -68,8 +75,15 @@ def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
                 f"teacher.name = {name!r} is a model of type {config.model_type!r}; a teacher must "
                 f"be one of: {', '.join(FAMILIES)}"
             )
+        check_config(name, config, **hub_options)
         model, report = AutoModelForMaskedLM.from_pretrained(
-            name, config=config, trust_remote_code=False, output_loading_info=True, **hub_options
+            name,
+            config=config,
+            # The other format is a pickle, which can run code.
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **hub_options,
         )
     encoder_prefix = f"{model.base_model_prefix}."
     missing = sorted(key for key in report["missing_keys"] if key.endswith(".weight"))
@@ -83,6 +97,7 @@ def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
     has_mlm_head = not missing
     if not has_mlm_head:
         model = model.base_model  # drops the head, which has random weights
+    check_values(f"teacher.name = {name!r}", model.state_dict())
     model = model.float().eval().requires_grad_(False)
     return Teacher(
         name=name,
@@ -124,14 +139,14 @@ def _weights_errors(name: str) -> Iterator[None]:
     """Turn any error of transformers into a `WeightsError` that names the checkpoint."""
     try:
         yield
-    except ConfigError:
+    except (ConfigError, WeightsError):
         raise
     except Exception as error:
         hint = (
             "The directory exists; is it a complete Hugging Face model directory "
-            "(config.json, model.safetensors, tokenizer.json)?"
+            f"(config.json, model.safetensors, tokenizer.json)? {PICKLES}"
             if Path(name).is_dir()
             else "No such directory here. A hub name needs the network, or a download cached "
-            "earlier; a local teacher is given by its directory"
+            "earlier, with weights in model.safetensors; a local teacher is given by its directory"
         )
         raise WeightsError(f"teacher.name = {name!r} cannot be loaded: {error}\n{hint}") from error

@@ -220,7 +220,7 @@ def test_a_tokenizer_of_another_encoder_is_refused(
     write_encoder(tmp_path, "bert")
     for path in encoder_dirs["roberta"].glob("*token*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(WeightsError, match=r"tokenizer has 415 pieces, .* embeddings for 276 only"):
+    with pytest.raises(WeightsError, match=r"pieces up to number 414, .* embeddings for 276 only"):
         make_nlp(tmp_path)
 
 

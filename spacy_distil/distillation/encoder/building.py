@@ -18,6 +18,7 @@ from wasabi import msg
 
 from spacy_distil.distillation.encoder.shards import piece_type, write_shards
 from spacy_distil.errors import CorpusError, WriteError
+from spacy_distil.runs.digests import write_sums
 from spacy_distil.runs.files import STALE_AFTER, atomic_directory, explain_write_errors, free_bytes
 from spacy_distil.tables import megabytes
 from spacy_distil.text import packing, plain_text
@@ -52,7 +53,7 @@ class CorpusPlan:
 def build(
     plan: CorpusPlan, directory: Path, *, tokenizer: PreTrainedTokenizerFast, block_size: int
 ) -> None:
-    """Write the blocks of a corpus and their `COUNTS`.
+    """Write the blocks of a corpus, their `COUNTS`, and digests of both.
 
     directory: in the cache. If it exists without `COUNTS`, something has deleted a part of it, and
         it is replaced.
@@ -81,6 +82,7 @@ def build(
                 raise CorpusError(f"{plan.setting}: no text in {', '.join(map(str, plan.files))}")
             counts = json.dumps({"blocks": n_blocks, "pieces": n_pieces})
             (unfinished / COUNTS).write_text(counts, encoding="utf-8")
+            write_sums(unfinished)  # again, with the counts
 
 
 def _read_files(plan: CorpusPlan) -> Iterator[plain_text.Part]:

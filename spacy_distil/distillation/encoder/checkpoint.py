@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from spacy_distil.errors import DistilError
+from spacy_distil.runs.digests import check_seal, seal
 from spacy_distil.runs.files import atomic_file, remove_unfinished
 
 
@@ -41,9 +42,10 @@ class Checkpoints:
         remove_unfinished(self.directory)
         # Each is as large as the one before.
         needed = max((self._path(old).stat().st_size for old in self.steps()), default=None)
-        path = self._path(step)
-        with atomic_file(path, needed=needed) as unfinished, unfinished.open("wb") as file:
-            torch.save(state, file)  # its own files would not tell why they cannot be written
+        with atomic_file(self._path(step), needed=needed) as unfinished:
+            with unfinished.open("wb") as file:
+                torch.save(state, file)  # its own files would not tell why they cannot be written
+            seal(unfinished)
         for old in self.steps()[: -self.keep]:
             self._path(old).unlink()
 
@@ -56,6 +58,7 @@ class Checkpoints:
                 f"all machines of a run see"
             )
         try:
+            check_seal(path)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # torch raises many kinds of errors for a damaged file
             raise DistilError(

@@ -13,7 +13,8 @@ import numpy as np
 
 from spacy_distil.distillation.encoder.building import COUNTS, CorpusPlan, build
 from spacy_distil.distillation.encoder.shards import Shards
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, DamagedError
+from spacy_distil.runs.digests import check_directory
 from spacy_distil.runs.files import STALE_AFTER, remove_unfinished
 from spacy_distil.text import plain_text
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from spacy_distil.students.teachers import Teacher
 
 # Part of the fingerprint. Raise it when a change of reading, packing or shards changes the blocks.
-FORMAT = 2
+FORMAT = 3
 
 
 class Blocks:
@@ -150,6 +151,12 @@ def _load(
     directory = cache / plan.fingerprint
     if not (directory / COUNTS).exists():
         build(plan, directory, tokenizer=teacher.tokenizer, block_size=settings.block_size)
+    try:
+        check_directory(directory, [COUNTS])
+    except DamagedError as error:
+        raise CorpusError(
+            f"{error}. Delete {directory}, and the next run tokenizes the corpus again"
+        ) from error
     counts = json.loads((directory / COUNTS).read_text(encoding="utf-8"))
     files = [(str(path), plain_text.file_size(path)) for path in plan.files]
     shards = Shards(directory, counts["blocks"], counts["pieces"])

@@ -28,13 +28,21 @@ class RunLog:
         """
         if not self.path.exists():
             return set()
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        lines = text.splitlines(keepends=True)
         # A kill may have cut the last line short.
         complete = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in complete if json.loads(line)["step"] <= step]
-        write_text(self.path, "".join(kept))
-        records = map(json.loads, kept)
-        return {record["step"] for record in records if record["kind"] == "held_out"}
+        try:
+            records = [(json.loads(line), line) for line in complete]
+            kept = [(record, line) for record, line in records if record["step"] <= step]
+            held_out = {record["step"] for record, _ in kept if record["kind"] == "held_out"}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DistilError(
+                f"{self.path} is damaged: a line is no record ({error!r}). Delete the file, and go "
+                "on with --resume: the log then begins at the checkpoint"
+            ) from error
+        write_text(self.path, "".join(line for _, line in kept))
+        return held_out
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Append an entry. kind: "train" or "held_out"."""

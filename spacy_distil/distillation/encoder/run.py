@@ -35,9 +35,12 @@ from spacy_distil.distillation.encoder.objectives import prepare_objectives
 from spacy_distil.distillation.encoder.processes import on_main
 from spacy_distil.distillation.encoder.steps import StepBlocks, plan_stages, plan_steps
 from spacy_distil.distillation.encoder.trainer import Trainer
-from spacy_distil.engines.changes import ATTENTION_DROPOUTS, DROPOUTS, EncoderChanges
+from spacy_distil.engines.changes import EncoderChanges
+from spacy_distil.engines.config_check import ATTENTION_DROPOUTS, DROPOUTS
 from spacy_distil.engines.files import WEIGHTS
+from spacy_distil.engines.pretrained import save_encoder
 from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.runs.digests import SUMS
 from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.runs.files import atomic_files
 from spacy_distil.students.heat_map import print_importance
@@ -51,7 +54,7 @@ from spacy_distil.students.making import make_student
 from spacy_distil.students.masked_lm_heads import add_masked_lm_head
 from spacy_distil.students.masking import Masking
 from spacy_distil.students.shapes import StudentShape, choose_shape
-from spacy_distil.students.teachers import Teacher, load_teacher, quiet_transformers
+from spacy_distil.students.teachers import Teacher, load_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,9 +114,10 @@ class EncoderRun:
         self.directory = RunDirectory(
             output,
             kind="encoder",
-            own=frozenset({"log.jsonl", "diverged.json", "config.json", WEIGHTS}),
+            own=frozenset({"log.jsonl", "diverged.json", "config.json", SUMS, WEIGHTS}),
             kept=frozenset({"cache"}),
             free=FREE_ON_RESUME,
+            finished=frozenset({"steps", "scores", "device"}),
         )
         self.directory.check(resume=resume, force=force)
         self.checkpoints = Checkpoints(output / "checkpoints", keep=self.training.keep_checkpoints)
@@ -356,9 +360,7 @@ class EncoderRun:
             device=self.device,
         )
         with atomic_files(self.output, last=WEIGHTS) as unfinished:
-            with quiet_transformers():
-                self.student.save_pretrained(unfinished)
-                self.teacher.tokenizer.save_pretrained(unfinished)
+            save_encoder(self.student, self.teacher.tokenizer, unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
 
     def close(self) -> None:

@@ -16,6 +16,8 @@ from thinc.api import Model, Optimizer
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.distillation.pipeline.hidden import HiddenStates
 from spacy_distil.engines import TrainableEngine
+from spacy_distil.errors import DamagedError
+from spacy_distil.runs.digests import check_directory, write_sums
 from spacy_distil.pipelines import count_bytes
 from spacy_distil.runs.files import atomic_directory, remove_unfinished
 
@@ -82,6 +84,7 @@ class Checkpoints:
                 (unfinished / PROJECTIONS).write_bytes(hidden.to_bytes())
             saved = {"step": step, "updates": counts, "unseen": _unseen_moves(nlp), "loop": state}
             (unfinished / STATE).write_text(json.dumps(saved), encoding="utf8")
+            write_sums(unfinished)
         for checkpoint in older:
             if checkpoint != path:
                 shutil.rmtree(checkpoint)
@@ -94,7 +97,14 @@ class Checkpoints:
 
         optimizer: a new one, made from the config.
         RETURNS (step, state): the arguments of `save`.
+        Raises DamagedError if a file has changed since it was saved.
         """
+        try:
+            check_directory(path)
+        except DamagedError as error:
+            raise DamagedError(
+                f"The checkpoint {path} is damaged: {error}. Delete it: the run then begins again."
+            ) from error
         nlp.from_disk(path / MODEL)
         saved = json.loads((path / STATE).read_text(encoding="utf8"))
         if hidden is not None:

@@ -87,6 +87,7 @@ class PipelineRun:
             # its inputs itself.
             kept=frozenset({"labels", "start", "cache"}),
             free=FREE_ON_RESUME,
+            finished=frozenset({"step", "steps", "score"}),
         )
         self.checkpoints = Checkpoints(output / "checkpoints")
         self.directory.check(resume=resume, force=force)

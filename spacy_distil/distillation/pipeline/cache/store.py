@@ -119,7 +119,8 @@ def _missing(cache: TeacherCache, force: bool) -> list[int]:
             missing.append(shard)
             continue
         try:
-            map_shard(path, cache.layout, shard, cache.identity)
+            # Otherwise its values are checked when they are first read.
+            map_shard(path, cache.layout, shard, cache.identity, check_values=force)
         except ConfigError:
             if not force:
                 raise
