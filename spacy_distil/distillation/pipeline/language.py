@@ -65,7 +65,7 @@ def take_state(student: Language, teacher: Language, *, tokenizer: bool) -> None
     tokenizer: whether the student takes the tokenizer. Its config has the teacher's block.
     Raises ConfigError if the tokenizers are of different classes.
     """
-    settings = student.config["initialize"]
+    settings = student.config.interpolate()["initialize"]
     vocab = teacher.vocab
     if settings["lookups"] is None and len(vocab.lookups):
         # This also forgets lexemes that had other norms.
@@ -81,8 +81,9 @@ def take_state(student: Language, teacher: Language, *, tokenizer: bool) -> None
             f"{type(own).__name__}, so no saved pipeline can have it. Register the tokenizer and "
             f'name it in [nlp.tokenizer] of the teacher, or set {SETTING} = "config".'
         )
-    if hasattr(theirs, "to_bytes"):  # others have no state
-        own.from_bytes(theirs.to_bytes(exclude=["vocab"]), exclude=["vocab"])
+    rules = tokenizer_to_bytes(source)
+    if rules:
+        own.from_bytes(rules, exclude=["vocab"])
     if settings["vectors"] is None and vocab.vectors.size and reads_vectors(student):
         for key in vocab.vectors:
             student.vocab.strings.add(vocab.strings[key])
@@ -92,6 +93,25 @@ def take_state(student: Language, teacher: Language, *, tokenizer: bool) -> None
         student.vocab.vectors.name = vocab.vectors.name
 
 
+def tokenizer_to_bytes(nlp: Language) -> bytes:
+    """Serialize the rules of a tokenizer, without the vocab. A tokenizer without state has none.
+
+    Raises ConfigError for a tokenizer that cannot be saved.
+    """
+    tokenizer: Any = nlp.tokenizer
+    if not hasattr(tokenizer, "to_bytes"):
+        return b""
+    try:
+        return bytes(tokenizer.to_bytes(exclude=["vocab"]))
+    except AttributeError as error:
+        raise ConfigError(
+            "The teacher's tokenizer cannot be saved, nor can a pipeline that has it. Its "
+            "prefix_search, suffix_search, infix_finditer, token_match and url_match must be "
+            "methods of compiled regular expressions, such as re.compile(...).search, or None. "
+            f"({error})"
+        ) from error
+
+
 @contextmanager
 def keep_tokenizer(nlp: Language) -> Iterator[None]:
     """Let `nlp.initialize` leave the tokenizer as it is. Some would be emptied, or read files."""
@@ -99,11 +119,16 @@ def keep_tokenizer(nlp: Language) -> Iterator[None]:
     if not hasattr(tokenizer, "initialize"):
         yield
         return
-    tokenizer.initialize = lambda get_examples, nlp=None, **settings: None
+    config = nlp.config.copy()
+    without_settings = config.copy()
+    without_settings["initialize"]["tokenizer"] = {}
+    nlp.config = without_settings
+    tokenizer.initialize = lambda get_examples, nlp=None: None
     try:
         yield
     finally:
         del tokenizer.initialize
+        nlp.config = config
 
 
 def reads_vectors(nlp: Language) -> bool:

@@ -67,7 +67,7 @@ def make_student(
         shutil.rmtree(output / "start", ignore_errors=True)
     prepare_process(config, gpu_id)
     student = load_model_from_config(config, auto_fill=True)
-    frozen = student.config["training"]["frozen_components"]
+    frozen = student.config.interpolate()["training"]["frozen_components"]
     pairs = find_pairs(student, teacher, settings.pipes, frozen=frozen).sources
     student.config = save_labels(teacher, student.config, output / "labels", pairs)
     take_state(student, teacher, tokenizer=takes_tokenizer)
@@ -196,7 +196,7 @@ def check_annotation(student: Language, examples: Sequence[Example]) -> None:
     student: made, but not initialized. Its pipes have no labels yet, but for those in the config.
     examples: the training data.
     """
-    given = student.config["initialize"]["components"]
+    given = student.config.interpolate()["initialize"]["components"]
     missing = [
         name
         for name, pipe in student.pipeline
