@@ -50,12 +50,6 @@ def plan_stages(config: EncoderDistilConfig, n_steps: int) -> list[EncoderStage]
     """Divide the steps of a run among its stages, in the order of the config."""
     stages = config.stages
     steps = split_steps({name: stage.share for name, stage in stages.items()}, n_steps)
-    empty = [name for name, part in steps.items() if not part]
-    if empty:
-        raise ConfigError(
-            f"stages.{empty[0]}.share = {stages[empty[0]].share}: of the run's {n_steps} steps "
-            f"none is left for it. Train for more steps, or give it a larger share"
-        )
     training = config.training
     return [
         EncoderStage(
