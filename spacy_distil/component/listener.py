@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from spacy.language import Language
 from spacy.pipeline.tok2vec import Tok2Vec, Tok2VecListener
@@ -118,7 +118,7 @@ def adopt(listener: Tok2VecListener) -> None:
     """
     if type(listener) is Tok2VecListener:
         listener.__class__ = DistilListener
-        listener.init = init  # type: ignore[assignment]
+        listener.init = init
         setattr(listener, "_func", forward)  # noqa: B010  as in thinc
 
 
@@ -154,13 +154,13 @@ def _names(model: DistilListener) -> tuple[str, str]:
 
 def _no_encoder_message(model: DistilListener, doc: Doc) -> str:
     pipe, encoder = _names(model)
-    own = f'nlp.replace_listeners("{model.encoder_name}", "{model.pipe_name}", ["model.tok2vec"])'
+    name, upstream = model.pipe_name or "NAME", model.encoder_name or "ENCODER"
     return (
         f"Without its encoder, {pipe} would predict from zeros: the doc that begins with "
         f"{doc.text[:40]!r} has no vectors of {encoder}. Enable the encoder, or load or source it "
-        f"with the pipe. For a pipe that works alone, call {own if model.pipe_name else 'nlp.replace_listeners'} "
-        "in the complete pipeline. To predict from zeros, set without_encoder = "
-        f'"zeros" in [components.{model.pipe_name or "NAME"}.model.tok2vec].'
+        "with the pipe. For a pipe that works alone, call nlp.replace_listeners("
+        f'"{upstream}", "{name}", ["model.tok2vec"]) in the complete pipeline. To predict from '
+        f'zeros, set without_encoder = "zeros" in [components.{name}.model.tok2vec].'
     )
 
 
@@ -169,9 +169,9 @@ def _untaught_message(model: DistilListener) -> str:
     name, enabled = model.encoder_name or "NAME", [model.encoder_name, model.pipe_name]
     both = ", ".join(f'"{each}"' for each in enabled if each)
     return (
-        f"In an update {pipe} reads the vectors of {encoder}, which has set no doc.tensor. For 'spacy "
-        "train', add the encoder to [training] annotating_components. In a loop of your own, keep "
-        f"it enabled, as in nlp.select_pipes(enable=[{both}]), and call nlp.update with "
+        f"In an update {pipe} reads the vectors of {encoder}, which has set no doc.tensor. For "
+        "'spacy train', add the encoder to [training] annotating_components. In a loop of your "
+        f"own, keep it enabled, as in nlp.select_pipes(enable=[{both}]), and call nlp.update with "
         f'annotates=["{name}"], and with exclude=["{name}"] if its weights must not change. Before '
         "nlp.rehearse, which does not run encoders, run it over the docs."
     )
@@ -256,6 +256,6 @@ def check_annotating(nlp: Language, encoder: Tok2Vec) -> None:
     listening = [name for name in encoder.listening_components if name in annotating]
     if listening and encoder.name not in annotating:
         raise ConfigError(
-            f"[training] annotating_components has {listening[0]!r}, which predicts from the vectors "
-            f"of {encoder.name!r}. Add {encoder.name!r} to annotating_components, too."
+            f"[training] annotating_components has {listening[0]!r}, which predicts from the "
+            f"vectors of {encoder.name!r}. Add {encoder.name!r} to annotating_components, too."
         )

@@ -182,8 +182,8 @@ class DistilNER(TrainablePipe):
             if type(node) is Tok2VecListener:
                 raise ConfigError(
                     f"Without its encoder, {self.name!r} would predict from zeros: it listens to "
-                    f"{node.upstream_name!r} for vectors that the docs do not have. Load, enable or "
-                    "source its encoder with it, and place it behind the encoder."
+                    f"{node.upstream_name!r} for vectors that the docs do not have. Load, enable "
+                    "or source its encoder with it, and place it behind the encoder."
                 )
 
     def set_annotations(self, docs: Iterable[Doc], predictions: Sequence[np.ndarray]) -> None:
@@ -339,7 +339,7 @@ class DistilNER(TrainablePipe):
         self.model.initialize(X=sample, Y=truths)
 
     def _read_examples(self, examples: Iterable[Example]) -> list[str]:
-        """List the entity labels in the gold docs, sorted, and warn of whitespace in all of them."""
+        """List the entity labels in the gold docs, sorted, and warn of whitespace in their ends."""
         labels, n_docs, n_trimmed = set(), 0, 0
         for example in examples:
             n_docs += 1

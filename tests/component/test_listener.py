@@ -176,7 +176,7 @@ def test_a_pipe_without_its_encoder_does_not_predict(
         nlp("Ann visited Rome.")  # from zeros: nothing of ours is there, as the docs say
         return
     for predict in (nlp, lambda text: list(nlp.pipe(["", text, text]))):
-        with pytest.raises(ConfigError, match="Without its encoder, .* from zeros"):
+        with pytest.raises(ConfigError, match=r"Without its encoder, .* from zeros"):
             predict("Ann visited Rome.")
 
 
@@ -187,8 +187,8 @@ def test_the_error_names_pipe_and_encoder_and_the_way_out(
     nlp = spacy.load(saved["ours"], enable=[name])
     call = rf'nlp\.replace_listeners\("transformer", "{name}", \["model.tok2vec"\]\)'
     message = (
-        rf"'{name}' would predict from zeros: .* begins with 'Ann visited Rome\.' has no vectors of "
-        rf"'transformer'\. Enable .*{call}.*components\.{name}\.model"
+        rf"'{name}' would predict from zeros: .* begins with 'Ann visited Rome\.' has no vectors "
+        rf"of 'transformer'\. Enable .*{call}.*components\.{name}\.model"
     )
     with pytest.raises(ConfigError, match=message):
         nlp("Ann visited Rome.")
@@ -216,7 +216,7 @@ def test_those_who_want_zeros_get_them(
         nlp("We like pizza")
     whole, reference = spacy.load(path), spacy.load(saved["ours"])
     assert annotations_of(whole("Ann")) == annotations_of(reference("Ann"))
-    with pytest.raises(ConfigError, match="which has set no doc.tensor"):
+    with pytest.raises(ConfigError, match=r"which has set no doc\.tensor"):
         whole.update(make_examples(whole), exclude=["transformer"], sgd=adam())
 
 
