@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -79,6 +79,10 @@ class MissingExtraError(DistilError, ImportError):
     """A feature needs a package that an extra of spacy-distil installs."""
 
 
+# What training, and any work on an encoder of the torch engine, needs: modules and their extra.
+TRAINING = {"torch": "train", "transformers": "train", "accelerate": "train"}
+
+
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Import a module, or raise MissingExtraError, which names the extra that installs it.
 
@@ -86,15 +90,35 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     extra: the extra of spacy-distil that installs it, e.g. "train".
     purpose: what needs the module, to complete "... needs ...".
     """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = module.split(".")[0]
-        if error.name is None or error.name.split(".")[0] != missing:
-            raise
+    require_all({module: extra}, purpose=purpose)
+    return sys.modules[module]
+
+
+def require_all(modules: Mapping[str, str], *, purpose: str) -> None:
+    """Import modules, or raise one MissingExtraError for all that are missing.
+
+    modules: dotted name of each to the extra of spacy-distil that installs it.
+    purpose: what needs them, to complete "... needs ...".
+    """
+    missing: dict[str, str] = {}
+    error = None
+    for module, extra in modules.items():
+        package = module.split(".")[0]
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as found:
+            absent = (found.name or "").split(".")[0]
+            if absent == package:
+                missing[package], error = extra, found
+            elif absent not in missing:
+                raise
+    if missing:
+        names = " and ".join(f"'{package}'" for package in missing)
+        extras = ",".join(dict.fromkeys(missing.values()))
         raise MissingExtraError(
-            f"{purpose} needs '{missing}', which is not installed. "
-            f"Install it with: pip install 'spacy-distil[{extra}]'"
+            f"{purpose} needs {names}, which {'is' if len(missing) == 1 else 'are'} not installed. "
+            f"Install {'it' if len(missing) == 1 else 'them'} with: "
+            f"pip install 'spacy-distil[{extras}]'"
         ) from error
 
 

@@ -24,7 +24,6 @@ def adapt_cli(
         list[Path],
         typer.Option(
             "--corpus",
-            "-c",
             help="Text: a .txt, .jsonl or .spacy file, or a directory of them. May be repeated.",
         ),
     ],

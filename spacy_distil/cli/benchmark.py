@@ -9,7 +9,7 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import LoadRepeats, Repeats, Title
+from spacy_distil.cli.options import Code, LoadRepeats, Repeats, Title
 from spacy_distil.errors import ConfigError, friendly_errors
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def benchmark_cli(
     limit: Annotated[
         int, typer.Option("--limit", help="Only the first N texts and gold documents; 0 for all.")
     ] = 0,
+    code: Code = None,
     title: Title = "",
 ) -> None:
     """Measure pipelines on the CPU: words/s, latency, memory, load time and size.
@@ -101,11 +102,14 @@ def benchmark_cli(
             pin_cores=pin_cores,
             gold=gold,
             limit=limit,
+            code=code,
             title=title,
             command=command_line(),
             log=msg.info,
         )
     print(to_text(result))
+    for verdict in result.verdicts:
+        msg.warn(verdict)
     if output is not None:
         msg.good(f"Saved benchmark.json, benchmark.md and benchmark.png to {output}")
 

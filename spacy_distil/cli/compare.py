@@ -10,7 +10,7 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import BatchSize, LoadRepeats, Repeats, Title
+from spacy_distil.cli.options import BatchSize, Code, LoadRepeats, Repeats, Title
 from spacy_distil.errors import ConfigError, friendly_errors
 
 
@@ -53,6 +53,7 @@ def compare_cli(
     limit: Annotated[
         int, typer.Option("--limit", help="Only the first N documents; 0 for all.")
     ] = 0,
+    code: Code = None,
     title: Title = "",
     readme: Annotated[
         Path | None,
@@ -91,6 +92,7 @@ def compare_cli(
             threads=threads,
             batch_size=batch_size,
             limit=limit,
+            code=code,
             title=title,
             readme=readme,
             section=section,
@@ -98,6 +100,8 @@ def compare_cli(
             log=msg.info,
         )
     print(to_text(comparison))
+    for verdict in comparison.verdicts:
+        msg.warn(verdict)
     msg.good(f"Saved compare.json, compare.md and compare.png to {output}")
     if readme is not None:
         msg.good(f"Replaced section '{section}' of {readme}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import BatchSize, Force, PipelineOutput
+from spacy_distil.cli.options import BatchSize, Code, Force, PipelineOutput
 from spacy_distil.errors import friendly_errors
+from spacy_distil.pipelines import import_code
 
 
 @distil_cli.command("convert", no_args_is_help=True)
@@ -26,7 +27,6 @@ def convert_cli(
         Path | None,
         typer.Option(
             "--corpus",
-            "-c",
             help="Documents to compare both pipelines on: .spacy (annotated ones are scored), .txt "
             "with one text per line, or .jsonl. Default: a few sentences.",
         ),
@@ -58,7 +58,22 @@ def convert_cli(
             "the encoder, or refuse the conversion.",
         ),
     ] = True,
+    trf_data: Annotated[
+        bool,
+        typer.Option(
+            "--trf-data",
+            help="Set doc._.trf_data, as the original does. Documents take more memory.",
+        ),
+    ] = False,
+    quantize: Annotated[
+        bool,
+        typer.Option(
+            "--quantize",
+            help="Then quantize the pipeline to int8, as 'spacy distil quantize' does by default.",
+        ),
+    ] = False,
     batch_size: BatchSize = 64,
+    code: Code = None,
     force: Force = False,
 ) -> None:
     """Convert a spacy-transformers pipeline: the same weights and pipes, on a distil_transformer.
@@ -73,28 +88,44 @@ def convert_cli(
     sentence. The new pipeline splits longer documents at other places, and truncates nothing.
     Measure the difference on your own documents with --corpus.
 
+    With --quantize, OUT gets the int8 pipeline alone, and only if both steps succeed.
+
     If something cannot be converted, the command names it and writes nothing.
     """
     with friendly_errors():
-        from spacy_distil.export.convert import convert
+        from spacy_distil.export.convert import TRF_DATA, convert, convert_and_quantize
 
-        conversion = convert(
-            pipeline,
-            output,
-            corpus=corpus,
-            limit=limit,
-            window=window,
-            private_copies=private_copies,
-            min_agreement=min_agreement,
-            batch_size=batch_size,
-            force=force,
-            log=msg.info,
-        )
-        from spacy_distil.export.conversion_check import to_text
+        import_code(code)
+        settings: dict[str, Any] = {
+            "corpus": corpus,
+            "limit": limit,
+            "window": window,
+            "private_copies": private_copies,
+            "trf_data": trf_data,
+            "min_agreement": min_agreement,
+            "batch_size": batch_size,
+            "force": force,
+            "log": msg.info,
+        }
+        quantization = None
+        if quantize:
+            conversion, quantization = convert_and_quantize(pipeline, output, **settings)
+        else:
+            conversion = convert(pipeline, output, **settings)
+        from spacy_distil.export import conversion_check, quantize_table
 
-    print(to_text(conversion.comparison))
+    print(conversion_check.to_text(conversion.comparison))
+    if quantization is not None:
+        print(f"\n== Quantized ==\n\n{quantize_table.to_text(quantization)}")
     for note in conversion.notes:
         msg.warn(f"{note}.")
+    if conversion.shared and not trf_data:
+        components = dict.fromkeys(conversion.shared, TRF_DATA)
+        msg.warn(
+            "The pipeline does not set doc._.trf_data. If your code reads it, convert with "
+            "--trf-data, or load the pipeline with:"
+        )
+        print(f"spacy.load({str(output)!r}, config={ {'components': components} })")
     if corpus is None:
         msg.warn("Nothing was compared on text of yours: name some with --corpus.")
-    msg.good(f"Saved the converted pipeline to {output}")
+    msg.good(f"Saved the {'quantized' if quantize else 'converted'} pipeline to {output}")

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from spacy.cli._util import import_code, parse_config_overrides
+from spacy.cli._util import parse_config_overrides
 
 from spacy_distil.cli.app import distil_cli
 from spacy_distil.cli.options import OVERRIDES, Code, Device, ForceRun, Resume, RunOutput
 from spacy_distil.errors import friendly_errors
+from spacy_distil.pipelines import import_code
 
 
 @distil_cli.command("encoder", context_settings=OVERRIDES)
@@ -20,7 +21,7 @@ def encoder_cli(
         Path, typer.Argument(metavar="CONFIG", help="Config file; see 'init-config encoder'.")
     ],
     output: RunOutput,
-    code_path: Code = None,
+    code: Code = None,
     gpu_id: Device = None,
     resume: Resume = False,
     force: ForceRun = False,
@@ -63,7 +64,7 @@ def encoder_cli(
     returns at once if the run has finished; if they are not, it starts over.
     """
     with friendly_errors():
-        import_code(code_path)
+        import_code(code)
         from spacy_distil.distillation import distil_encoder
 
         distil_encoder(

@@ -7,6 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+Code = Annotated[
+    Path | None,
+    typer.Option(
+        "--code",
+        "-c",
+        help="Python file to import first, with the components and functions that it registers.",
+    ),
+]
 # Of commands that take any setting of a config as an option, such as --training.max_steps 1000.
 OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -27,10 +35,6 @@ Device = Annotated[
     typer.Option(
         "--gpu-id", "-g", help="CUDA device, or -1 for the CPU. Default: an accelerator, if any."
     ),
-]
-Code = Annotated[
-    Path | None,
-    typer.Option("--code", "-c", help="Python file to import, with functions that it registers."),
 ]
 
 # Of pipelines that are made from others

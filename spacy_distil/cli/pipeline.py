@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from spacy.cli._util import import_code, parse_config_overrides
+from spacy.cli._util import parse_config_overrides
 from spacy.util import logger
 
 from spacy_distil.cli.app import distil_cli
 from spacy_distil.cli.options import OVERRIDES, Code, ForceRun, Resume, RunOutput
 from spacy_distil.errors import friendly_errors
+from spacy_distil.pipelines import import_code
 
 
 @distil_cli.command("pipeline", context_settings=OVERRIDES)
@@ -31,7 +32,7 @@ def pipeline_cli(
     ] = -1,
     resume: Resume = False,
     force: ForceRun = False,
-    code_path: Code = None,
+    code: Code = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-V", help="Show spaCy's messages for debugging.")
     ] = False,
@@ -62,7 +63,7 @@ def pipeline_cli(
 
         if verbose:
             logger.setLevel(logging.DEBUG)
-        import_code(code_path)
+        import_code(code)
         distil_pipeline(
             teacher,
             config_path,

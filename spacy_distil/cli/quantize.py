@@ -11,8 +11,9 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import BatchSize, Force, PipelineOutput
+from spacy_distil.cli.options import BatchSize, Code, Force, PipelineOutput
 from spacy_distil.errors import friendly_errors
+from spacy_distil.pipelines import import_code
 from spacy_distil.runs.files import write_text
 from spacy_distil.runs.outputs import check_file
 
@@ -39,7 +40,6 @@ def quantize_cli(
         Path | None,
         typer.Option(
             "--corpus",
-            "-c",
             help="Documents to check the result on: .spacy (annotated ones are scored), .txt with "
             "one text per line, or .jsonl. If int8 loses too much, they decide which layers stay "
             "in float32. Default: a few sentences that come with spaCy.",
@@ -83,6 +83,7 @@ def quantize_cli(
         typer.Option("--vocab-size", min=1, help="With --prune-vocab: keep this number of pieces."),
     ] = None,
     batch_size: BatchSize = 64,
+    code: Code = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="JSON file for all measurements.")
     ] = None,
@@ -103,6 +104,7 @@ def quantize_cli(
         from spacy_distil.export.quantize import quantize
         from spacy_distil.export.quantize_table import to_text
 
+        import_code(code)
         result = quantize(
             pipeline,
             output,

@@ -10,7 +10,7 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.errors import ConfigError, friendly_errors, require
+from spacy_distil.errors import TRAINING, ConfigError, friendly_errors, require_all
 
 if TYPE_CHECKING:
     from spacy_distil.students.layer_choice import Layers
@@ -66,7 +66,6 @@ def student_cli(
         Path | None,
         typer.Option(
             "--corpus",
-            "-c",
             help="Text to measure the importance of heads, neurons and dimensions on: a .txt, "
             ".jsonl or .spacy file, or a directory of them. A few blocks of it are read.",
         ),
@@ -102,8 +101,7 @@ def student_cli(
     sentences.
     """
     with friendly_errors():
-        for module in ("torch", "transformers"):
-            require(module, extra="train", purpose="Making a student")
+        require_all(TRAINING, purpose="Making a student")
         from spacy_distil.students.build import build_student
         from spacy_distil.students.heat_map import print_importance
 

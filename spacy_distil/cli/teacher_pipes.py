@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from spacy.util import get_package_path, is_package, load_config, load_meta
-
-from spacy_distil.pipelines import check_pipeline
+from spacy_distil.pipelines import read_config
 
 # Factories of encoders. The student has an encoder of its own instead.
 ENCODERS = ("distil_transformer", "transformer", "curated_transformer", "tok2vec")
@@ -56,7 +53,7 @@ def read_teacher_pipes(pipeline: str) -> TeacherPipes:
     """
     from spacy_distil.distillation.pipeline.labels import KINDS
 
-    config = load_config(_directory(pipeline) / "config.cfg", interpolate=True)
+    config = read_config(pipeline)
     teacher = TeacherPipes(pipeline, config["nlp"]["lang"])
     for name in config["nlp"]["pipeline"]:
         settings = config["components"][name]
@@ -77,13 +74,3 @@ def read_teacher_pipes(pipeline: str) -> TeacherPipes:
         name for name in config["nlp"]["pipeline"] if name in {*teacher.pipes, *teacher.rules}
     )
     return teacher
-
-
-def _directory(pipeline: str) -> Path:
-    """The directory with the config of a saved pipeline, or of a package."""
-    check_pipeline(pipeline)
-    if not is_package(pipeline):
-        return Path(pipeline)
-    package = get_package_path(pipeline)
-    meta = load_meta(package / "meta.json")
-    return package / f"{meta['lang']}_{meta['name']}-{meta['version']}"

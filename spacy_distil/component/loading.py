@@ -22,7 +22,7 @@ from spacy_distil.engines.files import (
     parse_config,
 )
 from spacy_distil.engines.onnx import OnnxEngine
-from spacy_distil.errors import ConfigError, WeightsError, require
+from spacy_distil.errors import TRAINING, ConfigError, WeightsError, require_all
 
 if TYPE_CHECKING:
     from spacy_distil.engines.torch import TorchEngine
@@ -136,8 +136,7 @@ def _count_layers(engine: Engine, config: Mapping[str, Any]) -> int:
 
 
 def _torch_engine() -> type[TorchEngine]:
-    for module in ("torch", "transformers", "accelerate"):
-        require(module, extra="train", purpose="An encoder that is not converted to ONNX")
+    require_all(TRAINING, purpose="An encoder that is not converted to ONNX")
     from spacy_distil.engines.torch import TorchEngine
 
     return TorchEngine

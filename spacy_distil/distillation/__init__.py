@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spacy_distil.errors import require
+from spacy_distil.errors import TRAINING, require_all
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -45,8 +45,7 @@ def distil_encoder(
         resumed because settings, teacher or corpus have changed.
     RETURNS: the directory of the student, and its last held-out scores.
     """
-    for module in ("torch", "transformers", "accelerate"):
-        require(module, extra="train", purpose="Encoder distillation")
+    require_all(TRAINING, purpose="Encoder distillation")
     from spacy_distil.distillation.encoder.run import EncoderRun
 
     run = EncoderRun(

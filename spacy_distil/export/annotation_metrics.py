@@ -10,7 +10,7 @@ import numpy as np
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from spacy_distil.report.scores import category_threshold
+from spacy_distil.report.worker import category_threshold
 
 SENT_START = 1  # in Doc.to_array
 

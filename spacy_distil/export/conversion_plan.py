@@ -87,11 +87,6 @@ def make_plan(nlp: Language, *, private_copies: bool = True) -> ConversionPlan:
             'it has no component of spacy-transformers (factory "transformer"); it has '
             f"{pipes or 'no components'}"
         )
-        if "curated_transformer" in nlp.pipe_factories.values():
-            plan.problems.append(
-                "its transformer comes from spacy-curated-transformers, whose weights cannot be "
-                "read; it can teach a pipeline of spacy-distil, with 'spacy distil pipeline'"
-            )
     for name in transformers:
         readers = [reader for _, reader, upstream in upstreams if upstream == name]
         counts = Counter(reader.pooling for reader in readers)

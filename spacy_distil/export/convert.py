@@ -8,7 +8,8 @@ bit. These things change:
   encoder was trained on.
 - Token vectors are pooled once, in the shared layer, so all pipes that share it have one pooling. A
   pipe with another pooling gets an encoder of its own.
-- A literal "[SEP]" in a text is text. The pipeline writes `doc.tensor`, not `doc._.trf_data`.
+- A literal "[SEP]" in a text is text. The pipeline writes `doc.tensor`, and `doc._.trf_data` only
+  if asked to.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.component.listener import Listener
 from spacy_distil.component.nlp_config import set_requirement
 from spacy_distil.component.shim import get_encoder
-from spacy_distil.errors import ConfigError, require
-from spacy_distil.pipelines import load_pipeline
+from spacy_distil.errors import TRAINING, ConfigError, require_all
+from spacy_distil.export.quantize import NEEDS as QUANTIZING
+from spacy_distil.export.quantize import Quantization, quantize
+from spacy_distil.pipelines import load_pipeline, read_config
 from spacy_distil.runs.files import atomic_directory, scratch_directory
 from spacy_distil.runs.outputs import check_output
 
@@ -41,6 +44,10 @@ if TYPE_CHECKING:
     from spacy_distil.export.conversion_plan import ConversionPlan
 
 LISTENER = "spacy-distil.Listener.v1"
+# The setting of a component that sets `doc._.trf_data`, as every "transformer" does.
+TRF_DATA = {"set_extra_annotations": {"@annotation_setters": "spacy-distil.TrfData.v1"}}
+# Modules that `convert` needs, and their extras.
+NEEDS = {"spacy_transformers": "interop", **TRAINING}
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ def convert(
     limit: int = 0,
     window: int | None = None,
     private_copies: bool = True,
+    trf_data: bool = False,
     min_agreement: float = 0.98,
     batch_size: int = 64,
     force: bool = False,
@@ -85,6 +93,7 @@ def convert(
     window: maximum number of pieces encoded together, special ones included; `None` for the closest
         match to the windows in training (`spacy_transformers.choose_windows`).
     private_copies: whether pipes with another pooling may get an encoder of their own.
+    trf_data: whether the new pipeline sets `doc._.trf_data`, which takes memory.
     min_agreement: lowest agreement of each pipe's predictions with the original's, over the
         documents whose windows are the same in both pipelines.
     batch_size: documents per batch of the comparison.
@@ -95,17 +104,20 @@ def convert(
     Raises ConfigError, and writes nothing, if a part of the pipeline cannot be converted or the
     agreement is too low.
     """
-    require("spacy_transformers", extra="interop", purpose="Converting its pipelines")
+    pipeline, output = str(pipeline), Path(output)
+    _refuse_curated(pipeline)
+    require_all(NEEDS, purpose="Converting a pipeline")
     from spacy_distil.export.conversion_check import check_conversion, read_check_documents
     from spacy_distil.export.conversion_plan import make_plan
 
     if not 0 <= min_agreement <= 1:
         raise ConfigError(f"min_agreement = {min_agreement}: expected 0 to 1.")
-    pipeline, output = str(pipeline), Path(output)
     check_output(output, force=force, source=Path(pipeline))
     log(f"Loading {pipeline}")
     original = load_pipeline(pipeline)
     plan = make_plan(original, private_copies=private_copies)
+    if trf_data and not plan.shared:
+        plan.problems.append("it has no component that could set doc._.trf_data")
     if plan.problems:
         raise ConfigError(
             f"{pipeline} cannot be converted; nothing was written:\n"
@@ -116,7 +128,7 @@ def convert(
     )
     with atomic_directory(output) as directory:
         log("Converting it")
-        write_converted(original, plan, directory, window=window)
+        write_converted(original, plan, directory, window=window, trf_data=trf_data)
         # Both from the disk: the original was converted in place, and users load the saved one.
         original, candidate = load_pipeline(pipeline), load_pipeline(str(directory))
         log(f"Comparing both on {documents.source}")
@@ -132,13 +144,73 @@ def convert(
     return Conversion(plan.shared, plan.private, plan.notes, comparison)
 
 
+def convert_and_quantize(
+    pipeline: str | Path,
+    output: str | Path,
+    *,
+    corpus: str | Path | None = None,
+    limit: int = 0,
+    batch_size: int = 64,
+    force: bool = False,
+    log: Callable[[str], Any] = lambda message: None,
+    **settings: Any,
+) -> tuple[Conversion, Quantization]:
+    """Convert a pipeline and quantize the result to int8, as `convert` and then `quantize` do.
+
+    Both check their result on the same documents. Only the quantized pipeline is written to
+    `output`, at the end.
+
+    settings: more arguments of `convert`. For the others see there.
+    RETURNS: the results of both steps.
+    Raises ConfigError, and writes nothing, if one of them fails.
+    """
+    pipeline, output = str(pipeline), Path(output)
+    _refuse_curated(pipeline)
+    require_all({**NEEDS, **QUANTIZING}, purpose="Converting and quantizing a pipeline")
+    check_output(output, force=force, source=Path(pipeline))
+    checked: dict[str, Any] = {"corpus": corpus, "limit": limit, "batch_size": batch_size}
+    with scratch_directory(output.parent) as scratch:
+        converted = scratch / "converted"
+        conversion = convert(pipeline, converted, log=log, **checked, **settings)
+        log("Quantizing the converted pipeline")
+        try:
+            quantization = quantize(converted, output, force=force, log=log, **checked)
+        except ConfigError as error:
+            raise ConfigError(
+                f"The converted pipeline cannot be quantized: {error} Convert it without "
+                "quantizing, and then try 'spacy distil quantize' with other settings."
+            ) from error
+    return conversion, quantization
+
+
+def _refuse_curated(pipeline: str) -> None:
+    """Raise ConfigError for a pipeline of spacy-curated-transformers, without loading it."""
+    components = read_config(pipeline)["components"]
+    curated = [
+        name
+        for name, settings in components.items()
+        if settings.get("factory") == "curated_transformer"
+    ]
+    if curated and "spacy-transformers." not in str(components):
+        raise ConfigError(
+            f"{pipeline} cannot be converted: its component {curated[0]!r} comes from "
+            "spacy-curated-transformers, whose weights cannot be read. It can teach a pipeline of "
+            "spacy-distil, with 'spacy distil pipeline'."
+        )
+
+
 def write_converted(
-    nlp: Language, plan: ConversionPlan, directory: Path, *, window: int | None = None
+    nlp: Language,
+    plan: ConversionPlan,
+    directory: Path,
+    *,
+    window: int | None = None,
+    trf_data: bool = False,
 ) -> None:
     """Convert a pipeline in place and write it into a directory.
 
     directory: exists. Scratch files lie beside it, on the same disk.
-    window: as for `convert`.
+    window, trf_data: as for `convert`.
     """
     from spacy_distil.export.spacy_transformers import block_key, find_blocks, find_transformers
 
@@ -153,7 +225,11 @@ def write_converted(
                 components[name]["model"], transformer, pooling, frozen=name in plan.frozen
             )
             get_encoder(encoders.build(block, transformer)).to_disk(directory / name)
-            config["components"][name] = {"factory": "distil_transformer", "model": block}
+            config["components"][name] = {
+                "factory": "distil_transformer",
+                "model": block,
+                **(TRF_DATA if trf_data else {}),
+            }
         blocks: dict[tuple[str, Any], dict[str, Any]] = {}
         for replacement in plan.replacements:
             reader, upstream = replacement.reader, replacement.transformer

@@ -8,7 +8,6 @@ from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import spacy
 import srsly
 from spacy.language import Language
 from thinc.api import Config
@@ -17,7 +16,7 @@ from spacy_distil.component.nlp_config import set_requirement
 from spacy_distil.cpu import cpu_model, has_vnni
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.files import TOKENIZER
-from spacy_distil.errors import ConfigError, require
+from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.runs.files import atomic_directory
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 PrecisionName = Literal["int8", "fp32"]
 PRECISIONS: tuple[str, ...] = get_args(PrecisionName)
 ARCHITECTURE = "spacy-distil.DistilTransformer.v1"
+# Modules that `quantize` needs, and their extras.
+NEEDS = {"onnx": "export", **TRAINING}
 # Documents that the sensitivity of layers is measured on.
 TRIAL_DOCS = 64
 
@@ -122,7 +123,7 @@ def quantize(
     Raises ConfigError, and writes nothing, if an encoder cannot become a graph or the agreement is
     too low.
     """
-    require("onnx", extra="export", purpose="Making an ONNX graph")
+    require_all(NEEDS, purpose="Making an ONNX graph")
     from spacy_distil.export.fallback import Int8Plan
     from spacy_distil.export.graph import Precision
 
@@ -158,7 +159,7 @@ def quantize(
                 for name in encoders
             }
             _write(pipeline, encoders, precisions, directory)
-            candidate = spacy.load(directory)
+            candidate = load_pipeline(directory)
             log(f"Comparing the predictions for {len(documents.docs):,} documents")
             agreement = measure_agreement(
                 original, candidate, documents.docs, batch_size=batch_size, alone=False, rounds=0
@@ -257,7 +258,7 @@ def _write(
     """Write the pipeline with other encoders, and with its own pipes and settings."""
     from spacy_distil.export.encoders import replace_encoders
 
-    nlp = spacy.load(pipeline)
+    nlp = load_pipeline(pipeline)
     replace_encoders(
         nlp, {name: encoder.to_shim(precisions[name]) for name, encoder in encoders.items()}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spacy_distil.report.bootstrap import LEVEL
 from spacy_distil.report.layout import (
     EN_DASH,
     MISSING,
@@ -10,6 +11,7 @@ from spacy_distil.report.layout import (
     join_text,
     measured_on,
     resource_cells,
+    score_cell,
     score_columns,
     versions,
     with_range,
@@ -52,7 +54,8 @@ def describe(benchmark: Benchmark) -> str:
     settings = benchmark.settings
     pinned = settings.pin_cores
     scored = (
-        f" Scores in %, from spaCy's scorer, on {benchmark.gold}; the plot shows the largest "
+        f" Scores in %, from spaCy's scorer, on {benchmark.gold}; brackets hold the {LEVEL:.0%} "
+        f"bootstrap interval over documents; the plot shows the largest "
         f"number of threads and the largest batches."
         if benchmark.gold
         else ""
@@ -113,14 +116,10 @@ def _scores(benchmark: Benchmark) -> Table:
         title="Scores",
         header=["pipeline", *(column.title for column in columns)],
         rows=[
-            [row.name, *(_score(row.scores.get(c.key), c.decimals) for c in columns)]
+            [row.name, *(score_cell(row.scores.get(c.key), c.decimals) for c in columns)]
             for row in benchmark.rows
         ],
     )
-
-
-def _score(score: float | None, decimals: int) -> str:
-    return MISSING if score is None else f"{score * 100:.{decimals}f}"
 
 
 def _milliseconds(seconds: Spread | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from shutil import which
@@ -11,7 +12,8 @@ from typing import Any
 import spacy
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.pipelines import check_pipeline, count_bytes
+from spacy_distil.pipelines import check_pipeline, count_bytes, import_code
+from spacy_distil.report.aggregation import aggregate
 from spacy_distil.report.benchmark_table import to_markdown
 from spacy_distil.report.machine import PACKAGES, describe_machine
 from spacy_distil.report.plot import draw_benchmark
@@ -23,8 +25,9 @@ from spacy_distil.report.results import (
     check_results_directory,
     write_results,
 )
-from spacy_distil.report.scores import COLUMNS, Column, has_gold
+from spacy_distil.report.scores import TaskScores, score_in_worker
 from spacy_distil.report.speed import LOAD_REPEATS, Speed, measure
+from spacy_distil.report.verdicts import find_verdicts
 from spacy_distil.text.documents import check_test_set, read_documents, read_examples
 
 STEM = "benchmark"
@@ -46,6 +49,7 @@ def benchmark(
     load_repeats: int = LOAD_REPEATS,
     latency_texts: int = LATENCY_TEXTS,
     pin_cores: int | None = None,
+    code: str | Path | None = None,
     title: str = "",
     command: str = "",
     log: Callable[[str], Any] = lambda message: None,
@@ -69,6 +73,8 @@ def benchmark(
     load_repeats: fresh processes in which each pipeline is loaded. The median counts.
     latency_texts: number of texts processed one at a time in each round, spread over all of them.
     pin_cores: number of cores that each process is confined to; `None` for all. Only on Linux.
+    code: Python file with components and functions that pipelines need. The processes that measure
+        import it.
     title: heading of the tables and the plot.
     command: command line, for the record.
     log: callback that receives a line for each step.
@@ -92,24 +98,27 @@ def benchmark(
         pin_cores=pin_cores,
         limit=limit,
     )
+    if code is not None:
+        import_code(code)  # finds mistakes in it at once
+        sources = {name: replace(each, code=str(code)) for name, each in sources.items()}
     _check(sources, settings, output=output, gold=gold)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = describe_machine()
     documents = read_documents(texts, spacy.blank("xx"), limit=limit).texts
-    columns = [] if gold is None else _columns(gold, limit)
+    n_gold = 0 if gold is None else len(read_examples(spacy.blank("xx"), gold, limit=limit))
 
     speeds: dict[str, dict[int, Speed]] = {name: {} for name in sources}
+    scores: dict[str, list[TaskScores]] = {}
     properties: dict[str, dict[str, Any]] = {}
 
     def read_properties(name: str, worker: Worker) -> None:
-        scores: dict[str, Any] = {}
         if gold is not None:
             log(f"Scores of {name}")
-            scores = worker.score(gold, batch_size=max(batch_sizes), limit=limit)
+            scores[name] = [score_in_worker(worker, gold, batch_size=max(batch_sizes), limit=limit)]
         properties[name] = {
             "n_bytes": count_bytes(worker.path),
             "environment": worker.environment(PACKAGES),
-            "scores": {c.key: scores[c.key] for c in columns if scores.get(c.key) is not None},
+            "scores": aggregate(scores[name]) if gold is not None else {},
         }
 
     for n_threads in threads:
@@ -139,6 +148,14 @@ def benchmark(
         machine=machine,
         date=date,
         command=command,
+        verdicts=find_verdicts(
+            scores,
+            {
+                name: of_threads[max(threads)].words_per_second(max(batch_sizes))
+                for name, of_threads in speeds.items()
+            },
+            n_docs=n_gold,
+        ),
         rows=[
             BenchmarkedPipeline(name=name, source=source, speeds=speeds[name], **properties[name])
             for name, source in sources.items()
@@ -149,12 +166,6 @@ def benchmark(
         write_results(result, to_markdown(result, plot=plot.name), output, stem=STEM)
         draw_benchmark(result, plot)
     return result
-
-
-def _columns(gold: Path, limit: int) -> list[Column]:
-    """The scores that the gold has annotations for. spaCy scores missing categories as 0."""
-    examples = read_examples(spacy.blank("xx"), gold, limit=limit)
-    return [column for column in COLUMNS if has_gold(examples, column.counts)]
 
 
 def _check(

@@ -6,15 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 import spacy
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.pipelines import check_pipeline
+from spacy_distil.pipelines import check_pipeline, import_code
 from spacy_distil.report import bootstrap
+from spacy_distil.report.aggregation import aggregate, compute_retention
 from spacy_distil.report.comparison_table import to_markdown
 from spacy_distil.report.machine import describe_machine
 from spacy_distil.report.plot import draw_comparison
@@ -24,13 +23,12 @@ from spacy_distil.report.results import (
     ComparedPipeline,
     Comparison,
     ComparisonSettings,
-    MeanScore,
-    Retention,
     check_results_directory,
     write_results,
 )
-from spacy_distil.report.scores import COLUMNS, Column, Scores, score_pipeline
+from spacy_distil.report.scores import Scores, score_pipeline
 from spacy_distil.report.speed import LOAD_REPEATS, measure
+from spacy_distil.report.verdicts import find_verdicts
 from spacy_distil.text.documents import check_test_set, read_examples
 
 STEM = "compare"
@@ -47,6 +45,7 @@ def compare(
     batch_size: int = 256,
     repeats: int = 5,
     load_repeats: int = LOAD_REPEATS,
+    code: str | Path | None = None,
     title: str = "",
     readme: str | Path | None = None,
     section: str = STEM,
@@ -69,6 +68,8 @@ def compare(
     batch_size: documents per batch.
     repeats: timed rounds over all texts. The median counts.
     load_repeats: fresh processes in which each pipeline is loaded. The median counts.
+    code: Python file with components and functions that pipelines need. This process and those that
+        measure import it.
     title: heading of the tables and the plot.
     readme, section: Markdown file that gets the tables too, between `<!-- SECTION:start -->` and
         `<!-- SECTION:end -->`.
@@ -97,6 +98,7 @@ def compare(
     _check(seeds_of, gold, output, teacher=teacher)
     if readme is not None:
         check_section(readme, section)
+    import_code(code)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = describe_machine()
 
@@ -105,7 +107,10 @@ def compare(
     ]
     # Speed first, while this process holds little memory.
     speeds = measure(
-        {name: PipelineSource(seeds[0]) for name, seeds in seeds_of.items()},
+        {
+            name: PipelineSource(seeds[0], code=None if code is None else str(code))
+            for name, seeds in seeds_of.items()
+        },
         texts,
         repeats=repeats,
         load_repeats=load_repeats,
@@ -139,6 +144,11 @@ def compare(
         machine=machine,
         date=date,
         command=command,
+        verdicts=find_verdicts(
+            scores,
+            {name: speed.words_per_second(batch_size) for name, speed in speeds.items()},
+            n_docs=len(texts),
+        ),
         rows=[
             ComparedPipeline(
                 name=name,
@@ -164,59 +174,6 @@ def compare(
         link = Path(os.path.relpath(plot, readme.parent)).as_posix()
         replace_section(readme, section, to_markdown(comparison, plot=link))
     return comparison
-
-
-def aggregate(seeds: Sequence[Scores]) -> dict[str, MeanScore]:
-    """Compute mean, standard deviation and interval of each score that all seeds have."""
-    aggregated = {}
-    for column in COLUMNS:
-        if not _all_have(column, seeds):
-            continue
-        values = [seed.values[column.key] for seed in seeds]
-        samples = _samples(column, seeds)
-        aggregated[column.key] = MeanScore(
-            mean=mean(values),
-            std=stdev(values) if len(values) > 1 else None,
-            seeds=values,
-            interval=None if samples is None else bootstrap.percentiles(samples),
-        )
-    return aggregated
-
-
-def compute_retention(student: Sequence[Scores], teacher: Sequence[Scores]) -> dict[str, Retention]:
-    """Divide the student's score by the teacher's, for each task that both have.
-
-    student, teacher: scores of each seed.
-    """
-    retention = {}
-    for column in COLUMNS:
-        if not (column.is_task and _all_have(column, student) and _all_have(column, teacher)):
-            continue
-        teacher_mean = mean(seed.values[column.key] for seed in teacher)
-        if teacher_mean == 0:
-            continue
-        student_samples, teacher_samples = _samples(column, student), _samples(column, teacher)
-        retention[column.key] = Retention(
-            value=mean(seed.values[column.key] for seed in student) / teacher_mean,
-            interval=None
-            if student_samples is None or teacher_samples is None or not teacher_samples.all()
-            else bootstrap.percentiles(student_samples / teacher_samples),
-        )
-    return retention
-
-
-def _all_have(column: Column, seeds: Sequence[Scores]) -> bool:
-    return all(column.key in seed.values for seed in seeds)
-
-
-def _samples(column: Column, seeds: Sequence[Scores]) -> bootstrap.Floats | None:
-    """Bootstrap samples of the seeds' mean. The same documents are drawn for each seed."""
-    if not all(column.counts in seed.counts for seed in seeds):
-        return None
-    samples: bootstrap.Floats = np.mean(
-        [bootstrap.resample(column.metric, seed.counts[column.counts]) for seed in seeds], axis=0
-    )
-    return samples
 
 
 def _check(

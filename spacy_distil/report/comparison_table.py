@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from spacy_distil.report.bootstrap import Interval
 from spacy_distil.report.layout import (
     EN_DASH,
     MISSING,
     TIMES,
     count,
+    interval_cell,
     join_markdown,
     join_text,
     measured_on,
     resource_cells,
+    score_cell,
     score_columns,
     with_range,
 )
-from spacy_distil.report.results import ComparedPipeline, Comparison, MeanScore, Retention
+from spacy_distil.report.results import ComparedPipeline, Comparison, Retention
 from spacy_distil.tables import Table
 
 
@@ -74,7 +75,7 @@ def _scores(comparison: Comparison) -> Table:
         title="Scores",
         header=["pipeline", *(column.title for column in columns)],
         rows=[
-            [_name(row), *(_score(row.scores.get(c.key), c.decimals) for c in columns)]
+            [_name(row), *(score_cell(row.scores.get(c.key), c.decimals) for c in columns)]
             for row in comparison.rows
         ],
     )
@@ -116,21 +117,10 @@ def _name(row: ComparedPipeline) -> str:
     return row.name if len(row.pipelines) == 1 else f"{row.name} ({len(row.pipelines)} seeds)"
 
 
-def _score(score: MeanScore | None, decimals: int) -> str:
-    if score is None:
-        return MISSING
-    std = "" if score.std is None else f" ± {score.std * 100:.{decimals}f}"
-    return f"{score.mean * 100:.{decimals}f}{std}{_interval(score.interval)}"
-
-
 def _retained(retention: Retention | None, decimals: int) -> str:
     if retention is None:
         return MISSING
-    return f"{retention.value * 100:.{decimals}f}{_interval(retention.interval)}"
-
-
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f" [{interval[0] * 100:.1f}, {interval[1] * 100:.1f}]"
+    return f"{retention.value * 100:.{decimals}f}{interval_cell(retention.interval)}"
 
 
 def _millions(n: int) -> str:

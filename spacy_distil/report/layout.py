@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from math import floor
 from typing import Any
 
+from spacy_distil.report.bootstrap import Interval
+from spacy_distil.report.results import MeanScore
 from spacy_distil.report.scores import COLUMNS, Column
 from spacy_distil.report.speed import Speed, Spread
 from spacy_distil.tables import Table, megabytes_cell
@@ -81,6 +83,19 @@ def resource_cells(speed: Speed, n_bytes: int) -> dict[str, str]:
         "peak RSS, MB": f"{speed.peak_rss_bytes / 1e6:,.0f}",
         "MB on disk": megabytes_cell(n_bytes),
     }
+
+
+def score_cell(score: MeanScore | None, decimals: int) -> str:
+    """Format a score in %, with its deviation over seeds and its interval over documents."""
+    if score is None:
+        return MISSING
+    std = "" if score.std is None else f" ± {score.std * 100:.{decimals}f}"
+    return f"{score.mean * 100:.{decimals}f}{std}{interval_cell(score.interval)}"
+
+
+def interval_cell(interval: Interval | None) -> str:
+    """Format an interval of shares in %, to stand behind a figure."""
+    return "" if interval is None else f" [{interval[0] * 100:.1f}, {interval[1] * 100:.1f}]"
 
 
 def percent_rounded_down(share: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from spacy_distil.errors import require
 from spacy_distil.report.label_placement import Box, LabelPlacer
-from spacy_distil.report.results import Benchmark, Comparison
+from spacy_distil.report.results import Benchmark, Comparison, MeanScore
 from spacy_distil.report.scores import COLUMNS, Column
 from spacy_distil.report.speed import Spread
 from spacy_distil.runs.files import atomic_file
@@ -65,15 +65,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         if not column.is_task:
             continue
         points = [
-            Point(
-                name=row.name,
-                speed=speeds[row.name],
-                score=score.mean * 100,
-                interval=None
-                if score.interval is None
-                else (score.interval[0] * 100, score.interval[1] * 100),
-                seeds=[value * 100 for value in score.seeds] if len(score.seeds) > 1 else [],
-            )
+            _point(row.name, speeds[row.name], score)
             for row in comparison.rows
             if (score := row.scores.get(column.key)) is not None
         ]
@@ -94,13 +86,9 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
     panels: dict[Column, list[Point]] = {}
     for column in COLUMNS:
         points = [
-            Point(
-                name=row.name,
-                speed=row.speeds[threads].words_per_second(batch_size),
-                score=row.scores[column.key] * 100,
-            )
+            _point(row.name, row.speeds[threads].words_per_second(batch_size), score)
             for row in benchmark.rows
-            if column.key in row.scores
+            if (score := row.scores.get(column.key)) is not None
         ]
         if points and column.is_task:
             panels[column] = points
@@ -121,6 +109,17 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
 def _save(figure: Any, path: Path) -> None:
     with atomic_file(path) as unfinished:
         figure.savefig(unfinished)
+
+
+def _point(name: str, speed: Spread, score: MeanScore) -> Point:
+    interval = score.interval
+    return Point(
+        name=name,
+        speed=speed,
+        score=score.mean * 100,
+        interval=None if interval is None else (interval[0] * 100, interval[1] * 100),
+        seeds=[value * 100 for value in score.seeds] if len(score.seeds) > 1 else [],
+    )
 
 
 def make_score_figure(

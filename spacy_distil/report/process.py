@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.pipelines import loading_problem, one_line
 from spacy_distil.report import worker
 
 _STDERR_LINES = 20
@@ -30,10 +31,12 @@ class PipelineSource:
 
     pipeline: path or package name.
     python: path of an interpreter in an environment of its own; `None` for the current one.
+    code: Python file to import before the pipeline is loaded; `None` for none.
     """
 
     pipeline: str
     python: str | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Worker:
         command = [source.python or sys.executable, str(Path(worker.__file__).resolve())]
         command += [source.pipeline, str(texts), "--threads", str(threads)]
         command += ["--pin-cores", str(pin_cores or 0)]
+        if source.code is not None:
+            command += ["--code", source.code]
         environment = {**os.environ, **cpu_environment(threads)}
         if source.python is not None:
             # These name modules of the current environment.
@@ -132,17 +137,24 @@ class Worker:
         seconds: list[float] = self.send_command("latency", n=n)["seconds"]
         return seconds
 
-    def score(self, gold: Path, *, batch_size: int, limit: int = 0) -> dict[str, Any]:
+    def score(
+        self, gold: Path, predictions: Path, *, batch_size: int, limit: int = 0
+    ) -> dict[str, Any]:
         """Score the pipeline with spaCy's scorer.
 
         gold: .spacy file of annotated documents, or a directory of them.
+        predictions: .spacy file to write the predicted docs to.
         batch_size: documents per batch.
         limit: only the first N documents; 0 for all.
+        RETURNS: see `worker.Measurements.score`.
         """
-        path = str(gold.resolve())
-        reply = self.send_command("score", gold=path, batch_size=batch_size, limit=limit)
-        scores: dict[str, Any] = reply["scores"]
-        return scores
+        return self.send_command(
+            "score",
+            gold=str(gold.resolve()),
+            predictions=str(predictions.resolve()),
+            batch_size=batch_size,
+            limit=limit,
+        )
 
     def peak_rss_bytes(self) -> int:
         """Peak resident memory of the process so far."""
@@ -192,7 +204,22 @@ class Worker:
         if not line:
             raise self._ended()
         reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise self._failed(**reply["error"])
         return reply
+
+    def _failed(self, step: str, kinds: list[str], message: str, where: str) -> DistilError:
+        """Turn the report of an error into one sentence. For the arguments see `worker`."""
+        source = self.source
+        if "DistilError" in kinds:  # has a sentence already
+            return ConfigError(message)
+        if step == "load":
+            return ConfigError(loading_problem(source.pipeline, kinds[0], message))
+        failure = f"{kinds[0]}: {one_line(message)} ({where})"
+        if step == "import":
+            what = f"spaCy or {source.code}" if source.code else "spaCy"
+            return ConfigError(f"{source.python or sys.executable} cannot import {what}: {failure}")
+        return WorkerError(f"Measuring {source.pipeline} failed: {failure}")
 
     def _ended(self) -> WorkerError:
         code = self._process.wait()

@@ -25,6 +25,7 @@ class Results:
     machine: see `describe_machine`.
     date: start of the measurement, ISO 8601.
     command: command line; empty for a call from Python.
+    verdicts: see `spacy_distil.report.verdicts`.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Results:
     machine: dict[str, Any]
     date: str
     command: str
+    verdicts: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """All results for JSON, raw timings included."""
@@ -175,8 +177,7 @@ class BenchmarkedPipeline:
     n_bytes: size on disk.
     speeds: number of threads to speed.
     environment: "python" and "versions" of its interpreter.
-    scores: `Column.key` to score, for the annotations that both the pipeline and the gold have;
-        empty without gold.
+    scores: as in `ComparedPipeline`, of one seed; empty without gold.
     """
 
     name: str
@@ -184,7 +185,7 @@ class BenchmarkedPipeline:
     n_bytes: int
     speeds: Mapping[int, Speed]
     environment: dict[str, Any]
-    scores: dict[str, float]
+    scores: dict[str, MeanScore]
 
     def to_dict(self) -> dict[str, Any]:
         """All results for JSON, raw timings included."""
@@ -193,7 +194,7 @@ class BenchmarkedPipeline:
             **asdict(self.source),
             "n_bytes": self.n_bytes,
             "environment": self.environment,
-            "scores": self.scores,
+            "scores": {key: asdict(score) for key, score in self.scores.items()},
             "runs": [_run_to_dict(threads, speed) for threads, speed in self.speeds.items()],
         }
 

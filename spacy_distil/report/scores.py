@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import spacy
 from spacy.language import Language
-from spacy.pipeline import MultiLabel_TextCategorizer, TextCategorizer
-from spacy.scorer import MISSING_VALUES, Scorer
+from spacy.scorer import MISSING_VALUES
+from spacy.tokens import DocBin
 from spacy.training import Example
 
 from spacy_distil.pipelines import count_bytes, load_pipeline
 from spacy_distil.report.bootstrap import Counts, Floats, Metric
+from spacy_distil.report.process import Worker
+from spacy_distil.report.worker import evaluate, find_categories
 from spacy_distil.text.documents import read_examples
 
 # The totals below are of shape (..., 3): true positives, false positives, false negatives.
@@ -75,21 +79,29 @@ COLUMNS: tuple[Column, ...] = (
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Scores and size of one pipeline.
+class TaskScores:
+    """Scores of one pipeline.
 
     values: `Column.key` to score (0 to 1), for the annotations that both the pipeline and the gold
         have.
     counts: true positives, false positives and false negatives by document: "pos", "tag" and "ents"
         to shape (n_docs, 3), "cats" to (n_docs, n_labels, 3).
+    """
+
+    values: dict[str, float]
+    counts: dict[str, Counts]
+
+
+@dataclass(frozen=True)
+class Scores(TaskScores):
+    """Scores and size of one pipeline.
+
     full: all scores of spaCy's scorer.
     n_parameters: number of weights.
     n_bytes: size on disk.
     n_docs, n_words: size of the test set, in documents and spaCy tokens.
     """
 
-    values: dict[str, float]
-    counts: dict[str, Counts]
     full: dict[str, Any]
     n_parameters: int
     n_bytes: int
@@ -106,35 +118,51 @@ def score_pipeline(pipeline: str, gold: Path, *, batch_size: int = 256, limit: i
     """
     nlp = load_pipeline(pipeline)
     examples = read_examples(nlp, gold, limit=limit)
-    scorer = _KeepingScorer(nlp)
-    full = nlp.evaluate(examples, scorer=scorer, batch_size=batch_size)
+    full, examples = evaluate(nlp, examples, batch_size=batch_size)
     # It includes the creation of the docs, on any device. The speed table has a better number.
     full.pop("speed")
-    counts = count_documents(nlp, scorer.examples)
-    values = {
-        column.key: full[column.key]
-        for column in COLUMNS
-        if full.get(column.key) is not None and has_gold(scorer.examples, column.counts)
-    }
     return Scores(
-        values=values,
-        counts={name: array for name, array in counts.items() if _agrees(name, array, values)},
+        **vars(_score_tasks(examples, full, find_categories(nlp))),
         full=full,
         n_parameters=count_parameters(nlp),
         n_bytes=count_bytes(nlp.path),
-        n_docs=len(scorer.examples),
-        n_words=sum(len(example.predicted) for example in scorer.examples),
+        n_docs=len(examples),
+        n_words=sum(len(example.predicted) for example in examples),
     )
 
 
-class _KeepingScorer(Scorer):
-    """Scorer that keeps the examples with their predictions."""
+def score_in_worker(worker: Worker, gold: Path, *, batch_size: int, limit: int = 0) -> TaskScores:
+    """Score the pipeline of a worker with spaCy's scorer, on the CPU.
 
-    examples: list[Example]
+    For the rest see `score_pipeline`.
+    """
+    with TemporaryDirectory() as directory:
+        predictions = Path(directory) / "predictions.spacy"
+        reply = worker.score(gold, predictions, batch_size=batch_size, limit=limit)
+        nlp = spacy.blank("xx")
+        references = [each.reference for each in read_examples(nlp, gold, limit=limit)]
+        predicted = DocBin().from_disk(predictions).get_docs(nlp.vocab)
+        examples = [Example(*pair) for pair in zip(predicted, references, strict=True)]
+    return _score_tasks(examples, reply["scores"], reply["categories"])
 
-    def score(self, examples: Iterable[Example], *, per_component: bool = False) -> dict[str, Any]:
-        self.examples = list(examples)
-        return super().score(self.examples, per_component=per_component)
+
+def _score_tasks(
+    examples: Sequence[Example], full: Mapping[str, Any], categories: dict[str, Any] | None
+) -> TaskScores:
+    """Select the scores that the examples have gold for, and count by document.
+
+    full: of spaCy's scorer. categories: as by `find_categories`.
+    """
+    counts = count_documents(examples, categories)
+    values = {
+        column.key: full[column.key]
+        for column in COLUMNS
+        if full.get(column.key) is not None and has_gold(examples, column.counts)
+    }
+    return TaskScores(
+        values=values,
+        counts={name: array for name, array in counts.items() if _agrees(name, array, values)},
+    )
 
 
 def has_gold(examples: Sequence[Example], counts: str) -> bool:
@@ -155,9 +183,12 @@ def _agrees(name: str, counts: Counts, values: dict[str, float]) -> bool:
     return all(abs(float(c.metric(totals)) - values[c.key]) < 1e-6 for c in columns)
 
 
-def count_documents(nlp: Language, examples: Sequence[Example]) -> dict[str, Counts]:
+def count_documents(
+    examples: Sequence[Example], categories: dict[str, Any] | None
+) -> dict[str, Counts]:
     """Count true positives, false positives and false negatives by document, by spaCy's rules.
 
+    categories: as by `find_categories`.
     RETURNS: "pos", "tag" and "ents" to shape (n_docs, 3), and "cats" to (n_docs, n_labels, 3) if
         the pipeline has a text categorizer.
     """
@@ -166,9 +197,8 @@ def count_documents(nlp: Language, examples: Sequence[Example]) -> dict[str, Cou
         "tag": np.array([_count_attribute(example, "tag") for example in examples]),
         "ents": np.array([_count_entities(example) for example in examples]),
     }
-    textcats = [pipe for _, pipe in nlp.pipeline if isinstance(pipe, TextCategorizer)]
-    if textcats and textcats[-1].labels:
-        count = _category_counter(textcats[-1])
+    if categories is not None:
+        count = _category_counter(**categories)
         counts["cats"] = np.array([count(example) for example in examples])
     return counts
 
@@ -213,21 +243,13 @@ def _count_entities(example: Example) -> tuple[int, int, int]:
     return hits, alarms, len(gold)
 
 
-def _category_counter(textcat: TextCategorizer) -> Callable[[Example], Counts]:
+def _category_counter(
+    labels: Sequence[str], threshold: float | None
+) -> Callable[[Example], Counts]:
     """Count as `Scorer.score_cats`: the best of exclusive labels, otherwise by a threshold."""
-    labels = sorted(textcat.labels)
-    threshold = category_threshold(textcat)
     if threshold is None:
         return lambda example: _count_category(example, labels)
     return lambda example: _count_categories(example, labels, threshold)
-
-
-def category_threshold(pipe: Any) -> float | None:
-    """The score from which a pipe assigns a category; `None` if its categories are exclusive."""
-    if not isinstance(pipe, MultiLabel_TextCategorizer):
-        return None
-    threshold = pipe.cfg.get("threshold")
-    return 0.5 if threshold is None else float(threshold)
 
 
 def _count_categories(example: Example, labels: Sequence[str], threshold: float) -> Counts:

@@ -7,10 +7,14 @@ line of JSON on standard output, until the input ends:
 
     {"do": "run", "batch_size": 256}            {"words", "seconds"} of `nlp.pipe` over the texts
     {"do": "latency", "n": 100}                 {"seconds": [...]} of `nlp(text)`, by text
-    {"do": "score", "gold": PATH,
-     "batch_size": 256, "limit": 0}             {"scores"} of `nlp.evaluate`
+    {"do": "score", "gold": PATH, "batch_size": 256,
+     "limit": 0, "predictions": PATH}           {"scores", "categories"}, see `Measurements.score`
     {"do": "memory"}                            {"peak_rss_bytes"} of the process so far
     {"do": "environment", "packages": [...]}    {"python", "versions"}
+
+If something fails, the last line is {"error": {"step", "kinds", "message", "where"}}: "import",
+"load" or "measure"; the names of the error's class and its bases; and the file and line that
+raised it.
 
 TEXTS is a file with a JSON list of strings. `spacy_distil.report.process` sends the commands.
 """
@@ -23,7 +27,9 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -39,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("texts", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pin-cores", type=int, default=0)
+    parser.add_argument("--code", type=Path, default=None)
     args = parser.parse_args(argv)
     if args.pin_cores:
         # Before the import of libraries that count the cores.
@@ -51,26 +58,51 @@ def main(argv: list[str] | None = None) -> None:
             output.write(json.dumps(message, default=float) + "\n")
             output.flush()
 
-        import spacy
+        with reporting("import", reply):
+            import spacy
 
-        start = perf_counter()
-        nlp = spacy.load(args.pipeline)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(args.threads)
-        loaded = perf_counter()
-        nlp(FIRST_DOC)
-        done = perf_counter()
+            if args.code is not None:
+                spacy.util.import_file("python_code", args.code)
+        with reporting("load", reply):
+            start = perf_counter()
+            nlp = spacy.load(args.pipeline)
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(args.threads)
+            loaded = perf_counter()
+        with reporting("measure", reply):
+            nlp(FIRST_DOC)
+            done = perf_counter()
+            reply(
+                {
+                    "load_seconds": loaded - start,
+                    "first_doc_seconds": done - loaded,
+                    "path": str(nlp.path),
+                }
+            )
+            measurements = Measurements(nlp, args.texts)
+            for line in sys.stdin:
+                command = json.loads(line)
+                reply(measurements.find(command.pop("do"))(**command))
+
+
+@contextmanager
+def reporting(step: str, reply: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Report an error, and raise it. step: what the block does."""
+    try:
+        yield
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         reply(
             {
-                "load_seconds": loaded - start,
-                "first_doc_seconds": done - loaded,
-                "path": str(nlp.path),
+                "error": {
+                    "step": step,
+                    "kinds": [kind.__name__ for kind in type(error).__mro__],
+                    "message": str(error),
+                    "where": f"{frame.filename}, line {frame.lineno}",
+                }
             }
         )
-        measurements = Measurements(nlp, args.texts)
-        for line in sys.stdin:
-            command = json.loads(line)
-            reply(measurements.find(command.pop("do"))(**command))
+        raise
 
 
 class Measurements:
@@ -121,16 +153,24 @@ class Measurements:
             seconds.append(perf_counter() - start)
         return {"seconds": seconds}
 
-    def score(self, gold: str, batch_size: int, limit: int) -> dict[str, Any]:
+    def score(self, gold: str, batch_size: int, limit: int, predictions: str) -> dict[str, Any]:
         """Score the pipeline with spaCy's scorer.
 
         gold: .spacy file of annotated documents, or a directory of them.
         limit: only the first N documents; 0 for all.
+        predictions: .spacy file to write the predicted docs to.
+        RETURNS: "scores", and "categories" as by `find_categories`.
         """
+        from spacy.tokens import DocBin
         from spacy.training import Corpus
 
         examples = list(Corpus(gold, limit=limit)(self.nlp))
-        return {"scores": self.nlp.evaluate(examples, batch_size=batch_size)}
+        scores, examples = evaluate(self.nlp, examples, batch_size=batch_size)
+        docs = DocBin(
+            attrs=["TAG", "POS", "ENT_IOB", "ENT_TYPE"], docs=[each.predicted for each in examples]
+        )
+        docs.to_disk(predictions)
+        return {"scores": scores, "categories": find_categories(self.nlp)}
 
     def memory(self) -> dict[str, Any]:
         """Peak memory so far."""
@@ -145,6 +185,51 @@ class Measurements:
             except PackageNotFoundError:
                 versions[package] = None
         return {"python": platform.python_version(), "versions": versions}
+
+
+def evaluate(
+    nlp: Any, examples: Sequence[Any], *, batch_size: int
+) -> tuple[dict[str, Any], list[Any]]:
+    """Run `nlp.evaluate`. RETURNS: its scores, and the examples with the predictions."""
+    from spacy.scorer import Scorer
+
+    class KeepingScorer(Scorer):
+        examples: list[Any]
+
+        def score(self, examples: Any, *, per_component: bool = False) -> dict[str, Any]:
+            self.examples = list(examples)
+            return super().score(self.examples, per_component=per_component)
+
+    scorer = KeepingScorer(nlp)
+    scores = nlp.evaluate(examples, scorer=scorer, batch_size=batch_size)
+    return scores, scorer.examples
+
+
+def find_categories(nlp: Any) -> dict[str, Any] | None:
+    """Describe the categories that spaCy scores: the last text categorizer's.
+
+    RETURNS: the "labels", and the "threshold" as by `category_threshold`; `None` without
+        categories.
+    """
+    from spacy.pipeline import TextCategorizer
+
+    textcats = [pipe for _, pipe in nlp.pipeline if isinstance(pipe, TextCategorizer)]
+    if not textcats or not textcats[-1].labels:
+        return None
+    return {
+        "labels": sorted(textcats[-1].labels),
+        "threshold": category_threshold(textcats[-1]),
+    }
+
+
+def category_threshold(pipe: Any) -> float | None:
+    """The score from which a pipe assigns a category; `None` if its categories are exclusive."""
+    from spacy.pipeline import MultiLabel_TextCategorizer
+
+    if not isinstance(pipe, MultiLabel_TextCategorizer):
+        return None
+    threshold = pipe.cfg.get("threshold")
+    return 0.5 if threshold is None else float(threshold)
 
 
 def pin(n_cores: int) -> None:

@@ -22,10 +22,12 @@ def check_output(output: Path, *, force: bool | None, source: Path | None = None
     source: the pipeline to read, a directory or the name of a package. It must not be overwritten.
     """
     if source is not None and source.exists():
-        inside = source.resolve()
-        if output.resolve() == inside:
+        new, old = output.resolve(), source.resolve()
+        if new == old:
             raise ConfigError(f"{output} is the pipeline itself. Choose another directory.")
-        if output.resolve() in inside.parents:
+        if old in new.parents:
+            raise ConfigError(f"{output} lies inside the pipeline {source}. Choose another place.")
+        if new in old.parents:
             raise ConfigError(f"{output} holds the pipeline {source}. Choose another directory.")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         if not force:

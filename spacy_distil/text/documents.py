@@ -80,7 +80,7 @@ def check_test_set(path: Path) -> None:
     """Raise CorpusError if there are no annotated documents at `path`."""
     if not path.exists():
         raise CorpusError(
-            f"No test documents at {path}. Expected a .spacy file, or a directory of them."
+            f"No documents at {path}. Expected a .spacy file, or a directory of them."
         )
     if path.is_file() and path.suffix != ".spacy":
         raise CorpusError(

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import spacy
 import transformers
-from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from spacy.util import fix_random_seed
+from thinc.api import Config
 from typer.testing import CliRunner
 
 from spacy_distil.cli import distil_cli
 from spacy_distil.component.shim import EncoderShim, get_encoder
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, CorpusError
+from tests.own_code import make_own
 from tests.util import SENTENCES, head_config, make_examples, random_text, registry, write_encoder
 
 pytest.importorskip(
@@ -28,8 +29,8 @@ pytest.importorskip(
 
 from spacy_transformers.layers import TransformerModel
 
-from spacy_distil.export.conversion_plan import make_plan
-from spacy_distil.export.convert import convert
+from spacy_distil.export.convert import convert, convert_and_quantize
+from spacy_distil.export.quantize import quantize
 
 DOC_SPANS = {"@span_getters": "spacy-transformers.doc_spans.v1"}
 SENT_SPANS = {"@span_getters": "spacy-transformers.sent_spans.v1"}
@@ -559,17 +560,115 @@ def test_command(bert_dir: Path, tmp_path: Path) -> None:
     assert "--force" in again.output
 
 
-def test_a_curated_transformer_is_named_with_what_it_can_do() -> None:
-    """Newer `_trf` packages have one. Here it does nothing but to have that name."""
-    if not Language.has_factory("curated_transformer"):
-        Language.factory("curated_transformer", func=lambda nlp, name: _DoNothing())
-    nlp = spacy.blank("en")
-    nlp.add_pipe("curated_transformer", name="transformer")
-    problems = make_plan(nlp, private_copies=False).problems
-    assert "transformer (curated_transformer)" in problems[0]
-    assert "it can teach a pipeline of spacy-distil, with 'spacy distil pipeline'" in problems[1]
+def test_a_curated_pipeline_is_refused_without_its_package(tmp_path: Path) -> None:
+    """Newer `_trf` packages are such pipelines. Nothing is loaded to see it."""
+    spacy.blank("en").to_disk(tmp_path / "trf")
+    config = Config().from_disk(tmp_path / "trf" / "config.cfg", interpolate=False)
+    config["nlp"]["pipeline"] = ["transformer"]
+    model = {"@architectures": "spacy-curated-transformers.RobertaTransformer.v1"}
+    config["components"]["transformer"] = {"factory": "curated_transformer", "model": model}
+    config.to_disk(tmp_path / "trf" / "config.cfg")
+    for convert_it in (convert, convert_and_quantize):
+        with pytest.raises(
+            ConfigError, match=r"^.*'transformer' comes from spacy-curated.*can teach"
+        ):
+            convert_it(tmp_path / "trf", tmp_path / "out")
 
 
-class _DoNothing:
-    def __call__(self, doc: Any) -> Any:
-        return doc
+def test_code_of_ones_own(bert_dir: Path, tmp_path: Path) -> None:
+    make_trf(bert_dir, {"tagger": "mean"}).to_disk(tmp_path / "trf")
+    code = make_own(tmp_path / "trf")
+    status, output = run("convert", tmp_path / "trf", tmp_path / "ours")
+    assert status == 1
+    assert ".Tagger.v1', which nothing here registers" in output
+    status, output = run("convert", tmp_path / "trf", tmp_path / "ours", "--code", code)
+    assert status == 0, output
+    assert spacy.load(tmp_path / "ours")("Ann met Bob.").user_data["capitals"] == 2
+
+
+def test_trf_data_is_kept_or_a_line_says_how_to_get_it(bert_dir: Path, tmp_path: Path) -> None:
+    original = make_trf(bert_dir, {"tagger": "mean"})
+    original.to_disk(tmp_path / "trf")
+    assert run("convert", tmp_path / "trf", tmp_path / "with", "--trf-data")[0] == 0
+    result = CliRunner().invoke(
+        distil_cli, ["convert", str(tmp_path / "trf"), str(tmp_path / "without")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "does not set doc._.trf_data" in " ".join(result.output.split())
+    (line,) = (line for line in result.output.splitlines() if line.startswith("spacy.load("))
+    text = SHORT[0]
+    expected = original(text)._.trf_data
+    for candidate in (spacy.load(tmp_path / "with"), eval(line)):
+        data = candidate(text)._.trf_data
+        np.testing.assert_array_equal(data.align.lengths, expected.align.lengths)
+        np.testing.assert_allclose(
+            data.model_output.last_hidden_state,
+            expected.model_output.last_hidden_state,
+            atol=1e-4,
+        )
+    plain = spacy.load(tmp_path / "without")(text)
+    assert plain._.trf_data is None
+
+
+def test_trf_data_needs_a_component_that_sets_it(bert_dir: Path, converted: Any) -> None:
+    original = make_trf(bert_dir, {"tagger": "mean"})
+    original.replace_listeners("transformer", "tagger", ["model.tok2vec"])
+    original.remove_pipe("transformer")
+    with pytest.raises(ConfigError, match=r"no component that could set doc\._\.trf_data"):
+        converted(original, trf_data=True)
+
+
+@pytest.mark.slow
+def test_quantized_at_once(bert_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = make_trf(bert_dir)
+    original.to_disk(tmp_path / "trf")
+    docs = [example.reference for example in make_examples(original, 6)]
+    DocBin(docs=docs).to_disk(tmp_path / "dev.spacy")
+    monkeypatch.chdir(tmp_path)
+    before = {"trf", "dev.spacy"}
+    status, output = run("convert", "trf", "int8", "--corpus", "dev.spacy", "--quantize")
+    assert status == 0, output
+    assert "int8 candidate on dev.spacy" in output
+    assert "Saved the quantized pipeline to int8" in output
+    assert {path.name for path in tmp_path.iterdir()} == before | {"int8"}
+    assert (tmp_path / "int8" / "transformer" / "model.onnx").is_file()
+    # As in two steps.
+    convert("trf", "converted", corpus="dev.spacy")
+    quantize("converted", "two-steps", corpus="dev.spacy")
+    one, two = spacy.load("int8"), spacy.load("two-steps")
+    for text in SHORT:
+        np.testing.assert_array_equal(one(text).tensor, two(text).tensor)
+
+
+@pytest.mark.slow
+def test_a_failure_of_either_step_keeps_the_old_pipeline(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder", "bert", activation="silu")  # has no graph
+    make_trf(encoder, {"tagger": "mean"}).to_disk(tmp_path / "trf")
+    spacy.blank("de").to_disk(tmp_path / "out")
+    (tmp_path / "no.txt").write_text("")
+    names = {path.name for path in tmp_path.iterdir()}
+    paths = tmp_path / "trf", tmp_path / "out"
+    with pytest.raises(CorpusError, match="has no text in it"):
+        convert_and_quantize(*paths, corpus=tmp_path / "no.txt", force=True)
+    with pytest.raises(
+        ConfigError,
+        match=r"^The converted pipeline cannot be quantized: .*activation 'silu'.*quantiz",
+    ):
+        convert_and_quantize(*paths, force=True)
+    with pytest.raises(ConfigError, match="exists"):
+        convert_and_quantize(*paths)
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert spacy.load(tmp_path / "out").lang == "de"
+
+
+def test_a_missing_corpus_is_no_test_set(bert_dir: Path, tmp_path: Path) -> None:
+    make_trf(bert_dir, {"tagger": "mean"}).to_disk(tmp_path / "trf")
+    missing = tmp_path / "none.spacy"
+    with pytest.raises(CorpusError, match=rf"^No documents at {missing}\."):
+        convert(tmp_path / "trf", tmp_path / "out", corpus=missing)
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    """Exit status and output, its lines joined."""
+    result = CliRunner().invoke(distil_cli, [str(each) for each in arguments])
+    return result.exit_code, " ".join(result.output.split())

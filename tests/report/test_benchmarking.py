@@ -12,10 +12,12 @@ from spacy.training import Corpus
 
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.report import benchmark
+from spacy_distil.report.aggregation import aggregate
 from spacy_distil.report.benchmark_table import make_tables, to_markdown
 from spacy_distil.report.plot import COLOURS
 from spacy_distil.report.process import PipelineSource
 from spacy_distil.report.results import Benchmark
+from spacy_distil.report.scores import score_pipeline
 from tests.report.pictures import colours_of
 from tests.report.stock_pipelines import Trained
 
@@ -57,7 +59,17 @@ def test_scores_are_those_of_spacy(result: Benchmark, trained: Trained) -> None:
     for row, path in ((full, trained.full), (partial, trained.partial)):
         nlp = spacy.load(path)
         expected = nlp.evaluate(list(Corpus(trained.test)(nlp)))
-        assert row.scores == pytest.approx({key: expected[key] for key in row.scores})
+        means = {key: score.mean for key, score in row.scores.items()}
+        assert means == pytest.approx({key: expected[key] for key in means})
+
+
+@pytest.mark.slow
+def test_intervals_are_those_of_compare(result: Benchmark, trained: Trained) -> None:
+    for row, path in zip(result.rows, (trained.full, trained.partial), strict=True):
+        assert row.scores == aggregate([score_pipeline(str(path), trained.test)])
+        for score in row.scores.values():
+            assert score.interval is not None
+            assert score.interval[0] < score.mean < score.interval[1]
 
 
 @pytest.mark.slow
@@ -113,6 +125,9 @@ def test_files(result: Benchmark, output: Path) -> None:
     assert [row[:2] for row in speed.rows] == [["full", "1"], ["partial", "1"]]
     assert memory.rows[0][-1] == f"{result.rows[0].n_bytes / 1e6:,.1f}"
     assert scores.rows[1][1:3] == ["\N{EN DASH}"] * 2
+    low, high = result.rows[1].scores["ents_f"].interval or (0, 0)
+    assert f" [{low * 100:.1f}, {high * 100:.1f}]" in scores.rows[1][5]
+    assert "brackets hold the 95% bootstrap interval over documents" in markdown
     assert colours_of(output / "benchmark.png") >= set(COLOURS[:2])
 
 
@@ -160,7 +175,7 @@ def test_what_cannot_work_is_said_at_once(trained: Trained, tmp_path: Path) -> N
         benchmark({"a": PipelineSource("training/nowhere", "nowhere/python")}, texts)
     with pytest.raises(CorpusError, match="No documents at"):
         benchmark(one, tmp_path / "none.txt")
-    with pytest.raises(CorpusError, match="No test documents"):
+    with pytest.raises(CorpusError, match="No documents"):
         benchmark(one, texts, gold=tmp_path / "none.spacy")
     with pytest.raises(ConfigError, match="is a file: expected a directory"):
         benchmark(one, texts, texts)

@@ -14,8 +14,8 @@ from spacy.training import Corpus
 
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.report import compare
+from spacy_distil.report.aggregation import aggregate, compute_retention
 from spacy_distil.report.bootstrap import percentiles
-from spacy_distil.report.comparison import aggregate, compute_retention
 from spacy_distil.report.plot import COLOURS
 from spacy_distil.report.results import Comparison
 from spacy_distil.report.scores import Scores, score_pipeline
@@ -215,7 +215,7 @@ def test_what_cannot_work_is_said_at_once(trained: Trained, tmp_path: Path) -> N
             compare(none, trained.test, tmp_path / "out")
     with pytest.raises(ConfigError, match="No pipeline 'training/nowhere'"):
         compare({"a": [trained.full, "training/nowhere"]}, trained.test, tmp_path / "out")
-    with pytest.raises(CorpusError, match="No test documents"):
+    with pytest.raises(CorpusError, match="No documents"):
         compare(one, tmp_path / "none.spacy", tmp_path / "out")
     with pytest.raises(ConfigError, match="repeats = 0: expected at least 1"):
         compare(one, trained.test, tmp_path / "out", repeats=0)

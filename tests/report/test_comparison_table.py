@@ -68,6 +68,7 @@ def comparison() -> Comparison:
         machine=MACHINE,
         date="2025-01-31T12:00:00+00:00",
         command="",
+        verdicts=[],
         rows=[
             make_row("teacher", scores=teacher, retention={}, seconds=0.5),
             make_row(

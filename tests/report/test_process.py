@@ -24,7 +24,7 @@ def texts(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_another_interpreter_needs_spacy_alone(
-    bare_python: str, trained: Trained, texts: Path
+    bare_python: str, trained: Trained, texts: Path, tmp_path: Path
 ) -> None:
     with Worker(PipelineSource(str(trained.partial), bare_python), texts, threads=1) as worker:
         assert worker.path == trained.partial
@@ -33,11 +33,12 @@ def test_another_interpreter_needs_spacy_alone(
         assert min(worker.latencies(9)) > 0, "more than there are texts"
         environment = worker.environment(["spacy", "no-such-package"])
         assert environment["versions"] == {"spacy": spacy.__version__, "no-such-package": None}
-        scores = worker.score(trained.test, batch_size=8, limit=10)
+        reply = worker.score(trained.test, tmp_path / "out.spacy", batch_size=8, limit=10)
     nlp = spacy.load(trained.partial)
     expected = nlp.evaluate(list(Corpus(trained.test, limit=10)(nlp)))
-    assert scores["ents_f"] == expected["ents_f"]
-    assert scores["cats_macro_f"] == pytest.approx(expected["cats_macro_f"])
+    assert reply["scores"]["ents_f"] == expected["ents_f"]
+    assert reply["scores"]["cats_macro_f"] == pytest.approx(expected["cats_macro_f"])
+    assert reply["categories"] == {"labels": ["FOOD", "SPORT"], "threshold": 0.5}
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from spacy_distil.report.scores import (
     recall,
     score_pipeline,
 )
+from spacy_distil.report.worker import find_categories
 from spacy_distil.text.documents import read_examples
 from tests.report.stock_pipelines import Trained
 
@@ -83,7 +84,7 @@ def test_counts_by_hand() -> None:
     )
     predicted.cats = {"A": 0.7, "B": 0.2, "C": 0.1}
     example = Example(predicted, gold)
-    counts = count_documents(nlp, [example])
+    counts = count_documents([example], find_categories(nlp))
     # Both parts of "can't" are judged by its tag; "US" is two gold tokens, so it finds neither;
     # Alan has no UPOS tag to judge by.
     assert counts["pos"].tolist() == [[3, 2, 3]]
@@ -171,7 +172,7 @@ def test_bytes_of_all_files(tmp_path: Path) -> None:
 
 def test_unreadable_test_sets(tmp_path: Path) -> None:
     nlp = spacy.blank("en")
-    with pytest.raises(CorpusError, match=r"No test documents at .*nowhere\.spacy"):
+    with pytest.raises(CorpusError, match=r"No documents at .*nowhere\.spacy"):
         read_examples(nlp, tmp_path / "nowhere.spacy")
     other = tmp_path / "test.conllu"
     other.write_text("# text")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import spacy
 
+from spacy_distil.errors import ConfigError
 from spacy_distil.report.process import (
     Load,
     Pass,
@@ -17,6 +18,7 @@ from spacy_distil.report.process import (
     cpu_environment,
 )
 from spacy_distil.report.speed import Speed
+from tests.own_code import write_own_pipeline
 
 TEXTS = ["One two three.", "Four five.", ""]
 N_WORDS = 4 + 3
@@ -72,12 +74,29 @@ def test_a_process_measures_until_it_is_killed(noisy: str, texts: Path) -> None:
         assert "from below" in str(error.value)
 
 
-def test_a_process_says_why_it_ended(tmp_path: Path, texts: Path, bare_python: str) -> None:
+@pytest.mark.slow
+def test_a_process_says_in_one_sentence_why_it_ended(
+    tmp_path: Path, texts: Path, bare_python: str
+) -> None:
     broken = tmp_path / "broken"
-    spacy.blank("en").to_disk(broken)
+    nlp = spacy.blank("en")
+    nlp.to_disk(broken)
     (broken / "config.cfg").write_text("[nlp\n")
-    with pytest.raises(WorkerError, match=r"(?s)Measuring .*broken failed.*code 1.*config"):
+    with pytest.raises(ConfigError, match=r"^.*broken cannot be loaded: .*Config validation.*$"):
         Worker(PipelineSource(str(broken), bare_python), texts, threads=1)
+    own = tmp_path / "own"
+    code = write_own_pipeline(own)
+    with pytest.raises(ConfigError, match=r"^.*own needs the factory 'own_\w+', which nothing"):
+        Worker(PipelineSource(str(own), bare_python), texts, threads=1)
+    with pytest.raises(ConfigError, match=r"^\S* cannot import spaCy or none\.py: FileNotFound"):
+        Worker(PipelineSource(str(own), bare_python, "none.py"), texts, threads=1)
+    with Worker(PipelineSource(str(own), bare_python, str(code)), texts, threads=1) as worker:
+        assert worker.run(8, since=0.0).words == N_WORDS
+    code.write_text(code.read_text().replace("return doc", "raise LookupError('no such')"))
+    with pytest.raises(
+        WorkerError, match=r"^Measuring .*own failed: LookupError: no such \(.*own\.py, line \d+\)$"
+    ):
+        Worker(PipelineSource(str(own), bare_python, str(code)), texts, threads=1)
 
 
 def test_threads_and_devices_by_environment() -> None:

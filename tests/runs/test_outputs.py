@@ -41,7 +41,8 @@ def test_a_pipeline_does_not_replace_its_source(tmp_path: Path) -> None:
             check_output(output, force=True, source=source)
     with pytest.raises(ConfigError, match="holds the pipeline"):
         check_output(source.parent, force=True, source=source)
-    check_output(source / "int8", force=True, source=source)
+    with pytest.raises(ConfigError, match="lies inside the pipeline"):
+        check_output(source / "int8", force=True, source=source)
     check_output(tmp_path / "new", force=True, source=Path("en_core_web_sm"))
 
 

@@ -17,8 +17,8 @@ from spacy_distil.component.shim import EncoderShim
 from spacy_distil.distillation.pipeline.hidden import HiddenStates
 from spacy_distil.engines import TrainableEngine
 from spacy_distil.errors import DamagedError
-from spacy_distil.runs.digests import check_directory, write_sums
 from spacy_distil.pipelines import count_bytes
+from spacy_distil.runs.digests import check_directory, write_sums
 from spacy_distil.runs.files import atomic_directory, remove_unfinished
 
 MODEL, STUDENT, HEADS, ENCODERS, PROJECTIONS, STATE = (
