@@ -24,7 +24,9 @@ def load() -> None:
     torch looks for devices when it is imported, and does not look again.
     """
     if "torch" in sys.modules:
-        raise ImportError("torch is imported already: start pytest with -p tests.cuda_simulation.plugin")
+        raise ImportError(
+            "torch is imported already: start pytest with -p tests.cuda_simulation.plugin"
+        )
     spec, compiler = find_spec("torch"), find_compiler()
     if spec is None or spec.origin is None or compiler is None:
         raise ImportError("the simulation needs torch and a C++ compiler")

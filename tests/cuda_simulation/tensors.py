@@ -188,7 +188,9 @@ def _to_gpu(result: Any, tensors: Iterable[Tensor]) -> Any:
 def pin(tensor: Tensor, *_: Any) -> Tensor:
     """Do what `Tensor.pin_memory` does."""
     if isinstance(tensor, SimulatedTensor):
-        raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
+        raise RuntimeError(
+            "cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned"
+        )
     pinned = tensor.clone()
     pinned._simulation_pinned = True  # type: ignore[attr-defined]
     return pinned
@@ -215,9 +217,7 @@ def _without(tensors: Sequence[Tensor], left_out: Sequence[Tensor]) -> list[Tens
 # Functions that make a tensor out of nothing have no argument to dispatch on.
 
 
-def empty(
-    size: Any, *, dtype: Any = None, memory_format: Any = None, **_: Any
-) -> SimulatedTensor:
+def empty(size: Any, *, dtype: Any = None, memory_format: Any = None, **_: Any) -> SimulatedTensor:
     """Do what `torch.empty(size, device="cuda")` does."""
     layout = memory_format or torch.contiguous_format
     return SimulatedTensor(torch.empty(size, dtype=dtype, device=CPU, memory_format=layout))
