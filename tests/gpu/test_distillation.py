@@ -13,6 +13,7 @@ import transformers
 
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.students.masking import Masking, batch_blocks
+from tests.gpu.conftest import real_gpu
 from tests.teachers import WORDS, log_of, write_teacher
 
 GPU = torch.device("cuda")
@@ -69,6 +70,7 @@ def test_bfloat16_trains(config: dict[str, Any], tmp_path: Path) -> None:
     assert (found[-5:].mean(0) < found[:5].mean(0)).all()
 
 
+@real_gpu
 def test_compiled_it_learns_the_same(config: dict[str, Any], tmp_path: Path) -> None:
     for name in ("plain", "compiled"):
         changed = {"training.mixed_precision": "no", "training.compile": name == "compiled"}
