@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
+from contextlib import ExitStack
 
 from tests.cuda_simulation import library
 
@@ -12,12 +10,14 @@ library.load()
 
 from tests.cuda_simulation.device import NAME, simulate  # noqa: E402
 
+# Now, because conftests are loaded before the first hook is called, and look for a GPU.
+_simulation = ExitStack()
+_simulation.enter_context(simulate())
+
 
 def pytest_report_header() -> str:
     return f"CUDA: {NAME}"
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_cmdline_main() -> Iterator[None]:
-    with simulate():
-        return (yield)
+def pytest_unconfigure() -> None:
+    _simulation.close()

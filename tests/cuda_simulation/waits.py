@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-HERE = str(Path(__file__).parent)
+HERE = Path(__file__).parent
+# Parts of the simulation, which notes do not mention.
+OWN = {str(HERE / name) for name in ("device.py", "tensors.py", "waits.py")}
 # Lines of code in a note, the innermost first.
 LINES = 3
 
@@ -42,7 +44,7 @@ class Waits:
         frames = [
             f"{frame.filename}:{frame.lineno} {frame.line}"
             for frame in reversed(traceback.extract_stack())
-            if not frame.filename.startswith(HERE) and "/torch/" not in frame.filename
+            if frame.filename not in OWN and "/torch/" not in frame.filename
         ]
         note = f"{operation}: " + " <- ".join(frames[:LINES])
         if self._notes is not None:
