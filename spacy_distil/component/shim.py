@@ -345,6 +345,8 @@ class EncoderShim(Shim):
             pad_id=self.loaded.pad_id,
             max_batch_pieces=self.max_batch_pieces,
             special=special,
+            length_multiple=self.engine.length_multiple,
+            max_length=self.loaded.window,
         )
 
     def _alloc_rows(self, encoded: EncodedDocs, ops: Ops, layers: Sequence[int] | None) -> Floats2d:

@@ -98,6 +98,10 @@ class OnnxEngine:
     def batch_pieces(self) -> int:
         return BATCH_PIECES
 
+    @property
+    def length_multiple(self) -> int:
+        return 1
+
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
         feed = {IDS: batch.ids, MASK: batch.mask, POSITIONS: batch.positions}
         (rows,) = self._session().run([ROWS], feed)

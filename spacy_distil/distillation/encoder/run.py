@@ -16,7 +16,7 @@ from wasabi import Printer
 from spacy_distil.distillation.encoder.building import CorpusPlan
 from spacy_distil.distillation.encoder.card import student_card
 from spacy_distil.distillation.encoder.checkpoint import Checkpoints
-from spacy_distil.distillation.encoder.compilation import explain_compile_errors
+from spacy_distil.distillation.encoder.compilation import compiling
 from spacy_distil.distillation.encoder.config import (
     FREE_ON_RESUME,
     EncoderDistilConfig,
@@ -25,6 +25,7 @@ from spacy_distil.distillation.encoder.config import (
 from spacy_distil.distillation.encoder.corpus import Corpus, load_corpus, plan_corpus
 from spacy_distil.distillation.encoder.devices import (
     describe_devices,
+    find_unused_parameters,
     make_accelerator,
     prepare_models,
 )
@@ -35,6 +36,7 @@ from spacy_distil.distillation.encoder.objectives import prepare_objectives
 from spacy_distil.distillation.encoder.processes import on_main
 from spacy_distil.distillation.encoder.steps import StepBlocks, plan_stages, plan_steps
 from spacy_distil.distillation.encoder.trainer import Trainer
+from spacy_distil.distillation.encoder.trial import has_unused_parameters
 from spacy_distil.engines.changes import EncoderChanges
 from spacy_distil.engines.config_check import ATTENTION_DROPOUTS, DROPOUTS
 from spacy_distil.engines.files import WEIGHTS
@@ -147,6 +149,13 @@ class EncoderRun:
         self.save()
         self.close()
         self.printer.good(f"Encoder saved to {self.output}")
+        if self.rise is not None:
+            before, after = self.rise
+            self.printer.warn(
+                f"The student is no better than at its start: its held-out total was {before:.4f} "
+                f"before the first step, and is {after:.4f} after the last. Give it more text or "
+                f"steps, a lower training.learn_rate, or other objectives"
+            )
         return self.result()
 
     def load_teacher(self) -> None:
@@ -304,9 +313,19 @@ class EncoderRun:
             micro_batch=self.micro_batch,
             process=self.accelerator.process_index,
             n_processes=self.accelerator.num_processes,
+            pin=self.accelerator.device.type == "cuda",
         )
-        # This must follow the search for a micro-batch. DistributedDataParallel would record the
-        # gradients of its trials, and torch would compile the models again for each size.
+        # Trials come first. DistributedDataParallel would record their gradients, and torch would
+        # compile the models again for each size.
+        if self.accelerator.num_processes > 1:
+            found = has_unused_parameters(
+                self.distiller,
+                self.stages,
+                self.accelerator,
+                masking=self.masking.to(self.accelerator.device),
+                block_size=self.settings.corpus.block_size,
+            )
+            find_unused_parameters(self.accelerator, found)
         trainer = Trainer.prepare(self.distiller, self.training, self.masking, self.accelerator)
         loop = TrainingLoop(
             trainer,
@@ -320,8 +339,9 @@ class EncoderRun:
         )
         self.accelerator.init_trackers("distil")
         try:
-            with explain_compile_errors() if self.training.compile else nullcontext():
+            with compiling() if self.training.compile else nullcontext():
                 self.scores = loop.run()
+            self.rise = loop.rise()
         except DistilError:
             # The group of processes has to stay: the traceback holds modules that use it.
             for tracker in self.accelerator.trackers:
