@@ -33,7 +33,7 @@ from spacy_distil.component.listener import (
     listeners_in,
     overwritten_message,
 )
-from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirement
+from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirement, warn_of_warmup
 from spacy_distil.component.open_batch import HIDDEN_STATES, OpenBatch
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.encoding import split_docs
@@ -399,6 +399,7 @@ class DistilTransformerPipe(Tok2Vec):
         if nlp is not None:
             set_requirement(nlp.meta, encoder.settings.engine)
             fill_in_optimizer(nlp)
+            warn_of_warmup(nlp, get_examples)
 
     def to_bytes(self, *, exclude: Sequence[str] = ()) -> bytes:
         self._close_if_learned()

@@ -55,7 +55,8 @@ class Pieces:
     ids: (n_pieces,) int64, vocabulary ids.
     starts, ends: (n_pieces,) int64, character offsets into the text, end exclusive. The range does
         not begin or end with a space, and offsets never decrease. A piece for spaces only, or for
-        no character, has equal offsets: it belongs to no token.
+        no character, has equal offsets: it belongs to no token. Line breaks and other white space
+        are spaces, too, except in RoBERTa's tokenizers, which have pieces for them.
     """
 
     ids: np.ndarray
