@@ -9,7 +9,13 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import BatchSize, Force, PipelineOutput
+from spacy_distil.cli.options import (
+    BatchSize,
+    Force,
+    PipelineOutput,
+    TxtDocumentsChoice,
+    TxtDocumentsOption,
+)
 from spacy_distil.errors import friendly_errors
 
 
@@ -28,7 +34,7 @@ def convert_cli(
             "--corpus",
             "-c",
             help="Documents to compare both pipelines on: .spacy (annotated ones are scored), .txt "
-            "with one text per line, or .jsonl. Default: a few sentences.",
+            "or .jsonl. Default: a few sentences.",
         ),
     ] = None,
     limit: Annotated[
@@ -58,6 +64,7 @@ def convert_cli(
             "the encoder, or refuse the conversion.",
         ),
     ] = True,
+    txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
     batch_size: BatchSize = 64,
     force: Force = False,
 ) -> None:
@@ -86,6 +93,7 @@ def convert_cli(
             window=window,
             private_copies=private_copies,
             min_agreement=min_agreement,
+            txt_documents=txt_documents.value,
             batch_size=batch_size,
             force=force,
             log=msg.info,

@@ -10,7 +10,13 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import BatchSize, Force, PipelineOutput
+from spacy_distil.cli.options import (
+    BatchSize,
+    Force,
+    PipelineOutput,
+    TxtDocumentsChoice,
+    TxtDocumentsOption,
+)
 from spacy_distil.errors import friendly_errors
 
 
@@ -37,8 +43,8 @@ def quantize_cli(
         typer.Option(
             "--corpus",
             "-c",
-            help="Documents to check the result on: .spacy (annotated ones are scored), .txt with "
-            "one text per line, or .jsonl. If int8 loses too much, they decide which layers stay "
+            help="Documents to check the result on: .spacy (annotated ones are scored), .txt or "
+            ".jsonl. If int8 loses too much, they decide which layers stay "
             "in float32. Default: a few sentences that come with spaCy.",
         ),
     ] = None,
@@ -79,6 +85,7 @@ def quantize_cli(
         int | None,
         typer.Option("--vocab-size", min=1, help="With --prune-vocab: keep this number of pieces."),
     ] = None,
+    txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
     batch_size: BatchSize = 64,
     report: Annotated[
         Path | None, typer.Option("--report", help="JSON file for all measurements.")
@@ -111,6 +118,7 @@ def quantize_cli(
             reduced_range=reduced_range,
             prune_vocab=prune_vocab,
             vocab_size=vocab_size,
+            txt_documents=txt_documents.value,
             batch_size=batch_size,
             force=force,
             log=msg.info,

@@ -33,6 +33,7 @@ from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError, require
 from spacy_distil.pipelines import check_output, load_pipeline
 from spacy_distil.runs.files import atomic_directory
+from spacy_distil.text.plain_text import TxtDocuments
 
 if TYPE_CHECKING:
     from spacy_transformers.layers import TransformerModel
@@ -68,6 +69,7 @@ def convert(
     window: int | None = None,
     private_copies: bool = True,
     min_agreement: float = 0.98,
+    txt_documents: TxtDocuments = "auto",
     batch_size: int = 64,
     force: bool = False,
     log: Callable[[str], Any] = lambda message: None,
@@ -79,14 +81,15 @@ def convert(
 
     pipeline: directory or package of the spacy-transformers pipeline.
     output: directory of the new pipeline.
-    corpus: documents to compare the pipelines on: .spacy (scored too), .txt with one text per line,
-        or .jsonl; `None` for a few sentences that come with spacy-distil.
+    corpus: documents to compare the pipelines on: .spacy (scored too), .txt or .jsonl; `None` for a
+        few sentences that come with spacy-distil.
     limit: only the first N documents; 0 for all.
     window: maximum number of pieces encoded together, special ones included; `None` for the closest
         match to the windows in training (`spacy_transformers.choose_windows`).
     private_copies: whether pipes with another pooling may get an encoder of their own.
     min_agreement: lowest agreement of each pipe's predictions with the original's, over the
         documents whose windows are the same in both pipelines.
+    txt_documents: how .txt files are divided into documents, see `TxtDocuments`.
     batch_size: documents per batch of the comparison.
     force: whether to replace a pipeline in `output`.
     log: callback that receives a line for each step.
@@ -112,7 +115,11 @@ def convert(
             + "\n".join(f"- {problem}." for problem in plan.problems)
         )
     documents = read_check_documents(
-        None if corpus is None else Path(corpus), original, limit=limit
+        None if corpus is None else Path(corpus),
+        original,
+        limit=limit,
+        txt_documents=txt_documents,
+        log=log,
     )
     with atomic_directory(output) as directory:
         log("Converting it")
