@@ -11,7 +11,14 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import BatchSize, Code, Force, PipelineOutput
+from spacy_distil.cli.options import (
+    BatchSize,
+    Code,
+    Force,
+    PipelineOutput,
+    TxtDocumentsChoice,
+    TxtDocumentsOption,
+)
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import import_code
 from spacy_distil.runs.files import write_text
@@ -40,8 +47,8 @@ def quantize_cli(
         Path | None,
         typer.Option(
             "--corpus",
-            help="Documents to check the result on: .spacy (annotated ones are scored), .txt with "
-            "one text per line, or .jsonl. If int8 loses too much, they decide which layers stay "
+            help="Documents to check the result on: .spacy (annotated ones are scored), .txt or "
+            ".jsonl. If int8 loses too much, they decide which layers stay "
             "in float32. Default: a few sentences that come with spaCy.",
         ),
     ] = None,
@@ -82,6 +89,7 @@ def quantize_cli(
         int | None,
         typer.Option("--vocab-size", min=1, help="With --prune-vocab: keep this number of pieces."),
     ] = None,
+    txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
     batch_size: BatchSize = 64,
     code: Code = None,
     report: Annotated[
@@ -116,6 +124,7 @@ def quantize_cli(
             reduced_range=reduced_range,
             prune_vocab=prune_vocab,
             vocab_size=vocab_size,
+            txt_documents=txt_documents.value,
             batch_size=batch_size,
             force=force,
             log=msg.info,

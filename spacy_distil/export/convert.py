@@ -36,6 +36,7 @@ from spacy_distil.export.quantize import Quantization, quantize
 from spacy_distil.pipelines import load_pipeline, read_config
 from spacy_distil.runs.files import atomic_directory, scratch_directory
 from spacy_distil.runs.outputs import check_output
+from spacy_distil.text.plain_text import TxtDocuments
 
 if TYPE_CHECKING:
     from spacy_transformers.layers import TransformerModel
@@ -76,6 +77,7 @@ def convert(
     private_copies: bool = True,
     trf_data: bool = False,
     min_agreement: float = 0.98,
+    txt_documents: TxtDocuments = "auto",
     batch_size: int = 64,
     force: bool = False,
     log: Callable[[str], Any] = lambda message: None,
@@ -87,8 +89,8 @@ def convert(
 
     pipeline: directory or package of the spacy-transformers pipeline.
     output: directory of the new pipeline.
-    corpus: documents to compare the pipelines on: .spacy (scored too), .txt with one text per line,
-        or .jsonl; `None` for a few sentences that come with spacy-distil.
+    corpus: documents to compare the pipelines on: .spacy (scored too), .txt or .jsonl; `None` for a
+        few sentences that come with spacy-distil.
     limit: only the first N documents; 0 for all.
     window: maximum number of pieces encoded together, special ones included; `None` for the closest
         match to the windows in training (`spacy_transformers.choose_windows`).
@@ -96,6 +98,7 @@ def convert(
     trf_data: whether the new pipeline sets `doc._.trf_data`, which takes memory.
     min_agreement: lowest agreement of each pipe's predictions with the original's, over the
         documents whose windows are the same in both pipelines.
+    txt_documents: how .txt files are divided into documents, see `TxtDocuments`.
     batch_size: documents per batch of the comparison.
     force: whether to replace a pipeline in `output`.
     log: callback that receives a line for each step.
@@ -124,7 +127,11 @@ def convert(
             + "\n".join(f"- {problem}." for problem in plan.problems)
         )
     documents = read_check_documents(
-        None if corpus is None else Path(corpus), original, limit=limit
+        None if corpus is None else Path(corpus),
+        original,
+        limit=limit,
+        txt_documents=txt_documents,
+        log=log,
     )
     with atomic_directory(output) as directory:
         log("Converting it")

@@ -26,6 +26,7 @@ from spacy_distil.students.sample_text import pieces_per_word, read_blocks
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import load_teacher
 from spacy_distil.tables import Table
+from spacy_distil.text.plain_text import TxtDocuments
 
 # Options of the command, for errors.
 PREFIX, CORPUS, OUTPUT = "--", "--corpus", "--output"
@@ -64,6 +65,7 @@ def build_student(
     corpus: Path | None = None,
     revision: str | None = None,
     threads: int | None = None,
+    txt_documents: TxtDocuments = "auto",
     log: Callable[[str], object] = print,
 ) -> BuiltStudent:
     """Build a student, measure its costs and save it. It learns nothing here.
@@ -75,6 +77,7 @@ def build_student(
         fewer heads, neurons or dimensions than the teacher.
     revision: branch, tag or commit on the hub.
     threads: of the CPU while speed is measured; None is torch's own choice.
+    txt_documents: how .txt files of the corpus are divided into documents, see `TxtDocuments`.
     log: called with messages on the progress.
     Raises ConfigError, which names the options of `spacy distil student`, for a shape that cannot
     be, or an output that must not be written.
@@ -93,7 +96,7 @@ def build_student(
         )
     importance = None
     if corpus is not None and shape.cuts:
-        blocks = read_blocks(corpus, loaded, setting=CORPUS)
+        blocks = read_blocks(corpus, loaded, setting=CORPUS, txt_documents=txt_documents, log=log)
         log(f"Measuring importance on {len(blocks)} blocks of {corpus}")
         importance = measure_importance(loaded, importance_batches(blocks, loaded))
     is_random = bool(shape.cuts) and importance is None

@@ -42,12 +42,14 @@ class CorpusPlan:
     setting: the setting that names the files, for errors.
     limit: maximum number of blocks; `None` is no limit.
     fingerprint: see `Source`.
+    txt_documents: how .txt files are divided into documents.
     """
 
     setting: str
     files: list[Path]
     limit: int | None
     fingerprint: str
+    txt_documents: plain_text.TxtDocuments = "auto"
 
 
 def build(
@@ -65,7 +67,8 @@ def build(
         if directory.exists() and not (directory / COUNTS).exists():
             shutil.rmtree(directory)
         with atomic_directory(directory, replace=False, needed=n_bytes) as unfinished:
-            parts = _keep_alive(unfinished, _read_files(plan))
+            txt = plain_text.TxtFiles(plan.txt_documents)
+            parts = _keep_alive(unfinished, _read_files(plan, txt))
             n_blocks, n_pieces = write_shards(
                 packing.pack(
                     packing.tokenize(parts, tokenizer),
@@ -83,9 +86,10 @@ def build(
             counts = json.dumps({"blocks": n_blocks, "pieces": n_pieces})
             (unfinished / COUNTS).write_text(counts, encoding="utf-8")
             write_sums(unfinished)  # again, with the counts
+    txt.tell(msg.info)
 
 
-def _read_files(plan: CorpusPlan) -> Iterator[plain_text.Part]:
+def _read_files(plan: CorpusPlan, txt: plain_text.TxtFiles) -> Iterator[plain_text.Part]:
     """Read the text of all files, with a progress bar on terminals."""
     sizes = [plain_text.file_size(path) for path in plan.files]
     with tqdm(
@@ -99,7 +103,7 @@ def _read_files(plan: CorpusPlan) -> Iterator[plain_text.Part]:
         end = 0
         for path, size in zip(plan.files, sizes, strict=True):
             end += size
-            for part in plain_text.read_parts(path):
+            for part in plain_text.read_parts(path, txt):
                 yield part
                 # A file may hold more than its text, or its text compressed.
                 bar.update(min(len(part.text.encode()), end - bar.n))

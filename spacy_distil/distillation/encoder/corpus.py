@@ -102,8 +102,10 @@ def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, CorpusP
                 f"{setting} is empty: name the text to distil on, in the config or with "
                 f"--{setting} PATH ({', '.join(plain_text.SUFFIXES)}, or a directory of such files)"
             )
-        fingerprint = _fingerprint(files, teacher, settings.block_size, limit)
-        plans[name] = CorpusPlan(setting, files, limit, fingerprint)
+        fingerprint = _fingerprint(
+            files, teacher, settings.block_size, limit, settings.txt_documents
+        )
+        plans[name] = CorpusPlan(setting, files, limit, fingerprint, settings.txt_documents)
     return plans
 
 
@@ -164,11 +166,16 @@ def _load(
 
 
 def _fingerprint(
-    files: Sequence[Path], teacher: Teacher, block_size: int, limit: int | None
+    files: Sequence[Path],
+    teacher: Teacher,
+    block_size: int,
+    limit: int | None,
+    txt_documents: str,
 ) -> str:
     """Hash contents, not names and times: a copied or freshly checked-out corpus is the same."""
     tokenizer = teacher.tokenizer
-    settings = (FORMAT, block_size, limit, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    ids = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    settings = (FORMAT, block_size, limit, txt_documents, *ids)
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=12)
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for file in files:
