@@ -157,6 +157,7 @@ def convert_and_quantize(
     *,
     corpus: str | Path | None = None,
     limit: int = 0,
+    txt_documents: TxtDocuments = "auto",
     batch_size: int = 64,
     force: bool = False,
     log: Callable[[str], Any] = lambda message: None,
@@ -175,7 +176,12 @@ def convert_and_quantize(
     _refuse_curated(pipeline)
     require_all({**NEEDS, **QUANTIZING}, purpose="Converting and quantizing a pipeline")
     check_output(output, force=force, source=Path(pipeline))
-    checked: dict[str, Any] = {"corpus": corpus, "limit": limit, "batch_size": batch_size}
+    checked: dict[str, Any] = {
+        "corpus": corpus,
+        "limit": limit,
+        "txt_documents": txt_documents,
+        "batch_size": batch_size,
+    }
     with scratch_directory(output.parent) as scratch:
         converted = scratch / "converted"
         conversion = convert(pipeline, converted, log=log, **checked, **settings)
