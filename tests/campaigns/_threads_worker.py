@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import spacy
 
+from spacy_distil.component.shim import get_encoder
 from tests.util import random_text
 
 ENGINES = ("torch", "onnx")
@@ -55,6 +56,7 @@ class Case:
 
     def __init__(self, nlp: Any, rng: random.Random) -> None:
         self.nlp, self.rng = nlp, rng
+        self.exact = get_encoder(nlp.get_pipe("transformer").model).settings.engine == "onnx"
         self.texts = [self._text() for _ in range(24)]
         self.batch_size = rng.choice([2, 3, 5])
         self.found: list[tuple[str, Facts]] = []  # texts with results
@@ -112,9 +114,8 @@ class Case:
     def check(self) -> str | None:
         """Compare all results with those of one thread. RETURNS: what was wrong, or None."""
         expected = {text: facts(self.nlp(text)) for text in dict.fromkeys(self.texts)}
-        exact = self.nlp.get_pipe("transformer").model.shims[0].settings.engine == "onnx"
         for text, result in self.found:
-            if not same(result, expected[text], exact):
+            if not same(result, expected[text], self.exact):
                 self.errors.append(f"another result for {text[:50]!r}")
         return "; ".join(dict.fromkeys(self.errors)) or None
 
@@ -193,7 +194,7 @@ def fork_directly(case: Case) -> None:
 
     def predict() -> bool:
         found = [facts(doc) for doc in case.pipe()]
-        return all(same(a, b, exact=False) for a, b in zip(found, expected, strict=True))
+        return all(same(a, b, case.exact) for a, b in zip(found, expected, strict=True))
 
     with case.busy(4):
         for _ in range(3):
@@ -269,7 +270,7 @@ def continued_in_a_child(case: Case) -> None:
 
     def go_on() -> bool:
         found = [facts(doc) for doc in stream]
-        return all(same(a, b, exact=False) for a, b in zip(found, expected[n:], strict=True))
+        return all(same(a, b, case.exact) for a, b in zip(found, expected[n:], strict=True))
 
     join(case, fork(go_on))
     case.note([*docs, *stream])
@@ -298,7 +299,8 @@ def run_case(nlp: Any, seed: int, case: int) -> str | None:
         except Exception as error:
             own.errors.append(repr(error))
         gc.collect()
-        nlp.get_pipe("transformer")._ahead.wait()
+        with nlp.memory_zone():  # waits for the threads of all streams
+            pass
         failure = own.check()
     if output:
         failure = f"{failure or 'right'}, but printed: {output[0]}"

@@ -78,7 +78,8 @@ def _run_cases(
         env=environment,
         start_new_session=True,
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         left = list(cases)
         for line in process.stdout:
             case, failure = json.loads(line)
