@@ -235,7 +235,7 @@ def test_a_truncated_file_is_named(saved: Path, name: str) -> None:
         ("model.safetensors", r"model\.safetensors do not fit config\.json"),
         (
             "tokenizer.json",
-            "The tokenizer has pieces up to number 414, but .* embeddings for 276 only",
+            "The tokenizer has pieces up to number 414, .* for 276 only",
         ),
     ],
 )
@@ -274,21 +274,22 @@ def flip(data: bytes, place: int) -> bytes:
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 @pytest.mark.parametrize("name", ["config.json", "the model", "tokenizer.json", SUMS])
 def test_a_flipped_bit_is_named(
-    saved: Path, saved_onnx: Path, engine: EngineName, name: str
+    trained: Any, converted: Any, tmp_path: Path, engine: EngineName, name: str
 ) -> None:
-    folder = (saved if engine == "torch" else saved_onnx) / "transformer"
+    encoder, folder = encoder_of(trained if engine == "torch" else converted), tmp_path
+    encoder.to_disk(folder)
     path = folder / (MODELS[engine] if name == "the model" else name)
     whole = path.read_bytes()
     for place in (0, len(whole) // 2, len(whole) - 1):
         path.write_bytes(flip(whole, place))
-        with pytest.raises(WeightsError) as error:
-            spacy.load(folder.parent)
+        with pytest.raises(WeightsError, match=f"The encoder in {folder} cannot") as error:
+            EncoderShim(encoder.settings).from_disk(folder)
         assert path.name in str(error.value) or name == SUMS
         assert f"If you have changed its files on purpose, delete {folder / SUMS}" in str(
             error.value
         )
     path.write_bytes(whole)
-    spacy.load(folder.parent)
+    EncoderShim(encoder.settings).from_disk(folder)
 
 
 def test_weights_are_edited_on_purpose(trained: Any, saved: Path) -> None:
@@ -349,9 +350,8 @@ def test_saving_replaces_links(trained: Any, converted: Any, tmp_path: Path) -> 
             (folder / name).symlink_to(tmp_path / name)
         nlp.to_disk(tmp_path / "pipeline")
         assert not any(path.is_symlink() for path in folder.iterdir())
-        assert all(
-            (tmp_path / name).read_text() == "of another" for name in encoder_of(nlp).to_files()
-        )
+        for name in encoder_of(nlp).to_files():
+            assert (tmp_path / name).read_text() == "of another"
         assert_same_predictions(nlp, spacy.load(tmp_path / "pipeline"))
 
 
@@ -362,7 +362,8 @@ def test_saving_leaves_hard_links_of_others(trained: Any, saved: Path, tmp_path:
     edited = spacy.load(saved)
     edited.update(make_examples(edited), sgd=edited.resume_training())
     edited.to_disk(saved)
-    assert_same_predictions(trained, spacy.load(copy))
+    copied = spacy.load(copy)
+    np.testing.assert_array_equal(trained(SENTENCES[0]).tensor, copied(SENTENCES[0]).tensor)
 
 
 # Listeners replaced by copies of the encoder

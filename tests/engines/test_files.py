@@ -65,7 +65,8 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
             WEIGHTS,
             r"model\.onnx is missing, which engine = 'onnx' runs; model\.safetensors is there, "
             r"which engine = 'torch' runs\..* or set engine = 'torch' in .* before you build the "
-            r"pipeline; or make an ONNX pipeline of it with 'spacy distil quantize', and load that\.$",
+            r"pipeline; or make an ONNX pipeline of it with 'spacy distil quantize', and load "
+            r"that\.$",
         ),
     ],
 )

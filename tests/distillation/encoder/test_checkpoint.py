@@ -115,14 +115,23 @@ def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000003.pt.damaged", "step-00000006.pt"]
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut short", "other"])
+@pytest.mark.parametrize("damage", ["empty", "cut short", "other", "flipped", "swapped"])
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (3, 6):
         checkpoints.save(step, state(step))
     path = tmp_path / "step-00000006.pt"
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "cut short": whole[:-500], "other": b"PK no zip"}[damage])
+    middle = whole.index(state(6)["distiller"]["weight"].numpy().tobytes())
+    path.write_bytes(
+        {
+            "empty": b"",
+            "cut short": whole[:-500],
+            "other": b"PK no zip",
+            "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            "swapped": (tmp_path / "step-00000003.pt").read_bytes()[:-32] + whole[-32:],
+        }[damage]
+    )
     with pytest.raises(DistilError) as error:
         checkpoints.load(6, CPU)
     for part in (f"the checkpoint {path} cannot be read", "Remove it", "from the one before it"):

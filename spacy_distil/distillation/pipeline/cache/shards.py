@@ -6,9 +6,9 @@ import hashlib
 import json
 import mmap
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -24,6 +24,7 @@ from spacy_distil.errors import ConfigError
 from spacy_distil.runs.files import atomic_file
 
 SHARDS = "shard-*.safetensors"
+READ_BYTES = 1 << 20
 # A shard's metadata, and its entries: the identity of its cache, and the digest of its tensors.
 METADATA, IDENTITY, DIGEST = "__metadata__", "cache", "sha256"
 
@@ -69,7 +70,7 @@ def write_shard(path: Path, tensors: dict[str, Array], identity: str, mode_of: P
     needed = sum(tensor.nbytes for tensor in tensors.values())
     with atomic_file(path, needed=needed) as unfinished:
         digest = _digest(
-            (key, format_code(str(tensor.dtype)), tensor.shape, np.ascontiguousarray(tensor).data)
+            (key, format_code(str(tensor.dtype)), tensor.shape, [np.ascontiguousarray(tensor).data])
             for key, tensor in tensors.items()
         )
         save_file(tensors, unfinished, metadata={IDENTITY: identity, DIGEST: digest})
@@ -77,12 +78,13 @@ def write_shard(path: Path, tensors: dict[str, Array], identity: str, mode_of: P
         shutil.copymode(mode_of, unfinished)
 
 
-def _digest(tensors: Iterable[tuple[str, str | None, Sequence[int], Any]]) -> str:
-    """Return a digest of tensors. tensors: name, number format, shape and values of each."""
+def _digest(tensors: Iterable[tuple[str, str | None, Sequence[int], Iterable[Any]]]) -> str:
+    """Return a digest of tensors. tensors: name, number format, shape and parts of the values."""
     digest = hashlib.sha256()
     for name, dtype, shape, values in sorted(tensors, key=lambda tensor: tensor[0]):
         digest.update(f"{name} {dtype} {list(shape)};".encode())
-        digest.update(values)
+        for part in values:
+            digest.update(part)
     return digest.hexdigest()
 
 
@@ -105,12 +107,12 @@ def map_shard(
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
-        if header[METADATA][IDENTITY] != identity:
-            raise ValueError("it belongs to another cache")
-        if check_values:
-            _check_digest(data, start, header)
+            start = 8 + int.from_bytes(data[:8], "little")
+            header = json.loads(data[8:start])
+            if header[METADATA][IDENTITY] != identity:
+                raise ValueError("it belongs to another cache")
+            if check_values:
+                _check_digest(file, start, header)
         no_offsets = np.zeros(0, OFFSET_DTYPE)
         for head, name, field in each_field(layout.fields):
             rows = _tensor(data, start, header, rows_key(head, name), field.dtype)
@@ -138,16 +140,25 @@ def map_shard(
     return fields
 
 
-def _check_digest(data: mmap.mmap, start: int, header: Mapping[str, Any]) -> None:
-    """Raise ValueError if the tensors are not the ones that were written."""
+def _check_digest(file: IO[bytes], start: int, header: Mapping[str, Any]) -> None:
+    """Raise ValueError if the tensors are not the ones that were written.
+
+    It reads the file, because pages that it reads of the mapped file would stay in memory.
+    """
     places = {key: entry["data_offsets"] for key, entry in header.items() if key != METADATA}
-    with memoryview(data) as view:
-        found = _digest(
-            (key, header[key]["dtype"], header[key]["shape"], view[start + begin : start + end])
-            for key, (begin, end) in places.items()
-        )
+    found = _digest(
+        (key, header[key]["dtype"], header[key]["shape"], _parts(file, start + begin, start + end))
+        for key, (begin, end) in places.items()
+    )
     if found != header[METADATA][DIGEST]:
         raise ValueError("it has changed since it was written: its SHA-256 is another")
+
+
+def _parts(file: IO[bytes], begin: int, end: int) -> Iterator[bytes]:
+    """Read the bytes from `begin` to `end` in parts."""
+    file.seek(begin)
+    while part := file.read(max(0, min(READ_BYTES, end - file.tell()))):
+        yield part
 
 
 def _tensor(data: mmap.mmap, start: int, header: Mapping[str, Any], key: str, dtype: str) -> Array:
