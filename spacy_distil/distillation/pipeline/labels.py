@@ -152,7 +152,8 @@ def has_annotation(pipe: Any, examples: Sequence[Example]) -> bool:
     if kind is None:
         return True
     if kind is SentenceRecognizer:
-        return any(doc.has_annotation("SENT_START") for doc in docs)
+        # To spaCy a doc of one token is a sentence, annotated or not.
+        return any(len(doc) > 1 and doc.has_annotation("SENT_START") for doc in docs)
     if kind is DependencyParser:
         return bool(_values(docs, DEP))
     if kind is EditTreeLemmatizer:

@@ -30,7 +30,7 @@ from spacy_distil.distillation.pipeline.config import (
     StudentSettings,
     resolve_training,
 )
-from spacy_distil.distillation.pipeline.heads import find_pairs
+from spacy_distil.distillation.pipeline.heads import Pairing, find_pairs
 from spacy_distil.distillation.pipeline.heads.pairs import is_learner
 from spacy_distil.distillation.pipeline.hidden import find_encoder
 from spacy_distil.distillation.pipeline.labels import (
@@ -68,11 +68,12 @@ def make_student(
     prepare_process(config, gpu_id)
     student = load_model_from_config(config, auto_fill=True)
     frozen = student.config.interpolate()["training"]["frozen_components"]
-    pairs = find_pairs(student, teacher, settings.pipes, frozen=frozen).sources
+    pairing = find_pairs(student, teacher, settings.pipes, frozen=frozen)
+    pairs = pairing.sources
     student.config = save_labels(teacher, student.config, output / "labels", pairs)
     take_state(student, teacher, tokenizer=takes_tokenizer)
     with keep_tokenizer(student) if takes_tokenizer else nullcontext():
-        initialize(student, get_sourced_components(config.interpolate()))
+        initialize(student, get_sourced_components(config.interpolate()), pairing)
     start: dict[str, str] = {}
     if takes_tokenizer:
         start["the tokenizer"] = "the teacher's"
@@ -118,10 +119,11 @@ def prepare_process(config: Config, gpu_id: int) -> None:
         set_gpu_allocator(training["gpu_allocator"])
 
 
-def initialize(student: Language, sourced: Collection[str]) -> None:
+def initialize(student: Language, sourced: Collection[str], pairing: Pairing) -> None:
     """Initialize a student, as spaCy's `init_nlp` does.
 
     sourced: names of the components from other pipelines. They keep their weights.
+    pairing: the pipes that learn from the teacher.
     Raises CorpusError if there are no training documents, and ConfigError if no annotation shows a
         pipe its labels.
     """
@@ -138,7 +140,7 @@ def initialize(student: Language, sourced: Collection[str]) -> None:
     if not examples:
         raise CorpusError("The training corpus has no documents in it: look at [paths] train.")
     with student.select_pipes(disable=[*frozen, *resumed]):
-        check_annotation(student, examples)
+        check_annotation(student, examples, pairing)
         try:
             student.initialize(lambda: examples, sgd=training["optimizer"])
         except ValueError as error:
@@ -190,28 +192,29 @@ def save_labels(
     return config
 
 
-def check_annotation(student: Language, examples: Sequence[Example]) -> None:
-    """Raise ConfigError if the annotation has no label for a pipe that takes its labels from there.
+def check_annotation(student: Language, examples: Sequence[Example], pairing: Pairing) -> None:
+    """Raise ConfigError if the annotation has nothing for a pipe that learns from it alone.
 
-    student: made, but not initialized. Its pipes have no labels yet, but for those in the config.
+    student: made, but not initialized.
     examples: the training data.
+    pairing: the pipes that learn from the teacher.
     """
     given = student.config.interpolate()["initialize"]["components"]
-    missing = [
-        name
+    problems = [
+        f"{name!r}: {pairing.alone.get(name, 'the teacher has no pipe that could teach it')}"
         for name, pipe in student.pipeline
         if is_learner(pipe)
+        and name not in pairing.sources
         and given.get(name, {}).get("labels") is None
-        and not getattr(pipe, "labels", ())
         and not has_annotation(pipe, examples)
     ]
-    if missing:
-        listed = ", ".join(map(repr, missing))
+    if problems:
         raise ConfigError(
-            f"The training corpus has no annotation for {listed}, and the teacher has no pipe that "
-            "could teach it, so there is nothing to learn. Remove the pipe from [nlp] pipeline and "
-            "from [components], or give documents that are annotated for it. 'init-config pipeline "
-            "--teacher' writes a config with the teacher's pipes."
+            "The training corpus has no annotation for pipes that do not learn from the teacher, "
+            "so they have nothing to learn.\n" + "\n".join(problems) + "\n"
+            "Remove the pipes from [nlp] pipeline and from [components], or give documents that "
+            "are annotated for them. 'init-config pipeline --teacher' writes a config with the "
+            "teacher's pipes."
         )
 
 

@@ -167,6 +167,7 @@ def test_a_student_of_its_own_tokenizer_is_told_the_difference(
     assert "Acme (acme!) | Corp | did (do) (teacher), AcmeCorp | did (do) | n't (not)" in output
 
 
+@pytest.mark.slow
 def test_another_tokenizer_in_the_config_stays(teacher: Language, tmp_path: Path) -> None:
     @registry.tokenizers("tests.whitespace.v1")
     def make() -> Any:
@@ -292,6 +293,7 @@ def test_callbacks_that_set_stop_words_are_taken(tmp_path: Path) -> None:
     assert [token.is_stop for token in student("AcmeCorp ran")] == [True, False]
 
 
+@pytest.mark.slow
 def test_vectors_that_a_pipe_reads(tmp_path: Path) -> None:
     """And only then: they may be larger than the rest of a pipeline."""
     nlp = spacy.blank("en")
@@ -335,6 +337,7 @@ def test_a_multilingual_teacher_suits_any_student(tmp_path: Path) -> None:
 # Changes
 
 
+@pytest.mark.slow
 def test_another_tokenizer_makes_another_run_and_cache(teacher: Language, tmp_path: Path) -> None:
     """A norm alone, too: the teacher reads it."""
     config = cnn_student(tmp_path, teacher)
