@@ -16,10 +16,11 @@ from tests.children import (
     Work,
     differences,
     digests,
-    run_and_kill,
+    kill_somewhere,
     workplace,
 )
 from tests.children import run as run_child
+from tests.kills import Counting
 
 PROMISE = (
     "A distillation that gets SIGKILL at any moment, in training or while it fills a cache, and "
@@ -81,7 +82,7 @@ class _Run:
         return function, (self.inputs, output, {"resume": resume})
 
     def _measure(self, output: Path) -> Measure:
-        return run_child(self.work(output), counted=output, first=FIRST[self.kind])
+        return run_child(self.work(output), Counting(output, first=FIRST[self.kind]))
 
     def case(self, output: Path, rng: random.Random) -> tuple[str, bool, list[str]]:
         """RETURNS: the moment of the kill, whether there was one, and what is wrong."""
@@ -91,9 +92,8 @@ class _Run:
             measure = Measure(measure.operations // 3, measure.seconds / 3, None)
         moment, was_killed, problems = "", False, []
         try:
-            moment, was_killed = run_and_kill(
-                self.work(output), measure, rng, counted=output, first=FIRST[self.kind]
-            )
+            counting = Counting(output, first=FIRST[self.kind])
+            moment, was_killed = kill_somewhere(self.work(output), measure, rng, counting)
             problems = self._find_parts(output)
             run_child(self.work(output, resume=True))
             wrong = differences(result_of(output), self.expected)

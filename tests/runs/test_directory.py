@@ -82,8 +82,8 @@ def test_a_run_of_another_command_is_never_replaced(directory: RunDirectory) -> 
 def test_scratch_of_other_processes_stays(directory: RunDirectory) -> None:
     """A pipeline may be quantized into a directory of the run. A killed run's own scratch goes."""
     begin(directory)
-    left = directory.path / f"{UNFINISHED}x"
-    (left / "model").mkdir(parents=True)
+    left = directory.path / f"{UNFINISHED}model-abcd_123"
+    left.mkdir()
     with atomic_directory(directory.path / "int8") as unfinished:
         directory.write_settings(SETTINGS)
         (unfinished / "file").write_text("whole")

@@ -111,7 +111,7 @@ class EncoderRun:
         self.directory = RunDirectory(
             output,
             kind="encoder",
-            own=frozenset({"log.jsonl", "diverged.json", "config.json", WEIGHTS}),
+            own=frozenset({"log.jsonl", "diverged.json", WEIGHTS}),
             kept=frozenset({"cache"}),
             free=FREE_ON_RESUME,
         )
