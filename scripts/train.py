@@ -26,6 +26,7 @@ from weasel.util import get_checksum
 from project.finished import finish, is_finished
 from project.training import parse_seeds, schedule
 from spacy_distil.errors import friendly_errors
+from spacy_distil.runs.files import atomic_directory
 
 
 def describe_run(settings: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
@@ -71,8 +72,8 @@ def copy_best(out_dir: Path, seeds: list[int]) -> None:
     """Copy the seed that scores best on the development documents to OUT_DIR/best."""
     pipelines = [out_dir / f"seed-{seed}" / "model-best" for seed in seeds]
     best = max(pipelines, key=dev_score)
-    shutil.rmtree(out_dir / "best", ignore_errors=True)
-    shutil.copytree(best, out_dir / "best")
+    with atomic_directory(out_dir / "best") as directory:
+        shutil.copytree(best, directory, dirs_exist_ok=True)
     msg.good(f"{out_dir / 'best'} is {best.parent.name}")
 
 

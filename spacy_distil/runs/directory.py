@@ -160,7 +160,8 @@ class RunDirectory:
         """Declare that a run has begun."""
         self.path.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.path, older_than=STALE_AFTER)
-        remove_unfinished(self.path, names=self.own | {SETTINGS, RESULTS})
+        for name in self.own | {SETTINGS, RESULTS}:
+            remove_unfinished(self.path, name=name)
         write_text(self.path / SETTINGS, settings.to_str())
 
     def write_results(self, results: Mapping[str, Any]) -> None:

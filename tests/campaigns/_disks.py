@@ -14,7 +14,7 @@ from spacy_distil.runs.files import UNFINISHED
 from tests import tiny_runs
 from tests.campaigns.kill_outputs import MODELS, digests_of
 from tests.campaigns.kill_runs import result_of
-from tests.children import differences
+from tests.children import differences, digests
 from tests.kills import mount_small_disk, resize_disk
 
 LARGE = 1 << 30
@@ -86,8 +86,11 @@ def fill(
             problems.append(f"an unclear message: {error}")
     if was_full and name not in RUNS and found(name, output) != before:
         problems.append("the old result has changed")
-    if was_full and name in RUNS and any((output / model).exists() for model in MODELS):
-        problems.append("there is a model that nobody has finished")
+    if was_full and name in RUNS:
+        now = digests(output, leave_out=("cache", "checkpoints", "start"))
+        models = {key for key in now if Path(key).name in MODELS}
+        if any(now[key] != expected[key] for key in models & expected.keys()):
+            problems.append("a model is not whole")
     left = [str(path) for path in disk.rglob(f"{UNFINISHED}*")]
     if left:
         problems.append(f"left behind: {', '.join(left)}")

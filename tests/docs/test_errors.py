@@ -308,14 +308,30 @@ def no_compiler(setup: Distillation) -> None:
         setup.distil(training={"compile": True})
 
 
+class FilledDisk(Objective):
+    """In its third step, no file may be longer than 20 kB, as if the disk were full."""
+
+    needs = Needs(teacher=False)
+
+    def forward(self, outputs: Outputs) -> Loss:
+        import resource
+
+        if outputs.step == 2:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        return Loss(outputs.student.last_hidden.sum(), outputs.batch.n_real)
+
+
 def full_disk(setup: Distillation) -> None:
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    state = {"weights": torch.zeros(100_000)}
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    distil_objectives.register("tests.FilledDisk.v1", func=lambda: FilledDisk(1.0))
     try:
-        Checkpoints(setup.path, keep=1).save(1, state)
+        setup.distil(
+            objectives={"filled": {"@distil_objectives": "tests.FilledDisk.v1"}},
+            training={"max_steps": 4, "checkpoint_frequency": 1, "epochs": None},
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -365,7 +381,8 @@ WRONG: dict[str, Callable[[Distillation], Any]] = {
     "training has diverged": lambda s: s.distil(training={"learn_rate": 1e30, "warmup": 0}),
     "torch cannot compile": no_compiler,
     "stopped by SIGTERM": terminate,
-    "the checkpoint of step": full_disk,
+    "cannot be written: … The checkpoint": full_disk,
+    "cannot be written: … Choose a place": lambda s: s.distil(s.text / "out"),
     "the checkpoint …": damaged_checkpoint,
     "is not empty.": lambda s: s.distil(s.finished),
     "cannot be resumed": resume_another,
@@ -502,6 +519,14 @@ def in_a_directory_of_others(setup: PipelineDistillation) -> None:
     setup.distil(setup.path)
 
 
+def terminate_pipeline(setup: PipelineDistillation) -> None:
+    def make() -> Callable[[Language, Any], None]:
+        return lambda nlp, info: os.kill(os.getpid(), signal.SIGTERM)
+
+    registry.callbacks.register("tests.TerminatedAtOnce.v1", func=make)
+    setup.distil(training__before_update={"@callbacks": "tests.TerminatedAtOnce.v1"})
+
+
 def with_silver(setup: PipelineDistillation) -> None:
     setup.distil(distillation__pipes__ner={"target": "silver", "weight": 0.5})
 
@@ -536,6 +561,8 @@ PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "cannot tell documents": with_spancat,
     "Changed since it was made": with_the_cache_of_other_documents,
     "more, but the disk of": with_a_full_disk,
+    "stopped by SIGTERM": terminate_pipeline,
+    "cannot be written: … Choose a place": lambda s: s.distil(s.data / "text.txt" / "out"),
     "is damaged": with_a_damaged_cache,
     "is not empty.": lambda s: s.distil(s.finished),
     "cannot be resumed": lambda s: s.distil(s.finished, resume=True, system__seed=5),

@@ -116,7 +116,7 @@ class EncoderRun:
         self.directory = RunDirectory(
             output,
             kind="encoder",
-            own=frozenset({"log.jsonl", "diverged.json", "config.json", SUMS, WEIGHTS}),
+            own=frozenset({"log.jsonl", "diverged.json", SUMS, WEIGHTS}),
             kept=frozenset({"cache"}),
             free=FREE_ON_RESUME,
             finished=frozenset({"steps", "scores", "device"}),

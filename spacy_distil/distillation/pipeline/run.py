@@ -84,7 +84,7 @@ class PipelineRun:
         self.directory = RunDirectory(
             output,
             kind="pipeline",
-            own=frozenset({"start", "teacher", DIR_MODEL_BEST, DIR_MODEL_LAST}),
+            own=frozenset({"start", DIR_MODEL_BEST, DIR_MODEL_LAST}),
             # Labels and start are written before the documents are compared. The cache compares
             # its inputs itself.
             kept=frozenset({"labels", "start", "cache"}),
