@@ -175,7 +175,7 @@ class RunDirectory:
             return {}
         try:
             results = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise self._damaged(RESULTS, error) from error
         if not isinstance(results, dict):
             raise self._damaged(RESULTS, "it is no JSON object")

@@ -6,6 +6,7 @@ row begins.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,10 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import spacy
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from spacy.language import Language
 from spacy.tokens import DocBin, Span
 from thinc.api import Config
@@ -36,12 +39,15 @@ from spacy_distil.distillation.encoder.objectives import (
 )
 from spacy_distil.distillation.encoder.steps import plan_steps
 from spacy_distil.distillation.pipeline.cache import store
+from spacy_distil.encoding import PieceTokenizer
+from spacy_distil.engines.onnx_file import check_tensors
 from spacy_distil.engines.pretrained import load_encoder
 from spacy_distil.errors import DistilError
 from spacy_distil.export.families import read_weights
 from spacy_distil.students.teachers import load_teacher
 from tests.docs.configs import encoder_config, pipeline_config
 from tests.docs.pages import COMPONENT, ENCODER, PIPELINE, table_after
+from tests.encoding.test_pieces import with_pattern
 from tests.teachers import WORDS, write_teacher
 from tests.util import (
     LISTENER,
@@ -143,6 +149,56 @@ def load_onnx_as_torch(setup: Setup) -> None:
     spacy.load(setup.onnx, config={"components": {"transformer": {"model": {"engine": "torch"}}}})
 
 
+def load_edited(setup: Setup) -> None:
+    pipeline = shutil.copytree(setup.onnx, setup.path / "edited")
+    with (pipeline / "transformer" / "config.json").open("a") as file:
+        file.write(" ")
+    spacy.load(pipeline)
+
+
+def copied(setup: Setup) -> Path:
+    return Path(shutil.copytree(setup.encoder, setup.path / "encoder"))
+
+
+def load_with(setup: Setup, **changes: Any) -> None:
+    encoder = copied(setup)
+    config = json.loads((encoder / "config.json").read_text())
+    (encoder / "config.json").write_text(json.dumps({**config, **changes}))
+    if "vocab_size" in changes:
+        weights = load_file(encoder / "model.safetensors")
+        name = "embeddings.word_embeddings.weight"
+        weights[name] = weights[name][: changes["vocab_size"]].clone()
+        save_file(weights, encoder / "model.safetensors", {"format": "pt"})
+    make_nlp(encoder)
+
+
+def load_nan(setup: Setup) -> None:
+    encoder = copied(setup)
+    weights = load_file(encoder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, encoder / "model.safetensors", {"format": "pt"})
+    make_nlp(encoder)
+
+
+def load_pickle(setup: Setup) -> None:
+    encoder = copied(setup)
+    torch.save(load_file(encoder / "model.safetensors"), encoder / "pytorch_model.bin")
+    (encoder / "model.safetensors").unlink()
+    make_nlp(encoder)
+
+
+def load_external(setup: Setup) -> None:
+    model = onnx.load(setup.onnx / "transformer" / "model.onnx")
+    onnx.save_model(
+        model,
+        setup.path / "model.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    check_tensors((setup.path / "model.onnx").read_bytes(), "model.onnx")
+
+
 # By how a row begins, what raises its error.
 REFUSED: dict[str, Callable[[Setup], Any]] = {
     "it has a decoder": lambda s: refused(
@@ -184,6 +240,13 @@ ERRORS: dict[str, Callable[[Setup], Any]] = {
     "distil_transformer trains with AdamW.": with_radam,
     "This encoder cannot be trained": train_onnx,
     "model.safetensors is missing": load_onnx_as_torch,
+    "has changed": load_edited,
+    "config.json has": lambda s: load_with(s, layer_norm_eps=-1),
+    "have values that are not finite": load_nan,
+    "Pickled weights": load_pickle,
+    "pieces up to number": lambda s: load_with(s, vocab_size=200),
+    "The tokenizer fails on": lambda s: PieceTokenizer(with_pattern("(a+)+$", "normalizer")),
+    "keeps the tensor": load_external,
 }
 
 
