@@ -164,9 +164,7 @@ def pipeline_config(
             "pipeline": ["transformer", *names],
             "copied": list(copied),
             "tokenizer": block("nlp.tokenizer", teacher.tokenizer),
-            "initialize_tokenizer": block(
-                "initialize.tokenizer", teacher.initialize_tokenizer
-            ),
+            "initialize_tokenizer": block("initialize.tokenizer", teacher.initialize_tokenizer),
             "score_weights": score_weights(list(factories.values()), copied.values()),
         }
     return render(
