@@ -30,7 +30,7 @@ def corpus(tmp_path: Path, bert_dir: Path) -> Path:
     directory.mkdir()
     nlp: Language = spacy.blank("en")
     write_corpus(directory, nlp)
-    summary = {"splits": {"train": {"tokens": 120}}}
+    summary = {"splits": {"train": {"tokens": 120}}, "text": {"words": 60}}
     (directory / "corpus.json").write_text(json.dumps(summary))
     config: Config = student_config(bert_dir, directory, PIPES)
     config["paths"]["text"] = None

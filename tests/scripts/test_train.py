@@ -92,6 +92,20 @@ def test_small_corpora_have_smaller_batches(corpus: Path) -> None:
         assert settings["training.max_steps"] == max(10, 3 * tokens // size)
 
 
+def test_text_counts_as_part_of_the_corpus(corpus: Path) -> None:
+    """Otherwise a run over much text would end before it has seen each annotated document once."""
+    transformer = CONFIG.with_name("train.cfg")
+    for words, size, steps in ((0, 100, 800), (50_000, 600, 800), (10**9, 1000, 880)):
+        counts = {"splits": {"train": {"tokens": 10_000}}, "text": {"words": words}}
+        (corpus / "corpus.json").write_text(json.dumps(counts))
+        settings = schedule(transformer, corpus, epochs=8, with_text=True)
+        assert settings["training.batcher.size"] == size
+        assert settings["training.max_steps"] == steps
+        alone = schedule(transformer, corpus, epochs=8)
+        assert alone["training.max_steps"] == 800
+        assert alone["training.batcher.size"] == 100
+
+
 def test_seeds_are_numbers() -> None:
     assert parse_seeds("0, 1,22") == [0, 1, 22]
     with pytest.raises(ConfigError, match="'a,b'"):
