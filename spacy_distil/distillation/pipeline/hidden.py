@@ -130,9 +130,9 @@ class HiddenStates:
             packed = encoder.predict_packed(docs, ops, self.recorded_layers)
         else:
             packed = ops.xp.concatenate(self._last_states(docs))
-        halves: Any = ops.to_numpy(ops.xp.clip(packed, -LARGEST, LARGEST).astype("float16"))
+        halves = ops.to_numpy(ops.xp.clip(packed, -LARGEST, LARGEST).astype("float16"))
         # Copies, because a view would keep the vectors of all docs in memory.
-        parts = split_docs(halves, [len(doc) for doc in docs])
+        parts: list[Any] = split_docs(halves, [len(doc) for doc in docs])
         return {VECTORS: [part.copy() for part in parts]}
 
     def _last_states(self, docs: Sequence[Doc]) -> list[Any]:
