@@ -56,7 +56,7 @@ def read_teacher_pipes(pipeline: str) -> TeacherPipes:
     """
     from spacy_distil.distillation.pipeline.labels import KINDS
 
-    config = load_config(_directory(pipeline) / "config.cfg", interpolate=True)
+    config = load_config(pipeline_directory(pipeline) / "config.cfg", interpolate=True)
     teacher = TeacherPipes(pipeline, config["nlp"]["lang"])
     for name in config["nlp"]["pipeline"]:
         settings = config["components"][name]
@@ -79,7 +79,7 @@ def read_teacher_pipes(pipeline: str) -> TeacherPipes:
     return teacher
 
 
-def _directory(pipeline: str) -> Path:
+def pipeline_directory(pipeline: str) -> Path:
     """The directory with the config of a saved pipeline, or of a package."""
     check_pipeline(pipeline)
     if not is_package(pipeline):
