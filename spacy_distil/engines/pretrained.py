@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from transformers.activations import ACT2FN
@@ -42,7 +43,8 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
     """
     check_folder(Path(name))
     try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        with quiet_transformers():
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         check_kind(name, config)
         check_config(name, config)
         changes.apply(config)
@@ -61,8 +63,11 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
     except (ConfigError, WeightsError):
         raise
     except Exception as error:  # each version and family of transformers raises its own
+        failed = f"No encoder could be loaded from name = {name!r}: "
+        if problem := hub_problem(name, error):
+            raise WeightsError(f"{failed}{problem}") from error
         raise WeightsError(
-            f"No encoder could be loaded from name = {name!r}: {error}\n"
+            f"{failed}{error}\n"
             "Expected a directory with config.json, model.safetensors and a tokenizer, or the name "
             f"of such a model on the Hugging Face hub (which needs the network). {PICKLES}"
         ) from error
@@ -221,8 +226,11 @@ def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
                     tokenizer_file=file, **tokenizer.special_tokens_map
                 )
     except Exception as error:  # it tries several formats, and each fails in its own way
+        failed = f"No tokenizer could be loaded from {setting} = {name!r}: "
+        if problem := hub_problem(name, error):
+            raise WeightsError(f"{failed}{problem}") from error
         raise WeightsError(
-            f"No tokenizer could be loaded from {setting} = {name!r}: {error}\n"
+            f"{failed}{error}\n"
             "Expected tokenizer.json, or a vocabulary to make it from. To make it from a "
             "SentencePiece model (spm.model or the like), install two more packages: "
             "pip install sentencepiece protobuf"
@@ -241,16 +249,51 @@ def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
     return tokenizer
 
 
+def hub_problem(name: str, error: BaseException) -> str | None:
+    """Say in one sentence why a hub name cannot be had.
+
+    error: the error of transformers, caused by one of the hub.
+    RETURNS: None for a directory, or if the model is there, but has another problem.
+    """
+    if Path(name).is_dir():
+        return None
+    kinds: set[str] = set()  # names of classes, because they have moved between versions
+    cause: BaseException | None = error
+    while cause is not None:
+        kinds.update(kind.__name__ for kind in type(cause).__mro__)
+        cause = cause.__cause__ or cause.__context__
+    if "GatedRepoError" in kinds:
+        return "it is gated on the Hugging Face hub. Accept its conditions there, and log in."
+    if "RevisionNotFoundError" in kinds:
+        return "it has no such revision on the Hugging Face hub."
+    if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
+        return (
+            "it is neither a directory here nor a model on the Hugging Face hub. Check the name; "
+            "if the model is private, log in."
+        )
+    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
+        return (
+            "it is neither a directory here nor a model in the cache, and the Hugging Face hub "
+            "cannot be reached, or HF_HUB_OFFLINE forbids it."
+        )
+    return None
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence progress bars, and reports on weights that are left out on purpose."""
+    """Silence progress bars, and reports on weights that are left out on purpose, or on attempts to
+    reach the hub.
+    """
     verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_verbosity = hub_logging.get_verbosity()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if progress:
             logging.enable_progress_bar()
 

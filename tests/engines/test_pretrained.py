@@ -3,7 +3,11 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from ast import literal_eval
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -13,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from spacy_distil.engines.pretrained import load_encoder, load_fast_tokenizer, load_tokenizer
 from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.students.teachers import load_teacher
+from tests.commands import run_process
 from tests.util import SENTENCES, build_tokenizer, same, special_pieces
 
 
@@ -220,3 +226,81 @@ def test_a_tokenizer_without_its_config_is_what_its_file_says(
     assert tokenizer.cls_token_id == settings["model"]["vocab"]["[CLS]"]
     saved = json.loads(load_tokenizer(str(broken_dir)).to_str())
     assert saved["normalizer"] == settings["normalizer"]
+
+
+# Codes of the hub, by a part of the name.
+HUB = {"typo": (404, "RepoNotFound"), "gated": (403, "GatedRepo"), "private": (401, "RepoNotFound")}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has no model which one may read."""
+
+    def do_HEAD(self) -> None:
+        status, code = next(answer for part, answer in HUB.items() if part in self.path)
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *arguments: Any) -> None:
+        """Write nothing."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Environment variables of a process that asks it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    yield {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub")}
+    server.shutdown()
+    server.server_close()
+
+
+LOAD_ALL = """
+import sys
+from spacy_distil.engines.pretrained import load_encoder, load_tokenizer
+from spacy_distil.errors import WeightsError
+from spacy_distil.students.teachers import load_teacher
+for name in sys.argv[1:]:
+    for load in (load_encoder, load_tokenizer, load_teacher):
+        try:
+            load(name)
+        except WeightsError as error:
+            print(repr(str(error)))
+"""
+
+
+@pytest.mark.slow
+def test_a_hub_name_that_cannot_be_had_is_one_sentence(hub: dict[str, str]) -> None:
+    said = run_process("-c", LOAD_ALL, "me/typo", "me/gated", "me/private", **hub).splitlines()
+    reasons = ("nor a model on the Hugging Face hub.", "it is gated", "if the model is private")
+    for reason, name, messages in zip(
+        reasons, ("typo", "gated", "private"), (said[:3], said[3:6], said[6:]), strict=True
+    ):
+        for start, message in zip(
+            (
+                "No encoder could be loaded from name",
+                "No tokenizer could be loaded from name",
+                "teacher.name",
+            ),
+            map(literal_eval, messages),
+            strict=True,
+        ):
+            assert message.startswith(f"{start} = 'me/{name}'")
+            assert reason in message
+            assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["me/nothing", "no/such/path", "./here", "nothing"])
+def test_offline_a_name_without_a_directory_is_one_sentence(
+    name: str,
+) -> None:
+    for load in (load_encoder, load_tokenizer, load_teacher):
+        with pytest.raises(WeightsError) as error:
+            load(name)
+        assert f"'{name}'" in str(error.value)
+        assert "it is neither a directory here nor a model " in str(error.value)
+        assert "\n" not in str(error.value)

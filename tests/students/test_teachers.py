@@ -166,7 +166,7 @@ def test_missing_teacher_is_named() -> None:
         WeightsError, match=r"teacher\.name = 'no/such/dir' cannot be loaded"
     ) as error:
         load_teacher("no/such/dir")
-    assert "No such directory here" in str(error.value)
+    assert "it is neither a directory here nor a model" in str(error.value)
 
 
 def test_truncated_weights_are_named(teacher_dir: TeacherDir, tmp_path: Path) -> None:
