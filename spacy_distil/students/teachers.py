@@ -10,19 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-<<<<<<< HEAD
 from spacy_distil.engines.files import check_folder, longest_window
 from spacy_distil.engines.pretrained import (
     PICKLES,
     check_config,
     check_values,
+    hub_problem,
     load_fast_tokenizer,
     quiet_transformers,
 )
-=======
-from spacy_distil.engines.files import longest_window
-from spacy_distil.engines.pretrained import hub_problem, load_fast_tokenizer, quiet_transformers
->>>>>>> wt-cli
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.students.families import FAMILIES
 
@@ -146,22 +142,11 @@ def _weights_errors(name: str) -> Iterator[None]:
     except (ConfigError, WeightsError):
         raise
     except Exception as error:
-<<<<<<< HEAD
-        hint = (
-            "The directory exists; is it a complete Hugging Face model directory "
-            f"(config.json, model.safetensors, tokenizer.json)? {PICKLES}"
-            if Path(name).is_dir()
-            else "No such directory here. A hub name needs the network, or a download cached "
-            "earlier, with weights in model.safetensors; a local teacher is given by its directory"
-        )
-        raise WeightsError(f"teacher.name = {name!r} cannot be loaded: {error}\n{hint}") from error
-=======
         failed = f"teacher.name = {name!r} cannot be loaded: "
         if problem := hub_problem(name, error):
             raise WeightsError(f"{failed}{problem}") from error
         raise WeightsError(
             f"{failed}{error}\nExpected a complete Hugging Face model directory "
             "(config.json, model.safetensors, tokenizer.json), or the name of such a model on the "
-            "hub."
+            f"hub. {PICKLES}"
         ) from error
->>>>>>> wt-cli
