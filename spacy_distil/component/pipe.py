@@ -468,7 +468,7 @@ def _warn_of_language(encoder: EncoderShim, lang: str) -> None:
     tokenizer = encoder.loaded.tokenizer
     own = guess_tokenizer_language(
         lambda texts: [pieces.ids.tolist() for pieces in tokenizer(texts)],
-        tokenizer.vocab_size,
+        tokenizer.largest_id + 1,
         lang,
     )
     if own is not None:
