@@ -353,6 +353,10 @@ def printed() -> Iterator[list[str]]:
 def main() -> None:
     path, seed, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     nlp = spacy.load(path)
+    # Collect garbage often, so that each thread does.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50, 2, 2)
     for case in cases:
         print(json.dumps([case, run_case(nlp, seed, case)]), flush=True)
         if sys.stdin.readline().strip() != "go":
