@@ -170,14 +170,13 @@ def _no_encoder_message(model: DistilListener, doc: Doc) -> str:
 
 def _not_annotated_message(model: DistilListener) -> str:
     pipe, encoder = _names(model)
-    name, enabled = model.encoder_name or "NAME", [model.encoder_name, model.pipe_name]
-    both = ", ".join(f'"{each}"' for each in enabled if each)
+    name, own = model.encoder_name or "ENCODER", model.pipe_name or "NAME"
     return (
         f"In an update {pipe} reads the vectors of {encoder}, which has set no doc.tensor. For "
         "'spacy train', add the encoder to [training] annotating_components. In a loop of your "
-        f"own, keep it enabled, as in nlp.select_pipes(enable=[{both}]), and call nlp.update with "
-        f'annotates=["{name}"], and with exclude=["{name}"] if its weights must not change. Before '
-        "nlp.rehearse, which does not run encoders, run it over the docs."
+        f'own, keep it enabled, as in nlp.select_pipes(enable=["{name}", "{own}"]), and call '
+        f'nlp.update with annotates=["{name}"], and with exclude=["{name}"] if its weights must '
+        "not change. Before nlp.rehearse, which does not run encoders, run it over the docs."
     )
 
 
