@@ -33,7 +33,8 @@ from tests.util import random_text
 ENGINES = ("torch", "onnx")
 N_THREADS = 8
 TIMEOUT = 120  # seconds, after which a case counts as hanging
-# A spawned process imports everything again. So few cases spawn.
+# A spawned process imports everything again. So few cases spawn: of 40, those after one of each
+# other kind.
 SPAWNS_EVERY = 40
 
 Facts = tuple[Any, ...]
@@ -41,9 +42,10 @@ Facts = tuple[Any, ...]
 
 def kind_of(case: int) -> str:
     """The kind of a case, a name in KINDS."""
-    if case % SPAWNS_EVERY < len(ENGINES):
+    turn = case // len(ENGINES)
+    if turn % (SPAWNS_EVERY // len(ENGINES)) == len(KINDS):
         return "spawn"
-    return list(KINDS)[case // len(ENGINES) % len(KINDS)]
+    return list(KINDS)[turn % len(KINDS)]
 
 
 def engine_of(case: int) -> str:
@@ -351,6 +353,10 @@ def printed() -> Iterator[list[str]]:
 def main() -> None:
     path, seed, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     nlp = spacy.load(path)
+    # Collect garbage often, so that each thread does.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50, 2, 2)
     for case in cases:
         print(json.dumps([case, run_case(nlp, seed, case)]), flush=True)
         if sys.stdin.readline().strip() != "go":

@@ -25,7 +25,7 @@ PROMISE = (
     "streams that are dropped, closed or continued elsewhere share one pipeline: results are those "
     "of one thread (with int8 to the last bit), nothing hangs, and nothing is printed."
 )
-SHORT = 2 * len(worker.KINDS)
+SHORT = len(worker.ENGINES) * len(worker.ALL_KINDS)
 
 
 def run(n: int, seed: int, deadline: Deadline) -> Outcome:
