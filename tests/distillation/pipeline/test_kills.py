@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from tests.kills import Counting
 # When the process is killed: before the first operation with the second text in its path, after
 # one with the first text.
 MOMENTS = {
+    "before the checkpoint after the best": ("step-00000012", ""),
+    "inside model-last of the best": ("step-00000009", "/model-last/vocab"),
     "inside the checkpoint": ("step-00000006", "/model/"),
     "inside the student's to_disk": ("step-00000006", "/student/"),
     "between the checkpoint and model-last": ("step-00000006", "/model-last"),
-    "inside model-last": ("step-00000006", "/model-last/vocab"),
-    "between model-last and model-best": ("step-00000000", "/model-best"),
-    "inside model-best": ("step-00000000", "/model-best/vocab"),
+    "between model-last and model-best": ("step-00000009", "/model-best"),
+    "inside model-best": ("step-00000009", "/model-best/vocab"),
     "while the last checkpoint is removed": ("distil.json", "step-00000012"),
 }
 
@@ -31,6 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run((tiny_runs.prepare_pipeline, (place,)))
     run((tiny_runs.run_pipeline, (place, place / "out", {})))
     (place / "out").rename(place / "whole")
+    assert json.loads((place / "whole" / "distil.json").read_text())["step"] == 9
     return place
 
 
