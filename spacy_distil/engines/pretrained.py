@@ -74,6 +74,7 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
         for entry in info["mismatched_keys"]
     ]
     _check_weights(f"name = {name!r}", info["missing_keys"], (), mismatched)
+    check_positions(f"name = {name!r}", model)
     check_values(f"name = {name!r}", model.state_dict())
     model = model.float().eval()
     check_outputs(name, model)
@@ -161,6 +162,21 @@ def check_config(name: str, config: transformers.PretrainedConfig, **version: An
     check_settings(settings)
     _check_family(config, settings)
     fix_runtime_choices(config)
+
+
+def check_positions(source: str, model: transformers.PreTrainedModel) -> None:
+    """Raise ConfigError if a model's config asks for positions that transformers leaves out.
+
+    source: of the model, for the message.
+    """
+    kind = getattr(model.config, "position_embedding_type", None) or "absolute"
+    if kind.startswith("relative_key") and not any(
+        "distance_embedding" in name for name in model.state_dict()
+    ):
+        raise ConfigError(
+            f'{source}: config.json has "position_embedding_type": {kind!r}, which transformers '
+            f"{transformers.__version__} does not compute. Install transformers 4."
+        )
 
 
 def check_values(source: str, weights: Mapping[str, torch.Tensor]) -> None:
