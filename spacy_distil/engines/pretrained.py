@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import cached_file, logging
 
 from spacy_distil.encoding import PieceTokenizer
+from spacy_distil.encoding.pieces import probe_patterns
 from spacy_distil.engines.changes import UNCHANGED, EncoderChanges, fix_runtime_choices
 from spacy_distil.engines.config_check import ACTIVATIONS, check_settings, require_settings
 from spacy_distil.engines.files import CONFIG, LAYER_NUMBER, WEIGHTS, check_folder, parse_config
@@ -254,6 +255,8 @@ def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
             f"No tokenizer could be loaded from {setting} = {name!r}: it has special pieces only. "
             "Expected tokenizer.json, or a vocabulary to make it from."
         )
+    problem = f"The tokenizer of {setting} = {name!r} fails on text"
+    probe_patterns(tokenizer.backend_tokenizer, problem)
     return tokenizer
 
 
