@@ -39,7 +39,7 @@ from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.students.teachers import load_teacher
 from tests.campaigns.outcome import Deadline, Outcome
 from tests.teachers import WORDS, write_teacher
-from tests.util import SENTENCES, adam, encoder_of, make_examples, make_nlp, write_encoder
+from tests.util import LISTENER, SENTENCES, adam, encoder_of, make_examples, make_nlp, write_encoder
 
 PROMISE = (
     "A damaged file of an encoder (torch or int8), a checkpoint or a cache is refused by an error "
@@ -224,6 +224,10 @@ def make_artefacts(root: Path) -> dict[str, Artefact]:
     for suffix, number in (("", 0), ("-other", 1)):
         source = write_encoder(root / f"source{suffix}", "bert", seed=number)
         nlps[suffix] = nlp = make_nlp(source, ["tagger"])
+        ner = nlp.add_pipe("distil_ner", config={"model": {"tok2vec": LISTENER}})
+        ner.initialize(lambda nlp=nlp: make_examples(nlp), nlp=nlp)
+        ner.to_disk(root / f"distil_ner{suffix}", exclude=["vocab"])
+        loads["distil_ner"] = ner_reader(ner)
         shim = encoder_of(nlp)
         shim.to_disk(root / f"torch{suffix}")
         int8 = SourceEncoder(shim).to_files(Precision(frozenset(range(3)), embeddings=True))
@@ -265,6 +269,10 @@ def make_artefacts(root: Path) -> dict[str, Artefact]:
         (plain / SUMS).unlink()
         artefacts[plain.name] = Artefact(plain, root / f"{name}-other", loads[name], False)
     return artefacts
+
+
+def ner_reader(ner: Any) -> Callable[[Path], str]:
+    return lambda path: digest(ner.from_disk(path, exclude=["vocab"]).to_bytes(exclude=["vocab"]))
 
 
 def load_folder(path: Path) -> str:

@@ -14,7 +14,7 @@ import spacy
 from spacy.tokens import Doc, Span
 from spacy.training import Example
 
-from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.errors import ConfigError, DistilError, WeightsError
 from spacy_distil.ner.decoding import MISSING, tag_names
 from spacy_distil.ner.pipe import DistilNER
 from tests.util import LISTENER, add_heads, make_examples, make_nlp, weights_of
@@ -484,6 +484,19 @@ def test_batches_and_empty_docs(trained: Any) -> None:
 
 
 # Saving
+
+
+def test_a_changed_file_is_named(trained: Any, tmp_path: Path) -> None:
+    trained.to_disk(tmp_path)
+    for name in ("model", "cfg"):
+        path = tmp_path / "ner" / name
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        with pytest.raises(WeightsError, match=f"{path} has changed since it was written"):
+            spacy.load(tmp_path)
+        path.write_bytes(whole)
+    assert entities(spacy.load(tmp_path)(TEXT)) == entities(trained(TEXT))
 
 
 @pytest.mark.parametrize("way", ["disk", "bytes", "pickle", "pipe"])
