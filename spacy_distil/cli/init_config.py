@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from spacy.cli._util import string_to_list
 from spacy.cli.init_config import InitValues, Optimizations
+from spacy.util import load_config_from_str
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
@@ -21,6 +22,8 @@ from spacy_distil.cli.configs import (
 )
 from spacy_distil.cli.from_config import swapped_config
 from spacy_distil.cli.teacher_pipes import read_teacher_pipes
+from spacy_distil.encoding.language import describe_foreign
+from spacy_distil.encoding.pieces import PieceTokenizer
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.runs.files import write_text
 
@@ -209,9 +212,10 @@ def init_config_cli(
                 gpu=gpu,
                 corpus=train,
             )
+        foreign = None if kind is Kind.encoder else foreign_encoder(written)
         if str(output) == "-":
             print(written, end="")
-            for note in notes:
+            for note in [*notes, *filter(None, [foreign])]:
                 typer.echo(note, err=True)
             return
         if output.exists() and not force:
@@ -219,7 +223,23 @@ def init_config_cli(
         write_text(output, written)
     for note in notes:
         msg.info(note)
+    if foreign is not None:
+        msg.warn(foreign)
     msg.good(f"Wrote {output}")
+
+
+def foreign_encoder(text: str) -> str | None:
+    """Say that the encoder in a config is made for another language than the pipeline, or None.
+
+    text: the config. An encoder that is no directory is not looked at.
+    """
+    config = load_config_from_str(text)
+    name = config["paths"]["encoder"]
+    path = Path(name) / "tokenizer.json"
+    if not path.is_file():
+        return None
+    tokenizer = PieceTokenizer.from_str(path.read_bytes())
+    return describe_foreign(tokenizer, name, config["nlp"]["lang"])
 
 
 def refuse_options(ctx: typer.Context, kind: Kind) -> None:

@@ -35,10 +35,10 @@ from spacy_distil.component.listener import (
 )
 from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirement, warn_of_warmup
 from spacy_distil.component.open_batch import HIDDEN_STATES, OpenBatch
-from spacy_distil.component.shim import EncoderShim, get_encoder
+from spacy_distil.component.shim import get_encoder
 from spacy_distil.encoding import split_docs
+from spacy_distil.encoding.language import describe_foreign
 from spacy_distil.errors import ConfigError
-from spacy_distil.text.languages import guess_tokenizer_language, language_name
 
 DEFAULT_MODEL = Config().from_str(
     """
@@ -398,7 +398,11 @@ class DistilTransformerPipe(Tok2Vec):
         encoder = get_encoder(self.model)
         msg.info(f"{self.name}: {encoder.settings.name} on {encoder.engine.device_name}")
         if nlp is not None:
-            _warn_of_language(encoder, nlp.lang)
+            foreign = describe_foreign(
+                encoder.loaded.tokenizer, encoder.settings.name or "", str(nlp.lang)
+            )
+            if foreign is not None:
+                msg.warn(foreign)
             set_requirement(nlp.meta, encoder.settings.engine)
             fill_in_optimizer(nlp)
             warn_of_warmup(nlp, get_examples)
@@ -461,20 +465,3 @@ class DistilTransformerPipe(Tok2Vec):
 
 def _ignore_gradient(d_states: Floats2d) -> None:
     """Do nothing: the backward pass of a frozen encoder."""
-
-
-def _warn_of_language(encoder: EncoderShim, lang: str) -> None:
-    """Tell the user in yellow that an encoder's tokenizer is made for another language."""
-    tokenizer = encoder.loaded.tokenizer
-    own = guess_tokenizer_language(
-        lambda texts: [pieces.ids.tolist() for pieces in tokenizer(texts)],
-        tokenizer.largest_id + 1,
-        lang,
-    )
-    if own is not None:
-        msg.warn(
-            f"The encoder {encoder.settings.name} seems to be made for {language_name(own)}, but "
-            f"the pipeline's language is {language_name(lang)} (lang = {lang!r}): its tokenizer "
-            "splits the language's most frequent words. Use an encoder for this language, or for "
-            "many languages"
-        )

@@ -13,8 +13,10 @@ from itertools import islice
 from spacy.util import get_lang_class
 
 # Languages that texts and tokenizers are compared with, beside their own.
-COMMON = ("en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "nb", "fi", "pl", "cs", "ro", "hu")
-COMMON += ("tr", "el", "ru", "uk", "bg", "ar", "fa", "he", "hi", "id", "vi")
+COMMON: tuple[str, ...] = (
+    *("en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "nb", "fi", "pl", "cs", "ro", "hu"),
+    *("tr", "el", "ru", "uk", "bg", "ar", "fa", "he", "hi", "id", "vi"),
+)
 # A text of another language has this share of its stop words, and so many times more than of its
 # own. Running text has 0.3 to 0.6 of its own language.
 MIN_SHARE, MIN_RATIO = 0.2, 3.0

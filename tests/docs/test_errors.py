@@ -13,6 +13,7 @@ import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -594,9 +595,33 @@ def with_silver(setup: PipelineDistillation) -> None:
     setup.distil(distillation__pipes__ner={"target": "silver", "weight": 0.5})
 
 
+def with_bare_dev(setup: PipelineDistillation) -> None:
+    doc = spacy.blank("en")("Ann visited Rome.")
+    DocBin(docs=[doc]).to_disk(setup.path / "dev.spacy")
+    setup.distil(paths__dev=str(setup.path / "dev.spacy"))
+
+
+def with_a_pipe_that_nobody_knows(setup: PipelineDistillation) -> None:
+    config = setup.config()
+    config["nlp"]["pipeline"].append("parser")
+    config["components"]["parser"] = {"factory": "parser"}
+    setup.distil(config=config)
+
+
+def with_a_tokenizer_of_code(setup: PipelineDistillation) -> None:
+    teacher = from_a_cnn(setup)
+    teacher.tokenizer = partial(teacher.tokenizer)
+    setup.distil(teacher=teacher)
+
+
 PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "The config has no section": without_section,
     "has no path.": lambda s: s.distil(paths__text=None),
+    "The training corpus has": lambda s: s.distil(paths__train=str(s.data / "empty.spacy")),
+    "The development documents have": with_bare_dev,
+    "so they have nothing": with_a_pipe_that_nobody_knows,
+    "The student is a pipeline": lambda s: s.distil(nlp__lang="de"),
+    "The teacher's tokenizer is a": with_a_tokenizer_of_code,
     "The development corpus": lambda s: s.distil(paths__dev=str(s.data / "empty.spacy")),
     "expected a whole number": lambda s: s.distil(training__max_steps=0),
     "Set max_epochs to 0": lambda s: s.distil(training__max_epochs=3),
@@ -606,6 +631,7 @@ PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
         training__batcher__discard_oversize=True,
     ),
     "is no stage": lambda s: s.distil(distillation__stages__final={"share": 1.0}),
+    "none is left for it": lambda s: s.distil(distillation__stages__gold={"share": 1e-6}),
     "the student has no such pipe": lambda s: s.distil(distillation__pipes__parser={"weight": 1.0}),
     "the teacher has no such pipe": lambda s: s.distil(
         distillation__pipes__ner={"teacher": "entities"}

@@ -149,7 +149,7 @@ def _check_lang(config: Config, teacher: Language, choice: TokenizerChoice) -> N
         return
     problem = (
         f"The student is a pipeline for {describe_lang(lang)}, its teacher one for "
-        f"{describe_lang(teacher.lang)}"
+        f"{describe_lang(str(teacher.lang))}"
     )
     if choice == "config":
         msg.warn(problem)

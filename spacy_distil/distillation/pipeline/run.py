@@ -144,7 +144,7 @@ class PipelineRun:
         transfer_set = read_transfer_set(self.student, train, text)
         texts = [doc.text for doc in transfer_set.docs]
         warn_of_differences(compare_tokenizers(self.student, self.teacher, texts))
-        n_gold, lang = transfer_set.n_gold, self.student.lang
+        n_gold, lang = transfer_set.n_gold, str(self.student.lang)
         warn_of_foreign_text(texts[:n_gold], "The training corpus", lang)
         warn_of_foreign_text(texts[n_gold:], "The text without annotation", lang)
         gold = [each.example for each in transfer_set.gold]
