@@ -115,7 +115,8 @@ def test_a_training_that_fails_ends_without_a_traceback(
     corpus: Path, tagger_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """spaCy has printed the reason."""
-    (corpus / "train.spacy").unlink()
+    text = tagger_config.read_text(encoding="utf8")
+    tagger_config.write_text(text.replace("max_epochs = 0", 'max_epochs = "many"'))
     with pytest.raises(SystemExit) as stopped:
         run_train(tagger_config, tmp_path / "out", corpus, "0")
     assert stopped.value.code == 1
