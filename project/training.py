@@ -188,7 +188,12 @@ def score_weights(kept: Mapping[str, str], scored: Mapping[str, bool]) -> dict[s
 
 
 def schedule(
-    config_path: Path, corpus_dir: Path, epochs: float, *, with_text: bool = False
+    config_path: Path,
+    corpus_dir: Path,
+    epochs: float,
+    *,
+    with_text: bool = False,
+    min_steps: int = 0,
 ) -> dict[str, int]:
     """Compute settings for `epochs` passes over the training corpus: size of batches, steps,
     warm-up and evaluations.
@@ -198,6 +203,7 @@ def schedule(
 
     with_text: whether the run passes over the text without annotation, too. Much more text than
         annotation makes the run longer up to a limit, and is then not read `epochs` times.
+    min_steps: the fewest steps, so a small corpus is read more often than `epochs` times.
     """
     training = load_config(config_path)["training"]
     size = training["batcher"]["size"]
@@ -214,7 +220,7 @@ def schedule(
     if with_text:
         tokens += min(counts["text"]["words"], MAX_TEXT * tokens)
     size = min(size, max(FEWEST_WORDS, tokens // STEPS_PER_EPOCH))
-    steps = max(EVALUATIONS, math.ceil(epochs * tokens / size))
+    steps = max(EVALUATIONS, min_steps, math.ceil(epochs * tokens / size))
     settings = {
         "training.batcher.size": size,
         "training.max_steps": steps,

@@ -48,7 +48,9 @@ def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_i
         shutil.rmtree(out_dir)
     command = ["spacy", "train", str(config_path), "--output", str(out_dir)]
     command += ["--gpu-id", str(gpu_id), *as_options(settings)]
-    subprocess.run([sys.executable, "-m", *command], check=True)
+    done = subprocess.run([sys.executable, "-m", *command])
+    if done.returncode != 0:
+        sys.exit(done.returncode)  # the command has printed the reason
     finish(out_dir, run)
 
 
@@ -84,11 +86,12 @@ def main(
     corpus: Annotated[Path, typer.Option(help="Directory with train.spacy, dev.spacy")],
     epochs: Annotated[float, typer.Option(help="Passes over the training corpus", min=0)],
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
+    min_steps: Annotated[int, typer.Option(help="Fewest steps, whatever the epochs", min=0)] = 0,
     gpu_id: Annotated[int, typer.Option(help="GPU for spaCy's own layers; -1 for none")] = -1,
 ) -> None:
     """Train a pipeline for some epochs, once per seed, with `spacy train`."""
     with friendly_errors():
-        steps = schedule(config, corpus, epochs)
+        steps = schedule(config, corpus, epochs, min_steps=min_steps)
         overrides = parse_config_overrides(context.args)
         numbers = parse_seeds(seeds)
         for seed in numbers:
