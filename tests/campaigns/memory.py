@@ -37,9 +37,9 @@ PER_DOC = 30
 PER_LOAD = 20_000
 PER_CHARACTER = 400
 # The allocator's own noise, which the slopes of short runs would count.
-NOISE = 6_000_000
+NOISE = 10_000_000
 
-DOCS_PER_ZONE = 1_000
+DOCS_PER_ZONE = 250
 PIPELINES = ("torch", "int8")
 
 
