@@ -95,18 +95,26 @@ class Swap:
         readers = self._find_readers(old)
         self._keep_sourced_listeners(old)
         settings = self.config["components"].get(old, {}) if old else {}
+        # Of transformers. A CNN has no name.
+        blocks = [settings.get("model") or {}, *(reader.block for reader in readers)]
+        names = list(dict.fromkeys(block["name"] for block in blocks if "name" in block))
+        if len(names) > 1 and encoder is None:
+            raise ConfigError(
+                f"Pipes that share an encoder cannot have several: {', '.join(names)}. Choose one "
+                "with --encoder"
+            )
         model = self._make_model(template, settings, readers)
         self._thaw(old, model)
         name = self._place(old, readers)
         paths = self.config.setdefault("paths", {})
-        paths["encoder"] = encoder or settings.get("model", {}).get("name") or default
+        paths["encoder"] = encoder or (names[0] if names else default)
         component = template["components"][NAME] | {"model": model}
         component["set_extra_annotations"] = self._annotation_setter(settings)
         components = {name: component}
         components |= {k: v for k, v in self.config["components"].items() if k != old}
         self.config["components"] = components
         self._drop_pretraining(old)
-        self._set_rates(template, model, settings.get("factory") == "transformer", schedule)
+        self._set_rates(template, model, bool(names), schedule)
         self._check(old)
 
     # Encoders and listeners

@@ -403,6 +403,28 @@ def test_poolings_and_gradients(tmp_path: Path) -> None:
     assert "'my_pooling.v1'" in refused(transformer_config(own, own), tmp_path)
 
 
+def test_transformers_inside_pipes(tmp_path: Path) -> None:
+    own = {"@architectures": "spacy-transformers.Tok2VecTransformer.v3", "name": "bert-base-cased"}
+    own |= {"pooling": {"@layers": "reduce_first.v1"}}
+    old = transformer_config(own, {**own})
+    del old["components"]["transformer"]
+    old["nlp"]["pipeline"].remove("transformer")
+    old["training"]["optimizer"]["learn_rate"] = 2e-5
+    config, output = swapped(write(old, tmp_path))
+    assert config["nlp"]["pipeline"] == ["transformer", "tagger", "ner"]
+    assert config["paths"]["encoder"] == "bert-base-cased"
+    model = config["components"]["transformer"]["model"]
+    assert (model["pooling"], model["learn_rate_scale"]) == ("first", 0.02)
+    assert listens(config, "tagger")
+    assert listens(config, "ner")
+    assert "'ner' had an encoder of its own" in output
+    other = transformer_config(own, {**own, "name": "roberta-base"})
+    del other["components"]["transformer"]
+    other["nlp"]["pipeline"].remove("transformer")
+    assert "bert-base-cased, roberta-base. Choose one with --encoder" in refused(other, tmp_path)
+    assert swapped(tmp_path / "old.cfg", "--encoder", "x")[0]["paths"]["encoder"] == "x"
+
+
 def changed(**components: Any) -> Config:
     config = quickstart(["tagger", "ner"])
     for name, settings in components.items():

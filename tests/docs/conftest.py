@@ -13,6 +13,7 @@ import srsly
 import torch
 import transformers
 from safetensors.torch import load_file
+from spacy.cli.init_config import init_config
 from spacy.tokens import Doc, DocBin
 
 from tests.life.corpus import make_annotated
@@ -50,6 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     srsly.write_jsonl(path / "texts.jsonl", [{"text": text} for text in texts])
     (path / "texts").mkdir()
     (path / "texts" / "more.txt").write_text("\n\n".join(texts * 20), encoding="utf8")
+    init_config(lang="en", pipeline=["tagger", "ner"]).to_disk(path / "my_cnn.cfg")
     (path / "training").mkdir()
     learn(make_nlp(path / "distilbert-base-uncased", ["tagger", "ner", "textcat"])).to_disk(
         path / "training" / "model-best"
