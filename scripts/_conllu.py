@@ -1,7 +1,8 @@
 """CoNLL-U treebanks and the IOB2 entity files that go with them, read into plain sentences.
 
 Only what the pipelines train on is kept: words, spacing, UPOS, XPOS and the MISC column. Lemmas,
-features and trees are not.
+features and trees are not. A sentence outside the documents that `# newdoc` begins is a document of
+its own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from spacy.language import Language
+from spacy.tokens import Doc
+from wasabi import msg
 
 from scripts._notes import Notes
 from spacy_distil.errors import CorpusError
@@ -21,6 +26,10 @@ UPOS = (
 ENTITY_TYPES = ("PER", "ORG", "LOC")
 # Labels that the final release of Universal NER dropped. They are read as "no entity".
 UNRELEASED_TYPES = ("OTH", "O", "")
+# Keys of the MISC column that tools write entity tags to.
+ENTITY_KEYS = ("NER", "NE", "name")
+_PREFIXES = {"B": "B", "I": "I", "L": "I", "E": "I", "U": "B", "S": "B"}
+UNMATCHED = "sentences whose entities are left missing"
 
 
 @dataclass
@@ -54,14 +63,16 @@ class Sentence:
 
 @dataclass
 class Document:
-    """The sentences between two `# newdoc` lines.
+    """The sentences between two `# newdoc` lines, or one sentence.
 
     meta: the `# key = value` comments that stand between `# newdoc` and the first `# sent_id`.
+    notes: what is lost or repaired.
     """
 
     name: str
     sentences: list[Sentence] = field(default_factory=list)
     meta: dict[str, str] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
 
     def paragraphs(self) -> list[str]:
         """The text, one string per paragraph."""
@@ -111,10 +122,10 @@ class _Range:
 
 
 class _ConlluReader:
-    def __init__(self, path: Path, notes: Notes):
+    def __init__(self, path: Path):
         self.path = path
-        self.notes = notes
         self.documents: list[Document] = []
+        self.in_document = False
         self.sentence: Sentence | None = None
         self.range: _Range | None = None
         self.new_paragraph = False
@@ -132,7 +143,7 @@ class _ConlluReader:
             else:
                 self.read_row(number, line.split("\t"))
         self.end_sentence()
-        if not self.documents:
+        if not any(document.sentences for document in self.documents):
             raise CorpusError(f"{self.path}: no sentence in {number} lines")
         return self.documents
 
@@ -140,19 +151,20 @@ class _ConlluReader:
         key, value = _comment(line)
         if key.startswith("newdoc"):
             self.documents.append(Document(name=value or f"document-{len(self.documents) + 1}"))
-            self.new_paragraph = True
+            self.new_paragraph = self.in_document = True
         elif key.startswith("newpar"):
             self.new_paragraph = True
             if self.sentence is not None:
                 self.sentence.paragraph = True
         elif key == "sent_id":
-            self.start_sentence(number, value)
-        elif self.documents and not self.documents[-1].sentences and self.sentence is None:
+            self.start_sentence(value)
+        elif self.in_document and not self.documents[-1].sentences and self.sentence is None:
             self.documents[-1].meta[key] = value
 
-    def start_sentence(self, number: int, sent_id: str) -> None:
-        if not self.documents:
-            raise self.fail(number, "a sentence before the first '# newdoc id = ...' line")
+    def start_sentence(self, sent_id: str) -> None:
+        if not self.in_document:
+            self.documents.append(Document(name=sent_id))
+            self.documents[-1].notes.add("sentences that are documents of their own", sent_id)
         self.sentence = Sentence(sent_id=sent_id, paragraph=self.new_paragraph)
         self.new_paragraph = False
 
@@ -160,12 +172,14 @@ class _ConlluReader:
         if len(row) != N_COLUMNS:
             raise self.fail(number, f"{len(row)} columns, expected {N_COLUMNS} separated by tabs")
         if self.sentence is None:
-            self.start_sentence(number, f"line-{number}")
+            self.start_sentence(f"line-{number}")
         assert self.sentence is not None
         index, form = row[0], row[1]
         space_after = _misc(row[9]).get("SpaceAfter") != "No"
         if "." in index:
-            self.notes.add("empty nodes skipped", f"{self.sentence.sent_id} {index} {form}")
+            self.documents[-1].notes.add(
+                "empty nodes skipped", f"{self.sentence.sent_id} {index} {form}"
+            )
         elif "-" in index:
             last = int(index.split("-")[1])
             self.range = _Range(last, form, space_after, n_words=0)
@@ -199,7 +213,8 @@ class _ConlluReader:
         if not joined:
             # 'du' = 'de' + 'le': no spacing of the words gives the surface form.
             place = f"{self.sentence.sent_id} {surface} = {' + '.join(words)}"
-            self.notes.add("multiword tokens written out as their words", place)
+            notes = self.documents[-1].notes
+            notes.add("multiword tokens written out as their words", place)
         self.sentence.spaces[first:] = [not joined] * (n_words - 1) + [self.range.space_after]
         self.range = None
 
@@ -217,10 +232,12 @@ class _ConlluReader:
 def read_conllu(path: Path, notes: Notes) -> list[Document]:
     """The documents of a CoNLL-U file, in its order.
 
-    Multiword tokens become their syntactic words; empty nodes are skipped. Both are counted in
-    `notes` if something of the file is lost.
+    Multiword tokens become their syntactic words; empty nodes are skipped. Both are counted in the
+    document's notes if something of the file is lost.
+
+    notes: of the file.
     """
-    documents = _ConlluReader(path, notes).read()
+    documents = _ConlluReader(path).read()
     full = [document for document in documents if document.sentences]
     notes.add_many("documents without a sentence", [d.name for d in documents if not d.sentences])
     return full
@@ -228,13 +245,17 @@ def read_conllu(path: Path, notes: Notes) -> list[Document]:
 
 @dataclass
 class NamedSentence:
-    """Words with IOB2 tags, as an entity file has them."""
+    """Words with IOB2 tags, as an entity file has them.
+
+    notes: what was repaired or left out.
+    """
 
     words: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
 
 
-def read_iob2(path: Path, notes: Notes) -> dict[str, NamedSentence]:
+def read_iob2(path: Path) -> dict[str, NamedSentence]:
     """Sentences of a Universal NER file by `sent_id`: columns index, word, tag and more."""
     sentences: dict[str, NamedSentence] = {}
     sent_id = ""
@@ -258,13 +279,13 @@ def read_iob2(path: Path, notes: Notes) -> dict[str, NamedSentence]:
                 )
             place = f"{sent_id} {columns[0]} {columns[1]} {columns[2]}"
             try:
-                tag = released_tag(columns[2], place, notes)
+                tag = released_tag(columns[2], place, sentences[sent_id].notes)
             except ValueError as error:
                 raise CorpusError(f"{path}:{number}: {error}") from error
             sentences[sent_id].words.append(columns[1])
             sentences[sent_id].tags.append(tag)
     for sent_id, sentence in sentences.items():
-        sentence.tags = repair_iob(sentence.tags, sent_id, notes)
+        sentence.tags = repair_iob(sentence.tags, sent_id, sentence.notes)
     return sentences
 
 
@@ -345,25 +366,53 @@ def project_tags(
 
 
 def join_entities(
-    documents: Sequence[Document], named: dict[str, NamedSentence], notes: Notes
+    documents: Sequence[Document], named: dict[str, NamedSentence], path: Path, notes: Notes
 ) -> list[list[str]]:
     """Find the IOB2 tags for the words of each document, by sent_id.
 
     If the entity file lacks a sentence or has other words in it, the function compares the
     characters of the whole document, because a sentence may have been split or joined, and then
     the characters of the sentence. A token without a match gets the tag "": unknown, and not
-    "no entity".
+    "no entity". All of it is counted in the notes of the documents.
+
+    path: of the entity file, for messages.
+    notes: of the file.
+    Raises CorpusError if most sentences have no match.
     """
-    known = {sentence.sent_id for document in documents for sentence in document.sentences}
-    notes.add_many("entity sentences that the treebank lacks", sorted(set(named) - known))
-    return [_join_document(document, named, notes) for document in documents]
+    ids = {sentence.sent_id for document in documents for sentence in document.sentences}
+    notes.add_many("entity sentences that the treebank lacks", sorted(set(named) - ids))
+    tags = [_join_document(document, named) for document in documents]
+    _check_match(documents, named, path)
+    return tags
 
 
-def _join_document(document: Document, named: dict[str, NamedSentence], notes: Notes) -> list[str]:
+def _check_match(
+    documents: Sequence[Document], named: dict[str, NamedSentence], path: Path
+) -> None:
+    """Refuse an entity file that does not belong to the treebank, and warn of gaps."""
+    ids = [sentence.sent_id for document in documents for sentence in document.sentences]
+    unmatched = sum(document.notes.counts.get(UNMATCHED, 0) for document in documents)
+    absent = [sent_id for sent_id in ids if sent_id not in named]
+    problem = (
+        f"{path}: {unmatched:,} of {len(ids):,} sentences of the treebank have no match in its "
+        f"{len(named):,} sentences. {len(absent):,} sent_ids of the treebank are not in this file"
+        + (f", such as '{absent[0]}'" if absent else "")
+    )
+    if 2 * unmatched > len(ids):
+        raise CorpusError(
+            f"{problem}. Give the entity file of the same split and release of the treebank."
+        )
+    if unmatched:
+        msg.warn(f"{problem}. The entities of these sentences are unknown; no pipe learns them.")
+
+
+def _join_document(document: Document, named: dict[str, NamedSentence]) -> list[str]:
+    notes = document.notes
     whole = NamedSentence()
     same = True
     for sentence in document.sentences:
         source = named.get(sentence.sent_id, NamedSentence())
+        notes.merge(source.notes)
         whole.words.extend(source.words)
         whole.tags.extend(source.tags)
         if source.words != sentence.words:
@@ -385,7 +434,75 @@ def _join_document(document: Document, named: dict[str, NamedSentence], notes: N
         source = named.get(sentence.sent_id, NamedSentence())
         aligned = project_tags(source, sentence.words, set(), sentence.sent_id, notes)
         if aligned is None:
-            notes.add("sentences whose entities are left missing", sentence.sent_id)
+            notes.add(UNMATCHED, sentence.sent_id)
             aligned = [""] * len(sentence.words)
         tags.extend(aligned)
     return tags
+
+
+def to_iob(tag: str) -> str:
+    """A tag of IOB, IOB2, BILUO or BIOES in IOB. Raises ValueError for anything else."""
+    prefix, dash, label = tag.partition("-")
+    if tag == "O":
+        return tag
+    if prefix in _PREFIXES and dash and label:
+        return f"{_PREFIXES[prefix]}-{label}"
+    raise ValueError(f"entity tag '{tag}', expected O or a tag such as B-PER, I-PER")
+
+
+def misc_tags(documents: Sequence[Document], path: Path) -> list[list[str]]:
+    """IOB2 tags of the words of each document, from the MISC column of a file.
+
+    If no word of the file has such a tag, the entities are unknown: all tags are "".
+    """
+    found = [
+        any(key in misc for key in ENTITY_KEYS)
+        for document in documents
+        for sentence in document.sentences
+        for misc in sentence.misc
+    ]
+    if not any(found):
+        return [[""] * sum(len(s.words) for s in document.sentences) for document in documents]
+    return [
+        [tag for sentence in document.sentences for tag in _misc_tags(sentence, document, path)]
+        for document in documents
+    ]
+
+
+def _misc_tags(sentence: Sentence, document: Document, path: Path) -> list[str]:
+    tags = [next((m[key] for key in ENTITY_KEYS if key in m), "O") for m in sentence.misc]
+    try:
+        tags = [to_iob(tag) for tag in tags]
+    except ValueError as error:
+        raise CorpusError(f"{path}: sentence '{sentence.sent_id}' has the {error}") from error
+    return repair_iob(tags, sentence.sent_id, document.notes)
+
+
+def treebank_doc(
+    document: Document, tags: Sequence[str], cats: dict[str, float], nlp: Language
+) -> Doc:
+    """Make one `Doc` of a document of a treebank. Its tokens are the syntactic words.
+
+    tags: IOB2, one per word, "" for unknown.
+    """
+    words: list[str] = []
+    spaces: list[bool] = []
+    starts: list[bool | int | None] = []
+    for sentence in document.sentences:
+        if spaces and sentence.paragraph:
+            spaces[-1] = True
+        starts.extend([True] + [False] * (len(sentence.words) - 1))
+        words.extend(sentence.words)
+        spaces.extend(sentence.spaces)
+    spaces[-1] = False
+    doc = Doc(
+        nlp.vocab,
+        words=words,
+        spaces=spaces,
+        pos=[pos for sentence in document.sentences for pos in sentence.upos],
+        tags=[tag for sentence in document.sentences for tag in sentence.xpos],
+        sent_starts=starts,
+        ents=list(tags),
+    )
+    doc.cats = cats
+    return doc

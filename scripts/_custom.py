@@ -1,4 +1,4 @@
-"""The user's own annotations: JSONL or spaCy's binary format, any subset of three layers.
+"""The user's own annotations: JSONL, spaCy's binary format, CoNLL-U, or words with entity tags.
 
 A JSONL line is an object with a "text", or with "tokens" to build one from, and any of
 
@@ -8,6 +8,8 @@ A JSONL line is an object with a "text", or with "tokens" to build one from, and
 - "pos" (UPOS) and "tags" (XPOS): lists as long as "tokens", "" if unknown.
 
 "spaces" says which tokens a space follows when there is no "text".
+
+In CoNLL-U, entities are in the MISC column, see `_conllu`. `_columns` reads words with entity tags.
 """
 
 from __future__ import annotations
@@ -15,38 +17,53 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin, Span
 from spacy.util import filter_spans, get_words_and_spaces
 
-from scripts._conllu import UPOS, read_lines
+from scripts import _columns
+from scripts._conllu import UPOS, misc_tags, read_conllu, read_lines, treebank_doc
 from scripts._notes import Notes
 from spacy_distil.errors import CorpusError
 
 KEYS = ("text", "tokens", "spaces", "pos", "tags", "entities", "cats", "label")
 
 
-def read_docs(path: Path, nlp: Language, notes: Notes) -> list[Doc]:
-    """Annotated documents of a `.spacy` or `.jsonl` file.
+SUFFIXES = (".spacy", ".jsonl", ".conllu", *_columns.SUFFIXES)
+UNFIT = "entities that do not fit the tokens, left missing"
+
+
+class Noted(NamedTuple):
+    """A document, and what of its annotation is lost or repaired."""
+
+    doc: Doc
+    notes: Notes
+
+
+def read_docs(path: Path, nlp: Language, notes: Notes) -> list[Noted]:
+    """Annotated documents of a file.
 
     nlp: its vocab holds the docs, its tokenizer splits texts that come without tokens.
+    notes: of the file.
     """
     if not path.is_file():
         raise CorpusError(f"No such file: {path}")
     if path.suffix == ".spacy":
-        try:
-            docs = list(DocBin().from_disk(path).get_docs(nlp.vocab))
-        except Exception as error:  # zlib, msgpack and spaCy each raise their own
-            raise CorpusError(f"{path}: not a readable .spacy file ({error})") from error
+        docs = _read_spacy(path, nlp)
     elif path.suffix == ".jsonl":
-        docs = list(_read_jsonl(path, nlp, notes))
+        docs = list(_read_jsonl(path, nlp))
+    elif path.suffix == ".conllu":
+        docs = _read_conllu(path, nlp, notes)
+    elif path.suffix in _columns.SUFFIXES:
+        docs = [Noted(*each) for each in _columns.read_columns(path, nlp)]
     else:
         raise CorpusError(
-            f"{path}: unknown kind of file '{path.suffix}', expected .spacy or .jsonl"
+            f"{path}: unknown kind of file '{path.suffix}', expected one of "
+            f"{', '.join(SUFFIXES)}. `python -m spacy convert` makes .spacy of other formats"
         )
-    kept = [doc for doc in docs if doc.text.strip()]
+    kept = [each for each in docs if each.doc.text.strip()]
     if len(kept) < len(docs):
         notes.add("documents without text", str(path), len(docs) - len(kept))
     if not kept:
@@ -54,11 +71,27 @@ def read_docs(path: Path, nlp: Language, notes: Notes) -> list[Doc]:
     return kept
 
 
-def _read_jsonl(path: Path, nlp: Language, notes: Notes) -> Iterator[Doc]:
+def _read_spacy(path: Path, nlp: Language) -> list[Noted]:
+    try:
+        return [Noted(doc, Notes()) for doc in DocBin().from_disk(path).get_docs(nlp.vocab)]
+    except Exception as error:  # zlib, msgpack and spaCy each raise their own
+        raise CorpusError(f"{path}: not a readable .spacy file ({error})") from error
+
+
+def _read_conllu(path: Path, nlp: Language, notes: Notes) -> list[Noted]:
+    documents = read_conllu(path, notes)
+    tagged = zip(documents, misc_tags(documents, path), strict=True)
+    return [Noted(treebank_doc(each, tags, {}, nlp), each.notes) for each, tags in tagged]
+
+
+def _read_jsonl(path: Path, nlp: Language) -> Iterator[Noted]:
+    """Raises CorpusError if most of the entities of the file do not fit the tokens."""
+    n_entities = n_unfit = 0
+    example = ""
     for number, line in read_lines(path):
         if not line.strip():
             continue
-        place = f"{path}:{number}"
+        place, notes = f"{path}:{number}", Notes()
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -68,9 +101,20 @@ def _read_jsonl(path: Path, nlp: Language, notes: Notes) -> Iterator[Doc]:
         for key in sorted(set(record) - set(KEYS)):
             notes.add(f"values of the unknown key '{key}'", place)
         try:
-            yield make_doc(record, nlp, place, notes)
+            doc = make_doc(record, nlp, place, notes)
         except CorpusError as error:
             raise CorpusError(f"{place}: {error}") from error
+        n_entities += len(record.get("entities") or ())
+        if UNFIT in notes.counts:
+            n_unfit += notes.counts[UNFIT]
+            example = example or notes.examples[UNFIT][0]
+        yield Noted(doc, notes)
+    if 2 * n_unfit > n_entities:
+        raise CorpusError(
+            f"{path}: {n_unfit:,} of {n_entities:,} entities do not begin and end with a token, "
+            f"such as {example}. Expected offsets in characters of this text, from 0, the end "
+            "after the last character; or, for another tokenization, 'tokens' of your own"
+        )
 
 
 def make_doc(record: dict[str, Any], nlp: Language, place: str, notes: Notes) -> Doc:
@@ -143,7 +187,7 @@ def _set_entities(doc: Doc, entities: object, place: str, notes: Notes) -> None:
         span = doc.char_span(start, end, label=label)
         if span is None or not span.text.strip():
             example = f"{place} [{start}, {end}, {label}] {doc.text[start:end]!r}"
-            notes.add("entities that do not fit the tokens, left missing", example)
+            notes.add(UNFIT, example)
             touched = doc.char_span(start, end, alignment_mode="expand")
             unknown.update(token.i for token in touched or ())
         else:

@@ -1,4 +1,7 @@
-"""Count what a conversion drops, repairs or cannot use, with examples."""
+"""Count what a conversion drops, repairs or cannot use, with examples.
+
+Each document has notes of its own, so the counts are about the documents that are kept.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,13 @@ class Notes:
     def add_many(self, reason: str, examples: Iterable[str]) -> None:
         for example in examples:
             self.add(reason, example)
+
+    def merge(self, other: Notes) -> None:
+        """Add the counts of other notes, and their examples while there is room."""
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            examples = self.examples.setdefault(reason, [])
+            examples += other.examples[reason][: MAX_EXAMPLES - len(examples)]
 
     def to_dict(self) -> dict[str, dict[str, int | list[str]]]:
         return {

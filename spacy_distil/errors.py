@@ -30,6 +30,47 @@ class CorpusError(DistilError, ValueError):
     """Text or annotations cannot be read."""
 
 
+class DamagedError(DistilError, ValueError):
+    """A file does not have the content that was written."""
+
+
+class WriteError(DistilError, OSError):
+    """A file or directory cannot be written: the disk is full, or something forbids it.
+
+    problem: what cannot be written, and why.
+    is_full: whether more space would help.
+    has_advice: whether the message already tells what is left of the work.
+    """
+
+    problem: str = ""
+    is_full: bool = False
+    has_advice: bool = False
+
+    @classmethod
+    def of(cls, problem: str, *, is_full: bool) -> WriteError:
+        """Make the error of a file that stays as it was."""
+        kept, go_on = "Nothing that was there has changed", "start again"
+        error = cls(_advise(problem, is_full, kept, go_on))
+        error.problem, error.is_full = problem, is_full
+        return error
+
+    def with_advice(self, kept: str, go_on: str) -> WriteError:
+        """Return the same error with advice, or this one if it has some.
+
+        kept: what is left of the work. go_on: how to continue.
+        """
+        if self.has_advice:
+            return self
+        error = WriteError(_advise(self.problem, self.is_full, kept, go_on))
+        error.problem, error.is_full, error.has_advice = self.problem, self.is_full, True
+        return error
+
+
+def _advise(problem: str, is_full: bool, kept: str, go_on: str) -> str:
+    remedy = "Free some space there" if is_full else "Choose a place that can be written to"
+    return f"{problem}. {kept}. {remedy}, and {go_on}"
+
+
 class OutOfMemoryError(DistilError, RuntimeError):
     """A batch needs more memory than the device has."""
 

@@ -157,33 +157,6 @@ def check_pipeline(pipeline: str) -> None:
 
 
 def count_bytes(path: Path) -> int:
-    """Return the size of all files under a directory."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def check_output(output: Path, *, force: bool, source: Path | None = None) -> None:
-    """Raise `ConfigError` if a pipeline must not be written to `output`.
-
-    force: replace a saved pipeline. Anything else in `output` is never replaced.
-    source: the pipeline to read, a directory or the name of a package. It must not be overwritten.
-    """
-    if source is not None and source.exists():
-        new, old = output.resolve(), source.resolve()
-        if new == old:
-            raise ConfigError(f"{output} is the pipeline itself. Choose another directory.")
-        if old in new.parents:
-            raise ConfigError(f"{output} lies inside the pipeline {source}. Choose another place.")
-        if new in old.parents:
-            raise ConfigError(
-                f"The pipeline {source} lies inside {output}, which would be replaced. Choose "
-                "another directory."
-            )
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not force:
-        raise ConfigError(f"{output} exists. Choose another directory, or replace it with --force.")
-    if not (output / "meta.json").is_file():
-        raise ConfigError(
-            f"{output} is not a saved pipeline (it has no meta.json), and is not replaced. "
-            "Choose another directory."
-        )
+    """Return the size of a file, or of all files under a directory; 0 if there is none."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

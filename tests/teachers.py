@@ -118,9 +118,8 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     return make
 
 
-@pytest.fixture(scope="session")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 3,000 words in 60 documents. Each word says much about the next."""
+def write_sample(path: Path) -> None:
+    """Write about 3,000 words in 60 documents. Each word says much about the next."""
     rng = random.Random(3)
     documents = []
     for _ in range(60):
@@ -130,8 +129,14 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             words.append(WORDS[place])
             place = (place + rng.choice([1, 1, 1, 7])) % len(WORDS)
         documents.append("\n".join([" ".join(words[:25]), " ".join(words[25:])]))
-    path = tmp_path_factory.mktemp("text") / "sample.txt"
     path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The text of `write_sample`."""
+    path = tmp_path_factory.mktemp("text") / "sample.txt"
+    write_sample(path)
     return path
 
 

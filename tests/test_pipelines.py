@@ -9,34 +9,8 @@ import spacy
 from thinc.api import Config
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.pipelines import check_output, import_code, load_pipeline, read_config
+from spacy_distil.pipelines import import_code, load_pipeline, read_config
 from tests.own_code import make_own
-
-
-def test_only_a_saved_pipeline_is_replaced(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    check_output(output, force=False)
-    output.mkdir()
-    check_output(output, force=False)
-    (output / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="--force"):
-        check_output(output, force=False)
-    with pytest.raises(ConfigError, match="not a saved pipeline"):
-        check_output(output, force=True)
-    (output / "meta.json").write_text("{}")
-    check_output(output, force=True)
-    with pytest.raises(ConfigError, match="the pipeline itself"):
-        check_output(output, force=True, source=output)
-
-
-def test_nothing_is_written_around_the_pipeline(tmp_path: Path) -> None:
-    source = tmp_path / "out" / "source"
-    source.mkdir(parents=True)
-    (tmp_path / "out" / "meta.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"^\S*/inside lies inside the pipeline \S*/source\."):
-        check_output(source / "inside", force=True, source=source)
-    with pytest.raises(ConfigError, match=r"^The pipeline \S*/source lies inside \S*/out, which"):
-        check_output(tmp_path / "out", force=True, source=source)
 
 
 def one_sentence(message: str, *parts: str) -> bool:

@@ -15,6 +15,7 @@ from weasel.cli.document import project_document
 from weasel.util import load_project_config
 
 from project.training import NER, configure
+from scripts.quantize import BEST
 from spacy_distil.distillation.encoder.config import load_config
 from spacy_distil.distillation.pipeline.config import StudentSettings
 from spacy_distil.export.quantize import PRECISIONS
@@ -137,22 +138,34 @@ def test_ci_sees_every_step_skipped_that_has_an_output() -> None:
 
 
 def test_what_is_packaged_is_quantized_and_compared() -> None:
-    """It is the distilled student, and its seeds are compared."""
+    """It is the best of the students, and its seeds are compared."""
     quantized = "training/sample/quantized"
     assert quantized in COMMANDS["quantize"]["outputs"]
-    assert f"package {quantized}/best " in COMMANDS["package"]["script"][0]
+    (package,) = COMMANDS["package"]["script"]
+    assert f"scripts.package {quantized}/best " in package
+    assert package.endswith("--compare metrics/sample/compare --row 'packaged int8'")
     assert f" {quantized} " in " ".join(COMMANDS["evaluate"]["script"])
     compare = shlex.split(COMMANDS["compare"]["script"][0])
     rows = [after for before, after in pairwise(compare) if before == "--pipeline"]
-    assert f"distilled int8={quantized}/seed-*/model-best" in rows
-    assert "distilled=training/sample/distilled/seed-*/model-best" in rows
-    assert COMMANDS["quantize"]["script"][0].split()[3] in COMMANDS["distil-pipeline"]["outputs"]
+    assert f"packaged int8={quantized}/seed-*/model-best" in rows
+    quantize = COMMANDS["quantize"]["script"][0]
+    for name, step in (("distilled", "distil-pipeline"), ("student", "train-student")):
+        (directory,) = COMMANDS[step]["outputs"]
+        assert f"{name}={directory}/seed-*/model-best" in rows
+        assert f"--from {name}={directory} " in quantize
     assert "--without torch --without transformers" in COMMANDS["smoke-test"]["script"][0]
+
+
+def test_the_first_step_knows_the_language() -> None:
+    """It warns if the teacher's card names others."""
+    assert PROJECT["workflows"]["all"][0] == "assets"
+    assert " --lang en " in COMMANDS["assets"]["script"][0]
 
 
 def test_variables_have_values_that_the_scripts_know() -> None:
     assert PROJECT["vars"]["ner"] in NER
     assert PROJECT["vars"]["precision"] in PRECISIONS
+    assert PROJECT["vars"]["packaged"] == BEST
     StudentSettings(start=PROJECT["vars"]["distilled_from"])
 
 

@@ -280,6 +280,7 @@ def make_ours(
         pad_id=packed.text.special.pad,
         seed=training.seed,
         micro_batch=int(training.micro_batch),
+        pin=device == "gpu",
     )
     return OurSide(
         trainer, step_blocks, stages[0], len(blocks) // int(training.batch_sizes().at(0))

@@ -9,7 +9,14 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import Code, LoadRepeats, Repeats, Title
+from spacy_distil.cli.options import (
+    Code,
+    LoadRepeats,
+    Repeats,
+    Title,
+    TxtDocumentsChoice,
+    TxtDocumentsOption,
+)
 from spacy_distil.errors import ConfigError, friendly_errors
 
 if TYPE_CHECKING:
@@ -31,8 +38,7 @@ def benchmark_cli(
         typer.Option(
             "--texts",
             "-t",
-            help="Texts to process: .txt with one text per line, .jsonl with "
-            '{"text": "..."}, or .spacy.',
+            help='Texts to process: .txt, .jsonl with {"text": "..."}, or .spacy.',
         ),
     ],
     output: Annotated[
@@ -77,6 +83,7 @@ def benchmark_cli(
     limit: Annotated[
         int, typer.Option("--limit", help="Only the first N texts and gold documents; 0 for all.")
     ] = 0,
+    txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
     code: Code = None,
     title: Title = "",
 ) -> None:
@@ -102,6 +109,7 @@ def benchmark_cli(
             pin_cores=pin_cores,
             gold=gold,
             limit=limit,
+            txt_documents=txt_documents.value,
             code=code,
             title=title,
             command=command_line(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,8 +14,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from spacy.util import combine_score_weights, get_lang_class
 from thinc.api import Config
 
+from spacy_distil.cli.corpus_size import count_tokens, estimate_pieces, estimate_words
 from spacy_distil.cli.teacher_pipes import TeacherPipes
 from spacy_distil.errors import ConfigError
+from spacy_distil.runs.schedules import (
+    EncoderSchedule,
+    TrainingSchedule,
+    fit_encoder,
+    fit_training,
+)
 
 Optimize = Literal["efficiency", "accuracy"]
 
@@ -42,15 +50,26 @@ SMALL_ENCODERS = {"en": "distilbert-base-uncased"}
 SMALL_MULTILINGUAL = "distilbert-base-multilingual-cased"
 
 COMMAND = ("python", "-m", "spacy", "distil", "init-config")
-STEPS = 1600  # of training
+
+# Schedules for a corpus of unknown size
+STEPS = 1600
+BATCH_WORDS = {"cpu": 1000, "gpu": 4000}
+BLOCK_SIZE = 512
+ENCODER_SCHEDULE = EncoderSchedule(batch_size=128, epochs=3, log_frequency=20, eval_frequency=200)
 
 
-def encoder_config(teacher: str = DEFAULT_TEACHER) -> str:
+def encoder_config(teacher: str = DEFAULT_TEACHER, *, corpus: Sequence[Path] = ()) -> str:
     """Write a config of `spacy distil encoder` with every setting, as text with comments.
 
     teacher: directory or hub name of the teacher encoder.
+    corpus: files or directories of text. Epochs, size of a step and evaluations fit them.
     """
-    return render("encoder", teacher=teacher)
+    schedule = ENCODER_SCHEDULE
+    if corpus:
+        n_blocks = estimate_pieces([*corpus]) // BLOCK_SIZE
+        schedule = fit_encoder(n_blocks, batch_size=schedule.batch_size)
+    paths = [str(path) for path in corpus]
+    return render("encoder", teacher=teacher, corpus=paths, schedule=schedule)
 
 
 def adapt_config(teacher: str, corpus: Sequence[str | Path]) -> dict[str, Any]:
@@ -70,6 +89,7 @@ def training_config(
     encoder: str | None = None,
     optimize: Optimize = "efficiency",
     gpu: bool = False,
+    corpus: Path | None = None,
 ) -> str:
     """Write a config of `spacy train` with every setting, as text with comments.
 
@@ -78,6 +98,7 @@ def training_config(
     encoder: directory or hub name; None for one that suits the language.
     optimize: "efficiency" for a small encoder, a student; "accuracy" for a full-size one.
     gpu: whether the pipeline is trained on a GPU.
+    corpus: training documents, .spacy. Steps, batches, warm-up and evaluations fit them.
     Raises ConfigError if a language or a pipe is unknown, or pipes exclude each other.
     """
     check_pipes({name: name for name in pipes}, pipes)
@@ -87,12 +108,13 @@ def training_config(
         )
     code, encoder = resolve_encoder(lang, encoder, optimize)
     options = ["--lang", code, "--pipeline", ",".join(pipes), "--encoder", encoder]
-    options += ["--optimize", optimize, "--gpu" if gpu else "--cpu"]
+    options += ["--optimize", optimize, *schedule_options(gpu, corpus)]
     return render(
         "train",
         command=shlex.join([*COMMAND, "train", *options]),
         distillation=False,
         **pipeline_settings(code, {name: name for name in pipes}, encoder, optimize, gpu),
+        **schedule_settings(gpu, corpus),
     )
 
 
@@ -103,6 +125,8 @@ def pipeline_config(
     encoder: str | None = None,
     gpu: bool = False,
     teacher: TeacherPipes | None = None,
+    corpus: Path | None = None,
+    text: Path | None = None,
 ) -> str:
     """Write a config of `spacy distil pipeline` with every setting, as text with comments.
 
@@ -115,6 +139,8 @@ def pipeline_config(
     gpu: whether the student is trained on a GPU.
     teacher: the pipes of the teacher, see `read_teacher_pipes`. Its encoder, if it is one of ours,
         sets window, overlap and pooling.
+    corpus, text: training documents, .spacy, and text without annotation. Steps, batches, warm-up
+        and evaluations fit both together.
     Raises ConfigError if a language or a pipe is unknown, or pipes exclude each other.
     """
     known = teacher.pipes if teacher else {}
@@ -137,13 +163,18 @@ def pipeline_config(
             "from_teacher": bool(teacher.encoding),
             "pipeline": ["transformer", *names],
             "copied": list(copied),
+            "tokenizer": block("nlp.tokenizer", teacher.tokenizer),
+            "initialize_tokenizer": block(
+                "initialize.tokenizer", teacher.initialize_tokenizer
+            ),
             "score_weights": score_weights(list(factories.values()), copied.values()),
         }
     return render(
         "pipeline",
-        command=shlex.join([*COMMAND, "pipeline", *options, "--gpu" if gpu else "--cpu"]),
+        command=shlex.join([*COMMAND, "pipeline", *options, *schedule_options(gpu, corpus, text)]),
         distillation=True,
         **settings,
+        **schedule_settings(gpu, corpus, text),
     )
 
 
@@ -158,6 +189,39 @@ def render(name: str, **variables: Any) -> str:
     )
     environment.filters["json"] = json.dumps
     return environment.get_template(f"{name}.jinja").render(**variables)
+
+
+def schedule_options(gpu: bool, corpus: Path | None, text: Path | None = None) -> list[str]:
+    """The options of `init-config` that `schedule_settings` reads."""
+    options = ["--gpu" if gpu else "--cpu"]
+    for option, path in {"--corpus": corpus, "--text": text}.items():
+        options += [option, str(path)] if path else []
+    return options
+
+
+def schedule_settings(
+    gpu: bool, corpus: Path | None = None, text: Path | None = None
+) -> dict[str, Any]:
+    """The variables of templates that say how long a pipeline trains, and on which files."""
+    batch_words = BATCH_WORDS["gpu" if gpu else "cpu"]
+    schedule = TrainingSchedule(batch_words, STEPS, warmup=100, eval_frequency=200)
+    n_words = None
+    if corpus or text:
+        n_words = (count_tokens(corpus) if corpus else 0) + (estimate_words(text) if text else 0)
+        schedule = fit_training(n_words, batch_words=batch_words)
+    return {
+        **asdict(schedule),
+        "n_words": n_words,
+        "passes": n_words and describe_passes(schedule.steps * schedule.words / n_words),
+        "train_path": corpus and str(corpus),
+        "text_path": text and str(text),
+    }
+
+
+def describe_passes(passes: float) -> str:
+    """Write a number of passes in words, such as "8 passes"."""
+    number = f"{passes:.1f}".removesuffix(".0") if passes < 10 else f"{passes:.0f}"
+    return f"{number} pass{'es' * (number != '1')}"
 
 
 def pipeline_settings(
@@ -180,8 +244,6 @@ def pipeline_settings(
         "window": None if gpu else 192,
         "overlap": 32 if gpu else 16,
         "pooling": "mean",
-        "words": 4000 if gpu else 1000,
-        "steps": STEPS,
         "score_weights": score_weights(list(factories.values())),
         "tokenizer": block("nlp.tokenizer", defaults["nlp"]["tokenizer"]),
         "initialize_tokenizer": block("initialize.tokenizer", defaults["initialize"]["tokenizer"]),

@@ -9,7 +9,14 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import BatchSize, Code, Force, PipelineOutput
+from spacy_distil.cli.options import (
+    BatchSize,
+    Code,
+    Force,
+    PipelineOutput,
+    TxtDocumentsChoice,
+    TxtDocumentsOption,
+)
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import import_code
 
@@ -28,7 +35,7 @@ def convert_cli(
         typer.Option(
             "--corpus",
             help="Documents to compare both pipelines on: .spacy (annotated ones are scored), .txt "
-            "with one text per line, or .jsonl. Default: a few sentences.",
+            "or .jsonl. Default: a few sentences.",
         ),
     ] = None,
     limit: Annotated[
@@ -58,6 +65,7 @@ def convert_cli(
             "the encoder, or refuse the conversion.",
         ),
     ] = True,
+    txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
     trf_data: Annotated[
         bool,
         typer.Option(
@@ -102,6 +110,7 @@ def convert_cli(
             "window": window,
             "private_copies": private_copies,
             "trf_data": trf_data,
+            "txt_documents": txt_documents.value,
             "min_agreement": min_agreement,
             "batch_size": batch_size,
             "force": force,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,26 @@ PipelineOutput = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", "-F", help="Replace the pipeline that OUT holds.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Documents processed at a time.")]
+
+# Of text
+
+
+class TxtDocumentsChoice(str, Enum):
+    """How .txt files are divided into documents."""
+
+    auto = "auto"
+    lines = "lines"
+    blank_lines = "blank_lines"
+
+
+TxtDocumentsOption = Annotated[
+    TxtDocumentsChoice,
+    typer.Option(
+        "--txt-documents",
+        help="Documents of a .txt file: one in each line, or divided by blank lines. auto: by "
+        "blank lines if the file has any.",
+    ),
+]
 
 # Of measurements
 

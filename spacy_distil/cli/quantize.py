@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +11,18 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import BatchSize, Code, Force, PipelineOutput
+from spacy_distil.cli.options import (
+    BatchSize,
+    Code,
+    Force,
+    PipelineOutput,
+    TxtDocumentsChoice,
+    TxtDocumentsOption,
+)
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import import_code
+from spacy_distil.runs.files import write_text
+from spacy_distil.runs.outputs import check_file
 
 
 class Precision(str, Enum):
@@ -37,8 +47,8 @@ def quantize_cli(
         Path | None,
         typer.Option(
             "--corpus",
-            help="Documents to check the result on: .spacy (annotated ones are scored), .txt with "
-            "one text per line, or .jsonl. If int8 loses too much, they decide which layers stay "
+            help="Documents to check the result on: .spacy (annotated ones are scored), .txt or "
+            ".jsonl. If int8 loses too much, they decide which layers stay "
             "in float32. Default: a few sentences that come with spaCy.",
         ),
     ] = None,
@@ -79,6 +89,7 @@ def quantize_cli(
         int | None,
         typer.Option("--vocab-size", min=1, help="With --prune-vocab: keep this number of pieces."),
     ] = None,
+    txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
     batch_size: BatchSize = 64,
     code: Code = None,
     report: Annotated[
@@ -96,8 +107,8 @@ def quantize_cli(
     agree. The encoder's config.json names the CPU that the check ran on.
     """
     with friendly_errors():
-        import srsly
-
+        if report is not None:
+            check_file(report)
         from spacy_distil.export.quantize import quantize
         from spacy_distil.export.quantize_table import to_text
 
@@ -113,13 +124,13 @@ def quantize_cli(
             reduced_range=reduced_range,
             prune_vocab=prune_vocab,
             vocab_size=vocab_size,
+            txt_documents=txt_documents.value,
             batch_size=batch_size,
             force=force,
             log=msg.info,
         )
         if report is not None:
-            report.parent.mkdir(parents=True, exist_ok=True)
-            srsly.write_json(report, result.to_dict())
+            write_text(report, json.dumps(result.to_dict(), indent=2) + "\n")
     print(to_text(result))
     if corpus is None:
         msg.warn("Checked on a few sentences alone: name documents of yours with --corpus.")

@@ -10,6 +10,7 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
+from spacy_distil.cli.options import TxtDocumentsChoice, TxtDocumentsOption
 from spacy_distil.errors import TRAINING, ConfigError, friendly_errors, require_all
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def student_cli(
             ".jsonl or .spacy file, or a directory of them. A few blocks of it are read.",
         ),
     ] = None,
+    txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory for the student.")
     ] = None,
@@ -117,6 +119,7 @@ def student_cli(
             corpus=corpus,
             revision=revision,
             threads=threads,
+            txt_documents=txt_documents.value,
             log=msg.info,
         )
         if built.importance is not None:

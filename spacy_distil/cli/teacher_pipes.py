@@ -26,6 +26,7 @@ class TeacherPipes:
     rules: those without a model, by name, with their factory. A student gets copies.
     left_out: the others, by name, with the reason.
     encoding: window, overlap and pooling of a `distil_transformer`; otherwise empty.
+    tokenizer, initialize_tokenizer: [nlp.tokenizer] and [initialize.tokenizer].
     """
 
     name: str
@@ -35,6 +36,8 @@ class TeacherPipes:
     rules: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     encoding: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    initialize_tokenizer: dict[str, Any] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """Say which pipes the student does not learn, and why."""
@@ -54,7 +57,12 @@ def read_teacher_pipes(pipeline: str) -> TeacherPipes:
     from spacy_distil.distillation.pipeline.labels import KINDS
 
     config = read_config(pipeline)
-    teacher = TeacherPipes(pipeline, config["nlp"]["lang"])
+    teacher = TeacherPipes(
+        pipeline,
+        config["nlp"]["lang"],
+        tokenizer=config["nlp"]["tokenizer"],
+        initialize_tokenizer=config.get("initialize", {}).get("tokenizer", {}),
+    )
     for name in config["nlp"]["pipeline"]:
         settings = config["components"][name]
         factory = settings["factory"]

@@ -107,7 +107,7 @@ def _make_batch(
                 )
             )
         else:
-            doc_data.append(TransformerData.empty())
+            doc_data.append(TransformerData.empty(loaded.engine.width, xp=ops.xp))
         begin = end
     return TransformerBatch(doc_data)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 from spacy.language import Language
 from spacy.pipeline.tok2vec import Tok2Vec, Tok2VecListener
@@ -16,29 +17,53 @@ from spacy_distil.errors import ConfigError
 
 InT = list[Doc]
 OutT = list[Floats2d]
+WithoutEncoder = Literal["error", "zeros"]
 
 
-def Listener(upstream: str = "*", width: int | None = None) -> Model[InT, OutT]:
+def Listener(
+    upstream: str = "*", width: int | None = None, without_encoder: WithoutEncoder = "error"
+) -> Model[InT, OutT]:
     """Return the token vectors of a shared encoder that comes earlier in the pipeline.
 
-    `spacy.Tok2VecListener.v1` works as well. This listener differs in two points: `width` can be
-    left out, and docs without tokens are no error if the encoder is frozen.
+    `spacy.Tok2VecListener.v1` works as well, but needs a `width`, and predicts from zeros in a
+    pipeline that was loaded without the encoder.
 
     upstream: name of the encoder's component, or "*" for any.
     width: width of the encoder's vectors; null to take it from the encoder.
+    without_encoder: the prediction for docs over which no encoder has run, because it is disabled
+        or missing: an "error", or a prediction from "zeros", as in spaCy.
     """
-    return DistilListener(upstream, width)
+    return DistilListener(upstream, width, without_encoder)
 
 
 class DistilListener(Tok2VecListener):
-    """The model of `spacy-distil.Listener.v1`."""
+    """The model of `spacy-distil.Listener.v1`, and of a listener of spaCy's behind our encoder.
+
+    pipe_name, encoder_name: the pipe that listens, and the encoder that has found it; None until
+        one has.
+    without_encoder: the setting.
+    """
 
     # spaCy's `debug model` looks for "transformer-listener" to find the component "transformer".
     name = "distil-transformer-listener"
+    pipe_name: str | None = None
+    encoder_name: str | None = None
+    without_encoder: WithoutEncoder = "error"
+    # Docs that may come without vectors: in initialization, and those of the last update.
+    _sample: Sequence[Doc] = ()
+    _learned: Sequence[Doc] = ()
 
-    def __init__(self, upstream_name: str, width: int | None) -> None:
-        Model.__init__(self, self.name, forward, dims={"nO": width})
+    def __init__(
+        self, upstream_name: str, width: int | None, without_encoder: WithoutEncoder
+    ) -> None:
+        if without_encoder not in get_args(WithoutEncoder):
+            raise ConfigError(
+                f"without_encoder = {without_encoder!r}: expected one of "
+                f"{', '.join(get_args(WithoutEncoder))}."
+            )
+        Model.__init__(self, self.name, forward, init=init, dims={"nO": width})
         self.upstream_name = upstream_name
+        self.without_encoder = without_encoder
         self._batch_id = None
         self._outputs = None
         self._backprop = None
@@ -48,29 +73,118 @@ class DistilListener(Tok2VecListener):
         reduced: Any = super().__reduce_ex__(protocol)
         function, args, (attributes, slots), *_ = reduced
         received = dict.fromkeys(("_batch_id", "_outputs", "_backprop"))
-        return function, args, ({**attributes, **received}, slots)
+        seen = dict.fromkeys(("_sample", "_learned"), ())
+        return function, args, ({**attributes, **received, **seen}, slots)
+
+    def link(self, pipe_name: str, encoder_name: str) -> None:
+        """Remember the names of pipe and encoder, for errors."""
+        self.pipe_name, self.encoder_name = pipe_name, encoder_name
 
 
 def forward(model: DistilListener, docs: InT, is_train: bool) -> tuple[OutT, Callable]:
-    if model.maybe_get_dim("nO") is None:
+    width = model.maybe_get_dim("nO")
+    if width is None:
         raise ConfigError(
             f"A pipe listens to {model.upstream_name!r} for vectors of unknown width: no "
             "distil_transformer of that name comes before it, or it has no weights yet. Correct "
             "the order of the pipeline or the listener's upstream, or set the listener's width if "
             "the encoder is of another kind."
         )
-    if not is_train or model._batch_id is not None:
+    if is_train and model._batch_id is not None:
+        model._sample, model._learned = (), docs
         return forward_tok2vec(model, docs, is_train)
-    # The encoder has sent no update, so it is frozen and has annotated the docs.
-    if any(len(doc) and not doc.tensor.size for doc in docs):
-        raise ConfigError(
-            f"A pipe listens to {model.upstream_name!r}, which is frozen and set no doc.tensor. "
-            "Add the encoder's component to [training] annotating_components. Before nlp.rehearse, "
-            "which does not run encoders, run it over the docs."
-        )
-    width = model.get_dim("nO")
-    outputs: list[Any] = [doc.tensor if len(doc) else model.ops.alloc2f(0, width) for doc in docs]
+    # Prediction, or an update in which the encoder is frozen and has annotated the docs.
+    outputs: list[Any] = []
+    for doc in docs:
+        vectors: Any = doc.tensor
+        if vectors is None or vectors.shape != (len(doc), width):
+            vectors = _find_vectors(model, doc, vectors, is_train)
+        outputs.append(vectors)
     return outputs, no_gradient
+
+
+def init(model: DistilListener, X: InT | None = None, Y: OutT | None = None) -> None:
+    """Let the docs of an initialization pass without vectors: thinc predicts for them, to see the
+    width of the result.
+    """
+    model._sample = () if X is None else list(X)
+
+
+def adopt(listener: Tok2VecListener) -> None:
+    """Let a listener of spaCy's do the same as ours.
+
+    It would read a tensor with other rows than the doc's tokens, and predict from zeros without its
+    encoder.
+    """
+    if type(listener) is Tok2VecListener:
+        listener.__class__ = DistilListener
+        listener.init = init
+        setattr(listener, "_func", forward)  # noqa: B010  as in thinc
+
+
+def _find_vectors(model: DistilListener, doc: Doc, tensor: Any, is_train: bool) -> Any:
+    """Return the vectors of a doc whose tensor has another shape than (n_tokens, width).
+
+    Raises ConfigError if there are none.
+    """
+    width = model.get_dim("nO")
+    if len(doc) and tensor is not None and tensor.size:
+        if tensor.ndim == 2 and tensor.shape[1] == width and len(tensor) > len(doc):
+            # The retokenizer leaves a row too many when it splits a token.
+            return tensor[: len(doc)]
+        raise ConfigError(_other_vectors_message(model, doc, tensor))
+    if len(doc):
+        if is_train:
+            raise ConfigError(_untaught_message(model))
+        if any(doc is each for each in model._learned):
+            warnings.warn(_untaught_message(model), stacklevel=2)
+        elif model.without_encoder == "error" and not any(doc is each for each in model._sample):
+            raise ConfigError(_no_encoder_message(model, doc))
+    return model.ops.alloc2f(len(doc), width)
+
+
+def _names(model: DistilListener) -> tuple[str, str]:
+    """Name the pipe and its encoder, for errors."""
+    upstream = model.encoder_name or model.upstream_name
+    return (
+        "a pipe" if model.pipe_name is None else repr(model.pipe_name),
+        "an encoder before it" if upstream == "*" else repr(upstream),
+    )
+
+
+def _no_encoder_message(model: DistilListener, doc: Doc) -> str:
+    pipe, encoder = _names(model)
+    name, upstream = model.pipe_name or "NAME", model.encoder_name or "ENCODER"
+    return (
+        f"Without its encoder, {pipe} would predict from zeros: the doc that begins with "
+        f"{doc.text[:40]!r} has no vectors of {encoder}. Enable the encoder, or load or source it "
+        "with the pipe. For a pipe that works alone, call nlp.replace_listeners("
+        f'"{upstream}", "{name}", ["model.tok2vec"]) in the complete pipeline. To predict from '
+        f'zeros, set without_encoder = "zeros" in [components.{name}.model.tok2vec].'
+    )
+
+
+def _untaught_message(model: DistilListener) -> str:
+    pipe, encoder = _names(model)
+    name, enabled = model.encoder_name or "NAME", [model.encoder_name, model.pipe_name]
+    both = ", ".join(f'"{each}"' for each in enabled if each)
+    return (
+        f"In an update {pipe} reads the vectors of {encoder}, which has set no doc.tensor. For "
+        "'spacy train', add the encoder to [training] annotating_components. In a loop of your "
+        f"own, keep it enabled, as in nlp.select_pipes(enable=[{both}]), and call nlp.update with "
+        f'annotates=["{name}"], and with exclude=["{name}"] if its weights must not change. Before '
+        "nlp.rehearse, which does not run encoders, run it over the docs."
+    )
+
+
+def _other_vectors_message(model: DistilListener, doc: Doc, tensor: Any) -> str:
+    pipe, encoder = _names(model)
+    return (
+        f"The doc.tensor of the doc that begins with {doc.text[:40]!r} has the shape "
+        f"{tensor.shape}, but {pipe} needs the vectors of {encoder}, of shape "
+        f"{(len(doc), model.get_dim('nO'))}. Another component has set it, or its tokens have "
+        "changed since: run the pipe directly behind its encoder."
+    )
 
 
 def no_gradient(d_tokvecs: OutT) -> InT:
@@ -132,3 +246,16 @@ def check_upstreams(nlp: Language, encoder: Tok2Vec) -> None:
                     f'[components.{name}.model.tok2vec], or upstream = "{other}" if {nearest!r} '
                     "stays disabled."
                 )
+
+
+def check_annotating(nlp: Language, encoder: Tok2Vec) -> None:
+    """Raise ConfigError if a pipe that listens to `encoder` annotates in training, but the encoder
+    does not: the pipe would predict from docs without vectors.
+    """
+    annotating = nlp.config["training"].get("annotating_components") or ()
+    listening = [name for name in encoder.listening_components if name in annotating]
+    if listening and encoder.name not in annotating:
+        raise ConfigError(
+            f"[training] annotating_components has {listening[0]!r}, which predicts from the "
+            f"vectors of {encoder.name!r}. Add {encoder.name!r} to annotating_components, too."
+        )

@@ -13,6 +13,7 @@ import numpy as np
 from spacy_distil.component.settings import EncoderSettings
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines import Engine, TrainableEngine
+from spacy_distil.engines.config_check import require_settings
 from spacy_distil.engines.files import (
     CONFIG,
     TOKENIZER,
@@ -82,6 +83,7 @@ def load_files(files: Mapping[str, bytes], settings: EncoderSettings) -> LoadedE
     """
     check_engine(files, settings.engine)
     config = parse_config(files)
+    require_settings(config, {"vocab_size"}, {"max_position_embeddings"})
     engine_class = OnnxEngine if settings.engine == "onnx" else _torch_engine()
     engine = engine_class.from_files(files, **settings.for_engine)
     return _check(engine, PieceTokenizer.from_str(files[TOKENIZER]), config, settings)
@@ -91,10 +93,10 @@ def _check(
     engine: Engine, tokenizer: PieceTokenizer, config: dict[str, Any], settings: EncoderSettings
 ) -> LoadedEncoder:
     """Raise WeightsError or ConfigError if engine, tokenizer and settings do not fit together."""
-    if tokenizer.vocab_size > config["vocab_size"]:
+    if tokenizer.largest_id >= config["vocab_size"]:
         raise WeightsError(
-            f"The tokenizer has {tokenizer.vocab_size:,} pieces, but the encoder has embeddings "
-            f"for {config['vocab_size']:,} only. They do not belong together."
+            f"The tokenizer has pieces up to number {tokenizer.largest_id:,}, but the encoder has "
+            f"embeddings for {config['vocab_size']:,} only, from 0. They do not belong together."
         )
     longest = longest_window(config)
     window = settings.window or longest

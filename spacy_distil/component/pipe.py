@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from spacy.language import Language
 from spacy.pipeline.tok2vec import Tok2Vec, Tok2VecListener
@@ -21,6 +17,7 @@ from thinc.api import Config, Model, Optimizer
 from thinc.types import Floats2d
 from wasabi import msg
 
+from spacy_distil.component.ahead import Ahead
 from spacy_distil.component.interop import (
     AnnotationSetter,
     PredictedDocs,
@@ -29,17 +26,18 @@ from spacy_distil.component.interop import (
     set_trf_data,
 )
 from spacy_distil.component.listener import (
+    DistilListener,
+    adopt,
+    check_annotating,
     check_upstreams,
     listeners_in,
     overwritten_message,
 )
-from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirement
+from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirement, warn_of_warmup
 from spacy_distil.component.open_batch import HIDDEN_STATES, OpenBatch
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.encoding import split_docs
 from spacy_distil.errors import ConfigError
-
-T = TypeVar("T")
 
 DEFAULT_MODEL = Config().from_str(
     """
@@ -92,7 +90,7 @@ class DistilTransformerPipe(Tok2Vec):
         if set_extra_annotations is not None:
             install_extension()
         self._open: OpenBatch | None = None
-        self._ahead: set[Future[list[Floats2d]]] = set()  # predictions of the threads of `pipe`
+        self._ahead = Ahead()  # the threads of `pipe`
         self._linked = self.listener_map
         self._overwriter: str | None = None
         get_encoder(model)  # raises if the model is not ours
@@ -101,6 +99,9 @@ class DistilTransformerPipe(Tok2Vec):
 
     def add_listener(self, listener: Tok2VecListener, component_name: str) -> None:
         super().add_listener(listener, component_name)
+        adopt(listener)
+        if isinstance(listener, DistilListener):
+            listener.link(component_name, self.name)
         self._fit_width(listener, component_name)
 
     def find_listeners(self, component: Any) -> None:
@@ -155,40 +156,24 @@ class DistilTransformerPipe(Tok2Vec):
             yield from super().pipe(stream, batch_size=batch_size)
             return
         handle_error = self.get_error_handler()
-        executor = ThreadPoolExecutor(max_workers=1)
-        try:
-            batches = map(partial(self._submit, executor), minibatch(stream, size=batch_size))
-            for docs, tokvecs in _one_ahead(batches):
-                try:
-                    self.set_annotations(docs, tokvecs.result())
-                except Exception as error:
-                    handle_error(self.name, self, docs, error)
-                else:
-                    yield from docs
-        finally:
-            # If the stream ends early, it does not wait for a batch that has not begun.
-            executor.shutdown(cancel_futures=True)
+        for docs, tokvecs in self._ahead.map(self._encode, self._batches(stream, batch_size)):
+            try:
+                self.set_annotations(docs, tokvecs())
+            except Exception as error:
+                handle_error(self.name, self, docs, error)
+            else:
+                yield from docs
 
-    def _submit(
-        self, executor: ThreadPoolExecutor, docs: list[Doc]
-    ) -> tuple[list[Doc], Future[list[Floats2d]]]:
-        self._close_for(docs)
-        tokvecs = executor.submit(self._encode, docs)
-        self._ahead.add(tokvecs)
-        tokvecs.add_done_callback(self._ahead.discard)
-        return docs, tokvecs
+    def _batches(self, stream: Iterable[Doc], batch_size: int) -> Iterator[list[Doc]]:
+        for docs in minibatch(stream, size=batch_size):
+            self._close_for(docs)
+            yield docs
 
     def _encode(self, docs: list[Doc]) -> list[Floats2d]:
         encoder, ops = get_encoder(self.model), self.model.ops
         if self.set_extra_annotations is None:
             return encoder.predict_docs(docs, ops)
         return predict_with_pieces(encoder, docs, ops)
-
-    def _wait_for_ahead(self) -> None:
-        """Wait until the threads of `pipe` have encoded their batches. Call this before weights or
-        docs change, because the generators of `pipe` may be suspended.
-        """
-        self._ahead -= wait(tuple(self._ahead)).done
 
     @contextmanager
     def memory_zone(self, mem: Any = None) -> Iterator[Any]:
@@ -201,7 +186,7 @@ class DistilTransformerPipe(Tok2Vec):
         try:
             yield mem
         finally:
-            self._wait_for_ahead()
+            self._ahead.wait()
 
     # Training
 
@@ -274,7 +259,7 @@ class DistilTransformerPipe(Tok2Vec):
         self._step(sgd)
 
     def _step(self, optimizer: Optimizer) -> None:
-        self._wait_for_ahead()
+        self._ahead.wait()
         self.model.finish_update(optimizer)
 
     def _next_docs(
@@ -285,7 +270,7 @@ class DistilTransformerPipe(Tok2Vec):
         method: name of the method that got the examples, for errors.
         """
         self._close()
-        self._wait_for_ahead()
+        self._ahead.wait()
         losses.setdefault(self.name, 0.0)
         examples = list(examples)
         validate_examples(examples, f"DistilTransformerPipe.{method}")
@@ -391,7 +376,7 @@ class DistilTransformerPipe(Tok2Vec):
         for listener in self.listeners:
             # A listener that keeps a batch would not read doc.tensor once the encoder is frozen.
             listener.receive(None, None, None)  # type: ignore[arg-type]
-        self._wait_for_ahead()
+        self._ahead.wait()
 
     # Initialization and serialization
 
@@ -406,6 +391,7 @@ class DistilTransformerPipe(Tok2Vec):
         self._forget()
         if nlp is not None:
             check_upstreams(nlp, self)
+            check_annotating(nlp, self)
         self.model.initialize()
         self._fit_widths()
         encoder = get_encoder(self.model)
@@ -413,6 +399,7 @@ class DistilTransformerPipe(Tok2Vec):
         if nlp is not None:
             set_requirement(nlp.meta, encoder.settings.engine)
             fill_in_optimizer(nlp)
+            warn_of_warmup(nlp, get_examples)
 
     def to_bytes(self, *, exclude: Sequence[str] = ()) -> bytes:
         self._close_if_learned()
@@ -442,7 +429,7 @@ class DistilTransformerPipe(Tok2Vec):
     def __reduce__(self) -> Any:
         """Pickle or copy the pipe, with the weights it has learned and without an open batch."""
         self._close()  # even without a gradient, since listeners refer to the batch
-        self._wait_for_ahead()
+        self._ahead.wait()
         return super().__reduce__()
 
     def _close_if_learned(self) -> None:
@@ -472,17 +459,3 @@ class DistilTransformerPipe(Tok2Vec):
 
 def _ignore_gradient(d_states: Floats2d) -> None:
     """Do nothing: the backward pass of a frozen encoder."""
-
-
-def _one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the same items, each after the next one has been made. An error of the next one comes
-    after them.
-    """
-    ahead = deque(islice(items, 1))
-    while ahead:
-        try:
-            ahead.extend(islice(items, 1))
-        except Exception:
-            yield from ahead
-            raise
-        yield ahead.popleft()

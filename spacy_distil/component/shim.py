@@ -27,6 +27,7 @@ from spacy_distil.encoding import (
 from spacy_distil.engines import Backprop, Engine, StepSettings, TrainableEngine
 from spacy_distil.engines.files import read_files, write_files
 from spacy_distil.errors import ConfigError, OutOfMemoryError, WeightsError
+from spacy_distil.runs.digests import add_sums, check_sums
 
 
 class EncoderShim(Shim):
@@ -275,7 +276,7 @@ class EncoderShim(Shim):
             self._fill(load_by_name(self.settings))
 
     def to_disk(self, path: str | Path) -> None:
-        """Write the encoder's three files into a directory."""
+        """Write the encoder's three files and their digests into a directory."""
         write_files(Path(path), self.to_files())
 
     def from_disk(self, path: str | Path) -> EncoderShim:
@@ -286,10 +287,14 @@ class EncoderShim(Shim):
             raise WeightsError(f"The encoder in {path} cannot be loaded. {error}") from error
 
     def to_bytes(self) -> bytes:
-        return srsly.msgpack_dumps(self.to_files() if self.is_loaded else {})
+        """Serialize the encoder's three files and their digests; an encoder without weights as
+        none.
+        """
+        return srsly.msgpack_dumps(add_sums(self.to_files()) if self.is_loaded else {})
 
     def from_bytes(self, data: bytes) -> EncoderShim:
-        files = srsly.msgpack_loads(data)
+        """Load what `to_bytes` returned. Raises WeightsError if it has changed since."""
+        files = _unpack(data)
         return self.from_files(files) if files else self
 
     def to_files(self) -> dict[str, bytes]:
@@ -340,6 +345,8 @@ class EncoderShim(Shim):
             pad_id=self.loaded.pad_id,
             max_batch_pieces=self.max_batch_pieces,
             special=special,
+            length_multiple=self.engine.length_multiple,
+            max_length=self.loaded.window,
         )
 
     def _alloc_rows(self, encoded: EncodedDocs, ops: Ops, layers: Sequence[int] | None) -> Floats2d:
@@ -355,6 +362,17 @@ class EncoderShim(Shim):
                 "original pipeline, from which 'spacy distil quantize' made this one."
             )
         return engine
+
+
+def _unpack(data: bytes) -> dict[str, bytes]:
+    """Unpack what `EncoderShim.to_bytes` returned. Raises WeightsError if it has changed since."""
+    try:
+        files = srsly.msgpack_loads(data)
+        return check_sums(files) if files else {}
+    except Exception as error:  # msgpack raises many kinds for damaged bytes
+        raise WeightsError(
+            f"The bytes of an encoder are damaged: {error}. Make them again with to_bytes."
+        ) from error
 
 
 def get_encoder(model: Model) -> EncoderShim:

@@ -128,8 +128,8 @@ class TransformerData:
 
     wordpieces: its windows.
     model_output: `last_hidden_state`, (n_windows, length, width) float32, zeros for padding. A doc
-        without tokens has no outputs. There is no pooler output: `tensors[-1]` is `tensors[0]`. Use
-        `doc.vector` for a vector of the doc.
+        without tokens has no windows: (0, 0, width). There is no pooler output: `tensors[-1]` is
+        `tensors[0]`. Use `doc.vector` for a vector of the doc.
     align: places of the pieces of each token in the flattened (n_windows * length) grid:
         `align[i].data.flatten()` for token i, `align[span.start : span.end].data.flatten()` for a
         span, `align.lengths` for their numbers. A piece in the overlap of two windows has two
@@ -141,11 +141,11 @@ class TransformerData:
     align: Ragged
 
     @classmethod
-    def empty(cls) -> TransformerData:
-        """Make the data of a doc without tokens."""
+    def empty(cls, width: int = 0, *, xp: Any = np) -> TransformerData:
+        """Make the data of a doc without tokens, whose encoder has this width."""
         return cls(
             wordpieces=WordpieceBatch.empty(),
-            model_output=ModelOutput(),
+            model_output=ModelOutput(last_hidden_state=xp.zeros((0, 0, width), dtype="f")),
             align=make_ragged(np.zeros(0, dtype="i"), np.zeros(0, dtype="i")),
         )
 
@@ -170,9 +170,7 @@ class TransformerData:
 
     @property
     def width(self) -> int:
-        """Width of the hidden states. Raises ValueError for a doc without tokens."""
-        if "last_hidden_state" not in self.model_output:
-            raise ValueError("Cannot find last hidden state: the doc has no tokens")
+        """Width of the hidden states."""
         return int(self.model_output.last_hidden_state.shape[-1])
 
     def to_dict(self) -> dict[str, Any]:

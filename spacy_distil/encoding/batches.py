@@ -33,6 +33,8 @@ def make_batches(
     pad_id: int,
     max_batch_pieces: int,
     special: bool = False,
+    length_multiple: int = 1,
+    max_length: int | None = None,
 ) -> Iterator[Batch]:
     """Pack windows into batches, longest first.
 
@@ -41,6 +43,8 @@ def make_batches(
     max_batch_pieces: the most padded pieces in a batch, special pieces included. A window that is
         larger is a batch of its own.
     special: whether special pieces have rows too, before and after the pieces of their window.
+    length_multiple: batches are padded to a multiple of this length.
+    max_length: if that would be longer than this, they are not.
     """
     if not windows:
         return
@@ -53,6 +57,9 @@ def make_batches(
     while begin < len(order):
         # Sorted by length: the first window is the longest of its batch.
         length = int(sizes[order[begin]]) + n_special
+        padded = -(-length // length_multiple) * length_multiple
+        if max_length is None or padded <= max_length:
+            length = padded
         chosen = order[begin : begin + max(1, max_batch_pieces // length)]
         begin += len(chosen)
         column = np.arange(length)

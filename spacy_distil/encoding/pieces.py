@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ if hasattr(os, "register_at_fork"):
 
 # SentencePiece writes this for a space, and reads it as one.
 _SPACE = "▁"
+# The library for regular expressions gives up a search that goes back too often, as nested
+# repetitions such as (a+)+$ do on such text.
+_PROBE = "\u2603".join(character * 40 for character in "aA1 \n.'-_\u00e9\u4e2d")
 # Whether a character is a space, by its number. All spaces have lower numbers than the last one.
 _IS_SPACE = np.array([chr(number).isspace() for number in range(0x3002)])
 
@@ -51,7 +55,8 @@ class Pieces:
     ids: (n_pieces,) int64, vocabulary ids.
     starts, ends: (n_pieces,) int64, character offsets into the text, end exclusive. The range does
         not begin or end with a space, and offsets never decrease. A piece for spaces only, or for
-        no character, has equal offsets: it belongs to no token.
+        no character, has equal offsets: it belongs to no token. Line breaks and other white space
+        are spaces, too, except in RoBERTa's tokenizers, which have pieces for them.
     """
 
     ids: np.ndarray
@@ -69,10 +74,16 @@ class PieceTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        """Raises WeightsError if the tokenizer fails on text."""
+        with _naming("The tokenizer fails on text"):
+            self._fit(tokenizer)
+
+    def _fit(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        tokenizer.encode(_PROBE)
         probe = tokenizer.encode("a", add_special_tokens=True)
         own = [i for i, special in enumerate(probe.special_tokens_mask) if not special]
         if not own:
@@ -94,10 +105,8 @@ class PieceTokenizer:
         """
         from tokenizers import Tokenizer
 
-        try:
+        with _naming("tokenizer.json cannot be read"):
             tokenizer = Tokenizer.from_buffer(json if isinstance(json, bytes) else json.encode())
-        except Exception as error:  # tokenizers raises bare Exception
-            raise WeightsError(f"tokenizer.json cannot be read: {error}") from error
         return cls(tokenizer)
 
     def to_str(self) -> str:
@@ -105,9 +114,9 @@ class PieceTokenizer:
         return self._tokenizer.to_str()
 
     @property
-    def vocab_size(self) -> int:
-        """Number of pieces, added ones included."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+    def largest_id(self) -> int:
+        """The largest id of a piece, added ones included; -1 if there is none."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @property
     def n_special(self) -> int:
@@ -115,9 +124,18 @@ class PieceTokenizer:
         return len(self.prefix) + len(self.suffix)
 
     def __call__(self, texts: Sequence[str]) -> list[Pieces]:
-        """Split each text into pieces. All texts are tokenized in one call."""
+        """Split each text into pieces. All texts are tokenized in one call.
+
+        Raises WeightsError, which names the text, if the tokenizer fails.
+        """
         texts = list(texts)
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        except BaseException:  # includes a panic of Rust
+            for text in texts:
+                with _naming(f"The tokenizer fails on the text that begins with {text[:60]!r}"):
+                    self._tokenizer.encode(text, add_special_tokens=False)
+            raise
         return [
             self._to_pieces(text, encoding) for text, encoding in zip(texts, encodings, strict=True)
         ]
@@ -133,6 +151,23 @@ class PieceTokenizer:
         if self._holds_spaces:
             starts, ends = _without_spaces(text, starts, ends, _SPACE if self._spaces else "")
         return in_order(ids, starts, ends)
+
+
+@contextmanager
+def _naming(problem: str) -> Iterator[None]:
+    """Raise WeightsError, which begins with the problem, for a failure of `tokenizers`.
+
+    It raises bare Exceptions, and panics, which are none.
+    """
+    try:
+        yield
+    except (WeightsError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise WeightsError(
+            f"{problem}: {error}. tokenizer.json is damaged, or has a pattern (Regex) that this "
+            "text keeps busy for too long: save or copy the model again, or take another."
+        ) from error
 
 
 def in_order(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Pieces:

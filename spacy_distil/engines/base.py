@@ -36,6 +36,10 @@ class Engine(Protocol):
     def batch_pieces(self) -> int:
         """Padded pieces in a batch if the settings do not say."""
 
+    @property
+    def length_multiple(self) -> int:
+        """The lengths that are fastest are multiples of this number. Any other length works."""
+
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
         """Compute the last hidden states at `batch.positions`.
 

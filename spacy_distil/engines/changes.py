@@ -6,11 +6,18 @@ from dataclasses import dataclass
 
 import transformers
 
+from spacy_distil.engines.config_check import ATTENTION_DROPOUTS, DROPOUTS
 from spacy_distil.errors import ConfigError
 
-# Names that families use for the dropout of hidden states and of attention probabilities.
-DROPOUTS = ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout")
-ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
+# Settings of what a forward pass returns, and how. They leave the numbers as they are. Chunks, too,
+# but windows whose length they do not divide fail.
+RUNTIME = {
+    "return_dict": True,
+    "torchscript": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "chunk_size_feed_forward": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ def fix_runtime_choices(config: transformers.PretrainedConfig) -> None:
     if getattr(config, "attention_type", None) == "block_sparse":
         # BigBird switches to full attention for good at the first batch of short windows.
         config.attention_type = "original_full"
+    for name, value in RUNTIME.items():
+        if getattr(config, name, value) != value:
+            setattr(config, name, value)
     if config.model_type == "modernbert":
         _read_newer_modernbert(config)
 

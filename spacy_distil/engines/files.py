@@ -8,7 +8,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from spacy_distil.errors import WeightsError
+from spacy_distil.engines.config_check import check_settings
+from spacy_distil.errors import DamagedError, WeightsError
+from spacy_distil.runs.digests import SUMS, add_sums, check_directory, check_sums
+from spacy_distil.runs.files import atomic_directory, atomic_files, is_replaceable
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -44,7 +47,9 @@ MODELS: dict[EngineName, str] = {"torch": WEIGHTS, "onnx": GRAPH}
 def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
     """Read the files of an encoder for `engine` as bytes, by name.
 
-    Raises WeightsError if the directory or a file is missing.
+    If the directory has digests, the files must have them. A plain Hugging Face model has none.
+
+    Raises WeightsError if the directory or a file is missing, or has changed.
     """
     files = {}
     for name in (CONFIG, MODELS[engine], TOKENIZER):
@@ -56,29 +61,78 @@ def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
                 f"{CONFIG}, {MODELS[engine]} and {TOKENIZER}; save or copy the pipeline again."
             )
         files[name] = path.read_bytes()
-    return files
+    sums = directory / SUMS
+    if not sums.is_file():
+        return files
+    try:
+        return check_sums({**files, SUMS: sums.read_bytes()})
+    except DamagedError as error:
+        raise WeightsError(f"{error}. {_changed_advice(directory)}") from error
+
+
+def check_folder(directory: Path) -> None:
+    """Check the files of a saved encoder against the directory's digests, if it has some.
+
+    Raises WeightsError if one is missing or has changed.
+    """
+    if not (directory / SUMS).is_file():
+        return
+    try:
+        check_directory(directory)
+    except DamagedError as error:
+        raise WeightsError(f"{error}. {_changed_advice(directory)}") from error
+
+
+def _changed_advice(directory: Path) -> str:
+    return (
+        f"Save or copy the encoder again. If you have changed its files on purpose, delete "
+        f"{directory / SUMS}."
+    )
 
 
 def check_engine(names: Collection[str], engine: EngineName) -> None:
     """Raise WeightsError if an encoder's files, by name, are for another engine."""
     others = [other for other, model in MODELS.items() if model in names]
     if others and engine not in others:
-        quantize = ", or make an ONNX pipeline with 'spacy distil quantize'"
+        other = others[0]
+        quantize = (
+            "; or make an ONNX pipeline of it with 'spacy distil quantize', and load that"
+            if engine == "onnx"
+            else ""
+        )
         raise WeightsError(
-            f"{MODELS[engine]} is missing, which engine = {engine!r} runs; {MODELS[others[0]]} is "
-            f"there. Set engine = {others[0]!r}{quantize if engine == 'onnx' else ''}."
+            f"{MODELS[engine]} is missing, which engine = {engine!r} runs; {MODELS[other]} is "
+            f"there, which engine = {other!r} runs. spacy.load(...) makes a pipeline with the "
+            "engine of its config; nlp.from_disk, nlp.from_bytes and initialization do not change "
+            f"the engine of one. Load it with spacy.load, without another engine, or set engine = "
+            f"{other!r} in the model of this encoder before you build the pipeline{quantize}."
         )
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write an encoder's files, by name, into a directory, which is created if it is missing.
+    """Write an encoder's files, by name, and their digests into a directory, which is created if it
+    is missing.
 
-    The model of another engine is deleted, so that the directory holds one encoder.
+    The model of another engine is deleted, so that the directory holds one encoder. A directory
+    that holds nothing but an encoder is replaced as a whole, so that a kill leaves the old encoder
+    or the new one. In others, files are replaced one by one, the digests last: files of two
+    encoders do not pass for one. A link is replaced, not followed.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    complete = add_sums(files)
+    own = {CONFIG, TOKENIZER, SUMS, *MODELS.values()}
+    others = {path.name for path in directory.iterdir()} - own if directory.is_dir() else set()
+    if not others and is_replaceable(directory):
+        with atomic_directory(directory) as new:
+            _write(new, complete)
+        return
+    with atomic_files(directory, last=SUMS) as new:
+        _write(new, complete)
     for name in MODELS.values():
         if name not in files:
             (directory / name).unlink(missing_ok=True)
+
+
+def _write(directory: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         (directory / name).write_bytes(content)
 
@@ -91,7 +145,8 @@ def dump_config(config: Mapping[str, Any]) -> bytes:
 def parse_config(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Parse the `config.json` among an encoder's files.
 
-    Raises WeightsError if it is not a JSON object with a "model_type".
+    Raises WeightsError if it is not a JSON object with a "model_type", or has values that cannot be
+    right.
     """
     try:
         config = json.loads(files[CONFIG])
@@ -99,6 +154,7 @@ def parse_config(files: Mapping[str, bytes]) -> dict[str, Any]:
         raise WeightsError(f"{CONFIG} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise WeightsError(f'{CONFIG} names no "model_type", so the encoder cannot be built.')
+    check_settings(config)
     return config
 
 

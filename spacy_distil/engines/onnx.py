@@ -16,6 +16,7 @@ from thinc.types import Floats2d
 from spacy_distil import __version__
 from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.files import CONFIG, GRAPH, dump_config, parse_config
+from spacy_distil.engines.onnx_file import check_tensors
 from spacy_distil.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
@@ -68,14 +69,17 @@ class OnnxEngine:
                 f"reads format {FORMAT}. Make it again with 'spacy distil quantize' from the "
                 "original pipeline."
             )
+        for name in ("width", "n_parameters"):
+            value = section.get(name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise WeightsError(
+                    f'{CONFIG} has "{SECTION}": {{"{name}": {value!r}}}, expected a whole number '
+                    "above 0. It is damaged: save or copy the pipeline again."
+                )
+        check_tensors(files[GRAPH], GRAPH)
         engine = cls(config, files[GRAPH], threads=threads)
         # Open the session now, so that a graph that cannot run is found while loading.
-        (output,) = engine._session().get_outputs()
-        if output.shape[-1] != section.get("width"):
-            raise WeightsError(
-                f"{GRAPH} makes vectors of width {output.shape[-1]}, but {CONFIG} says "
-                f"{section.get('width')!r}. They do not belong together."
-            )
+        _check_graph(engine._session(), section["width"])
         return engine
 
     @property
@@ -93,6 +97,10 @@ class OnnxEngine:
     @property
     def batch_pieces(self) -> int:
         return BATCH_PIECES
+
+    @property
+    def length_multiple(self) -> int:
+        return 1
 
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
         feed = {IDS: batch.ids, MASK: batch.mask, POSITIONS: batch.positions}
@@ -144,6 +152,24 @@ class OnnxEngine:
                 f"{onnxruntime.__version__}: {error}. It is damaged, or needs a newer version: "
                 "save or copy the pipeline again, or update onnxruntime."
             ) from error
+
+
+def _check_graph(session: InferenceSession, width: int) -> None:
+    """Raise WeightsError if a graph has other inputs or outputs than the engine uses."""
+    inputs = sorted(node.name for node in session.get_inputs())
+    outputs = [node.name for node in session.get_outputs()]
+    if inputs != sorted((IDS, MASK, POSITIONS)) or outputs != [ROWS]:
+        raise WeightsError(
+            f"{GRAPH} has the inputs {', '.join(inputs)} and the outputs {', '.join(outputs)}, "
+            f"expected {IDS}, {MASK} and {POSITIONS}, and {ROWS} alone. Make it again with 'spacy "
+            "distil quantize'."
+        )
+    made = session.get_outputs()[0].shape[-1:]
+    if made != [width]:
+        raise WeightsError(
+            f"{GRAPH} makes vectors of width {made[0] if made else 'unknown'}, but {CONFIG} says "
+            f"{width}. They do not belong together."
+        )
 
 
 def count_threads(setting: int | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 
 import torch
 import transformers
@@ -11,6 +12,9 @@ from safetensors import torch as safetensors
 
 from spacy_distil.engines.base import StepSettings
 from spacy_distil.engines.files import LAYER_NUMBER
+
+# Pretrained encoders learn at 1e-5 to 3e-4. A higher rate from the first step destroys them.
+HIGHEST_FIRST_RATE = 5e-4
 
 # Weights below all layers. DeBERTa's "rel_embeddings" of distances are not: each layer uses them.
 _EMBEDDING = re.compile(r"\bembedding")
@@ -38,6 +42,7 @@ class EncoderOptimizer:
     def step(self, settings: StepSettings) -> None:
         """Apply the gradients of the weights."""
         if self._adamw is None:
+            _warn_of_rate(settings.learn_rate)
             self._adamw = self._make_adamw()
         for group in self._adamw.param_groups:
             group["lr"] = settings.learn_rate * settings.layer_decay ** group["depth"]
@@ -94,4 +99,16 @@ class EncoderOptimizer:
                 for (depth, decays), parameters in groups.items()
             ],
             fused=self._device.type in ("cpu", "cuda"),
+        )
+
+
+def _warn_of_rate(learn_rate: float) -> None:
+    """Warn if the first step changes pretrained weights too much."""
+    if learn_rate > HIGHEST_FIRST_RATE:
+        warnings.warn(
+            f"The encoder's first step has a learning rate of {learn_rate:g}, without warm-up; "
+            f"above {HIGHEST_FIRST_RATE:g} an encoder forgets what it knows. Set learn_rate_scale "
+            "in the encoder's model to 0.2 (0.05 for a full-size encoder), and a schedule such as "
+            "warmup_linear.v1 in [training.optimizer.learn_rate].",
+            stacklevel=2,
         )

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate import init_empty_weights
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
+from transformers.activations import ACT2FN
 from transformers.utils import cached_file, logging
 
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.changes import UNCHANGED, EncoderChanges, fix_runtime_choices
-from spacy_distil.engines.files import CONFIG, LAYER_NUMBER, WEIGHTS, parse_config
+from spacy_distil.engines.config_check import ACTIVATIONS, check_settings, require_settings
+from spacy_distil.engines.files import CONFIG, LAYER_NUMBER, WEIGHTS, check_folder, parse_config
 from spacy_distil.engines.probe import check_kind, check_outputs, find_class
 from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.runs.digests import write_sums
+
+# Said where no weights are found.
+PICKLES = (
+    "Pickled weights (pytorch_model.bin) are never read, because they can run code. If you trust "
+    'them, convert them once: python -c "import torch, safetensors.torch as s; s.save_file({k: '
+    "v.clone() for k, v in torch.load('pytorch_model.bin', 'cpu', weights_only=True).items()}, "
+    "'model.safetensors', {'format': 'pt'})\""
+)
 
 
 def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers.PreTrainedModel:
@@ -28,11 +41,12 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
     changes: to its config. The weights of layers that these leave out are not loaded.
     Raises ConfigError for a model that cannot be an encoder, WeightsError if weights are missing.
     """
+    check_folder(Path(name))
     try:
         with quiet_transformers():
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         check_kind(name, config)
-        fix_runtime_choices(config)
+        check_config(name, config)
         changes.apply(config)
         with quiet_transformers():
             model, info = transformers.AutoModel.from_pretrained(
@@ -46,16 +60,16 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
                 ignore_mismatched_sizes=True,
                 **_build_arguments(config),
             )
-    except ConfigError:
+    except (ConfigError, WeightsError):
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # each version and family of transformers raises its own
         failed = f"No encoder could be loaded from name = {name!r}: "
         if problem := hub_problem(name, error):
             raise WeightsError(f"{failed}{problem}") from error
         raise WeightsError(
             f"{failed}{error}\n"
             "Expected a directory with config.json, model.safetensors and a tokenizer, or the name "
-            "of such a model on the Hugging Face hub (which needs the network)."
+            f"of such a model on the Hugging Face hub (which needs the network). {PICKLES}"
         ) from error
     # A checkpoint may hold more than the encoder (pooler, heads), but not less.
     weights = model.state_dict()
@@ -65,6 +79,7 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
         for entry in info["mismatched_keys"]
     ]
     _check_weights(f"name = {name!r}", info["missing_keys"], (), mismatched)
+    check_values(f"name = {name!r}", model.state_dict())
     model = model.float().eval()
     check_outputs(name, model)
     return model
@@ -96,6 +111,7 @@ def load_saved_encoder(
         config = config_class.from_dict(settings)
     except Exception as error:  # each version and family of transformers raises its own
         raise WeightsError(f"{CONFIG} is not a {settings['model_type']} config: {error}") from error
+    _check_family(config, settings)
     fix_runtime_choices(config)
     changes.apply(config)
     try:
@@ -107,7 +123,8 @@ def load_saved_encoder(
             f"{CONFIG} describes no encoder that transformers {transformers.__version__} can "
             f"build: {error}"
         ) from error
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    built = model.state_dict()
+    expected = {name: tensor.shape for name, tensor in built.items()}
     if changes.layer is not None:
         # Layers above it may have been saved.
         above = [name for name in weights if _is_above(name, changes.layer)]
@@ -123,8 +140,60 @@ def load_saved_encoder(
             if name in weights and weights[name].shape != shape
         ],
     )
+    integers = [
+        k for k, v in built.items() if v.is_floating_point() > weights[k].is_floating_point()
+    ]
+    if integers:
+        raise WeightsError(
+            f"{WEIGHTS} has {_first(integers)} of type {weights[integers[0]].dtype}, expected "
+            "floating-point numbers. Take the model before it was quantized."
+        )
+    check_values(WEIGHTS, weights)
     model.load_state_dict(weights, assign=True)
     return model.float()
+
+
+def check_config(name: str, config: transformers.PretrainedConfig, **version: Any) -> None:
+    """Check the `config.json` of a Hugging Face model as it was written, and fix what it says about
+    the form of the output.
+
+    name: directory or hub name.
+    config: as transformers read it. It has its defaults in place of what is missing.
+    version: arguments that choose a version on the hub, such as `revision`.
+    Raises WeightsError for a setting that is missing or cannot be right.
+    """
+    settings, _ = transformers.PretrainedConfig.get_config_dict(name, **version)
+    check_settings(settings)
+    _check_family(config, settings)
+    fix_runtime_choices(config)
+
+
+def check_values(source: str, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise WeightsError, which names the first few, for weights with values that are not finite.
+
+    source: of the weights, for the message.
+    weights: by name. Integers pass.
+    """
+    wrong = [name for name, weight in weights.items() if not _is_finite(weight)]
+    if wrong:
+        raise WeightsError(
+            f"The weights of {source} have values that are not finite numbers (NaN or infinity), "
+            f"in {_first(wrong)}. They are damaged, or come from a training that diverged: take an "
+            "earlier version of the model."
+        )
+
+
+def save_encoder(
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, to: Path
+) -> None:
+    """Save an encoder and its tokenizer as a Hugging Face model with digests.
+
+    to: an empty or a new directory.
+    """
+    with quiet_transformers():
+        model.save_pretrained(to)
+        tokenizer.save_pretrained(to)
+    write_sums(to)
 
 
 def load_tokenizer(name: str) -> PieceTokenizer:
@@ -240,6 +309,39 @@ def _build_arguments(config: transformers.PretrainedConfig) -> dict[str, Any]:
     if config.model_type == "modernbert":  # chooses flash attention by itself
         arguments["attn_implementation"] = "sdpa"
     return arguments
+
+
+def _check_family(config: transformers.PretrainedConfig, settings: Mapping[str, Any]) -> None:
+    """Raise WeightsError if a `config.json` lacks what its family needs, or names an activation
+    that transformers does not know.
+
+    config: as transformers read the settings. It has its defaults in place of what is missing.
+    """
+    needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    aliases = {name: config.attribute_map.get(name, name) for name in needed}
+    require_settings(
+        settings, *({name, alias} for name, alias in aliases.items() if hasattr(config, name))
+    )
+    for name in ACTIVATIONS:
+        if name in settings and settings[name] not in ACT2FN:
+            raise WeightsError(
+                f'{CONFIG} has "{name}": {settings[name]!r}, which transformers '
+                f"{transformers.__version__} does not know. Expected one of "
+                f"{', '.join(sorted(ACT2FN))}."
+            )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    if not weight.is_floating_point() or not weight.numel():
+        return True
+    # Both are NaN if any value is.
+    return all(map(math.isfinite, weight.aminmax()))
+
+
+def _first(names: Sequence[str]) -> str:
+    """Name the first few."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
 def _check_weights(

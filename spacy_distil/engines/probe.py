@@ -41,7 +41,7 @@ def check_kind(name: str, config: transformers.PretrainedConfig) -> None:
             "its batch",
         )
     for setting in ("vocab_size", "hidden_size", "num_hidden_layers"):
-        if not isinstance(getattr(config, setting, None), int):
+        if getattr(config, setting, None) is None:
             raise _misfit(name, config, f"its config.json has no {setting!r}")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 import transformers
 from safetensors import torch as safetensors
@@ -30,6 +31,8 @@ from spacy_distil.errors import ConfigError, OutOfMemoryError
 # Larger batches only cost memory on a CPU. A GPU needs them to be busy.
 CPU_BATCH_PIECES = 1536
 GPU_BATCH_PIECES = 16384
+# Tensor cores multiply tiles of this many numbers.
+GPU_LENGTH_MULTIPLE = 8
 
 # A forked child inherits torch's pool of threads, but not the threads: the first parallel operation
 # would wait for them forever.
@@ -121,6 +124,10 @@ class TorchEngine:
         return CPU_BATCH_PIECES if self.device.type == "cpu" else GPU_BATCH_PIECES
 
     @property
+    def length_multiple(self) -> int:
+        return GPU_LENGTH_MULTIPLE if self.device.type == "cuda" else 1
+
+    @property
     def model(self) -> transformers.PreTrainedModel:
         """The module itself, for purposes beyond this interface."""
         return self._model
@@ -143,7 +150,7 @@ class TorchEngine:
             states = forward(*self._to_device(batch), self._autocast, layers)
 
         def backprop(d_rows: Floats2d) -> None:
-            gradients = xp2torch(d_rows, device=self.device).split(self.width, dim=1)
+            gradients = self._gradient_to_device(d_rows).split(self.width, dim=1)
             scaled = [self._optimizer.scale(gradient) for gradient in gradients]
             with self._explain_out_of_memory(batch, "the backward pass of"):
                 torch.autograd.backward(states[: len(scaled)], scaled)
@@ -182,8 +189,27 @@ class TorchEngine:
                 "a GPU is fastest with large batches of one process."
             )
         arrays = (batch.ids, batch.mask, batch.positions)
-        ids, mask, positions = (torch.from_numpy(array).to(self.device) for array in arrays)
+        if self.device.type == "cpu":
+            ids, mask, positions = map(torch.from_numpy, arrays)
+            return ids, mask, positions
+        joined = self._copy_to_device(np.concatenate([array.ravel() for array in arrays]))
+        parts = joined.split([array.size for array in arrays])
+        ids, mask, positions = (
+            part.view(array.shape) for part, array in zip(parts, arrays, strict=True)
+        )
         return ids, mask, positions
+
+    def _gradient_to_device(self, d_rows: Floats2d) -> torch.Tensor:
+        if isinstance(d_rows, np.ndarray):
+            return self._copy_to_device(d_rows)
+        return xp2torch(d_rows, device=self.device)
+
+    def _copy_to_device(self, array: np.ndarray) -> torch.Tensor:
+        """Copy an array to the device. For a GPU, return before the copy is complete."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def _forward_in_training(self, *args: Any) -> list[torch.Tensor]:
         """Do the same as `_forward`, with dropout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreem
 from spacy_distil.export.conversion_plan import ConversionPlan, encoders_of
 from spacy_distil.export.spacy_transformers import find_transformers
 from spacy_distil.text.documents import read_documents
+from spacy_distil.text.plain_text import TxtDocuments
 
 # The default documents: tokens of many pieces, characters of several scripts, several sentences.
 SENTENCES = (
@@ -91,16 +92,24 @@ def to_text(check: ConversionCheck) -> str:
     return "\n".join(lines)
 
 
-def read_check_documents(texts: Path | None, nlp: Language, *, limit: int) -> CheckDocuments:
+def read_check_documents(
+    texts: Path | None,
+    nlp: Language,
+    *,
+    limit: int,
+    txt_documents: TxtDocuments,
+    log: Callable[[str], Any],
+) -> CheckDocuments:
     """Read the documents to compare the pipelines on.
 
     texts: .spacy, .txt or .jsonl; `None` for SENTENCES.
     limit: only the first N documents; 0 for all.
+    txt_documents, log: see `read_documents`.
     """
     if texts is None:
         docs = [nlp.make_doc(sentence) for sentence in SENTENCES]
         return CheckDocuments(f"{len(docs)} sentences of its own", docs, None)
-    documents = read_documents(texts, nlp, limit=limit)
+    documents = read_documents(texts, nlp, limit=limit, txt_documents=txt_documents, log=log)
     return CheckDocuments(str(texts), documents.docs, documents.gold)
 
 

@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import srsly
@@ -34,8 +33,10 @@ from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.quantize import NEEDS as QUANTIZING
 from spacy_distil.export.quantize import Quantization, quantize
-from spacy_distil.pipelines import check_output, load_pipeline, read_config
+from spacy_distil.pipelines import load_pipeline, read_config
 from spacy_distil.runs.files import atomic_directory, scratch_directory
+from spacy_distil.runs.outputs import check_output
+from spacy_distil.text.plain_text import TxtDocuments
 
 if TYPE_CHECKING:
     from spacy_transformers.layers import TransformerModel
@@ -76,6 +77,7 @@ def convert(
     private_copies: bool = True,
     trf_data: bool = False,
     min_agreement: float = 0.98,
+    txt_documents: TxtDocuments = "auto",
     batch_size: int = 64,
     force: bool = False,
     log: Callable[[str], Any] = lambda message: None,
@@ -87,8 +89,8 @@ def convert(
 
     pipeline: directory or package of the spacy-transformers pipeline.
     output: directory of the new pipeline.
-    corpus: documents to compare the pipelines on: .spacy (scored too), .txt with one text per line,
-        or .jsonl; `None` for a few sentences that come with spacy-distil.
+    corpus: documents to compare the pipelines on: .spacy (scored too), .txt or .jsonl; `None` for a
+        few sentences that come with spacy-distil.
     limit: only the first N documents; 0 for all.
     window: maximum number of pieces encoded together, special ones included; `None` for the closest
         match to the windows in training (`spacy_transformers.choose_windows`).
@@ -96,6 +98,7 @@ def convert(
     trf_data: whether the new pipeline sets `doc._.trf_data`, which takes memory.
     min_agreement: lowest agreement of each pipe's predictions with the original's, over the
         documents whose windows are the same in both pipelines.
+    txt_documents: how .txt files are divided into documents, see `TxtDocuments`.
     batch_size: documents per batch of the comparison.
     force: whether to replace a pipeline in `output`.
     log: callback that receives a line for each step.
@@ -124,7 +127,11 @@ def convert(
             + "\n".join(f"- {problem}." for problem in plan.problems)
         )
     documents = read_check_documents(
-        None if corpus is None else Path(corpus), original, limit=limit
+        None if corpus is None else Path(corpus),
+        original,
+        limit=limit,
+        txt_documents=txt_documents,
+        log=log,
     )
     with atomic_directory(output) as directory:
         log("Converting it")
@@ -150,6 +157,7 @@ def convert_and_quantize(
     *,
     corpus: str | Path | None = None,
     limit: int = 0,
+    txt_documents: TxtDocuments = "auto",
     batch_size: int = 64,
     force: bool = False,
     log: Callable[[str], Any] = lambda message: None,
@@ -168,7 +176,12 @@ def convert_and_quantize(
     _refuse_curated(pipeline)
     require_all({**NEEDS, **QUANTIZING}, purpose="Converting and quantizing a pipeline")
     check_output(output, force=force, source=Path(pipeline))
-    checked: dict[str, Any] = {"corpus": corpus, "limit": limit, "batch_size": batch_size}
+    checked: dict[str, Any] = {
+        "corpus": corpus,
+        "limit": limit,
+        "txt_documents": txt_documents,
+        "batch_size": batch_size,
+    }
     with scratch_directory(output.parent) as scratch:
         converted = scratch / "converted"
         conversion = convert(pipeline, converted, log=log, **checked, **settings)
@@ -209,6 +222,7 @@ def write_converted(
 ) -> None:
     """Convert a pipeline in place and write it into a directory.
 
+    directory: exists. Scratch files lie beside it, on the same disk.
     window, trf_data: as for `convert`.
     """
     from spacy_distil.export.spacy_transformers import block_key, find_blocks, find_transformers
@@ -216,8 +230,8 @@ def write_converted(
     transformers = find_transformers(nlp)
     config = nlp.config.copy()
     components = config.interpolate()["components"]
-    with TemporaryDirectory() as scratch:
-        encoders = _Encoders(Path(scratch), window)
+    with scratch_directory(directory.parent) as scratch:
+        encoders = _Encoders(scratch, window)
         for name, pooling in plan.shared.items():
             transformer = transformers[name].model
             block = encoders.block(

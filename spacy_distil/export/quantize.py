@@ -18,9 +18,11 @@ from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.files import TOKENIZER
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
-from spacy_distil.pipelines import check_output, load_pipeline
+from spacy_distil.pipelines import load_pipeline
 from spacy_distil.runs.files import atomic_directory
+from spacy_distil.runs.outputs import check_output
 from spacy_distil.text.documents import Documents, example_documents, read_documents
+from spacy_distil.text.plain_text import TxtDocuments
 
 if TYPE_CHECKING:
     from spacy_distil.export.encoders import SourceEncoder
@@ -90,6 +92,7 @@ def quantize(
     reduced_range: bool = False,
     prune_vocab: str | Path | None = None,
     vocab_size: int | None = None,
+    txt_documents: TxtDocuments = "auto",
     batch_size: int = 64,
     force: bool = False,
     log: Callable[[str], Any] = lambda message: None,
@@ -101,8 +104,8 @@ def quantize(
 
     pipeline: directory or package of a pipeline with encoders of spacy-distil, on the torch engine.
     output: directory of the new pipeline.
-    corpus: documents to compare the pipelines on: .spacy (scored too), .txt with one text per line,
-        or .jsonl; `None` for a few sentences in the pipeline's language that come with spaCy.
+    corpus: documents to compare the pipelines on: .spacy (scored too), .txt or .jsonl; `None` for a
+        few sentences in the pipeline's language that come with spaCy.
     limit: only the first N documents; 0 for all.
     precision: "int8", or "fp32" for the same numbers without torch.
     min_agreement: lowest agreement of each pipe's predictions with the original's, with an
@@ -114,6 +117,7 @@ def quantize(
     prune_vocab: documents; the vocabulary drops the pieces that do not occur in them. `None` keeps
         all.
     vocab_size: number of pieces to keep with `prune_vocab`; `None` for those that occur.
+    txt_documents: how .txt files are divided into documents, see `TxtDocuments`.
     batch_size: documents per batch of the comparison.
     force: whether to replace a pipeline in `output`.
     log: callback that receives a line for each step.
@@ -143,11 +147,15 @@ def quantize(
     if corpus is None:
         documents = example_documents(original)
     else:
-        documents = read_documents(Path(corpus), original, limit=limit)
+        documents = read_documents(
+            Path(corpus), original, limit=limit, txt_documents=txt_documents, log=log
+        )
     pruning = None
     if prune_vocab is not None:
         log(f"Pruning the vocabulary to {prune_vocab}")
-        counted = read_documents(Path(prune_vocab), original).texts
+        counted = read_documents(
+            Path(prune_vocab), original, txt_documents=txt_documents, log=log
+        ).texts
         encoders, pruning = _prune(encoders, counted, documents, vocab_size=vocab_size)
     plan = Int8Plan(encoders, reduced_range=reduced_range)
     with atomic_directory(output) as directory:

@@ -51,6 +51,33 @@ def find_spans(tags: Ints) -> tuple[Ints, Ints, Ints]:
     return starts, ends, label[starts]
 
 
+def trim_edges(tags: Ints, no_edge: Bools) -> tuple[Ints, int]:
+    """Take the tokens off the ends of entities on which none may begin or end.
+
+    An entity of such tokens only becomes Outside.
+
+    tags: (n_tokens,), valid apart from MISSING.
+    no_edge: (n_tokens,), as in `decode`.
+    RETURNS (tags, n_changed): the latter is the number of entities that have changed.
+    """
+    starts, ends, labels = find_spans(np.maximum(tags, OUTSIDE))
+    changed = np.flatnonzero(no_edge[starts] | no_edge[ends - 1])
+    if not len(changed):
+        return tags, 0
+    tags = tags.copy()
+    for start, end, label in zip(starts[changed], ends[changed], labels[changed], strict=True):
+        kept = start + np.flatnonzero(~no_edge[start:end])
+        tags[start:end] = OUTSIDE
+        if not len(kept):
+            continue
+        first, last = kept[0], kept[-1]
+        tags[first : last + 1] = 1 + 4 * label + I
+        tags[first], tags[last] = 1 + 4 * label + B, 1 + 4 * label + L
+        if first == last:
+            tags[first] = 1 + 4 * label + U
+    return tags, len(changed)
+
+
 def doc_cuts(lengths: Iterable[int]) -> Bools:
     """Mark the boundaries of docs as cuts.
 

@@ -7,6 +7,7 @@ vectors, and everything after it is array work.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -20,6 +21,7 @@ from spacy.attrs import (  # type: ignore[import-not-found]
 from spacy.errors import Errors
 from spacy.language import Language
 from spacy.pipeline import TrainablePipe
+from spacy.pipeline.tok2vec import Tok2VecListener
 from spacy.tokens import Doc, Span
 from spacy.training import Example, validate_examples, validate_get_examples
 from spacy.util import check_lexeme_norms
@@ -29,7 +31,15 @@ from thinc.layers.resizable import resize_linear_weighted
 from thinc.types import Floats2d
 
 from spacy_distil.errors import ConfigError, DistilError
-from spacy_distil.ner.decoding import MISSING, decode, doc_cuts, find_spans, n_tags, tag_names
+from spacy_distil.ner.decoding import (
+    MISSING,
+    decode,
+    doc_cuts,
+    find_spans,
+    n_tags,
+    tag_names,
+    trim_edges,
+)
 
 DEFAULT_MODEL = Config().from_str(
     """
@@ -78,8 +88,8 @@ class DistilNER(TrainablePipe):
     logits (or log-probabilities) in prediction. The best valid sequence of tags gives the entities.
 
     As with `ner`, entities and blocked tokens that a doc already has stay. No entity crosses the
-    start of a sentence that is set, and none begins or ends on whitespace. Tokens without
-    annotation do not count in training.
+    start of a sentence that is set, and none begins or ends on whitespace. In training, whitespace
+    at the ends of entities is cut off, with a warning, and tokens without annotation do not count.
     """
 
     def __init__(
@@ -92,6 +102,7 @@ class DistilNER(TrainablePipe):
     ) -> None:
         super().__init__(vocab, model, name, labels=[])
         self.scorer = scorer
+        self._has_warned = False  # of whitespace
 
     # Labels
 
@@ -148,8 +159,11 @@ class DistilNER(TrainablePipe):
         lengths = [len(doc) for doc in docs]
         if not any(lengths):
             return [np.zeros((0, 3), dtype=np.int64) for _ in docs]
+        self._check_vectors(docs)
         ops = self.model.ops
-        scores = ops.to_numpy(ops.flatten(self.model.predict(docs)))
+        # The retokenizer leaves a row too many in doc.tensor when it splits a token.
+        rows = [row[:n] for row, n in zip(self.model.predict(docs), lengths, strict=True)]
+        scores = ops.to_numpy(ops.flatten(rows))
         cuts, no_edge, fixed = _constraints(docs, lengths)
         starts, ends, labels = find_spans(decode(scores, cuts, no_edge=no_edge, fixed=fixed))
         offsets = np.cumsum([0, *lengths])
@@ -157,6 +171,20 @@ class DistilNER(TrainablePipe):
         entities = np.stack([starts, ends, labels], axis=1)
         entities[:, :2] -= np.repeat(offsets[:-1], np.diff(bounds))[:, None]
         return [entities[bounds[i] : bounds[i + 1]] for i in range(len(docs))]
+
+    def _check_vectors(self, docs: Sequence[Doc]) -> None:
+        """Raise ConfigError if the model listens for vectors that the docs do not have. spaCy's own
+        listener would return zeros.
+        """
+        if all(doc.tensor is not None and doc.tensor.size for doc in docs if len(doc)):
+            return
+        for node in self.model.walk():
+            if type(node) is Tok2VecListener:
+                raise ConfigError(
+                    f"Without its encoder, {self.name!r} would predict from zeros: it listens to "
+                    f"{node.upstream_name!r} for vectors that the docs do not have. Load, enable "
+                    "or source its encoder with it, and place it behind the encoder."
+                )
 
     def set_annotations(self, docs: Iterable[Doc], predictions: Sequence[np.ndarray]) -> None:
         """Add entities to docs.
@@ -243,17 +271,36 @@ class DistilNER(TrainablePipe):
         return loss, ops.unflatten(d_scores, lengths)
 
     def _gold_tags(self, examples: Sequence[Example]) -> np.ndarray:
-        """Return the gold tags of all tokens of the predicted docs, (n_tokens,), or MISSING."""
+        """Return the gold tags of all tokens of the predicted docs, (n_tokens,), or MISSING.
+
+        Whitespace at the ends of entities is Outside of them, as `predict` says.
+        """
         number: dict[str | None, int] = {tag: i for i, tag in enumerate(tag_names(self.labels))}
         number[None] = MISSING
         tags = [tag for example in examples for tag in example.get_aligned_ner()]
         try:
-            return np.array([number[tag] for tag in tags], dtype=np.int64)
+            truths = np.array([number[tag] for tag in tags], dtype=np.int64)
         except KeyError as error:
             raise ConfigError(
                 f"The labels of {self.name!r} are {list(self.labels)}, but the examples have a tag "
                 f"{error}. Call add_label() first."
             ) from None
+        spaces = [example.predicted.to_array(IS_SPACE) == 1 for example in examples]
+        truths, n_trimmed = trim_edges(truths, np.concatenate([*spaces, np.zeros(0, dtype=bool)]))
+        if n_trimmed:
+            self._warn_of_spaces(n_trimmed, len(examples))
+        return truths
+
+    def _warn_of_spaces(self, n_entities: int, n_docs: int) -> None:
+        """Warn once that entities with whitespace at their ends are learned without it."""
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{n_entities:,} entities in {n_docs:,} docs for {self.name!r} begin or end with "
+                "whitespace. It learns them without it, as it predicts them. Scores count such "
+                "annotation as missed: remove the whitespace from the entities of your corpus.",
+                stacklevel=2,
+            )
 
     # Initialization
 
@@ -272,7 +319,7 @@ class DistilNER(TrainablePipe):
         validate_get_examples(get_examples, "DistilNER.initialize")
         check_lexeme_norms(self.vocab, "ner")
         if labels is None:
-            labels = _find_labels(get_examples())
+            labels = self._read_examples(get_examples())
         elif not isinstance(labels, (list, tuple)):
             raise ConfigError(
                 f"The labels of {self.name!r} must be a list of strings, got {labels!r}. Labels "
@@ -290,6 +337,18 @@ class DistilNER(TrainablePipe):
         sample = [example.predicted for example in islice(get_examples(), 10)]
         truths = [self.model.ops.alloc2f(len(doc), expected) for doc in sample]
         self.model.initialize(X=sample, Y=truths)
+
+    def _read_examples(self, examples: Iterable[Example]) -> list[str]:
+        """List the entity labels in the gold docs, sorted, and warn of whitespace in their ends."""
+        labels, n_docs, n_trimmed = set(), 0, 0
+        for example in examples:
+            n_docs += 1
+            for ent in example.reference.ents:
+                labels.add(ent.label_)
+                n_trimmed += ent[0].is_space or ent[-1].is_space
+        if n_trimmed:
+            self._warn_of_spaces(n_trimmed, n_docs)
+        return sorted(labels)
 
 
 def _find_labels(examples: Iterable[Example]) -> list[str]:

@@ -29,6 +29,7 @@ from spacy_distil.report.scores import TaskScores, score_in_worker
 from spacy_distil.report.speed import LOAD_REPEATS, Speed, measure
 from spacy_distil.report.verdicts import find_verdicts
 from spacy_distil.text.documents import check_test_set, read_documents, read_examples
+from spacy_distil.text.plain_text import TxtDocuments
 
 STEM = "benchmark"
 BATCH_SIZES = (1, 16, 256)
@@ -43,6 +44,7 @@ def benchmark(
     *,
     gold: str | Path | None = None,
     limit: int = 0,
+    txt_documents: TxtDocuments = "auto",
     threads: Sequence[int] = THREADS,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     repeats: int = 5,
@@ -61,11 +63,12 @@ def benchmark(
 
     pipelines: path or package of each pipeline by its name in the tables. A `PipelineSource` adds
         the interpreter that runs it.
-    texts: .txt with one text per line, .jsonl with {"text": ...} in each line, or .spacy.
+    texts: .txt, .jsonl with {"text": ...} in each line, or .spacy.
     output: directory for the results, created if it is missing; `None` to write nothing.
     gold: .spacy file of annotated documents to score the pipelines on. The plot then shows accuracy
         against speed; otherwise it shows speed by batch size.
     limit: only the first N texts and gold documents; 0 for all.
+    txt_documents: how a .txt file is divided into texts, see `TxtDocuments`.
     threads: numbers of CPU threads to measure with. All pipelines are measured with the first
         number, then with the next, in new processes.
     batch_sizes: batch sizes of `nlp.pipe` to measure with, in documents.
@@ -104,7 +107,9 @@ def benchmark(
     _check(sources, settings, output=output, gold=gold)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = describe_machine()
-    documents = read_documents(texts, spacy.blank("xx"), limit=limit).texts
+    documents = read_documents(
+        texts, spacy.blank("xx"), limit=limit, txt_documents=txt_documents, log=log
+    ).texts
     n_gold = 0 if gold is None else len(read_examples(spacy.blank("xx"), gold, limit=limit))
 
     speeds: dict[str, dict[int, Speed]] = {name: {} for name in sources}

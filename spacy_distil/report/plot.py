@@ -12,6 +12,7 @@ from spacy_distil.report.label_placement import Box, LabelPlacer
 from spacy_distil.report.results import Benchmark, Comparison, MeanScore
 from spacy_distil.report.scores import COLUMNS, Column
 from spacy_distil.report.speed import Spread
+from spacy_distil.runs.files import atomic_file
 
 # The colours of Okabe and Ito, which colour-blind people can tell apart, darkest first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -71,7 +72,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         if points:
             panels[column] = points
     names = [row.name for row in comparison.rows]
-    make_score_figure(panels, names, title=comparison.title).savefig(path)
+    _save(make_score_figure(panels, names, title=comparison.title), path)
 
 
 def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
@@ -92,7 +93,7 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
         if points and column.is_task:
             panels[column] = points
     if panels:
-        make_score_figure(panels, names, title=benchmark.title).savefig(path)
+        _save(make_score_figure(panels, names, title=benchmark.title), path)
         return
     lines = {
         f"threads: {n}": [
@@ -102,7 +103,12 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
         ]
         for n in benchmark.settings.threads
     }
-    make_speed_figure(lines, names, title=benchmark.title).savefig(path)
+    _save(make_speed_figure(lines, names, title=benchmark.title), path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_file(path) as unfinished:
+        figure.savefig(unfinished)
 
 
 def _point(name: str, speed: Spread, score: MeanScore) -> Point:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spacy_distil.errors import ConfigError
+from spacy_distil.runs.files import write_text
 
 
 def check_section(file: Path, section: str) -> None:
@@ -18,7 +19,7 @@ def replace_section(file: Path, section: str, markdown: str) -> None:
     file: has `<!-- SECTION:start -->` and, after it, `<!-- SECTION:end -->`, once each.
     """
     text, start, end = _find_section(file, section)
-    file.write_text(f"{text[:start]}\n{markdown.strip()}\n{text[end:]}", encoding="utf-8")
+    write_text(file, f"{text[:start]}\n{markdown.strip()}\n{text[end:]}")
 
 
 def _find_section(file: Path, section: str) -> tuple[str, int, int]:

@@ -13,6 +13,7 @@ from spacy_distil.report.bootstrap import Interval
 from spacy_distil.report.process import PipelineSource
 from spacy_distil.report.speed import Speed
 from spacy_distil.runs.files import write_text
+from spacy_distil.runs.outputs import check_writable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ def check_results_directory(output: Path, *, command: str) -> None:
     require("matplotlib", extra="report", purpose=f"The plot of `distil {command}`")
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file: expected a directory to write the results to.")
+    check_writable(output)
 
 
 def write_results(results: Results, markdown: str, output: Path, *, stem: str) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,15 @@ from typing import Any
 from confection import Config
 from wasabi import Printer, msg
 
-from spacy_distil.errors import ConfigError
-from spacy_distil.runs.files import STALE_AFTER, UNFINISHED, remove_unfinished, write_text
+from spacy_distil.errors import ConfigError, WriteError
+from spacy_distil.runs.files import (
+    STALE_AFTER,
+    UNFINISHED,
+    explain_write_errors,
+    remove_unfinished,
+    write_text,
+)
+from spacy_distil.runs.outputs import check_writable
 from spacy_distil.runs.settings import changed_settings
 
 # The files that mark a run: its settings, written when it starts, and its results, written when its
@@ -31,14 +39,18 @@ class RunDirectory:
 
     path: the directory, which need not exist.
     kind: the command of the runs, such as "encoder" for `spacy distil encoder`.
+    own: names of the files and directories that the run alone writes, beside settings and results.
     kept: names of files that stay when another run replaces this one.
     free: settings that a resumed run may change, since they do not change its result.
+    finished: entries that the results of a finished run have.
     """
 
     path: Path
     kind: str
+    own: frozenset[str]
     kept: frozenset[str]
     free: frozenset[str]
+    finished: frozenset[str] = frozenset()
 
     def has_run(self) -> bool:
         """Whether a run has begun here. A run begins after its inputs have been checked.
@@ -67,13 +79,35 @@ class RunDirectory:
             )
         return True
 
-    def refuse_run(self) -> None:
-        """Raise `ConfigError` if the directory holds a run that is neither resumed nor replaced."""
-        if self.has_run():
+    def check(self, *, resume: bool, force: bool) -> None:
+        """Look, before any work begins, whether a run may write here.
+
+        Raises `ConfigError` if the directory holds a run that is neither resumed nor replaced, and
+        `WriteError` if nothing can be written.
+        """
+        if self.has_run() and not (resume or force):
             raise ConfigError(
                 f"output directory {self.path} is not empty. Go on with the run in it with "
                 f"--resume, replace it with --force, or give another directory"
             )
+        if not (resume and self.read_results().get("finished")):
+            check_writable(self.path)
+
+    @contextmanager
+    def explain_write_errors(self, newest_step: Callable[[], int | None]) -> Iterator[None]:
+        """Tell after a `WriteError` of a run which checkpoint is kept, and how to go on.
+
+        newest_step: returns the step of the newest checkpoint, if there is one.
+        """
+        try:
+            with explain_write_errors(self.path):
+                yield
+        except WriteError as error:
+            step = newest_step()
+            kept, go_on = "There is no checkpoint yet", "start again"
+            if step is not None:
+                kept, go_on = f"The checkpoint of step {step} is kept", "go on with --resume"
+            raise error.with_advice(kept, go_on) from error.__cause__
 
     def resume_or_replace(
         self, settings: Config, inputs: Mapping[str, str], *, resume: bool, force: bool
@@ -126,6 +160,7 @@ class RunDirectory:
         """Declare that a run has begun."""
         self.path.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.path, older_than=STALE_AFTER)
+        remove_unfinished(self.path, names=self.own | {SETTINGS, RESULTS})
         write_text(self.path / SETTINGS, settings.to_str())
 
     def write_results(self, results: Mapping[str, Any]) -> None:
@@ -133,15 +168,38 @@ class RunDirectory:
         write_text(self.path / RESULTS, json.dumps({"kind": self.kind, **results}, indent=2) + "\n")
 
     def read_results(self) -> dict[str, Any]:
-        """Read the results; empty if there are none."""
+        """Read the results; empty if there are none. Raises `ConfigError` if they are damaged."""
         path = self.path / RESULTS
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            results = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise self._damaged(RESULTS, error) from error
+        if not isinstance(results, dict):
+            raise self._damaged(RESULTS, "it is no JSON object")
+        kinds = {"kind": str, "inputs": dict, "finished": bool}
+        wrong = {k for k, kind in kinds.items() if not isinstance(results.get(k, kind()), kind)}
+        missing = self.finished - results.keys() if results.get("finished") else set()
+        for names, problem in ((wrong, "has a wrong"), (missing, "has no")):
+            if names:
+                raise self._damaged(RESULTS, f"it {problem} {sorted(names)[0]!r}")
+        return results
+
+    def _damaged(self, name: str, reason: object) -> ConfigError:
+        return ConfigError(
+            f"{self.path / name} is damaged ({' '.join(str(reason).split())}). Its run cannot go "
+            f"on: give another directory, or delete {self.path} and begin again"
+        )
 
     def _changes(self, settings: Config, inputs: Mapping[str, str]) -> list[str]:
         """Name the settings that have changed, and the inputs with other contents."""
         # Written and read, as the settings before were, so that numbers compare equal.
         now = Config().from_str(settings.to_str(), interpolate=False)
-        before = Config().from_disk(self.path / SETTINGS, interpolate=False)
+        try:
+            before = Config().from_disk(self.path / SETTINGS, interpolate=False)
+        except Exception as error:  # configparser, confection and the encoding raise their own
+            raise self._damaged(SETTINGS, error) from error
         changed = changed_settings(before, now, self.free)
         # An input that is not recorded has not been used yet.
         recorded = {**inputs, **self.read_results().get("inputs", {})}

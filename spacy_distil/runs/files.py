@@ -1,17 +1,26 @@
 """Files and directories that are complete or absent, whatever interrupts the writing.
 
-Everything is written into a scratch directory beside its place, flushed to the disk and renamed.
+Everything is written into a scratch directory beside its place, flushed to the disk and moved. If
+that fails, because the disk is full or for a similar reason, the error is a `WriteError`.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import re
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from spacy_distil.errors import DistilError, WriteError
+from spacy_distil.pipelines import count_bytes
+from spacy_distil.tables import megabytes
 
 # The names of scratch directories begin with this.
 UNFINISHED = ".unfinished-"
@@ -20,6 +29,15 @@ REPLACED = ".replaced"
 # A scratch directory that has not changed for so many seconds belongs to a dead process. No other
 # sign is reliable: the process may run on another machine that shares the disk.
 STALE_AFTER = 600.0
+
+# Errors of the system that more space cures.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Libraries write with code of their own. Rust's gives the number of the system's error; these are
+# words of torch and numpy, which do not.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_CUT_SHORT = re.compile(
+    r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|\d+ requested and \d+ written"
+)
 
 
 @contextmanager
@@ -30,23 +48,27 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_scratch(path)
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, needed: int | None = None) -> Iterator[Path]:
     """Yield the path to write a file to. It moves to `path` if the block ends without an error.
 
     If `path` exists, its mode stays; if it is a link, the file that it points to is replaced. The
     scratch directory also takes the temporary files of libraries such as safetensors.
+
+    needed: bytes, roughly, for errors. None for the size of the one that it replaces.
     """
-    path = path.resolve()
-    with scratch_directory(path.parent) as scratch:
-        yield scratch / path.name
-        if path.exists():
-            shutil.copymode(path, scratch / path.name)
-        flush(scratch / path.name)
-        os.replace(scratch / path.name, path)
+    with explain_write_errors(path, needed=needed or count_bytes(path)):
+        path = path.resolve()
+        remove_unfinished(path.parent, older_than=STALE_AFTER, names={path.name})
+        with scratch_directory(path.parent) as scratch:
+            yield scratch / path.name
+            if path.exists():
+                shutil.copymode(path, scratch / path.name)
+            flush(scratch / path.name)
+            os.replace(scratch / path.name, path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,39 +78,74 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
+def atomic_files(directory: Path, *, last: str) -> Iterator[Path]:
+    """Yield a new directory, whose files move into `directory` if the block ends without an error.
+
+    They move one by one, after all have been written. Other files in `directory` stay.
+
+    last: name of the file that moves last, and so says that all are there.
+    """
+    with explain_write_errors(directory), scratch_directory(directory) as scratch:
+        yield scratch
+        for file in sorted(scratch.iterdir(), key=lambda file: (file.name == last, file.name)):
+            flush(file)
+            os.replace(file, directory / file.name)
+
+
+@contextmanager
+def atomic_directory(
+    path: Path, *, replace: bool = True, needed: int | None = None
+) -> Iterator[Path]:
     """Yield a new directory, which moves to `path` if the block ends without an error.
+
+    If `path` is a link, the directory that it points to is replaced.
 
     replace: whether to replace a directory that exists by then. If several processes make the same
         directory, the first one should stay, since it may be in use already.
+    needed: bytes, roughly, for errors. None for the size of the one that it replaces.
     """
-    with scratch_directory(path.parent) as scratch:
-        new, replaced = scratch / path.name, scratch / REPLACED / path.name
-        new.mkdir()
-        yield new
-        for file in new.rglob("*"):
-            if file.is_file():
-                flush(file)
-        if not replace:
+    with explain_write_errors(path, needed=needed or count_bytes(path)):
+        path = path.resolve()
+        remove_unfinished(path.parent, older_than=STALE_AFTER, names={path.name})
+        with scratch_directory(path.parent) as scratch:
+            new = scratch / path.name
+            new.mkdir()
+            yield new
+            for file in new.rglob("*"):
+                if file.is_file():
+                    flush(file)
+            if replace:
+                _replace(new, path)
+                return
             try:
                 new.rename(path)
             except OSError:
                 if not path.exists():
                     raise
-            return
-        replaced.parent.mkdir()
-        try:
-            if path.exists():
-                path.rename(replaced)
-            new.rename(path)
-        except BaseException:
-            _put_back(replaced, path)
-            raise
 
 
-def _put_back(replaced: Path, path: Path) -> None:
-    if replaced.exists() and not path.exists():
-        replaced.rename(path)
+def _replace(new: Path, path: Path) -> None:
+    """Move a directory from a scratch directory to `path`, which may exist."""
+    if path.exists() and _exchange(new, path):
+        return
+    replaced = new.parent / REPLACED / path.name
+    replaced.parent.mkdir()
+    # An error or a kill between the two leaves the old one to `_remove_scratch`.
+    if path.exists():
+        path.rename(replaced)
+    new.rename(path)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories in one step, if the system can do so. RETURNS: whether it did."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return (
+        hasattr(libc, "renameat2")
+        and libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
+    )
 
 
 def flush(path: Path) -> None:
@@ -98,25 +155,113 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def remove_unfinished(directory: Path, *, older_than: float = 0.0) -> None:
+def remove_unfinished(
+    directory: Path, *, older_than: float = 0.0, names: Collection[str] | None = None
+) -> None:
     """Delete the scratch directories that killed processes have left.
 
     If a process was killed while it replaced a directory, that directory returns to its place.
 
     older_than: seconds without a change. Give `STALE_AFTER` if other processes may be writing.
+    names: only those of these files and directories. None for all.
     """
     for scratch in directory.glob(f"{UNFINISHED}*"):
         try:
             changed = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
+            found = {*os.listdir(scratch), *(path.name for path in scratch.glob(f"{REPLACED}/*"))}
         except OSError:
             continue  # another process has just deleted or renamed it
-        if time.time() - changed >= older_than:
-            for replaced in scratch.glob(f"{REPLACED}/*"):
-                _put_back(replaced, directory / replaced.name)
-            shutil.rmtree(scratch, ignore_errors=True)
+        is_named = names is None or not found.isdisjoint(names)
+        # An empty one may be anybody's.
+        least = older_than if is_named else STALE_AFTER
+        if (is_named or not found) and time.time() - changed >= least:
+            _remove_scratch(scratch)
+
+
+def _remove_scratch(scratch: Path) -> None:
+    """Delete a scratch directory. A directory that has not been replaced returns to its place."""
+    for replaced in scratch.glob(f"{REPLACED}/*"):
+        if not (scratch.parent / replaced.name).exists():
+            replaced.rename(scratch.parent / replaced.name)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_replaceable(directory: Path) -> bool:
+    """Whether another directory can take the place of this one, which need not exist.
+
+    The working directory cannot be replaced without pulling it from under the user's shell, and a
+    mount point not at all.
+    """
+    directory = directory.resolve()
+    here = Path.cwd()
+    return directory not in (here, *here.parents) and not directory.is_mount()
 
 
 def free_bytes(directory: Path) -> int:
     """Return the free space on the disk of a directory, which need not exist yet."""
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(existing_parent(directory)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the path, or the closest of its parents that exists."""
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+@contextmanager
+def explain_write_errors(path: Path, *, needed: int | None = None) -> Iterator[None]:
+    """Turn the errors of a block that writes `path` into a `WriteError`, if it cannot be written.
+
+    These are errors of the system, and those that libraries make of them. Any other error stays.
+
+    needed: bytes that `path` needs, roughly. None or 0 if that is not known.
+    """
+    try:
+        yield
+    except DistilError:
+        raise
+    except Exception as error:
+        found = _find_reason(error, path)
+        if found is None:
+            raise
+        reason, file, is_full = found
+        problem = f"{file} cannot be written: {reason}"
+        if is_full:
+            free = f"{megabytes(free_bytes(file))} are free there"
+            problem += f". It needs about {megabytes(needed)}; {free}" if needed else f". {free}"
+        raise WriteError.of(problem, is_full=is_full) from error
+
+
+def _find_reason(error: BaseException | None, path: Path) -> tuple[str, Path, bool] | None:
+    """Find out why something cannot be written.
+
+    RETURNS: the reason, the file, and whether the disk is full; None for another kind of error.
+    """
+    while error is not None:
+        number = getattr(error, "errno", None)
+        rust = _RUST_ERROR.search(str(error))
+        if rust:
+            number = int(rust[1])
+        if number in (*_FULL, errno.EFBIG):  # only writing ends in these
+            return os.strerror(number), _final_path(error, path) or path, number in _FULL
+        if _CUT_SHORT.search(str(error)):
+            return "the disk has taken only a part of it", path, True
+        file = _final_path(error, path)
+        is_ours = file is not None and (file == path or path in file.parents)
+        # A missing file is an error of whoever should have written it.
+        if file is not None and is_ours and number not in (None, errno.ENOENT):
+            return os.strerror(number), file, False
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _final_path(error: BaseException, path: Path) -> Path | None:
+    """Return the file that an error names, if any; `path` for a scratch file or a parent."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, (str, bytes)):
+        return None
+    file = Path(os.fsdecode(name))
+    is_scratch = UNFINISHED in str(file)
+    return (
+        path if is_scratch or file.resolve() in (path.resolve(), *path.resolve().parents) else file
+    )

@@ -13,6 +13,14 @@ from spacy_distil.errors import DistilError
 class RunInterrupted(DistilError):
     """A run received SIGTERM and has saved a checkpoint to go on from."""
 
+    @classmethod
+    def after(cls, step: int, n_steps: int) -> RunInterrupted:
+        """Make the error. step: the last one taken. n_steps: of the whole run."""
+        return cls(
+            f"stopped by SIGTERM after step {step} of {n_steps}, and saved a checkpoint. "
+            f"Go on with --resume"
+        )
+
 
 class Interruption:
     """A context in which SIGTERM is noted and does not end the process.

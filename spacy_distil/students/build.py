@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from spacy_distil.engines.pretrained import save_encoder
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.files import atomic_directory
+from spacy_distil.runs.outputs import check_output
 from spacy_distil.students.card import cut_student_card
 from spacy_distil.students.costs import cost_table
 from spacy_distil.students.importance import (
@@ -24,6 +26,7 @@ from spacy_distil.students.sample_text import pieces_per_word, read_blocks
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import load_teacher
 from spacy_distil.tables import Table
+from spacy_distil.text.plain_text import TxtDocuments
 
 # Options of the command, for errors.
 PREFIX, CORPUS, OUTPUT = "--", "--corpus", "--output"
@@ -62,6 +65,7 @@ def build_student(
     corpus: Path | None = None,
     revision: str | None = None,
     threads: int | None = None,
+    txt_documents: TxtDocuments = "auto",
     log: Callable[[str], object] = print,
 ) -> BuiltStudent:
     """Build a student, measure its costs and save it. It learns nothing here.
@@ -73,12 +77,13 @@ def build_student(
         fewer heads, neurons or dimensions than the teacher.
     revision: branch, tag or commit on the hub.
     threads: of the CPU while speed is measured; None is torch's own choice.
+    txt_documents: how .txt files of the corpus are divided into documents, see `TxtDocuments`.
     log: called with messages on the progress.
     Raises ConfigError, which names the options of `spacy distil student`, for a shape that cannot
     be, or an output that must not be written.
     """
-    if output is not None and output.exists() and (output.is_file() or any(output.iterdir())):
-        raise ConfigError(f"{OUTPUT} {output} exists. Choose another directory.")
+    if output is not None:
+        check_output(output, force=None)
     loaded = load_teacher(teacher, revision=revision)
     config = loaded.model.config
     _check_layers(layers, n_layers, available=loaded.n_layers)
@@ -91,7 +96,7 @@ def build_student(
         )
     importance = None
     if corpus is not None and shape.cuts:
-        blocks = read_blocks(corpus, loaded, setting=CORPUS)
+        blocks = read_blocks(corpus, loaded, setting=CORPUS, txt_documents=txt_documents, log=log)
         log(f"Measuring importance on {len(blocks)} blocks of {corpus}")
         importance = measure_importance(loaded, importance_batches(blocks, loaded))
     is_random = bool(shape.cuts) and importance is None
@@ -108,9 +113,9 @@ def build_student(
             licence=find_licence(teacher, revision=revision),
             n_parameters=student.num_parameters(),
         )
-        with atomic_directory(output) as directory:
-            student.save_pretrained(directory)
-            loaded.tokenizer.save_pretrained(directory)
+        n_bytes = sum(p.numel() * p.element_size() for p in student.parameters())
+        with atomic_directory(output, needed=n_bytes) as directory:
+            save_encoder(student, loaded.tokenizer, directory)
             (directory / "README.md").write_text(card, encoding="utf-8")
     return BuiltStudent(shape, config.model_type, importance, is_random, costs, words)
 

@@ -7,9 +7,9 @@ same in a resumed run, with any number of processes, and with any batch size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -65,18 +65,19 @@ class BlockBatch:
     real: Tensor | None
     quota: Tensor
 
+    def pin_memory(self) -> BlockBatch:
+        """Copy the batch to memory that a GPU reads by itself."""
+        return self._map(Tensor.pin_memory)
+
     def to(self, device: torch.device) -> BlockBatch:
-        """Copy the batch to a device. For a GPU, return before the copies are complete."""
+        """Copy the batch to a device. If it is pinned, return before the copies are complete."""
         if device.type == "cpu":
             return self
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                value = value.pin_memory() if device.type == "cuda" else value
-                value = value.to(device, non_blocking=True)
-            moved[field.name] = value
-        return replace(self, **moved)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> BlockBatch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: None if v is None else change(v) for k, v in values.items()})
 
 
 class Masking:

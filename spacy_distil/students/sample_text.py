@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 
 from spacy_distil.errors import CorpusError
 from spacy_distil.text.packing import pack, tokenize
-from spacy_distil.text.plain_text import Part, find_files, read_parts
+from spacy_distil.text.plain_text import Part, TxtDocuments, TxtFiles, find_files, read_parts
 
 if TYPE_CHECKING:
     from spacy_distil.students.teachers import Teacher
@@ -25,23 +25,31 @@ _COUNTED_CHARACTERS = 200_000
 
 
 def read_blocks(
-    path: Path, teacher: Teacher, *, setting: str, n_blocks: int = N_BLOCKS
+    path: Path,
+    teacher: Teacher,
+    *,
+    setting: str,
+    n_blocks: int = N_BLOCKS,
+    txt_documents: TxtDocuments = "auto",
+    log: Callable[[str], object] = lambda message: None,
 ) -> list[np.ndarray]:
     """Read blocks of up to 128 pieces from the start of each file of a corpus, as many from each.
 
     path: file or directory, in the formats of `text.plain_text`.
     setting: name of the setting that gives the path, for errors.
+    txt_documents: how .txt files are divided into documents. log: is told how they were.
     RETURNS: up to `n_blocks` blocks of piece ids, (n_pieces,) int32 each.
     Raises CorpusError if there is no text.
     """
     files = find_files([path], setting=setting)
     tokenizer = teacher.tokenizer
+    txt = TxtFiles(txt_documents)
     blocks: list[np.ndarray] = []
     for number, file in enumerate(files):
         # Later files make up for short ones.
         share = -(-(n_blocks - len(blocks)) // (len(files) - number))
         packed = pack(
-            tokenize(_read_start([file], share * _BLOCK_CHARACTERS), tokenizer),
+            tokenize(_read_start([file], share * _BLOCK_CHARACTERS, txt), tokenizer),
             block_size=min(BLOCK_SIZE, teacher.longest_block),
             first=int(tokenizer.cls_token_id),
             last=int(tokenizer.sep_token_id),
@@ -51,6 +59,7 @@ def read_blocks(
             break
     if not blocks:
         raise CorpusError(f"{setting}: no text in {path}")
+    txt.tell(log)
     return blocks
 
 
@@ -76,10 +85,12 @@ def pieces_per_word(path: Path | None, teacher: Teacher, *, setting: str) -> flo
     return sum(len(pieces) for pieces, _ in tokenize(parts, teacher.tokenizer)) / n_words
 
 
-def _read_start(files: Iterable[Path], n_characters: int) -> Iterator[Part]:
+def _read_start(
+    files: Iterable[Path], n_characters: int, txt: TxtFiles | None = None
+) -> Iterator[Part]:
     """Read documents from the start of files, until they have about `n_characters`."""
     size = 0
-    for part in chain.from_iterable(map(read_parts, files)):
+    for part in chain.from_iterable(read_parts(file, txt) for file in files):
         yield part
         size += len(part.text)
         if size > n_characters:

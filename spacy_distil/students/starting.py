@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from spacy_distil.component.shim import EncoderShim
-from spacy_distil.engines.pretrained import quiet_transformers
+from spacy_distil.engines.pretrained import save_encoder
+from spacy_distil.runs.files import atomic_directory, scratch_directory
 from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.layer_choice import choose_layers
 from spacy_distil.students.making import make_student
@@ -41,16 +41,14 @@ def save_student(
     directory: becomes a Hugging Face model directory with the encoder's tokenizer.
     layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
     """
-    with TemporaryDirectory() as saved:
-        encoder.to_disk(saved)
-        teacher = load_teacher(saved)
+    with scratch_directory(directory.parent) as scratch, atomic_directory(directory) as new:
+        encoder.to_disk(scratch / "teacher")
+        teacher = load_teacher(str(scratch / "teacher"))
         chosen = choose_layers(layers, n_layers, available=teacher.n_layers)
-        with quiet_transformers():
-            make_student(teacher, chosen).save_pretrained(directory)
-            # The tokenizer class of a family would change the tokenizer to its own defaults, such
-            # as lower case. The general class saves it as it is.
-            tokenizer = PreTrainedTokenizerFast(
-                tokenizer_object=Tokenizer.from_str(encoder.loaded.tokenizer.to_str()),
-                **teacher.tokenizer.special_tokens_map,
-            )
-            tokenizer.save_pretrained(directory)
+        # The tokenizer class of a family would change the tokenizer to its own defaults, such as
+        # lower case. The general class saves it as it is.
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(encoder.loaded.tokenizer.to_str()),
+            **teacher.tokenizer.special_tokens_map,
+        )
+        save_encoder(make_student(teacher, chosen), tokenizer, new)

@@ -6,12 +6,20 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spacy_distil.engines.files import longest_window
-from spacy_distil.engines.pretrained import hub_problem, load_fast_tokenizer, quiet_transformers
+from spacy_distil.engines.files import check_folder, longest_window
+from spacy_distil.engines.pretrained import (
+    PICKLES,
+    check_config,
+    check_values,
+    hub_problem,
+    load_fast_tokenizer,
+    quiet_transformers,
+)
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.students.families import FAMILIES
 
@@ -59,6 +67,7 @@ def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
     """
     from transformers import AutoConfig, AutoModelForMaskedLM
 
+    check_folder(Path(name))
     hub_options: dict[str, Any] = {"revision": revision} if revision else {}
     with quiet_transformers(), _weights_errors(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_options)
@@ -67,8 +76,15 @@ def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
                 f"teacher.name = {name!r} is a model of type {config.model_type!r}; a teacher must "
                 f"be one of: {', '.join(FAMILIES)}"
             )
+        check_config(name, config, **hub_options)
         model, report = AutoModelForMaskedLM.from_pretrained(
-            name, config=config, trust_remote_code=False, output_loading_info=True, **hub_options
+            name,
+            config=config,
+            # The other format is a pickle, which can run code.
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **hub_options,
         )
     encoder_prefix = f"{model.base_model_prefix}."
     missing = sorted(key for key in report["missing_keys"] if key.endswith(".weight"))
@@ -82,6 +98,7 @@ def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
     has_mlm_head = not missing
     if not has_mlm_head:
         model = model.base_model  # drops the head, which has random weights
+    check_values(f"teacher.name = {name!r}", model.state_dict())
     model = model.float().eval().requires_grad_(False)
     return Teacher(
         name=name,
@@ -123,7 +140,7 @@ def _weights_errors(name: str) -> Iterator[None]:
     """Turn any error of transformers into a `WeightsError` that names the checkpoint."""
     try:
         yield
-    except ConfigError:
+    except (ConfigError, WeightsError):
         raise
     except Exception as error:
         failed = f"teacher.name = {name!r} cannot be loaded: "
@@ -132,5 +149,5 @@ def _weights_errors(name: str) -> Iterator[None]:
         raise WeightsError(
             f"{failed}{error}\nExpected a complete Hugging Face model directory "
             "(config.json, model.safetensors, tokenizer.json), or the name of such a model on the "
-            "hub."
+            f"hub. {PICKLES}"
         ) from error

@@ -1,20 +1,17 @@
-"""Read documents to run pipelines over: `.spacy` with annotations, `.txt` and `.jsonl` as text.
-
-In `.txt` and `.jsonl` files each line is a document. (In `plain_text`, which reads corpora of any
-size, a line of a `.txt` file is a paragraph.)
-"""
+"""Read documents to run pipelines over: `.spacy` with annotations, `.txt` and `.jsonl` as text."""
 
 from __future__ import annotations
 
 import importlib
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spacy_distil.errors import ConfigError, CorpusError
-from spacy_distil.text.readers import read_jsonl, read_text_per_line
+from spacy_distil.text.plain_text import TxtDocuments, TxtFiles, read_texts
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -39,12 +36,21 @@ class Documents:
         return [doc.text for doc in self.docs]
 
 
-def read_documents(path: Path, nlp: Language, *, limit: int = 0) -> Documents:
+def read_documents(
+    path: Path,
+    nlp: Language,
+    *,
+    limit: int = 0,
+    txt_documents: TxtDocuments = "auto",
+    log: Callable[[str], object] = lambda message: None,
+) -> Documents:
     """Read the documents of a file, tokenized by `nlp`.
 
-    path: .spacy (or a directory of them), .txt with one text per line, or .jsonl with
-        {"text": "..."} in each line. Empty texts are left out.
+    path: .spacy (or a directory of them), .txt, or .jsonl with {"text": "..."} in each line. Empty
+        texts are left out.
     limit: read the first N documents only; 0 for all.
+    txt_documents: how a .txt file is divided.
+    log: is told how it was.
     """
     if limit < 0:
         raise ConfigError(f"limit = {limit}: expected 0, for all documents, or more.")
@@ -54,14 +60,15 @@ def read_documents(path: Path, nlp: Language, *, limit: int = 0) -> Documents:
     if not path.is_file():
         raise CorpusError(f"No documents at {path} (looked from {Path.cwd()}).")
     docs = []
-    read = read_jsonl if path.suffix == ".jsonl" else read_text_per_line
-    for text in read(path):
+    txt = TxtFiles(txt_documents)
+    for text in read_texts(path, txt):
         if text.strip():
             docs.append(nlp.make_doc(text))
         if limit and len(docs) == limit:
             break
     if not docs:
         raise CorpusError(f"{path} has no text in it. At least one document is needed.")
+    txt.tell(log)
     return Documents(docs, None)
 
 

@@ -1,7 +1,8 @@
-"""Read corpora of any size as plain text: `.txt`, `.jsonl` and `.spacy`.
+"""Read text of any size: `.txt`, `.jsonl` and `.spacy`.
 
-A `.txt` file has one paragraph per line, and a blank line between documents. (In `documents`, which
-reads test sets, each line is a document.) A `.jsonl` file has one document per line.
+In a `.jsonl` file each line is a document. A `.txt` file has a document per line, or blank lines
+between documents, see `TxtFiles`. Everything that reads text reads it here, so a file has the same
+documents for every command.
 
 The memory that this takes is one part of a document for `.txt`, one line for `.jsonl`, and the
 whole file for `.spacy`.
@@ -10,14 +11,19 @@ whole file for `.spacy`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from spacy_distil.errors import CorpusError
+from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.text.readers import cut_text, read_jsonl, read_paragraphs
 
 SUFFIXES = (".txt", ".jsonl", ".spacy")
+# How a `.txt` file is divided into documents: "lines": each line is one; "blank_lines": they stand
+# between documents, and each line is a paragraph; "auto": by blank lines if the file has any, and
+# by lines otherwise.
+TxtDocuments = Literal["auto", "lines", "blank_lines"]
 
 # A document longer than this comes in several parts, cut between paragraphs or words if it has
 # any. No part is longer than three times this.
@@ -35,6 +41,87 @@ class Part(NamedTuple):
 
     text: str
     ends: bool
+
+
+@dataclass
+class _Count:
+    """Numbers of files, documents, and lines with text in them."""
+
+    paths: list[Path] = field(default_factory=list)
+    documents: int = 0
+    lines: int = 0
+
+
+class TxtFiles:
+    """Decides how `.txt` files are divided into documents, and counts what is read of them.
+
+    documents: see `TxtDocuments`.
+    """
+
+    def __init__(self, documents: TxtDocuments = "auto") -> None:
+        if documents not in get_args(TxtDocuments):
+            expected = ", ".join(get_args(TxtDocuments))
+            raise ConfigError(f"txt_documents = {documents!r}: expected one of {expected}.")
+        self.documents = documents
+        self._counts = {"lines": _Count(), "blank_lines": _Count()}
+
+    def read(self, path: Path) -> Iterator[Part]:
+        """Yield the documents of a `.txt` file in parts."""
+        rule = self.documents
+        if rule == "auto":
+            rule = "blank_lines" if _has_blank_lines(path) else "lines"
+        count = self._counts[rule]
+        count.paths.append(path)
+        texts: list[str] = []
+        size = 0
+        has_text = False  # of the document so far
+        for text, starts_line in read_paragraphs(path, PART_CHARACTERS):
+            if starts_line and has_text and (rule == "lines" or not text):
+                count.documents += 1
+                yield Part("".join(texts), ends=True)
+                texts, size, has_text = [], 0, False
+            if starts_line and not text:
+                continue
+            count.lines += starts_line
+            texts.append(f"\n{text}" if starts_line and has_text else text)
+            size += len(text)
+            has_text = True
+            if size > PART_CHARACTERS:
+                yield Part("".join(texts), ends=False)
+                texts, size = [], 0
+        if has_text:
+            count.documents += 1
+            yield Part("".join(texts), ends=True)
+
+    def tell(self, log: Callable[[str], object]) -> None:
+        """Say how the files were divided, with the numbers of what has been read of them."""
+        for rule, how in (("lines", "each line is one"), ("blank_lines", "divided by blank lines")):
+            count = self._counts[rule]
+            if count.paths:
+                n = len(count.paths)
+                where = str(count.paths[0]) if n == 1 else f"{n:,} .txt files"
+                log(
+                    f"{where}: {_number(count.documents, 'document')}, {how} "
+                    f"({_number(count.lines, 'line')} with text; "
+                    f'txt_documents = "{self.documents}")'
+                )
+
+
+def _number(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def _has_blank_lines(path: Path) -> bool:
+    """Whether there is a blank line between two lines with text."""
+    has_text = is_blank = False
+    for text, starts_line in read_paragraphs(path, PART_CHARACTERS):
+        if starts_line and not text:
+            is_blank = has_text
+        elif is_blank:
+            return True
+        else:
+            has_text = True
+    return False
 
 
 def find_files(paths: Sequence[str | Path], *, setting: str) -> list[Path]:
@@ -71,34 +158,26 @@ def file_size(path: Path) -> int:
         raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def read_parts(path: Path) -> Iterator[Part]:
-    """Yield the documents of one file in parts. A CorpusError names the file and the line."""
-    readers = {".txt": _read_text, ".jsonl": _read_jsonl, ".spacy": _read_spacy}
+def read_parts(path: Path, txt: TxtFiles | None = None) -> Iterator[Part]:
+    """Yield the documents of one file in parts. A CorpusError names the file and the line.
+
+    txt: for `.txt` files. `None` divides them as "auto" does.
+    """
+    readers = {".txt": (txt or TxtFiles()).read, ".jsonl": _read_jsonl, ".spacy": _read_spacy}
     try:
         yield from readers[path.suffix](path)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _read_text(path: Path) -> Iterator[Part]:
-    """Join paragraphs to documents, which end with a blank line."""
+def read_texts(path: Path, txt: TxtFiles | None = None) -> Iterator[str]:
+    """Yield the documents of one file, each as one text. See `read_parts`."""
     texts: list[str] = []
-    size = 0
-    has_text = False  # of the document so far
-    for text, starts_line in read_paragraphs(path, PART_CHARACTERS):
-        if starts_line and not text:
-            if has_text:
-                yield Part("".join(texts), ends=True)
-            texts, size, has_text = [], 0, False
-            continue
-        texts.append(f"\n{text}" if starts_line and has_text else text)
-        size += len(text)
-        has_text = True
-        if size > PART_CHARACTERS:
-            yield Part("".join(texts), ends=False)
-            texts, size = [], 0
-    if has_text:
-        yield Part("".join(texts), ends=True)
+    for part in read_parts(path, txt):
+        texts.append(part.text)
+        if part.ends:
+            yield "".join(texts)
+            texts = []
 
 
 def _read_jsonl(path: Path) -> Iterator[Part]:

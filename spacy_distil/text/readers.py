@@ -1,14 +1,4 @@
-"""Read the text of `.txt` and `.jsonl` files. All files are UTF-8.
-
-Both readers of this package use these functions. They differ in the unit that a `.txt` file holds:
-
-- `documents` (test sets, documents to compare pipelines on): each line is a document, see
-  `read_text_per_line`.
-- `plain_text` (corpora of any size): each line is a paragraph, and a blank line ends a document,
-  see `read_paragraphs`.
-
-In a `.jsonl` file each line is a document for both, see `read_jsonl`.
-"""
+"""Read lines, paragraphs and records of `.txt` and `.jsonl` files. All files are UTF-8."""
 
 from __future__ import annotations
 
@@ -17,12 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spacy_distil.errors import CorpusError
-
-
-def read_text_per_line(path: Path) -> Iterator[str]:
-    """Yield each line as one text, without its line break."""
-    for _, line in read_lines(path):
-        yield line.rstrip("\r\n")
 
 
 def read_paragraphs(path: Path, max_characters: int) -> Iterator[tuple[str, bool]]:

@@ -32,7 +32,7 @@ def test_benchmark_prints_and_writes(
     arguments = ["benchmark", "small=splitter", "a=b", "--texts", "texts.txt", "--output", "out"]
     arguments += ["--batch-sizes", "2,1,2", "--threads", "1", "--repeats", "1"]
     arguments += ["--load-repeats", "1", "--limit", "2", "--latency-texts", "9"]
-    arguments += ["--python", f"small={sys.executable}"]
+    arguments += ["--python", f"small={sys.executable}", "--txt-documents", "lines"]
     monkeypatch.setattr(sys, "argv", ["/somewhere/spacy/__main__.py", "distil", *arguments])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("spacy.__main__", None))
     result = CliRunner().invoke(distil_cli, arguments)

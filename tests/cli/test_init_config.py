@@ -15,6 +15,7 @@ import spacy
 import typer
 from spacy.cli._util import app
 from spacy.cli.debug_config import debug_config
+from spacy.tokens import Doc, DocBin
 from spacy.util import load_config, load_config_from_str, load_model_from_config
 from thinc.api import Config
 from typer.testing import CliRunner, Result
@@ -411,3 +412,107 @@ def test_a_teacher_can_be_a_package(
     result = init_config("pipeline", "-", "--teacher", "de_none")
     assert result.exit_code == 1
     assert "No pipeline 'de_none'" in " ".join(result.output.split())
+
+
+# Schedules that fit a corpus
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """10,000 words in two files, one of them further down."""
+    nlp = spacy.blank("en")
+    folder = tmp_path / "train"
+    (folder / "more").mkdir(parents=True)
+    for path in (folder / "a.spacy", folder / "more" / "b.spacy"):
+        DocBin(docs=[Doc(nlp.vocab, words=["word"] * 50)] * 100).to_disk(path)
+    return folder
+
+
+def schedule_of(text: str) -> list[Any]:
+    config = load_config_from_str(text, interpolate=True)
+    training = config["training"]
+    rate = training["optimizer"]["learn_rate"]
+    assert rate["total_steps"] == training["max_steps"]
+    assert training["patience"] == training["max_epochs"] == 0
+    settings = [training["batcher"]["size"], training["max_steps"], rate["warmup_steps"]]
+    return [*settings, training["eval_frequency"]]
+
+
+def test_the_schedule_fits_the_corpus(corpus: Path) -> None:
+    result = init_config("train", "-", "--corpus", corpus)
+    assert schedule_of(result.stdout) == [100, 800, 80, 80]
+    assert load_config_from_str(result.stdout)["paths"]["train"] == str(corpus)
+    assert "# 800 batches of 100 words are 8 passes over the corpus, of 10,000 words." in (
+        result.stdout
+    )
+    assert rewritten("train", result.stdout) == result.stdout
+    assert schedule_of(init_config("train").stdout) == [1000, 1600, 100, 200]
+
+
+def test_text_counts_too(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    text = tmp_path / "texts" / "text.txt"
+    text.write_text("A few words of text, which are about 10 \n" * 10_000)  # 410 kB
+    options = ("--corpus", corpus, "--text", tmp_path / "texts")
+    result = init_config("pipeline", "-", *options)
+    assert schedule_of(result.stdout)[:3] == [899, 800, 80]
+    config = load_config_from_str(result.stdout)
+    assert config["paths"]["train"] == str(corpus)
+    assert config["paths"]["text"] == str(tmp_path / "texts")
+    assert rewritten("pipeline", result.stdout) == result.stdout
+    alone = init_config("pipeline", "-", "--text", text).stdout
+    assert schedule_of(alone)[:2] == [799, 800]
+
+
+def test_an_encoders_schedule_fits_its_text(tmp_path: Path) -> None:
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for file in files:
+        file.write_text("A few words of text, which are about 10 \n" * 50_000)  # 2 MB
+    result = init_config("encoder", "-", "--corpus", files[0], "--corpus", files[1])
+    config = load_config_from_str(result.stdout)
+    assert config["corpus"]["train"] == [str(file) for file in files]
+    training = config["training"]
+    assert training["batch_size"] == 19  # of 1,953 blocks
+    assert training["epochs"] == 6
+    assert training["eval_frequency"] == training["checkpoint_frequency"] == 61
+    assert training["log_frequency"] == 12
+    default = load_config_from_str(init_config("encoder").stdout)
+    assert default["training"]["batch_size"] == 128
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.spacy", None, "none.spacy does not exist"),
+        ("text.txt", "text", "text.txt is no .spacy file"),
+        ("damaged.spacy", "text", "damaged.spacy is not a .spacy file, or is damaged"),
+    ],
+)
+def test_a_corpus_that_cannot_be_measured(
+    name: str, content: str | None, message: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    for kind in ("train", "pipeline"):
+        result = init_config(kind, tmp_path / "new.cfg", "--corpus", tmp_path / name)
+        assert result.exit_code == 1
+        assert message in " ".join(result.output.split())
+    assert not (tmp_path / "new.cfg").exists()
+
+
+def test_corpora_without_content(tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    DocBin().to_disk(tmp_path / "empty.spacy")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    for kind, options, message in (
+        ("train", ["--corpus", tmp_path / "empty"], "is no .spacy file, or directory of them"),
+        ("train", ["--corpus", tmp_path / "empty.spacy"], "has no documents in it"),
+        ("train", ["--corpus", corpus, "--corpus", corpus], "takes one path"),
+        ("pipeline", ["--text", tmp_path / "empty.txt"], "there is no text"),
+        ("encoder", ["--corpus", tmp_path / "empty.txt"], "there is no text"),
+        ("encoder", ["--corpus", tmp_path / "none.txt"], "does not exist"),
+        ("train", ["--text", tmp_path / "empty.txt"], "takes no such option"),
+    ):
+        result = init_config(kind, "-", *options)
+        assert result.exit_code == 1
+        assert message in " ".join(result.output.split())

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +222,20 @@ def test_a_tokenizer_of_another_encoder_is_refused(
     write_encoder(tmp_path, "bert")
     for path in encoder_dirs["roberta"].glob("*token*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(WeightsError, match=r"tokenizer has 415 pieces, .* embeddings for 276 only"):
+    with pytest.raises(WeightsError, match=r"pieces up to number 414, .* embeddings for 276 only"):
         make_nlp(tmp_path)
+
+
+def test_a_piece_beyond_the_embeddings_is_refused(bert_dir: Path, tmp_path: Path) -> None:
+    """There are no more pieces than embeddings."""
+    directory = shutil.copytree(bert_dir, tmp_path / "encoder")
+    path = directory / "tokenizer.json"
+    saved = json.loads(path.read_text(encoding="utf8"))
+    piece = next(piece for piece in saved["model"]["vocab"] if piece.isalpha())
+    saved["model"]["vocab"][piece] = 276
+    path.write_text(json.dumps(saved), encoding="utf8")
+    with pytest.raises(WeightsError, match=r"pieces up to number 276, .* embeddings for 276 only"):
+        make_nlp(directory)
 
 
 def test_the_model_must_be_ours() -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import re
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,15 @@ import numpy as np
 import pytest
 import spacy
 import transformers
+from safetensors import numpy as safetensors
 
 from spacy_distil.component.architectures import DistilTransformer
+from spacy_distil.component.shim import EncoderShim
+from spacy_distil.engines.files import MODELS, EngineName
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.export.encoders import SourceEncoder
 from spacy_distil.export.graph import Precision
+from spacy_distil.runs.digests import SUMS
 from tests.util import (
     SENTENCES,
     adam,
@@ -160,7 +166,7 @@ def test_sourced_into_another_pipeline(trained: Any, saved: Path) -> None:
 
 def test_three_files_and_no_pickle(saved: Path) -> None:
     files = {path.name: path.read_bytes() for path in (saved / "transformer").iterdir()}
-    assert files.keys() == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert files.keys() == {"config.json", "model.safetensors", "tokenizer.json", SUMS}
     assert json.loads(files["config.json"])["model_type"] == "roberta"
     json.loads(files["tokenizer.json"])
     header = int.from_bytes(files["model.safetensors"][:8], "little")
@@ -227,7 +233,10 @@ def test_a_truncated_file_is_named(saved: Path, name: str) -> None:
     [
         ("config.json", r"model\.safetensors do not fit config\.json"),
         ("model.safetensors", r"model\.safetensors do not fit config\.json"),
-        ("tokenizer.json", "The tokenizer has 415 pieces, but .* has embeddings for 276 only"),
+        (
+            "tokenizer.json",
+            "The tokenizer has pieces up to number 414, .* for 276 only",
+        ),
     ],
 )
 def test_a_file_of_another_encoder_is_named(
@@ -236,6 +245,9 @@ def test_a_file_of_another_encoder_is_named(
     make_nlp(bert_dir, ["tagger"]).to_disk(tmp_path)
     other = encoder_dirs["distilbert" if name != "tokenizer.json" else "roberta"]
     shutil.copy(other / name, tmp_path / "transformer" / name)
+    with pytest.raises(WeightsError, match=f"{name} has changed since it was written"):
+        spacy.load(tmp_path)
+    (tmp_path / "transformer" / SUMS).unlink()
     with pytest.raises(WeightsError, match=message) as error:
         spacy.load(tmp_path)
     assert str(tmp_path / "transformer") in str(error.value)
@@ -250,6 +262,108 @@ def test_the_component_can_be_left_out(saved: Path) -> None:
     shutil.rmtree(saved / "transformer")
     nlp = spacy.load(saved, exclude=["transformer"])
     assert "transformer" not in nlp.pipe_names
+
+
+# Digests
+
+
+def flip(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("name", ["config.json", "the model", "tokenizer.json", SUMS])
+def test_a_flipped_bit_is_named(
+    trained: Any, converted: Any, tmp_path: Path, engine: EngineName, name: str
+) -> None:
+    encoder, folder = encoder_of(trained if engine == "torch" else converted), tmp_path
+    encoder.to_disk(folder)
+    path = folder / (MODELS[engine] if name == "the model" else name)
+    whole = path.read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(flip(whole, place))
+        with pytest.raises(WeightsError, match=f"The encoder in {folder} cannot") as error:
+            EncoderShim(encoder.settings).from_disk(folder)
+        assert path.name in str(error.value) or name == SUMS
+        assert f"If you have changed its files on purpose, delete {folder / SUMS}" in str(
+            error.value
+        )
+    path.write_bytes(whole)
+    EncoderShim(encoder.settings).from_disk(folder)
+
+
+def test_weights_are_edited_on_purpose(trained: Any, saved: Path) -> None:
+    path = saved / "transformer" / "model.safetensors"
+    weights = safetensors.load_file(path)
+    name = next(name for name in weights if name.endswith("LayerNorm.bias"))
+    weights[name] += 1
+    safetensors.save_file(weights, path, {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"model\.safetensors has changed"):
+        spacy.load(saved)
+    (saved / "transformer" / SUMS).unlink()
+    edited = spacy.load(saved)
+    np.testing.assert_array_equal(weights_of(edited)[name], weights_of(trained)[name] + 1)
+    # Saved again, it has digests again.
+    edited.to_disk(saved)
+    assert (saved / "transformer" / SUMS).is_file()
+    np.testing.assert_array_equal(weights_of(spacy.load(saved))[name], weights[name])
+
+
+def test_sha256sum_checks_the_files(saved: Path) -> None:
+    """Its own lines are accepted, too, in any order."""
+    folder = saved / "transformer"
+    if shutil.which("sha256sum") is None:
+        pytest.skip("needs sha256sum")
+    subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder, check=True)
+    names = ["tokenizer.json", "config.json", "model.safetensors"]
+    lines = subprocess.run(["sha256sum", *names], cwd=folder, check=True, capture_output=True)
+    (folder / SUMS).write_bytes(lines.stdout)
+    spacy.load(saved)
+
+
+def test_git_may_change_the_ends_of_lines(trained: Any, saved: Path) -> None:
+    for name in ("config.json", "tokenizer.json", SUMS):
+        path = saved / "transformer" / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert_same_predictions(trained, spacy.load(saved))
+
+
+def test_flipped_bits_of_bytes_are_seen(trained: Any, converted: Any) -> None:
+    for nlp in (trained, converted):
+        shim = encoder_of(nlp)
+        data = shim.to_bytes()
+        rng = np.random.default_rng(0)
+        for place in (0, len(data) - 1, *rng.integers(0, len(data), 30).tolist()):
+            for damaged in (flip(data, place), data[:place]):
+                with pytest.raises(WeightsError, match="bytes of an encoder are damaged"):
+                    EncoderShim(shim.settings).from_bytes(damaged)
+
+
+def test_saving_replaces_links(trained: Any, converted: Any, tmp_path: Path) -> None:
+    """It does not write through them."""
+    for nlp in (trained, converted):
+        folder = tmp_path / "pipeline" / "transformer"
+        shutil.rmtree(tmp_path / "pipeline", ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in encoder_of(nlp).to_files():
+            (tmp_path / name).write_text("of another")
+            (folder / name).symlink_to(tmp_path / name)
+        nlp.to_disk(tmp_path / "pipeline")
+        assert not any(path.is_symlink() for path in folder.iterdir())
+        for name in encoder_of(nlp).to_files():
+            assert (tmp_path / name).read_text() == "of another"
+        assert_same_predictions(nlp, spacy.load(tmp_path / "pipeline"))
+
+
+def test_saving_leaves_hard_links_of_others(trained: Any, saved: Path, tmp_path: Path) -> None:
+    """`cp -l` makes copies that share their files."""
+    copy = tmp_path / "copy"
+    shutil.copytree(saved, copy, copy_function=os.link)
+    edited = spacy.load(saved)
+    edited.update(make_examples(edited), sgd=edited.resume_training())
+    edited.to_disk(saved)
+    copied = spacy.load(copy)
+    np.testing.assert_array_equal(trained(SENTENCES[0]).tensor, copied(SENTENCES[0]).tensor)
 
 
 # Listeners replaced by copies of the encoder
@@ -312,7 +426,7 @@ def test_onnx_through_disk(converted: Any, onnx_pipeline: Path, saved_onnx: Path
         {path.name: path.read_bytes() for path in (pipeline / "transformer").iterdir()}
         for pipeline in (onnx_pipeline, saved_onnx)
     ]
-    assert folders[0].keys() == {"config.json", "model.onnx", "tokenizer.json"}
+    assert folders[0].keys() == {"config.json", "model.onnx", "tokenizer.json", SUMS}
     assert folders[0] == folders[1]
     # Into a pipeline that exists and runs another graph.
     name = loaded.config["components"]["transformer"]["model"]["name"]
@@ -364,6 +478,7 @@ def test_a_missing_or_truncated_file_of_onnx_is_named(saved_onnx: Path, name: st
 def test_another_format_of_onnx_is_named(saved_onnx: Path) -> None:
     path = saved_onnx / "transformer" / "config.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
+    (path.parent / SUMS).unlink()
     with pytest.raises(WeightsError, match=r"model\.onnx has format 7, .* reads format 1"):
         spacy.load(saved_onnx)
 
@@ -372,14 +487,15 @@ def test_a_graph_of_another_encoder_is_named(saved_onnx: Path, tmp_path: Path) -
     other = make_nlp(write_encoder(tmp_path / "narrow", "bert", width=16))
     files = SourceEncoder(encoder_of(other)).to_files(Precision())
     (saved_onnx / "transformer" / "model.onnx").write_bytes(files["model.onnx"])
+    (saved_onnx / "transformer" / SUMS).unlink()
     with pytest.raises(WeightsError, match="They do not belong together"):
         spacy.load(saved_onnx)
 
 
 def test_files_of_the_other_engine_are_named(torch_pipeline: Path, onnx_pipeline: Path) -> None:
     for pipeline, engine, there in (
-        (torch_pipeline, "onnx", "model.safetensors is there. Set engine = 'torch'"),
-        (onnx_pipeline, "torch", "model.onnx is there. Set engine = 'onnx'"),
+        (torch_pipeline, "onnx", "model.safetensors is there, which engine = 'torch' runs"),
+        (onnx_pipeline, "torch", "model.onnx is there, which engine = 'onnx' runs"),
     ):
         changes = {"components": {"transformer": {"model": {"engine": engine}}}}
         with pytest.raises(WeightsError, match=re.escape(there)):

@@ -104,6 +104,25 @@ def without_annotating(setup: Setup) -> None:
     nlp.update(make_examples(nlp), sgd=adam(), exclude=["transformer"])
 
 
+def without_encoder(setup: Setup) -> None:
+    nlp = make_nlp(setup.encoder, ["tagger"])
+    with nlp.select_pipes(enable=["tagger"]):
+        nlp("Ann")
+
+
+def annotating_alone(setup: Setup) -> None:
+    nlp = make_nlp(setup.encoder, ["tagger"], initialize=False)
+    nlp.config["training"]["annotating_components"] = ["tagger"]
+    nlp.initialize(lambda: make_examples(nlp))
+
+
+def with_another_tensor(setup: Setup) -> None:
+    nlp = make_nlp(setup.encoder, ["tagger"])
+    doc = nlp("Ann visited Rome.")
+    doc.tensor = doc.tensor[:, 1:]
+    nlp.get_pipe("tagger")(doc)
+
+
 def with_radam(setup: Setup) -> None:
     nlp = make_nlp(setup.encoder, ["tagger"])
     nlp.update(make_examples(nlp), sgd=registry.optimizers.get("RAdam.v1")(0.1))
@@ -157,7 +176,10 @@ ERRORS: dict[str, Callable[[Setup], Any]] = {
         s.encoder, ["tagger"], listener={**STOCK_LISTENER, "width": 96}
     ),
     "listens to … for vectors of unknown width": alone,
-    "which is frozen and set no doc.tensor": without_annotating,
+    "Without its encoder": without_encoder,
+    "which has set no doc.tensor": without_annotating,
+    "annotating_components has 'tagger'": annotating_alone,
+    "The doc.tensor of the doc": with_another_tensor,
     "but would read the vectors of": two_encoders,
     "distil_transformer trains with AdamW.": with_radam,
     "This encoder cannot be trained": train_onnx,

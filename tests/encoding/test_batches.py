@@ -68,3 +68,35 @@ def test_budget_and_order(windows: list[list[int]], budget: int) -> None:
         # One more window of the following batch would not have fitted.
         assert batch.ids.size + batch.ids.shape[1] > budget
         assert following.ids.shape[1] <= batch.ids.shape[1]
+
+
+@given(
+    windows=IDS, budget=st.integers(1, 120), multiple=st.integers(1, 9), longest=st.integers(22, 30)
+)
+@settings(max_examples=200)
+def test_lengths_are_multiples_unless_that_is_too_long(
+    windows: list[list[int]], budget: int, multiple: int, longest: int
+) -> None:
+    """longest: of the windows, with two special pieces, at least 22."""
+    arrays = [np.array(window) for window in windows]
+    batches = list(
+        make_batches(
+            arrays,
+            prefix=[1],
+            suffix=[2],
+            pad_id=PAD,
+            max_batch_pieces=budget,
+            length_multiple=multiple,
+            max_length=longest,
+        )
+    )
+    packed = np.full(sum(map(len, windows)), -1)
+    for batch in batches:
+        needed, length = int(batch.mask.sum(axis=1).max()), batch.ids.shape[1]
+        padded = -(-needed // multiple) * multiple
+        assert length == (padded if padded <= longest else needed)
+        assert batch.ids.size <= budget or len(batch.ids) == 1
+        packed[batch.rows] = batch.ids.ravel()[batch.positions]
+    assert packed.tolist() == [piece for window in windows for piece in window]
+    rows = [row for batch in batches for row in lines(batch)]
+    assert sorted(rows) == sorted([1, *window, 2] for window in windows)

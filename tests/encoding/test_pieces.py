@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.errors import WeightsError
@@ -66,7 +67,7 @@ def test_special_pieces_stand_around_a_window(family: str) -> None:
     assert tokenizer.prefix == [raw.token_to_id(special["cls_token"])]
     assert tokenizer.suffix == [raw.token_to_id(special["sep_token"])]
     assert tokenizer.n_special == 2
-    assert tokenizer.vocab_size == raw.get_vocab_size()
+    assert tokenizer.largest_id == raw.get_vocab_size() - 1
 
 
 def test_a_tokenizer_may_have_no_special_pieces() -> None:
@@ -136,10 +137,10 @@ def test_truncation_and_padding_are_switched_off() -> None:
 
 
 def test_truncation_of_the_teacher_is_switched_off(teacher_dir: Path) -> None:
-    json = (teacher_dir / "tokenizer.json").read_text("utf8")
+    saved = (teacher_dir / "tokenizer.json").read_text("utf8")
     text = "word " * 1000
-    assert len(Tokenizer.from_str(json).encode(text).ids) < 1000  # the saved one does truncate
-    pieces = PieceTokenizer.from_str(json)([text, "word"])
+    assert len(Tokenizer.from_str(saved).encode(text).ids) < 1000  # the saved one does truncate
+    pieces = PieceTokenizer.from_str(saved)([text, "word"])
     assert [len(each.ids) for each in pieces] == [1000, 1]
 
 
@@ -164,6 +165,50 @@ def test_a_tokenizer_without_pieces_is_refused() -> None:
     raw.normalizer = normalizers.Replace("a", "")
     with pytest.raises(WeightsError, match="no piece for the text 'a'"):
         PieceTokenizer(raw)
+
+
+# Patterns that go back so often that the library for regular expressions gives up.
+PATTERNS = [r"(a+)+$", r"(\p{L}+)+$", r"(a|a)*$", r"(\s+)+$", r"(\w+\s?)+$"]
+
+
+def with_pattern(pattern: str, place: str) -> Tokenizer:
+    raw = build_tokenizer("bert")
+    if place == "normalizer":
+        raw.normalizer = normalizers.Replace(Regex(pattern), "a")
+    else:
+        raw.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return raw
+
+
+@pytest.mark.parametrize("place", ["normalizer", "pre-tokenizer"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_that_takes_too_long_is_refused(pattern: str, place: str) -> None:
+    saved = with_pattern(pattern, place).to_str()
+    with pytest.raises(WeightsError, match=r"The tokenizer fails on text: .*has a pattern"):
+        PieceTokenizer.from_str(saved)
+
+
+def test_a_text_on_which_the_tokenizer_fails_is_named() -> None:
+    tokenizer = PieceTokenizer(with_pattern("(q+)+$", "pre-tokenizer"))
+    assert len(tokenizer(["Ann", "qq"])) == 2
+    with pytest.raises(WeightsError, match="fails on the text that begins with 'good qqq"):
+        tokenizer(["Ann", "good " + "q" * 50 + "!"])
+
+
+def test_a_tokenizer_without_a_piece_for_unknown_text_is_refused() -> None:
+    saved = json.loads(build_tokenizer("bert").to_str())
+    saved["model"]["unk_token"] = "nowhere"
+    with pytest.raises(WeightsError, match="The tokenizer fails on text: "):
+        PieceTokenizer.from_str(json.dumps(saved))
+
+
+def test_the_largest_id_is_not_the_number_of_pieces() -> None:
+    saved = json.loads(build_tokenizer("bert").to_str())
+    n_pieces = len(saved["model"]["vocab"])
+    assert PieceTokenizer.from_str(json.dumps(saved)).largest_id == n_pieces - 1
+    piece = next(piece for piece in saved["model"]["vocab"] if piece.isalpha())
+    saved["model"]["vocab"][piece] = 5000
+    assert PieceTokenizer.from_str(json.dumps(saved)).largest_id == 5000
 
 
 def test_no_texts_give_no_pieces() -> None:

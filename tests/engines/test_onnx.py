@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
+from onnx.external_data_helper import set_external_data
 from thinc.api import NumpyOps
 
 from spacy_distil import __version__
@@ -18,6 +21,7 @@ from spacy_distil.encoding import Batch, PieceTokenizer, make_batches
 from spacy_distil.engines import TrainableEngine
 from spacy_distil.engines.files import CONFIG, GRAPH, TOKENIZER, write_files
 from spacy_distil.engines.onnx import SECTION, OnnxEngine, count_threads
+from spacy_distil.engines.onnx_file import _read, _tensors
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.export.encoders import SourceEncoder
 from spacy_distil.export.graph import Precision
@@ -122,7 +126,8 @@ def test_a_damaged_graph_is_named(files: Files, part: str) -> None:
         "noise": np.random.default_rng(0).bytes(len(graph)),
     }[part]
     message = (
-        rf"model\.onnx \({len(damaged):,} bytes\) cannot be run by ONNX Runtime [\d.]+: (.|\n)*"
+        rf"model\.onnx \({len(damaged):,} bytes\) "
+        r"(cannot be run by ONNX Runtime [\d.]+: |is not an ONNX file, or is damaged)(.|\n)*"
         "save or copy the pipeline again"
     )
     with pytest.raises(WeightsError, match=message):
@@ -133,8 +138,78 @@ def test_a_graph_of_another_width_is_named(files: Files, tmp_path: Path) -> None
     other = convert(write_encoder(tmp_path, "bert", width=16))
     with pytest.raises(WeightsError, match=r"vectors of width 16, but config\.json says 32"):
         OnnxEngine.from_files({**files, GRAPH: other[GRAPH]})
-    with pytest.raises(WeightsError, match=r"width 32, but config\.json says None"):
-        OnnxEngine.from_files(change_section(width=None)(files))
+
+
+@pytest.mark.parametrize("name", ["width", "n_parameters"])
+@pytest.mark.parametrize("value", [None, "32", 0, -32, 32.0, True, []])
+def test_a_number_that_cannot_be_right_is_named(files: Files, name: str, value: Any) -> None:
+    message = f'config.json has "spacy_distil": {{"{name}": {value!r}}}, expected a whole number'
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        OnnxEngine.from_files(change_section(**{name: value})(files))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(files: Files, value: float) -> None:
+    model = onnx.load_from_string(files[GRAPH])
+    weights = next(t for t in model.graph.initializer if len(t.dims) == 2)
+    array = numpy_helper.to_array(weights).copy()
+    array[1, 1] = value
+    weights.CopyFrom(numpy_helper.from_array(array, weights.name))
+    message = f"model.onnx: the weights '{weights.name}' have values that are not finite numbers"
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        OnnxEngine.from_files({**files, GRAPH: model.SerializeToString()})
+
+
+def test_a_graph_with_another_output_is_named(files: Files) -> None:
+    model = onnx.load_from_string(files[GRAPH])
+    between = model.graph.node[len(model.graph.node) // 2].output[0]
+    model.graph.output.append(onnx.ValueInfoProto(name=between))
+    message = f"inputs ids, mask, positions and the outputs rows, {between}, expected ids, mask and"
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        OnnxEngine.from_files({**files, GRAPH: model.SerializeToString()})
+
+
+def external(tensor: onnx.TensorProto, path: Path) -> onnx.TensorProto:
+    """Keep the values of a tensor in a file, as a graph of more than 2 GB does."""
+    path.write_bytes(tensor.raw_data)
+    found = onnx.TensorProto()
+    found.CopyFrom(tensor)
+    set_external_data(found, path.name)
+    found.ClearField("raw_data")
+    found.data_location = onnx.TensorProto.EXTERNAL
+    return found
+
+
+@pytest.mark.parametrize("place", ["initializer", "node", "sub-graph"])
+def test_tensors_outside_of_the_file_are_refused(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """ONNX Runtime would read them from the working directory."""
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load_from_string(files[GRAPH])
+    weights = next(t for t in model.graph.initializer if len(t.dims) == 2)
+    outside = external(weights, tmp_path / "weights.bin")
+    constant = onnx.helper.make_node("Constant", [], ["unused"], value=outside)
+    if place == "initializer":
+        weights.CopyFrom(outside)
+    elif place == "node":
+        model.graph.node.insert(0, constant)
+    else:
+        branch = onnx.helper.make_graph([constant], "branch", [], [])
+        model.graph.node.insert(
+            0, onnx.helper.make_node("If", ["x"], [], then_branch=branch, else_branch=branch)
+        )
+    message = f"model.onnx keeps the tensor '{weights.name}' in another file, which is not read"
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        OnnxEngine.from_files({**files, GRAPH: model.SerializeToString()})
+
+
+def test_int8_graphs_pass(encoder_dirs: dict[str, Path]) -> None:
+    int8 = convert(encoder_dirs["bert"], Precision(frozenset(range(3)), embeddings=True))
+    OnnxEngine.from_files(int8)
+    names = {tensor.name for tensor in onnx.load_from_string(int8[GRAPH]).graph.initializer}
+    read = {_read(tensor)[0] for tensor in _tensors(memoryview(int8[GRAPH]), "model")}
+    assert names <= read
 
 
 # Threads

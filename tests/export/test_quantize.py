@@ -161,9 +161,19 @@ def test_reduced_range(torch_pipeline: Path, output: Path) -> None:
 def test_documents_are_text_or_those_of_spacy(
     torch_pipeline: Path, texts: Path, output: Path
 ) -> None:
-    texts.write_text("\n   \n" + texts.read_text(encoding="utf8"), encoding="utf8")
-    result = quantize(torch_pipeline, output, corpus=texts, limit=7, min_agreement=0.9)
+    told: list[str] = []
+    result = quantize(
+        torch_pipeline, output, corpus=texts, limit=7, min_agreement=0.9, log=told.append
+    )
     assert result.agreement.n_docs == 7
+    assert any(line.startswith(f"{texts}: 7 documents, each line is one") for line in told)
+    result = quantize(
+        torch_pipeline, output, corpus=texts, min_agreement=0.5, prune_vocab=texts,
+        txt_documents="blank_lines", force=True, log=told.append,
+    )  # fmt: skip
+    assert result.agreement.n_docs == 1
+    assert sum("1 document, divided by blank lines" in line for line in told) == 2
+    result = quantize(torch_pipeline, output, corpus=texts, limit=7, min_agreement=0.9, force=True)
     assert result.agreement.original_scores == {}
     result = quantize(torch_pipeline, output, force=True)
     assert result.documents == "spaCy's example sentences"

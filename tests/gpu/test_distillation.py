@@ -12,9 +12,25 @@ import torch
 import transformers
 
 from spacy_distil.distillation import distil_encoder
+from spacy_distil.distillation.encoder.distiller import Distiller
+from spacy_distil.distillation.encoder.objectives import (
+    Cosine,
+    HiddenStates,
+    Objective,
+    Relations,
+    SoftTargets,
+    prepare_objectives,
+)
+from spacy_distil.distillation.encoder.trainer import Trainer
+from spacy_distil.students.making import make_student
 from spacy_distil.students.masking import Masking, batch_blocks
+from spacy_distil.students.teachers import load_teacher
+from tests.cuda_simulation.device import is_active
+from tests.cuda_simulation.waits import waits
+from tests.gpu.conftest import real_gpu
 from tests.teachers import WORDS, log_of, write_teacher
 
+IS_VERSION_4 = transformers.__version__.startswith("4.")
 GPU = torch.device("cuda")
 
 
@@ -69,6 +85,34 @@ def test_bfloat16_trains(config: dict[str, Any], tmp_path: Path) -> None:
     assert (found[-5:].mean(0) < found[:5].mean(0)).all()
 
 
+def test_a_teacher_in_bfloat16(config: dict[str, Any]) -> None:
+    """Its hidden states stay in bfloat16, and the losses are near those of float32."""
+    teacher = load_teacher(config["teacher"]["name"])
+    student = make_student(teacher, [0, 1])
+    objectives: dict[str, Objective] = {
+        "soft_targets": SoftTargets(),
+        "cosine": Cosine(),
+        "hidden": HiddenStates(),
+        "relations": Relations(layers=[[1, 2]]),
+    }
+    prepare_objectives(objectives, teacher.model.config, student.config)
+    distiller = Distiller(teacher.model, student, objectives).to(GPU).eval()
+    masking = Masking.for_tokenizer(teacher.tokenizer, 0.15, seed=0)
+    blocks = list(np.random.default_rng(0).integers(5, 60, (8, 24)))
+    batch = masking.to(GPU)(batch_blocks(blocks, range(8), pad_id=0, masking=masking).to(GPU))
+    means = []
+    for dtype in (torch.float32, torch.bfloat16):
+        teacher.model.to(GPU, dtype)
+        with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype is torch.bfloat16):
+            outputs = distiller.encode(batch)
+            losses = distiller.losses(outputs).parts
+        states = [outputs.target.last_hidden, *outputs.target.hidden_states.values()]
+        assert {state.dtype for state in (*states, *outputs.target.attention[2])} == {dtype}
+        means.append([float(loss.sum) / loss.positions for loss in losses.values()])
+    np.testing.assert_allclose(means[1], means[0], rtol=0.03)
+
+
+@real_gpu
 def test_compiled_it_learns_the_same(config: dict[str, Any], tmp_path: Path) -> None:
     for name in ("plain", "compiled"):
         changed = {"training.mixed_precision": "no", "training.compile": name == "compiled"}
@@ -78,13 +122,31 @@ def test_compiled_it_learns_the_same(config: dict[str, Any], tmp_path: Path) -> 
     )
 
 
-@pytest.mark.skipif(
-    transformers.__version__.startswith("4."), reason="version 4 looks into masks in every pass"
-)
+@pytest.mark.skipif(not is_active(), reason="counts the waits of the simulated GPU")
+def test_only_transformers_waits_in_a_step(config: dict[str, Any], tmp_path: Path) -> None:
+    """Version 4 looks into the mask in each pass of each model, version 5 does not."""
+    step, notes = Trainer.step, list[str]()
+
+    def watched(self: Trainer, number: int, *arguments: Any) -> Any:
+        if number == 0:  # sets up the optimizer's state
+            return step(self, number, *arguments)
+        with waits.watch() as found:
+            norm = step(self, number, *arguments)
+        notes.extend(found)
+        return norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", watched)
+        changed = {"training.log_frequency": 8, "training.micro_batch": 4}
+        distil_encoder(config, tmp_path / "out", overrides=changed, gpu_id=0)
+    assert not [note for note in notes if "/transformers/" not in note]
+    # 7 steps of 2 micro-batches, for student and teacher.
+    assert len(notes) == (7 * 2 * 2 if IS_VERSION_4 else 0)
+
+
+@pytest.mark.skipif(IS_VERSION_4, reason="version 4 looks into masks in every pass")
 def test_a_step_does_not_wait_for_the_gpu(config: dict[str, Any], tmp_path: Path) -> None:
     """torch raises if the CPU waits. The loop may wait when it logs, evaluates and saves."""
-    from spacy_distil.distillation.encoder.trainer import Trainer
-
     step = Trainer.step
 
     def watched(self: Trainer, number: int, *arguments: Any) -> Any:

@@ -18,6 +18,8 @@ from thinc.api import NumpyOps, get_current_ops
 
 from spacy_distil.errors import OutOfMemoryError
 from tests import util
+from tests.gpu.conftest import real_gpu
+from tests.gpu.waits import count_waits
 from tests.util import SENTENCES, adam, encoder_of, make_examples, torch_model_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,34 +168,13 @@ def test_the_onnx_engine_beside_heads_on_the_gpu(onnx_pipeline: Path, heads: str
     assert type(nlp(SENTENCES[0]).tensor).__module__.split(".")[0] == heads
 
 
-def synchronizations(run: Callable[[], object]) -> int:
-    """Count calls that wait for the GPU, and copies from it."""
-    run()  # allocates, and chooses kernels
-    torch.cuda.synchronize()
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        run()
-    waits = {
-        "cudaStreamSynchronize",
-        "cudaDeviceSynchronize",
-        "cudaEventSynchronize",
-        "cudaMemcpy",  # unlike cudaMemcpyAsync
-    }
-    return sum(
-        event.count
-        for event in profile.key_averages()
-        # Some names have the version of the function behind them.
-        if event.key.split("_")[0] in waits or event.key.startswith("Memcpy DtoH")
-    )
-
-
 def assert_not_for_each_doc(run_on: Callable[[int], Callable[[], object]]) -> None:
     """Check that the number of waits does not grow with the docs.
 
     run_on: takes a number of docs, which are a single batch of the encoder, and returns a function
         that may wait a few times per batch.
     """
-    few, many = synchronizations(run_on(8)), synchronizations(run_on(64))
+    few, many = count_waits(run_on(8)), count_waits(run_on(64))
     assert 0 < many <= few + 4
 
 
@@ -238,6 +219,7 @@ def test_no_synchronization_for_each_doc_in_the_pipeline(bert_dir: Path) -> None
     assert_not_for_each_doc(run_on)
 
 
+@real_gpu
 def test_running_out_of_memory_is_explained(bert_dir: Path) -> None:
     nlp = make_nlp(bert_dir, max_batch_pieces=10**9)
     docs = [nlp.make_doc(" ".join(SENTENCES * 50)) for _ in range(200)]
@@ -251,6 +233,7 @@ def test_running_out_of_memory_is_explained(bert_dir: Path) -> None:
     assert np.isfinite(vectors(nlp)).all()
 
 
+@real_gpu
 @pytest.mark.skipif(
     multiprocessing.get_all_start_methods()[0] != "fork", reason="processes are spawned"
 )

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_distil.ner.decoding import decode, doc_cuts, find_spans, n_tags, tag_names
+from spacy_distil.ner.decoding import (
+    MISSING,
+    OUTSIDE,
+    decode,
+    doc_cuts,
+    find_spans,
+    n_tags,
+    tag_names,
+    trim_edges,
+)
 
 
 def valid_sequences(n_tokens: int, n_labels: int) -> list[tuple[str, ...]]:
@@ -199,3 +208,49 @@ def test_all_sequences_are_counted() -> None:
     assert [len(valid_sequences(n, 1)) for n in range(4)] == [1, 2, 5, 13]
     every = set(itertools.product(tag_names(["0"]), repeat=2))
     assert set(valid_sequences(2, 1)) < every
+
+
+# Edges
+
+
+def test_trimmed_entities_are_those_of_a_naive_search() -> None:
+    rng = np.random.default_rng(0)
+    names = tag_names(("A", "B"))
+    for _ in range(300):
+        n_tokens = int(rng.integers(1, 12))
+        no_edge = rng.random(n_tokens) < 0.4
+        tags, expected, i, n_changed = ["O"] * n_tokens, ["O"] * n_tokens, 0, 0
+        while i < n_tokens:
+            end = min(n_tokens, i + int(rng.integers(1, 5)))
+            if rng.random() < 0.6:
+                label = str(rng.choice(["A", "B"]))
+                write(tags, i, end, label)
+                first, last = i, end
+                while first < last and no_edge[first]:
+                    first += 1
+                while first < last and no_edge[last - 1]:
+                    last -= 1
+                write(expected, first, last, label)
+                n_changed += (first, last) != (i, end)
+            i = end
+        numbers = np.array([names.index(tag) for tag in tags])
+        before = numbers.copy()
+        found, n_found = trim_edges(numbers, no_edge)
+        assert [names[tag] for tag in found] == expected
+        assert n_found == n_changed
+        np.testing.assert_array_equal(numbers, before)
+
+
+def write(tags: list[str], start: int, end: int, label: str) -> None:
+    """Write the tags of an entity."""
+    if end - start == 1:
+        tags[start] = f"U-{label}"
+    elif end > start:
+        tags[start:end] = [f"I-{label}"] * (end - start)
+        tags[start], tags[end - 1] = f"B-{label}", f"L-{label}"
+
+
+def test_missing_tags_stay_missing() -> None:
+    tags = np.array([MISSING, 4, MISSING, OUTSIDE, 4])
+    found, n_changed = trim_edges(tags, np.array([True, True, True, False, False]))
+    assert (found.tolist(), n_changed) == ([MISSING, OUTSIDE, MISSING, OUTSIDE, 4], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,62 @@ def test_what_is_missing_or_misaligned_trains_nothing(
             wanted[:] = 0.2
             wanted[names.index(tag)] -= 1
         assert np.allclose(row, wanted)
+
+
+SPACED = ["We", "saw", "\n", "New", " ", "York", "\n\n", "and", "Rome", " "]
+SPACED_TAGS = ["O", "O", "B-X", "I-X", "I-X", "I-X", "L-X", "U-Y", "B-X", "L-X"]
+TRIMMED_TAGS = ["O", "O", "O", "B-X", "I-X", "L-X", "O", "U-Y", "U-X", "O"]
+
+
+def spaced_examples(nlp: Any, tags: Sequence[str], words: Sequence[str] = SPACED) -> list[Example]:
+    doc = Doc(nlp.vocab, words=list(words), spaces=[False] * len(words))
+    return [Example.from_dict(doc, {"entities": list(tags)})]
+
+
+def test_whitespace_at_the_ends_of_entities_is_not_learned() -> None:
+    """The gradient is that of the entities without it. The decoder can never say it."""
+    nlp = blank(("X", "Y"))
+    nlp.initialize()
+    ner, n_tags = nlp.get_pipe("ner"), len(tag_names(("X", "Y")))
+    probs = np.full((len(SPACED), n_tags), 1 / n_tags, dtype="f")
+    with pytest.warns(UserWarning, match="2 entities in 1 docs for 'ner' begin or end with white"):
+        _, (found,) = ner.get_loss(spaced_examples(nlp, SPACED_TAGS), [probs])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, (expected,) = ner.get_loss(spaced_examples(nlp, TRIMMED_TAGS), [probs])
+        ner.get_loss(spaced_examples(nlp, SPACED_TAGS), [probs])  # it has warned
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_entity_of_whitespace_alone_is_none() -> None:
+    nlp = blank(("X",))
+    nlp.initialize()
+    words, probs = ["a", " ", "\n", "b"], np.full((4, 5), 0.2, dtype="f")
+    with pytest.warns(UserWarning, match="2 entities"):
+        _, (found,) = nlp.get_pipe("ner").get_loss(
+            spaced_examples(nlp, ["O", "U-X", "U-X", "O"], words), [probs]
+        )
+    _, (expected,) = nlp.get_pipe("ner").get_loss(spaced_examples(nlp, ["O"] * 4, words), [probs])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_corpus_with_whitespace_in_its_entities_is_learned_as_one_without() -> None:
+    """Initialization counts such entities of all docs."""
+    learned = []
+    for tags in (SPACED_TAGS, TRIMMED_TAGS):
+        nlp = blank()
+        spacy.util.fix_random_seed(0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            examples = [each for _ in range(3) for each in spaced_examples(nlp, tags)]
+            train(nlp, examples)
+        about = [str(each.message) for each in caught if "whitespace" in str(each.message)]
+        assert [each[:22] for each in about] == ["6 entities in 3 docs f"] * (tags is SPACED_TAGS)
+        learned.append(nlp)
+    spaced, trimmed = learned
+    assert spaced.get_pipe("ner").model.to_bytes() == trimmed.get_pipe("ner").model.to_bytes()
+    doc = spaced(spaced_examples(spaced, TRIMMED_TAGS)[0].predicted)
+    assert entities(doc) == [("New York", "X"), ("and", "Y"), ("Rome", "X")]
 
 
 def test_docs_without_annotation_leave_the_model_alone(bert_dir: Path) -> None:

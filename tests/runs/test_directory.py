@@ -10,7 +10,7 @@ from confection import Config
 
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.directory import RunDirectory
-from spacy_distil.runs.files import atomic_directory
+from spacy_distil.runs.files import UNFINISHED, atomic_directory
 from spacy_distil.runs.settings import changed_settings
 
 SETTINGS = Config({"training": {"seed": 0, "log": 1}})
@@ -22,6 +22,7 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(
         tmp_path / "out",
         kind="encoder",
+        own=frozenset({"model"}),
         kept=frozenset({"cache"}),
         free=frozenset({"training.log"}),
     )
@@ -42,7 +43,7 @@ def test_the_same_run_is_resumed(directory: RunDirectory) -> None:
     assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
     begin(directory)
     with pytest.raises(ConfigError, match="--resume"):
-        directory.refuse_run()
+        directory.check(resume=False, force=False)
     for inputs in (INPUTS, {"the teacher": "a"}):
         found = directory.resume_or_replace(SETTINGS, inputs, resume=True, force=True)
         assert found == {"kind": "encoder", "finished": False, "inputs": INPUTS}
@@ -72,26 +73,29 @@ def test_a_run_of_another_command_is_never_replaced(directory: RunDirectory) -> 
     begin(directory)
     other = replace(directory, kind="pipeline")
     with pytest.raises(ConfigError, match="holds a run of `spacy distil encoder`"):
-        other.refuse_run()
+        other.check(resume=False, force=False)
     with pytest.raises(ConfigError, match="Give another directory"):
         other.resume_or_replace(SETTINGS, INPUTS, resume=True, force=True)
     assert "checkpoints" in names(directory)
 
 
 def test_scratch_of_other_processes_stays(directory: RunDirectory) -> None:
-    """A pipeline may be quantized into a directory of the run."""
+    """A pipeline may be quantized into a directory of the run. A killed run's own scratch goes."""
     begin(directory)
+    left = directory.path / f"{UNFINISHED}x"
+    (left / "model").mkdir(parents=True)
     with atomic_directory(directory.path / "int8") as unfinished:
         directory.write_settings(SETTINGS)
         (unfinished / "file").write_text("whole")
     assert (directory.path / "int8" / "file").read_text() == "whole"
+    assert not left.exists()
 
 
 def test_without_results_there_is_no_run_and_its_files_are_deleted(directory: RunDirectory) -> None:
     """A kill during the removal leaves checkpoints, which no run must resume from."""
     begin(directory)
     (directory.path / "distil.json").unlink()
-    directory.refuse_run()
+    directory.check(resume=False, force=False)
     assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
     assert names(directory) == {"distil.cfg", "cache"}
 
@@ -105,7 +109,7 @@ def test_other_files_are_not_touched(directory: RunDirectory) -> None:
     directory.path.rmdir()
     directory.path.write_text("a file")
     with pytest.raises(ConfigError, match="is a file"):
-        directory.refuse_run()
+        directory.check(resume=False, force=False)
 
 
 def test_free_settings_stand_for_blocks_too() -> None:

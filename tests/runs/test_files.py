@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
+import re
 import shutil
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import srsly
+import torch
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
+from spacy_distil.errors import CorpusError, WriteError
 from spacy_distil.runs import files
 from spacy_distil.runs.files import (
     REPLACED,
     UNFINISHED,
     atomic_directory,
     atomic_file,
+    atomic_files,
     free_bytes,
     remove_unfinished,
     write_text,
 )
+from tests.kills import mount_small_disk, run_and_kill
 
 
 def names(directory: Path) -> list[str]:
@@ -102,6 +116,7 @@ def test_without_replace_the_first_of_two_directories_stays(tmp_path: Path) -> N
 def test_a_directory_that_cannot_be_put_in_place_leaves_the_old_one(
     error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")  # which cannot swap two directories
     path = tmp_path / "model"
     with atomic_directory(path) as unfinished:
         (unfinished / "first").write_text("")
@@ -119,14 +134,277 @@ def test_a_directory_that_cannot_be_put_in_place_leaves_the_old_one(
     assert names(tmp_path) == ["model"]
 
 
-def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
-    scratch = tmp_path / f"{UNFINISHED}x"
-    for directory in (scratch / "model", scratch / REPLACED / "model"):
-        directory.mkdir(parents=True)
-    (scratch / REPLACED / "model" / "old").write_text("")
+def replace_model(path: Path) -> None:
+    with atomic_directory(path) as unfinished:
+        for name in ("a", "b"):
+            (unfinished / name).write_text("new")
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_killed_replacement_leaves_the_old_or_the_new_directory(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before each of its file operations. Where directories cannot be swapped, there are two
+    renames, and the next command puts the old directory back.
+    """
+    monkeypatch.setattr(sys, "platform", platform)
+    path = tmp_path / "model"
+    found, kill_at, was_killed = [], 0, True
+    while was_killed:
+        kill_at += 1
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        for name in ("a", "b"):
+            (path / name).write_text("old")
+        was_killed = run_and_kill(lambda: replace_model(path), tmp_path, kill_at)
+        missing = not path.exists()
+        remove_unfinished(tmp_path)
+        assert names(tmp_path) == ["model"]
+        found.append((missing, {(path / name).read_text() for name in ("a", "b")}))
+    assert all(len(contents) == 1 for _, contents in found)
+    assert found[0] == (False, {"old"})
+    assert found[-1] == (False, {"new"})
+    assert [missing for missing, _ in found].count(True) == (platform == "darwin")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_second_interruption_between_the_renames_loses_nothing(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if Ctrl-C were pressed again, while the old directory goes back to its place."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    path = tmp_path / "model"
+    replace_model(path)
+    (path / "old").write_text("")
+    rename = Path.rename
+
+    def interrupt(self: Path, target: Path) -> Path:
+        if target == path:
+            raise error
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupt)
+        with pytest.raises(error):
+            replace_model(path)
+    assert not path.exists()
     remove_unfinished(tmp_path)
-    assert names(tmp_path) == ["model"]
-    assert names(tmp_path / "model") == ["old"]
+    assert names(path) == ["a", "b", "old"]
+
+
+def test_files_of_a_set_move_when_all_are_written(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "b").write_text("old")
+
+    def fail() -> None:
+        with atomic_files(tmp_path, last="a") as new:
+            (new / "b").write_text("new")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert (tmp_path / "b").read_text() == "old"
+
+    def succeed() -> None:
+        with atomic_files(tmp_path, last="a") as new:
+            for name in ("c", "a", "b"):
+                (new / name).write_text("new")
+
+    kill_at = 1
+    while run_and_kill(succeed, tmp_path, kill_at):
+        remove_unfinished(tmp_path)
+        if (tmp_path / "a").exists():
+            assert (tmp_path / "b").read_text() == (tmp_path / "c").read_text() == "new"
+        for name in ("a", "c"):
+            (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / "b").write_text("old")
+        kill_at += 1
+    assert kill_at > 4
+    assert names(tmp_path) == ["a", "b", "c", "mine"]
+    assert (tmp_path / "b").read_text() == "new"
+
+
+def test_a_link_to_a_directory_stays(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "deep" / "link"
+    link.parent.mkdir()
+    target.mkdir()
+    (target / "old").write_text("")
+    link.symlink_to(target)
+    replace_model(link)
+    assert link.is_symlink()
+    assert names(target) == ["a", "b"]
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "later")
+    replace_model(dangling)
+    assert names(tmp_path / "later") == ["a", "b"]
+
+
+def test_the_next_writer_of_a_file_cleans_up_after_a_killed_one(tmp_path: Path) -> None:
+    """But not after the writers of other files, which may be at work."""
+    run_and_kill(lambda: replace_model(tmp_path / "one"), tmp_path, 4)
+    run_and_kill(lambda: replace_model(tmp_path / "two"), tmp_path, 4)
+    assert len(names(tmp_path)) == 2
+    replace_model(tmp_path / "one")
+    assert len(names(tmp_path)) == 3  # a process may have written these a moment ago
+    long_ago = time.time() - 3600
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (long_ago, long_ago))
+    replace_model(tmp_path / "one")
+    left = [path for path in tmp_path.iterdir() if path.name.startswith(UNFINISHED)]
+    assert [names(path) for path in left] == [["two"]]
+    write_text(tmp_path / "two", "")
+    assert names(tmp_path) == ["one", "two"]
+
+
+# Errors of the system
+
+
+def write_bytes(path: Path, n: int) -> None:
+    with atomic_file(path) as unfinished:
+        unfinished.write_bytes(bytes(n))
+
+
+def write_safetensors(path: Path, n: int) -> None:
+    with atomic_file(path) as unfinished:
+        save_file({"a": np.zeros(n, "u1")}, unfinished)
+
+
+def write_array(path: Path, n: int) -> None:
+    with atomic_file(path) as unfinished, unfinished.open("wb") as file:
+        np.zeros(n, "u1").tofile(file)
+
+
+def write_checkpoint(path: Path, n: int) -> None:
+    with atomic_file(path) as unfinished, unfinished.open("wb") as file:
+        torch.save({"a": torch.zeros(n, dtype=torch.uint8)}, file)
+
+
+def write_checkpoint_by_name(path: Path, n: int) -> None:
+    with atomic_file(path) as unfinished:
+        torch.save({"a": torch.zeros(n, dtype=torch.uint8)}, unfinished)
+
+
+def write_msgpack(path: Path, n: int) -> None:
+    with atomic_directory(path) as unfinished:
+        srsly.write_msgpack(unfinished / "file", {"a": bytes(n)})
+
+
+def write_json(path: Path, n: int) -> None:
+    with atomic_directory(path) as unfinished:
+        srsly.write_json(unfinished / "file", {"a": "b" * n})
+
+
+def write_tokenizer(path: Path, n: int) -> None:
+    with atomic_directory(path) as unfinished:
+        pieces = {str(i).zfill(40): i for i in range(n // 20)}
+        Tokenizer(WordLevel(pieces, unk_token="0".zfill(40))).save(str(unfinished / "file"))
+
+
+WRITERS: list[Callable[[Path, int], None]] = [
+    *(write_bytes, write_safetensors, write_array, write_checkpoint, write_checkpoint_by_name),
+    *(write_msgpack, write_json, write_tokenizer),
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_full_disk_is_one_sentence(write: Callable[[Path, int], None], tmp_path: Path) -> None:
+    """Whatever library writes. The old file stays, and the message says how to go on."""
+
+    def work() -> str:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        try:
+            mount_small_disk(disk, 400_000)
+        except OSError as error:
+            return f"skip: {error}"
+        path = disk / "result"
+        write(path, 50_000)
+        before = content_of(path)
+        with pytest.raises(WriteError) as raised:
+            write(path, 1_000_000)
+        assert content_of(path) == before
+        assert names(disk) == ["result"]
+        return str(raised.value)
+
+    message = in_child(work)
+    if message.startswith("skip: "):
+        pytest.skip(f"no small disk can be mounted: {message}")
+    reason = "No space left on device|the disk has taken only a part of it"
+    assert re.fullmatch(
+        rf"{tmp_path}/disk/result cannot be written: ({reason})\. It needs about [\d.]+ MB; "
+        r"[\d.]+ MB are free there\. Nothing that was there has changed\. Free some space there, "
+        r"and start again",
+        message,
+    ), message
+
+
+def content_of(path: Path) -> dict[str, bytes]:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def in_child(work: Callable[[], str]) -> str:
+    """Run something in a process of its own. RETURNS: its result, or its error."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            result = work()
+        except BaseException as error:
+            result = f"{type(error).__name__}: {error}"
+        os.write(writer, result.encode()[:60_000])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as pipe:
+        result = pipe.read()
+    os.waitpid(child, 0)
+    return result
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG])
+def test_other_reasons_are_named(number: int, tmp_path: Path) -> None:
+    """The system's own errors, since a test can have neither a quota nor a read-only disk."""
+    path = tmp_path / "result"
+    full = number == errno.EDQUOT
+    with pytest.raises(WriteError) as raised, atomic_file(path) as unfinished:
+        raise OSError(number, os.strerror(number), str(unfinished))
+    assert f"{path} cannot be written: {os.strerror(number)}" in str(raised.value)
+    assert ("Free some space" in str(raised.value)) == full
+    assert names(tmp_path) == []
+
+
+def test_errors_of_reading_stay_as_they_are(tmp_path: Path) -> None:
+    """A block that writes a result also reads what it is made of."""
+    for error in (
+        PermissionError(errno.EACCES, "Permission denied", "/data/corpus.txt"),
+        FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "corpus.txt")),
+        ValueError("broken"),
+        CorpusError("no text"),
+    ):
+        with pytest.raises(type(error)) as raised, atomic_directory(tmp_path / "result"):
+            raise error
+        assert raised.value is error
+
+
+def test_a_full_disk_elsewhere_is_named(tmp_path: Path) -> None:
+    """Libraries have temporary files of their own."""
+    with (
+        pytest.raises(WriteError, match=r"^/elsewhere/x cannot be written"),
+        atomic_directory(tmp_path / "result"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere/x")
+
+
+def test_a_write_error_keeps_the_first_advice() -> None:
+    plain = WriteError.of("a cannot be written: full", is_full=True)
+    advised = plain.with_advice("b is kept", "go on")
+    assert str(advised) == (
+        "a cannot be written: full. b is kept. Free some space there, and go on"
+    )
+    assert advised.with_advice("c", "d") is advised
+    assert isinstance(plain, OSError)
+    copy = pickle.loads(pickle.dumps(advised))
+    assert (str(copy), copy.problem) == (str(advised), plain.problem)
 
 
 def test_every_file_is_on_the_disk_before_it_gets_its_name(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.assets import SOURCE, fetch_corpora, fetch_teacher
+from scripts.assets import SOURCE, fetch_corpora, fetch_teacher, warn_of_language
 from spacy_distil.errors import CorpusError, WeightsError
 
 
@@ -148,3 +148,29 @@ def test_wrong_checksum_is_refused_and_repaired(project: Path) -> None:
     with pytest.raises(CorpusError, match=r"a\.txt could not be fetched: its checksum"):
         fetch_corpora(project, output, overrides)
     assert not (output / "a.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("card", "lang", "warned"),
+    [
+        ("---\nlanguage: en\n---\n# Model\n", "de", True),
+        ("---\nlanguage: en\n---\n# Model\n", "en", False),
+        ("---\nlanguage: en\n---\n# Model\n", "xx", False),
+        ("---\nlicense: mit\nlanguage:\n- en\n- de\n---\n", "de", False),
+        ("---\nlanguage: [en, fr]\n---\n", "de", True),
+        ("---\nlanguage: multilingual\n---\n", "de", False),
+        ("---\nlicense: mit\n---\nlanguage: en\n", "de", False),
+        ("---\n- [not: yaml\n---\n", "de", False),
+        ("# A model for English", "de", False),
+        (None, "de", False),
+    ],
+)
+def test_a_teacher_of_another_language_is_warned_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], card: str | None, lang: str, warned: bool
+) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card, encoding="utf8")
+    warn_of_language(tmp_path, "package:x", lang)
+    told = " ".join(capsys.readouterr().out.split())
+    assert bool(told) == warned
+    assert not warned or ("⚠ teacher = 'package:x' is for the language en" in told)

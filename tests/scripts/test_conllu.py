@@ -13,13 +13,14 @@ from scripts._conllu import (
     NamedSentence,
     entity_spans,
     join_entities,
+    misc_tags,
     project_tags,
     read_conllu,
     read_iob2,
     repair_iob,
+    treebank_doc,
 )
 from scripts._notes import Notes
-from scripts.corpus import treebank_doc
 from spacy_distil.errors import CorpusError
 
 
@@ -44,7 +45,11 @@ def named(sent_id: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 def load(path: Path, text: str, notes: Notes | None = None) -> list[Document]:
     path.write_text(text, encoding="utf8")
-    return read_conllu(path, Notes() if notes is None else notes)
+    documents = read_conllu(path, Notes() if notes is None else notes)
+    if notes is not None:
+        for document in documents:
+            notes.merge(document.notes)
+    return documents
 
 
 def test_multiword_tokens_keep_words_and_text(tmp_path: Path) -> None:
@@ -121,7 +126,6 @@ def test_document_becomes_one_doc_with_spaces_paragraphs_and_sentences(tmp_path:
         ("# newdoc id = a\n# sent_id = 1\n1\tHi\t_\tX\n", "a.conllu:3: 4 columns, expected 10"),
         ("# newdoc id = a\n" + sentence("1", row("2", "Hi")), ":3: word index '2', expected '1'"),
         ("# newdoc id = a\n" + sentence("1", row("1", "Hi", "NOUNS")), ":3: UPOS 'NOUNS'"),
-        (words("1", "Hi"), ":1: a sentence before the first"),
         ("# newdoc id = a\n" + sentence("1", row("1-2", "it's"), row("1", "it")), "'it's'"),
         ("", "no sentence in 0 lines"),
     ],
@@ -143,8 +147,9 @@ def test_iob2_types_that_were_not_released_are_o(tmp_path: Path) -> None:
     path = tmp_path / "a.iob2"
     pairs = [("Hindi", "B-OTH"), ("and", "I-OTH"), ("Bo", "B-O"), ("x", "B-"), ("Ann", "B-PER")]
     path.write_text("# newdoc id = a\n" + named("a-1", pairs), encoding="utf8")
-    notes = Notes()
-    assert read_iob2(path, notes)["a-1"].tags == ["O", "O", "O", "O", "B-PER"]
+    sentence = read_iob2(path)["a-1"]
+    assert sentence.tags == ["O", "O", "O", "O", "B-PER"]
+    notes = sentence.notes
     assert sum(notes.counts.values()) == 3
     assert notes.counts["entities of the unreleased type 'OTH' read as O"] == 1
 
@@ -154,10 +159,10 @@ def test_unknown_entity_tags_are_refused(tmp_path: Path, tag: str) -> None:
     path = tmp_path / "a.iob2"
     path.write_text(named("a-1", [("x", "O"), ("Ann", tag)]), encoding="utf8")
     if tag == "B":  # bare: the type was lost
-        assert read_iob2(path, Notes())["a-1"].tags == ["O", "O"]
+        assert read_iob2(path)["a-1"].tags == ["O", "O"]
         return
     with pytest.raises(CorpusError, match=rf"a\.iob2:3: entity tag '{tag}', expected O, B-PER"):
-        read_iob2(path, Notes())
+        read_iob2(path)
 
 
 def test_transitions_are_repaired_and_counted() -> None:
@@ -214,7 +219,9 @@ def test_join_survives_shifted_missing_and_different_sentences(tmp_path: Path) -
         encoding="utf8",
     )
     notes = Notes()
-    first, second = join_entities(documents, read_iob2(path, notes), notes)
+    first, second = join_entities(documents, read_iob2(path), path, notes)
+    for document in documents:
+        notes.merge(document.notes)
     assert first == ["B-PER", "O", "B-PER", "O", "O", "B-LOC"]
     assert second == ["B-PER", "O", "", "", "", ""]
     assert notes.counts["sentences whose entities are left missing"] == 2
@@ -222,3 +229,80 @@ def test_join_survives_shifted_missing_and_different_sentences(tmp_path: Path) -
     # Unknown is not "no entity": spaCy's NER gets no gradient from it, and no score.
     doc = treebank_doc(documents[1], second, {}, spacy.blank("en"))
     assert [token.ent_iob_ for token in doc] == ["B", "O", "", "", "", ""]
+
+
+def treebank(tmp_path: Path, n_sentences: int) -> list[Document]:
+    sentences = (words(f"d1-{number}", f"Ann left {number}") for number in range(n_sentences))
+    return load(tmp_path / "a.conllu", "# newdoc id = d1\n" + "".join(sentences))
+
+
+def entities(path: Path, ids: Sequence[str], word: str = "Ann") -> Path:
+    """An entity file for the sentences of `treebank`."""
+    pairs = ([(word, "B-PER"), ("left", "O"), (sent_id[3:], "O")] for sent_id in ids)
+    sentences = (named(sent_id, each) for sent_id, each in zip(ids, pairs, strict=True))
+    path.write_text("".join(sentences), encoding="utf8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ids", "word", "problem"),
+    [
+        # Ids of another release, another split, an empty file, the words of another treebank, and
+        # a file that covers less than half of the sentences.
+        (["x1-0", "x1-1", "x1-2", "x1-3", "x1-4"], "Ann", "5 of 5 .* in its 5 sentences. 5 sent"),
+        (["d2-0"], "Ann", "5 of 5 sentences of the treebank have no match in its 1 sentences"),
+        ([], "Ann", "5 of 5 .* in its 0 sentences. 5 sent_ids .* not in this file, such as 'd1-0'"),
+        (["d1-0", "d1-1", "d1-2", "d1-3", "d1-4"], "Bob", "5 of 5 .* 0 sent_ids"),
+        (["d1-0", "d1-1"], "Ann", "3 of 5 sentences .* 3 sent_ids .* such as 'd1-2'"),
+    ],
+)
+def test_an_entity_file_that_does_not_match_is_refused(
+    tmp_path: Path, ids: list[str], word: str, problem: str
+) -> None:
+    documents = treebank(tmp_path, 5)
+    path = entities(tmp_path / "a.iob2", ids, word)
+    with pytest.raises(CorpusError, match=rf"a\.iob2: {problem}"):
+        join_entities(documents, read_iob2(path), path, Notes())
+
+
+def test_gaps_of_an_entity_file_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = treebank(tmp_path, 5)
+    path = entities(tmp_path / "a.iob2", ["d1-0", "d1-1", "d1-2", "d1-4"])
+    (tags,) = join_entities(documents, read_iob2(path), path, Notes())
+    assert tags == [*["B-PER", "O", "O"] * 3, *[""] * 3, "B-PER", "O", "O"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 of 5 sentences of the treebank have no match" in told
+    assert "such as 'd1-3'" in told
+
+
+def test_sentences_outside_documents_are_documents(tmp_path: Path) -> None:
+    notes = Notes()
+    text = words("s1", "Ann left") + words("s2", "Bob stayed")
+    documents = load(tmp_path / "a.conllu", text, notes)
+    assert [document.name for document in documents] == ["s1", "s2"]
+    assert notes.counts == {"sentences that are documents of their own": 2}
+    documents = load(tmp_path / "b.conllu", text + "# newdoc id = d\n" + text)
+    assert [len(document.sentences) for document in documents] == [1, 1, 2]
+    # Without ids, too.
+    documents = load(tmp_path / "c.conllu", row("1", "Hi") + "\n\n" + row("1", "Ho") + "\n")
+    assert [document.sentences[0].words for document in documents] == [["Hi"], ["Ho"]]
+
+
+@pytest.mark.parametrize("key", ["NER", "NE", "name"])
+def test_entities_in_the_misc_column(tmp_path: Path, key: str) -> None:
+    notes = Notes()
+    documents = load(
+        tmp_path / "a.conllu",
+        sentence("s1", row("1", "New", misc=f"{key}=B-LOC"), row("2", "York", misc=f"{key}=L-LOC"))
+        + sentence("s2", row("1", "Ann", misc=f"SpaceAfter=No|{key}=S-PER"), row("2", "left")),
+        notes,
+    )
+    tags = misc_tags(documents, tmp_path / "a.conllu")
+    assert tags == [["B-LOC", "I-LOC"], ["B-PER", "O"]]
+    plain = load(tmp_path / "b.conllu", words("s1", "Ann left"))
+    assert misc_tags(plain, tmp_path / "b.conllu") == [["", ""]]  # unknown, not "no entity"
+    odd = load(tmp_path / "c.conllu", sentence("s1", row("1", "Ann", misc=f"{key}=PER")))
+    with pytest.raises(CorpusError, match="sentence 's1' has the entity tag 'PER', expected O"):
+        misc_tags(odd, tmp_path / "c.conllu")

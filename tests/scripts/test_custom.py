@@ -12,7 +12,7 @@ from spacy.tokens import Doc, DocBin
 
 from scripts._custom import make_doc, read_docs
 from scripts._notes import Notes
-from scripts.corpus import Dataset, make_corpus
+from scripts.corpus import Dataset, make_corpus, report
 from spacy_distil.errors import CorpusError
 
 NLP = spacy.blank("en")
@@ -202,13 +202,14 @@ def test_more_text_from_files_and_directories(tmp_path: Path) -> None:
     folder = tmp_path / "more"
     folder.mkdir()
     (folder / "a.txt").write_text("One  a\nOne b\n\n\n\nTwo\n", encoding="utf8")
+    (folder / "c.txt").write_text("Four\nFive\n", encoding="utf8")
     write_jsonl(folder / "b.jsonl", [{"text": "Three\nThree b"}])
     summary = make_corpus(
         Dataset.custom, tmp_path / "out", paths={"train": train}, text=[folder], limit=3
     )
     text = (tmp_path / "out" / "unlabelled.txt").read_text(encoding="utf8")
-    assert text.endswith("\n\nOne a\nOne b\n\nTwo\n\nThree\nThree b\n")
-    assert summary["unlabelled"] == {"docs": 6, "paragraphs": 8, "words": 14}
+    assert text.endswith("\n\nOne a\nOne b\n\nTwo\n\nThree\nThree b\n\nFour\n\nFive\n")
+    assert summary["unlabelled"] == {"docs": 8, "paragraphs": 10, "words": 16}
     assert summary["splits"]["train"]["docs"] == 3
 
 
@@ -224,3 +225,57 @@ def test_nothing_to_learn_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(CorpusError, match=expected):
             make_corpus(Dataset.custom, tmp_path / "out", paths={"train": path})
+
+
+def test_counts_are_about_the_documents_within_the_limit(tmp_path: Path) -> None:
+    """Not about those that --limit leaves out."""
+    odd = {"text": TEXT, "entities": [[1, 7, "PER"], [16, 24, "LOC"]]}
+    train = write_jsonl(tmp_path / "t.jsonl", [odd] * 400)
+    paths: dict[str, Path | None] = {"train": train}
+    summary = make_corpus(Dataset.custom, tmp_path / "out", paths=paths, limit=10)
+    for split in ("train", "dev", "test"):
+        left_out = {reason: n["count"] for reason, n in summary["left_out"][split].items()}
+        assert left_out.pop("entities that do not fit the tokens, left missing") == 10
+        taken = {} if split == "train" else {"documents taken from train, as no file was given": 10}
+        assert left_out == taken
+
+
+def test_sentences_are_counted_where_they_are_marked(tmp_path: Path) -> None:
+    """spaCy calls a document of one token annotated, whoever made it."""
+    records: list[Any] = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(
+        ["Ann left. Bob stayed.", "Yes"] * 10
+    )]  # fmt: skip
+    paths: dict[str, Path | None] = {"train": write_jsonl(tmp_path / "t.jsonl", records)}
+    summary = make_corpus(Dataset.custom, tmp_path / "out", paths=paths)
+    assert summary["splits"]["train"]["sentences"] is None
+    marked = Doc(NLP.vocab, words=["Yes", "No"], sent_starts=[True, True])
+    marked.cats = {"a": 1.0, "b": 0.0}
+    plain = NLP("Ann left. Bob stayed.")
+    plain.cats = {"a": 0.0, "b": 1.0}
+    DocBin(docs=[marked, plain, plain, NLP("Yes")] * 5, store_user_data=True).to_disk(
+        tmp_path / "t.spacy"
+    )
+    train = tmp_path / "t.spacy"
+    paths = {"train": train, "dev": train, "test": train}
+    counts = make_corpus(Dataset.custom, tmp_path / "out", paths=paths)["splits"]["train"]
+    assert counts["sentences"] == 15
+    assert counts["docs_without_sentences"] == 10
+
+
+def test_a_file_whose_entities_do_not_fit_is_refused(tmp_path: Path) -> None:
+    """Such as one with offsets of another text, or in bytes."""
+    good = {"text": TEXT, "entities": [[0, 7, "PER"]]}
+    odd = {"text": TEXT, "entities": [[1, 9, "PER"], [17, 23, "LOC"]]}
+    path = write_jsonl(tmp_path / "t.jsonl", [good, odd, odd, {"text": "No list."}])
+    with pytest.raises(CorpusError, match=r"4 of 5 entities .*:2 \[1, 9, PER\] 'nn Lee w'"):
+        read_docs(path, NLP, Notes())
+    assert len(read_docs(write_jsonl(path, [good, good, odd]), NLP, Notes())) == 3
+
+
+def test_documents_without_any_entity_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [{"text": f"x {i}", "entities": [], "label": "ab"[i % 2]} for i in range(40)]
+    paths: dict[str, Path | None] = {"train": write_jsonl(tmp_path / "t.jsonl", records)}
+    report(make_corpus(Dataset.custom, tmp_path / "out", paths=paths))
+    assert "say that they have no entities" in " ".join(capsys.readouterr().out.split())

@@ -11,6 +11,7 @@ from spacy.tokens import DocBin
 
 from project.finished import FINISHED
 from scripts import quantize
+from spacy_distil.errors import ConfigError
 from tests.util import adam, encoder_of, make_examples, make_nlp
 
 FP32 = ("--precision", "fp32")
@@ -42,7 +43,8 @@ def run(pipelines: Path, corpus: Path, options: tuple[str, ...], seeds: str = "0
     """Run the script; returns where it writes to."""
     output = pipelines.parent / "quantized"
     context = type("Context", (), {"args": list(options)})()
-    quantize.main(context, pipelines, output, corpus, output.with_name("reports"), seeds)
+    reports, source = output.with_name("reports"), [f"student={pipelines}"]
+    quantize.main(context, output, corpus, source, reports, seeds=seeds)
     return output
 
 
@@ -85,6 +87,45 @@ def test_each_seed_is_quantized_once(
     assert stopped.value.code == 1
     assert "Traceback" not in capfd.readouterr().err
     assert not (output / "seed-0").exists()
+
+
+def scored(directory: Path, *scores: float) -> Path:
+    """Seeds with these scores on the development documents."""
+    for seed, score in enumerate(scores):
+        best = directory / f"seed-{seed}" / "model-best"
+        best.mkdir(parents=True)
+        (best / "config.cfg").write_text("[training.score_weights]\nents_f = 1.0\nents_p = null\n")
+        (best / "meta.json").write_text(json.dumps({"performance": {"ents_f": score}}))
+    return directory
+
+
+def test_the_best_on_dev_is_packaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = {
+        "distilled": scored(tmp_path / "distilled", 0.3, 0.35),
+        "student": scored(tmp_path / "student", 0.39, 0.2),
+    }
+    assert quantize.choose(sources, "best", [0, 1]) == sources["student"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Packaged: student." in told
+    assert "distilled 35.0%, student 39.0%" in told
+    assert "⚠" in told
+    assert "did not help" in told
+    # The best of the seeds that were asked for.
+    assert quantize.choose(sources, "best", [1]) == sources["distilled"]
+    assert "⚠" not in capsys.readouterr().out
+    # As told, whatever it scores: but it is said.
+    assert quantize.choose(sources, "distilled", [0, 1]) == sources["distilled"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "⚠ Packaged: distilled." in told
+    assert "would take student" in told
+    with pytest.raises(ConfigError, match="packaged = 'cnn': expected one of best, distilled, stu"):
+        quantize.choose(sources, "cnn", [0])
+
+
+@pytest.mark.parametrize("value", ["training/student", "=training/student", "best=x", "student="])
+def test_a_source_has_a_name(value: str) -> None:
+    with pytest.raises(ConfigError, match="expected NAME=PIPELINES"):
+        quantize.parse_sources([value])
 
 
 def graphs(output: Path) -> list[Path]:

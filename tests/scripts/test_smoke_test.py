@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 import spacy
 from spacy.pipeline import EntityRuler
+from spacy.tokens import DocBin
 
-from scripts.smoke_test import CHECK, SmokeTestError, find_wheel, main, smoke_test
+from scripts.smoke_test import (
+    CHECK,
+    MAX_CHARACTERS,
+    SmokeTestError,
+    find_wheel,
+    first_text,
+    main,
+    smoke_test,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,13 +52,29 @@ def test_sources_and_constraints_must_be_there(tmp_path: Path) -> None:
         smoke_test(wheel, project=ROOT, constraints=tmp_path / "none.txt", text="a")
 
 
+def write_docs(path: Path, *texts: str) -> Path:
+    DocBin(docs=list(spacy.blank("de").pipe(texts))).to_disk(path)
+    return path
+
+
+def test_the_text_is_of_the_corpus(tmp_path: Path) -> None:
+    path = write_docs(tmp_path / "test.spacy", " ", "Zug fährt. " * 200, "Noch eins.")
+    text = first_text(path)
+    assert text.startswith("Zug fährt. Zug")
+    assert len(text) <= MAX_CHARACTERS
+    with pytest.raises(SmokeTestError, match="has no document with text"):
+        first_text(write_docs(path, "", "\n"))
+    with pytest.raises(SmokeTestError, match="No such file"):
+        first_text(tmp_path / "none.spacy")
+
+
 @pytest.mark.slow
 def test_a_broken_wheel_fails_with_what_pip_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_wheel(tmp_path, "en_one-0.1.0")
     with pytest.raises(SystemExit) as stopped:
-        main([str(tmp_path), "--project", str(ROOT)])
+        main([str(tmp_path), "--project", str(ROOT), "--text", "a"])
     assert "en_one-0.1.0-py3-none-any.whl" in str(stopped.value.code)
     assert "ended with code 1" in str(stopped.value.code)
 
@@ -75,7 +100,8 @@ def test_a_packaged_pipeline_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     package += ["--name", "smoke", "--version", "0.1.0", "--build", "wheel"]
     subprocess.run(package, check=True, capture_output=True)
     arguments = [str(packages), "--project", str(ROOT), "--without", "torch"]
-    main([*arguments, "--constraints", str(ROOT / "constraints.txt"), "--text", "Ada left."])
+    corpus = write_docs(tmp_path / "test.spacy", "Ada left.")
+    main([*arguments, "--constraints", str(ROOT / "constraints.txt"), "--corpus", str(corpus)])
     printed = capsys.readouterr().out
     assert "Installed en_smoke-0.1.0-py3-none-any.whl and spacy-distil: " in printed
     assert "From the start of the process to the first document: " in printed

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertForPreTraining, ElectraForPreTraining
 
+from spacy_distil.engines.pretrained import load_encoder, save_encoder
 from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.runs.digests import SUMS
 from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.masked_lm_heads import masked_lm_head
 from spacy_distil.students.teachers import load_teacher
@@ -181,6 +186,42 @@ def test_config_with_more_layers_than_weights_is_refused(
     (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
     with pytest.raises(WeightsError, match=r"lacks \d+ weights of the encoder.*layer\.4"):
         load_teacher(str(path))
+
+
+@pytest.mark.slow
+def test_pickled_weights_are_not_read(
+    teacher_dir: TeacherDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says how to convert them, in one command."""
+    whole = teacher_dir("bert", head=True)
+    path = Path(shutil.copytree(whole, tmp_path / "teacher"))
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin\) are never read") as error:
+        load_teacher(str(path))
+    (command,) = re.findall(r'python -c "(.*)"', str(error.value))
+    monkeypatch.chdir(path)
+    subprocess.run([sys.executable, "-c", command], check=True)
+    assert load_teacher(str(path)).fingerprint == load_teacher(str(whole)).fingerprint
+
+
+def test_a_saved_encoder_has_digests(teacher_dir: TeacherDir, tmp_path: Path) -> None:
+    teacher = load_teacher(str(teacher_dir("bert", head=True)))
+    save_encoder(teacher.model, teacher.tokenizer, tmp_path)
+    assert load_teacher(str(tmp_path)).fingerprint == teacher.fingerprint
+    load_encoder(str(tmp_path))
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        for load in (load_teacher, load_encoder):
+            with pytest.raises(WeightsError, match=f"{path} has changed.*delete .*{SUMS}"):
+                load(str(tmp_path))
+        path.unlink()
+        with pytest.raises(WeightsError, match=f"{path} cannot be read"):
+            load_encoder(str(tmp_path))
+        path.write_bytes(whole)
+    load_encoder(str(tmp_path))
 
 
 def test_other_families_are_refused(teacher_dir: TeacherDir, tmp_path: Path) -> None:

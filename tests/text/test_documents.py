@@ -23,12 +23,17 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 
 def test_text_and_jsonl(write: Callable[[str, str], Path]) -> None:
     nlp = spacy.blank("en")
-    lines = write("a.txt", "\ufeffOne text.\n\n  Don't strip me. \r\n   \nLast")
-    documents = read_documents(lines, nlp)
-    assert documents.texts == ["One text.", "  Don't strip me. ", "Last"]
+    lines = write("a.txt", "\ufeffOne text.\n  Don't strip. \r\nLast\n   \n")
+    told: list[str] = []
+    documents = read_documents(lines, nlp, log=told.append)
+    assert documents.texts == ["One text.", "Don't strip.", "Last"]
     assert documents.gold is None
-    assert [token.text for token in documents.docs[1]][:3] == ["  ", "Do", "n't"]
+    assert [token.text for token in documents.docs[1]][:2] == ["Do", "n't"]
     assert documents.docs[0].vocab is nlp.vocab
+    assert len(told) == 1
+    assert "3 documents, each line is one" in told[0]
+    joined = read_documents(lines, nlp, txt_documents="blank_lines")
+    assert joined.texts == ["One text.\nDon't strip.\nLast"]
     assert read_documents(lines, nlp, limit=2).texts == documents.texts[:2]
     records = write("a.jsonl", '{"text": "One\\ntwo", "label": 1}\n\n{"text": ""}\n{"text": "3"}\n')
     assert read_documents(records, nlp).texts == ["One\ntwo", "3"]

@@ -17,8 +17,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from wasabi import msg
 
 from spacy_distil.distillation.encoder.shards import piece_type, write_shards
-from spacy_distil.errors import CorpusError
-from spacy_distil.runs.files import STALE_AFTER, atomic_directory, free_bytes
+from spacy_distil.errors import CorpusError, WriteError
+from spacy_distil.runs.digests import write_sums
+from spacy_distil.runs.files import STALE_AFTER, atomic_directory, explain_write_errors, free_bytes
 from spacy_distil.tables import megabytes
 from spacy_distil.text import packing, plain_text
 
@@ -31,7 +32,7 @@ COUNTS = "source.json"
 BYTES_PER_PIECE = 4
 # A file is assumed to be text for at least one part in this many.
 MAX_BYTES_PER_TEXT_BYTE = 4
-_OTHER_DISK = "Make room there, or give a directory on another disk as corpus.cache"
+_OTHER_DISK = "Or give a directory on another disk as corpus.cache"
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,20 @@ class CorpusPlan:
     setting: the setting that names the files, for errors.
     limit: maximum number of blocks; `None` is no limit.
     fingerprint: see `Source`.
+    txt_documents: how .txt files are divided into documents.
     """
 
     setting: str
     files: list[Path]
     limit: int | None
     fingerprint: str
+    txt_documents: plain_text.TxtDocuments = "auto"
 
 
 def build(
     plan: CorpusPlan, directory: Path, *, tokenizer: PreTrainedTokenizerFast, block_size: int
 ) -> None:
-    """Write the blocks of a corpus and their `COUNTS`.
+    """Write the blocks of a corpus, their `COUNTS`, and digests of both.
 
     directory: in the cache. If it exists without `COUNTS`, something has deleted a part of it, and
         it is replaced.
@@ -60,11 +63,12 @@ def build(
     dtype = piece_type(max(tokenizer.get_vocab().values()))
     n_bytes = _predict_bytes(plan, block_size, dtype)
     _check_room(plan, directory.parent, n_bytes)
-    with _explain_write_errors(plan, directory.parent, n_bytes):
+    with _explain_write_errors(directory.parent):
         if directory.exists() and not (directory / COUNTS).exists():
             shutil.rmtree(directory)
-        with atomic_directory(directory, replace=False) as unfinished:
-            parts = _keep_alive(unfinished, _read_files(plan))
+        with atomic_directory(directory, replace=False, needed=n_bytes) as unfinished:
+            txt = plain_text.TxtFiles(plan.txt_documents)
+            parts = _keep_alive(unfinished, _read_files(plan, txt))
             n_blocks, n_pieces = write_shards(
                 packing.pack(
                     packing.tokenize(parts, tokenizer),
@@ -81,9 +85,11 @@ def build(
                 raise CorpusError(f"{plan.setting}: no text in {', '.join(map(str, plan.files))}")
             counts = json.dumps({"blocks": n_blocks, "pieces": n_pieces})
             (unfinished / COUNTS).write_text(counts, encoding="utf-8")
+            write_sums(unfinished)  # again, with the counts
+    txt.tell(msg.info)
 
 
-def _read_files(plan: CorpusPlan) -> Iterator[plain_text.Part]:
+def _read_files(plan: CorpusPlan, txt: plain_text.TxtFiles) -> Iterator[plain_text.Part]:
     """Read the text of all files, with a progress bar on terminals."""
     sizes = [plain_text.file_size(path) for path in plan.files]
     with tqdm(
@@ -97,7 +103,7 @@ def _read_files(plan: CorpusPlan) -> Iterator[plain_text.Part]:
         end = 0
         for path, size in zip(plan.files, sizes, strict=True):
             end += size
-            for part in plain_text.read_parts(path):
+            for part in plain_text.read_parts(path, txt):
                 yield part
                 # A file may hold more than its text, or its text compressed.
                 bar.update(min(len(part.text.encode()), end - bar.n))
@@ -138,21 +144,16 @@ def _check_room(plan: CorpusPlan, cache: Path, n_bytes: int) -> None:
         f"{megabytes(free)} free."
     )
     if free < n_bytes / MAX_BYTES_PER_TEXT_BYTE:
-        raise CorpusError(f"{problem} {_OTHER_DISK}")
+        raise CorpusError(f"{problem} Free some space there. {_OTHER_DISK}")
     msg.warn(f"{problem} They will fit only if much of the files is not text.")
 
 
 @contextmanager
-def _explain_write_errors(plan: CorpusPlan, cache: Path, n_bytes: int) -> Iterator[None]:
-    """Turn errors of the system, such as a full disk, into a `CorpusError`.
-
-    Errors in reading the files of the corpus are a `CorpusError` already.
-    """
+def _explain_write_errors(cache: Path) -> Iterator[None]:
+    """Tell after a `WriteError` how to go on."""
     try:
-        yield
-    except OSError as error:
-        raise CorpusError(
-            f"{plan.setting}: its blocks cannot be written to {cache}: {error.strerror or error}. "
-            f"They need about {megabytes(n_bytes)}; {megabytes(free_bytes(cache))} are free "
-            f"there, and nothing unfinished was left behind. {_OTHER_DISK}"
-        ) from error
+        with explain_write_errors(cache):
+            yield
+    except WriteError as error:
+        kept = "Nothing unfinished was left behind"
+        raise error.with_advice(kept, f"start again. {_OTHER_DISK}") from error.__cause__

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from spacy_distil.errors import DistilError
+from spacy_distil.runs.digests import check_seal, seal
 from spacy_distil.runs.files import atomic_file, remove_unfinished
 
 
@@ -28,6 +29,10 @@ class Checkpoints:
             int(path.stem.removeprefix("step-")) for path in self.directory.glob("step-*.pt")
         )
 
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint; None if there is none."""
+        return max(self.steps(), default=None)
+
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save the state of the training after `step` steps, and delete the oldest checkpoints.
 
@@ -35,13 +40,14 @@ class Checkpoints:
         """
         # A run that is killed again and again must not fill the disk.
         remove_unfinished(self.directory)
-        try:
-            with atomic_file(self._path(step)) as unfinished, unfinished.open("wb") as file:
-                torch.save(state, file)
-            for old in self.steps()[: -self.keep]:
-                self._path(old).unlink()
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if it cannot write
-            raise DistilError(self._describe_failure(step, error)) from error
+        # Each is as large as the one before.
+        needed = max((self._path(old).stat().st_size for old in self.steps()), default=None)
+        with atomic_file(self._path(step), needed=needed) as unfinished:
+            with unfinished.open("wb") as file:
+                torch.save(state, file)  # its own files would not tell why they cannot be written
+            seal(unfinished)
+        for old in self.steps()[: -self.keep]:
+            self._path(old).unlink()
 
     def load(self, step: int, device: torch.device) -> dict[str, Any]:
         """Load the state that was saved after `step` steps."""
@@ -52,6 +58,7 @@ class Checkpoints:
                 f"all machines of a run see"
             )
         try:
+            check_seal(path)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # torch raises many kinds of errors for a damaged file
             raise DistilError(
@@ -59,18 +66,6 @@ class Checkpoints:
                 f"from the one before it, or from the start"
             ) from error
         return state
-
-    def _describe_failure(self, step: int, error: Exception) -> str:
-        reason = getattr(error, "strerror", None) or error
-        kept = self.steps()
-        advice = "Free some space and start again"
-        if kept:
-            advice = (
-                f"The checkpoint of step {kept[-1]} is kept: free some space and go on from it "
-                f"with --resume"
-            )
-        problem = f"the checkpoint of step {step} cannot be written to {self.directory}"
-        return f"{problem}: {reason}. {advice}"
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}.pt"

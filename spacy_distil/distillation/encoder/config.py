@@ -21,6 +21,7 @@ from spacy_distil.distillation.encoder.objectives import Objective, make_objecti
 from spacy_distil.distillation.encoder.schedules import Schedule
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.settings import Count, Paths, Section, read_config, read_section
+from spacy_distil.text.plain_text import TxtDocuments
 
 
 class TeacherSettings(Section):
@@ -53,6 +54,7 @@ class CorpusSettings(Section):
     """train, dev: files or directories.
 
     dev_fraction: share of `train` to hold out if `dev` is empty.
+    txt_documents: how .txt files are divided into documents, see `TxtDocuments`.
     block_size: pieces in a block.
     max_blocks, max_dev_blocks: maximum numbers of blocks; `None` is no limit.
     mask_probability: share of pieces to predict. "auto" is 0.15 if an objective predicts pieces,
@@ -63,6 +65,7 @@ class CorpusSettings(Section):
     train: Paths
     dev: Paths = Field(default_factory=list)
     dev_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    txt_documents: TxtDocuments = "auto"
     block_size: Annotated[int, Field(ge=8)] = 512
     max_blocks: Count | None = None
     max_dev_blocks: Count | None = 500

@@ -13,7 +13,8 @@ import numpy as np
 
 from spacy_distil.distillation.encoder.building import COUNTS, CorpusPlan, build
 from spacy_distil.distillation.encoder.shards import Shards
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, DamagedError
+from spacy_distil.runs.digests import check_directory
 from spacy_distil.runs.files import STALE_AFTER, remove_unfinished
 from spacy_distil.text import plain_text
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from spacy_distil.students.teachers import Teacher
 
 # Part of the fingerprint. Raise it when a change of reading, packing or shards changes the blocks.
-FORMAT = 2
+FORMAT = 3
 
 
 class Blocks:
@@ -101,8 +102,10 @@ def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, CorpusP
                 f"{setting} is empty: name the text to distil on, in the config or with "
                 f"--{setting} PATH ({', '.join(plain_text.SUFFIXES)}, or a directory of such files)"
             )
-        fingerprint = _fingerprint(files, teacher, settings.block_size, limit)
-        plans[name] = CorpusPlan(setting, files, limit, fingerprint)
+        fingerprint = _fingerprint(
+            files, teacher, settings.block_size, limit, settings.txt_documents
+        )
+        plans[name] = CorpusPlan(setting, files, limit, fingerprint, settings.txt_documents)
     return plans
 
 
@@ -150,6 +153,12 @@ def _load(
     directory = cache / plan.fingerprint
     if not (directory / COUNTS).exists():
         build(plan, directory, tokenizer=teacher.tokenizer, block_size=settings.block_size)
+    try:
+        check_directory(directory, [COUNTS])
+    except DamagedError as error:
+        raise CorpusError(
+            f"{error}. Delete {directory}, and the next run tokenizes the corpus again"
+        ) from error
     counts = json.loads((directory / COUNTS).read_text(encoding="utf-8"))
     files = [(str(path), plain_text.file_size(path)) for path in plan.files]
     shards = Shards(directory, counts["blocks"], counts["pieces"])
@@ -157,11 +166,16 @@ def _load(
 
 
 def _fingerprint(
-    files: Sequence[Path], teacher: Teacher, block_size: int, limit: int | None
+    files: Sequence[Path],
+    teacher: Teacher,
+    block_size: int,
+    limit: int | None,
+    txt_documents: str,
 ) -> str:
     """Hash contents, not names and times: a copied or freshly checked-out corpus is the same."""
     tokenizer = teacher.tokenizer
-    settings = (FORMAT, block_size, limit, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    ids = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    settings = (FORMAT, block_size, limit, txt_documents, *ids)
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=12)
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for file in files:

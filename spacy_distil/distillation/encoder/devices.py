@@ -51,12 +51,18 @@ def make_accelerator(gpu_id: int | None, settings: TrainingSettings, output: Pat
         log_with="tensorboard" if settings.tensorboard else None,
         project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
         kwargs_handlers=[
-            # A stage may leave parts of the student unused: its head, or its top layers.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
             # The others wait this long while one process tokenizes.
             InitProcessGroupKwargs(timeout=timedelta(hours=2)),
         ],
     )
+
+
+def find_unused_parameters(accelerator: Accelerator, found: bool) -> None:
+    """Say whether `Accelerator.prepare` lets processes look for unused parameters in each step.
+
+    If there are none, looking for them only costs time.
+    """
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=found)
 
 
 def _set_gpu(gpu_id: int, *, has_launcher: bool) -> None:

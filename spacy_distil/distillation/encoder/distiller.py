@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from spacy_distil.distillation.encoder.attention_taps import AttentionTaps
-from spacy_distil.distillation.encoder.objectives import Encoded, Loss, Objective, Outputs
+from spacy_distil.distillation.encoder.objectives import (
+    Encoded,
+    Loss,
+    Objective,
+    Outputs,
+    VocabularyObjective,
+    vocabulary_losses,
+)
 from spacy_distil.students.masked_lm_heads import masked_lm_head
 from spacy_distil.students.masking import MaskedBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class Losses(NamedTuple):
+    """The losses of a batch.
+
+    total: the weighted sum to minimize, a scalar with its graph.
+    parts: the unweighted loss of each objective, without a graph.
+    """
+
+    total: Tensor
+    parts: dict[str, Loss]
 
 
 class Distiller(torch.nn.Module):
@@ -37,6 +56,16 @@ class Distiller(torch.nn.Module):
         self._teacher = (teacher,)  # a tuple hides it from torch
         self._taps = [
             AttentionTaps(model, {p[side] for o in objectives.values() for p in o.attention_pairs})
+            for side, model in enumerate((student, teacher))
+        ]
+        # Whether anyone reads inner layers, in whatever stage: torch would compile a model again if
+        # it returned them in some stages only.
+        self._returns_layers = [
+            any(
+                pair[side] != model.config.num_hidden_layers
+                for objective in objectives.values()
+                for pair in objective.hidden_pairs
+            )
             for side, model in enumerate((student, teacher))
         ]
 
@@ -63,22 +92,63 @@ class Distiller(torch.nn.Module):
         student = self._encode(0, self.student, batch, active)
         teacher = None
         if any(o.needs.teacher for o in active):
-            with torch.no_grad():
+            # Its weights have the precision of its products. Autocast would compute layer norms in
+            # float32, and hand on all hidden states in it.
+            with torch.no_grad(), torch.autocast(batch.inputs.device.type, enabled=False):
                 teacher = self._encode(1, self._teacher[0], batch, active)
         return Outputs(teacher, student, batch, step)
 
-    def losses(self, outputs: Outputs, names: Collection[str] | None = None) -> dict[str, Loss]:
-        """Compute the unweighted loss of each objective. names: see `encode`."""
-        return {name: self.objective(name)(outputs) for name in self._chosen(names)}
+    def losses(
+        self,
+        outputs: Outputs,
+        names: Collection[str] | None = None,
+        positions: Mapping[str, int] | None = None,
+    ) -> Losses:
+        """Compute the losses of some objectives, and their sum.
+
+        names: see `encode`.
+        positions: the number that an objective's sum is divided by, by name; `None` divides by the
+            positions of the batch.
+        """
+        chosen = {name: self.objective(name) for name in self._chosen(names)}
+        parts: dict[str, Loss] = {}
+        terms: list[Tensor] = []
+
+        def factor(name: str, n_own: int) -> float:
+            divisor = max(1, n_own) if positions is None else positions[name]
+            return chosen[name].weight.at(outputs.step) / divisor
+
+        # Objectives at the same positions share the logits.
+        groups: dict[str, dict[str, VocabularyObjective]] = {}
+        for name, objective in chosen.items():
+            if isinstance(objective, VocabularyObjective):
+                groups.setdefault(objective.positions, {})[name] = objective
+                continue
+            loss: Loss = objective(outputs)
+            terms.append(loss.sum * factor(name, loss.positions))
+            parts[name] = Loss(loss.sum.detach(), loss.positions)
+        for group in groups.values():
+            counts = {name: each.n_positions(outputs.batch) for name, each in group.items()}
+            factors = [factor(name, count) for name, count in counts.items()]
+            term, sums = vocabulary_losses([*group.values()], outputs, factors)
+            terms.append(term)
+            parts |= {
+                name: Loss(each, counts[name]) for name, each in zip(group, sums, strict=True)
+            }
+        return Losses(torch.stack(terms).sum(), {name: parts[name] for name in chosen})
 
     def forward(
-        self, batch: MaskedBatch, step: int = 0, names: Collection[str] | None = None
-    ) -> dict[str, Loss]:
-        """Run both models and compute the losses. See `encode` for the arguments."""
-        return self.losses(self.encode(batch, step, names), names)
+        self,
+        batch: MaskedBatch,
+        step: int = 0,
+        names: Collection[str] | None = None,
+        positions: Mapping[str, int] | None = None,
+    ) -> Losses:
+        """Run both models and compute the losses. See `encode` and `losses` for the arguments."""
+        return self.losses(self.encode(batch, step, names), names, positions)
 
-    def total(self, means: Mapping[str, torch.Tensor], step: int) -> torch.Tensor:
-        """The weighted sum to minimize. means: each objective's mean loss, a scalar."""
+    def total(self, means: Mapping[str, Tensor], step: int) -> Tensor:
+        """The weighted sum of mean losses. means: each objective's, a scalar."""
         weighted = [self.objective(name).weight.at(step) * mean for name, mean in means.items()]
         return torch.stack(weighted).sum()
 
@@ -94,7 +164,7 @@ class Distiller(torch.nn.Module):
         result = model.base_model(
             input_ids=batch.inputs,
             attention_mask=batch.attention,
-            output_hidden_states=bool(numbers - {last}),
+            output_hidden_states=self._returns_layers[side],
             return_dict=True,
         )
         hidden = {

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.objectives import Encoded
+from spacy_distil.distillation.encoder.objectives.vocabulary import vocabulary_rows
 from spacy_distil.students.masking import MaskedBatch
-
-# Positions whose logits are in memory at once, to compute accuracies.
-ACCURACY_ROWS = 1024
 
 
 @torch.no_grad()
@@ -48,7 +46,7 @@ def evaluate(
     for batch in batches:
         with accelerator.autocast():
             outputs = distiller.encode(batch, step)
-            for column, loss in enumerate(distiller.losses(outputs).values()):
+            for column, loss in enumerate(distiller.losses(outputs).parts.values()):
                 add(column, loss.sum, loss.positions)
             for column, encoded in enumerate((outputs.student, outputs.teacher), start=len(names)):
                 if len(batch.masked) and encoded is not None and encoded.head is not None:
@@ -68,8 +66,9 @@ def _count_correct(encoded: Encoded, batch: MaskedBatch) -> Tensor:
     """Count the masked pieces that a head predicts correctly. RETURNS: scalar."""
     features = encoded.vocabulary_features(batch.masked)
     correct = torch.zeros((), device=features.device)
-    for start in range(0, len(features), ACCURACY_ROWS):
-        rows = slice(start, start + ACCURACY_ROWS)
+    size = vocabulary_rows(encoded.mlm_head.weight)
+    for start in range(0, len(features), size):
+        rows = slice(start, start + size)
         predicted = encoded.mlm_head.decode(features[rows]).argmax(1)
         correct += (predicted == batch.labels[rows]).sum()
     return correct

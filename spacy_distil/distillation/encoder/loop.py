@@ -29,6 +29,7 @@ from spacy_distil.distillation.encoder.steps import (
 )
 from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.errors import DistilError
+from spacy_distil.runs.files import write_text
 from spacy_distil.runs.interruption import Interruption, RunInterrupted
 from spacy_distil.students.masking import seed_for
 
@@ -72,9 +73,9 @@ class TrainingLoop:
         # Mean training losses at the last log entry, their weighted sum as "total", and the speed.
         self.losses: dict[str, float] = {}
         self.speed: float | None = None
-        # The newest held-out scores, and the steps whose scores an interrupted run has logged.
+        # The newest held-out scores, and all that are in the log, by step.
         self.scores: dict[str, float] = {}
-        self.scored_steps: set[int] = set()
+        self.logged_scores: dict[int, dict[str, float]] = {}
 
     def run(self) -> dict[str, float]:
         """Train to the last step, from the newest checkpoint if there is one.
@@ -91,7 +92,7 @@ class TrainingLoop:
             self.distiller.train()
             # A run that stopped at a checkpoint has no scores of that step. A run that was killed
             # after its last step has logged them, but not returned them.
-            needs_scores = self.step in (0, self.n_steps) or self.step not in self.scored_steps
+            needs_scores = self.step in (0, self.n_steps) or self.step not in self.logged_scores
             if self.evaluates and needs_scores:
                 self.evaluate()
             while self.step < self.n_steps:
@@ -134,7 +135,7 @@ class TrainingLoop:
             self.divergence.first_losses.update(state["losses_at_first"])
             if self.is_main:
                 self.meter.restore(state["losses"])
-        self.scored_steps = on_main(self.accelerator, lambda: self.log.forget_after(self.step))
+        self.logged_scores = on_main(self.accelerator, lambda: self.log.forget_after(self.step))
 
     def take_step(self, batches: Iterator[StepBatches]) -> None:
         """Take one optimizer step, on the next batches."""
@@ -157,9 +158,10 @@ class TrainingLoop:
         self.losses = {**means, "total": float(total)}
         self.check_gradients()
         self.check_losses(means)
-        self.display.losses(self.losses, speed=self.speed)
+        rate = self.stage.rate(before)
+        self.display.losses(self.step, self.losses, speed=self.speed, learn_rate=rate)
         if self.is_main:
-            values = {**self.losses, "learn_rate": self.stage.rate(before)}
+            values = {**self.losses, "learn_rate": rate}
             entry = {**values, "stage": self.stage.name, "pieces_per_second": self.speed}
             self.log.write(self.step, "train", entry)
             self.accelerator.log({f"train/{k}": v for k, v in values.items()}, step=self.step)
@@ -182,13 +184,29 @@ class TrainingLoop:
             self.stage.objectives,
             step=max(0, self.step - 1),
         )
-        if self.is_main and self.step not in self.scored_steps:
+        if self.is_main and self.step not in self.logged_scores:
+            self.logged_scores[self.step] = self.scores
             epoch = self.blocks.starts[self.step] / len(self.corpus.train)
             self.display.scores(self.step, epoch, self.speed, self.losses.get("total"), self.scores)
             self.log.write(self.step, "held_out", self.scores)
             self.accelerator.log(
                 {f"held_out/{k}": v for k, v in self.scores.items()}, step=self.step
             )
+
+    def rise(self) -> tuple[float, float] | None:
+        """Compare the held-out total of the last stage's objectives with that of the start.
+
+        RETURNS (start, end): the totals, if the student is no better than at its start.
+        """
+        start, end = self.logged_scores.get(0), self.scores
+        if start is None or not end:
+            return None
+        names, last = self.stages[-1].objectives, self.n_steps - 1
+        before, after = (
+            float(self.distiller.total({name: torch.tensor(s[name]) for name in names}, last))
+            for s in (start, end)
+        )
+        return None if after < before else (before, after)
 
     def save_checkpoint(self) -> None:
         """Save the state of the training after this step, unless it has diverged."""
@@ -220,10 +238,7 @@ class TrainingLoop:
         """Save a checkpoint, if this step has none, and raise `RunInterrupted`."""
         if self.saved_step < self.step:
             self.save_checkpoint()
-        raise RunInterrupted(
-            f"stopped by SIGTERM after step {self.step} of {self.n_steps}, and saved a checkpoint. "
-            f"Go on with --resume"
-        )
+        raise RunInterrupted.after(self.step, self.n_steps)
 
     def check_gradients(self) -> None:
         """Raise `DistilError` if the gradient of any step so far was not finite."""
@@ -247,7 +262,7 @@ class TrainingLoop:
         losses = {n: v if math.isfinite(v) else str(v) for n, v in self.losses.items()}
         if self.is_main:
             report = {"step": step, "losses": losses, "blocks": blocks}
-            path.write_text(json.dumps(report, indent=2) + "\n")
+            write_text(path, json.dumps(report, indent=2) + "\n")
         kept = "There is no checkpoint yet"
         if self.saved_step:
             kept = f"The checkpoint of step {self.saved_step} is kept"

@@ -11,11 +11,12 @@ from accelerate.utils import find_executable_batch_size
 
 from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.steps import EncoderStage
+from spacy_distil.distillation.encoder.trial import try_stage
 from spacy_distil.errors import OutOfMemoryError
-from spacy_distil.students.masking import Masking, batch_blocks
+from spacy_distil.students.masking import Masking
 
-# Maximum number of pieces in one forward pass. More do not make it faster.
-MAX_PIECES_ON_CPU, MAX_PIECES_ON_GPU = 4096, 65536
+# Maximum number of pieces in one forward pass on a CPU, where more do not make it faster.
+MAX_PIECES_ON_CPU = 4096
 
 
 def find_micro_batch(
@@ -29,23 +30,31 @@ def find_micro_batch(
 ) -> int:
     """Find a number of blocks that fits into the memory of every process's device.
 
-    A larger number would not make training faster, or would not fit. On a GPU, it is found by
-    trying.
+    On a GPU, it is found by trying. The largest step is then divided into equal parts.
 
     masking: on the device.
     block_size: pieces in a block.
     largest_step: blocks in the largest optimizer step, of all processes together.
     """
     share = -(-largest_step // accelerator.num_processes)
-    is_cpu = accelerator.device.type == "cpu"
-    max_pieces = MAX_PIECES_ON_CPU if is_cpu else MAX_PIECES_ON_GPU
-    upper = max(1, min(share, max_pieces // block_size))
-    if is_cpu or upper == 1:
-        return upper
+    if accelerator.device.type == "cpu":
+        return max(1, min(share, MAX_PIECES_ON_CPU // block_size))
+    if share == 1:
+        return 1
     fitting = largest_that_fits(
-        distiller, stages, accelerator, masking=masking, block_size=block_size, upper=upper
+        distiller, stages, accelerator, masking=masking, block_size=block_size, upper=share
     )
-    return int(accelerator.gather(torch.tensor([fitting], device=accelerator.device)).min())
+    fitting = int(accelerator.gather(torch.tensor([fitting], device=accelerator.device)).min())
+    return equal_parts(share, fitting)
+
+
+def equal_parts(whole: int, largest: int) -> int:
+    """Divide a number into as few parts as possible, as equal as possible.
+
+    RETURNS: the largest part.
+    """
+    n_parts = -(-whole // largest)
+    return -(-whole // n_parts)
 
 
 def largest_that_fits(
@@ -73,13 +82,15 @@ def largest_that_fits(
 
     @find_executable_batch_size(starting_batch_size=upper)
     def largest(size: int) -> int:
-        text = masking.ordinary[:1].cpu().numpy().repeat(block_size)
-        blocks = batch_blocks([text] * size, range(size), pad_id=0, masking=masking)
         for stage in stages:
-            batch = masking(blocks.to(accelerator.device))
-            with accelerator.autocast():
-                losses = distiller(batch, stage.start, stage.objectives)
-            distiller.total({n: loss.sum for n, loss in losses.items()}, stage.start).backward()
+            try_stage(
+                distiller,
+                stage,
+                accelerator,
+                masking=masking,
+                block_size=block_size,
+                n_blocks=size,
+            )
         return size
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from wasabi import row
 
 from spacy_distil.errors import DistilError
-from spacy_distil.runs.files import write_text
+from spacy_distil.runs.files import explain_write_errors, write_text
 
 ACCURACIES = ("student_accuracy", "teacher_accuracy")
 
@@ -22,35 +23,39 @@ class RunLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def forget_after(self, step: int) -> set[int]:
+    def forget_after(self, step: int) -> dict[int, dict[str, float]]:
         """Drop the entries after the checkpoint that a run is resumed from.
 
-        RETURNS: steps whose held-out scores stay.
+        RETURNS: the held-out scores that stay, by step.
         """
         if not self.path.exists():
-            return set()
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            return {}
+        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        lines = text.splitlines(keepends=True)
         # A kill may have cut the last line short.
         complete = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in complete if json.loads(line)["step"] <= step]
-        write_text(self.path, "".join(kept))
-        records = map(json.loads, kept)
-        return {record["step"] for record in records if record["kind"] == "held_out"}
+        try:
+            records = [(json.loads(line), line) for line in complete]
+            kept = [(record, line) for record, line in records if record["step"] <= step]
+            held_out = [record for record, _ in kept if record.pop("kind") == "held_out"]
+            scores = {record.pop("step"): record for record in held_out}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DistilError(
+                f"{self.path} is damaged: a line is no record ({error!r}). Delete the file, and go "
+                "on with --resume: the log then begins at the checkpoint"
+            ) from error
+        write_text(self.path, "".join(line for _, line in kept))
+        return scores
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Append an entry. kind: "train" or "held_out"."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        except OSError as error:
-            raise DistilError(
-                f"{self.path} cannot be written: {error.strerror}. Checkpoints are kept: free some "
-                f"space and go on with --resume"
-            ) from error
+        with explain_write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
 
 
 class Display:
-    """A progress bar on a terminal, and a table with a row per held-out evaluation.
+    """A table with a row per held-out evaluation, and the training losses: in a progress bar on a
+    terminal, otherwise in lines of text.
 
     objectives: names of the columns.
     total, start: steps of the run, and steps taken before.
@@ -60,6 +65,7 @@ class Display:
     def __init__(self, objectives: Sequence[str], *, total: int, start: int, shown: bool) -> None:
         self.objectives = objectives
         self.shown = shown
+        self.total, self.start, self.started = total, start, time.monotonic()
         # `disable=None` shows the bar on terminals only.
         self.bar = tqdm(
             total=total, initial=start, unit="step", leave=False, disable=None if shown else True
@@ -73,10 +79,26 @@ class Display:
         """Count one step."""
         self.bar.update()
 
-    def losses(self, means: Mapping[str, float], *, speed: float) -> None:
-        """Show the mean training losses of the last few steps. speed: in pieces per second."""
+    def losses(
+        self, step: int, means: Mapping[str, float], *, speed: float, learn_rate: float
+    ) -> None:
+        """Show the mean training losses of the last few steps.
+
+        step: number of steps taken.
+        speed: in pieces per second.
+        learn_rate: of the last step.
+        """
         text = " ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-        self.bar.set_postfix_str(f"{text}, {speed:,.0f} pieces/s")
+        text += f", {speed:,.0f} pieces/s"
+        self.bar.set_postfix_str(text)
+        if self.shown and self.bar.disable:
+            # Evaluations are part of the time that a step takes.
+            per_step = (time.monotonic() - self.started) / (step - self.start)
+            left = tqdm.format_interval(per_step * (self.total - step))
+            print(
+                f"Step {step} of {self.total}: {text}, learn rate {learn_rate:.2g}, {left} left",
+                flush=True,
+            )
 
     def scores(
         self,

@@ -16,7 +16,7 @@ from wasabi import Printer
 from spacy_distil.distillation.encoder.building import CorpusPlan
 from spacy_distil.distillation.encoder.card import student_card
 from spacy_distil.distillation.encoder.checkpoint import Checkpoints
-from spacy_distil.distillation.encoder.compilation import explain_compile_errors
+from spacy_distil.distillation.encoder.compilation import compiling
 from spacy_distil.distillation.encoder.config import (
     FREE_ON_RESUME,
     EncoderDistilConfig,
@@ -25,6 +25,7 @@ from spacy_distil.distillation.encoder.config import (
 from spacy_distil.distillation.encoder.corpus import Corpus, load_corpus, plan_corpus
 from spacy_distil.distillation.encoder.devices import (
     describe_devices,
+    find_unused_parameters,
     make_accelerator,
     prepare_models,
 )
@@ -35,10 +36,15 @@ from spacy_distil.distillation.encoder.objectives import prepare_objectives
 from spacy_distil.distillation.encoder.processes import on_main
 from spacy_distil.distillation.encoder.steps import StepBlocks, plan_stages, plan_steps
 from spacy_distil.distillation.encoder.trainer import Trainer
-from spacy_distil.engines.changes import ATTENTION_DROPOUTS, DROPOUTS, EncoderChanges
+from spacy_distil.distillation.encoder.trial import has_unused_parameters
+from spacy_distil.engines.changes import EncoderChanges
+from spacy_distil.engines.config_check import ATTENTION_DROPOUTS, DROPOUTS
+from spacy_distil.engines.files import WEIGHTS
+from spacy_distil.engines.pretrained import save_encoder
 from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.runs.digests import SUMS
 from spacy_distil.runs.directory import RunDirectory
-from spacy_distil.runs.files import flush, scratch_directory
+from spacy_distil.runs.files import atomic_files
 from spacy_distil.students.heat_map import print_importance
 from spacy_distil.students.importance import (
     Importance,
@@ -50,7 +56,7 @@ from spacy_distil.students.making import make_student
 from spacy_distil.students.masked_lm_heads import add_masked_lm_head
 from spacy_distil.students.masking import Masking
 from spacy_distil.students.shapes import StudentShape, choose_shape
-from spacy_distil.students.teachers import Teacher, load_teacher, quiet_transformers
+from spacy_distil.students.teachers import Teacher, load_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,11 +116,12 @@ class EncoderRun:
         self.directory = RunDirectory(
             output,
             kind="encoder",
+            own=frozenset({"log.jsonl", "diverged.json", "config.json", SUMS, WEIGHTS}),
             kept=frozenset({"cache"}),
             free=FREE_ON_RESUME,
+            finished=frozenset({"steps", "scores", "device"}),
         )
-        if not (resume or force):
-            self.directory.refuse_run()
+        self.directory.check(resume=resume, force=force)
         self.checkpoints = Checkpoints(output / "checkpoints", keep=self.training.keep_checkpoints)
         self.accelerator = make_accelerator(gpu_id, self.training, output)
         self.is_main = self.accelerator.is_main_process
@@ -123,6 +130,10 @@ class EncoderRun:
 
     def run(self) -> DistilledEncoder:
         """Distil the student and save it, unless an earlier run has done so."""
+        with self.directory.explain_write_errors(self.checkpoints.newest_step):
+            return self._run()
+
+    def _run(self) -> DistilledEncoder:
         precision = self.accelerator.mixed_precision
         self.printer.info(f"Training on {self.device}, mixed precision: {precision}")
         self.load_teacher()
@@ -138,6 +149,13 @@ class EncoderRun:
         self.save()
         self.close()
         self.printer.good(f"Encoder saved to {self.output}")
+        if self.rise is not None:
+            before, after = self.rise
+            self.printer.warn(
+                f"The student is no better than at its start: its held-out total was {before:.4f} "
+                f"before the first step, and is {after:.4f} after the last. Give it more text or "
+                f"steps, a lower training.learn_rate, or other objectives"
+            )
         return self.result()
 
     def load_teacher(self) -> None:
@@ -295,9 +313,19 @@ class EncoderRun:
             micro_batch=self.micro_batch,
             process=self.accelerator.process_index,
             n_processes=self.accelerator.num_processes,
+            pin=self.accelerator.device.type == "cuda",
         )
-        # This must follow the search for a micro-batch. DistributedDataParallel would record the
-        # gradients of its trials, and torch would compile the models again for each size.
+        # Trials come first. DistributedDataParallel would record their gradients, and torch would
+        # compile the models again for each size.
+        if self.accelerator.num_processes > 1:
+            found = has_unused_parameters(
+                self.distiller,
+                self.stages,
+                self.accelerator,
+                masking=self.masking.to(self.accelerator.device),
+                block_size=self.settings.corpus.block_size,
+            )
+            find_unused_parameters(self.accelerator, found)
         trainer = Trainer.prepare(self.distiller, self.training, self.masking, self.accelerator)
         loop = TrainingLoop(
             trainer,
@@ -311,8 +339,9 @@ class EncoderRun:
         )
         self.accelerator.init_trackers("distil")
         try:
-            with explain_compile_errors() if self.training.compile else nullcontext():
+            with compiling() if self.training.compile else nullcontext():
                 self.scores = loop.run()
+            self.rise = loop.rise()
         except DistilError:
             # The group of processes has to stay: the traceback holds modules that use it.
             for tracker in self.accelerator.trackers:
@@ -350,14 +379,9 @@ class EncoderRun:
             scores=self.scores,
             device=self.device,
         )
-        with scratch_directory(self.output) as unfinished:
-            with quiet_transformers():
-                self.student.save_pretrained(unfinished)
-                self.teacher.tokenizer.save_pretrained(unfinished)
+        with atomic_files(self.output, last=WEIGHTS) as unfinished:
+            save_encoder(self.student, self.teacher.tokenizer, unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
-            for path in sorted(unfinished.iterdir()):
-                flush(path)
-                path.replace(self.output / path.name)
 
     def close(self) -> None:
         """Wait for all processes and end their group."""

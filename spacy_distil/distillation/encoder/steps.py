@@ -50,12 +50,6 @@ def plan_stages(config: EncoderDistilConfig, n_steps: int) -> list[EncoderStage]
     """Divide the steps of a run among its stages, in the order of the config."""
     stages = config.stages
     steps = split_steps({name: stage.share for name, stage in stages.items()}, n_steps)
-    empty = [name for name, part in steps.items() if not part]
-    if empty:
-        raise ConfigError(
-            f"stages.{empty[0]}.share = {stages[empty[0]].share}: of the run's {n_steps} steps "
-            f"none is left for it. Train for more steps, or give it a larger share"
-        )
     training = config.training
     return [
         EncoderStage(
@@ -117,6 +111,7 @@ class StepBlocks:
     starts: see `plan_steps`.
     micro_batch: blocks in one forward pass.
     process, n_processes: this process takes every n-th block of a step.
+    pin: whether batches go to a GPU.
     """
 
     def __init__(
@@ -130,6 +125,7 @@ class StepBlocks:
         micro_batch: int,
         process: int = 0,
         n_processes: int = 1,
+        pin: bool = False,
     ) -> None:
         self.blocks = blocks
         self.starts = starts
@@ -139,6 +135,7 @@ class StepBlocks:
         self.micro_batch = micro_batch
         self.process = process
         self.n_processes = n_processes
+        self.pin = pin
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def block_numbers(self, step: int) -> list[int]:
@@ -155,14 +152,13 @@ class StepBlocks:
         micro_batches = []
         for first in range(0, len(own_numbers), self.micro_batch):
             part = slice(first, first + self.micro_batch)
-            micro_batches.append(
-                batch_blocks(
-                    self.blocks[own_numbers[part]],
-                    own_places[part],
-                    pad_id=self.pad_id,
-                    masking=self.masking,
-                )
+            batch = batch_blocks(
+                self.blocks[own_numbers[part]],
+                own_places[part],
+                pad_id=self.pad_id,
+                masking=self.masking,
             )
+            micro_batches.append(batch.pin_memory() if self.pin else batch)
         n_masked = int(self.masking.count(lengths).sum())
         return StepBatches(micro_batches, int(lengths.sum()), n_masked)
 

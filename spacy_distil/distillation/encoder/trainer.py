@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,9 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from spacy_distil.distillation.encoder.config import TrainingSettings
-from spacy_distil.distillation.encoder.distiller import Distiller
+from spacy_distil.distillation.encoder.distiller import Distiller, Losses
 from spacy_distil.distillation.encoder.meter import Meter
-from spacy_distil.distillation.encoder.objectives import Loss
 from spacy_distil.distillation.encoder.steps import EncoderStage, StepBatches
 from spacy_distil.students.masking import Masking
 
@@ -65,29 +63,24 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = stage.rate(step)
         last = len(batches.micro_batches) - 1
+        # A micro-batch has a share of the mean loss of the whole step.
+        positions = {
+            name: batches.positions(masked=self.distiller.objective(name).needs.masking)
+            for name in stage.objectives
+        }
         for index, micro_batch in enumerate(batches.micro_batches):
             batch = self.masking(micro_batch.to(self.accelerator.device))
             # Processes add up their gradients in the last backward pass only.
             with nullcontext() if index == last else self.accelerator.no_sync(self.wrapped):
-                losses: dict[str, Loss] = self.wrapped(batch, step, stage.objectives)
-                self.accelerator.backward(self._total(losses, batches, step))
+                losses: Losses = self.wrapped(batch, step, stage.objectives, positions)
+                # Processes average their gradients.
+                self.accelerator.backward(losses.total * self.accelerator.num_processes)
             if meter is not None:
-                meter.add(losses)
+                meter.add(losses.parts)
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
-
-    def _total(self, losses: Mapping[str, Loss], batches: StepBatches, step: int) -> Tensor:
-        """A micro-batch's share of the mean loss of the whole step.
-
-        Several processes average their gradients, so each share is multiplied by their number.
-        """
-        means = {}
-        for name, loss in losses.items():
-            positions = batches.positions(masked=self.distiller.objective(name).needs.masking)
-            means[name] = loss.sum / positions * self.accelerator.num_processes
-        return self.distiller.total(means, step)
 
 
 def make_optimizer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,14 @@ from thinc.api import Model, Optimizer
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.distillation.pipeline.hidden import HiddenStates
 from spacy_distil.engines import TrainableEngine
+from spacy_distil.errors import DamagedError
+from spacy_distil.pipelines import count_bytes
+from spacy_distil.runs.digests import check_directory, write_sums
 from spacy_distil.runs.files import atomic_directory, remove_unfinished
 
-MODEL, HEADS, ENCODERS, PROJECTIONS, STATE = (
+MODEL, STUDENT, HEADS, ENCODERS, PROJECTIONS, STATE = (
     "model",
+    "student",
     "optimizer.safetensors",
     "encoder-{}.safetensors",
     "projections.bin",
@@ -42,6 +46,11 @@ class Checkpoints:
         """Return the directory of the newest checkpoint, or None."""
         return max(self.directory.glob("step-*"), default=None)
 
+    def newest_step(self) -> int | None:
+        """Return the last step of the newest checkpoint, or None."""
+        path = self.newest()
+        return None if path is None else int(path.name.removeprefix("step-"))
+
     def save(
         self,
         step: int,
@@ -49,15 +58,24 @@ class Checkpoints:
         optimizer: Optimizer,
         hidden: HiddenStates | None,
         state: Mapping[str, Any],
-    ) -> None:
+        save_student: Callable[[Path], None],
+    ) -> Path:
         """Save a checkpoint, and delete the one before.
 
+        The model that training goes on with and the student that the run hands out differ in
+        averages of weights, for example.
+
         state: the state of the loop, as JSON.
+        save_student: saves the student in a directory.
+        RETURNS: the directory of the checkpoint.
         """
         remove_unfinished(self.directory)
         older = list(self.directory.glob("step-*"))
-        with atomic_directory(self.directory / f"step-{step:08d}") as unfinished:
+        needed = sum(map(count_bytes, older))
+        path = self.directory / f"step-{step:08d}"
+        with atomic_directory(path, needed=needed) as unfinished:
             nlp.to_disk(unfinished / MODEL)
+            save_student(unfinished / STUDENT)
             arrays, counts = optimizer_to_arrays(optimizer, _models(nlp, hidden))
             save_file(arrays, unfinished / HEADS)
             for i, engine in enumerate(_engines(nlp)):
@@ -66,8 +84,11 @@ class Checkpoints:
                 (unfinished / PROJECTIONS).write_bytes(hidden.to_bytes())
             saved = {"step": step, "updates": counts, "unseen": _unseen_moves(nlp), "loop": state}
             (unfinished / STATE).write_text(json.dumps(saved), encoding="utf8")
+            write_sums(unfinished)
         for checkpoint in older:
-            shutil.rmtree(checkpoint)
+            if checkpoint != path:
+                shutil.rmtree(checkpoint)
+        return path
 
     def load(
         self, path: Path, nlp: Language, optimizer: Optimizer, hidden: HiddenStates | None
@@ -76,7 +97,14 @@ class Checkpoints:
 
         optimizer: a new one, made from the config.
         RETURNS (step, state): the arguments of `save`.
+        Raises DamagedError if a file has changed since it was saved.
         """
+        try:
+            check_directory(path)
+        except DamagedError as error:
+            raise DamagedError(
+                f"The checkpoint {path} is damaged: {error}. Delete it: the run then begins again."
+            ) from error
         nlp.from_disk(path / MODEL)
         saved = json.loads((path / STATE).read_text(encoding="utf8"))
         if hidden is not None:

@@ -15,6 +15,7 @@ from spacy.schemas import ConfigSchemaTraining
 from spacy.util import registry
 
 from spacy_distil.distillation.pipeline.heads.base import PipeSettings, Temperature, Weight
+from spacy_distil.distillation.pipeline.language import TokenizerChoice
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.settings import Count, Section, read_config, read_section
 from spacy_distil.runs.stages import split_steps
@@ -29,11 +30,14 @@ class StudentSettings(Section):
     start: "teacher", from the teacher's trained layers and heads; "config", from the encoder in the
         config; "auto", from the teacher if possible.
     layers, n_layers: which of the teacher's layers, and how many.
+    tokenizer: "teacher", as the teacher's; "config", as the config says; "auto", as the teacher's
+        unless the config names another one than the default of the language.
     """
 
     start: Literal["auto", "teacher", "config"] = "auto"
     layers: Literal["first", "even"] | list[int] = "first"
     n_layers: Count | None = None
+    tokenizer: TokenizerChoice = "auto"
 
 
 class HiddenSettings(Section):
@@ -241,7 +245,7 @@ def _stages(blocks: Mapping[str, Any], max_steps: Any) -> tuple[PipelineStage, .
         )
     steps = split_steps({name: each.share for name, each in settings.items()}, max_steps)
     return tuple(
-        PipelineStage(name, steps[name].start, steps[name].stop, each.hidden, each.soft, each.gold)
-        for name, each in settings.items()
-        if steps[name]
+        PipelineStage(name, part.start, part.stop, each.hidden, each.soft, each.gold)
+        for name, part in steps.items()
+        for each in [settings[name]]
     )

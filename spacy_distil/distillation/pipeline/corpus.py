@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,10 +26,11 @@ from spacy.pipeline import Sentencizer
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.util import resolve_dot_names
+from wasabi import msg
 
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.text.docs import same_tokens
-from spacy_distil.text.plain_text import find_files, read_parts
+from spacy_distil.text.plain_text import TxtDocuments, TxtFiles, find_files, read_parts
 
 if TYPE_CHECKING:
     from spacy_distil.distillation.pipeline.config import PipelineDistilConfig
@@ -143,19 +145,26 @@ def fingerprint_annotation(examples: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
-def Texts(path: str | list[str] | None, max_words: int = 200, limit: int = 0) -> Reader:
+def Texts(
+    path: str | list[str] | None,
+    max_words: int = 200,
+    limit: int = 0,
+    txt_documents: TxtDocuments = "auto",
+) -> Reader:
     """Reader `spacy-distil.Texts.v1`: documents without annotation.
 
-    path: files or directories, of .txt (one paragraph per line, a blank line between documents),
-        .jsonl (one document per line, {"text": "..."}) or .spacy, whose annotation is dropped.
+    path: files or directories, of .txt, .jsonl (one document per line, {"text": "..."}) or .spacy,
+        whose annotation is dropped.
     max_words: greatest number of tokens in a document. Longer documents are cut, between sentences
         if their punctuation shows where these end.
     limit: number of documents to read. 0 means all.
+    txt_documents: how .txt files are divided into documents, see `TxtDocuments`.
     """
     if max_words < 1 or limit < 0:
         raise ConfigError(
             f"max_words = {max_words}, limit = {limit}: expected at least 1, and 0 or more."
         )
+    TxtFiles(txt_documents)  # raises an error for any other word
 
     def read(nlp: Language) -> Iterator[Example]:
         if path is None:
@@ -164,16 +173,14 @@ def Texts(path: str | list[str] | None, max_words: int = 200, limit: int = 0) ->
                 "corpus = null in [distillation] to learn from the training corpus alone."
             )
         paths = [path] if isinstance(path, str) else path
-        count = 0
-        for file in find_files(paths, setting="The unlabelled text"):
-            for part in read_parts(file):
-                for doc in split_doc(nlp.make_doc(part.text), max_words):
-                    if not any(not token.is_space for token in doc):
-                        continue
-                    yield Example(doc, same_tokens(doc, doc.vocab))
-                    count += 1
-                    if count == limit:
-                        return
+        txt = TxtFiles(txt_documents)
+        files = find_files(paths, setting="The unlabelled text")
+        parts = chain.from_iterable(read_parts(file, txt) for file in files)
+        docs = (doc for part in parts for doc in split_doc(nlp.make_doc(part.text), max_words))
+        with_text = (doc for doc in docs if not all(token.is_space for token in doc))
+        for doc in islice(with_text, limit or None):
+            yield Example(doc, same_tokens(doc, doc.vocab))
+        txt.tell(msg.info)
 
     return read
 

@@ -157,7 +157,7 @@ def make_distiller(
     frozen = training["frozen_components"]
     plan = _make_plan(nlp, teacher, settings, transfer_set, frozen)
     hidden = _make_hidden(nlp, teacher, settings, frozen)
-    _describe(plan, hidden, transfer_set)
+    _describe(plan, teacher, hidden, transfer_set)
     heads = plan.heads if any(stage.soft for stage in settings.stages) else {}
     recorder = TeacherRecorder(teacher, transfer_set, heads, hidden)
     cache = None
@@ -183,8 +183,8 @@ def _make_plan(
     frozen: Collection[str],
 ) -> LearningPlan:
     default = PipeSettings(temperature=settings.temperature)
-    pairs = find_pairs(nlp, teacher, settings.pipes)
-    pipes = {**{name: default for name in pairs if name not in frozen}, **settings.pipes}
+    pairing = find_pairs(nlp, teacher, settings.pipes, frozen=frozen)
+    pipes = {**dict.fromkeys(pairing.sources, default), **settings.pipes}
     plan = plan_heads(nlp, teacher, pipes, frozen=frozen, text=transfer_set.n_text > 0)
     for head in plan.heads.values():
         if isinstance(head, SilverHead):
@@ -221,12 +221,21 @@ def _make_hidden(
     return HiddenStates(student, source, layers)
 
 
-def _describe(plan: LearningPlan, hidden: HiddenStates | None, transfer_set: TransferSet) -> None:
+def _describe(
+    plan: LearningPlan, teacher: Language, hidden: HiddenStates | None, transfer_set: TransferSet
+) -> None:
+    """Tell the user who learns what, and in yellow what may be missing by mistake."""
     for name, head in plan.heads.items():
         target = "decisions" if isinstance(head, SilverHead) else "distribution"
-        msg.info(f"{name} learns the teacher's {target}")
+        source = head.settings.source(name)
+        msg.info(f"{name} learns the teacher's {target}{f' ({source})' if source != name else ''}")
     if plan.gold:
         msg.info(f"Learning from annotation alone: {', '.join(plan.gold)}")
+    for name, reason in plan.alone.items():
+        msg.warn(f"{name} learns from annotation alone: {reason}")
+    if plan.unused:
+        pipes = [f"{name} ({teacher.get_pipe_meta(name).factory})" for name in plan.unused]
+        msg.warn(f"Pipes of the teacher that the student does not have: {', '.join(pipes)}")
     if hidden is not None:
         pairs = zip(hidden.student_layers, hidden.teacher_layers, strict=True)
         msg.info(f"Hidden states: layer {', '.join(f'{a} of {b}' for a, b in pairs)}")

@@ -13,6 +13,8 @@ from spacy.tokens import Doc
 from thinc.api import Model
 from thinc.util import is_xp_array, to_numpy
 
+from spacy_distil.distillation.pipeline.language import tokenizer_to_bytes
+
 DIGEST_SIZE = 16
 # Attributes that using a model changes: spaCy's transition models set dropout to 0 to predict.
 VOLATILE_ATTRS = ("dropout_rate",)
@@ -24,12 +26,13 @@ def fingerprint_pipeline(nlp: Language) -> str:
     """Return a digest of a pipeline.
 
     It covers the active pipes in their order, with names, configs and everything that they have
-    learned, and the vectors and tables of the vocab. Saving, loading and using a pipeline do not
-    change it. A change of any weight does.
+    learned, the tokenizer, and the vectors and tables of the vocab. Saving, loading and using a
+    pipeline do not change it. A change of any weight does.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     configs = nlp.config["components"]
-    _feed(digest, nlp.lang)
+    _feed(digest, [nlp.lang, nlp.config["nlp"]["tokenizer"]])
+    _feed(digest, _unpacked(tokenizer_to_bytes(nlp)))
     for name, pipe in nlp.pipeline:
         _feed(digest, [name, configs.get(name, {})])
         model = getattr(pipe, "model", None)
@@ -45,14 +48,16 @@ def fingerprint_pipeline(nlp: Language) -> str:
 
 
 def fingerprint_docs(docs: Iterable[Doc]) -> str:
-    """Return a digest of the words of each doc and the spaces between them.
+    """Return a digest of the words of each doc, their norms, and the spaces between them.
 
     It changes with the tokenization of the same text, and with the docs that the words are in.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     for doc in docs:
         digest.update(len(doc).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(doc.to_array(["ORTH", "SPACY"]), dtype="<u8").data)
+        digest.update(
+            np.ascontiguousarray(doc.to_array(["ORTH", "NORM", "SPACY"]), dtype="<u8").data
+        )
     return digest.hexdigest()
 
 

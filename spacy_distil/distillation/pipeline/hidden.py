@@ -23,7 +23,7 @@ from thinc.types import Floats2d
 from spacy_distil.component.pipe import DistilTransformerPipe
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.heads.base import Array, Field, Records
-from spacy_distil.encoding import to_ops
+from spacy_distil.encoding import split_docs, to_ops
 from spacy_distil.errors import ConfigError, WeightsError
 
 # The setting that chooses the layers.
@@ -123,21 +123,34 @@ class HiddenStates:
         RETURNS: by field, (n_tokens, n_recorded_layers * width) for each doc.
         """
         ops, encoder = self.teacher.model.ops, get_encoder(self.teacher.model)
-        vectors: list[Any]
+        if not docs:
+            return {VECTORS: []}
+        packed: Any  # in one array, because each copy from a GPU waits for it
         if self._records_inner_layers:
-            vectors = [*encoder.predict_docs(docs, ops, self.recorded_layers)]
+            packed = encoder.predict_packed(docs, ops, self.recorded_layers)
         else:
-            vectors = [doc.tensor for doc in docs]
-            shapes = [(len(doc), self.width) for doc in docs]
-            # A doc_cleaner may have removed a tensor.
-            missing = [
-                i for i, shape in enumerate(shapes) if getattr(vectors[i], "shape", None) != shape
-            ]
-            computed = encoder.predict_docs([docs[i] for i in missing], ops) if missing else []
+            packed = ops.xp.concatenate(self._last_states(docs))
+        halves = ops.to_numpy(ops.xp.clip(packed, -LARGEST, LARGEST).astype("float16"))
+        # Copies, because a view would keep the vectors of all docs in memory.
+        parts = split_docs(halves, [len(doc) for doc in docs])
+        return {VECTORS: [part.copy() for part in parts]}
+
+    def _last_states(self, docs: Sequence[Doc]) -> list[Any]:
+        """Take the tensors of docs, or encode docs whose tensor is missing. A doc_cleaner may have
+        removed it.
+        """
+        vectors: list[Any] = [doc.tensor for doc in docs]
+        missing = [
+            i
+            for i, doc in enumerate(docs)
+            if getattr(vectors[i], "shape", None) != (len(doc), self.width)
+        ]
+        if missing:
+            encoder = get_encoder(self.teacher.model)
+            computed = encoder.predict_docs([docs[i] for i in missing], self.teacher.model.ops)
             for i, each in zip(missing, computed, strict=True):
                 vectors[i] = each
-        clipped = [ops.xp.clip(each, -LARGEST, LARGEST) for each in vectors]
-        return {VECTORS: [ops.to_numpy(each.astype("float16")) for each in clipped]}
+        return vectors
 
     @property
     def _records_inner_layers(self) -> bool:

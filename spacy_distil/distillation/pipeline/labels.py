@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from spacy.attrs import DEP, ENT_TYPE, MORPH, POS, TAG  # type: ignore[import-not-found]
+from spacy.attrs import DEP, ENT_TYPE, LEMMA, MORPH, POS, TAG  # type: ignore[import-not-found]
 from spacy.language import Language
 from spacy.morphology import Morphology  # type: ignore[import-not-found]
 from spacy.parts_of_speech import NAMES as POS_NAMES  # type: ignore[import-not-found]
@@ -140,6 +140,25 @@ def unknown_labels(pipe: Any, examples: Sequence[Example]) -> tuple[set[str], se
     if read is None:
         return set(), known
     return read(pipe, [example.reference for example in examples]) - known, known
+
+
+def has_annotation(pipe: Any, examples: Sequence[Example]) -> bool:
+    """Tell whether the gold annotation has labels for a pipe to learn. Of unknown kinds, assume so.
+
+    A `textcat` needs two: it cannot choose among fewer.
+    """
+    kind = kind_of(pipe)
+    docs = [example.reference for example in examples]
+    if kind is None:
+        return True
+    if kind is SentenceRecognizer:
+        # To spaCy a doc of one token is a sentence, annotated or not.
+        return any(len(doc) > 1 and doc.has_annotation("SENT_START") for doc in docs)
+    if kind is DependencyParser:
+        return bool(_values(docs, DEP))
+    if kind is EditTreeLemmatizer:
+        return bool(_values(docs, LEMMA))
+    return len(_GOLD[kind](pipe, docs)) > (kind is TextCategorizer)
 
 
 def _tags(pipe: Any, docs: Sequence[Doc]) -> set[str]:

@@ -21,12 +21,13 @@ from spacy.training.loop import (
 from thinc.api import constant, fix_random_seed
 from wasabi import msg
 
-from spacy_distil.distillation.pipeline.checkpoint import Checkpoints
+from spacy_distil.distillation.pipeline.checkpoint import STUDENT, Checkpoints
 from spacy_distil.distillation.pipeline.config import PipelineDistilConfig
 from spacy_distil.distillation.pipeline.corpus import TransferExample, TransferSet
 from spacy_distil.distillation.pipeline.distiller import PipelineDistiller, trainable_pipes
-from spacy_distil.errors import CorpusError
+from spacy_distil.errors import CorpusError, WriteError
 from spacy_distil.runs.files import atomic_directory
+from spacy_distil.runs.interruption import Interruption, RunInterrupted
 
 
 @dataclass
@@ -34,15 +35,22 @@ class Progress:
     """How far a run is. All values can be saved as JSON.
 
     results: (score, step) of each evaluation.
-    step: the last step taken.
+    step: the last step taken; -1 before the first, which is 0.
     words: tokens seen.
     seconds: time of all processes of the run together.
+    losses: by pipe, since the last evaluation.
     """
 
     results: list[tuple[float, int]] = field(default_factory=list)
-    step: int = 0
+    step: int = -1
     words: int = 0
     seconds: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the last step has been evaluated."""
+        return bool(self.results) and self.results[-1][1] == self.step
 
     def best(self) -> tuple[float, int]:
         """Return score and step of the best evaluation, the last of equals as in `spacy train`."""
@@ -89,65 +97,75 @@ class TrainingLoop:
         self.checkpoints = Checkpoints(output / "checkpoints")
         self.optimizer = training["optimizer"]
         self.seed = training["seed"] or 0
-        self.progress = Progress()
+        self.progress = Progress(losses=self._no_losses())
         dropout = training["dropout"]
         self._dropouts: Any = constant(dropout) if isinstance(dropout, (int, float)) else dropout
         self._before_to_disk = create_before_to_disk_callback(training["before_to_disk"])
-        self._losses = self._no_losses()
         self._began = timer()
 
     def run(self) -> Progress:
         """Train, and save the student after each evaluation and at the end.
 
         RETURNS: the progress at the end.
+        Raises `RunInterrupted` after SIGTERM.
         """
-        start = self._restore()
+        self._restore()
         self._began = timer() - self.progress.seconds  # as if the run had never stopped
         with self.nlp.select_pipes(disable=self.distiller.frozen):
             log, finish_log = self.training["logger"](self.nlp, sys.stdout, sys.stderr)
         try:
-            for step, epoch, batch in self._batches(start):
-                if self._is_out_of_patience():
-                    break
-                self._take_step(step, epoch, batch)
-                if step % self.training["eval_frequency"]:
-                    log(None)
-                    continue
-                log(self._evaluate(step, epoch))
-                self._losses = self._no_losses()
-                self._reseed(step + 1)
+            with Interruption() as interruption:
+                for step, epoch, batch in self._batches():
+                    if step > self.progress.step:
+                        if self._is_out_of_patience():
+                            break
+                        self._take_step(step, epoch, batch)
+                    # Before the evaluation, which may take longer than SIGTERM leaves time for.
+                    if interruption.received and step < self.config.max_steps:
+                        self._save()
+                        raise RunInterrupted.after(step, self.config.max_steps)
+                    if self._is_due(step):
+                        log(self._evaluate(epoch))
+                    else:
+                        log(None)
         except BaseException as error:
             self._explain_stop(error)
             raise
         finally:
             finish_log()
-        self._save_last()
+        with atomic_directory(self.last_path) as unfinished:
+            self._save_student(unfinished)
         return self.progress
 
-    def _restore(self) -> int:
-        """Load the newest checkpoint, if there is one. RETURNS: the first step to take."""
+    def _restore(self) -> None:
+        """Load the newest checkpoint, if there is one."""
         path = self.checkpoints.newest()
         if path is None:
-            return 0
+            return
         hidden = self.distiller.hidden
         step, state = self.checkpoints.load(path, self.nlp, self.optimizer, hidden)
         state["results"] = [(score, i) for score, i in state["results"]]
         self.progress = Progress(**state)
-        if self.progress.best()[1] == step:  # it may have been killed before it made the copy
-            _copy(self.last_path, self.best_path)
+        self._hand_out(path)  # it may have been killed before it did so
         for _ in range(step + 1):  # schedules are generators, which cannot jump to a step
             self.optimizer.step_schedules()
             next(self._dropouts)
-        return step + 1
 
-    def _batches(self, start: int) -> Iterator[tuple[int, int, Sequence[TransferExample]]]:
-        """Yield step, epoch and batch from a step on."""
+    def _batches(self) -> Iterator[tuple[int, int, Sequence[TransferExample]]]:
+        """Yield step, epoch and batch of the steps to take.
+
+        The first is the last one of the checkpoint if that was written before its evaluation.
+        """
+        is_complete = not self._is_due(self.progress.step) or self.progress.is_evaluated
+        start = max(0, self.progress.step + is_complete)
         batches = make_batches(self.transfer_set, self.config, self.training["batcher"], self.seed)
         for step, (epoch, batch) in enumerate(batches):
-            if step == start:
-                self._reseed(step)
             if step >= start:
                 yield step, epoch, batch
+
+    def _is_due(self, step: int) -> bool:
+        """Whether an evaluation follows a step."""
+        return step % self.training["eval_frequency"] == 0
 
     def _is_out_of_patience(self) -> bool:
         patience = self.training["patience"]
@@ -156,61 +174,84 @@ class TrainingLoop:
     def _take_step(self, step: int, epoch: int, batch: Sequence[TransferExample]) -> None:
         if self.training["before_update"]:
             self.training["before_update"](self.nlp, {"step": step, "epoch": epoch})
+        # A run that is resumed at any step draws the same random numbers as one that never stopped.
+        fix_random_seed((self.seed * 1_000_003 + step) % 2**32)
         stage, drop = self.config.stage_at(step), next(self._dropouts)
         for part in subdivide_batch(batch, self.training["accumulate_gradient"]):
-            self.distiller.update(part, stage, drop=drop, losses=self._losses)
+            self.distiller.update(part, stage, drop=drop, losses=self.progress.losses)
         self.distiller.finish_update(self.optimizer)
         self.optimizer.step_schedules()
         self.progress.step = step
         self.progress.words += sum(map(len, batch))
         self.progress.seconds = timer() - self._began
 
-    def _evaluate(self, step: int, epoch: int) -> dict[str, Any]:
+    def _evaluate(self, epoch: int) -> dict[str, Any]:
         """Score the student, and save it with a checkpoint.
 
         RETURNS: the information that loggers of `spacy train` expect.
         """
+        progress = self.progress
         with self.nlp.use_params(self.optimizer.averages or {}):
             score, scores = self.evaluate()
-        self.progress.results.append((score, step))
+        progress.results.append((score, progress.step))
+        losses, progress.losses = progress.losses, self._no_losses()
         info = {
             "epoch": epoch,
-            "step": step,
+            "step": progress.step,
             "score": score,
             "other_scores": scores,
-            "losses": self._losses,
-            "checkpoints": self.progress.results,
-            "seconds": int(self.progress.seconds),
-            "words": self.progress.words,
+            "losses": losses,
+            "checkpoints": progress.results,
+            "seconds": int(progress.seconds),
+            "words": progress.words,
             "output_path": str(self.last_path),
         }
         with self.nlp.select_pipes(disable=self.distiller.frozen):
             update_meta(self.training, self.nlp, info)
-        self._save_last()
-        state = asdict(self.progress)
-        self.checkpoints.save(step, self.nlp, self.optimizer, self.distiller.hidden, state)
-        if self.progress.best()[1] == step:
-            _copy(self.last_path, self.best_path)
+        self._hand_out(self._save())
         return info
 
-    def _save_last(self) -> None:
+    def _save(self) -> Path:
+        """Save a checkpoint. RETURNS: its directory."""
+        return self.checkpoints.save(
+            self.progress.step,
+            self.nlp,
+            self.optimizer,
+            self.distiller.hidden,
+            asdict(self.progress),
+            self._save_student,
+        )
+
+    def _save_student(self, directory: Path) -> None:
         with self.nlp.use_params(self.optimizer.averages or {}):
-            self._before_to_disk(self.nlp).to_disk(self.last_path)
+            self._before_to_disk(self.nlp).to_disk(directory)
+
+    def _hand_out(self, checkpoint: Path) -> None:
+        """Copy the student of a checkpoint to where users look for it, if it was evaluated.
+
+        The checkpoint is complete before the first copy begins, so a run that is killed between
+        them makes them again.
+        """
+        if not self.progress.is_evaluated:
+            return
+        targets = [self.last_path]
+        if self.progress.best()[1] == self.progress.step:
+            targets.append(self.best_path)
+        for target in targets:
+            with atomic_directory(target) as unfinished:
+                shutil.copytree(checkpoint / STUDENT, unfinished, dirs_exist_ok=True)
 
     def _explain_stop(self, error: BaseException) -> None:
         """Tell the user how to go on after an error, if there is a checkpoint."""
-        if self.progress.results:
+        step = self.checkpoints.newest_step()
+        if step is not None and not isinstance(error, (RunInterrupted, WriteError)):
             msg.warn(
-                f"Stopped at step {self.progress.step} by {error!r}. Go on from step "
-                f"{self.progress.results[-1][1]}, the last evaluation, with --resume"
+                f"Stopped at step {self.progress.step} by {error!r}. Go on from step {step}, the "
+                f"newest checkpoint, with --resume"
             )
 
     def _no_losses(self) -> dict[str, float]:
         return {name: 0.0 for name, _ in trainable_pipes(self.nlp)}
-
-    def _reseed(self, step: int) -> None:
-        """Restart all random numbers, so a run that resumes at a step goes on as without a stop."""
-        fix_random_seed((self.seed * 1_000_003 + step) % 2**32)
 
 
 def make_batches(
@@ -242,9 +283,3 @@ def make_batches(
                 "discard_oversize = true, it drops all documents that are longer than a batch."
             )
         epoch += 1
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Replace a directory by a copy of another."""
-    with atomic_directory(target) as unfinished:
-        shutil.copytree(source, unfinished, dirs_exist_ok=True)

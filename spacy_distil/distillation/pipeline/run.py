@@ -10,7 +10,7 @@ from typing import Any
 from confection import ConfigValidationError
 from spacy.cli._util import setup_gpu
 from spacy.language import Language
-from spacy.training.loop import DIR_MODEL_BEST, create_evaluation_callback
+from spacy.training.loop import DIR_MODEL_BEST, DIR_MODEL_LAST, create_evaluation_callback
 from wasabi import msg
 
 from spacy_distil.distillation.pipeline.checkpoint import Checkpoints
@@ -27,7 +27,9 @@ from spacy_distil.distillation.pipeline.corpus import (
     resolve_corpora,
 )
 from spacy_distil.distillation.pipeline.distiller import PipelineDistiller, make_distiller
+from spacy_distil.distillation.pipeline.evaluation import check_development
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
+from spacy_distil.distillation.pipeline.language import compare_tokenizers, warn_of_differences
 from spacy_distil.distillation.pipeline.loop import Progress, TrainingLoop
 from spacy_distil.distillation.pipeline.student import check_gold_labels, make_student
 from spacy_distil.errors import ConfigError, CorpusError
@@ -82,20 +84,25 @@ class PipelineRun:
         self.directory = RunDirectory(
             output,
             kind="pipeline",
+            own=frozenset({"start", "teacher", DIR_MODEL_BEST, DIR_MODEL_LAST}),
             # Labels and start are written before the documents are compared. The cache compares
             # its inputs itself.
             kept=frozenset({"labels", "start", "cache"}),
             free=FREE_ON_RESUME,
+            finished=frozenset({"step", "steps", "score"}),
         )
         self.checkpoints = Checkpoints(output / "checkpoints")
-        if not (resume or force):
-            self.directory.refuse_run()
+        self.directory.check(resume=resume, force=force)
         setup_gpu(gpu_id)
         self.teacher = teacher if isinstance(teacher, Language) else load_pipeline(str(teacher))
         self.inputs = {"the teacher": fingerprint_pipeline(self.teacher)}
 
     def run(self) -> DistilledPipeline:
         """Distil the student, or finish an earlier run that did not."""
+        with self.directory.explain_write_errors(self.checkpoints.newest_step):
+            return self._run()
+
+    def _run(self) -> DistilledPipeline:
         earlier = self._find_earlier()
         self.directory.write_settings(self.settings.spacy)
         self._make_student()
@@ -131,6 +138,8 @@ class PipelineRun:
         """Read and check the documents, and add their fingerprints to the inputs."""
         train, dev, text = self.readers
         transfer_set = read_transfer_set(self.student, train, text)
+        texts = [doc.text for doc in transfer_set.docs]
+        warn_of_differences(compare_tokenizers(self.student, self.teacher, texts))
         gold = [each.example for each in transfer_set.gold]
         check_gold_labels(self.student, gold, frozen=self.training["frozen_components"])
         self.inputs["the documents"] = fingerprint_docs(transfer_set.docs)
@@ -138,6 +147,7 @@ class PipelineRun:
         development = list(dev(self.student))
         if not development:
             raise CorpusError("The development corpus has no documents in it: look at [paths] dev.")
+        check_development(self.student, development, self.training["score_weights"])
         self.inputs["the development documents"] = fingerprint_annotation(development)
         return transfer_set
 
@@ -184,6 +194,7 @@ class PipelineRun:
             "steps": progress.step,
             "step": step,
             "score": score,
+            "improved": step > 0,
             "words": progress.words,
             "seconds": round(progress.seconds, 1),
             "cache_bytes": distiller.cache.n_bytes if distiller.cache is not None else 0,
@@ -191,9 +202,28 @@ class PipelineRun:
         self.directory.write_results(results)
         self.checkpoints.remove()
         msg.good(f"Saved the best student, of step {step}, to {self.output / DIR_MODEL_BEST}")
+        if step == 0:
+            _warn_of_no_gain(progress)
         return self._distilled(results)
 
     def _distilled(self, results: Mapping[str, Any]) -> DistilledPipeline:
         return DistilledPipeline(
             self.output / DIR_MODEL_BEST, results["step"], results["steps"], results["score"]
         )
+
+
+def _warn_of_no_gain(progress: Progress) -> None:
+    """Tell the user in yellow that the best student is the one before all steps but the first."""
+    if len(progress.results) == 1:
+        msg.warn(
+            f"model-best is the student of step 0: none of the {progress.step} steps after it was "
+            "evaluated. Set a smaller training.eval_frequency"
+        )
+        return
+    first, last = progress.results[0][0], progress.results[-1][0]
+    msg.warn(
+        "The best student is the one of step 0: teaching only made it worse",
+        f"The score was {first:.4f} at step 0, and {last:.4f} at the last evaluation. Likely "
+        "reasons: the documents are unlike the development documents, the learning rate is too "
+        "high, the steps are too few, or the teacher is no better than the student.",
+    )

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import srsly
 from confection import Config
+from spacy.errors import Warnings
 from spacy.language import Language
 from spacy.training import Example
-from spacy.training.initialize import init_nlp
-from thinc.api import Model
+from spacy.util import (
+    get_sourced_components,
+    load_model_from_config,
+    logger,
+    resolve_dot_names,
+)
+from thinc.api import Model, fix_random_seed, set_gpu_allocator
 from wasabi import msg
 
 from spacy_distil.component.pipe import DistilTransformerPipe
@@ -21,16 +28,24 @@ from spacy_distil.distillation.pipeline.config import (
     SECTION,
     PipelineDistilConfig,
     StudentSettings,
+    resolve_training,
 )
-from spacy_distil.distillation.pipeline.heads import PipeSettings, find_pairs
+from spacy_distil.distillation.pipeline.heads import Pairing, find_pairs
+from spacy_distil.distillation.pipeline.heads.pairs import is_learner
 from spacy_distil.distillation.pipeline.hidden import find_encoder
 from spacy_distil.distillation.pipeline.labels import (
+    has_annotation,
     labels_for,
     list_labels,
     output_names,
     unknown_labels,
 )
-from spacy_distil.errors import ConfigError
+from spacy_distil.distillation.pipeline.language import (
+    keep_tokenizer,
+    take_language,
+    take_state,
+)
+from spacy_distil.errors import ConfigError, CorpusError
 
 
 def make_student(
@@ -42,7 +57,7 @@ def make_student(
     RETURNS (student, start): the latter describes the start of the encoder and of each pipe that
         has a teacher. It is empty if the student starts as its config says.
     """
-    config = save_labels(teacher, settings.spacy, output / "labels", settings.pipes)
+    config, takes_tokenizer = take_language(settings.spacy, teacher, settings.student.tokenizer)
     starts_from_teacher = _check_start(settings.student, teacher, config)
     if starts_from_teacher:
         layers, n_layers = settings.student.layers, settings.student.n_layers
@@ -50,14 +65,28 @@ def make_student(
     else:
         # A run that was replaced may have left one.
         shutil.rmtree(output / "start", ignore_errors=True)
-    student = init_nlp(config, use_gpu=gpu_id)
+    prepare_process(config, gpu_id)
+    student = load_model_from_config(config, auto_fill=True)
+    frozen = student.config.interpolate()["training"]["frozen_components"]
+    pairing = find_pairs(student, teacher, settings.pipes, frozen=frozen)
+    pairs = pairing.sources
+    student.config = save_labels(teacher, student.config, output / "labels", pairs)
+    take_state(student, teacher, tokenizer=takes_tokenizer)
+    with keep_tokenizer(student) if takes_tokenizer else nullcontext():
+        initialize(student, get_sourced_components(config.interpolate()), pairing)
     start: dict[str, str] = {}
+    if takes_tokenizer:
+        start["the tokenizer"] = "the teacher's"
     if starts_from_teacher:
         encoder = find_encoder(student)
         assert encoder is not None
         start[encoder.name] = f"{get_encoder(encoder.model).n_layers} of the teacher's layers"
-        pairs = _new_pairs(student, teacher, settings, config)
-        for name, outcome in copy_heads(student, teacher, pairs).items():
+        new = {
+            name: source
+            for name, source in pairs.items()
+            if "factory" in config["components"][name]  # not from another pipeline
+        }
+        for name, outcome in copy_heads(student, teacher, new).items():
             start[name] = "the teacher's" if outcome == "copied" else f"random weights: {outcome}"
     return student, start
 
@@ -81,26 +110,58 @@ def _check_start(settings: StudentSettings, teacher: Language, config: Config) -
     return False
 
 
-def _new_pairs(
-    student: Language, teacher: Language, settings: PipelineDistilConfig, config: Config
-) -> dict[str, str]:
-    """Find the pairs of pipes whose student is new: neither frozen nor from another pipeline."""
-    frozen = student.config["training"]["frozen_components"]
-    return {
-        name: source
-        for name, source in find_pairs(student, teacher, settings.pipes).items()
-        if "factory" in config["components"][name] and name not in frozen
-    }
+def prepare_process(config: Config, gpu_id: int) -> None:
+    """Set the random seed and the allocator of GPU memory, as `spacy train` does."""
+    training = config.interpolate()["training"]
+    if training.get("seed") is not None:
+        fix_random_seed(training["seed"])
+    if gpu_id >= 0 and training.get("gpu_allocator"):
+        set_gpu_allocator(training["gpu_allocator"])
+
+
+def initialize(student: Language, sourced: Collection[str], pairing: Pairing) -> None:
+    """Initialize a student, as spaCy's `init_nlp` does.
+
+    sourced: names of the components from other pipelines. They keep their weights.
+    pairing: the pipes that learn from the teacher.
+    Raises CorpusError if there are no training documents, and ConfigError if no annotation shows a
+        pipe its labels.
+    """
+    config = student.config.interpolate()
+    training = resolve_training(config)
+    frozen = training["frozen_components"]
+    (train,) = resolve_dot_names(config, [training["train_corpus"]])
+    resumed = [name for name in sourced if name not in frozen]
+    if resumed:
+        with student.select_pipes(enable=resumed):
+            student.resume_training(sgd=training["optimizer"])
+    student._link_components()
+    examples = list(train(student))
+    if not examples:
+        raise CorpusError("The training corpus has no documents in it: look at [paths] train.")
+    with student.select_pipes(disable=[*frozen, *resumed]):
+        check_annotation(student, examples, pairing)
+        try:
+            student.initialize(lambda: examples, sgd=training["optimizer"])
+        except ValueError as error:
+            if not str(error).startswith("[E"):
+                raise
+            raise ConfigError(f"The student cannot be initialized: {error}") from error
+    annotating = training["annotating_components"]
+    for name, pipe in student.pipeline:
+        for listener in getattr(pipe, "listening_components", []):
+            is_frozen = (name in frozen, listener in frozen)
+            if is_frozen == (False, True):
+                logger.warning(Warnings.W087.format(name=name, listener=listener))
+            elif is_frozen == (True, False) and name not in annotating:
+                logger.warning(Warnings.W086.format(name=name, listener=listener))
 
 
 # Labels
 
 
 def save_labels(
-    teacher: Language,
-    config: Config,
-    directory: Path,
-    pipes: Mapping[str, PipeSettings],
+    teacher: Language, config: Config, directory: Path, pairs: Mapping[str, str]
 ) -> Config:
     """Give the student's pipes the labels of the teacher's pipes, in the same order.
 
@@ -109,21 +170,15 @@ def save_labels(
 
     config: the student's, not interpolated.
     directory: receives the files. It is created if it is missing.
-    pipes: how pipes learn. A pipe that learns from gold alone takes its labels from the gold.
+    pairs: the teacher's name of a pipe, by the student's.
     RETURNS: the config, with [initialize.components.NAME.labels] set for each pipe that learns from
         the teacher and has no labels in the config.
     """
     config = config.copy()
-    for name, component in config["components"].items():
-        settings = pipes.get(name, PipeSettings())
-        source = settings.source(name)
+    for name, source in pairs.items():
+        component = config["components"][name]
         initialize = config.get("initialize", {}).get("components", {}).get(name, {})
-        if (
-            "factory" not in component
-            or settings.target == "gold"
-            or source not in teacher.pipe_names
-            or initialize.get("labels") is not None
-        ):
+        if "factory" not in component or initialize.get("labels") is not None:
             continue
         labels = labels_for(component["factory"], teacher, source)
         if labels is None:
@@ -135,6 +190,32 @@ def save_labels(
         components = config.setdefault("initialize", {}).setdefault("components", {})
         components.setdefault(name, {})["labels"] = reader
     return config
+
+
+def check_annotation(student: Language, examples: Sequence[Example], pairing: Pairing) -> None:
+    """Raise ConfigError if the annotation has nothing for a pipe that learns from it alone.
+
+    student: made, but not initialized.
+    examples: the training data.
+    pairing: the pipes that learn from the teacher.
+    """
+    given = student.config.interpolate()["initialize"]["components"]
+    problems = [
+        f"{name!r}: {pairing.alone.get(name, 'the teacher has no pipe that could teach it')}"
+        for name, pipe in student.pipeline
+        if is_learner(pipe)
+        and name not in pairing.sources
+        and given.get(name, {}).get("labels") is None
+        and not has_annotation(pipe, examples)
+    ]
+    if problems:
+        raise ConfigError(
+            "The training corpus has no annotation for pipes that do not learn from the teacher, "
+            "so they have nothing to learn.\n" + "\n".join(problems) + "\n"
+            "Remove the pipes from [nlp] pipeline and from [components], or give documents that "
+            "are annotated for them. 'init-config pipeline --teacher' writes a config with the "
+            "teacher's pipes."
+        )
 
 
 def check_gold_labels(

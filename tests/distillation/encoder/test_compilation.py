@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from torch._dynamo.utils import counters
 
 from spacy_distil.distillation import distil_encoder
+from spacy_distil.distillation.encoder import compilation
 from spacy_distil.errors import ConfigError
 from tests.teachers import log_of, write_teacher
 from tests.util import same
@@ -77,6 +78,48 @@ def test_it_learns_the_same(text_file: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(compiled.path), expected, rtol=1e-4, atol=1e-6)
     weights = [load_file(run.path / "model.safetensors") for run in (compiled, plain)]
     assert same(*weights, atol=1e-4)
+
+
+STAGES = {
+    "hidden": {"objectives": ["HiddenStates"]},
+    "relations": {"objectives": ["Relations"]},
+    "predict": {"objectives": ["SoftTargets", "MaskedLM", "Cosine"]},
+}
+
+
+def compiled_graphs(text_file: Path, output: Path, stages: dict[str, Any]) -> int:
+    """Count the graphs that torch compiles for a run of 6 steps. The last block is padded."""
+    teacher = write_teacher(output / "teacher", "bert", head=True, layers=2)
+    config = settings(teacher, text_file)
+    config["corpus"]["max_blocks"] = None
+    config["training"] |= {"compile": True, "max_steps": 6, "eval_frequency": 2}
+    torch._dynamo.reset()
+    counters.clear()
+    distil_encoder({**config, "stages": stages}, output / "out", gpu_id=-1)
+    return int(counters["stats"]["unique_graphs"])
+
+
+def test_stages_are_compiled_no_more_often(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The encoders return the same layers in all stages."""
+    one = compiled_graphs(text_file, tmp_path / "one", {})
+    assert compiled_graphs(text_file, tmp_path / "three", STAGES) == one
+    assert "torch has compiled" not in capsys.readouterr().out
+
+
+def test_a_limit_that_is_reached_is_told(
+    text_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, although many batches run without being compiled. The run goes on."""
+    monkeypatch.setattr(compilation, "MAX_COMPILATIONS", 2)
+    assert compiled_graphs(text_file, tmp_path, {}) >= 2
+    text = capsys.readouterr().out
+    assert text.count("torch has compiled the encoders 2 times for different inputs.") == 1
+    assert "Encoder saved to" in text
 
 
 def test_compile_errors_are_explained(

@@ -32,12 +32,12 @@ from spacy_distil.distillation.encoder.building import CorpusPlan, build
 from spacy_distil.distillation.encoder.config import CorpusSettings
 from spacy_distil.distillation.encoder.corpus import Blocks, Corpus, load_corpus, plan_corpus
 from spacy_distil.distillation.encoder.shards import Shards
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, WriteError
 from spacy_distil.runs.files import STALE_AFTER, UNFINISHED, remove_unfinished
 from spacy_distil.students.teachers import Teacher, load_teacher
 from spacy_distil.text import packing, plain_text
 from spacy_distil.text.packing import pack, tokenize
-from spacy_distil.text.plain_text import Part, find_files, read_parts
+from spacy_distil.text.plain_text import Part, TxtDocuments, find_files, read_parts
 
 TeacherDir = Callable[..., Path]
 FIRST, LAST = -1, -2
@@ -84,14 +84,15 @@ text = st.text(st.sampled_from("ab \n\t\rä😀\u2028\x00"), max_size=60)
 
 
 def naive_documents(content: str) -> list[list[str]]:
-    """Documents of words."""
+    """Documents of words: between blank lines, or lines where no blank line divides any."""
     documents: list[list[str]] = [[]]
     for line in content.split("\n"):
         if line.strip():
             documents[-1] += line.split()
         else:
             documents.append([])
-    return [words for words in documents if words]
+    full = [words for words in documents if words]
+    return full if len(full) > 1 else [line.split() for line in content.split("\n") if line.strip()]
 
 
 @settings(max_examples=200)
@@ -128,16 +129,21 @@ def test_long_words_are_cut_and_long_lines_between_words(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("line", ["word " * 1_000_000, "words word words\n" * 300_000])
-def test_memory_for_a_part_is_enough(tmp_path: Path, line: str) -> None:
-    """One document of 5 MB, in one line or many."""
+@pytest.mark.parametrize("txt_documents", ["auto", "blank_lines"])
+def test_memory_for_a_part_is_enough(
+    tmp_path: Path, line: str, txt_documents: TxtDocuments
+) -> None:
+    """5 MB in one line or many, which are documents of their own or one."""
     path = tmp_path / "a.txt"
     path.write_text(line)
     del line
     tracemalloc.start()
-    n_characters = sum(len(part.text) for part in read_parts(path))
+    n_characters = sum(
+        len(part.text) for part in read_parts(path, plain_text.TxtFiles(txt_documents))
+    )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert n_characters > 4_999_990
+    assert n_characters >= 4_800_000
     assert peak < 2e6
 
 
@@ -382,7 +388,28 @@ def test_cache_is_reused_until_content_or_settings_change(
     load(teacher, cache, train=str(moved))
     load(teacher, cache, train=str(moved), block_size=20)
     load(teacher, cache, train=str(moved), max_blocks=2)
-    assert len(list(cache.iterdir())) == 4
+    load(teacher, cache, train=str(moved), txt_documents="lines")
+    assert len(list(cache.iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("txt_documents", "n_documents"), [("auto", 2), ("lines", 3), ("blank_lines", 2)]
+)
+def test_documents_of_txt_files_are_told(
+    teacher: Teacher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    txt_documents: str,
+    n_documents: int,
+) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("ba be\nbi bo\n\nba\n")
+    settings = {"dev_fraction": 0, "txt_documents": txt_documents}
+    corpus = load(teacher, tmp_path / "cache", train=str(text), **settings)
+    (block,) = all_blocks(corpus.train)
+    assert block.count(teacher.tokenizer.sep_token_id) == n_documents
+    told = f"a.txt: {n_documents} documents, "
+    assert told in " ".join(capsys.readouterr().out.split())
 
 
 def test_unfinished_cache_is_no_cache(teacher: Teacher, tmp_path: Path) -> None:
@@ -446,10 +473,10 @@ def test_disk_that_fills_up_while_building(
     teacher: Teacher, text_file: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    needed = r"cannot be written to .*cache: File too large.*about 0\.0 MB; .* MB are free"
+    message = r"/cache/\w+ cannot be written: File too large\..*corpus\.cache"
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         built = pool.submit(load_with_little_room, teacher, cache, text_file)
-        with pytest.raises(CorpusError, match=rf"corpus\.train: .*{needed}.*corpus\.cache"):
+        with pytest.raises(WriteError, match=message):
             built.result()
     assert list(cache.iterdir()) == []
 
@@ -519,7 +546,7 @@ def test_a_vanished_file_is_not_reported_as_a_full_disk(teacher: Teacher, tmp_pa
 def test_cache_that_cannot_be_written(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.write_text("no directory")
-    with pytest.raises(CorpusError, match=r"cannot be written to .*cache: .*corpus\.cache"):
+    with pytest.raises(WriteError, match=r"/cache/\w+ cannot be written: .*corpus\.cache"):
         load(teacher, cache, train=str(text_file))
 
 

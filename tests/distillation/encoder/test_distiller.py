@@ -21,7 +21,6 @@ from spacy_distil.distillation.encoder.objectives import (
     Cosine,
     Encoded,
     HiddenStates,
-    Loss,
     MaskedLM,
     Objective,
     Outputs,
@@ -119,7 +118,7 @@ def test_backward_through_the_outputs_of_the_teacher(
     teacher.model.to(precision)
     with torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):
         outputs = distiller.encode(batch)
-        loss = total(distiller, distiller.losses(outputs))
+        loss = distiller.losses(outputs).total
     assert loss.dtype is torch.float32
     target = outputs.target
     tensors = [target.last_hidden, *target.hidden_states.values(), *target.attention[3]]
@@ -150,8 +149,11 @@ def plain_gradients(
             attention[number] = Attention(*made)
         return Encoded(hidden[-1], dict(enumerate(hidden)), attention, masked_lm_head(model))
 
-    losses = distiller.losses(Outputs(encode(teacher.model), encode(distiller.student), batch))
-    total(distiller, losses).backward()
+    outputs = Outputs(encode(teacher.model), encode(distiller.student), batch)
+    # Each objective alone, as if there were no other.
+    losses = {name: distiller.objective(name)(outputs) for name in distiller.objectives}
+    means = {name: loss.sum / loss.positions for name, loss in losses.items()}
+    distiller.total(means, 0).backward()
     found = gradients(distiller)
     distiller.zero_grad()
     return found
@@ -161,26 +163,34 @@ def gradients(distiller: Distiller) -> dict[str, Tensor]:
     return {name: p.grad for name, p in distiller.named_parameters() if p.grad is not None}
 
 
-def total(distiller: Distiller, losses: Mapping[str, Loss]) -> Tensor:
-    return distiller.total({name: loss.sum / loss.positions for name, loss in losses.items()}, 0)
+def test_losses_are_divided_by_the_positions_of_the_step(teacher: Teacher) -> None:
+    """Of the whole step, if they are given; those of the batch if not."""
+    objectives = all_objectives()
+    distiller, batch = make_distiller(teacher, objectives).eval(), make_batch(teacher)
+    losses = distiller(batch)
+    assert list(losses.parts) == list(objectives)
+    means = {name: loss.sum / loss.positions for name, loss in losses.parts.items()}
+    torch.testing.assert_close(losses.total, distiller.total(means, 0))
+    positions = dict(zip(objectives, (10, 20, 30, 40, 50), strict=True))
+    shares = {name: loss.sum / positions[name] for name, loss in losses.parts.items()}
+    torch.testing.assert_close(
+        distiller(batch, positions=positions).total, distiller.total(shares, 0)
+    )
+    assert not any(loss.sum.requires_grad for loss in losses.parts.values())
 
 
 def test_only_active_objectives_are_computed(teacher: Teacher) -> None:
     distiller, batch = make_distiller(teacher, all_objectives()), make_batch(teacher)
-    ran: list[str] = []
-    for name in distiller.objectives:
-        distiller.objective(name).register_forward_hook(lambda *_, name=name: ran.append(name))
     with counted(teacher.model) as teacher_runs, counted(distiller.student) as student_runs:
-        assert set(distiller(batch, 0, ("mlm",))) == {"mlm"}
-        assert (ran, len(teacher_runs), len(student_runs)) == (["mlm"], 0, 1)
+        assert list(distiller(batch, 0, ("mlm",)).parts) == ["mlm"]
+        assert (len(teacher_runs), len(student_runs)) == (0, 1)
         assert distiller.encode(batch, 0, ("mlm",)).teacher is None
         assert not distiller.encode(batch, 0, ("cosine",)).student.hidden_states
         teacher_runs.clear()
-        assert set(distiller(batch, 0, ("cosine", "mlm"))) == {"cosine", "mlm"}
-        assert (ran, len(teacher_runs)) == (["mlm", "cosine", "mlm"], 1)
-        ran.clear()
-        distiller(batch)
-        assert (ran, len(teacher_runs)) == (list(distiller.objectives), 2)
+        assert list(distiller(batch, 0, ("cosine", "mlm")).parts) == ["cosine", "mlm"]
+        assert len(teacher_runs) == 1
+        assert list(distiller(batch).parts) == list(distiller.objectives)
+        assert len(teacher_runs) == 2
 
 
 def test_the_sum_has_the_weights_of_the_step(teacher: Teacher) -> None:
@@ -202,7 +212,7 @@ def test_the_teacher_is_neither_trained_nor_saved(teacher: Teacher) -> None:
     distiller.train()
     assert not teacher.model.training
     before = deepcopy(teacher.model.state_dict())
-    total(distiller, distiller(make_batch(teacher))).backward()
+    distiller(make_batch(teacher)).total.backward()
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
     for key, value in teacher.model.state_dict().items():
         assert torch.equal(value, before[key])
@@ -236,7 +246,7 @@ def test_nothing_of_a_batch_stays_in_memory(teacher: Teacher) -> None:
         for tensor in (encoded.last_hidden, *next(iter(encoded.attention.values())))
     ]
     assert len(tensors) == 8
-    total(distiller, distiller.losses(outputs)).backward()
+    distiller.losses(outputs).total.backward()
     del outputs
     gc.collect()
     assert [tensor() for tensor in tensors] == [None] * 8

@@ -28,6 +28,17 @@ pytestmark = [
 # A step has an odd number of blocks, so that two processes have unequal shares and micro-batches.
 # The stages are not in alphabetical order, and use different parts of the student. One objective
 # learns a projection.
+STAGES = """
+[stages]
+
+[stages.transfer]
+objectives = ["hidden", "relations"]
+share = 1
+
+[stages.predict]
+objectives = ["soft_targets", "masked_lm"]
+share = 2
+"""
 CONFIG = """
 [teacher]
 name = "{teacher}"
@@ -58,17 +69,7 @@ weight = 2.0
 
 [objectives.relations]
 @distil_objectives = "spacy-distil.Relations.v1"
-
-[stages]
-
-[stages.transfer]
-objectives = ["hidden", "relations"]
-share = 1
-
-[stages.predict]
-objectives = ["soft_targets", "masked_lm"]
-share = 2
-
+{stages}
 [training]
 max_steps = 12
 batch_size = 7
@@ -106,22 +107,36 @@ def assert_same(first: Path, second: Path) -> None:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def alone(
-    teacher_dir: TeacherDir, text_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
-    """A config, and the output of one process that takes all blocks of a step at once."""
-    directory = tmp_path_factory.mktemp("alone")
+def run_alone(directory: Path, teacher: Path, text: Path, stages: str) -> tuple[Path, Path]:
+    """Return a config, and the output of one process that takes all blocks of a step at once."""
     config = directory / "distil.cfg"
-    config.write_text(
-        CONFIG.format(teacher=teacher_dir("bert", head=True), text=text_file, micro_batch=7)
-    )
+    config.write_text(CONFIG.format(teacher=teacher, text=text, micro_batch=7, stages=stages))
     distil_encoder(config, directory / "out", gpu_id=-1)
     return config, directory / "out"
 
 
+@pytest.fixture(scope="module")
+def alone(
+    teacher_dir: TeacherDir, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    teacher = teacher_dir("bert", head=True)
+    return run_alone(tmp_path_factory.mktemp("alone"), teacher, text_file, STAGES)
+
+
 def test_two_processes_equal_one(alone: tuple[Path, Path], tmp_path: Path) -> None:
-    config, expected = alone
+    assert_two_equal_one(*alone, tmp_path)
+
+
+def test_two_processes_equal_one_without_unused_parameters(
+    teacher_dir: TeacherDir, text_file: Path, tmp_path: Path
+) -> None:
+    """Without stages, each step uses the whole student, and nobody looks for the rest."""
+    (tmp_path / "alone").mkdir()
+    one = run_alone(tmp_path / "alone", teacher_dir("bert", head=True), text_file, "")
+    assert_two_equal_one(*one, tmp_path)
+
+
+def assert_two_equal_one(config: Path, expected: Path, tmp_path: Path) -> None:
     arguments = command(config, tmp_path / "out", "--training.micro_batch", "3")
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr

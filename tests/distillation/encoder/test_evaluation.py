@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from spacy_distil.distillation.encoder import evaluation
 from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.evaluation import evaluate
 from spacy_distil.distillation.encoder.objectives import (
@@ -22,6 +21,7 @@ from spacy_distil.distillation.encoder.objectives import (
     Objective,
     SoftTargets,
     prepare_objectives,
+    vocabulary,
 )
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masking import MaskedBatch, Masking, batch_blocks
@@ -77,7 +77,7 @@ def batches(teacher: Teacher, size: int, probability: float = 0.3) -> list[Maske
 def test_scores_are_means_over_positions_for_any_size_of_batches(
     teacher: Teacher, accelerator: Accelerator, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "ACCURACY_ROWS", 7)
+    monkeypatch.setattr(vocabulary, "CPU_CHUNK_ROWS", 7)
     distiller = make_distiller(
         teacher,
         {"soft": SoftTargets([9.0, 5.0], temperature=2.0), "mlm": MaskedLM(2.0), "cos": Cosine()},

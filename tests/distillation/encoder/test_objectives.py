@@ -25,12 +25,13 @@ from spacy_distil.distillation.encoder.objectives import (
     Outputs,
     Relations,
     SoftTargets,
+    VocabularyObjective,
     make_objective,
     prepare_objectives,
+    vocabulary_losses,
 )
-from spacy_distil.distillation.encoder.objectives.chunked import chunked_sum
+from spacy_distil.distillation.encoder.objectives.chunked import chunk_size, chunked_sum
 from spacy_distil.distillation.encoder.objectives.kl_divergence import kl_divergence
-from spacy_distil.distillation.encoder.objectives.vocabulary import vocabulary_loss
 from spacy_distil.errors import ConfigError
 from spacy_distil.students.masked_lm_heads import MaskedLMHead
 from spacy_distil.students.masking import MaskedBatch
@@ -545,20 +546,60 @@ def test_kl_divergence_of_certain_predictions() -> None:
     torch.testing.assert_close(prediction.grad, torch.tensor([[-1.0, 1.0, 0.0]]))
 
 
-def test_vocabulary_loss_passes_rows_with_their_logits() -> None:
-    toy = Toy()
-    head = toy.student.encoded().mlm_head
-    features, numbers = torch.randn(5, 12), torch.arange(5)
-    seen: list[tuple[int, list[int]]] = []
+SHARING: list[VocabularyObjective] = [SoftTargets(temperature=3.0), MaskedLM()]
 
-    def loss(logits: Tensor, numbers: Tensor) -> Tensor:
-        torch.testing.assert_close(logits, head.decode(features[numbers]))
-        seen.append((len(logits), numbers.tolist()))
-        return logits.sum()
 
-    found = vocabulary_loss(loss, features, head, numbers, chunk_rows=2)
-    assert seen == [(2, [0, 1]), (2, [2, 3]), (1, [4])]
-    assert found.positions == 5
+class Products(TorchDispatchMode):
+    """Counts matrix products that make logits, by the number of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.mm) and (
+            result.shape[-1] == VOCABULARY
+        ):
+            self.rows.append(len(result))
+        return result
+
+
+def test_objectives_at_the_same_positions_share_logits() -> None:
+    """The weighted sum has the gradient of separate losses, with 2 products in place of 3."""
+    toy = Toy(student=(2, 2, 12))
+    factors = [0.7, 3.0]
+    separate = [objective(toy.outputs()).sum for objective in SHARING]
+    reference = torch.stack([f * loss for f, loss in zip(factors, separate, strict=True)]).sum()
+    expected = torch.autograd.grad(3 * reference, toy.student.tensors(), allow_unused=True)
+    with Products() as products:
+        joint, sums = vocabulary_losses(SHARING, toy.outputs(), factors)
+    assert products.rows == [6, 6]  # student and teacher
+    torch.testing.assert_close(joint, reference)
+    torch.testing.assert_close(sums, [loss.detach() for loss in separate])
+    found = torch.autograd.grad(3 * joint, toy.student.tensors(), allow_unused=True)
+    for gradient, wanted in zip(found, expected, strict=True):
+        assert (gradient is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(gradient, wanted)
+
+
+def test_the_smallest_chunk_rows_counts() -> None:
+    toy, objectives = Toy(), [SoftTargets(chunk_rows=5), MaskedLM(chunk_rows=2)]
+    with Products() as products:
+        vocabulary_losses(objectives, toy.outputs(), [1.0, 1.0])
+    assert products.rows == [2] * 6
+
+
+def test_chunks_are_larger_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor of a chunk takes a 64th of a GPU's memory, or a row if that is more."""
+    bert = 4 * 30522  # bytes of a row of logits
+    assert chunk_size(torch.device("cpu"), bytes_per_row=bert, on_cpu=1024) == 1024
+    properties = SimpleNamespace(total_memory=16 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    gpu = torch.device("cuda", 0)
+    assert chunk_size(gpu, bytes_per_row=bert, on_cpu=1024) == 2198
+    assert chunk_size(gpu, bytes_per_row=2**40, on_cpu=1024) == 1
 
 
 # Settings

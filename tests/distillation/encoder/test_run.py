@@ -22,7 +22,7 @@ from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.encoder.checkpoint import Checkpoints
 from spacy_distil.distillation.encoder.config import TrainingSettings
 from spacy_distil.distillation.encoder.progress import RunLog
-from spacy_distil.distillation.encoder.trainer import make_optimizer
+from spacy_distil.distillation.encoder.trainer import Trainer, make_optimizer
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.runs.files import UNFINISHED
 from spacy_distil.runs.interruption import RunInterrupted
@@ -99,6 +99,60 @@ def test_student_learns_and_is_an_ordinary_model(
     assert "checkpoints" not in left
     assert not any(name.startswith(".") for name in left)
     assert list((result.path / "logs").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_student_that_is_no_better_than_at_its_start(
+    teacher_dir: TeacherDir,
+    text_file: Path,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    resumed: bool,
+) -> None:
+    """A student with all of its teacher's layers has no loss before it learns."""
+    overrides = {
+        **settings(teacher_dir("bert", head=True), text_file, checkpoint_frequency=4),
+        **HIDDEN_ONLY,
+        "student.n_layers": 4,
+        "training.learn_rate": 0.05,
+    }
+    if resumed:
+        step = Trainer.step
+
+        def interrupted(self: Trainer, number: int, *arguments: Any) -> Any:
+            if number == 6:
+                raise KeyboardInterrupt
+            return step(self, number, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+        capsys.readouterr()
+    distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1, resume=resumed)
+    text = " ".join(capsys.readouterr().out.split())
+    last = log_of(tmp_path / "out", "held_out")[-1]["total"]
+    assert last > 0.001
+    assert (
+        "The student is no better than at its start: its held-out total was 0.0000 before the "
+        f"first step, and is {last:.4f} after the last." in text
+    )
+
+
+def test_a_student_that_has_learned_is_not_warned_about(
+    teacher_dir: TeacherDir,
+    text_file: Path,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    overrides = settings(teacher_dir("bert", head=True), text_file, learn_rate=5e-3)
+    distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    text = capsys.readouterr().out
+    assert "Encoder saved to" in text
+    assert "no better" not in text
 
 
 def test_card_tells_how_the_student_was_made(
@@ -442,8 +496,9 @@ def test_full_disk_loses_no_checkpoint(
                 distil_encoder(config, output, overrides=overrides, gpu_id=-1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "the checkpoint of step 6 cannot be written" in str(error.value)
+    assert "step-00000006.pt cannot be written: File too large" in str(error.value)
     assert "The checkpoint of step 3 is kept" in str(error.value)
+    assert "go on with --resume" in str(error.value)
     assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-00000003.pt"]
     result = distil_encoder(config, output, overrides=overrides, gpu_id=-1, resume=True)
     assert result.steps == 12

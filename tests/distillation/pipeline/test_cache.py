@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from spacy_distil.distillation.pipeline.cache import TeacherCache, open_cache
+from spacy_distil.distillation.pipeline.cache import TeacherCache, open_cache, shards
 from spacy_distil.distillation.pipeline.cache.layout import Layout
 from spacy_distil.distillation.pipeline.cache.state import VERSION
 from spacy_distil.distillation.pipeline.heads.base import Field
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, WriteError
 
 FIELDS = {
     "tagger": {"scores": Field("token", 5, "float16"), "labels": Field("token", 2, "int16")},
@@ -250,11 +250,11 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, hard))
     try:
-        with pytest.raises(ConfigError, match=r"2 of 4 shards are complete.*Make room") as raised:
+        with pytest.raises(WriteError, match=r"2 of 4 shards .* are complete.*--resume") as raised:
             open_with(Teacher(lengths, fields), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "File too large" in str(raised.value)
+    assert "shard-00002.safetensors cannot be written: File too large" in str(raised.value)
     complete = [f"shard-0000{shard}.safetensors" for shard in range(2)]
     assert files(tmp_path) == ["cache.json", *complete]
 
@@ -388,6 +388,38 @@ def test_a_damaged_shard_is_named(damage: str, tmp_path: Path) -> None:
     cache = open_with(teacher, tmp_path / "cache", force=True)
     assert teacher.seen == [1, 2]
     assert_reads(cache, teacher, [0, 1, 2])
+
+
+@pytest.mark.parametrize("place", ["the first value", "the last value", "the header"])
+def test_a_flipped_bit_is_seen_when_the_shard_is_first_read(place: str, tmp_path: Path) -> None:
+    lengths = [60_000, 3, 4]
+    open_with(Teacher(lengths), tmp_path)
+    path = tmp_path / "shard-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    first = 8 + int.from_bytes(content[:8], "little")
+    digest = content.index(b"sha256") + 9
+    content[{"the first value": first, "the last value": -1, "the header": digest}[place]] ^= 1
+    path.write_bytes(content)
+
+    cache = open_with(Teacher(lengths), tmp_path)
+    assert_reads(cache, Teacher(lengths), [0])
+    with pytest.raises(ConfigError, match=r"shard-00001\.safetensors is damaged.*Delete it"):
+        cache.read([1])
+    teacher = Teacher(lengths)
+    assert_reads(open_with(teacher, tmp_path, force=True), teacher, [0, 1, 2])
+    assert teacher.seen == [1, 2]
+
+
+def test_a_shard_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [60_000, 3, 4]
+    cache = open_with(Teacher(lengths), tmp_path)
+    hashed = []
+    check = shards._check_digest
+    monkeypatch.setattr(shards, "_check_digest", lambda *args: hashed.append(1) or check(*args))
+    for _ in range(3):
+        cache.read([0, 1, 2])
+        cache._shard.cache_clear()  # as if there were many shards
+    assert len(hashed) == cache.layout.n_shards == 2
 
 
 def test_a_shard_that_goes_missing_while_it_is_used(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ def test_pipes_have_the_temperature_of_the_distillation_unless_they_have_their_o
     ("overrides", "message"),
     [
         ({"distillation.stages.soft.soft": 0.0}, "would learn nothing"),
+        (
+            {"distillation.stages.gold.share": 0.001},
+            r"gold\.share = 0\.001: .* none is left",
+        ),
         ({"distillation.stages.soft.share": -1}, r"distillation\.stages\.soft\.share = -1"),
         ({"distillation.temperature": 0}, r"distillation\.temperature = 0"),
         ({"distillation.temprature": 2}, "no such setting"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import spacy
@@ -24,7 +25,7 @@ from spacy_distil.errors import ConfigError, CorpusError
 NLP = spacy.blank("en")
 
 
-def texts(path: str | list[str], **settings: int) -> list[str]:
+def texts(path: str | list[str], **settings: Any) -> list[str]:
     return [example.predicted.text for example in Texts(path, **settings)(NLP)]
 
 
@@ -37,6 +38,19 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
     assert texts(str(tmp_path)) == expected
     assert texts([str(tmp_path / "b.jsonl"), str(tmp_path / "a.txt")])[0] == "A line."
     assert texts(str(tmp_path), limit=2) == expected[:2]
+
+
+def test_lines_without_blank_lines_are_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("One.\nTwo.\nThree.\n")
+    assert texts(str(path)) == ["One.", "Two.", "Three."]
+    assert "a.txt: 3 documents, each line is one" in " ".join(capsys.readouterr().out.split())
+    assert texts(str(path), txt_documents="blank_lines") == ["One.\nTwo.\nThree."]
+    assert "a.txt: 1 document" in " ".join(capsys.readouterr().out.split())
+    path.write_text("One.\nTwo.\n\nThree.\n")
+    assert texts(str(path), txt_documents="lines") == ["One.", "Two.", "Three."]
 
 
 def test_annotation_is_left_out(tmp_path: Path) -> None:
@@ -75,8 +89,10 @@ def test_cutting_loses_nothing(text: str, max_words: int) -> None:
     assert all(len(part) <= max_words for part in parts)
 
 
-@pytest.mark.parametrize("settings", [{"max_words": 0}, {"limit": -1}])
-def test_wrong_settings(settings: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"max_words": 0}, {"limit": -1}, {"txt_documents": "paragraphs"}]
+)
+def test_wrong_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         Texts("a.txt", **settings)
 

@@ -108,13 +108,12 @@ def test_the_target_of_the_settings(
 
 
 def test_a_pipe_without_a_teacher_learns_from_gold(all_kinds: Language, bert_dir: Path) -> None:
-    pipes = {"tagger": "tagger", "other": "tagger", "textcat": "textcat_multilabel"}
-    student = build_pipeline(bert_dir, pipes)
+    student = build_pipeline(bert_dir, {"tagger": "tagger", "other": "tagger"})
     student.add_pipe("sentencizer")
     student.initialize(lambda: annotated_examples(student))
     plan = plan_heads(student, all_kinds, {})
     assert list(plan.heads) == ["tagger"]  # neither the encoder nor the sentencizer
-    assert plan.gold == {"other": None, "textcat": None}
+    assert (plan.gold, plan.alone) == ({"other": None}, {})
 
 
 def test_frozen_pipes_do_not_learn(all_kinds: Language, bert_dir: Path) -> None:
@@ -160,7 +159,11 @@ def test_any_encoder_is_no_head(teacher: Language) -> None:
             PipeSettings(target="soft"),
             r"has no pipe 'entities'.* pipes, 'tagger', .*gold",
         ),
-        ("tag", PipeSettings(), r"pipes.tag\]: the student has no such pipe.*'tagger', 'entities'"),
+        (
+            "tag",
+            PipeSettings(),
+            r"pipes.tag\]: the student has no such pipe.*'tagger', 'ner', 'ent",
+        ),
         ("sentencizer", PipeSettings(), r"sentencizer\]: this pipe is not trainable"),
         ("transformer", PipeSettings(), r"transformer\]: this pipe is the encoder"),
     ],
@@ -168,7 +171,8 @@ def test_any_encoder_is_no_head(teacher: Language) -> None:
 def test_settings_that_cannot_work(
     all_kinds: Language, bert_dir: Path, pipe: str, settings: PipeSettings, problem: str
 ) -> None:
-    student = build_pipeline(bert_dir, {"tagger": "tagger", "entities": "ner"})
+    # The teacher's `ner` has a pupil of its own name.
+    student = build_pipeline(bert_dir, {"tagger": "tagger", "ner": "ner", "entities": "ner"})
     student.add_pipe("sentencizer")
     student.initialize(lambda: annotated_examples(student))
     with pytest.raises(ConfigError, match=problem):
@@ -180,9 +184,96 @@ def test_pairs_are_those_with_heads_in_the_plan(all_kinds: Language, bert_dir: P
         bert_dir, {"tagger": "tagger", "second": "tagger", "senter": "senter", "new": "tagger"}
     )
     pipes = {"second": PipeSettings(teacher="tagger"), "senter": PipeSettings(target="gold")}
-    pairs = find_pairs(student, all_kinds, pipes)
+    pairs = find_pairs(student, all_kinds, pipes).sources
     assert pairs == {"tagger": "tagger", "second": "tagger"}
     assert list(plan_heads(student, all_kinds, pipes).heads) == list(pairs)
+
+
+def stock(**factories: str) -> Language:
+    """A pipeline of pipes that are not initialized, by their names."""
+    nlp = spacy.blank("en")
+    for name, factory in factories.items():
+        nlp.add_pipe(factory, name=name)
+    return nlp
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        # A name of its own, and one candidate on each side.
+        ({"tags": "tagger"}, {"tagger": "tagger"}, {"tags": "tagger"}),
+        ({"ner": "ner"}, {"distil_ner": "distil_ner"}, {"ner": "distil_ner"}),
+        ({"ner": "distil_ner"}, {"entities": "ner"}, {"ner": "entities"}),
+        ({"cats": "textcat"}, {"textcat": "textcat_multilabel"}, {}),
+        # The same kind before one that suits, too.
+        ({"a": "ner"}, {"b": "distil_ner", "c": "ner"}, {"a": "c"}),
+        # A name that stands for something else on the other side.
+        (
+            {"tags": "tagger", "pos": "morphologizer"},
+            {"tags": "morphologizer", "pos": "tagger"},
+            {"tags": "pos", "pos": "tags"},
+        ),
+        # A pipe that is taught already is no candidate.
+        ({"tagger": "tagger", "tags": "tagger"}, {"tagger": "tagger"}, {"tagger": "tagger"}),
+        (
+            {"tagger": "tagger", "b": "tagger"},
+            {"tagger": "tagger", "c": "tagger"},
+            {"tagger": "tagger", "b": "c"},
+        ),
+    ],
+)
+def test_pairs_of_other_names_by_kind(
+    student: dict[str, str], teacher: dict[str, str], expected: dict[str, str]
+) -> None:
+    pairing = find_pairs(stock(**student), stock(**teacher), {})
+    assert (pairing.sources, pairing.alone) == (expected, {})
+    assert pairing.unused == [name for name in teacher if name not in expected.values()]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "alone"),
+    [
+        ({"x": "ner"}, {"a": "ner", "b": "ner"}, ["x"]),
+        ({"x": "ner", "y": "distil_ner"}, {"a": "beam_ner"}, ["x", "y"]),
+    ],
+)
+def test_several_candidates_need_a_setting(
+    student: dict[str, str], teacher: dict[str, str], alone: list[str]
+) -> None:
+    own, theirs = stock(**student), stock(**teacher)
+    pairing = find_pairs(own, theirs, {})
+    assert pairing.sources == {}
+    assert list(pairing.alone) == alone
+    for name in alone:
+        assert f"Set teacher in [distillation.pipes.{name}]" in pairing.alone[name]
+        assert all(repr(each) in pairing.alone[name] for each in (*student, *teacher))
+    pipes = {"x": PipeSettings(teacher="a")}
+    assert find_pairs(own, theirs, pipes).sources == {"x": "a"}
+    assert find_pairs(own, theirs, {}, frozen=alone[1:]).sources == (
+        {} if len(teacher) > 1 else {"x": "a"}
+    )
+
+
+def test_pipes_of_the_teacher_that_nobody_takes() -> None:
+    teacher = stock(tok2vec="tok2vec", tagger="tagger", sentencizer="sentencizer", spans="spancat")
+    teacher.add_pipe("attribute_ruler")
+    student = stock(tagger="tagger", sentencizer="sentencizer", attribute_ruler="tagger")
+    assert find_pairs(student, teacher, {}).unused == ["spans", "attribute_ruler"]
+    pipes = {"tagger": PipeSettings(target="gold")}
+    frozen = find_pairs(student, teacher, pipes, frozen=["attribute_ruler"])
+    assert frozen.unused == ["spans", "attribute_ruler"]  # the tagger is told as one of gold
+
+
+def test_a_head_of_another_name_records_its_own_teacher(
+    all_kinds: Language, bert_dir: Path
+) -> None:
+    student = pipeline(bert_dir, {"tags": "tagger"})
+    plan = plan_heads(student, all_kinds, {})
+    head = plan.heads["tags"]
+    assert head.teacher is all_kinds.get_pipe("tagger")
+    assert head.settings.source("tags") == "tagger"
+    assert "'tagger'" in head.source
+    assert "ner" in plan.unused
 
 
 # The first target that is possible

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ import spacy_distil
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.run import DistilledPipeline
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.runs.interruption import RunInterrupted
 from tests.distillation.pipeline.util import (
     annotated_examples,
     student_config,
     train_pipeline,
     write_corpus,
 )
-from tests.util import write_encoder
+from tests.util import registry, write_encoder
 
 PIPES = ("morphologizer", "tagger", "ner", "textcat")
 
@@ -191,6 +194,44 @@ def test_a_killed_run_ends_as_one_that_was_not(
     spacy_distil.distil_pipeline(teacher, config, killed, resume=True)
     assert same(killed / "model-last", tmp_path / "whole" / "model-last")
     assert same(killed / "model-best", tmp_path / "whole" / "model-best")
+
+
+# Steps in which the process gets SIGTERM. A callback, since a run has no other place of a test's.
+TERMINATED: set[int] = set()
+
+
+def make_terminate() -> Any:
+    def terminate(nlp: Language, info: Mapping[str, Any]) -> None:
+        if info["step"] in TERMINATED:
+            TERMINATED.discard(info["step"])
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return terminate
+
+
+@pytest.mark.slow
+def test_sigterm_makes_a_checkpoint(teacher: Language, config: Config, tmp_path: Path) -> None:
+    """Between evaluations, and in a step that an evaluation follows."""
+    registry.callbacks.register("tests.Terminate.v1", func=make_terminate)
+    config["training"]["before_update"] = {"@callbacks": "tests.Terminate.v1"}
+    config["training"]["optimizer"]["use_averages"] = True
+    config["distillation"]["cache"] = str(tmp_path / "cache")
+    whole = spacy_distil.distil_pipeline(teacher, config, tmp_path / "whole")
+
+    output = tmp_path / "stopped"
+    for step in (0, 5, 8):
+        TERMINATED.add(step)
+        message = f"stopped by SIGTERM after step {step} of 12, and saved a checkpoint.*--resume"
+        with pytest.raises(RunInterrupted, match=message):
+            spacy_distil.distil_pipeline(teacher, config, output, resume=True)
+        assert [path.name for path in (output / "checkpoints").iterdir()] == [f"step-{step:08d}"]
+    TERMINATED.add(12)  # in the last step the run finishes first
+    stopped = spacy_distil.distil_pipeline(teacher, config, output, resume=True)
+    assert replace(stopped, path=whole.path) == whole
+    for name in ("model-best", "model-last"):
+        found, expected = tmp_path / "stopped" / name, tmp_path / "whole" / name
+        assert same(found, expected)
+        assert (found / "meta.json").read_bytes() == (expected / "meta.json").read_bytes()
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from spacy_distil.distillation.pipeline.heads import PipeSettings
 from spacy_distil.distillation.pipeline.student import (
     check_gold_labels,
     copy_heads,
@@ -33,6 +32,7 @@ from tests.distillation.pipeline.util import (
 )
 from tests.util import LISTENER, encoder_of, torch_model_of, write_encoder
 
+SAME = {name: name for name in PIPES}
 TEXTS = ("We paid $ 20 in Rome Ann visited New Oslo .", "Bob visited New Zürich .", "")
 
 
@@ -74,7 +74,7 @@ def test_labels_of_each_pipe_come_from_the_teacher(
     teacher: Language, bert_dir: Path, tmp_path: Path, no_gold: Any
 ) -> None:
     config = student_config(bert_dir, PIPES)
-    saved = save_labels(teacher, config, tmp_path / "labels", {})
+    saved = save_labels(teacher, config, tmp_path / "labels", SAME)
     assert config == student_config(bert_dir, PIPES)  # left as it was
     names = sorted(path.stem for path in (tmp_path / "labels").iterdir())
     assert names == sorted(set(PIPES) - {"senter"})
@@ -103,8 +103,7 @@ def test_labels_of_one_kind_of_entity_recognizer_fit_the_other(
     teacher = build_pipeline(bert_dir, {"names": kind})
     teacher.initialize(lambda: annotated_examples(teacher))
     config = student_config(bert_dir, {"entities": other})
-    pipes = {"entities": PipeSettings(teacher="names")}
-    student = initialized(save_labels(teacher, config, tmp_path, pipes), no_gold)
+    student = initialized(save_labels(teacher, config, tmp_path, {"entities": "names"}), no_gold)
     assert set(student.get_pipe("entities").labels) == {"PER", "LOC"}
     # As if it had seen them itself.
     alone = initialized(config)
@@ -130,11 +129,8 @@ def test_labels_that_the_student_does_not_take(
     config = student_config(bert_dir, pipes)
     own = {"@readers": "spacy.read_labels.v1", "path": "own.json", "require": False}
     config["initialize"]["components"] = {"ner": {"labels": own}}
-    settings = {
-        "tagger": PipeSettings(target="gold"),
-        "third": PipeSettings(teacher="tagger"),
-    }
-    saved = save_labels(teacher, config, tmp_path / "labels", settings)
+    pairs = {"third": "tagger", "ner": "ner", "textcat": "textcat"}
+    saved = save_labels(teacher, config, tmp_path / "labels", pairs)
     assert set(saved["initialize"]["components"]) == {"ner", "third"}
     assert saved["initialize"]["components"]["ner"]["labels"] == own
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["third.json"]
@@ -336,7 +332,7 @@ def scores_of(nlp: Language, name: str, docs: list[Doc]) -> np.ndarray:
 @pytest.fixture
 def whole_student(teacher: Language, bert_dir: Path, tmp_path: Path) -> Language:
     """A student of all the teacher's layers, before its heads are copied."""
-    config = save_labels(teacher, student_config(bert_dir, PIPES), tmp_path / "labels", {})
+    config = save_labels(teacher, student_config(bert_dir, PIPES), tmp_path / "labels", SAME)
     config = start_from_teacher(config, teacher, tmp_path / "encoder", "first", 2)
     return initialized(config)
 
@@ -358,7 +354,7 @@ def test_student_with_all_of_the_teacher_predicts_the_same(
     for name in PIPES:
         own, other = scores(name)
         assert not np.allclose(own, other, atol=1e-3), name
-    copied = copy_heads(student, teacher, {name: name for name in PIPES})
+    copied = copy_heads(student, teacher, SAME)
     assert copied == dict.fromkeys(PIPES, "copied")
     for name in PIPES:
         own, other = scores(name)
@@ -374,7 +370,7 @@ def test_student_with_all_of_the_teacher_predicts_the_same(
 
 def test_copied_heads_are_copies(teacher: Language, whole_student: Language) -> None:
     before = {name: teacher.get_pipe(name).model.to_bytes() for name in PIPES}
-    copy_heads(whole_student, teacher, {name: name for name in PIPES})
+    copy_heads(whole_student, teacher, SAME)
     for name in PIPES:
         for node in whole_student.get_pipe(name).model.walk():
             for parameter in node.param_names:
@@ -440,7 +436,9 @@ def test_heads_that_do_not_fit_stay_as_they_were(
         "ner": "distil_ner",
         "parser": "parser",
     }
-    config = save_labels(teacher, student_config(narrow, pipes), tmp_path, {})
+    config = save_labels(
+        teacher, student_config(narrow, pipes), tmp_path, {name: name for name in pipes}
+    )
     model = config["components"]["parser"]["model"]
     model["hidden_width"] = 8
     student = initialized(config)
@@ -465,7 +463,7 @@ def test_heads_that_do_not_fit_stay_as_they_were(
 def test_stock_listeners_do_not_stand_in_the_way(
     teacher: Language, bert_dir: Path, tmp_path: Path
 ) -> None:
-    config = save_labels(teacher, student_config(bert_dir, PIPES), tmp_path, {})
+    config = save_labels(teacher, student_config(bert_dir, PIPES), tmp_path, SAME)
     for name in PIPES:
         listener = config["components"][name]["model"]["tok2vec"]
         assert listener["@architectures"] == LISTENER["@architectures"]
@@ -475,7 +473,7 @@ def test_stock_listeners_do_not_stand_in_the_way(
             "upstream": "*",
         }
     student = initialized(config)
-    copied = copy_heads(student, teacher, {name: name for name in PIPES})
+    copied = copy_heads(student, teacher, SAME)
     assert copied == dict.fromkeys(PIPES, "copied")
 
 
@@ -499,7 +497,9 @@ def test_heads_of_spacy_transformers_are_copied(bert_dir: Path, tmp_path: Path) 
         settings["model"]["tok2vec"] = listener
         teacher.add_pipe(name, config=settings)
     teacher.initialize(lambda: annotated_examples(teacher))
-    config = save_labels(teacher, student_config(bert_dir, pipes), tmp_path, {})
+    config = save_labels(
+        teacher, student_config(bert_dir, pipes), tmp_path, {name: name for name in pipes}
+    )
     assert "the teacher has no components" in (find_obstacle(teacher, config) or "")
     student = initialized(config)
     copied = copy_heads(student, teacher, {name: name for name in pipes})

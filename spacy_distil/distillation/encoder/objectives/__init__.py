@@ -20,6 +20,10 @@ from spacy_distil.distillation.encoder.objectives.registry import (
 )
 from spacy_distil.distillation.encoder.objectives.relations import Relations
 from spacy_distil.distillation.encoder.objectives.soft_targets import SoftTargets
+from spacy_distil.distillation.encoder.objectives.vocabulary import (
+    VocabularyObjective,
+    vocabulary_losses,
+)
 
 __all__ = [
     "Attention",
@@ -33,7 +37,9 @@ __all__ = [
     "Outputs",
     "Relations",
     "SoftTargets",
+    "VocabularyObjective",
     "distil_objectives",
     "make_objective",
     "prepare_objectives",
+    "vocabulary_losses",
 ]

@@ -14,6 +14,24 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+# Share of a GPU's memory that one tensor of a chunk takes. A loss has several at a time.
+GPU_SHARE = 1 / 64
+
+
+def chunk_size(device: torch.device, *, bytes_per_row: int, on_cpu: int) -> int:
+    """Choose how many rows a chunk has.
+
+    A GPU is fastest with large chunks, a CPU with chunks that its caches hold.
+
+    bytes_per_row: of the largest tensor of a chunk.
+    on_cpu: rows of a chunk if the device is not a GPU.
+    """
+    if device.type != "cuda":
+        return on_cpu
+    total = torch.cuda.get_device_properties(device).total_memory
+    return max(1, int(GPU_SHARE * total) // bytes_per_row)
+
+
 def chunked_sum(
     loss: Callable[..., Tensor],
     sliced: Sequence[Tensor],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spacy_distil.distillation.encoder.objectives.base import Loss, Objective, Outputs
-from spacy_distil.distillation.encoder.objectives.chunked import chunked_sum
+from spacy_distil.distillation.encoder.objectives.chunked import chunk_size, chunked_sum
 from spacy_distil.distillation.encoder.objectives.kl_divergence import kl_divergence
 from spacy_distil.distillation.encoder.objectives.registry import at_least, distil_objectives
 from spacy_distil.errors import ConfigError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Kind = Literal["queries", "keys", "values"]
+# On a CPU, larger chunks are not faster.
+CPU_CHUNK_BLOCKS = 8
 KINDS: tuple[Kind, ...] = ("queries", "keys", "values")
 
 
@@ -37,7 +39,7 @@ class Relations(Objective):
     heads: number of relation heads. `None` is the number of the teacher's attention heads, or the
         largest number below it that divides both widths.
     relations: the kinds. Each counts the same.
-    chunk_blocks: blocks whose relations are in memory at once.
+    chunk_blocks: blocks whose relations are in memory at once; `None` chooses by the device.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Relations(Objective):
         layers: str | Sequence[Sequence[int]] = "last",
         heads: int | None = None,
         relations: Sequence[str] = KINDS,
-        chunk_blocks: int = 8,
+        chunk_blocks: int | None = None,
     ) -> None:
         super().__init__(weight)
         self.layers = layers
@@ -57,7 +59,9 @@ class Relations(Objective):
                 f"relations = {self.relations}: must name one or more of {', '.join(KINDS)}, each "
                 f"once"
             )
-        self.chunk_blocks = at_least("chunk_blocks", chunk_blocks, 1)
+        self.chunk_blocks = (
+            None if chunk_blocks is None else at_least("chunk_blocks", chunk_blocks, 1)
+        )
 
     def prepare(self, teacher: PretrainedConfig, student: PretrainedConfig) -> None:
         self.attention_pairs = layer_map(
@@ -84,15 +88,18 @@ class Relations(Objective):
             padding = ~(real[0][:, None, :, None] & real[0][:, None, None, :]) if real else None
             return kl_divergence(target_scores, _scores(prediction, heads), padding)
 
+        n_blocks = self.chunk_blocks or chunk_size(
+            batch.inputs.device,
+            bytes_per_row=4 * heads * batch.inputs.shape[1] ** 2,
+            on_cpu=CPU_CHUNK_BLOCKS,
+        )
         losses = []
         for student_layer, teacher_layer in self.attention_pairs:
             for kind in self.relations:
                 prediction = getattr(outputs.student.attention[student_layer], kind)
                 target = getattr(outputs.target.attention[teacher_layer], kind)
                 losses.append(
-                    chunked_sum(
-                        divergence, [prediction], constant=[target, *real], size=self.chunk_blocks
-                    )
+                    chunked_sum(divergence, [prediction], constant=[target, *real], size=n_blocks)
                 )
         return Loss(torch.stack(losses).mean() / heads, batch.n_real)
 
@@ -125,7 +132,7 @@ def make_relations(
     layers: Literal["last", "even"] | list[list[int]] = "last",
     heads: int | None = None,
     relations: list[Kind] = list(KINDS),  # noqa: B006
-    chunk_blocks: int = 8,
+    chunk_blocks: int | None = None,
 ) -> Relations:
     """Make the objective from a config. See `Relations` for the arguments."""
     return Relations(weight, layers, heads, relations, chunk_blocks)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from spacy_distil.distillation.encoder.objectives.base import Loss, Needs, Objective, Outputs
+from spacy_distil.distillation.encoder.objectives.base import Needs, Outputs
 from spacy_distil.distillation.encoder.objectives.kl_divergence import kl_divergence
-from spacy_distil.distillation.encoder.objectives.registry import at_least, distil_objectives
-from spacy_distil.distillation.encoder.objectives.vocabulary import vocabulary_loss
+from spacy_distil.distillation.encoder.objectives.registry import distil_objectives
+from spacy_distil.distillation.encoder.objectives.vocabulary import (
+    LogitsLoss,
+    VocabularyObjective,
+)
 from spacy_distil.distillation.encoder.schedules import Schedule
 from spacy_distil.errors import ConfigError
 
@@ -20,15 +23,14 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class SoftTargets(Objective):
+class SoftTargets(VocabularyObjective):
     """KL(teacher || student) of the softened vocabulary distributions, times T squared.
 
     The factor makes the size of the gradient independent of the temperature (Hinton et al., 2015).
 
-    weight: factor in the summed loss.
     temperature: T, which divides the logits of both models.
-    positions: "masked", the masked pieces only, or "all", every piece that is not padding.
-    chunk_rows: positions whose logits are in memory at once.
+
+    See `VocabularyObjective` for the other arguments.
     """
 
     def __init__(
@@ -36,12 +38,10 @@ class SoftTargets(Objective):
         weight: float | Iterable[float] = 5.0,
         temperature: float | Iterable[float] = 2.0,
         positions: Literal["masked", "all"] = "masked",
-        chunk_rows: int = 1024,
+        chunk_rows: int | None = None,
     ) -> None:
-        super().__init__(weight)
+        super().__init__(weight, positions, chunk_rows)
         self.temperature = Schedule("temperature", temperature, above=0)
-        self.positions = positions
-        self.chunk_rows = at_least("chunk_rows", chunk_rows, 1)
         self.needs = Needs(teacher_head=True, student_head=True, masking=positions == "masked")
 
     def prepare(self, teacher: PretrainedConfig, student: PretrainedConfig) -> None:
@@ -52,31 +52,21 @@ class SoftTargets(Objective):
                 f"{teacher.vocab_size} pieces, the student's {student.vocab_size}"
             )
 
-    def forward(self, outputs: Outputs) -> Loss:
-        rows = outputs.batch.masked if self.positions == "masked" else outputs.batch.real
+    def on_logits(self, outputs: Outputs) -> tuple[LogitsLoss, Sequence[Tensor]]:
         temperature = self.temperature.at(outputs.step)
-        teacher, student = outputs.target, outputs.student
-        # Features and biases are divided, because logits are so much larger.
-        teacher_head, student_head = (
-            replace(model.mlm_head, bias=model.mlm_head.bias / temperature)
-            for model in (teacher, student)
-        )
+        teacher = outputs.target
+        # Features and bias are divided, because logits are so much larger.
+        head = replace(teacher.mlm_head, bias=teacher.mlm_head.bias / temperature)
         with torch.no_grad():
-            teacher_features = teacher.vocabulary_features(rows) / temperature
+            features = teacher.vocabulary_features(self.rows(outputs.batch)) / temperature
 
-        def divergence(logits: Tensor, teacher_features: Tensor) -> Tensor:
+        def divergence(logits: Tensor, features: Tensor) -> Tensor:
             with torch.no_grad():
-                target = teacher_head.decode(teacher_features)
-            return kl_divergence(target, logits)
+                target = head.decode(features)
+            softened = logits if temperature == 1 else logits / temperature
+            return kl_divergence(target, softened) * temperature**2
 
-        loss = vocabulary_loss(
-            divergence,
-            student.vocabulary_features(rows) / temperature,
-            student_head,
-            teacher_features,
-            chunk_rows=self.chunk_rows,
-        )
-        return Loss(loss.sum * temperature**2, loss.positions)
+        return divergence, [features]
 
 
 @distil_objectives.register("spacy-distil.SoftTargets.v1")
@@ -84,7 +74,7 @@ def make_soft_targets(
     weight: float | Iterator[float] = 5.0,
     temperature: float | Iterator[float] = 2.0,
     positions: Literal["masked", "all"] = "masked",
-    chunk_rows: int = 1024,
+    chunk_rows: int | None = None,
 ) -> SoftTargets:
     """Make the objective from a config. See `SoftTargets` for the arguments."""
     return SoftTargets(weight, temperature, positions, chunk_rows)

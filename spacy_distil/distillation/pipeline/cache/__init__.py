@@ -7,8 +7,8 @@ A cache is a directory:
                                  array with the rows of all documents in the shard, (rows, width)
 
 A shard is either complete or absent, so an interrupted run goes on after the shards that it has
-written. Shards are mapped, not read: a batch reads the pages that it lies on, whatever the size of
-the cache.
+written. Shards are mapped: a batch reads the pages that it lies on, whatever the size of the cache.
+A shard is read whole once, before its first batch, to compare its digest.
 
 Read in this order: `layout` (the places of all documents), `store` (using, filling, refusing and
 replacing a cache), `recording` (from arrays per document to a shard), `shards` (their files),

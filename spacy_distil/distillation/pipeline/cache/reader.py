@@ -29,6 +29,7 @@ class TeacherCache:
         self.layout = layout
         self.identity = identity
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._map)
+        self._whole: set[int] = set()  # the shards with the digest that was written
 
     def read(self, docs: Sequence[int]) -> dict[str, Records]:
         """Read the records of docs.
@@ -71,7 +72,10 @@ class TeacherCache:
         return sum(shard_path(self.directory, shard).stat().st_size for shard in shards)
 
     def _map(self, shard: int) -> list[MappedField]:
-        return map_shard(shard_path(self.directory, shard), self.layout, shard, self.identity)
+        path, is_first = shard_path(self.directory, shard), shard not in self._whole
+        fields = map_shard(path, self.layout, shard, self.identity, check_values=is_first)
+        self._whole.add(shard)
+        return fields
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("directory", "layout", "identity")}

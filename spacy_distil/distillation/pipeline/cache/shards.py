@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -23,7 +24,9 @@ from spacy_distil.errors import ConfigError
 from spacy_distil.runs.files import atomic_file
 
 SHARDS = "shard-*.safetensors"
-IDENTITY = "cache"  # the entry in a shard's metadata with the identity of its cache
+READ_BYTES = 1 << 20
+# A shard's metadata, and its entries: the identity of its cache, and the digest of its tensors.
+METADATA, IDENTITY, DIGEST = "__metadata__", "cache", "sha256"
 
 
 class MappedField(NamedTuple):
@@ -64,18 +67,36 @@ def write_shard(path: Path, tensors: dict[str, Array], identity: str, mode_of: P
     identity: of the cache. `map_shard` compares it.
     mode_of: a file whose permissions the shard gets.
     """
-    with atomic_file(path) as unfinished:
-        save_file(tensors, unfinished, metadata={IDENTITY: identity})
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    with atomic_file(path, needed=needed) as unfinished:
+        digest = _digest(
+            (key, format_code(str(tensor.dtype)), tensor.shape, [np.ascontiguousarray(tensor).data])
+            for key, tensor in tensors.items()
+        )
+        save_file(tensors, unfinished, metadata={IDENTITY: identity, DIGEST: digest})
         # safetensors lets only the owner read its files, whatever the umask.
         shutil.copymode(mode_of, unfinished)
+
+
+def _digest(tensors: Iterable[tuple[str, str | None, Sequence[int], Iterable[Any]]]) -> str:
+    """Return a digest of tensors. tensors: name, number format, shape and parts of the values."""
+    digest = hashlib.sha256()
+    for name, dtype, shape, values in sorted(tensors, key=lambda tensor: tensor[0]):
+        digest.update(f"{name} {dtype} {list(shape)};".encode())
+        for part in values:
+            digest.update(part)
+    return digest.hexdigest()
 
 
 # Reading
 
 
-def map_shard(path: Path, layout: Layout, shard: int, identity: str) -> list[MappedField]:
+def map_shard(
+    path: Path, layout: Layout, shard: int, identity: str, *, check_values: bool = True
+) -> list[MappedField]:
     """Map the fields of `layout` in a shard.
 
+    check_values: whether to read all of it and compare its digest.
     Raises ConfigError if the file is damaged or of another cache.
 
     The slices of the safetensors library take some microseconds each, which is too slow for
@@ -86,10 +107,12 @@ def map_shard(path: Path, layout: Layout, shard: int, identity: str) -> list[Map
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
-        if header["__metadata__"][IDENTITY] != identity:
-            raise ValueError("it belongs to another cache")
+            start = 8 + int.from_bytes(data[:8], "little")
+            header = json.loads(data[8:start])
+            if header[METADATA][IDENTITY] != identity:
+                raise ValueError("it belongs to another cache")
+            if check_values:
+                _check_digest(file, start, header)
         no_offsets = np.zeros(0, OFFSET_DTYPE)
         for head, name, field in each_field(layout.fields):
             rows = _tensor(data, start, header, rows_key(head, name), field.dtype)
@@ -115,6 +138,27 @@ def map_shard(path: Path, layout: Layout, shard: int, identity: str) -> list[Map
             "teacher's cache again; --force does both."
         ) from error
     return fields
+
+
+def _check_digest(file: IO[bytes], start: int, header: Mapping[str, Any]) -> None:
+    """Raise ValueError if the tensors are not the ones that were written.
+
+    It reads the file, because pages that it reads of the mapped file would stay in memory.
+    """
+    places = {key: entry["data_offsets"] for key, entry in header.items() if key != METADATA}
+    found = _digest(
+        (key, header[key]["dtype"], header[key]["shape"], _parts(file, start + begin, start + end))
+        for key, (begin, end) in places.items()
+    )
+    if found != header[METADATA][DIGEST]:
+        raise ValueError("it has changed since it was written: its SHA-256 is another")
+
+
+def _parts(file: IO[bytes], begin: int, end: int) -> Iterator[bytes]:
+    """Read the bytes from `begin` to `end` in parts."""
+    file.seek(begin)
+    while part := file.read(max(0, min(READ_BYTES, end - file.tell()))):
+        yield part
 
 
 def _tensor(data: mmap.mmap, start: int, header: Mapping[str, Any], key: str, dtype: str) -> Array:

@@ -21,7 +21,7 @@ State = Mapping[str, Any]
 
 STATE = "cache.json"
 FORMAT = "spacy-distil teacher cache"
-VERSION = 3  # raise it if the same inputs are cut or written differently
+VERSION = 4  # raise it if the same inputs are cut or written differently
 
 
 def make_state(layout: Layout, fingerprint: Mapping[str, str], sources: Mapping[str, str]) -> State:

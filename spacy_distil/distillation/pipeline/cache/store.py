@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors import SafetensorError
 from tqdm import tqdm  # type: ignore[import-untyped]
 from wasabi import msg
 
@@ -28,8 +27,8 @@ from spacy_distil.distillation.pipeline.cache.state import (
     read_state,
     write_state,
 )
-from spacy_distil.errors import ConfigError
-from spacy_distil.runs.files import STALE_AFTER, free_bytes, remove_unfinished
+from spacy_distil.errors import ConfigError, WriteError
+from spacy_distil.runs.files import STALE_AFTER, explain_write_errors, free_bytes, remove_unfinished
 from spacy_distil.tables import megabytes
 
 
@@ -120,7 +119,8 @@ def _missing(cache: TeacherCache, force: bool) -> list[int]:
             missing.append(shard)
             continue
         try:
-            map_shard(path, cache.layout, shard, cache.identity)
+            # Otherwise its values are checked when they are first read.
+            map_shard(path, cache.layout, shard, cache.identity, check_values=force)
         except ConfigError:
             if not force:
                 raise
@@ -180,17 +180,17 @@ def _check_room(cache: TeacherCache, missing: Sequence[int], *, gained: int) -> 
 
 @contextmanager
 def _writing(cache: TeacherCache, missing: Sequence[int]) -> Iterator[None]:
-    """Turn the system's errors about a file, such as a full disk, into a ConfigError."""
+    """Tell after a `WriteError` how much of the cache is kept, and how to go on."""
     try:
-        yield
-    except (OSError, SafetensorError) as error:
+        with explain_write_errors(cache.directory, needed=cache.layout.n_bytes(missing)):
+            yield
+    except WriteError as error:
         n_shards = cache.layout.n_shards
-        raise ConfigError(
-            f"The teacher's cache in {cache.directory} cannot be written: {error}. "
-            f"{n_shards - len(missing)} of {n_shards} shards are complete, and stay. Make room, "
-            "and the next run goes on after them, or give another directory as "
-            "[distillation] cache."
-        ) from error
+        raise error.with_advice(
+            f"{n_shards - len(missing)} of {n_shards} shards of the teacher's cache are complete, "
+            "and stay",
+            "go on with --resume. Or give a directory on another disk as [distillation] cache",
+        ) from error.__cause__
 
 
 def _summary(layout: Layout, n_bytes: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from spacy.language import Language
@@ -15,11 +15,18 @@ from spacy.pipeline import (
 )
 
 from spacy_distil.distillation.pipeline.heads.base import Head, PipeSettings, Target, UnsuitedError
+from spacy_distil.distillation.pipeline.heads.pairs import (
+    Pairing,
+    find_pairs,
+    is_learner,
+    possible_targets,
+    quoted,
+)
 from spacy_distil.distillation.pipeline.heads.silver import SilverHead
 from spacy_distil.distillation.pipeline.heads.softmax import SoftmaxHead
 from spacy_distil.distillation.pipeline.heads.textcat import TextcatHead
 from spacy_distil.distillation.pipeline.heads.transitions import TransitionHead
-from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, kind_of
+from spacy_distil.distillation.pipeline.labels import kind_of
 from spacy_distil.errors import ConfigError
 
 TRANSITION_KINDS = (EntityRecognizer, DependencyParser)
@@ -32,10 +39,14 @@ class LearningPlan:
     heads: the pipes that learn from the teacher.
     gold: the pipes that learn from annotation alone. A pipe has a head without a teacher if its own
         `update` would learn from documents without annotation. None stands for its own `update`.
+    alone: why a pipe of `gold` has no teacher, though one would suit it.
+    unused: the teacher's pipes that no pipe of the student learns from or is a copy of.
     """
 
     heads: dict[str, Head]
     gold: dict[str, Head | None]
+    alone: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
 
 
 def plan_heads(
@@ -55,40 +66,27 @@ def plan_heads(
     Raises ConfigError for a setting that cannot work.
     """
     learners = {
-        name: pipe for name, pipe in student.pipeline if name not in frozen and _is_learner(pipe)
+        name: pipe for name, pipe in student.pipeline if name not in frozen and is_learner(pipe)
     }
     for name in pipes:
         _check_name(name, student, learners, frozen)
-    plan = LearningPlan({}, {})
+    pairing = find_pairs(student, teacher, pipes, frozen=frozen)
+    plan = LearningPlan({}, {}, dict(pairing.alone), pairing.unused)
     for name, pipe in learners.items():
         settings = pipes.get(name, PipeSettings())
-        head = _plan_head(name, student, teacher, settings)
+        try:
+            head = _plan_head(name, student, teacher, settings, pairing)
+        except UnsuitedError as error:
+            # A user who names the teacher's pipe or the target does not want gold alone instead.
+            if settings.teacher or settings.target != "auto":
+                raise
+            plan.alone[name] = str(error)
+            head = None
         if head is None:
             plan.gold[name] = _plan_gold(name, pipe, settings, text=text)
         else:
             plan.heads[name] = head
     return plan
-
-
-def find_pairs(
-    student: Language, teacher: Language, pipes: Mapping[str, PipeSettings]
-) -> dict[str, str]:
-    """Find the teacher's pipe for each of the student's pipes that learns from the teacher.
-
-    RETURNS: the teacher's name of a pipe, by the student's.
-    """
-    pairs = {}
-    for name, pipe in student.pipeline:
-        settings = pipes.get(name, PipeSettings())
-        source = settings.source(name)
-        if _is_learner(pipe) and settings.target != "gold" and source in teacher.pipe_names:
-            pairs[name] = source
-    return pairs
-
-
-def _is_learner(pipe: Any) -> bool:
-    """Tell whether a pipe is trainable and not an encoder, which learns through its listeners."""
-    return bool(getattr(pipe, "is_trainable", False)) and not hasattr(pipe, "listeners")
 
 
 def _check_name(
@@ -106,36 +104,36 @@ def _check_name(
     else:
         problem = "this pipe is not trainable"
     raise ConfigError(
-        f"{section}: {problem}. Expected one of {_listed(learners)}; rename the section or "
+        f"{section}: {problem}. Expected one of {quoted(learners)}; rename the section or "
         "remove it."
     )
 
 
 def _plan_head(
-    name: str, student: Language, teacher: Language, settings: PipeSettings
+    name: str, student: Language, teacher: Language, settings: PipeSettings, pairing: Pairing
 ) -> Head | None:
-    """Choose how a pipe learns from the teacher. None means that it learns from gold alone."""
+    """Choose how a pipe learns from the teacher. None means that it learns from gold alone.
+
+    Raises UnsuitedError if no target suits the pair of pipes as they are set up.
+    """
     section = f"distillation.pipes.{name}"
-    source = settings.source(name)
-    if source not in teacher.pipe_names:
-        sources = [each for each, pipe in teacher.pipeline if kind_of(pipe) is not None]
-        if settings.teacher is not None:
-            raise ConfigError(
-                f"{section}.teacher = {source!r}: the teacher has no such pipe. "
-                f"Expected one of {_listed(sources)}."
-            )
+    if settings.teacher is not None and settings.teacher not in teacher.pipe_names:
+        raise ConfigError(
+            f"{section}.teacher = {settings.teacher!r}: the teacher has no such pipe. "
+            f"Expected one of {quoted(_teaching(teacher))}."
+        )
+    source = pairing.sources.get(name)
+    if source is None:
         if settings.target in ("soft", "silver"):
             raise ConfigError(
-                f"{section}.target = {settings.target!r}: the teacher has no pipe {source!r} to "
+                f"{section}.target = {settings.target!r}: the teacher has no pipe {name!r} to "
                 f"learn from. Set teacher in [{section}] to one of its pipes, "
-                f'{_listed(sources)}, or set target = "gold".'
+                f'{quoted(_teaching(teacher))}, or set target = "gold".'
             )
-        return None
-    if settings.target == "gold":
         return None
     student_pipe, teacher_pipe = student.get_pipe(name), teacher.get_pipe(source)
     kind = kind_of(student_pipe)
-    possible = _possible_targets(kind, kind_of(teacher_pipe))
+    possible = possible_targets(kind, kind_of(teacher_pipe))
     is_auto = settings.target == "auto"
     targets = possible if is_auto else [settings.target]
     if (settings.teacher and not targets) or not set(targets) <= set(possible):
@@ -149,13 +147,19 @@ def _plan_head(
     reason: UnsuitedError | None = None
     for target in targets:
         try:
-            return _head_class(target, kind)(student_pipe, teacher_pipe, settings)
+            return _head_class(target, kind)(
+                student_pipe, teacher_pipe, settings.model_copy(update={"teacher": source})
+            )
         except UnsuitedError as error:
             reason = error
-    # A user who names the teacher's pipe or the target does not want gold alone instead.
-    if reason is not None and (settings.teacher or not is_auto):
+    if reason is not None:
         raise reason
     return None
+
+
+def _teaching(teacher: Language) -> list[str]:
+    """List the teacher's pipes that a pipe can learn from."""
+    return [name for name, pipe in teacher.pipeline if kind_of(pipe) is not None]
 
 
 def _plan_gold(name: str, pipe: Any, settings: PipeSettings, *, text: bool) -> Head | None:
@@ -177,27 +181,9 @@ def _plan_gold(name: str, pipe: Any, settings: PipeSettings, *, text: bool) -> H
     return None
 
 
-def _possible_targets(student: type | None, teacher: type | None) -> list[Target]:
-    """List the targets that two kinds of pipes allow, the best one first."""
-    targets: list[Target] = []
-    if student is None or teacher is None:
-        return targets
-    if student is teacher:
-        targets.append("soft")
-    if (student in ENTITY_KINDS and teacher in ENTITY_KINDS) or (
-        student is teacher is DependencyParser
-    ):
-        targets.append("silver")
-    return targets
-
-
 def _head_class(target: Target, kind: type | None) -> Callable[..., Head]:
     if target == "silver":
         return SilverHead
     if kind is not None and issubclass(kind, TextCategorizer):
         return TextcatHead
     return TransitionHead if kind in TRANSITION_KINDS else SoftmaxHead
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(map(repr, names)) or "none"

@@ -1,0 +1,114 @@
+"""Build a wheel of a pipeline with `spacy package`, and say how good it is beside its rivals.
+
+    python -m scripts.package PIPELINE PACKAGES --name NAME --version VERSION
+        --compare DIR --row ROW
+
+What the build prints is shown only if it fails. DIR is the output of `spacy distil compare`. ROW is
+the pipeline's name in it. Warnings tell of rivals that score higher on the test documents, and of
+scores that these are too few for.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from wasabi import msg
+
+from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.report.comparison import STEM
+from spacy_distil.report.scores import COLUMNS
+
+# Differences that are worth a warning: of two scores, and between the ends of an interval.
+MARGIN = 0.01
+WIDE = 0.1
+
+
+def build(pipeline: Path, packages: Path, *, name: str, version: str) -> Path:
+    """Build the wheel and return its path. If it fails, print what was printed, and exit."""
+    packages.mkdir(parents=True, exist_ok=True)
+    command = ["spacy", "package", str(pipeline), str(packages), "--name", name]
+    command += ["--version", version, "--build", "wheel", "--force"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode != 0:
+        print(done.stdout)
+        sys.exit(done.returncode)
+    lang = json.loads((pipeline / "meta.json").read_text(encoding="utf8"))["lang"]
+    (wheel,) = (packages / f"{lang}_{name}-{version}" / "dist").glob("*.whl")
+    return wheel
+
+
+def judge(comparison: Mapping[str, Any], row: str) -> list[str]:
+    """Warn of rivals that score higher than a pipeline, and of intervals that are wide.
+
+    comparison: contents of compare.json. row: name of the pipeline.
+    """
+    rows = {each["name"]: each["scores"] for each in comparison["rows"]}
+    if row not in rows:
+        raise ConfigError(f"The comparison has no row '{row}', but {', '.join(rows)}.")
+    ours = rows.pop(row)
+    rows.pop(comparison["teacher"], None)
+    warnings = []
+    for column in COLUMNS:
+        if not (column.is_task and column.key in ours):
+            continue
+        score, interval = ours[column.key]["mean"], ours[column.key]["interval"]
+        better = {
+            name: scores[column.key]["mean"]
+            for name, scores in rows.items()
+            if column.key in scores and scores[column.key]["mean"] >= score + MARGIN
+        }
+        within = "" if interval is None else f" [{interval[0]:.1%}, {interval[1]:.1%}]"
+        what = f"{column.key} of the packaged pipeline is {score:.1%}{within}"
+        if better:
+            listed = ", ".join(f"{name} {value:.1%}" for name, value in better.items())
+            warning = f"{what}, below that of {listed}."
+            if interval is not None and interval[1] >= max(better.values()):
+                warning += (
+                    f" This is within the {comparison['settings']['level']:.0%} interval: "
+                    f"{comparison['n_docs']:,} test documents are too few to tell them apart."
+                )
+            warnings.append(warning)
+        elif interval is not None and interval[1] - interval[0] > WIDE:
+            warnings.append(
+                f"{what}: {comparison['n_docs']:,} test documents are too few to say more."
+            )
+    return warnings
+
+
+def main(
+    pipeline: Annotated[Path, typer.Argument(help="Pipeline to package", exists=True)],
+    packages: Annotated[Path, typer.Argument(help="Directory for the package")],
+    name: Annotated[str, typer.Option(help="Name without the language")],
+    version: Annotated[str, typer.Option(help="Version of the package")],
+    compare: Annotated[Path, typer.Option(help="Output of `spacy distil compare`")],
+    row: Annotated[str, typer.Option(help="The pipeline's name in the comparison")],
+) -> None:
+    """Build a wheel of a pipeline, and say how good it is beside its rivals."""
+    with friendly_errors():
+        results = compare / f"{STEM}.json"
+        if not results.is_file():
+            raise ConfigError(
+                f"No such file: {results}. Run the project's 'compare' command first."
+            )
+        warnings = judge(json.loads(results.read_text(encoding="utf8")), row)
+        wheel = build(pipeline, packages, name=name, version=version)
+        msg.good(f"{wheel} ({wheel.stat().st_size / 1e6:,.1f} MB)")
+        for warning in warnings:
+            msg.warn(warning)
+
+
+if __name__ == "__main__":
+    typer.run(main)

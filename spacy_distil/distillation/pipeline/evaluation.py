@@ -1,0 +1,53 @@
+"""Checking that the development documents can tell a good student from a bad one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from spacy.language import Language
+from spacy.scorer import Scorer
+from spacy.training import Example
+from wasabi import msg
+
+from spacy_distil.errors import CorpusError
+
+
+def check_development(
+    student: Language, examples: Sequence[Example], weights: Mapping[str, float | None]
+) -> None:
+    """Warn of each pipe that the development documents cannot score.
+
+    A score of the [training.score_weights] needs annotation: without it, it is 0 for any student.
+
+    student: initialized.
+    examples: the development documents. There is at least one.
+    weights: of the scores.
+    Raises CorpusError if no score is possible.
+    """
+    weighted = {score for score, weight in weights.items() if weight}
+    # The annotation against itself: no student can do better.
+    perfect = [Example(example.reference, example.reference) for example in examples]
+    scores = {"the tokenizer": Scorer.score_tokenization(perfect)}
+    for name, pipe in student.pipeline:
+        if hasattr(pipe, "score"):
+            scores[name] = pipe.score(perfect)
+    possible = {score for own in scores.values() for score in weighted & own.keys() if own[score]}
+    for name, own in scores.items():
+        missing = (weighted & own.keys()) - possible
+        if missing:
+            msg.warn(
+                f"The development documents have no annotation for {name}: "
+                f"{', '.join(sorted(missing))} will be 0 for any student, and does not help to "
+                "choose the best"
+            )
+    nobodys = weighted.difference(*scores.values())
+    if nobodys:
+        msg.warn(f"No pipe has these of the [training.score_weights]: {', '.join(sorted(nobodys))}")
+    if not possible:
+        names = ", ".join(sorted(weighted)) or "none has a weight above 0"
+        raise CorpusError(
+            "The development documents have no annotation that the student could be scored with, "
+            f"so the best student could not be told from the others. Scores of "
+            f"[training.score_weights]: {names}. Give annotated documents in [paths] dev, or "
+            "weights to the scores of what they are annotated with."
+        )

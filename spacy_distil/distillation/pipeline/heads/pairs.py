@@ -1,0 +1,146 @@
+"""Finding the teacher's pipe for each pipe of the student."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spacy.language import Language
+from spacy.pipeline import DependencyParser
+
+from spacy_distil.distillation.pipeline.heads.base import PipeSettings, Target
+from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, kind_of
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which pipe of the teacher each pipe of the student learns from.
+
+    sources: the teacher's name of a pipe, by the student's.
+    alone: for pipes of the student that are in no pair, though pipes of the teacher would suit
+        them: why they are not, and the setting that joins them.
+    unused: the teacher's pipes that no pipe of the student learns from or is a copy of.
+    """
+
+    sources: dict[str, str]
+    alone: dict[str, str]
+    unused: list[str]
+
+
+def find_pairs(
+    student: Language,
+    teacher: Language,
+    pipes: Mapping[str, PipeSettings],
+    *,
+    frozen: Collection[str] = (),
+) -> Pairing:
+    """Find the teacher's pipe for each pipe of the student that learns from the teacher.
+
+    It is the pipe that the settings name, or that has the same name and a kind that suits.
+    Otherwise it is the only pipe of the teacher whose kind suits, if it suits no other pipe.
+
+    pipes: settings by the student's name of the pipe. The other pipes have the default settings.
+    frozen: names of the student's pipes that do not learn.
+    """
+    learners = {
+        name: pipes.get(name, PipeSettings())
+        for name, pipe in student.pipeline
+        if is_learner(pipe) and name not in frozen
+    }
+    learners = {name: each for name, each in learners.items() if each.target != "gold"}
+    sources: dict[str, str] = {}
+    for name, settings in learners.items():
+        source = settings.source(name)
+        if source in teacher.pipe_names and (
+            settings.teacher is not None or _same_name_suits(student, teacher, name, settings)
+        ):
+            sources[name] = source
+    candidates = {
+        name: _candidates(student, teacher, name, settings, sources)
+        for name, settings in learners.items()
+        if name not in sources and settings.teacher is None
+    }
+    alone = {}
+    for name, suitable in candidates.items():
+        rivals = [other for other, theirs in candidates.items() if set(suitable) & set(theirs)]
+        if len(suitable) == len(rivals) == 1:
+            sources[name] = suitable[0]
+        elif suitable:
+            alone[name] = (
+                f"several pipes suit: {quoted(suitable)} of the teacher, {quoted(rivals)} of the "
+                f"student. Set teacher in [distillation.pipes.{name}]"
+            )
+    sources = {name: sources[name] for name in learners if name in sources}
+    return Pairing(sources, alone, _unused(student, teacher, sources))
+
+
+def is_learner(pipe: Any) -> bool:
+    """Tell whether a pipe is trainable and not an encoder, which learns through its listeners."""
+    return bool(getattr(pipe, "is_trainable", False)) and not hasattr(pipe, "listeners")
+
+
+def possible_targets(student: type | None, teacher: type | None) -> list[Target]:
+    """List the targets that two kinds of pipes allow, the best one first."""
+    targets: list[Target] = []
+    if student is None or teacher is None:
+        return targets
+    if student is teacher:
+        targets.append("soft")
+    if (student in ENTITY_KINDS and teacher in ENTITY_KINDS) or (
+        student is teacher is DependencyParser
+    ):
+        targets.append("silver")
+    return targets
+
+
+def quoted(names: Collection[str]) -> str:
+    """List names for a message."""
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _same_name_suits(
+    student: Language, teacher: Language, name: str, settings: PipeSettings
+) -> bool:
+    """Tell whether the teacher's pipe of the same name can teach a pipe, as far as is known."""
+    kind = kind_of(student.get_pipe(name))
+    if kind is None or settings.target != "auto":  # the plan refuses a target that does not suit
+        return True
+    return bool(possible_targets(kind, kind_of(teacher.get_pipe(name))))
+
+
+def _candidates(
+    student: Language,
+    teacher: Language,
+    name: str,
+    settings: PipeSettings,
+    sources: Mapping[str, str],
+) -> list[str]:
+    """List the teacher's pipes, in no pair yet, that suit a pipe best."""
+    kind = kind_of(student.get_pipe(name))
+    targets = {
+        each: possible_targets(kind, kind_of(pipe))
+        for each, pipe in teacher.pipeline
+        if each not in sources.values()
+    }
+    wanted = ["soft", "silver"] if settings.target == "auto" else [settings.target]
+    found = ([each for each, possible in targets.items() if t in possible] for t in wanted)
+    return next(filter(None, found), [])
+
+
+def _unused(student: Language, teacher: Language, sources: Mapping[str, str]) -> list[str]:
+    """List the teacher's pipes that the student neither learns from nor has itself."""
+
+    def has_itself(name: str) -> bool:
+        return name in student.pipe_names and (
+            student.get_pipe_meta(name).factory == teacher.get_pipe_meta(name).factory
+        )
+
+    return [
+        name
+        for name, pipe in teacher.pipeline
+        if not hasattr(pipe, "listeners")
+        and not hasattr(pipe, "listener_map")
+        and name not in sources.values()
+        and not has_itself(name)
+    ]

@@ -1,0 +1,153 @@
+"""Digests: whether files still have the content that was written.
+
+A folder carries them in `SHA256SUMS`, a line per file, as the tool `sha256sum` writes and checks
+them. A file that stands alone is sealed: it ends with the digest of all that comes before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import IO
+
+from spacy_distil.errors import DamagedError
+from spacy_distil.runs.files import flush
+
+SUMS = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_CHUNK = 1 << 20
+
+
+def add_sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return files, by name, with their `SHA256SUMS`."""
+    digests = {name: digest(name, content) for name, content in files.items()}
+    return {**files, SUMS: _dump(digests)}
+
+
+def check_sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Check files against the `SHA256SUMS` among them. RETURNS: the files without it.
+
+    Raises DamagedError, which names the file, if one has changed or is not listed.
+    """
+    digests = parse_sums(files[SUMS], SUMS)
+    contents = {name: content for name, content in files.items() if name != SUMS}
+    for name, content in contents.items():
+        if digests.get(name) != digest(name, content):
+            raise DamagedError(_describe(name, name in digests))
+    return contents
+
+
+def write_sums(directory: Path) -> None:
+    """Write the `SHA256SUMS` of all files in a directory and below it."""
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    names = [path.relative_to(directory).as_posix() for path in files]
+    digests = {
+        name: digest_file(path) for name, path in zip(names, files, strict=True) if name != SUMS
+    }
+    (directory / SUMS).write_bytes(_dump(digests))
+
+
+def read_sums(directory: Path) -> dict[str, str]:
+    """Read the digests of a directory's files, by name. Raises DamagedError if there are none."""
+    path = directory / SUMS
+    try:
+        return parse_sums(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def check_file(directory: Path, name: str, digests: Mapping[str, str]) -> None:
+    """Raise DamagedError if a file is missing or not the one that was written."""
+    path = directory / name
+    try:
+        found = digest_file(path)
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror or error}") from error
+    if digests.get(name) != found:
+        raise DamagedError(_describe(str(path), name in digests))
+
+
+def check_directory(directory: Path, names: Collection[str] | None = None) -> None:
+    """Check files of a directory against its `SHA256SUMS`.
+
+    names: of the files; None for all that are listed.
+    Raises DamagedError, which names the file, if one is missing or has changed.
+    """
+    digests = read_sums(directory)
+    for name in digests if names is None else names:
+        check_file(directory, name, digests)
+
+
+def seal(path: Path) -> None:
+    """Append the digest of a file to it."""
+    with path.open("rb") as file:
+        found = _hash_stream(file)
+    with path.open("ab") as file:
+        file.write(found.digest())
+    flush(path)
+
+
+def check_seal(path: Path) -> None:
+    """Raise DamagedError if a file does not end with the digest of all that comes before.
+
+    Errors of the system pass through.
+    """
+    size = hashlib.sha256().digest_size
+    with path.open("rb") as file:
+        n_bytes = max(0, path.stat().st_size - size)
+        found = _hash_stream(file, n_bytes)
+        if file.read() != found.digest():
+            raise DamagedError(_describe(str(path), True))
+
+
+def digest(name: str, content: bytes) -> str:
+    """Return the digest of a file's content.
+
+    git may write JSON with the line ends of Windows, which mean the same: they count as "\\n".
+    """
+    if name.endswith(".json") and b"\r\n" in content:
+        content = content.replace(b"\r\n", b"\n")
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the digest of a file, without keeping its content in memory."""
+    if path.suffix == ".json":
+        return digest(path.name, path.read_bytes())
+    with path.open("rb") as file:
+        return _hash_stream(file).hexdigest()
+
+
+def parse_sums(content: bytes, source: str) -> dict[str, str]:
+    """Parse a `SHA256SUMS`: digests by name. Raises DamagedError if it is none.
+
+    source: what the error calls it.
+    """
+    *lines, end = content.decode("utf8", errors="replace").replace("\r\n", "\n").split("\n")
+    matches = [_LINE.fullmatch(line) for line in lines]
+    digests = {match[2]: match[1] for match in matches if match}
+    if not digests or len(digests) != len(lines) or end:
+        raise DamagedError(f"{source} is damaged: expected a line '<SHA-256>  <name>' per file")
+    return digests
+
+
+def _dump(digests: Mapping[str, str]) -> bytes:
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode("utf8")
+
+
+def _hash_stream(file: IO[bytes], n_bytes: int | None = None) -> hashlib._Hash:
+    """Hash the next bytes of a file. n_bytes: None for all."""
+    found = hashlib.sha256()
+    left = n_bytes
+    while chunk := file.read(_CHUNK if left is None else min(_CHUNK, left)):
+        found.update(chunk)
+        left = None if left is None else left - len(chunk)
+    return found
+
+
+def _describe(name: str, is_listed: bool) -> str:
+    if not is_listed:
+        return f"{name} is not listed in {SUMS}"
+    return f"{name} has changed since it was written: its SHA-256 is another"

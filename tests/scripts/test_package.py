@@ -1,0 +1,95 @@
+"""scripts.package: a quiet build, and warnings about the result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import spacy
+from typer.testing import CliRunner
+
+from scripts import package
+from spacy_distil.errors import ConfigError
+
+
+def comparison(scores: dict[str, tuple[float, tuple[float, float] | None]]) -> dict[str, Any]:
+    """NER F, and its interval, by row."""
+    rows = [
+        {"name": name, "scores": {"ents_f": {"mean": mean, "interval": interval}}}
+        for name, (mean, interval) in scores.items()
+    ]
+    return {"rows": rows, "teacher": "teacher", "n_docs": 40, "settings": {"level": 0.95}}
+
+
+ROW = "packaged int8"
+
+
+def test_rivals_that_score_higher_are_named() -> None:
+    (warning,) = package.judge(
+        comparison(
+            {
+                "teacher": (0.9, None),
+                "student": (0.39, (0.3, 0.5)),
+                "cnn": (0.32, (0.3, 0.4)),
+                ROW: (0.30, (0.28, 0.33)),
+            }
+        ),
+        ROW,
+    )
+    assert warning.startswith("ents_f of the packaged pipeline is 30.0% [28.0%, 33.0%], below that")
+    assert "of student 39.0%, cnn 32.0%" in warning
+    assert "teacher" not in warning
+    assert "too few" not in warning
+
+
+def test_a_test_set_that_is_too_small_is_named() -> None:
+    rows = {"student": (0.39, None), ROW: (0.30, (0.2, 0.41))}
+    (warning,) = package.judge(comparison(rows), ROW)
+    assert "below that of student 39.0%. This is within the 95% interval: 40 test docum" in warning
+    rows["student"] = (0.305, None)  # as good as equal
+    (warning,) = package.judge(comparison(rows), ROW)
+    assert warning.endswith("30.0% [20.0%, 41.0%]: 40 test documents are too few to say more.")
+    rows[ROW] = (0.30, (0.26, 0.34))
+    assert package.judge(comparison(rows), ROW) == []
+    with pytest.raises(ConfigError, match="no row 'other', but student, packaged int8"):
+        package.judge(comparison(rows), "other")
+
+
+def run(pipeline: Path, tmp_path: Path, version: str = "0.1.0") -> Any:
+    results = tmp_path / "compare"
+    results.mkdir(exist_ok=True)
+    rows = {"student": (0.39, None), ROW: (0.30, None)}
+    (results / "compare.json").write_text(json.dumps(comparison(rows)))
+    app = package.typer.Typer()
+    app.command()(package.main)
+    options = {"--name": "quiet", "--version": version, "--compare": results, "--row": ROW}
+    arguments = [str(each) for option in options.items() for each in option]
+    return CliRunner().invoke(app, [str(pipeline), str(tmp_path / "packages"), *arguments])
+
+
+@pytest.mark.slow
+def test_the_build_is_quiet_unless_it_fails(tmp_path: Path) -> None:
+    spacy.blank("en").to_disk(tmp_path / "pipeline")
+    result = run(tmp_path / "pipeline", tmp_path)
+    assert result.exit_code == 0, result.output
+    wheel = tmp_path / "packages/en_quiet-0.1.0/dist/en_quiet-0.1.0-py3-none-any.whl"
+    assert wheel.is_file()
+    printed = " ".join(result.output.split())
+    assert "below that of student 39.0%" in printed
+    assert len(result.output.splitlines()) < 10
+    failed = run(tmp_path / "pipeline", tmp_path, version="not a version")
+    assert failed.exit_code != 0
+    assert "not a version" in failed.output
+    assert "✔" not in failed.output.splitlines()[-1]
+
+
+def test_a_comparison_must_be_there(tmp_path: Path) -> None:
+    spacy.blank("en").to_disk(tmp_path / "pipeline")
+    app = package.typer.Typer()
+    app.command()(package.main)
+    arguments = [tmp_path / "pipeline", tmp_path, "--name", "a", "--version", "1", "--row", ROW]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--compare", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "Run the project's 'compare' command first" in " ".join(result.output.split())
