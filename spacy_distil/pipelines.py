@@ -101,8 +101,8 @@ def import_code(path: str | Path | None) -> None:
     if path is None:
         return
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"No code at {path}: expected a Python file.")
+    if not path.is_file() or path.suffix != ".py":
+        raise ConfigError(f"No code at {path}: expected a Python file, whose name ends with .py.")
     try:
         import_file("python_code", path)
     except Exception as error:  # it is the user's, and may fail in any way

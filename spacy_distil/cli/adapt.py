@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from spacy.cli._util import parse_config_overrides
 
 from spacy_distil.cli.app import distil_cli
 from spacy_distil.cli.configs import adapt_config
-from spacy_distil.cli.options import OVERRIDES, Device, ForceRun, Resume, RunOutput
+from spacy_distil.cli.options import OVERRIDES, Device, ForceRun, Resume, RunOutput, parse_overrides
 from spacy_distil.errors import friendly_errors
 
 
@@ -59,7 +58,7 @@ def adapt_cli(
         distil_encoder(
             adapt_config(teacher, corpus),
             output,
-            overrides=parse_config_overrides(ctx.args),
+            overrides=parse_overrides(ctx.args),
             gpu_id=gpu_id,
             resume=resume,
             force=force,

@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from spacy.cli._util import parse_config_overrides
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import OVERRIDES, Code, Device, ForceRun, Resume, RunOutput
+from spacy_distil.cli.options import (
+    OVERRIDES,
+    Code,
+    Device,
+    ForceRun,
+    Resume,
+    RunOutput,
+    parse_overrides,
+)
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import import_code
 
@@ -70,7 +77,7 @@ def encoder_cli(
         distil_encoder(
             config_path,
             output,
-            overrides=parse_config_overrides(ctx.args),
+            overrides=parse_overrides(ctx.args),
             gpu_id=gpu_id,
             resume=resume,
             force=force,

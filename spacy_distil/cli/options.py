@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from click import ClickException
+from spacy.cli._util import parse_config_overrides
+
+from spacy_distil.errors import ConfigError
 
 Code = Annotated[
     Path | None,
@@ -18,6 +22,17 @@ Code = Annotated[
 ]
 # Of commands that take any setting of a config as an option, such as --training.max_steps 1000.
 OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """Parse settings by their dotted names, as spaCy does. Raises ConfigError for other options."""
+    try:
+        return parse_config_overrides(arguments)
+    except ClickException as error:  # typer prints only those of its own copy of click
+        raise ConfigError(
+            f"{error.format_message()} Settings have dotted names, such as --training.max_steps 10."
+        ) from error
+
 
 # Of distillation
 

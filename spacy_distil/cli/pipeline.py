@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from spacy.cli._util import parse_config_overrides
 from spacy.util import logger
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import OVERRIDES, Code, ForceRun, Resume, RunOutput
+from spacy_distil.cli.options import OVERRIDES, Code, ForceRun, Resume, RunOutput, parse_overrides
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import import_code
 
@@ -68,7 +67,7 @@ def pipeline_cli(
             teacher,
             config_path,
             output,
-            overrides=parse_config_overrides(ctx.args),
+            overrides=parse_overrides(ctx.args),
             gpu_id=gpu_id,
             resume=resume,
             force=force,

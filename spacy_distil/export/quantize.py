@@ -18,7 +18,7 @@ from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.files import TOKENIZER
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
-from spacy_distil.pipelines import load_pipeline
+from spacy_distil.pipelines import check_pipeline, load_pipeline
 from spacy_distil.runs.files import atomic_directory
 from spacy_distil.runs.outputs import check_output
 from spacy_distil.text.documents import Documents, example_documents, read_documents
@@ -140,6 +140,7 @@ def quantize(
             "--prune-vocab counts: name documents with that option too."
         )
     pipeline, output = str(pipeline), Path(output)
+    check_pipeline(pipeline)
     check_output(output, force=force, source=Path(pipeline))
     log(f"Loading {pipeline}")
     original = load_pipeline(pipeline)

@@ -27,7 +27,10 @@ def _find_section(file: Path, section: str) -> tuple[str, int, int]:
     first, last = f"<!-- {section}:start -->", f"<!-- {section}:end -->"
     if not file.is_file():
         raise ConfigError(f"No file {file} to put the tables into. Create it with {first} {last}.")
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not a Markdown file in UTF-8: {error}.") from error
     if text.count(first) != 1 or text.count(last) != 1 or text.index(first) > text.index(last):
         raise ConfigError(
             f"{file}: expected {first} and, after it, {last}, once each, around the place of the "

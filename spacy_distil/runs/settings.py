@@ -81,6 +81,8 @@ def read_config(
         text = read.to_str(interpolate=False)
         read = Config().from_str(text, overrides=dict(overrides or {}), interpolate=False)
         return read, read.interpolate()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config {config} is not a text file in UTF-8: {error}") from error
     except ConfigValidationError as error:
         problems = [f"{'.'.join(e['loc'])}: {e['msg']}" for e in error.errors or []]
         raise ConfigError("\n".join(problems) or str(error).strip()) from error

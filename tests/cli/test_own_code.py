@@ -53,4 +53,4 @@ def test_missing_code(own: Path) -> None:
     ):
         status, output = run(*command, "--code", "none.py")
         assert status == 1
-        assert "No code at none.py: expected a Python file." in output
+        assert "No code at none.py: expected a Python file" in output

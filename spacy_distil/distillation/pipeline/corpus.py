@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 from spacy.attrs import (  # type: ignore[import-not-found]
@@ -28,7 +30,8 @@ from spacy.training import Example
 from spacy.util import resolve_dot_names
 from wasabi import msg
 
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, DistilError
+from spacy_distil.pipelines import one_line
 from spacy_distil.text.docs import same_tokens
 from spacy_distil.text.plain_text import TxtDocuments, TxtFiles, find_files, read_parts
 
@@ -108,14 +111,33 @@ def resolve_corpora(
     return train, dev, resolve_dot_names(config, [settings.corpus])[0]
 
 
+def read_annotated(nlp: Language, reader: Reader, *, which: str, path: str) -> list[Example]:
+    """Read the training or the development corpus.
+
+    nlp: the student. It tokenizes the documents.
+    which, path: the name of the corpus, and of its setting in [paths], for errors.
+    Raises CorpusError if the corpus cannot be read, or is empty.
+    """
+    look = f"look at [paths] {path}."
+    try:
+        examples = list(reader(nlp))
+    except DistilError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
+        raise CorpusError(
+            f"The {which} corpus cannot be read: {one_line(str(error))}: {look}"
+        ) from error
+    if not examples:
+        raise CorpusError(f"The {which} corpus has no documents in it: {look}")
+    return examples
+
+
 def read_transfer_set(nlp: Language, train: Reader, text: Reader | None) -> TransferSet:
     """Read the training corpus and the text without annotation, if there is any.
 
     nlp: the student. It tokenizes the documents.
     """
-    gold = list(train(nlp))
-    if not gold:
-        raise CorpusError("The training corpus has no documents in it: look at [paths] train.")
+    gold = read_annotated(nlp, train, which="training", path="train")
     unlabelled = list(text(nlp)) if text is not None else []
     if text is not None and not unlabelled:
         raise CorpusError(

@@ -23,6 +23,7 @@ from spacy_distil.distillation.pipeline.corpus import (
     Reader,
     TransferSet,
     fingerprint_annotation,
+    read_annotated,
     read_transfer_set,
     resolve_corpora,
 )
@@ -36,7 +37,7 @@ from spacy_distil.distillation.pipeline.language import (
 )
 from spacy_distil.distillation.pipeline.loop import Progress, TrainingLoop
 from spacy_distil.distillation.pipeline.student import check_gold_labels, make_student
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.runs.directory import RunDirectory
 
@@ -151,9 +152,7 @@ class PipelineRun:
         check_gold_labels(self.student, gold, frozen=self.training["frozen_components"])
         self.inputs["the documents"] = fingerprint_docs(transfer_set.docs)
         self.inputs["their annotation"] = fingerprint_annotation(gold)
-        development = list(dev(self.student))
-        if not development:
-            raise CorpusError("The development corpus has no documents in it: look at [paths] dev.")
+        development = read_annotated(self.student, dev, which="development", path="dev")
         check_development(self.student, development, self.training["score_weights"])
         self.inputs["the development documents"] = fingerprint_annotation(development)
         return transfer_set

@@ -30,6 +30,7 @@ from spacy_distil.distillation.pipeline.config import (
     StudentSettings,
     resolve_training,
 )
+from spacy_distil.distillation.pipeline.corpus import read_annotated
 from spacy_distil.distillation.pipeline.heads import Pairing, find_pairs
 from spacy_distil.distillation.pipeline.heads.pairs import is_learner
 from spacy_distil.distillation.pipeline.hidden import find_encoder
@@ -45,7 +46,7 @@ from spacy_distil.distillation.pipeline.language import (
     take_language,
     take_state,
 )
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError
 
 
 def make_student(
@@ -124,8 +125,8 @@ def initialize(student: Language, sourced: Collection[str], pairing: Pairing) ->
 
     sourced: names of the components from other pipelines. They keep their weights.
     pairing: the pipes that learn from the teacher.
-    Raises CorpusError if there are no training documents, and ConfigError if no annotation shows a
-        pipe its labels.
+    Raises CorpusError if the training documents cannot be read, and ConfigError if no annotation
+        shows a pipe its labels.
     """
     config = student.config.interpolate()
     training = resolve_training(config)
@@ -136,9 +137,7 @@ def initialize(student: Language, sourced: Collection[str], pairing: Pairing) ->
         with student.select_pipes(enable=resumed):
             student.resume_training(sgd=training["optimizer"])
     student._link_components()
-    examples = list(train(student))
-    if not examples:
-        raise CorpusError("The training corpus has no documents in it: look at [paths] train.")
+    examples = read_annotated(student, train, which="training", path="train")
     with student.select_pipes(disable=[*frozen, *resumed]):
         check_annotation(student, examples, pairing)
         try:

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin
-from spacy.training import Example
+from spacy.training import Corpus, Example
 
 from spacy_distil.distillation.pipeline.corpus import (
     Texts,
     fingerprint_annotation,
+    read_annotated,
     read_transfer_set,
     split_doc,
 )
@@ -143,3 +144,24 @@ def test_fingerprints_tell_annotation_apart() -> None:
     found = [fingerprint_annotation([Example(NLP.make_doc("Ann ran"), one)]) for one in docs]
     assert len(set(found)) == len(docs)
     assert found[1] == fingerprint_annotation([Example(NLP.make_doc("x"), docs[1].copy())])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"cannot be read: .*No such file or directory: \S+dev\.spacy'"),
+        (b"no docs", r"cannot be read: \[E1014\] .*DocBin"),
+        (b"", r"cannot be read: \[E1014\] .*DocBin"),
+        (DocBin().to_bytes(), r"has no documents in it"),
+    ],
+)
+def test_a_corpus_that_cannot_be_read_is_named(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "dev.spacy"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(
+        CorpusError, match=rf"^The development corpus {message}.*: look at \[paths\] dev"
+    ):
+        read_annotated(NLP, Corpus(path), which="development", path="dev")
