@@ -272,8 +272,10 @@ def test_every_text_classifier_learns(
 
 
 def test_batches_with_docs_without_tokens(torch_pipeline: Path) -> None:
-    """Even if the encoder is disabled, so that the heads see zeros."""
-    nlp: Any = spacy.load(torch_pipeline)
+    """Even if the encoder is disabled, and the heads are told to see zeros."""
+    tok2vec = {"without_encoder": "zeros"}
+    config = {"components": {"tagger": {"model": {"tok2vec": tok2vec}}}}
+    nlp: Any = spacy.load(torch_pipeline, config=config)
     texts = ["", TEXT, "", "", "We like unbelievable pizza", "pizza", ""]
     alone = [[token.tag_ for token in nlp(text)] for text in texts]
     assert [len(each) for each in alone] == [len(text.split()) for text in texts]
