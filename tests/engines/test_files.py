@@ -19,6 +19,7 @@ from spacy_distil.engines.files import (
 )
 from spacy_distil.errors import WeightsError
 from spacy_distil.runs.digests import add_sums
+from tests.kills import run_and_kill
 
 
 def test_three_files_are_read(bert_dir: Path) -> None:
@@ -89,6 +90,39 @@ def test_written_files_take_the_place_of_another_engine_s(tmp_path: Path) -> Non
         (directory / "README.md").write_bytes(b"mine")
         found = {path.name: path.read_bytes() for path in directory.iterdir()}
         assert found == {**add_sums(files), "README.md": b"mine"}
+
+
+def test_a_kill_leaves_the_old_encoder_or_the_new_one(tmp_path: Path) -> None:
+    """Killed before each of its file operations."""
+    directory = tmp_path / "encoder"
+    old = {CONFIG: b"old", WEIGHTS: b"old", TOKENIZER: b"old"}
+    new = {CONFIG: b"new", GRAPH: b"new", TOKENIZER: b"new"}
+    states = (add_sums(old), add_sums(new))
+    seen, kill_at, was_killed = [], 0, True
+    while was_killed:
+        kill_at += 1
+        write_files(directory, old)
+        was_killed = run_and_kill(lambda: write_files(directory, new), tmp_path, kill_at)
+        found = {path.name: path.read_bytes() for path in directory.iterdir()}
+        assert found in states
+        seen.append(found)
+    assert (seen[0], seen[-1]) == states
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"another's")
+    directory = tmp_path / "encoder"
+    directory.mkdir()
+    for other in ((), ("README.md",)):  # replaced as a whole, and file by file
+        for name in other:
+            (directory / name).write_bytes(b"mine")
+        (directory / WEIGHTS).unlink(missing_ok=True)
+        (directory / WEIGHTS).symlink_to(target)
+        write_files(directory, {CONFIG: b"{}", WEIGHTS: b"w", TOKENIZER: b"t"})
+        assert not (directory / WEIGHTS).is_symlink()
+        assert (directory / WEIGHTS).read_bytes() == b"w"
+        assert target.read_bytes() == b"another's"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"{}", b'{"model_type": 3}'])
