@@ -13,10 +13,10 @@ import torch
 
 from spacy_distil.engines.files import check_folder, longest_window
 from spacy_distil.engines.pretrained import (
-    PICKLES,
     check_config,
     check_positions,
     check_values,
+    explain_pickles,
     load_fast_tokenizer,
     quiet_transformers,
 )
@@ -146,9 +146,12 @@ def _weights_errors(name: str) -> Iterator[None]:
     except Exception as error:
         hint = (
             "The directory exists; is it a complete Hugging Face model directory "
-            f"(config.json, model.safetensors, tokenizer.json)? {PICKLES}"
+            "(config.json, model.safetensors, tokenizer.json)?"
             if Path(name).is_dir()
             else "No such directory here. A hub name needs the network, or a download cached "
             "earlier, with weights in model.safetensors; a local teacher is given by its directory"
         )
-        raise WeightsError(f"teacher.name = {name!r} cannot be loaded: {error}\n{hint}") from error
+        raise WeightsError(
+            f"teacher.name = {name!r} cannot be loaded: {error}\n{hint}"
+            f"{explain_pickles(name, error)}"
+        ) from error
