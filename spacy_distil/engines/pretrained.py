@@ -27,7 +27,6 @@ from spacy_distil.engines.probe import check_kind, check_outputs, find_class
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.runs.digests import write_sums
 
-# Said where no weights are found.
 PICKLES = (
     "Pickled weights (pytorch_model.bin) are never read, because they can run code. If you trust "
     'them, convert them once: python -c "import torch, safetensors.torch as s; s.save_file({k: '
@@ -70,7 +69,8 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
         raise WeightsError(
             f"{failed}{error}\n"
             "Expected a directory with config.json, model.safetensors and a tokenizer, or the name "
-            f"of such a model on the Hugging Face hub (which needs the network). {PICKLES}"
+            "of such a model on the Hugging Face hub (which needs the network)."
+            f"{explain_pickles(name, error)}"
         ) from error
     # A checkpoint may hold more than the encoder (pooler, heads), but not less.
     weights = model.state_dict()
@@ -153,6 +153,16 @@ def load_saved_encoder(
     check_values(WEIGHTS, weights)
     model.load_state_dict(weights, assign=True)
     return model.float()
+
+
+def explain_pickles(name: str, error: Exception) -> str:
+    """Say how to convert pickled weights, if a model has no others; else return "".
+
+    name: directory or hub name. error: of transformers, which found no weights.
+    """
+    if any(Path(name).glob("pytorch_model*.bin")) or "model.safetensors" in str(error):
+        return f" {PICKLES}"
+    return ""
 
 
 def check_config(name: str, config: transformers.PretrainedConfig, **version: Any) -> None:

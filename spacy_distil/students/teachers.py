@@ -13,10 +13,10 @@ import torch
 
 from spacy_distil.engines.files import check_folder, longest_window
 from spacy_distil.engines.pretrained import (
-    PICKLES,
     check_config,
     check_positions,
     check_values,
+    explain_pickles,
     hub_problem,
     load_fast_tokenizer,
     quiet_transformers,
@@ -151,5 +151,5 @@ def _weights_errors(name: str) -> Iterator[None]:
         raise WeightsError(
             f"{failed}{error}\nExpected a complete Hugging Face model directory "
             "(config.json, model.safetensors, tokenizer.json), or the name of such a model on the "
-            f"hub. {PICKLES}"
+            f"hub.{explain_pickles(name, error)}"
         ) from error

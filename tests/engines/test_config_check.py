@@ -261,5 +261,6 @@ def test_weights_that_are_whole_numbers_are_named(encoder: tuple[EncoderShim, Pa
         WeightsError, match=r"has encoder\.layer\.0\.output\.dense\.weight of type torch\.int8"
     ):
         EncoderShim(shim.settings).from_disk(directory)
-    with pytest.raises(DistilError):
-        load_encoder(str(directory))
+    if transformers.__version__.startswith("4."):  # version 5 turns them into floats
+        with pytest.raises(DistilError):
+            load_encoder(str(directory))
