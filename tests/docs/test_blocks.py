@@ -171,6 +171,7 @@ def run_pipeline_config(block: Block) -> None:
     """Distil a pipeline with the block in place of the same parts of `init-config pipeline`."""
     config = pipeline_config(train="dev.spacy", dev="dev.spacy", text="texts.jsonl")
     config = merge_part(config, parse_part(block.code))
+    config["training"]["max_steps"] = 5  # a stage of the page has a fifth of the steps
     distil_pipeline("my_teacher", config, f"from-line-{block.line}")
 
 
