@@ -33,7 +33,7 @@ SHORT = 2_000
 
 # Largest growth, in bytes: of a document, between the first third and the end; of a load; and of a
 # character of a huge document, at the peak. A token has 5 characters, a vector 32 numbers.
-PER_DOC = 30
+PER_DOC = 100
 PER_LOAD = 20_000
 PER_CHARACTER = 400
 # The allocator's own noise, which the slopes of short runs would count.

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import random
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,7 +117,7 @@ def wordpiece(tokenizer: Tokenizer) -> Splitter:
 
     def words(text: str) -> Iterator[list[tuple[str, int]]]:
         word: list[tuple[str, int]] = []
-        for i, original in enumerate(text):
+        for i, original in enumerate(in_canonical_order(text)):
             for character in normalized(original):
                 if ord(character) in WHITE or is_separate(character):
                     if word:
@@ -144,6 +145,18 @@ def wordpiece(tokenizer: Tokenizer) -> Splitter:
         return found
 
     return lambda text: [piece for word in words(text) for piece in pieces(word)]
+
+
+def in_canonical_order(text: str) -> str:
+    """Sort each run of combining marks, as normalization does. `tokenizers` gives the marks the
+    places in their new order. Most have no piece.
+    """
+    runs = groupby(text, key=lambda character: unicodedata.combining(character) > 0)
+    return "".join(
+        character
+        for marks, run in runs
+        for character in (sorted(run, key=unicodedata.combining) if marks else run)
+    )
 
 
 def byte_level(tokenizer: Tokenizer) -> Splitter:
