@@ -31,6 +31,8 @@ EVALUATIONS = 10
 # With fewer steps per epoch, batches get smaller, down to `FEWEST_WORDS`.
 STEPS_PER_EPOCH = 100
 FEWEST_WORDS = 100
+# Text without annotation counts as a part of the corpus up to this many times the annotated words.
+MAX_TEXT = 10
 
 
 def read_summary(corpus_dir: Path) -> dict[str, Any]:
@@ -185,12 +187,23 @@ def score_weights(kept: Mapping[str, str], scored: Mapping[str, bool]) -> dict[s
     return weights
 
 
-def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, int]:
+def schedule(
+    config_path: Path,
+    corpus_dir: Path,
+    epochs: float,
+    *,
+    with_text: bool = False,
+    min_steps: int = 0,
+) -> dict[str, int]:
     """Compute settings for `epochs` passes over the training corpus: size of batches, steps,
     warm-up and evaluations.
 
     A small corpus gets smaller batches than the config says, because pipes with random weights need
     some steps before they have learned anything.
+
+    with_text: whether the run passes over the text without annotation, too. Much more text than
+        annotation makes the run longer up to a limit, and is then not read `epochs` times.
+    min_steps: the fewest steps, so a small corpus is read more often than `epochs` times.
     """
     training = load_config(config_path)["training"]
     size = training["batcher"]["size"]
@@ -202,9 +215,12 @@ def schedule(config_path: Path, corpus_dir: Path, epochs: float) -> dict[str, in
     summary = corpus_dir / "corpus.json"
     if not summary.is_file():
         raise CorpusError(f"No such file: {summary}. Run the project's 'corpus' command first.")
-    tokens = json.loads(summary.read_text(encoding="utf8"))["splits"]["train"]["tokens"]
+    counts = json.loads(summary.read_text(encoding="utf8"))
+    tokens = counts["splits"]["train"]["tokens"]
+    if with_text:
+        tokens += min(counts["text"]["words"], MAX_TEXT * tokens)
     size = min(size, max(FEWEST_WORDS, tokens // STEPS_PER_EPOCH))
-    steps = max(EVALUATIONS, math.ceil(epochs * tokens / size))
+    steps = max(EVALUATIONS, min_steps, math.ceil(epochs * tokens / size))
     settings = {
         "training.batcher.size": size,
         "training.max_steps": steps,

@@ -30,6 +30,7 @@ from weasel.util import get_checksum, load_project_config
 
 from scripts.corpus import Dataset
 from spacy_distil.errors import CorpusError, WeightsError, friendly_errors, require
+from spacy_distil.runs.files import atomic_directory
 
 # Files of a Hugging Face model directory that an encoder needs.
 MODEL_FILES = (
@@ -79,9 +80,9 @@ def fetch_teacher(teacher: str, output: Path) -> Path:
         if target.is_dir() and same_files(new, target):
             msg.good(f"The teacher is in place: {target} (from {teacher})")
             return target
-        if target.exists():
-            target.rename(stage / "previous")
-        new.rename(target)
+        with atomic_directory(target) as directory:
+            for path in new.iterdir():
+                path.rename(directory / path.name)
     msg.good(f"Put the teacher into {target} (from {teacher})")
     return target
 

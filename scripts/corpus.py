@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import spacy
 import typer
@@ -194,19 +194,31 @@ def read_text(path: Path, txt: TxtFiles | None = None) -> Iterator[list[str]]:
             yield text.splitlines()
 
 
-def write_text(path: Path, documents: Iterable[Sequence[str]]) -> dict[str, int]:
-    """Write documents one by one, and return their counts."""
-    counts = Counter({"docs": 0, "paragraphs": 0, "words": 0})
-    with path.open("w", encoding="utf8", newline="\n") as file:
-        for document in documents:
-            paragraphs = [" ".join(paragraph.split()) for paragraph in document]
-            paragraphs = [paragraph for paragraph in paragraphs if paragraph]
-            if paragraphs:
-                file.write("\n" * bool(counts["docs"]) + "\n".join(paragraphs) + "\n")
-                counts["docs"] += 1
-                counts["paragraphs"] += len(paragraphs)
-                counts["words"] += sum(len(paragraph.split()) for paragraph in paragraphs)
-    return dict(counts)
+@dataclass
+class _TextCounts:
+    """Numbers of what has been written; words are what spaces divide."""
+
+    docs: int = 0
+    paragraphs: int = 0
+    words: int = 0
+
+
+def write_text(
+    file: TextIO, documents: Iterable[Sequence[str]], total: _TextCounts, *others: _TextCounts
+) -> None:
+    """Write documents one by one, and count them.
+
+    total: counts all that the file holds.
+    """
+    for document in documents:
+        paragraphs = [" ".join(paragraph.split()) for paragraph in document]
+        paragraphs = [paragraph for paragraph in paragraphs if paragraph]
+        if paragraphs:
+            file.write("\n" * bool(total.docs) + "\n".join(paragraphs) + "\n")
+            for counts in (total, *others):
+                counts.docs += 1
+                counts.paragraphs += len(paragraphs)
+                counts.words += sum(len(paragraph.split()) for paragraph in paragraphs)
 
 
 # --- counting and writing -----------------------------------------------------------------------
@@ -264,15 +276,13 @@ def write(
     for split in SPLITS:
         DocBin(attrs=ATTRS, docs=corpus.docs[split]).to_disk(out_dir / f"{split}.spacy")
 
+    unlabelled, more = _TextCounts(), _TextCounts()
     txt = TxtFiles()
-
-    def documents() -> Iterator[Sequence[str]]:
-        yield from corpus.unlabelled
+    with (out_dir / "unlabelled.txt").open("w", encoding="utf8", newline="\n") as file:
+        write_text(file, corpus.unlabelled, unlabelled)
         for path in text:
-            yield from read_text(path, txt)
-        txt.tell(msg.info)
-
-    unlabelled = write_text(out_dir / "unlabelled.txt", documents())
+            write_text(file, read_text(path, txt), unlabelled, more)
+    txt.tell(msg.info)
     splits = {split: count(corpus.docs[split]) for split in SPLITS}
     summary = {
         "dataset": dataset,
@@ -281,7 +291,8 @@ def write(
         "layers": splits["train"]["layers"],
         "scored": splits["dev"]["layers"],
         "splits": splits,
-        "unlabelled": unlabelled,
+        "unlabelled": asdict(unlabelled),
+        "text": asdict(more),
         "left_out": {split: corpus.notes[split].to_dict() for split in SPLITS},
     }
     with (out_dir / "corpus.json").open("w", encoding="utf8") as file:

@@ -49,16 +49,17 @@ def main(
     config: Annotated[Path, typer.Argument(help="Config of the student", exists=True)],
     out_dir: Annotated[Path, typer.Argument(help="Directory for the directories of the seeds")],
     corpus: Annotated[Path, typer.Option(help="Directory with train.spacy, dev.spacy")],
-    epochs: Annotated[float, typer.Option(help="Passes over the training corpus, in steps", min=0)],
+    epochs: Annotated[float, typer.Option(help="Passes over annotated documents and text", min=0)],
     text: Annotated[str, typer.Option(help="Text without annotation; empty for none")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
+    min_steps: Annotated[int, typer.Option(help="Fewest steps, whatever the epochs", min=0)] = 0,
     gpu_id: Annotated[int, typer.Option(help="GPU for spaCy's own layers; -1 for none")] = -1,
 ) -> None:
     """Distil a student pipeline for some epochs, once per seed."""
     with friendly_errors():
         if not teacher.exists():
             raise ConfigError(f"{teacher} does not exist. Train the teacher first.")
-        steps = schedule(config, corpus, epochs)
+        steps = schedule(config, corpus, epochs, with_text=bool(text), min_steps=min_steps)
         overrides = parse_config_overrides(context.args)
         numbers = parse_seeds(seeds)
         # Without text, switch the corpus off: an empty path cannot be read.

@@ -33,7 +33,9 @@ def main(
             paths = [str(seed / "model-best"), str(corpus / "test.spacy")]
             output = f"{metrics}-{seed.name}.json"
             command = ["spacy", "evaluate", *paths, "--output", output, "--gpu-id", str(gpu_id)]
-            subprocess.run([sys.executable, "-m", *command], check=True)
+            done = subprocess.run([sys.executable, "-m", *command])
+            if done.returncode != 0:
+                sys.exit(done.returncode)  # the command has printed the reason
 
 
 if __name__ == "__main__":

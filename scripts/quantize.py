@@ -51,6 +51,8 @@ def choose(sources: Mapping[str, Path], packaged: str, seeds: Sequence[int]) -> 
     if packaged not in (BEST, *sources):
         expected = ", ".join((BEST, *sources))
         raise ConfigError(f"packaged = '{packaged}': expected one of {expected}")
+    if len(sources) == 1:
+        return next(iter(sources.values()))
     scores = {
         name: max(dev_score(path / f"seed-{seed}" / "model-best") for seed in seeds)
         for name, path in sources.items()

@@ -26,6 +26,7 @@ from weasel.util import get_checksum
 from project.finished import finish, is_finished
 from project.training import parse_seeds, schedule
 from spacy_distil.errors import friendly_errors
+from spacy_distil.runs.files import atomic_directory
 
 
 def describe_run(settings: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
@@ -47,7 +48,9 @@ def train_seed(config_path: Path, out_dir: Path, settings: dict[str, Any], gpu_i
         shutil.rmtree(out_dir)
     command = ["spacy", "train", str(config_path), "--output", str(out_dir)]
     command += ["--gpu-id", str(gpu_id), *as_options(settings)]
-    subprocess.run([sys.executable, "-m", *command], check=True)
+    done = subprocess.run([sys.executable, "-m", *command])
+    if done.returncode != 0:
+        sys.exit(done.returncode)  # the command has printed the reason
     finish(out_dir, run)
 
 
@@ -71,8 +74,8 @@ def copy_best(out_dir: Path, seeds: list[int]) -> None:
     """Copy the seed that scores best on the development documents to OUT_DIR/best."""
     pipelines = [out_dir / f"seed-{seed}" / "model-best" for seed in seeds]
     best = max(pipelines, key=dev_score)
-    shutil.rmtree(out_dir / "best", ignore_errors=True)
-    shutil.copytree(best, out_dir / "best")
+    with atomic_directory(out_dir / "best") as directory:
+        shutil.copytree(best, directory, dirs_exist_ok=True)
     msg.good(f"{out_dir / 'best'} is {best.parent.name}")
 
 
@@ -83,11 +86,12 @@ def main(
     corpus: Annotated[Path, typer.Option(help="Directory with train.spacy, dev.spacy")],
     epochs: Annotated[float, typer.Option(help="Passes over the training corpus", min=0)],
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
+    min_steps: Annotated[int, typer.Option(help="Fewest steps, whatever the epochs", min=0)] = 0,
     gpu_id: Annotated[int, typer.Option(help="GPU for spaCy's own layers; -1 for none")] = -1,
 ) -> None:
     """Train a pipeline for some epochs, once per seed, with `spacy train`."""
     with friendly_errors():
-        steps = schedule(config, corpus, epochs)
+        steps = schedule(config, corpus, epochs, min_steps=min_steps)
         overrides = parse_config_overrides(context.args)
         numbers = parse_seeds(seeds)
         for seed in numbers:

@@ -1,7 +1,7 @@
 """Child processes that do one piece of work each, and may be killed while they do so.
 
-They are forked from a server that has imported everything, see `tests.warm`, so that a child starts in
-milliseconds.
+They are forked from a server that has imported everything, see `tests.warm`, so that a child
+starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import hashlib
 import multiprocessing
 import os
 import random
+import signal
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tests.kills import FileOperations
+from tests.kills import Counting, FileOperations
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The server and its children inherit these.
@@ -29,15 +30,15 @@ os.environ.setdefault("PYTHONHASHSEED", "0")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.warm", "tests.tiny_runs"])
 
-# Arguments first, so that it can be pickled: a function of a module, and what it gets.
+# A function of a module, which can be pickled, and its arguments.
 Work = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a piece of work does if nobody kills it.
+    """A piece of work that came to its end.
 
-    operations: number of its file operations, see `FileOperations`.
+    operations: number of its file operations that count.
     seconds: from the first of them to the end.
     result: of the function.
     """
@@ -47,27 +48,51 @@ class Measure:
     result: Any
 
 
-def run(work: Work, *, counted: Path | None = None, first: str = "") -> Measure:
-    """Run a piece of work in a child to its end.
+class ChildError(Exception):
+    """A child failed, with its traceback."""
 
-    counted, first: `directory` and `first` of `FileOperations`. None counts nothing.
-    Raises ChildError if it fails.
-    """
-    with _child(work, counted, first, 0) as (process, pipe):
-        while True:
-            try:
-                message = pipe.recv()
-            except EOFError:
-                process.join()
-                raise ChildError(f"the child ended with {process.exitcode}") from None
-            if isinstance(message, Measure):
-                return message
-            if message != "first":
-                raise ChildError(message)
+
+def run(work: Work, counting: Counting | None = None) -> Measure:
+    """Run a piece of work in a child to its end. Raises ChildError if it has none."""
+    measure = run_and_kill(work, counting)
+    if measure is None:
+        raise ChildError("the child was killed")
+    return measure
 
 
 def run_and_kill(
-    work: Work, measure: Measure, rng: random.Random, *, counted: Path, first: str = ""
+    work: Work, counting: Counting | None, delay: float | None = None
+) -> Measure | None:
+    """Run a piece of work in a child that may be killed.
+
+    counting: may say before which operation. None counts nothing.
+    delay: seconds after the first operation that counts, at which it is killed; None for never.
+    RETURNS: None if it was killed.
+    Raises ChildError if it fails.
+    """
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=_do, args=(there, work, counting))
+    process.start()
+    there.close()
+    try:
+        message = here.recv()
+        if message == "first":
+            if delay is not None and not here.poll(delay):
+                process.kill()
+            message = here.recv()
+    except EOFError:
+        message = None
+    process.join()
+    here.close()
+    if message is None and process.exitcode == -signal.SIGKILL:
+        return None
+    if not isinstance(message, Measure):
+        raise ChildError(message or f"the child ended with {process.exitcode}")
+    return message
+
+
+def kill_somewhere(
+    work: Work, measure: Measure, rng: random.Random, counting: Counting
 ) -> tuple[str, bool]:
     """Run a piece of work in a child, and kill it: before one of its file operations, or at any
     moment after the first.
@@ -76,72 +101,36 @@ def run_and_kill(
     RETURNS: the moment in words, and whether the child was killed before it ended.
     Raises ChildError if it fails before that.
     """
-    by_operation = rng.random() < 0.5
-    kill_at = rng.randint(1, measure.operations) if by_operation else 0
-    delay = rng.uniform(0.0, measure.seconds)
-    moment = f"operation {kill_at} of {measure.operations}" if kill_at else f"{delay:.3f} s"
-    with _child(work, counted, first, kill_at) as (process, pipe):
-        try:
-            message = pipe.recv()
-            if message == "first" and not by_operation:
-                if not pipe.poll(delay):
-                    process.kill()
-                message = pipe.recv()
-            elif message == "first":
-                message = pipe.recv()
-        except EOFError:
-            process.join()
-            return moment, True
-        if not isinstance(message, Measure):
-            raise ChildError(f"killed at {moment}: {message}")
-        return moment, False
+    kill_at, delay = rng.randint(1, measure.operations), rng.uniform(0.0, measure.seconds)
+    if rng.random() < 0.5:
+        moment = f"operation {kill_at} of {measure.operations}"
+        return moment, run_and_kill(work, replace(counting, kill_at=kill_at)) is None
+    return f"{delay:.3f} s", run_and_kill(work, counting, delay) is None
 
 
-class ChildError(Exception):
-    """A child failed, with its traceback."""
-
-
-@contextmanager
-def _child(
-    work: Work, counted: Path | None, first: str, kill_at: int
-) -> Iterator[tuple[Any, Connection]]:
-    here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=_do, args=(there, work, counted, first, kill_at))
-    process.start()
-    there.close()
-    try:
-        yield process, here
-    finally:
-        process.join(0.0 if process.exitcode is not None else 10.0)
-        process.kill()
-        process.join()
-        here.close()
-
-
-def _do(pipe: Connection, work: Work, counted: Path | None, first: str, kill_at: int) -> None:
+def _do(pipe: Connection, work: Work, counting: Counting | None) -> None:
     """Do the work in the child. Sends "first" at the first operation, and a `Measure` at the end,
     or the traceback.
     """
-    began = [time.monotonic()]
+    began = time.monotonic()
 
     def begin() -> None:
-        began[0] = time.monotonic()
+        nonlocal began
+        began = time.monotonic()
         pipe.send("first")
 
-    log = os.open(os.devnull, os.O_WRONLY)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
-        os.dup2(log, descriptor)
-    operations = None
+        os.dup2(nowhere, descriptor)
     try:
         import torch
 
         torch.set_num_threads(1)
-        if counted is not None:
-            operations = FileOperations(counted, kill_at=kill_at, first=first, on_first=begin)
+        operations = None if counting is None else FileOperations(counting, begin)
         function, arguments = work
         result = function(*arguments)
-        count = operations.count if operations is not None else 0
-        pipe.send(Measure(count, time.monotonic() - began[0], result))
+        count = 0 if operations is None else operations.count
+        pipe.send(Measure(count, time.monotonic() - began, result))
     except BaseException:
         pipe.send(traceback.format_exc())
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,34 @@ _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000  # Linux: CLONE_NEWUSER, CLONE_N
 _PRIVATE, _REMOUNT = 0x44000, 32  # MS_REC | MS_PRIVATE, MS_REMOUNT
 
 
-class FileOperations:
-    """Counts the operations of this process that change files under a directory.
+@dataclass(frozen=True)
+class Counting:
+    """Which operations count, of those that change files, and the one before which the process
+    gets SIGKILL.
 
-    kill_at: number of the operation, from 1, before which the process gets SIGKILL; 0 for never.
-    first: text in the path of the operation that counts first; empty for any.
-    on_first: called then.
+    directory: they concern this directory.
+    first: text in the path of the one that counts first; empty for any.
+    only: text in the paths of those that count from then on.
+    kill_at: number of the deadly one, from 1; 0 for none.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        kill_at: int = 0,
-        first: str = "",
-        on_first: Callable[[], Any] = lambda: None,
-    ) -> None:
-        self.directory = str(directory.resolve())
-        self.kill_at = kill_at
-        self.first = first
+    directory: Path
+    first: str = ""
+    only: str = ""
+    kill_at: int = 0
+
+
+class FileOperations:
+    """Counts the operations of this process that change files.
+
+    on_first: called with the operation that counts first.
+    """
+
+    def __init__(self, counting: Counting, on_first: Callable[[], Any] = lambda: None) -> None:
+        self.counting = counting
+        self.directory = str(counting.directory.resolve())
         self.on_first = on_first
+        self.has_begun = False
         self.count = 0
         sys.addaudithook(self._note)
 
@@ -51,18 +60,21 @@ class FileOperations:
         path = arguments[0]
         if not isinstance(path, (str, os.PathLike)):
             return  # a descriptor, or the path as bytes
-        text = os.path.abspath(os.fspath(path))
-        if not str(text).startswith(self.directory) or (not self.count and self.first not in text):
+        text = str(os.path.abspath(os.fspath(path)))
+        if not text.startswith(self.directory):
             return
-        self.count += 1
-        if self.count == 1:
+        if not self.has_begun:
+            if self.counting.first not in text:
+                return
+            self.has_begun = True
             self.on_first()
-        if self.count == self.kill_at:
+        self.count += self.counting.only in text
+        if self.count == self.counting.kill_at and self.counting.only in text:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_and_kill(work: Callable[[], Any], directory: Path, kill_at: int) -> bool:
-    """Run something in a child that is killed before an operation. See `FileOperations`.
+    """Run something in a child that is killed before an operation. See `Counting`.
 
     work: must not use torch, which may have threads that the child lacks.
     RETURNS: whether it was killed; False if it had fewer operations.
@@ -71,7 +83,7 @@ def run_and_kill(work: Callable[[], Any], directory: Path, kill_at: int) -> bool
     if not child:
         status = 1
         try:
-            FileOperations(directory, kill_at=kill_at)
+            FileOperations(Counting(directory, kill_at=kill_at))
             work()
             status = 0
         finally:

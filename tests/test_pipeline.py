@@ -83,6 +83,7 @@ def test_the_trained_pipeline_is_loaded(trained: Path) -> None:
         "config.json",
         "model.safetensors",
         "tokenizer.json",
+        "SHA256SUMS",
     }
     doc = nlp("Ann visited Rome in spring.")
     assert doc.tensor.shape == (len(doc), WIDTH)

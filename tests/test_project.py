@@ -162,6 +162,11 @@ def test_the_first_step_knows_the_language() -> None:
     assert " --lang en " in COMMANDS["assets"]["script"][0]
 
 
+def test_every_training_is_long_enough_for_small_data() -> None:
+    for name in ("train-teacher", "train-student", "distil-pipeline", "train-cnn"):
+        assert f" --min-steps {PROJECT['vars']['min_steps']} " in COMMANDS[name]["script"][-1]
+
+
 def test_variables_have_values_that_the_scripts_know() -> None:
     assert PROJECT["vars"]["ner"] in NER
     assert PROJECT["vars"]["precision"] in PRECISIONS

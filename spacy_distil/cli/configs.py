@@ -23,6 +23,7 @@ from spacy_distil.runs.schedules import (
     fit_encoder,
     fit_training,
 )
+from spacy_distil.text.languages import language_name
 
 Optimize = Literal["efficiency", "accuracy"]
 
@@ -150,6 +151,12 @@ def pipeline_config(
     names = list(pipes)
     factories = {name: known.get(name, name) for name in names if name not in rules}
     check_pipes(factories, names)
+    if teacher and lang and lang != teacher.lang and "xx" not in (lang, teacher.lang):
+        raise ConfigError(
+            f"lang = {lang!r}: the teacher {teacher.name} is a pipeline for "
+            f"{language_name(teacher.lang)} ({teacher.lang!r}), and its student would be one for "
+            f"{language_name(lang)}. Leave --lang out to take the teacher's language."
+        )
     lang = lang or (teacher.lang if teacher else "en")
     code, encoder = resolve_encoder(lang, encoder, "efficiency")
     options = ["--teacher", teacher.name] if teacher else []
@@ -164,9 +171,7 @@ def pipeline_config(
             "pipeline": ["transformer", *names],
             "copied": list(copied),
             "tokenizer": block("nlp.tokenizer", teacher.tokenizer),
-            "initialize_tokenizer": block(
-                "initialize.tokenizer", teacher.initialize_tokenizer
-            ),
+            "initialize_tokenizer": block("initialize.tokenizer", teacher.initialize_tokenizer),
             "score_weights": score_weights(list(factories.values()), copied.values()),
         }
     return render(

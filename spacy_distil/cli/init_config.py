@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from spacy.cli._util import string_to_list
 from spacy.cli.init_config import InitValues, Optimizations
+from spacy.util import load_config_from_str
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
@@ -19,7 +20,10 @@ from spacy_distil.cli.configs import (
     pipeline_config,
     training_config,
 )
+from spacy_distil.cli.from_config import swapped_config
 from spacy_distil.cli.teacher_pipes import read_teacher_pipes
+from spacy_distil.encoding.language import describe_foreign
+from spacy_distil.encoding.pieces import PieceTokenizer
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.runs.files import write_text
 
@@ -47,7 +51,12 @@ OPTIONS: dict[Kind, dict[str, str]] = {
         "--corpus": "corpus",
         "--text": "text",
     },
-    Kind.train: {**_PIPELINE_OPTIONS, "--optimize": "optimize", "--corpus": "corpus"},
+    Kind.train: {
+        **_PIPELINE_OPTIONS,
+        "--optimize": "optimize",
+        "--corpus": "corpus",
+        "--from": "source",
+    },
 }
 
 
@@ -123,6 +132,14 @@ def init_config_cli(
             "of them. Used as --corpus is.",
         ),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="train: config of your own. The new config has a transformer in place of its "
+            "tok2vec or spacy-transformers encoder, and keeps the rest.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-F", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented config with every setting.
@@ -137,6 +154,11 @@ def init_config_cli(
 
     Without --corpus, the steps fit about 200,000 words on a CPU and 800,000 on a GPU. Fewer words
     need smaller batches and a shorter warm-up: name the corpus with --corpus.
+
+    With --from, "train" swaps the encoder of a config of your own:
+
+    \b
+      python -m spacy distil init-config train new.cfg --from my_cnn.cfg --corpus train.spacy
 
     With --teacher, "pipeline" reads language and pipes from a trained pipeline, by its path or
     package. The student's pipes get the names and kinds of the teacher's. The config copies pipes
@@ -159,17 +181,28 @@ def init_config_cli(
         if kind is Kind.encoder:
             written = encoder_config(teacher or DEFAULT_TEACHER, corpus=corpora)
         elif kind is Kind.pipeline:
-            source = read_teacher_pipes(teacher) if teacher else None
+            pipes = read_teacher_pipes(teacher) if teacher else None
             written = pipeline_config(
                 lang=lang if is_given(ctx, "lang") else None,
                 pipes=string_to_list(pipeline) if is_given(ctx, "pipeline") else None,
                 encoder=encoder,
                 gpu=gpu,
-                teacher=source,
+                teacher=pipes,
                 corpus=train,
                 text=text,
             )
-            notes = source.notes() if source else []
+            notes = pipes.notes() if pipes else []
+        elif source is not None:
+            for option, name in {"--lang": "lang", "--pipeline": "pipeline"}.items():
+                if is_given(ctx, name):
+                    raise ConfigError(f"{option}: the config of --from has its own.")
+            written, notes = swapped_config(
+                source,
+                encoder=encoder,
+                optimize=optimize.value,
+                gpu=gpu if is_given(ctx, "gpu") else None,
+                corpus=train,
+            )
         else:
             written = training_config(
                 lang=lang,
@@ -179,9 +212,10 @@ def init_config_cli(
                 gpu=gpu,
                 corpus=train,
             )
+        foreign = None if kind is Kind.encoder else foreign_encoder(written)
         if str(output) == "-":
             print(written, end="")
-            for note in notes:
+            for note in [*notes, *filter(None, [foreign])]:
                 typer.echo(note, err=True)
             return
         if output.exists() and not force:
@@ -189,7 +223,23 @@ def init_config_cli(
         write_text(output, written)
     for note in notes:
         msg.info(note)
+    if foreign is not None:
+        msg.warn(foreign)
     msg.good(f"Wrote {output}")
+
+
+def foreign_encoder(text: str) -> str | None:
+    """Say that the encoder in a config is made for another language than the pipeline, or None.
+
+    text: the config. An encoder that is no directory is not looked at.
+    """
+    config = load_config_from_str(text)
+    name = config["paths"]["encoder"]
+    path = Path(name) / "tokenizer.json"
+    if not path.is_file():
+        return None
+    tokenizer = PieceTokenizer.from_str(path.read_bytes())
+    return describe_foreign(tokenizer, name, config["nlp"]["lang"])
 
 
 def refuse_options(ctx: typer.Context, kind: Kind) -> None:

@@ -25,6 +25,10 @@ class Ahead:
         self._pid = os.getpid()
         self._running: set[Future[Any]] = set()
 
+    def __reduce__(self) -> Any:
+        """Pickle or copy it without the threads, which other streams may have begun meanwhile."""
+        return type(self), ()
+
     def map(
         self, work: Callable[[S], T], items: Iterator[S]
     ) -> Iterator[tuple[S, Callable[[], T]]]:

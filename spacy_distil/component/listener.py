@@ -135,9 +135,13 @@ def _find_vectors(model: DistilListener, doc: Doc, tensor: Any, is_train: bool) 
         raise ConfigError(_other_vectors_message(model, doc, tensor))
     if len(doc):
         if is_train:
-            raise ConfigError(_untaught_message(model))
+            raise ConfigError(_not_annotated_message(model))
         if any(doc is each for each in model._learned):
-            warnings.warn(_untaught_message(model), stacklevel=2)
+            warnings.warn(
+                f"{_not_annotated_message(model)} Now it predicts from zeros, as 'spacy debug "
+                "model' always does.",
+                stacklevel=2,
+            )
         elif model.without_encoder == "error" and not any(doc is each for each in model._sample):
             raise ConfigError(_no_encoder_message(model, doc))
     return model.ops.alloc2f(len(doc), width)
@@ -164,16 +168,15 @@ def _no_encoder_message(model: DistilListener, doc: Doc) -> str:
     )
 
 
-def _untaught_message(model: DistilListener) -> str:
+def _not_annotated_message(model: DistilListener) -> str:
     pipe, encoder = _names(model)
-    name, enabled = model.encoder_name or "NAME", [model.encoder_name, model.pipe_name]
-    both = ", ".join(f'"{each}"' for each in enabled if each)
+    name, own = model.encoder_name or "ENCODER", model.pipe_name or "NAME"
     return (
         f"In an update {pipe} reads the vectors of {encoder}, which has set no doc.tensor. For "
         "'spacy train', add the encoder to [training] annotating_components. In a loop of your "
-        f"own, keep it enabled, as in nlp.select_pipes(enable=[{both}]), and call nlp.update with "
-        f'annotates=["{name}"], and with exclude=["{name}"] if its weights must not change. Before '
-        "nlp.rehearse, which does not run encoders, run it over the docs."
+        f'own, keep it enabled, as in nlp.select_pipes(enable=["{name}", "{own}"]), and call '
+        f'nlp.update with annotates=["{name}"], and with exclude=["{name}"] if its weights must '
+        "not change. Before nlp.rehearse, which does not run encoders, run it over the docs."
     )
 
 

@@ -37,6 +37,7 @@ from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirement
 from spacy_distil.component.open_batch import HIDDEN_STATES, OpenBatch
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.encoding import split_docs
+from spacy_distil.encoding.language import describe_foreign
 from spacy_distil.errors import ConfigError
 
 DEFAULT_MODEL = Config().from_str(
@@ -397,6 +398,11 @@ class DistilTransformerPipe(Tok2Vec):
         encoder = get_encoder(self.model)
         msg.info(f"{self.name}: {encoder.settings.name} on {encoder.engine.device_name}")
         if nlp is not None:
+            foreign = describe_foreign(
+                encoder.loaded.tokenizer, encoder.settings.name or "", str(nlp.lang)
+            )
+            if foreign is not None:
+                msg.warn(foreign)
             set_requirement(nlp.meta, encoder.settings.engine)
             fill_in_optimizer(nlp)
             warn_of_warmup(nlp, get_examples)

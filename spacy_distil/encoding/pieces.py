@@ -83,7 +83,7 @@ class PieceTokenizer:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        tokenizer.encode(_PROBE)
+        probe_patterns(tokenizer, "The tokenizer fails on text")
         probe = tokenizer.encode("a", add_special_tokens=True)
         own = [i for i, special in enumerate(probe.special_tokens_mask) if not special]
         if not own:
@@ -151,6 +151,15 @@ class PieceTokenizer:
         if self._holds_spaces:
             starts, ends = _without_spaces(text, starts, ends, _SPACE if self._spaces else "")
         return in_order(ids, starts, ends)
+
+
+def probe_patterns(tokenizer: Tokenizer, problem: str) -> None:
+    """Raise WeightsError if a tokenizer fails on text that keeps some patterns busy.
+
+    problem: how the error begins.
+    """
+    with _naming(problem):
+        tokenizer.encode(_PROBE)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
 
 
 def check_folder(directory: Path) -> None:
-    """Check the files of a saved encoder against the directory's digests, if it has some.
+    """Check files against the digests of their directory, if it has some.
 
     Raises WeightsError if one is missing or has changed.
     """
@@ -85,7 +85,7 @@ def check_folder(directory: Path) -> None:
 
 def _changed_advice(directory: Path) -> str:
     return (
-        f"Save or copy the encoder again. If you have changed its files on purpose, delete "
+        f"Save or copy it again. If you have changed files of the folder on purpose, delete "
         f"{directory / SUMS}."
     )
 

@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import cached_file, logging
 
 from spacy_distil.encoding import PieceTokenizer
+from spacy_distil.encoding.pieces import probe_patterns
 from spacy_distil.engines.changes import UNCHANGED, EncoderChanges, fix_runtime_choices
 from spacy_distil.engines.config_check import ACTIVATIONS, check_settings, require_settings
 from spacy_distil.engines.files import CONFIG, LAYER_NUMBER, WEIGHTS, check_folder, parse_config
@@ -79,6 +80,7 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
         for entry in info["mismatched_keys"]
     ]
     _check_weights(f"name = {name!r}", info["missing_keys"], (), mismatched)
+    check_positions(f"name = {name!r}", model)
     check_values(f"name = {name!r}", model.state_dict())
     model = model.float().eval()
     check_outputs(name, model)
@@ -168,6 +170,21 @@ def check_config(name: str, config: transformers.PretrainedConfig, **version: An
     fix_runtime_choices(config)
 
 
+def check_positions(source: str, model: transformers.PreTrainedModel) -> None:
+    """Raise ConfigError if a model's config asks for positions that transformers leaves out.
+
+    source: of the model, for the message.
+    """
+    kind = getattr(model.config, "position_embedding_type", None) or "absolute"
+    if kind.startswith("relative_key") and not any(
+        "distance_embedding" in name for name in model.state_dict()
+    ):
+        raise ConfigError(
+            f'{source}: config.json has "position_embedding_type": {kind!r}, which transformers '
+            f"{transformers.__version__} does not compute. Install transformers 4."
+        )
+
+
 def check_values(source: str, weights: Mapping[str, torch.Tensor]) -> None:
     """Raise WeightsError, which names the first few, for weights with values that are not finite.
 
@@ -246,6 +263,8 @@ def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
             f"No tokenizer could be loaded from {setting} = {name!r}: it has special pieces only. "
             "Expected tokenizer.json, or a vocabulary to make it from."
         )
+    problem = f"The tokenizer of {setting} = {name!r} fails on text"
+    probe_patterns(tokenizer.backend_tokenizer, problem)
     return tokenizer
 
 

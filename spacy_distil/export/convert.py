@@ -230,7 +230,7 @@ def write_converted(
     transformers = find_transformers(nlp)
     config = nlp.config.copy()
     components = config.interpolate()["components"]
-    with scratch_directory(directory.parent) as scratch:
+    with scratch_directory(directory) as scratch:
         encoders = _Encoders(scratch, window)
         for name, pooling in plan.shared.items():
             transformer = transformers[name].model

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from thinc.api import Config, Model, Optimizer, set_dropout_rate
 from thinc.layers.resizable import resize_linear_weighted
 from thinc.types import Floats2d
 
+from spacy_distil.engines.files import check_folder
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.ner.decoding import (
     MISSING,
@@ -40,6 +42,7 @@ from spacy_distil.ner.decoding import (
     tag_names,
     trim_edges,
 )
+from spacy_distil.runs.digests import write_sums
 
 DEFAULT_MODEL = Config().from_str(
     """
@@ -349,6 +352,17 @@ class DistilNER(TrainablePipe):
         if n_trimmed:
             self._warn_of_spaces(n_trimmed, n_docs)
         return sorted(labels)
+
+    def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
+        """Write model and labels into a directory, with digests."""
+        super().to_disk(path, exclude=exclude)
+        write_sums(Path(path))
+
+    def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> DistilNER:
+        """Read what `to_disk` wrote. Raises WeightsError if a file has changed."""
+        if "model" not in exclude:
+            check_folder(Path(path))
+        return super().from_disk(path, exclude=exclude)
 
 
 def _find_labels(examples: Iterable[Example]) -> list[str]:

@@ -1,7 +1,7 @@
 """Digests: whether files still have the content that was written.
 
 A folder carries them in `SHA256SUMS`, a line per file, as the tool `sha256sum` writes and checks
-them. A file that stands alone is sealed: it ends with the digest of all that comes before.
+them. A file that stands alone is sealed: it ends with the digest of its name and content.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def check_file(directory: Path, name: str, digests: Mapping[str, str]) -> None:
     path = directory / name
     try:
         found = digest_file(path)
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: its name cannot be one
+        reason = getattr(error, "strerror", None) or error
+        raise DamagedError(f"{path} cannot be read: {reason}") from error
     if digests.get(name) != found:
         raise DamagedError(_describe(str(path), name in digests))
 
@@ -81,23 +82,24 @@ def check_directory(directory: Path, names: Collection[str] | None = None) -> No
 
 
 def seal(path: Path) -> None:
-    """Append the digest of a file to it."""
+    """Append the digest of a file, which covers its name, to it."""
     with path.open("rb") as file:
-        found = _hash_stream(file)
+        found = _hash_stream(file, path.name.encode())
     with path.open("ab") as file:
         file.write(found.digest())
     flush(path)
 
 
 def check_seal(path: Path) -> None:
-    """Raise DamagedError if a file does not end with the digest of all that comes before.
+    """Raise DamagedError if a file does not end with the digest of its name and all that comes
+    before.
 
     Errors of the system pass through.
     """
     size = hashlib.sha256().digest_size
     with path.open("rb") as file:
         n_bytes = max(0, path.stat().st_size - size)
-        found = _hash_stream(file, n_bytes)
+        found = _hash_stream(file, path.name.encode(), n_bytes)
         if file.read() != found.digest():
             raise DamagedError(_describe(str(path), True))
 
@@ -137,9 +139,9 @@ def _dump(digests: Mapping[str, str]) -> bytes:
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode("utf8")
 
 
-def _hash_stream(file: IO[bytes], n_bytes: int | None = None) -> hashlib._Hash:
-    """Hash the next bytes of a file. n_bytes: None for all."""
-    found = hashlib.sha256()
+def _hash_stream(file: IO[bytes], first: bytes = b"", n_bytes: int | None = None) -> hashlib._Hash:
+    """Hash some bytes, and the next ones of a file. n_bytes: of the file; None for all."""
+    found = hashlib.sha256(first)
     left = n_bytes
     while chunk := file.read(_CHUNK if left is None else min(_CHUNK, left)):
         found.update(chunk)

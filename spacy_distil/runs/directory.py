@@ -160,7 +160,8 @@ class RunDirectory:
         """Declare that a run has begun."""
         self.path.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.path, older_than=STALE_AFTER)
-        remove_unfinished(self.path, names=self.own | {SETTINGS, RESULTS})
+        for name in self.own | {SETTINGS, RESULTS}:
+            remove_unfinished(self.path, name=name)
         write_text(self.path / SETTINGS, settings.to_str())
 
     def write_results(self, results: Mapping[str, Any]) -> None:
@@ -174,7 +175,7 @@ class RunDirectory:
             return {}
         try:
             results = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise self._damaged(RESULTS, error) from error
         if not isinstance(results, dict):
             raise self._damaged(RESULTS, "it is no JSON object")

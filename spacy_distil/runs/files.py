@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import os
 import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,14 +42,18 @@ _CUT_SHORT = re.compile(
 
 
 @contextmanager
-def scratch_directory(parent: Path) -> Iterator[Path]:
-    """Make a directory in `parent`, which need not exist yet. It is deleted at the end."""
-    parent.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """Make a directory beside `path`, whose parent need not exist yet. It is deleted at the end.
+
+    Those that killed processes have left for the same path are deleted first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(path.parent, older_than=STALE_AFTER, name=path.name)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{path.name}-", dir=path.parent))
     try:
-        yield path
+        yield scratch
     finally:
-        _remove_scratch(path)
+        _remove_scratch(scratch)
 
 
 @contextmanager
@@ -62,8 +67,7 @@ def atomic_file(path: Path, *, needed: int | None = None) -> Iterator[Path]:
     """
     with explain_write_errors(path, needed=needed or count_bytes(path)):
         path = path.resolve()
-        remove_unfinished(path.parent, older_than=STALE_AFTER, names={path.name})
-        with scratch_directory(path.parent) as scratch:
+        with scratch_directory(path) as scratch:
             yield scratch / path.name
             if path.exists():
                 shutil.copymode(path, scratch / path.name)
@@ -85,7 +89,7 @@ def atomic_files(directory: Path, *, last: str) -> Iterator[Path]:
 
     last: name of the file that moves last, and so says that all are there.
     """
-    with explain_write_errors(directory), scratch_directory(directory) as scratch:
+    with explain_write_errors(directory), scratch_directory(directory / last) as scratch:
         yield scratch
         for file in sorted(scratch.iterdir(), key=lambda file: (file.name == last, file.name)):
             flush(file)
@@ -106,8 +110,7 @@ def atomic_directory(
     """
     with explain_write_errors(path, needed=needed or count_bytes(path)):
         path = path.resolve()
-        remove_unfinished(path.parent, older_than=STALE_AFTER, names={path.name})
-        with scratch_directory(path.parent) as scratch:
+        with scratch_directory(path) as scratch:
             new = scratch / path.name
             new.mkdir()
             yield new
@@ -155,26 +158,22 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def remove_unfinished(
-    directory: Path, *, older_than: float = 0.0, names: Collection[str] | None = None
-) -> None:
+def remove_unfinished(directory: Path, *, older_than: float = 0.0, name: str | None = None) -> None:
     """Delete the scratch directories that killed processes have left.
 
     If a process was killed while it replaced a directory, that directory returns to its place.
 
     older_than: seconds without a change. Give `STALE_AFTER` if other processes may be writing.
-    names: only those of these files and directories. None for all.
+    name: only those of this file or directory. None for all.
     """
-    for scratch in directory.glob(f"{UNFINISHED}*"):
+    # `mkdtemp` adds eight characters, none of them a hyphen.
+    pattern = "*" if name is None else f"{glob.escape(name)}-{8 * '?'}"
+    for scratch in directory.glob(f"{UNFINISHED}{pattern}"):
         try:
             changed = max(path.stat().st_mtime for path in (scratch, *scratch.rglob("*")))
-            found = {*os.listdir(scratch), *(path.name for path in scratch.glob(f"{REPLACED}/*"))}
         except OSError:
             continue  # another process has just deleted or renamed it
-        is_named = names is None or not found.isdisjoint(names)
-        # An empty one may be anybody's.
-        least = older_than if is_named else STALE_AFTER
-        if (is_named or not found) and time.time() - changed >= least:
+        if time.time() - changed >= older_than:
             _remove_scratch(scratch)
 
 

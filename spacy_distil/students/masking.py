@@ -77,7 +77,8 @@ class BlockBatch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> BlockBatch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{k: None if v is None else change(v) for k, v in values.items()})
+        present = {name: tensor for name, tensor in values.items() if tensor is not None}
+        return replace(self, **{name: change(tensor) for name, tensor in present.items()})
 
 
 class Masking:

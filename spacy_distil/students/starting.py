@@ -41,7 +41,7 @@ def save_student(
     directory: becomes a Hugging Face model directory with the encoder's tokenizer.
     layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
     """
-    with scratch_directory(directory.parent) as scratch, atomic_directory(directory) as new:
+    with scratch_directory(directory) as scratch, atomic_directory(directory) as new:
         encoder.to_disk(scratch / "teacher")
         teacher = load_teacher(str(scratch / "teacher"))
         chosen = choose_layers(layers, n_layers, available=teacher.n_layers)

@@ -15,6 +15,7 @@ from spacy_distil.engines.files import check_folder, longest_window
 from spacy_distil.engines.pretrained import (
     PICKLES,
     check_config,
+    check_positions,
     check_values,
     hub_problem,
     load_fast_tokenizer,
@@ -98,6 +99,7 @@ def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
     has_mlm_head = not missing
     if not has_mlm_head:
         model = model.base_model  # drops the head, which has random weights
+    check_positions(f"teacher.name = {name!r}", model)
     check_values(f"teacher.name = {name!r}", model.state_dict())
     model = model.float().eval().requires_grad_(False)
     return Teacher(

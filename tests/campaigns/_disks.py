@@ -14,7 +14,7 @@ from spacy_distil.runs.files import UNFINISHED
 from tests import tiny_runs
 from tests.campaigns.kill_outputs import MODELS, digests_of
 from tests.campaigns.kill_runs import result_of
-from tests.children import differences
+from tests.children import differences, digests
 from tests.kills import mount_small_disk, resize_disk
 
 LARGE = 1 << 30
@@ -86,8 +86,8 @@ def fill(
             problems.append(f"an unclear message: {error}")
     if was_full and name not in RUNS and found(name, output) != before:
         problems.append("the old result has changed")
-    if was_full and name in RUNS and any((output / model).exists() for model in MODELS):
-        problems.append("there is a model that nobody has finished")
+    if was_full and name in RUNS and not _is_whole(output, expected):
+        problems.append("a model is not whole")
     left = [str(path) for path in disk.rglob(f"{UNFINISHED}*")]
     if left:
         problems.append(f"left behind: {', '.join(left)}")
@@ -97,6 +97,19 @@ def fill(
     if wrong:
         problems.append(f"wrong after it had room: {', '.join(wrong[:5])}")
     return was_full, problems
+
+
+def _is_whole(output: Path, expected: Mapping[str, str]) -> bool:
+    """Whether the models of a run that has not finished are whole, if there are any.
+
+    expected: the files of the finished run. An encoder is only written at the end.
+    """
+    now = digests(output)
+    for model in ("model-best", "model-last"):
+        files = {name for name in now if name.startswith(f"{model}/")}
+        if files and files != {name for name in expected if name.startswith(f"{model}/")}:
+            return False
+    return all(now[name] == expected[name] for name in MODELS if name in now)
 
 
 def used(disk: Path) -> int:

@@ -17,10 +17,11 @@ from tests.children import (
     Work,
     differences,
     digests,
-    run_and_kill,
+    kill_somewhere,
     workplace,
 )
 from tests.children import run as run_child
+from tests.kills import Counting
 
 PROMISE = (
     "A `quantize`, `convert`, `student` or `adapt` that gets SIGKILL while it replaces a good "
@@ -83,7 +84,7 @@ class _Replacement:
             shutil.copytree(self.output, self.old)
             self.expected_old = self.found()
         self._put_back()
-        self.measure = run_child(self.work(), counted=place)
+        self.measure = run_child(self.work(), Counting(place))
         self.expected_old, self.expected = digests_of(self.old, name), self.found()
 
     def work(self, *, old: bool = False) -> Work:
@@ -104,7 +105,9 @@ class _Replacement:
         self._put_back()
         moment, was_killed, problems = "", False, []
         try:
-            moment, was_killed = run_and_kill(self.work(), self.measure, rng, counted=self.place)
+            moment, was_killed = kill_somewhere(
+                self.work(), self.measure, rng, Counting(self.place)
+            )
             found = self.found()
             is_whole = found in (self.expected_old, self.expected)
             if not is_whole and (self.name != "adapt" or set(found) & set(MODELS)):

@@ -21,11 +21,11 @@ from tests.campaigns.outcome import Deadline, Outcome
 from tests.util import initialize_nlp, make_nlp, write_encoder
 
 PROMISE = (
-    "Threads, tasks of asyncio, forked and spawned processes, and streams that are dropped, closed "
-    "or continued elsewhere share one pipeline: results are those of one thread (with int8 to the "
-    "last bit), nothing hangs, and nothing is printed."
+    "Threads, tasks of asyncio, processes that are spawned, or forked while threads encode, and "
+    "streams that are dropped, closed or continued elsewhere share one pipeline: results are those "
+    "of one thread (with int8 to the last bit), nothing hangs, and nothing is printed."
 )
-SHORT = 2 * len(worker.KINDS)
+SHORT = len(worker.ENGINES) * len(worker.ALL_KINDS)
 
 
 def run(n: int, seed: int, deadline: Deadline) -> Outcome:

@@ -68,7 +68,7 @@ def draw_part(rng: random.Random) -> str:
     if kind < 0.45:
         return "\u200d".join(rng.choices(EMOJI, k=rng.randint(2, 5)))
     if kind < 0.5:
-        return rng.choice("abe東оἀ") * rng.choice((1, 2, 30, 99, 100, 101, 250))
+        return rng.choice("abe東\u043eἀ") * rng.choice((1, 2, 30, 99, 100, 101, 250))
     low, high = rng.choice(RANGES)
     return "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 6)))
 

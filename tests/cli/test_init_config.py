@@ -18,6 +18,7 @@ from spacy.cli.debug_config import debug_config
 from spacy.tokens import Doc, DocBin
 from spacy.util import load_config, load_config_from_str, load_model_from_config
 from thinc.api import Config
+from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner, Result
 
 import spacy_distil.cli  # noqa: F401 (registers the commands)
@@ -30,6 +31,7 @@ from spacy_distil.cli.configs import (
 )
 from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.errors import ConfigError
+from spacy_distil.text.languages import stop_words
 from tests.test_light_import import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -367,10 +369,10 @@ def test_language_pipes_and_windows_are_those_of_the_teacher(teacher: Path, tmp_
 
 
 def test_options_go_before_the_teacher(teacher: Path) -> None:
-    options = ("-l", "en", "-p", "topics,parser", "--encoder", "x", "--gpu")
+    options = ("-l", "xx", "-p", "topics,parser", "--encoder", "x", "--gpu")
     result = init_config("pipeline", "-", "--teacher", teacher, *options)
     config = load_config_from_str(result.stdout)
-    assert config["nlp"]["lang"] == "en"
+    assert config["nlp"]["lang"] == "xx"
     assert config["nlp"]["pipeline"] == ["transformer", "topics", "parser"]
     assert config["components"]["topics"]["factory"] == "textcat"
     assert config["components"]["parser"]["factory"] == "parser"
@@ -381,6 +383,40 @@ def test_options_go_before_the_teacher(teacher: Path) -> None:
     assert "this command knows no pipe 'span_finder'" in " ".join(refused.output.split())
     refused = init_config("pipeline", "-", "--teacher", teacher, "-p", "")
     assert "No pipe to train" in refused.output
+
+
+def test_another_language_than_the_teachers_is_refused(teacher: Path) -> None:
+    refused = init_config("pipeline", "-", "--teacher", teacher, "-l", "en")
+    assert refused.exit_code == 1
+    output = " ".join(refused.output.split())
+    assert "is a pipeline for German ('de'), and its student would be one for English" in output
+
+
+def test_the_tokenizer_is_the_teachers(teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "zh")
+    config = load_config(teacher / "config.cfg")
+    config["nlp"]["lang"] = "zh"
+    config["nlp"]["tokenizer"] = {"@tokenizers": "spacy.zh.ChineseTokenizer", "segmenter": "jieba"}
+    config["initialize"]["tokenizer"] = {"pkuseg_model": "mixed"}
+    config.to_disk(tmp_path / "zh" / "config.cfg")
+    text = init_config("pipeline", "-", "--teacher", tmp_path / "zh").stdout
+    written = load_config_from_str(text)
+    assert written["nlp"]["tokenizer"] == config["nlp"]["tokenizer"]
+    assert written["initialize"]["tokenizer"] == config["initialize"]["tokenizer"]
+
+
+@pytest.mark.parametrize("kind", ["train", "pipeline"])
+def test_an_encoder_of_another_language_is_told(kind: str, tmp_path: Path) -> None:
+    pieces = [*sorted(stop_words("en")), *(f"##{i}" for i in range(2000)), "a", "[UNK]"]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    for lang, told in {"de": True, "en": False, "xx": False}.items():
+        result = init_config(kind, tmp_path / f"{lang}.cfg", "-l", lang, "--encoder", tmp_path)
+        assert result.exit_code == 0
+        output = " ".join(result.output.split())
+        assert ("made for English, but the pipeline's language is German" in output) is told
 
 
 def test_a_teacher_with_another_encoder_leaves_ours_at_its_defaults(tmp_path: Path) -> None:

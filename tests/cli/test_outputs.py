@@ -19,7 +19,6 @@ COMMANDS = {
     "adapt": ["adapt", "nowhere", "--corpus", "nowhere", "--output", "OUT"],
     "encoder": ["encoder", "encoder.cfg", "--output", "OUT"],
     "pipeline": ["pipeline", "nowhere", "pipeline.cfg", "--output", "OUT"],
-    "benchmark": ["benchmark", "nowhere", "--output", "OUT"],
 }
 # Other commands write files into the directory, and do not replace it.
 REPLACING = ("quantize", "convert", "student")

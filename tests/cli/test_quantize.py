@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import spacy
@@ -9,6 +10,8 @@ from spacy.tokens import DocBin
 from typer.testing import CliRunner
 
 from spacy_distil.cli import distil_cli
+from spacy_distil.cli.options import TxtDocumentsChoice
+from spacy_distil.text.plain_text import TxtDocuments
 from tests.util import make_examples
 
 
@@ -107,3 +110,7 @@ def test_errors_say_what_to_do(torch_pipeline: Path, onnx_pipeline: Path, direct
         assert "Traceback" not in output
         assert not (directory / "out").exists()
     assert run(torch_pipeline, "out", "--precision", "int4")[0] == 2
+
+
+def test_the_command_line_offers_every_division_of_text() -> None:
+    assert [choice.value for choice in TxtDocumentsChoice] == list(get_args(TxtDocuments))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import sys
 import threading
 import weakref
@@ -125,6 +127,16 @@ def test_a_stream_goes_on_in_another_thread() -> None:
     thread.start()
     thread.join(WAIT)
     assert found == [1, 2, 3, 4, 5]
+
+
+def test_it_is_copied_while_a_thread_works() -> None:
+    ahead, go_on = Ahead(), threading.Event()
+    stream = ahead.map(lambda _: go_on.wait(WAIT), iter(range(9)))
+    next(stream)
+    for other in (copy.deepcopy(ahead), pickle.loads(pickle.dumps(ahead))):
+        other.wait()  # for nothing
+        assert [result() for _, result in other.map(str, iter([1, 2]))] == ["1", "2"]
+    go_on.set()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

@@ -285,7 +285,7 @@ def test_a_flipped_bit_is_named(
         with pytest.raises(WeightsError, match=f"The encoder in {folder} cannot") as error:
             EncoderShim(encoder.settings).from_disk(folder)
         assert path.name in str(error.value) or name == SUMS
-        assert f"If you have changed its files on purpose, delete {folder / SUMS}" in str(
+        assert f"If you have changed files of the folder on purpose, delete {folder / SUMS}" in str(
             error.value
         )
     path.write_bytes(whole)

@@ -12,6 +12,8 @@ import spacy
 import srsly
 import torch
 import transformers
+from safetensors.torch import load_file
+from spacy.cli.init_config import init_config
 from spacy.tokens import Doc, DocBin
 
 from tests.life.corpus import make_annotated
@@ -43,10 +45,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             docs[-1].cats = docs[0].cats
             assert len(docs[-1]) > 1200
         DocBin(docs=docs, store_user_data=True).to_disk(path / f"{name}.spacy")
+    weights = load_file(path / "distilbert-base-uncased" / "model.safetensors")
+    torch.save(weights, path / "pytorch_model.bin")
     texts = [each.text for each in docs]
     srsly.write_jsonl(path / "texts.jsonl", [{"text": text} for text in texts])
     (path / "texts").mkdir()
     (path / "texts" / "more.txt").write_text("\n\n".join(texts * 20), encoding="utf8")
+    init_config(lang="en", pipeline=["tagger", "ner"]).to_disk(path / "my_cnn.cfg")
     (path / "training").mkdir()
     learn(make_nlp(path / "distilbert-base-uncased", ["tagger", "ner", "textcat"])).to_disk(
         path / "training" / "model-best"

@@ -6,19 +6,23 @@ row begins.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import spacy
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from spacy.language import Language
 from spacy.tokens import DocBin, Span
 from thinc.api import Config
@@ -36,12 +40,15 @@ from spacy_distil.distillation.encoder.objectives import (
 )
 from spacy_distil.distillation.encoder.steps import plan_steps
 from spacy_distil.distillation.pipeline.cache import store
+from spacy_distil.encoding import PieceTokenizer
+from spacy_distil.engines.onnx_file import check_tensors
 from spacy_distil.engines.pretrained import load_encoder
 from spacy_distil.errors import DistilError
 from spacy_distil.export.families import read_weights
 from spacy_distil.students.teachers import load_teacher
 from tests.docs.configs import encoder_config, pipeline_config
 from tests.docs.pages import COMPONENT, ENCODER, PIPELINE, table_after
+from tests.encoding.test_pieces import with_pattern
 from tests.teachers import WORDS, write_teacher
 from tests.util import (
     LISTENER,
@@ -143,6 +150,56 @@ def load_onnx_as_torch(setup: Setup) -> None:
     spacy.load(setup.onnx, config={"components": {"transformer": {"model": {"engine": "torch"}}}})
 
 
+def load_edited(setup: Setup) -> None:
+    pipeline = shutil.copytree(setup.onnx, setup.path / "edited")
+    with (pipeline / "transformer" / "config.json").open("a") as file:
+        file.write(" ")
+    spacy.load(pipeline)
+
+
+def copied(setup: Setup) -> Path:
+    return Path(shutil.copytree(setup.encoder, setup.path / "encoder"))
+
+
+def load_with(setup: Setup, **changes: Any) -> None:
+    encoder = copied(setup)
+    config = json.loads((encoder / "config.json").read_text())
+    (encoder / "config.json").write_text(json.dumps({**config, **changes}))
+    if "vocab_size" in changes:
+        weights = load_file(encoder / "model.safetensors")
+        name = "embeddings.word_embeddings.weight"
+        weights[name] = weights[name][: changes["vocab_size"]].clone()
+        save_file(weights, encoder / "model.safetensors", {"format": "pt"})
+    make_nlp(encoder)
+
+
+def load_nan(setup: Setup) -> None:
+    encoder = copied(setup)
+    weights = load_file(encoder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, encoder / "model.safetensors", {"format": "pt"})
+    make_nlp(encoder)
+
+
+def load_pickle(setup: Setup) -> None:
+    encoder = copied(setup)
+    torch.save(load_file(encoder / "model.safetensors"), encoder / "pytorch_model.bin")
+    (encoder / "model.safetensors").unlink()
+    make_nlp(encoder)
+
+
+def load_external(setup: Setup) -> None:
+    model = onnx.load(setup.onnx / "transformer" / "model.onnx")
+    onnx.save_model(
+        model,
+        setup.path / "model.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    check_tensors((setup.path / "model.onnx").read_bytes(), "model.onnx")
+
+
 # By how a row begins, what raises its error.
 REFUSED: dict[str, Callable[[Setup], Any]] = {
     "it has a decoder": lambda s: refused(
@@ -184,6 +241,13 @@ ERRORS: dict[str, Callable[[Setup], Any]] = {
     "distil_transformer trains with AdamW.": with_radam,
     "This encoder cannot be trained": train_onnx,
     "model.safetensors is missing": load_onnx_as_torch,
+    "has changed": load_edited,
+    "config.json has": lambda s: load_with(s, layer_norm_eps=-1),
+    "have values that are not finite": load_nan,
+    "Pickled weights": load_pickle,
+    "pieces up to number": lambda s: load_with(s, vocab_size=200),
+    "The tokenizer fails on": lambda s: PieceTokenizer(with_pattern("(a+)+$", "normalizer")),
+    "keeps the tensor": load_external,
 }
 
 
@@ -308,14 +372,30 @@ def no_compiler(setup: Distillation) -> None:
         setup.distil(training={"compile": True})
 
 
+class FilledDisk(Objective):
+    """In its third step, no file may be longer than 20 kB, as if the disk were full."""
+
+    needs = Needs(teacher=False)
+
+    def forward(self, outputs: Outputs) -> Loss:
+        import resource
+
+        if outputs.step == 2:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        return Loss(outputs.student.last_hidden.sum(), outputs.batch.n_real)
+
+
 def full_disk(setup: Distillation) -> None:
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    state = {"weights": torch.zeros(100_000)}
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    distil_objectives.register("tests.FilledDisk.v1", func=lambda: FilledDisk(1.0))
     try:
-        Checkpoints(setup.path, keep=1).save(1, state)
+        setup.distil(
+            objectives={"filled": {"@distil_objectives": "tests.FilledDisk.v1"}},
+            training={"max_steps": 4, "checkpoint_frequency": 1, "epochs": None},
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -365,7 +445,8 @@ WRONG: dict[str, Callable[[Distillation], Any]] = {
     "training has diverged": lambda s: s.distil(training={"learn_rate": 1e30, "warmup": 0}),
     "torch cannot compile": no_compiler,
     "stopped by SIGTERM": terminate,
-    "the checkpoint of step": full_disk,
+    "cannot be written: … The checkpoint": full_disk,
+    "cannot be written: … Choose a place": lambda s: s.distil(s.text / "out"),
     "the checkpoint …": damaged_checkpoint,
     "is not empty.": lambda s: s.distil(s.finished),
     "cannot be resumed": resume_another,
@@ -502,13 +583,45 @@ def in_a_directory_of_others(setup: PipelineDistillation) -> None:
     setup.distil(setup.path)
 
 
+def terminate_pipeline(setup: PipelineDistillation) -> None:
+    def make() -> Callable[[Language, Any], None]:
+        return lambda nlp, info: os.kill(os.getpid(), signal.SIGTERM)
+
+    registry.callbacks.register("tests.TerminatedAtOnce.v1", func=make)
+    setup.distil(training__before_update={"@callbacks": "tests.TerminatedAtOnce.v1"})
+
+
 def with_silver(setup: PipelineDistillation) -> None:
     setup.distil(distillation__pipes__ner={"target": "silver", "weight": 0.5})
+
+
+def with_bare_dev(setup: PipelineDistillation) -> None:
+    doc = spacy.blank("en")("Ann visited Rome.")
+    DocBin(docs=[doc]).to_disk(setup.path / "dev.spacy")
+    setup.distil(paths__dev=str(setup.path / "dev.spacy"))
+
+
+def with_a_pipe_that_nobody_knows(setup: PipelineDistillation) -> None:
+    config = setup.config()
+    config["nlp"]["pipeline"].append("parser")
+    config["components"]["parser"] = {"factory": "parser"}
+    setup.distil(config=config)
+
+
+def with_a_tokenizer_of_code(setup: PipelineDistillation) -> None:
+    teacher = from_a_cnn(setup)
+    teacher.tokenizer = partial(teacher.tokenizer)
+    setup.distil(teacher=teacher)
 
 
 PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "The config has no section": without_section,
     "has no path.": lambda s: s.distil(paths__text=None),
+    "The training corpus has": lambda s: s.distil(paths__train=str(s.data / "empty.spacy")),
+    "The development documents have": with_bare_dev,
+    "so they have nothing": with_a_pipe_that_nobody_knows,
+    "The student is a pipeline": lambda s: s.distil(nlp__lang="de"),
+    "The teacher's tokenizer is a": with_a_tokenizer_of_code,
     "The development corpus": lambda s: s.distil(paths__dev=str(s.data / "empty.spacy")),
     "expected a whole number": lambda s: s.distil(training__max_steps=0),
     "Set max_epochs to 0": lambda s: s.distil(training__max_epochs=3),
@@ -518,6 +631,7 @@ PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
         training__batcher__discard_oversize=True,
     ),
     "is no stage": lambda s: s.distil(distillation__stages__final={"share": 1.0}),
+    "none is left for it": lambda s: s.distil(distillation__stages__gold={"share": 1e-6}),
     "the student has no such pipe": lambda s: s.distil(distillation__pipes__parser={"weight": 1.0}),
     "the teacher has no such pipe": lambda s: s.distil(
         distillation__pipes__ner={"teacher": "entities"}
@@ -536,6 +650,8 @@ PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "cannot tell documents": with_spancat,
     "Changed since it was made": with_the_cache_of_other_documents,
     "more, but the disk of": with_a_full_disk,
+    "stopped by SIGTERM": terminate_pipeline,
+    "cannot be written: … Choose a place": lambda s: s.distil(s.data / "text.txt" / "out"),
     "is damaged": with_a_damaged_cache,
     "is not empty.": lambda s: s.distil(s.finished),
     "cannot be resumed": lambda s: s.distil(s.finished, resume=True, system__seed=5),

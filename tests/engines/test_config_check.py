@@ -202,6 +202,24 @@ def test_a_teacher_returns_what_the_distillation_reads(tmp_path: Path) -> None:
     assert output.logits.shape[:2] == (1, 4)
 
 
+@pytest.mark.parametrize("is_teacher", [False, True])
+def test_relative_positions_are_computed_or_refused(tmp_path: Path, is_teacher: bool) -> None:
+    """transformers 5 leaves them out without a word."""
+    write_teacher(tmp_path, "bert", head=True)
+    change(tmp_path, position_embedding_type="relative_key")
+    weights = load_file(tmp_path / "model.safetensors")
+    for layer in range(4):
+        name = f"bert.encoder.layer.{layer}.attention.self.distance_embedding.weight"
+        weights[name] = torch.ones(63, 8)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    load = load_teacher if is_teacher else load_encoder
+    if transformers.__version__.startswith("4."):
+        load(str(tmp_path))
+    else:
+        with pytest.raises(ConfigError, match=r"'relative_key', which transformers 5.* Install"):
+            load(str(tmp_path))
+
+
 # Weights
 
 

@@ -23,6 +23,7 @@ from spacy_distil.export.fallback import Int8Plan, measure_sensitivity
 from spacy_distil.export.graph import Precision
 from spacy_distil.export.quantize import quantize
 from spacy_distil.pipelines import count_bytes
+from spacy_distil.runs.digests import SUMS
 from tests.util import (
     SENTENCES,
     encoder_of,
@@ -456,6 +457,7 @@ def test_what_is_no_pipeline_of_ours_is_refused(
 def _make_silu(directory: Path) -> None:
     path = directory / "transformer" / "config.json"
     path.write_text(path.read_text().replace('"gelu"', '"silu"'))
+    (path.parent / SUMS).unlink()
 
 
 def test_an_encoder_that_has_no_graph_is_refused(

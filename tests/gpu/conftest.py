@@ -8,11 +8,6 @@ import pytest
 import torch
 from thinc.api import use_ops
 
-from tests.cuda_simulation.device import is_active
-
-# It has no memory of its own, can be forked, and runs nothing that torch compiles.
-real_gpu = pytest.mark.skipif(is_active(), reason="the simulated GPU cannot do this")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip by a marker, which pytest checks before it makes fixtures."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from spacy_distil.distillation.encoder.objectives import (
 )
 from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.students.making import make_student
-from spacy_distil.students.masking import Masking, batch_blocks
+from spacy_distil.students.masking import BlockBatch, Masking, batch_blocks
 from spacy_distil.students.teachers import load_teacher
 from tests.cuda_simulation.device import is_active
 from tests.cuda_simulation.waits import waits
-from tests.gpu.conftest import real_gpu
+from tests.gpu.marks import real_gpu
 from tests.teachers import WORDS, log_of, write_teacher
 
 IS_VERSION_4 = transformers.__version__.startswith("4.")
@@ -126,6 +127,11 @@ def test_compiled_it_learns_the_same(config: dict[str, Any], tmp_path: Path) -> 
 def test_only_transformers_waits_in_a_step(config: dict[str, Any], tmp_path: Path) -> None:
     """Version 4 looks into the mask in each pass of each model, version 5 does not."""
     step, notes = Trainer.step, list[str]()
+    pin, threads = BlockBatch.pin_memory, list[str]()
+
+    def noted(self: BlockBatch) -> BlockBatch:
+        threads.append(threading.current_thread().name)
+        return pin(self)
 
     def watched(self: Trainer, number: int, *arguments: Any) -> Any:
         if number == 0:  # sets up the optimizer's state
@@ -137,9 +143,13 @@ def test_only_transformers_waits_in_a_step(config: dict[str, Any], tmp_path: Pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", watched)
+        patch.setattr(BlockBatch, "pin_memory", noted)
         changed = {"training.log_frequency": 8, "training.micro_batch": 4}
         distil_encoder(config, tmp_path / "out", overrides=changed, gpu_id=0)
     assert not [note for note in notes if "/transformers/" not in note]
+    # The thread that prepares batches also pins them.
+    assert len(threads) == 8 * 2
+    assert all(name.startswith("distil-data") for name in threads)
     # 7 steps of 2 micro-batches, for student and teacher.
     assert len(notes) == (7 * 2 * 2 if IS_VERSION_4 else 0)
 

@@ -18,7 +18,7 @@ from thinc.api import NumpyOps, get_current_ops
 
 from spacy_distil.errors import OutOfMemoryError
 from tests import util
-from tests.gpu.conftest import real_gpu
+from tests.gpu.marks import real_gpu
 from tests.gpu.waits import count_waits
 from tests.util import SENTENCES, adam, encoder_of, make_examples, torch_model_of
 

@@ -14,7 +14,7 @@ import spacy
 from spacy.tokens import Doc, Span
 from spacy.training import Example
 
-from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.errors import ConfigError, DistilError, WeightsError
 from spacy_distil.ner.decoding import MISSING, tag_names
 from spacy_distil.ner.pipe import DistilNER
 from tests.util import LISTENER, add_heads, make_examples, make_nlp, weights_of
@@ -283,6 +283,49 @@ def test_a_frozen_head_stays_as_it_is(bert_dir: Path) -> None:
     assert np.array_equal(head.get_param("W"), before)
 
 
+# Behind a tok2vec of spaCy's
+
+
+@pytest.fixture(scope="module")
+def behind_a_cnn() -> Any:
+    nlp: Any = spacy.blank("en")
+    nlp.add_pipe("tok2vec", config={"model": MODEL["tok2vec"]})
+    listener = {"@architectures": "spacy.Tok2VecListener.v1", "width": 16}
+    nlp.add_pipe("distil_ner", name="ner", config={"model": {**MODEL, "tok2vec": listener}})
+    train(nlp, make_examples(nlp, 32))
+    return nlp
+
+
+def test_it_does_not_predict_without_its_tok2vec(behind_a_cnn: Any, tmp_path: Path) -> None:
+    """spaCy's listener would return zeros."""
+    nlp = behind_a_cnn
+    assert entities(nlp(TEXT)) == [("Ann", "PER"), ("Rome", "LOC")]
+    nlp.to_disk(tmp_path)
+    for alone in (spacy.load(tmp_path, exclude=["tok2vec"]), spacy.load(tmp_path, enable=["ner"])):
+        with pytest.raises(ConfigError, match=r"Without its encoder, 'ner' .* listens to '\*' for"):
+            alone(TEXT)
+        assert alone("").ents == ()
+    doc = Doc(nlp.vocab).from_bytes(nlp.get_pipe("tok2vec")(nlp.make_doc(TEXT)).to_bytes())
+    assert entities(spacy.load(tmp_path, enable=["ner"])(doc)) == entities(nlp(TEXT))
+
+
+def test_a_token_is_split_before_it(behind_a_cnn: Any) -> None:
+    """spaCy leaves a row too many in doc.tensor."""
+    nlp = behind_a_cnn
+    tok2vec, ner = nlp.get_pipe("tok2vec"), nlp.get_pipe("ner")
+    docs = [tok2vec(nlp.make_doc("AnnBob visited Rome.")), tok2vec(nlp.make_doc(TEXT))]
+    with docs[0].retokenize() as retokenizer:
+        retokenizer.split(docs[0][0], ["Ann", "Bob"], heads=[docs[0][1], docs[0][1]])
+    assert len(docs[0].tensor) > len(docs[0])
+    found = [entities(doc) for doc in ner.pipe(docs)]
+    docs[0].tensor = docs[0].tensor[: len(docs[0])]
+    for doc in docs:
+        doc.set_ents([], default="missing")
+    assert found == [entities(ner(doc)) for doc in docs]
+    assert ("Rome", "LOC") in found[0]
+    assert found[1] == [("Ann", "PER"), ("Rome", "LOC")]
+
+
 # Labels
 
 
@@ -441,6 +484,19 @@ def test_batches_and_empty_docs(trained: Any) -> None:
 
 
 # Saving
+
+
+def test_a_changed_file_is_named(trained: Any, tmp_path: Path) -> None:
+    trained.to_disk(tmp_path)
+    for name in ("model", "cfg"):
+        path = tmp_path / "ner" / name
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        with pytest.raises(WeightsError, match=f"{path} has changed since it was written"):
+            spacy.load(tmp_path)
+        path.write_bytes(whole)
+    assert entities(spacy.load(tmp_path)(TEXT)) == entities(trained(TEXT))
 
 
 @pytest.mark.parametrize("way", ["disk", "bytes", "pickle", "pipe"])

@@ -113,8 +113,11 @@ def test_a_seal(tmp_path: Path, size: int) -> None:
     path.write_bytes(b"x" * size)
     seal(path)
     whole = path.read_bytes()
-    assert whole == b"x" * size + hashlib.sha256(b"x" * size).digest()
+    assert whole == b"x" * size + hashlib.sha256(b"file" + b"x" * size).digest()
     check_seal(path)
+    path.with_name("renamed").write_bytes(whole)
+    with pytest.raises(DamagedError, match="renamed has changed"):
+        check_seal(path.with_name("renamed"))
     for damaged in (
         whole[:-1],
         whole + b"x",

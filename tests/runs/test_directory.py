@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from confection import Config
 
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, WriteError
 from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.runs.files import UNFINISHED, atomic_directory
 from spacy_distil.runs.settings import changed_settings
@@ -82,8 +83,8 @@ def test_a_run_of_another_command_is_never_replaced(directory: RunDirectory) -> 
 def test_scratch_of_other_processes_stays(directory: RunDirectory) -> None:
     """A pipeline may be quantized into a directory of the run. A killed run's own scratch goes."""
     begin(directory)
-    left = directory.path / f"{UNFINISHED}x"
-    (left / "model").mkdir(parents=True)
+    left = directory.path / f"{UNFINISHED}model-abcd_123"
+    left.mkdir()
     with atomic_directory(directory.path / "int8") as unfinished:
         directory.write_settings(SETTINGS)
         (unfinished / "file").write_text("whole")
@@ -98,6 +99,42 @@ def test_without_results_there_is_no_run_and_its_files_are_deleted(directory: Ru
     directory.check(resume=False, force=False)
     assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
     assert names(directory) == {"distil.cfg", "cache"}
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (None, "There is no checkpoint yet. Free some space there, and start again"),
+        (6, "The checkpoint of step 6 is kept. Free some space there, and go on with --resume"),
+    ],
+)
+def test_a_full_disk_ends_a_run_with_advice(
+    step: int | None, words: str, directory: RunDirectory
+) -> None:
+    """Whoever writes: our own code, or a library with files of its own."""
+    full = OSError(errno.ENOSPC, "No space left on device", str(directory.path / "log"))
+    with pytest.raises(WriteError) as raised, directory.explain_write_errors(lambda: step):
+        raise full
+    message = str(raised.value)
+    assert message.startswith(f"{directory.path / 'log'} cannot be written: No space left")
+    assert message.endswith(words)
+    assert raised.value.__cause__ is full
+    with (
+        pytest.raises(WriteError, match="shards are complete"),
+        directory.explain_write_errors(lambda: step),
+    ):
+        raise raised.value.of("x", is_full=True).with_advice("2 shards are complete", "go on")
+
+
+def test_a_finished_run_needs_no_place_to_write(directory: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = replace(directory, path=tmp_path / "file" / "out")
+    for resume in (False, True):
+        with pytest.raises(WriteError, match="cannot be written: Not a directory"):
+            nowhere.check(resume=resume, force=True)
+    begin(directory, finished=True)
+    directory.check(resume=True, force=False)
+    directory.check(resume=False, force=True)
 
 
 def test_other_files_are_not_touched(directory: RunDirectory) -> None:

@@ -242,7 +242,7 @@ def test_a_link_to_a_directory_stays(tmp_path: Path) -> None:
 def test_the_next_writer_of_a_file_cleans_up_after_a_killed_one(tmp_path: Path) -> None:
     """But not after the writers of other files, which may be at work."""
     run_and_kill(lambda: replace_model(tmp_path / "one"), tmp_path, 4)
-    run_and_kill(lambda: replace_model(tmp_path / "two"), tmp_path, 4)
+    run_and_kill(lambda: replace_model(tmp_path / "one-more"), tmp_path, 4)
     assert len(names(tmp_path)) == 2
     replace_model(tmp_path / "one")
     assert len(names(tmp_path)) == 3  # a process may have written these a moment ago
@@ -251,9 +251,9 @@ def test_the_next_writer_of_a_file_cleans_up_after_a_killed_one(tmp_path: Path) 
         os.utime(path, (long_ago, long_ago))
     replace_model(tmp_path / "one")
     left = [path for path in tmp_path.iterdir() if path.name.startswith(UNFINISHED)]
-    assert [names(path) for path in left] == [["two"]]
-    write_text(tmp_path / "two", "")
-    assert names(tmp_path) == ["one", "two"]
+    assert [names(path) for path in left] == [["one-more"]]
+    write_text(tmp_path / "one-more", "")
+    assert names(tmp_path) == ["one", "one-more"]
 
 
 # Errors of the system

@@ -23,11 +23,12 @@ def test_steps_in_proportion_and_in_order() -> None:
 def test_every_step_is_in_one_stage(shares: list[int], n_steps: int) -> None:
     """Each stage is within a step of its exact share, or the run is refused."""
     named = {str(i): share for i, share in enumerate(shares)}
-    smallest = min(filter(None, shares))
     try:
         parts = split_steps(named, n_steps)
-    except ConfigError as error:
-        assert smallest * n_steps <= sum(shares), error
+    except ConfigError:
+        parts = {}
+    if not parts:  # a share is too small
+        assert min(filter(None, shares)) * n_steps <= sum(shares)
         return
     assert [step for part in parts.values() for step in part] == list(range(n_steps))
     assert list(parts) == [name for name, share in named.items() if share]

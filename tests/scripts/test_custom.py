@@ -210,6 +210,7 @@ def test_more_text_from_files_and_directories(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "unlabelled.txt").read_text(encoding="utf8")
     assert text.endswith("\n\nOne a\nOne b\n\nTwo\n\nThree\nThree b\n\nFour\n\nFive\n")
     assert summary["unlabelled"] == {"docs": 8, "paragraphs": 10, "words": 16}
+    assert summary["text"] == {"docs": 5, "paragraphs": 7, "words": 10}
     assert summary["splits"]["train"]["docs"] == 3
 
 

@@ -94,7 +94,8 @@ def scored(directory: Path, *scores: float) -> Path:
     for seed, score in enumerate(scores):
         best = directory / f"seed-{seed}" / "model-best"
         best.mkdir(parents=True)
-        (best / "config.cfg").write_text("[training.score_weights]\nents_f = 1.0\nents_p = null\n")
+        weights = "[training.score_weights]\nents_f = 1.0\nents_p = null\n"
+        (best / "config.cfg").write_text(f"[training]\n\n{weights}")
         (best / "meta.json").write_text(json.dumps({"performance": {"ents_f": score}}))
     return directory
 

@@ -61,6 +61,10 @@ def test_epochs_become_steps(corpus: Path, tagger_config: Path) -> None:
         "training.eval_frequency": 12,
     }
     assert schedule(tagger_config, corpus, epochs=0.1)["training.max_steps"] == 10
+    longer = schedule(tagger_config, corpus, epochs=40, min_steps=200)
+    assert longer["training.max_steps"] == 200
+    assert longer["training.eval_frequency"] == 20
+    assert schedule(tagger_config, corpus, epochs=40, min_steps=100) == settings
     with pytest.raises(CorpusError, match=r"corpus\.json"):
         schedule(tagger_config, corpus / "no", epochs=1)
 
@@ -90,6 +94,34 @@ def test_small_corpora_have_smaller_batches(corpus: Path) -> None:
         settings = schedule(transformer, corpus, epochs=3)
         assert settings["training.batcher.size"] == size
         assert settings["training.max_steps"] == max(10, 3 * tokens // size)
+
+
+def test_text_counts_as_part_of_the_corpus(corpus: Path) -> None:
+    """Otherwise a run over much text would end before it has seen each annotated document once."""
+    transformer = CONFIG.with_name("train.cfg")
+    for words, size, steps in ((0, 100, 800), (50_000, 600, 800), (10**9, 1000, 880)):
+        counts = {"splits": {"train": {"tokens": 10_000}}, "text": {"words": words}}
+        (corpus / "corpus.json").write_text(json.dumps(counts))
+        settings = schedule(transformer, corpus, epochs=8, with_text=True)
+        assert settings["training.batcher.size"] == size
+        assert settings["training.max_steps"] == steps
+        alone = schedule(transformer, corpus, epochs=8)
+        assert alone["training.max_steps"] == 800
+        assert alone["training.batcher.size"] == 100
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_training_that_fails_ends_without_a_traceback(
+    corpus: Path, tagger_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """spaCy has printed the reason."""
+    text = tagger_config.read_text(encoding="utf8")
+    tagger_config.write_text(text.replace("max_epochs = 0", 'max_epochs = "many"'))
+    with pytest.raises(SystemExit) as stopped:
+        run_train(tagger_config, tmp_path / "out", corpus, "0")
+    assert stopped.value.code == 1
+    assert not (tmp_path / "out" / "seed-0" / "finished.json").exists()
+    assert "Traceback" not in capsys.readouterr().out
 
 
 def test_seeds_are_numbers() -> None:

@@ -224,6 +224,15 @@ def test_a_saved_encoder_has_digests(teacher_dir: TeacherDir, tmp_path: Path) ->
     load_encoder(str(tmp_path))
 
 
+def test_a_tokenizer_that_fails_on_text_is_refused(teacher_dir: TeacherDir, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(teacher_dir("bert", head=True), tmp_path / "teacher"))
+    saved = json.loads((path / "tokenizer.json").read_text())
+    saved["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "a"}
+    (path / "tokenizer.json").write_text(json.dumps(saved))
+    with pytest.raises(WeightsError, match=r"The tokenizer of teacher\.name = .* fails on text"):
+        load_teacher(str(path))
+
+
 def test_other_families_are_refused(teacher_dir: TeacherDir, tmp_path: Path) -> None:
     path = shutil.copytree(teacher_dir("bert", head=True), tmp_path / "gpt")
     (path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))

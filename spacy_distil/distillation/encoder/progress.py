@@ -30,16 +30,15 @@ class RunLog:
         """
         if not self.path.exists():
             return {}
-        text = self.path.read_bytes().decode("utf-8", errors="replace")
-        lines = text.splitlines(keepends=True)
-        # A kill may have cut the last line short.
-        complete = [line for line in lines if line.endswith("\n")]
         try:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A kill may have cut the last line short.
+            complete = [line for line in lines if line.endswith("\n")]
             records = [(json.loads(line), line) for line in complete]
             kept = [(record, line) for record, line in records if record["step"] <= step]
             held_out = [record for record, _ in kept if record.pop("kind") == "held_out"]
             scores = {record.pop("step"): record for record in held_out}
-        except (KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise DistilError(
                 f"{self.path} is damaged: a line is no record ({error!r}). Delete the file, and go "
                 "on with --resume: the log then begins at the checkpoint"

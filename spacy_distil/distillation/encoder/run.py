@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,19 @@ from spacy_distil.students.masked_lm_heads import add_masked_lm_head
 from spacy_distil.students.masking import Masking
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher
+from spacy_distil.text.languages import (
+    MIN_PIECES,
+    guess_language,
+    guess_tokenizer_language,
+    language_name,
+)
+from spacy_distil.text.plain_text import read_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Documents, or parts of them, from the beginning of the corpus that show its language.
+LANGUAGE_PARTS = 200
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ class EncoderRun:
         self.directory = RunDirectory(
             output,
             kind="encoder",
-            own=frozenset({"log.jsonl", "diverged.json", "config.json", SUMS, WEIGHTS}),
+            own=frozenset({"log.jsonl", "diverged.json", SUMS, WEIGHTS}),
             kept=frozenset({"cache"}),
             free=FREE_ON_RESUME,
             finished=frozenset({"steps", "scores", "device"}),
@@ -226,10 +237,37 @@ class EncoderRun:
                 f"precision: {precision}"
             )
         self.update_results(finished=False, inputs=self.inputs, mixed_precision=precision)
+        language = self._foreign_language()
+        if language is not None:
+            self.printer.warn(language)
         if not len(self.corpus.held_out):
             self.printer.warn(
                 "Nothing is held out: set corpus.dev or corpus.dev_fraction to see scores"
             )
+
+    def _foreign_language(self) -> str | None:
+        """Say that the corpus is in another language than the teacher's, or return None."""
+        tokenizer = self.teacher.tokenizer
+        if len(tokenizer) < MIN_PIECES:
+            return None
+        first = (
+            part.text for path in self.corpus_plans["train"].files for part in read_parts(path)
+        )
+        lang = guess_language(islice(first, LANGUAGE_PARTS))
+        if lang is None:
+            return None
+        own = guess_tokenizer_language(
+            lambda texts: tokenizer(list(texts), add_special_tokens=False)["input_ids"],
+            len(tokenizer),
+            lang,
+        )
+        if own is None:
+            return None
+        return (
+            f"The corpus seems to be in {language_name(lang)}, but the teacher "
+            f"{self.teacher.name} is made for {language_name(own)}: its tokenizer splits the "
+            "most frequent words of the corpus' language"
+        )
 
     def plan_steps(self) -> None:
         """Plan the blocks, stages and masks of each step."""

@@ -37,8 +37,8 @@ def check_development(
         if missing:
             msg.warn(
                 f"The development documents have no annotation for {name}: "
-                f"{', '.join(sorted(missing))} will be 0 for any student, and does not help to "
-                "choose the best"
+                f"{', '.join(sorted(missing))} will be 0 for any student, so the best is chosen "
+                "without it"
             )
     nobodys = weighted.difference(*scores.values())
     if nobodys:

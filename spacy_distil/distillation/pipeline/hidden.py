@@ -132,7 +132,7 @@ class HiddenStates:
             packed = ops.xp.concatenate(self._last_states(docs))
         halves = ops.to_numpy(ops.xp.clip(packed, -LARGEST, LARGEST).astype("float16"))
         # Copies, because a view would keep the vectors of all docs in memory.
-        parts = split_docs(halves, [len(doc) for doc in docs])
+        parts: list[Any] = split_docs(halves, [len(doc) for doc in docs])
         return {VECTORS: [part.copy() for part in parts]}
 
     def _last_states(self, docs: Sequence[Doc]) -> list[Any]:

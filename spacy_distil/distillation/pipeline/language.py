@@ -19,6 +19,7 @@ from thinc.api import Model
 from wasabi import msg
 
 from spacy_distil.errors import ConfigError
+from spacy_distil.text.languages import guess_language, language_name
 
 # "teacher": the tokenizer of the teacher. "config": the one that the student's config names.
 # "auto": the teacher's, unless the config names another one than the default of the language.
@@ -143,12 +144,12 @@ def reads_vectors(nlp: Language) -> bool:
 
 
 def _check_lang(config: Config, teacher: Language, choice: TokenizerChoice) -> None:
-    lang = config["nlp"].get("lang")
+    lang = config.interpolate()["nlp"]["lang"]
     if lang in (teacher.lang, MULTILINGUAL) or teacher.lang == MULTILINGUAL:
         return
     problem = (
         f"The student is a pipeline for {describe_lang(lang)}, its teacher one for "
-        f"{describe_lang(teacher.lang)}"
+        f"{describe_lang(str(teacher.lang))}"
     )
     if choice == "config":
         msg.warn(problem)
@@ -160,12 +161,22 @@ def _check_lang(config: Config, teacher: Language, choice: TokenizerChoice) -> N
     )
 
 
-def describe_lang(lang: str | None) -> str:
+def warn_of_foreign_text(texts: Iterable[str], name: str, lang: str) -> None:
+    """Tell the user in yellow that documents seem to be in another language than the pipeline's.
+
+    name: of the documents, at the beginning of a sentence.
+    """
+    found = guess_language(texts, lang)
+    if found is not None:
+        msg.warn(
+            f"{name} seems to be in {language_name(found)}, but the pipeline's language is "
+            f"{describe_lang(lang)}"
+        )
+
+
+def describe_lang(lang: str) -> str:
     """Name a language and its code, such as "German (lang = 'de')"."""
-    try:
-        return f"{get_lang_class(str(lang)).__name__} (lang = {lang!r})"
-    except ImportError:
-        return f"lang = {lang!r}"
+    return f"{language_name(lang)} (lang = {lang!r})"
 
 
 def _names_tokenizer(config: Config, teacher: Language) -> bool:

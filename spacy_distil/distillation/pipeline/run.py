@@ -30,7 +30,11 @@ from spacy_distil.distillation.pipeline.corpus import (
 from spacy_distil.distillation.pipeline.distiller import PipelineDistiller, make_distiller
 from spacy_distil.distillation.pipeline.evaluation import check_development
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
-from spacy_distil.distillation.pipeline.language import compare_tokenizers, warn_of_differences
+from spacy_distil.distillation.pipeline.language import (
+    compare_tokenizers,
+    warn_of_differences,
+    warn_of_foreign_text,
+)
 from spacy_distil.distillation.pipeline.loop import Progress, TrainingLoop
 from spacy_distil.distillation.pipeline.student import check_gold_labels, make_student
 from spacy_distil.errors import ConfigError
@@ -85,7 +89,7 @@ class PipelineRun:
         self.directory = RunDirectory(
             output,
             kind="pipeline",
-            own=frozenset({"start", "teacher", DIR_MODEL_BEST, DIR_MODEL_LAST}),
+            own=frozenset({"start", DIR_MODEL_BEST, DIR_MODEL_LAST}),
             # Labels and start are written before the documents are compared. The cache compares
             # its inputs itself.
             kept=frozenset({"labels", "start", "cache"}),
@@ -141,6 +145,9 @@ class PipelineRun:
         transfer_set = read_transfer_set(self.student, train, text)
         texts = [doc.text for doc in transfer_set.docs]
         warn_of_differences(compare_tokenizers(self.student, self.teacher, texts))
+        n_gold, lang = transfer_set.n_gold, str(self.student.lang)
+        warn_of_foreign_text(texts[:n_gold], "The training corpus", lang)
+        warn_of_foreign_text(texts[n_gold:], "The text without annotation", lang)
         gold = [each.example for each in transfer_set.gold]
         check_gold_labels(self.student, gold, frozen=self.training["frozen_components"])
         self.inputs["the documents"] = fingerprint_docs(transfer_set.docs)

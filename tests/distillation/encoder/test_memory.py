@@ -29,6 +29,7 @@ from spacy_distil.distillation.encoder.steps import EncoderStage
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masking import Masking
 from spacy_distil.students.teachers import Teacher, load_teacher
+from tests.gpu.marks import real_gpu
 
 TeacherDir = Callable[..., Path]
 
@@ -119,6 +120,7 @@ def test_trials_have_gradients_of_earlier_micro_batches(teacher_dir: TeacherDir)
 
 
 @pytest.mark.gpu
+@real_gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
 def test_on_a_gpu_the_limit_is_memory(teacher_dir: TeacherDir, tmp_path: Path) -> None:
     """Less memory means fewer blocks. They fit, and no gradient stays behind."""

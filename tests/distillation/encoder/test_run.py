@@ -15,7 +15,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from spacy_distil.cli.configs import encoder_config
 from spacy_distil.distillation import distil_encoder
@@ -27,7 +32,9 @@ from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.runs.files import UNFINISHED
 from spacy_distil.runs.interruption import RunInterrupted
 from spacy_distil.students.teachers import load_teacher
-from tests.teachers import log_of
+from tests.encoding.test_language import SPECIAL, english_tokenizer
+from tests.teachers import log_of, tiny_config
+from tests.text.test_languages import ENGLISH, GERMAN
 
 TeacherDir = Callable[..., Path]
 HIDDEN_ONLY = {"objectives.soft_targets.weight": 0, "objectives.masked_lm.weight": 0}
@@ -59,6 +66,25 @@ def losses_of(output: Path) -> list[dict[str, Any]]:
     """Log entries of training, without the speed."""
     entries = log_of(output, "train")
     return [{k: v for k, v in e.items() if k != "pieces_per_second"} for e in entries]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [GERMAN, ENGLISH], ids=["de", "en"])
+def test_a_corpus_in_another_language_than_the_teachers_is_told(
+    text: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher's tokenizer knows the stop words of English alone."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=english_tokenizer(), **SPECIAL)
+    teacher = tmp_path / "teacher"
+    AutoModel.from_config(tiny_config("bert", vocab_size=len(tokenizer))).save_pretrained(teacher)
+    tokenizer.save_pretrained(teacher)
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join([text] * 5), encoding="utf8")
+    overrides = settings(teacher, corpus, max_steps=2) | HIDDEN_ONLY
+    distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    output = " ".join(capsys.readouterr().out.split())
+    warning = "The corpus seems to be in German, but the teacher"
+    assert (warning in output) is (text is GERMAN)
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import pickle
@@ -351,6 +352,20 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "cache.json"
     state.write_text(state.read_text().replace(f'"version": {VERSION}', '"version": 1'))
     with pytest.raises(ConfigError, match="the format of the cache"):
+        open_with(Teacher([3, 4]), tmp_path)
+
+
+def test_every_change_of_the_state_is_seen(tmp_path: Path) -> None:
+    open_with(Teacher([3, 4]), tmp_path)
+    path = tmp_path / "cache.json"
+    state = json.loads(path.read_text())
+    for key in state:
+        for value in (None, True, 1.5, "text", [], {}, -1):
+            path.write_text(json.dumps({**state, key: value}))
+            with pytest.raises(ConfigError):
+                open_with(Teacher([3, 4]), tmp_path)
+    path.write_text(json.dumps({**state, "tokens": 8}))
+    with pytest.raises(ConfigError, match=r"cache\.json is damaged.*Delete "):
         open_with(Teacher([3, 4]), tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -188,6 +189,11 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a pattern": add_pattern,
     "a vector": set_vector,
     "which word has which vector": lambda nlp: nlp.vocab.vectors.add("We", row=2),
+    "a special case": lambda nlp: nlp.tokenizer.add_special_case("Rome!", [{"ORTH": "Rome!"}]),
+    "its norm": lambda nlp: nlp.tokenizer.add_special_case(
+        "Rome!", [{"ORTH": "Rome!", "NORM": "rome"}]
+    ),
+    "an infix": lambda nlp: setattr(nlp.tokenizer, "infix_finditer", re.compile("x").finditer),
     "a table": lambda nlp: nlp.vocab.lookups.add_table("lexeme_norm", {"we": "us"}),
 }
 
@@ -274,6 +280,13 @@ def test_other_documents_have_another_fingerprint() -> None:
     ]
     assert len({fingerprint_docs(variant) for variant in variants}) == len(variants)
     assert fingerprint_docs(iter(variants[0])) == fingerprint_docs(docs("We_ like", "Rome"))
+
+
+def test_norms_count() -> None:
+    vocab = spacy.blank("xx").vocab
+    plain, own = (Doc(vocab, words=["We", "like"]) for _ in range(2))
+    own[1].norm_ = "love"
+    assert fingerprint_docs([plain]) != fingerprint_docs([own])
 
 
 def test_annotations_do_not_count() -> None:

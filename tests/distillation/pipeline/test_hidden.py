@@ -13,6 +13,7 @@ import torch
 import transformers
 from spacy.tokens import Doc
 from spacy.training import Example
+from thinc.api import NumpyOps
 from tokenizers import Tokenizer
 
 from spacy_distil.distillation.pipeline.heads.base import Field
@@ -141,6 +142,30 @@ def test_a_tensor_that_is_there_already_is_taken(bert_dir: Path) -> None:
             np.testing.assert_allclose(again["vectors"][i], vectors, rtol=0, atol=2e-3)
         else:
             assert (again["vectors"][i] == 65504).all()
+
+
+@pytest.mark.parametrize("layers", [[(2, 3)], [(1, 1), (2, 3)]])
+def test_all_docs_are_copied_from_the_device_at_once(
+    bert_dir: Path, wide_dir: Path, layers: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each copy from a GPU waits for it. The records do not keep one another in memory."""
+    student, teacher = make_nlp(bert_dir), make_nlp(wide_dir)
+    hidden = HiddenStates(component(student), component(teacher), layers)
+    copies: list[int] = []
+    to_numpy = NumpyOps.to_numpy
+
+    def counted(ops: NumpyOps, array: Any, **options: Any) -> Any:
+        copies.append(len(array))
+        return to_numpy(ops, array, **options)
+
+    docs = docs_of(teacher)
+    for doc in teacher.pipe(docs):
+        assert len(doc.tensor) == len(doc)
+    monkeypatch.setattr(NumpyOps, "to_numpy", counted)
+    vectors = hidden.record(docs)["vectors"]
+    assert copies == [sum(map(len, docs))]
+    assert all(each.base is None for each in vectors)
+    assert hidden.record([]) == {"vectors": []}
 
 
 def test_an_onnx_teacher_has_its_last_layer_to_teach(bert_dir: Path, other_dir: Path) -> None:

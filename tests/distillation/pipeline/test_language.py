@@ -310,6 +310,30 @@ def test_vectors_that_a_pipe_reads(tmp_path: Path) -> None:
     assert student("They sell it.")[0].tag_
 
 
+def test_a_resumed_run_has_the_tokenizer(teacher: Language, tmp_path: Path) -> None:
+    stopped = []
+
+    @registry.callbacks("tests.stop_once.v1")
+    def make() -> Any:
+        def stop(nlp: Language, info: dict[str, Any]) -> None:
+            if info["step"] == 2 and not stopped:
+                stopped.append(True)
+                raise RuntimeError("stopped")
+
+        return stop
+
+    config = cnn_student(tmp_path, teacher)
+    config["training"]["before_update"] = {"@callbacks": "tests.stop_once.v1"}
+    with pytest.raises(RuntimeError, match="stopped"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    distilled = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", resume=True)
+    assert stopped
+    assert distilled.steps == 2
+    student = spacy.load(tmp_path / "out" / "model-last")
+    assert [token.text for token in student(TEXT)] == TOKENS
+    assert [token.norm_ for token in student(TEXT)] == [token.norm_ for token in teacher(TEXT)]
+
+
 # Languages
 
 

@@ -446,3 +446,27 @@ def test_patience_ends_a_run_in_its_last_stage(
     # Nothing learns, so all evaluations are equal. Stage "soft" begins at step 20.
     assert 20 + 12 <= results["steps"] <= 20 + 12 + 4
     assert results["step"] == results["steps"] - results["steps"] % 4
+
+
+def test_pairs_and_what_is_missing_are_told(
+    bert_dir: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names differ: a pipe learns from the only one of a kind that suits, or a setting is named."""
+    pipes = {"entities": "distil_ner", "first": "tagger", "second": "tagger", "topics": "textcat"}
+    teacher = train_pipeline(bert_dir, pipes, steps=5)
+    config = student_config(bert_dir, corpus, ("ner", "tagger"))
+    config["training"] |= {"max_steps": 4, "score_weights": {"ents_f": 1.0}}
+    config["distillation"]["stages"] = {}
+    distilled = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "ner learns the teacher's decisions (entities)" in output
+    assert "Learning from annotation alone: tagger" in output
+    assert "several pipes suit: 'first', 'second' of the teacher, 'tagger' of the student" in output
+    assert "Set teacher in [distillation.pipes.tagger]" in output
+    assert (
+        "Pipes of the teacher that the student does not have: first (tagger), second (tagger), "
+        "topics (textcat)" in output
+    )
+    labels = [path.stem for path in (tmp_path / "out" / "labels").iterdir()]
+    assert labels == ["ner"]
+    assert set(spacy.load(distilled.path).get_pipe("ner").labels) == {"PER", "LOC"}

@@ -77,18 +77,14 @@ def vocabulary_losses(
         each objective, without one.
     """
     rows, head = objectives[0].rows(outputs.batch), outputs.student.mlm_head
-    losses, constant, counts = [], [], []
-    for objective in objectives:
-        loss, tensors = objective.on_logits(outputs)
-        losses.append(loss)
-        constant.extend(tensors)
-        counts.append(len(tensors))
+    compared = [objective.on_logits(outputs) for objective in objectives]
+    constant = [tensor for _, tensors in compared for tensor in tensors]
     sums = torch.zeros(len(objectives), device=head.weight.device)
 
     def weighted(features: Tensor, weight: Tensor, bias: Tensor, *rows: Tensor) -> Tensor:
         logits, remaining, values = F.linear(features, weight, bias), iter(rows), []
-        for loss, count in zip(losses, counts, strict=True):
-            values.append(loss(logits, *(next(remaining) for _ in range(count))))
+        for loss, tensors in compared:
+            values.append(loss(logits, *(next(remaining) for _ in tensors)))
         sums.add_(torch.stack(values).detach())
         return torch.stack([f * v for f, v in zip(factors, values, strict=True)]).sum()
 

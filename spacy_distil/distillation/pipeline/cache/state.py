@@ -20,6 +20,7 @@ from spacy_distil.runs.files import UNFINISHED, write_text
 State = Mapping[str, Any]
 
 STATE = "cache.json"
+DIGEST = "digest"  # its entry with the digest of all others
 FORMAT = "spacy-distil teacher cache"
 VERSION = 4  # raise it if the same inputs are cut or written differently
 
@@ -51,13 +52,15 @@ def identity_of(state: State) -> str:
 
 
 def write_state(directory: Path, state: State) -> None:
-    write_text(directory / STATE, json.dumps(state, indent=2) + "\n")
+    written = {**state, DIGEST: identity_of(state)}
+    write_text(directory / STATE, json.dumps(written, indent=2) + "\n")
 
 
 def read_state(directory: Path) -> State | None:
     """Read `cache.json`. RETURNS: None if the directory is missing or empty.
 
-    Raises ConfigError if the directory is not a cache.
+    Raises ConfigError if the directory is not a cache, or the file has changed since it was
+    written.
     """
     if not directory.exists():
         return None
@@ -72,6 +75,12 @@ def read_state(directory: Path) -> State | None:
             f"{directory} is not a teacher's cache (or its {STATE} is missing or damaged), and is "
             "not replaced. Delete it yourself, or give another directory as [distillation] cache."
         )
+    digest = state.pop(DIGEST, None)
+    if state.get("version") == VERSION and digest != identity_of(state):
+        raise ConfigError(
+            f"{directory / STATE} is damaged (it has changed since it was written). Delete "
+            f"{directory}, and the next run makes the teacher's cache again."
+        )
     return state
 
 
@@ -80,13 +89,12 @@ def differences(existing: State, needed: State) -> list[str]:
 
     A cache with more heads than needed serves, whatever the bounds of its shards.
     """
-    old, new = existing.get("fingerprint") or {}, needed["fingerprint"]
-    changed = [part for part in {**new, **old} if old.get(part) != new.get(part)]
-    if existing.get("lengths") != needed["lengths"]:
-        changed.append("the documents")
     if existing.get("version") != needed["version"]:
-        changed.append("the format of the cache")  # another format has other fields
-        return list(dict.fromkeys(changed))
+        return ["the format of the cache"]
+    old, new = existing["fingerprint"], needed["fingerprint"]
+    changed = [part for part in {**new, **old} if old.get(part) != new.get(part)]
+    if existing["lengths"] != needed["lengths"]:
+        changed.append("the documents")
     recorded = existing["recorded"]
     if any(recorded.get(head) != fields for head, fields in needed["recorded"].items()):
         changed.append("what is recorded")
