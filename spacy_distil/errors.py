@@ -100,6 +100,7 @@ def require_all(modules: Mapping[str, str], *, purpose: str) -> None:
     modules: dotted name of each to the extra of spacy-distil that installs it.
     purpose: what needs them, to complete "... needs ...".
     """
+    packages = {module.split(".")[0] for module in modules}
     missing: dict[str, str] = {}
     error = None
     for module, extra in modules.items():
@@ -110,7 +111,7 @@ def require_all(modules: Mapping[str, str], *, purpose: str) -> None:
             absent = (found.name or "").split(".")[0]
             if absent == package:
                 missing[package], error = extra, found
-            elif absent not in missing:
+            elif absent not in packages:  # its own turn comes
                 raise
     if missing:
         names = " and ".join(f"'{package}'" for package in missing)

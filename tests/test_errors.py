@@ -22,6 +22,27 @@ def test_a_missing_module_names_its_extra() -> None:
     )
 
 
+def test_all_missing_modules_are_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if an installed one needs one of the others, which is missing."""
+    (tmp_path / "needs_another.py").write_text("import no_such_module\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    modules = {
+        "needs_another": "interop",
+        "math": "demo",
+        "no_such_module.inside": "train",
+        "another_one": "export",
+        "one_more": "train",
+    }
+    with pytest.raises(errors.MissingExtraError) as error:
+        errors.require_all(modules, purpose="Counting")
+    assert str(error.value) == (
+        "Counting needs 'no_such_module' and 'another_one' and 'one_more', which are not "
+        "installed. Install them with: pip install 'spacy-distil[train,export]'"
+    )
+
+
 def test_a_broken_module_is_not_called_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ _SIZES = {
     **dict.fromkeys(("inner_group_num", "global_attn_every_n_layers"), _LAYERS),
     "local_attention": (1, 10_000_000),
 }
-_EPSILONS = ("layer_norm_eps", "norm_eps", "layer_norm_epsilon", "rms_norm_eps")
+EPSILONS = ("layer_norm_eps", "norm_eps", "layer_norm_epsilon", "rms_norm_eps")
 ACTIVATIONS = ("hidden_act", "activation", "hidden_activation")
 # Settings of a decoder. `is_decoder` alone hides from each piece those that follow.
 _DECODER = ("is_decoder", "is_encoder_decoder", "add_cross_attention")
@@ -44,7 +44,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
     for name, (least, most) in _SIZES.items():
         if name in config and not (_is_int(config[name]) and least <= config[name] <= most):
             raise _wrong(config, name, f"a whole number from {least:,} to {most:,}")
-    for name in _EPSILONS:
+    for name in EPSILONS:
         if name in config and not (_is_number(config[name]) and 0 < config[name] < 1):
             raise _wrong(config, name, "a number above 0 and below 1")
     for name in (*DROPOUTS, *ATTENTION_DROPOUTS):

@@ -312,10 +312,11 @@ class _Encoders:
 
     def build(self, block: dict[str, Any], source: TransformerModel) -> Model:
         """Build an encoder from its config, with the weights and the tokenizer of `source`."""
+        from spacy_distil.export.spacy_transformers import save_encoder
+
         directory = self._scratch / str(source.id)
         if not directory.exists():
-            source.transformer.save_pretrained(directory, safe_serialization=True)
-            source.tokenizer.save_pretrained(directory)
+            save_encoder(source, directory)
         settings = {key: value for key, value in block.items() if not key.startswith("@")}
         model = DistilTransformer(**{**settings, "name": str(directory), "device": "cpu"})
         model.initialize()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from spacy.language import Language
@@ -15,7 +17,8 @@ from spacy_transformers.pipeline_component import Transformer
 from thinc.api import Model
 
 from spacy_distil.encoding import POOLINGS
-from spacy_distil.engines.files import longest_window
+from spacy_distil.engines.config_check import EPSILONS
+from spacy_distil.engines.files import CONFIG, longest_window
 
 LISTENER = "spacy-transformers.TransformerListener."
 PRIVATE = "spacy-transformers.Tok2VecTransformer."
@@ -136,6 +139,22 @@ def choose_windows(
     chosen = window or chosen
     room = (chosen or longest) - n_special
     return chosen, max(0, min(overlap, room // 2))
+
+
+def save_encoder(model: TransformerModel, directory: Path) -> None:
+    """Write an encoder and its tokenizer as a Hugging Face model directory.
+
+    spacy-transformers loads a config by way of JSON with 9 decimals, in which the epsilon of BERT's
+    layer normalization, 1e-12, becomes 0. The default of the family takes its place.
+    """
+    model.transformer.save_pretrained(directory, safe_serialization=True)
+    model.tokenizer.save_pretrained(directory)
+    path = directory / CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    defaults = type(model.transformer.config)().to_dict()
+    rounded = [name for name in EPSILONS if config.get(name) == 0]
+    config.update({name: defaults[name] for name in rounded})
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def note_on_windows(get_spans: dict[str, Any]) -> str:

@@ -575,6 +575,15 @@ def test_a_curated_pipeline_is_refused_without_its_package(tmp_path: Path) -> No
             convert_it(tmp_path / "trf", tmp_path / "out")
 
 
+def test_an_epsilon_that_was_rounded_to_0_is_restored(bert_dir: Path, converted: Any) -> None:
+    """spacy-transformers loads 1e-12 as 0."""
+    _, candidate = converted(make_trf(bert_dir, {"tagger": "mean"}))
+    assert (
+        get_encoder(candidate.get_pipe("transformer").model).loaded.config["layer_norm_eps"]
+        == 1e-12
+    )
+
+
 def test_code_of_ones_own(bert_dir: Path, tmp_path: Path) -> None:
     make_trf(bert_dir, {"tagger": "mean"}).to_disk(tmp_path / "trf")
     code = make_own(tmp_path / "trf")
