@@ -157,6 +157,5 @@ def check_pipeline(pipeline: str) -> None:
 
 
 def count_bytes(path: Path) -> int:
-    """Return the size of a file, or of all files under a directory; 0 if there is none."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Return the size of all files under a directory."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

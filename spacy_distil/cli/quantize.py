@@ -21,8 +21,6 @@ from spacy_distil.cli.options import (
 )
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import import_code
-from spacy_distil.runs.files import write_text
-from spacy_distil.runs.outputs import check_file
 
 
 class Precision(str, Enum):
@@ -107,6 +105,9 @@ def quantize_cli(
     agree. The encoder's config.json names the CPU that the check ran on.
     """
     with friendly_errors():
+        from spacy_distil.runs.files import write_text
+        from spacy_distil.runs.outputs import check_file
+
         if report is not None:
             check_file(report)
         from spacy_distil.export.quantize import quantize

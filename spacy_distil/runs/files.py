@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from spacy_distil.errors import DistilError, WriteError
-from spacy_distil.pipelines import count_bytes
 from spacy_distil.tables import megabytes
 
 # The names of scratch directories begin with this.
@@ -65,7 +64,7 @@ def atomic_file(path: Path, *, needed: int | None = None) -> Iterator[Path]:
 
     needed: bytes, roughly, for errors. None for the size of the one that it replaces.
     """
-    with explain_write_errors(path, needed=needed or count_bytes(path)):
+    with explain_write_errors(path, needed=needed or _size_of(path)):
         path = path.resolve()
         with scratch_directory(path) as scratch:
             yield scratch / path.name
@@ -108,7 +107,7 @@ def atomic_directory(
         directory, the first one should stay, since it may be in use already.
     needed: bytes, roughly, for errors. None for the size of the one that it replaces.
     """
-    with explain_write_errors(path, needed=needed or count_bytes(path)):
+    with explain_write_errors(path, needed=needed or _size_of(path)):
         path = path.resolve()
         with scratch_directory(path) as scratch:
             new = scratch / path.name
@@ -264,3 +263,9 @@ def _final_path(error: BaseException, path: Path) -> Path | None:
     return (
         path if is_scratch or file.resolve() in (path.resolve(), *path.resolve().parents) else file
     )
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file or of a directory's files; 0 if there is none."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
