@@ -21,7 +21,7 @@ import numpy as np
 import spacy
 from spacy.tokens import Doc
 from thinc.api import NumpyOps
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from spacy_distil.encoding import EncodedDocs, PieceTokenizer, encode_docs, make_batches
 from spacy_distil.encoding.pooling import POOLINGS
@@ -148,15 +148,16 @@ def wordpiece(tokenizer: Tokenizer) -> Splitter:
 
 
 def in_canonical_order(text: str) -> str:
-    """Sort each run of combining marks, as normalization does. `tokenizers` gives the marks the
-    places in their new order. Most have no piece.
+    """Sort each run of combining marks, as normalization does, with the classes that `tokenizers`
+    knows. It gives the marks the places in their new order. Most have no piece.
     """
-    runs = groupby(text, key=lambda character: unicodedata.combining(character) > 0)
-    return "".join(
-        character
-        for marks, run in runs
-        for character in (sorted(run, key=unicodedata.combining) if marks else run)
-    )
+    nfd = normalizers.NFD()
+    parts = []
+    for _, run in groupby(text, key=lambda c: unicodedata.category(c)[0] in "MC"):
+        marks = "".join(run)
+        ordered = nfd.normalize_str(marks)
+        parts.append(ordered if sorted(ordered) == sorted(marks) else marks)
+    return "".join(parts)
 
 
 def byte_level(tokenizer: Tokenizer) -> Splitter:
