@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from spacy.util import load_config
 from thinc.api import Config
 
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.runs.schedules import fit_training
 
 LAYERS = ("pos", "tag", "ents", "cats")
 # Factory -> the annotation layer that it learns, and its main score.
@@ -27,10 +27,6 @@ PIPES = {
 }
 # Factories of entity recognizers. The templates have the first one.
 NER = ("ner", "distil_ner")
-EVALUATIONS = 10
-# With fewer steps per epoch, batches get smaller, down to `FEWEST_WORDS`.
-STEPS_PER_EPOCH = 100
-FEWEST_WORDS = 100
 # Text without annotation counts as a part of the corpus up to this many times the annotated words.
 MAX_TEXT = 10
 
@@ -196,14 +192,12 @@ def schedule(
     min_steps: int = 0,
 ) -> dict[str, int]:
     """Compute settings for `epochs` passes over the training corpus: size of batches, steps,
-    warm-up and evaluations.
-
-    A small corpus gets smaller batches than the config says, because pipes with random weights need
-    some steps before they have learned anything.
+    warm-up and evaluations. A small corpus gets smaller batches than the config says, see
+    `fit_training`.
 
     with_text: whether the run passes over the text without annotation, too. Much more text than
         annotation makes the run longer up to a limit, and is then not read `epochs` times.
-    min_steps: the fewest steps, so a small corpus is read more often than `epochs` times.
+    min_steps: with fewer steps there are more passes, up to `MOST_PASSES`.
     """
     training = load_config(config_path)["training"]
     size = training["batcher"]["size"]
@@ -219,16 +213,15 @@ def schedule(
     tokens = counts["splits"]["train"]["tokens"]
     if with_text:
         tokens += min(counts["text"]["words"], MAX_TEXT * tokens)
-    size = min(size, max(FEWEST_WORDS, tokens // STEPS_PER_EPOCH))
-    steps = max(EVALUATIONS, min_steps, math.ceil(epochs * tokens / size))
+    fitted = fit_training(tokens, batch_words=size, passes=epochs, min_steps=min_steps)
     settings = {
-        "training.batcher.size": size,
-        "training.max_steps": steps,
-        "training.eval_frequency": steps // EVALUATIONS,
+        "training.batcher.size": fitted.words,
+        "training.max_steps": fitted.steps,
+        "training.eval_frequency": fitted.eval_frequency,
     }
     learn_rate = training["optimizer"]["learn_rate"]
     if isinstance(learn_rate, dict) and "warmup_steps" in learn_rate:
-        warmup = min(learn_rate["warmup_steps"], steps // 10)
+        warmup = min(learn_rate["warmup_steps"], fitted.warmup)
         settings["training.optimizer.learn_rate.warmup_steps"] = warmup
     return settings
 

@@ -60,20 +60,24 @@ class EncoderSchedule:
 
 
 def fit_training(
-    n_words: int, *, batch_words: int, passes: float | None = None
+    n_words: int,
+    *,
+    batch_words: int,
+    passes: float | None = None,
+    min_steps: int = FEWEST_STEPS,
 ) -> TrainingSchedule:
     """Fit the training of a pipeline to its corpus.
 
     n_words: tokens of the corpus.
     batch_words: size of a batch for large corpora, the most words that a batch gets.
-    passes: over the corpus; None for `PASSES`, or more for a small corpus, and fewer if they would
-        take more than `MOST_STEPS`.
+    passes: over the corpus; None for `PASSES`, or fewer if they would take more than `MOST_STEPS`.
+    min_steps: with fewer steps there are more passes, up to `MOST_PASSES`.
     """
     words = min(batch_words, max(FEWEST_WORDS, n_words // STEPS_PER_PASS))
     per_pass = max(1.0, n_words / words)
-    if passes is None:
-        passes = min(_fit_passes(PASSES, per_pass), MOST_STEPS / per_pass)
-    between = max(1, round(passes * per_pass / EVALUATIONS))
+    most = MOST_STEPS / per_pass if passes is None else math.inf
+    chosen = min(most, _fit_passes(PASSES if passes is None else passes, per_pass, min_steps))
+    between = max(1, round(chosen * per_pass / EVALUATIONS))
     steps = EVALUATIONS * between  # so that the last step is evaluated
     return TrainingSchedule(
         words=words, steps=steps, warmup=min(MOST_WARMUP, steps // 10), eval_frequency=between
@@ -88,7 +92,7 @@ def fit_encoder(n_blocks: int, *, batch_size: int) -> EncoderSchedule:
     """
     size = min(batch_size, max(FEWEST_BLOCKS, n_blocks // STEPS_PER_PASS))
     per_pass = max(1, n_blocks // size)
-    epochs = _fit_passes(ENCODER_PASSES, per_pass)
+    epochs = math.ceil(_fit_passes(ENCODER_PASSES, per_pass, FEWEST_STEPS))
     between = max(1, min(200, epochs * per_pass // EVALUATIONS))
     return EncoderSchedule(
         batch_size=size,
@@ -98,9 +102,9 @@ def fit_encoder(n_blocks: int, *, batch_size: int) -> EncoderSchedule:
     )
 
 
-def _fit_passes(passes: int, steps_per_pass: float) -> int:
+def _fit_passes(passes: float, steps_per_pass: float, min_steps: int) -> float:
     """Raise a number of passes until they have enough steps."""
-    return max(passes, min(MOST_PASSES, math.ceil(FEWEST_STEPS / steps_per_pass)))
+    return max(passes, min(MOST_PASSES, math.ceil(min_steps / steps_per_pass)))
 
 
 def count_rising(rates: Iterable[float], n_steps: int) -> int:

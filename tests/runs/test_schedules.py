@@ -42,8 +42,10 @@ def test_every_schedule_can_teach(n_words: int, batch_words: int) -> None:
 
 
 def test_a_number_of_passes() -> None:
-    schedule = fit_training(50_000, batch_words=1000, passes=3)
+    schedule = fit_training(50_000, batch_words=1000, passes=3, min_steps=0)
     assert (schedule.words, schedule.steps) == (500, 300)
+    assert fit_training(50_000, batch_words=1000, passes=3).steps == 600
+    assert fit_training(50_000, batch_words=1000, passes=3, min_steps=10_000).steps == 4_000
 
 
 def test_more_words_never_mean_fewer_steps() -> None:

@@ -61,9 +61,10 @@ def test_epochs_become_steps(corpus: Path, tagger_config: Path) -> None:
         "training.eval_frequency": 12,
     }
     assert schedule(tagger_config, corpus, epochs=0.1)["training.max_steps"] == 10
-    longer = schedule(tagger_config, corpus, epochs=40, min_steps=200)
-    assert longer["training.max_steps"] == 200
-    assert longer["training.eval_frequency"] == 20
+    longer = schedule(tagger_config, corpus, epochs=4, min_steps=60)
+    assert longer["training.max_steps"] == 60
+    assert longer["training.eval_frequency"] == 6
+    assert schedule(tagger_config, corpus, epochs=4, min_steps=200) == settings  # 40 at most
     assert schedule(tagger_config, corpus, epochs=40, min_steps=100) == settings
     with pytest.raises(CorpusError, match=r"corpus\.json"):
         schedule(tagger_config, corpus / "no", epochs=1)
@@ -89,7 +90,7 @@ def test_warm_up_is_a_tenth_of_a_short_run(corpus: Path, tmp_path: Path) -> None
 
 def test_small_corpora_have_smaller_batches(corpus: Path) -> None:
     transformer = CONFIG.with_name("train.cfg")
-    for tokens, size in ((300_000, 1000), (40_000, 400), (24, 100)):
+    for tokens, size in ((300_000, 1000), (40_000, 400), (24, 50)):
         (corpus / "corpus.json").write_text(f'{{"splits": {{"train": {{"tokens": {tokens}}}}}}}')
         settings = schedule(transformer, corpus, epochs=3)
         assert settings["training.batcher.size"] == size
