@@ -44,16 +44,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
     for name, (least, most) in _SIZES.items():
         if name in config and not (_is_int(config[name]) and least <= config[name] <= most):
             raise _wrong(config, name, f"a whole number from {least:,} to {most:,}")
-<<<<<<< HEAD
     for name in EPSILONS:
         if name in config and not (_is_number(config[name]) and 0 < config[name] < 1):
             raise _wrong(config, name, "a number above 0 and below 1")
-=======
-    for name in _EPSILONS:
-        # spacy-transformers saves 1e-12 as 0.
-        if name in config and not (_is_number(config[name]) and 0 <= config[name] < 1):
-            raise _wrong(config, name, "a number from 0 to below 1")
->>>>>>> wt-integrity
     for name in (*DROPOUTS, *ATTENTION_DROPOUTS):
         if name in config and not (_is_number(config[name]) and 0 <= config[name] < 1):
             raise _wrong(config, name, "a number from 0 to below 1")

@@ -37,7 +37,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("intermediate_size", {}, "a whole number from 1 to"),
     ("type_vocab_size", -1, "a whole number from 0 to"),
     *(
-        ("layer_norm_eps", value, "a number from 0 to below 1")
+        ("layer_norm_eps", value, "a number above 0 and below 1")
         for value in (-1, -1e-12, 1.0, "1e-12", None, float("nan"), float("inf"), True)
     ),
     *(("hidden_dropout_prob", value, "a number from 0 to below 1") for value in (-0.1, 1, "0")),
@@ -99,7 +99,7 @@ def save_plain(source: Path, directory: Path) -> tuple[EncoderShim, Path]:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": "32"}, "\"hidden_size\": '32', expected a whole number"),
-    ({"layer_norm_eps": -1}, '"layer_norm_eps": -1, expected a number from 0'),
+    ({"layer_norm_eps": -1}, '"layer_norm_eps": -1, expected a number above 0'),
     ({"num_attention_heads": -4}, '"num_attention_heads": -4'),
     ({"num_attention_heads": None}, 'config.json has no "num_attention_heads"'),
     ({"hidden_size": None}, 'config.json has no "hidden_size"'),
