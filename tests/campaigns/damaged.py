@@ -295,7 +295,8 @@ def make_encoder_checkpoint(path: Path, number: int) -> None:
 def make_pipeline_checkpoint(path: Path, nlp: Any) -> None:
     optimizer = adam()
     nlp.update(make_examples(nlp), sgd=optimizer)
-    PipelineCheckpoints(path).save(3, nlp, optimizer, None, {"results": [[0.5, 3]]})
+    results = {"results": [[0.5, 3]]}
+    PipelineCheckpoints(path).save(3, nlp, optimizer, None, results, nlp.to_disk)
 
 
 def pipeline_checkpoint_reader(nlp: Any) -> Callable[[Path], str]:
@@ -319,7 +320,8 @@ def make_run(path: Path, number: int) -> None:
 
 def run_directory(path: Path) -> RunDirectory:
     finished = frozenset({"steps", "scores", "device"})
-    return RunDirectory(path, kind="encoder", kept=frozenset(), free=frozenset(), finished=finished)
+    none: frozenset[str] = frozenset()
+    return RunDirectory(path, kind="encoder", own=none, kept=none, free=none, finished=finished)
 
 
 def read_run(path: Path) -> str:

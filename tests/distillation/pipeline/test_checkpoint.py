@@ -17,7 +17,7 @@ def checkpoint(bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     nlp, optimizer = make_nlp(bert_dir, ["tagger"]), adam()
     nlp.update(make_examples(nlp), sgd=optimizer)
     checkpoints = Checkpoints(tmp_path_factory.mktemp("checkpoints"))
-    checkpoints.save(3, nlp, optimizer, None, {"results": [[0.5, 3]]})
+    checkpoints.save(3, nlp, optimizer, None, {"results": [[0.5, 3]]}, nlp.to_disk)
     path = checkpoints.newest()
     assert path is not None
     return path
