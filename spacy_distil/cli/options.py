@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click import ClickException
-from spacy.cli._util import parse_config_overrides
+from spacy.cli._util import NoSuchOption, parse_config_overrides
 
 from spacy_distil.errors import ConfigError
 
@@ -28,7 +27,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     """Parse settings by their dotted names, as spaCy does. Raises ConfigError for other options."""
     try:
         return parse_config_overrides(arguments)
-    except ClickException as error:  # typer prints only those of its own copy of click
+    except NoSuchOption as error:  # typer prints only those of its own copy of click
         raise ConfigError(
             f"{error.format_message()} Settings have dotted names, such as --training.max_steps 10."
         ) from error

@@ -491,13 +491,13 @@ def test_text_counts_too(corpus: Path, tmp_path: Path) -> None:
     text.write_text("A few words of text, which are about 10 \n" * 10_000)  # 410 kB
     options = ("--corpus", corpus, "--text", tmp_path / "texts")
     result = init_config("pipeline", "-", *options)
-    assert schedule_of(result.stdout)[:3] == [899, 800, 80]
+    assert schedule_of(result.stdout)[:3] == [880, 800, 80]
     config = load_config_from_str(result.stdout)
     assert config["paths"]["train"] == str(corpus)
     assert config["paths"]["text"] == str(tmp_path / "texts")
     assert rewritten("pipeline", result.stdout) == result.stdout
     alone = init_config("pipeline", "-", "--text", text).stdout
-    assert schedule_of(alone)[:2] == [799, 800]
+    assert schedule_of(alone)[:2] == [780, 800]
 
 
 def test_an_encoders_schedule_fits_its_text(tmp_path: Path) -> None:
@@ -508,9 +508,9 @@ def test_an_encoders_schedule_fits_its_text(tmp_path: Path) -> None:
     config = load_config_from_str(result.stdout)
     assert config["corpus"]["train"] == [str(file) for file in files]
     training = config["training"]
-    assert training["batch_size"] == 19  # of 1,953 blocks
+    assert training["batch_size"] == 19  # of 1,904 blocks
     assert training["epochs"] == 6
-    assert training["eval_frequency"] == training["checkpoint_frequency"] == 61
+    assert training["eval_frequency"] == training["checkpoint_frequency"] == 60
     assert training["log_frequency"] == 12
     default = load_config_from_str(init_config("encoder").stdout)
     assert default["training"]["batch_size"] == 128

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import spacy
 from typer.testing import CliRunner
 
 from spacy_distil.cli import distil_cli
 from spacy_distil.cli.configs import encoder_config, pipeline_config
 
-# What these commands read does not exist, which they would say if they read it first.
+# Else these commands would say that there is nothing to read, or that the blank pipeline has no
+# encoder.
 COMMANDS = {
-    "quantize": ["quantize", "nowhere", "OUT"],
-    "the report of quantize": ["quantize", "nowhere", "new", "--report", "OUT"],
-    "convert": ["convert", "nowhere", "OUT"],
+    "quantize": ["quantize", "../blank", "OUT"],
+    "the report of quantize": ["quantize", "../blank", "new", "--report", "OUT"],
+    "convert": ["convert", "../blank", "OUT"],
     "student": ["student", "nowhere", "--output", "OUT"],
     "adapt": ["adapt", "nowhere", "--corpus", "nowhere", "--output", "OUT"],
     "encoder": ["encoder", "encoder.cfg", "--output", "OUT"],
@@ -26,7 +28,9 @@ REPLACING = ("quantize", "convert", "student")
 
 @pytest.fixture(autouse=True)
 def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     Path("empty").mkdir()
     Path("file").write_text("")
     Path("encoder.cfg").write_text(encoder_config("nowhere"))
@@ -56,6 +60,7 @@ def test_the_working_directory_is_not_replaced(
 ) -> None:
     if command == "convert":
         pytest.importorskip("spacy_transformers")
+    spacy.blank("en").to_disk("blank")
     monkeypatch.chdir("empty")
     assert "Choose a directory in it, such as new" in run(command, ".")
 
