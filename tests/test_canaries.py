@@ -149,12 +149,13 @@ def test_an_extra_reference_keeps_a_session() -> None:
 def test_spacy_cli_util(tmp_path: Path) -> None:
     advice = (
         "spacy_distil/cli/*.py and distillation/pipeline/run.py use app, import_code, "
-        "parse_config_overrides, string_to_list and setup_gpu of spacy.cli._util. Find their new "
+        "NoSuchOption, parse_config_overrides, string_to_list and setup_gpu of spacy.cli._util. Find their new "
         "home; each of the last four is a few lines to write anew, and `app` must be the Typer of "
         "`python -m spacy`."
     )
     with canary(advice):
         from spacy.cli._util import (
+            NoSuchOption,
             app,
             import_code,
             parse_config_overrides,
@@ -165,6 +166,8 @@ def test_spacy_cli_util(tmp_path: Path) -> None:
         assert any(group.name == "project" for group in app.registered_groups)
         overrides = parse_config_overrides(["--training.max_steps", "5", "--a.b=x"])
         assert overrides == {"training.max_steps": 5, "a.b": "x"}
+        with pytest.raises(NoSuchOption):
+            parse_config_overrides(["--nosuch", "1"])
         assert string_to_list("tagger, ner") == ["tagger", "ner"]
         code = tmp_path / "canary_code.py"
         code.write_text('import spacy; spacy.registry.misc("canary")(int)', encoding="utf8")
