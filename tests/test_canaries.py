@@ -26,7 +26,6 @@ from tests.util import (
     build_tokenizer,
     make_examples,
     make_nlp,
-    registry,
 )
 
 
@@ -146,18 +145,17 @@ def test_an_extra_reference_keeps_a_session() -> None:
 # spaCy
 
 
-def test_spacy_cli_util(tmp_path: Path) -> None:
+def test_spacy_cli_util() -> None:
     advice = (
-        "spacy_distil/cli/*.py and distillation/pipeline/run.py use app, import_code, "
+        "spacy_distil/cli/*.py and distillation/pipeline/run.py use app, "
         "NoSuchOption, parse_config_overrides, string_to_list and setup_gpu of spacy.cli._util. Find their new "
-        "home; each of the last four is a few lines to write anew, and `app` must be the Typer of "
+        "home; each of the last three is a few lines to write anew, and `app` must be the Typer of "
         "`python -m spacy`."
     )
     with canary(advice):
         from spacy.cli._util import (
             NoSuchOption,
             app,
-            import_code,
             parse_config_overrides,
             setup_gpu,
             string_to_list,
@@ -169,10 +167,6 @@ def test_spacy_cli_util(tmp_path: Path) -> None:
         with pytest.raises(NoSuchOption):
             parse_config_overrides(["--nosuch", "1"])
         assert string_to_list("tagger, ner") == ["tagger", "ner"]
-        code = tmp_path / "canary_code.py"
-        code.write_text('import spacy; spacy.registry.misc("canary")(int)', encoding="utf8")
-        import_code(code)
-        assert registry.misc.get("canary") is int
         setup_gpu(-1, silent=True)
 
 
