@@ -147,8 +147,8 @@ def test_an_extra_reference_keeps_a_session() -> None:
 
 def test_spacy_cli_util() -> None:
     advice = (
-        "spacy_distil/cli/*.py and distillation/pipeline/run.py use app, "
-        "NoSuchOption, parse_config_overrides, string_to_list and setup_gpu of spacy.cli._util. Find their new "
+        "spacy_distil/cli/*.py and distillation/pipeline/run.py use app, NoSuchOption, "
+        "parse_config_overrides, string_to_list and setup_gpu of spacy.cli._util. Find their new "
         "home; each of the last three is a few lines to write anew, and `app` must be the Typer of "
         "`python -m spacy`."
     )
