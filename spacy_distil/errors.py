@@ -49,7 +49,7 @@ class WriteError(DistilError, OSError):
     @classmethod
     def of(cls, problem: str, *, is_full: bool) -> WriteError:
         """Make the error of a file that stays as it was."""
-        kept, go_on = "Nothing that was there has changed", "start again"
+        kept, go_on = "It is as it was before", "start again"
         error = cls(_advise(problem, is_full, kept, go_on))
         error.problem, error.is_full = problem, is_full
         return error

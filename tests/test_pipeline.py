@@ -146,6 +146,7 @@ def test_package_of_an_onnx_pipeline(onnx_pipeline: Path, tmp_path: Path) -> Non
     assert not {each.name for each in required} & {"torch", "transformers", "onnx"}
     folder = "en_tiny/en_tiny-1.2.3/transformer"
     assert {name.rpartition("/")[2] for name in names if name.startswith(f"{folder}/")} == {
+        "SHA256SUMS",
         "config.json",
         "model.onnx",
         "tokenizer.json",

@@ -61,7 +61,7 @@ class Ahead:
     def wait(self) -> None:
         """Wait until the threads have done the work that they have begun or have to do.
 
-        Call this before weights or docs change.
+        Call this before weights change.
         """
         if self._pid == os.getpid():
             wait(tuple(self._running))

@@ -27,7 +27,7 @@ from spacy_distil.component.trf_data import (
     WordpieceBatch,
     make_ragged,
 )
-from spacy_distil.encoding import EncodedDocs, to_ops
+from spacy_distil.encoding import DocText, EncodedDocs, to_ops
 
 # Receives docs whose `doc._.trf_data` is set, and the data of all of them.
 AnnotationSetter = Callable[[list[Doc], TransformerBatch], None]
@@ -69,7 +69,9 @@ class PredictedDocs(list[Floats2d]):
         self.batch = batch
 
 
-def predict_with_pieces(encoder: EncoderShim, docs: Sequence[Doc], ops: Ops) -> PredictedDocs:
+def predict_with_pieces(
+    encoder: EncoderShim, docs: Sequence[Doc | DocText], ops: Ops
+) -> PredictedDocs:
     """Compute token vectors as `EncoderShim.predict_docs` does, and keep all vectors of pieces."""
     tokvecs, encoded, states = encoder.predict_pieces(docs, ops)
     return PredictedDocs(tokvecs, _make_batch(encoder.loaded, encoded, states, ops))

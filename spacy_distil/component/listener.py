@@ -164,7 +164,8 @@ def _no_encoder_message(model: DistilListener, doc: Doc) -> str:
         f"{doc.text[:40]!r} has no vectors of {encoder}. Enable the encoder, or load or source it "
         "with the pipe. For a pipe that works alone, call nlp.replace_listeners("
         f'"{upstream}", "{name}", ["model.tok2vec"]) in the complete pipeline. To predict from '
-        f'zeros, set without_encoder = "zeros" in [components.{name}.model.tok2vec].'
+        f'zeros, set without_encoder = "zeros" in [components.{name}.model.tok2vec], which is a '
+        '"spacy-distil.Listener.v1".'
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from spacy_distil.component.listener import (
 from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirement, warn_of_warmup
 from spacy_distil.component.open_batch import HIDDEN_STATES, OpenBatch
 from spacy_distil.component.shim import get_encoder
-from spacy_distil.encoding import split_docs
+from spacy_distil.encoding import DocText, read_docs, split_docs
 from spacy_distil.encoding.language import describe_foreign
 from spacy_distil.errors import ConfigError
 
@@ -157,7 +156,8 @@ class DistilTransformerPipe(Tok2Vec):
             yield from super().pipe(stream, batch_size=batch_size)
             return
         handle_error = self.get_error_handler()
-        for docs, tokvecs in self._ahead.map(self._encode, self._batches(stream, batch_size)):
+        batches = self._batches(stream, batch_size)
+        for (docs, _), tokvecs in self._ahead.map(lambda batch: self._encode(batch[1]), batches):
             try:
                 self.set_annotations(docs, tokvecs())
             except Exception as error:
@@ -165,29 +165,19 @@ class DistilTransformerPipe(Tok2Vec):
             else:
                 yield from docs
 
-    def _batches(self, stream: Iterable[Doc], batch_size: int) -> Iterator[list[Doc]]:
+    def _batches(
+        self, stream: Iterable[Doc], batch_size: int
+    ) -> Iterator[tuple[list[Doc], list[DocText]]]:
+        """Read docs before a thread encodes them: it may outlive their memory zone."""
         for docs in minibatch(stream, size=batch_size):
             self._close_for(docs)
-            yield docs
+            yield docs, read_docs(docs)
 
-    def _encode(self, docs: list[Doc]) -> list[Floats2d]:
+    def _encode(self, docs: Sequence[Doc | DocText]) -> list[Floats2d]:
         encoder, ops = get_encoder(self.model), self.model.ops
         if self.set_extra_annotations is None:
             return encoder.predict_docs(docs, ops)
         return predict_with_pieces(encoder, docs, ops)
-
-    @contextmanager
-    def memory_zone(self, mem: Any = None) -> Iterator[Any]:
-        """Make sure that no thread reads the docs of a memory zone after its end.
-
-        `nlp.memory_zone` enters this context.
-
-        mem: cymem's pool of the zone.
-        """
-        try:
-            yield mem
-        finally:
-            self._ahead.wait()
 
     # Training
 

@@ -18,6 +18,7 @@ from spacy_distil.component.loading import LoadedEncoder, load_by_name, load_fil
 from spacy_distil.component.settings import EncoderSettings
 from spacy_distil.encoding import (
     Batch,
+    DocText,
     EncodedDocs,
     encode_docs,
     make_batches,
@@ -93,7 +94,7 @@ class EncoderShim(Shim):
     # Prediction
 
     def predict_docs(
-        self, docs: Sequence[Doc], ops: Ops, layers: Sequence[int] | None = None
+        self, docs: Sequence[Doc | DocText], ops: Ops, layers: Sequence[int] | None = None
     ) -> list[Floats2d]:
         """Compute the token vectors of each doc.
 
@@ -105,7 +106,7 @@ class EncoderShim(Shim):
         return [part.copy() for part in split_docs(tokens, [len(doc) for doc in docs])]
 
     def predict_packed(
-        self, docs: Sequence[Doc], ops: Ops, layers: Sequence[int] | None = None
+        self, docs: Sequence[Doc | DocText], ops: Ops, layers: Sequence[int] | None = None
     ) -> Floats2d:
         """Compute the token vectors of all docs in one array.
 
@@ -119,7 +120,7 @@ class EncoderShim(Shim):
         return tokens
 
     def predict_pieces(
-        self, docs: Sequence[Doc], ops: Ops
+        self, docs: Sequence[Doc | DocText], ops: Ops
     ) -> tuple[list[Floats2d], EncodedDocs, Floats2d]:
         """Compute the token vectors of each doc, and return the piece vectors they are made of.
 
@@ -161,14 +162,14 @@ class EncoderShim(Shim):
     # Training
 
     def begin_update_docs(
-        self, docs: Sequence[Doc], ops: Ops
+        self, docs: Sequence[Doc | DocText], ops: Ops
     ) -> tuple[list[Floats2d], Callable[[Floats2d], None]]:
         """Do the same as `begin_update_packed`, and split the token vectors into a view per doc."""
         tokens, backprop = self.begin_update_packed(docs, ops)
         return split_docs(tokens, [len(doc) for doc in docs]), backprop
 
     def begin_update_packed(
-        self, docs: Sequence[Doc], ops: Ops, layers: Sequence[int] | None = None
+        self, docs: Sequence[Doc | DocText], ops: Ops, layers: Sequence[int] | None = None
     ) -> tuple[Floats2d, Callable[[Floats2d], None]]:
         """Compute the token vectors of all docs, and keep the graphs of all batches for the
         backward pass.
@@ -244,7 +245,9 @@ class EncoderShim(Shim):
         self._has_gradients = False
 
     @contextmanager
-    def _explain_out_of_memory(self, docs: Sequence[Doc], encoded: EncodedDocs) -> Iterator[None]:
+    def _explain_out_of_memory(
+        self, docs: Sequence[Doc | DocText], encoded: EncodedDocs
+    ) -> Iterator[None]:
         """Raise OutOfMemoryError, which names the docs and the settings, if memory runs out."""
         try:
             yield
@@ -326,7 +329,7 @@ class EncoderShim(Shim):
 
     # From docs to batches
 
-    def _encode(self, docs: Sequence[Doc], *, blank_windows: bool = False) -> EncodedDocs:
+    def _encode(self, docs: Sequence[Doc | DocText], *, blank_windows: bool = False) -> EncodedDocs:
         return encode_docs(
             docs,
             self.loaded.tokenizer,

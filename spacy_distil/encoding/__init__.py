@@ -4,18 +4,20 @@ This needs only numpy and `tokenizers`, and is the same for all engines.
 """
 
 from spacy_distil.encoding.batches import Batch, make_batches
-from spacy_distil.encoding.encode import EncodedDocs, encode_docs
+from spacy_distil.encoding.encode import DocText, EncodedDocs, encode_docs, read_docs
 from spacy_distil.encoding.pieces import PieceTokenizer
 from spacy_distil.encoding.pooling import POOLINGS, Pooling, split_docs, to_ops
 
 __all__ = [
     "POOLINGS",
     "Batch",
+    "DocText",
     "EncodedDocs",
     "PieceTokenizer",
     "Pooling",
     "encode_docs",
     "make_batches",
+    "read_docs",
     "split_docs",
     "to_ops",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,34 @@ from spacy_distil.encoding.alignment import align, token_offsets
 from spacy_distil.encoding.pieces import PieceTokenizer
 from spacy_distil.encoding.pooling import Pooling, PoolingName
 from spacy_distil.encoding.windows import split_windows
+
+
+@dataclass(frozen=True)
+class DocText:
+    """What of a doc is encoded. Unlike a doc, it does not change, and outlives a memory zone.
+
+    text: without the space after the last token, which some tokenizers would make a piece of.
+    starts, ends: (n_tokens,) int64, character offsets of the tokens, end exclusive.
+    """
+
+    text: str
+    starts: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def read_docs(docs: Iterable[Doc | DocText]) -> list[DocText]:
+    """Read what is encoded of each doc."""
+    return [doc if isinstance(doc, DocText) else _read(doc) for doc in docs]
+
+
+def _read(doc: Doc) -> DocText:
+    text = doc.text
+    if len(doc) and doc[-1].whitespace_:
+        text = text[:-1]
+    return DocText(text, *token_offsets(doc))
 
 
 @dataclass(frozen=True)
@@ -57,7 +85,7 @@ class EncodedDocs:
 
 
 def encode_docs(
-    docs: Sequence[Doc],
+    docs: Sequence[Doc | DocText],
     tokenizer: PieceTokenizer,
     *,
     window: int,
@@ -79,8 +107,9 @@ def encode_docs(
     firsts: list[np.ndarray] = []
     lasts: list[np.ndarray] = []
     n_pieces = 0
-    for doc, pieces in zip(docs, tokenizer([_text(doc) for doc in docs]), strict=True):
-        first, last = align(*token_offsets(doc), pieces)
+    texts = read_docs(docs)
+    for doc, pieces in zip(texts, tokenizer([doc.text for doc in texts]), strict=True):
+        first, last = align(doc.starts, doc.ends, pieces)
         bounds = split_windows(len(pieces.ids), first, last, capacity=capacity, overlap=overlap)
         if not bounds and blank_windows and len(doc) and tokenizer.n_special:
             bounds = [(0, 0)]
@@ -99,14 +128,6 @@ def encode_docs(
         Pooling.from_alignment(pooling, *alignment),
         [len(doc) for doc in docs],
     )
-
-
-def _text(doc: Doc) -> str:
-    """Return the text without the space after the last token. Some tokenizers would make a piece
-    of it.
-    """
-    text = doc.text
-    return text[:-1] if len(doc) and doc[-1].whitespace_ else text
 
 
 def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:

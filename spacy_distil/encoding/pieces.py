@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class PieceTokenizer:
         """Return the content of a `tokenizer.json`."""
         return self._tokenizer.to_str()
 
-    @property
+    @cached_property
     def largest_id(self) -> int:
         """The largest id of a piece, added ones included; -1 if there is none."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -131,6 +132,8 @@ class PieceTokenizer:
         texts = list(texts)
         try:
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        except (MemoryError, KeyboardInterrupt, SystemExit):
+            raise
         except BaseException:  # includes a panic of Rust
             for text in texts:
                 with _naming(f"The tokenizer fails on the text that begins with {text[:60]!r}"):
@@ -174,8 +177,9 @@ def _naming(problem: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise WeightsError(
-            f"{problem}: {error}. tokenizer.json is damaged, or has a pattern (Regex) that this "
-            "text keeps busy for too long: save or copy the model again, or take another."
+            f"{problem}: {error}. tokenizer.json is damaged, lacks a piece for unknown text, or "
+            "has a pattern (Regex) that this text keeps busy for too long: save or copy the model "
+            "again, or take another."
         ) from error
 
 

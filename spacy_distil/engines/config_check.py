@@ -62,7 +62,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
             "quantization_config",
             "weights that are floating-point numbers. Take the model that it was made from",
         )
-    if config.get("position_embedding_type", "absolute") not in _POSITIONS:
+    # ModernBERT has only one kind, and does not read the setting.
+    positions = config.get("position_embedding_type") or "absolute"
+    if config.get("model_type") != "modernbert" and positions not in _POSITIONS:
         raise _wrong(config, "position_embedding_type", f"one of {', '.join(_POSITIONS)}")
     padding = config.get("pad_token_id")
     if padding is not None and not (

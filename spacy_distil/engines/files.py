@@ -11,7 +11,7 @@ from typing import Any, Literal
 from spacy_distil.engines.config_check import check_settings
 from spacy_distil.errors import DamagedError, WeightsError
 from spacy_distil.runs.digests import SUMS, add_sums, check_directory, check_sums
-from spacy_distil.runs.files import atomic_directory, atomic_files, is_replaceable
+from spacy_distil.runs.files import atomic_contents
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -40,6 +40,8 @@ PADDED_POSITIONS = frozenset(
 )
 
 EngineName = Literal["torch", "onnx"]
+# What git-lfs leaves in the place of a file that it has not fetched, and its size at most.
+_POINTER, _POINTER_SIZE = b"version https://git-lfs.github.com/spec/", 1024
 # The model file of each engine, beside config and tokenizer.
 MODELS: dict[EngineName, str] = {"torch": WEIGHTS, "onnx": GRAPH}
 
@@ -51,6 +53,7 @@ def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
 
     Raises WeightsError if the directory or a file is missing, or has changed.
     """
+    _check_pointers(directory)
     files = {}
     for name in (CONFIG, MODELS[engine], TOKENIZER):
         path = directory / name
@@ -73,14 +76,25 @@ def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
 def check_folder(directory: Path) -> None:
     """Check files against the digests of their directory, if it has some.
 
-    Raises WeightsError if one is missing or has changed.
+    Raises WeightsError if one is missing or has changed, or has not been fetched by git-lfs.
     """
+    _check_pointers(directory)
     if not (directory / SUMS).is_file():
         return
     try:
         check_directory(directory)
     except DamagedError as error:
         raise WeightsError(f"{error}. {_changed_advice(directory)}") from error
+
+
+def _check_pointers(directory: Path) -> None:
+    """Raise WeightsError for a file that git-lfs has not fetched."""
+    for path in sorted(directory.glob("*")):
+        is_small = path.is_file() and path.stat().st_size < _POINTER_SIZE
+        if is_small and path.read_bytes().startswith(_POINTER):
+            raise WeightsError(
+                f"{path} is a pointer of git-lfs, not the file itself. Run 'git lfs pull'."
+            )
 
 
 def _changed_advice(directory: Path) -> str:
@@ -111,30 +125,15 @@ def check_engine(names: Collection[str], engine: EngineName) -> None:
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write an encoder's files, by name, and their digests into a directory, which is created if it
-    is missing.
+    is missing. See `atomic_contents`.
 
-    The model of another engine is deleted, so that the directory holds one encoder. A directory
-    that holds nothing but an encoder is replaced as a whole, so that a kill leaves the old encoder
-    or the new one. In others, files are replaced one by one, the digests last: files of two
-    encoders do not pass for one. A link is replaced, not followed.
+    The digests move last, so files of two encoders do not pass for one. The model of another engine
+    is deleted, so that the directory holds one encoder.
     """
-    complete = add_sums(files)
     own = {CONFIG, TOKENIZER, SUMS, *MODELS.values()}
-    others = {path.name for path in directory.iterdir()} - own if directory.is_dir() else set()
-    if not others and is_replaceable(directory):
-        with atomic_directory(directory) as new:
-            _write(new, complete)
-        return
-    with atomic_files(directory, last=SUMS) as new:
-        _write(new, complete)
-    for name in MODELS.values():
-        if name not in files:
-            (directory / name).unlink(missing_ok=True)
-
-
-def _write(directory: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        (directory / name).write_bytes(content)
+    with atomic_contents(directory, own=own, last=SUMS) as new:
+        for name, content in add_sums(files).items():
+            (new / name).write_bytes(content)
 
 
 def dump_config(config: Mapping[str, Any]) -> bytes:

@@ -363,6 +363,8 @@ def _check_family(config: transformers.PretrainedConfig, settings: Mapping[str, 
 def _is_finite(weight: torch.Tensor) -> bool:
     if not weight.is_floating_point() or not weight.numel():
         return True
+    if weight.element_size() == 1:  # torch does not compare the formats of 8 bits
+        weight = weight.float()
     # Both are NaN if any value is.
     return all(map(math.isfinite, weight.aminmax()))
 

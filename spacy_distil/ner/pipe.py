@@ -42,7 +42,8 @@ from spacy_distil.ner.decoding import (
     tag_names,
     trim_edges,
 )
-from spacy_distil.runs.digests import write_sums
+from spacy_distil.runs.digests import SUMS, write_sums
+from spacy_distil.runs.files import atomic_contents
 
 DEFAULT_MODEL = Config().from_str(
     """
@@ -354,9 +355,11 @@ class DistilNER(TrainablePipe):
         return sorted(labels)
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Write model and labels into a directory, with digests."""
-        super().to_disk(path, exclude=exclude)
-        write_sums(Path(path))
+        """Write model and labels into a directory, with digests. See `atomic_contents`."""
+        own = {"cfg", "model", "vocab", SUMS}
+        with atomic_contents(Path(path), own=own, last=SUMS) as new:
+            super().to_disk(new, exclude=exclude)
+            write_sums(new)
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> DistilNER:
         """Read what `to_disk` wrote. Raises WeightsError if a file has changed."""

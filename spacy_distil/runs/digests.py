@@ -17,6 +17,8 @@ from spacy_distil.runs.files import flush
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+# How the names of text files end. spaCy's pipes save settings as `cfg`.
+_TEXT = (".json", ".txt", "/cfg")
 _CHUNK = 1 << 20
 
 
@@ -46,7 +48,8 @@ def write_sums(directory: Path) -> None:
     digests = {
         name: digest_file(path) for name, path in zip(names, files, strict=True) if name != SUMS
     }
-    (directory / SUMS).write_bytes(_dump(digests))
+    if digests:
+        (directory / SUMS).write_bytes(_dump(digests))
 
 
 def read_sums(directory: Path) -> dict[str, str]:
@@ -107,16 +110,16 @@ def check_seal(path: Path) -> None:
 def digest(name: str, content: bytes) -> str:
     """Return the digest of a file's content.
 
-    git may write JSON with the line ends of Windows, which mean the same: they count as "\\n".
+    git may write text with the line ends of Windows, which mean the same: they count as "\\n".
     """
-    if name.endswith(".json") and b"\r\n" in content:
+    if f"/{name}".endswith(_TEXT) and b"\r\n" in content:
         content = content.replace(b"\r\n", b"\n")
     return hashlib.sha256(content).hexdigest()
 
 
 def digest_file(path: Path) -> str:
     """Return the digest of a file, without keeping its content in memory."""
-    if path.suffix == ".json":
+    if f"/{path.name}".endswith(_TEXT):
         return digest(path.name, path.read_bytes())
     with path.open("rb") as file:
         return _hash_stream(file).hexdigest()

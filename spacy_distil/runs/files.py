@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,18 +81,55 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_files(directory: Path, *, last: str) -> Iterator[Path]:
-    """Yield a new directory, whose files move into `directory` if the block ends without an error.
+def atomic_contents(directory: Path, *, own: Collection[str], last: str) -> Iterator[Path]:
+    """Yield a new directory. If the block ends without an error, what it holds takes the place of
+    `own` in `directory`.
 
-    They move one by one, after all have been written. Other files in `directory` stay.
+    If there is nothing else, the directory is replaced as a whole, in one step where the system can
+    do that. Otherwise the files move one by one, after all have been written. A link in the place
+    of the directory or of a file is replaced, not followed.
 
+    own: names of all files and directories that may be replaced.
     last: name of the file that moves last, and so says that all are there.
     """
-    with explain_write_errors(directory), scratch_directory(directory / last) as scratch:
-        yield scratch
-        for file in sorted(scratch.iterdir(), key=lambda file: (file.name == last, file.name)):
-            flush(file)
-            os.replace(file, directory / file.name)
+    is_link = directory.is_symlink()
+    path = directory.parent.resolve() / directory.name if is_link else directory.resolve()
+    with explain_write_errors(path, needed=_size_of(path)):
+        others = set(os.listdir(path)) - set(own) if path.is_dir() and not is_link else set()
+        as_a_whole = is_link or (not others and is_replaceable(path))
+        with scratch_directory(path if as_a_whole else path / last) as scratch:
+            new = scratch / path.name
+            new.mkdir()
+            yield new
+            _flush_all(new)
+            if not (as_a_whole and _is_replaced(new, path)):
+                _move_contents(new, path, own, last)
+
+
+def _is_replaced(new: Path, path: Path) -> bool:
+    """Replace a directory, if it can be moved. RETURNS: whether it could."""
+    try:
+        _replace(new, path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # overlayfs does not move directories of a lower layer
+            raise
+        return False
+    return True
+
+
+def _move_contents(new: Path, path: Path, own: Collection[str], last: str) -> None:
+    written = sorted(new.iterdir(), key=lambda file: (file.name == last, file.name))
+    for file in written:
+        _remove_directory(path / file.name)
+        os.replace(file, path / file.name)
+    for name in set(own) - {file.name for file in written}:
+        _remove_directory(path / name)
+        (path / name).unlink(missing_ok=True)
+
+
+def _remove_directory(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
 
 
 @contextmanager
@@ -113,9 +150,7 @@ def atomic_directory(
             new = scratch / path.name
             new.mkdir()
             yield new
-            for file in new.rglob("*"):
-                if file.is_file():
-                    flush(file)
+            _flush_all(new)
             if replace:
                 _replace(new, path)
                 return
@@ -128,12 +163,15 @@ def atomic_directory(
 
 def _replace(new: Path, path: Path) -> None:
     """Move a directory from a scratch directory to `path`, which may exist."""
-    if path.exists() and _exchange(new, path):
+    exists = path.exists() or path.is_symlink()
+    if path.is_dir():
+        shutil.copymode(path, new)
+    if exists and _exchange(new, path):
         return
     replaced = new.parent / REPLACED / path.name
-    replaced.parent.mkdir()
+    replaced.parent.mkdir(exist_ok=True)
     # An error or a kill between the two leaves the old one to `_remove_scratch`.
-    if path.exists():
+    if exists:
         path.rename(replaced)
     new.rename(path)
 
@@ -148,6 +186,12 @@ def _exchange(first: Path, second: Path) -> bool:
         hasattr(libc, "renameat2")
         and libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
     )
+
+
+def _flush_all(directory: Path) -> None:
+    for file in directory.rglob("*"):
+        if file.is_file():
+            flush(file)
 
 
 def flush(path: Path) -> None:
@@ -191,8 +235,11 @@ def is_replaceable(directory: Path) -> bool:
     mount point not at all.
     """
     directory = directory.resolve()
-    here = Path.cwd()
-    return directory not in (here, *here.parents) and not directory.is_mount()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # somebody has deleted it
+        return not os.path.ismount(directory)
+    return directory not in (here, *here.parents) and not os.path.ismount(directory)
 
 
 def free_bytes(directory: Path) -> int:

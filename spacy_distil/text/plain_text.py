@@ -11,6 +11,7 @@ whole file for `.spacy`.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ SUFFIXES = (".txt", ".jsonl", ".spacy")
 # by lines otherwise.
 TxtDocuments = Literal["auto", "lines", "blank_lines"]
 
+# Documents of more lines, on average, are doubtful if nobody has asked for blank lines.
+MANY_LINES = 200
 # A document longer than this comes in several parts, cut between paragraphs or words if it has
 # any. No part is longer than three times this.
 PART_CHARACTERS = 100_000
@@ -50,6 +53,11 @@ class _Count:
     paths: list[Path] = field(default_factory=list)
     documents: int = 0
     lines: int = 0
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether few blank lines divide many lines, as if they stood there by mistake."""
+        return self.lines > MANY_LINES * self.documents
 
 
 class TxtFiles:
@@ -104,6 +112,12 @@ class TxtFiles:
                     f"{where}: {_number(count.documents, 'document')}, {how} "
                     f"({_number(count.lines, 'line')} with text; "
                     f'txt_documents = "{self.documents}")'
+                )
+            if rule == "blank_lines" and self.documents == "auto" and count.is_doubtful:
+                warnings.warn(
+                    f"{where}: few blank lines for so many lines. If each line is a document, set "
+                    'txt_documents = "lines".',
+                    stacklevel=2,
                 )
 
 

@@ -54,6 +54,7 @@ NOT_RUN = {
     ("README.md", "pip install spacy-distil "): "installs packages: .ci/run does, from here",
     ("CONTRIBUTING.md", '-e ".[test'): "sets up an environment: .ci/run does",
     ("CONTRIBUTING.md", "pytest"): "runs these tests",
+    ("docs/reliability.md", "tests.campaigns"): "tests/campaigns has a short form of each",
     ("docs/project.md", "project run all\n"): "takes 10 minutes: .ci/run runs the project",
     ("docs/results.md", "--vars.dataset ewt"): "downloads corpora and takes two hours",
     (

@@ -13,6 +13,7 @@ from spacy_distil.engines.files import (
     WEIGHTS,
     EngineName,
     check_engine,
+    check_folder,
     parse_config,
     read_files,
     write_files,
@@ -135,3 +136,14 @@ def test_config(bert_dir: Path) -> None:
     assert parse_config(read_files(bert_dir, "torch")) == json.loads(
         (bert_dir / CONFIG).read_text()
     )
+
+
+@pytest.mark.parametrize("has_digests", [False, True])
+def test_a_pointer_of_git_lfs_is_named(has_digests: bool, tmp_path: Path) -> None:
+    write_files(tmp_path, {CONFIG: b"{}", WEIGHTS: b"w", TOKENIZER: b"t"})
+    if not has_digests:
+        (tmp_path / "SHA256SUMS").unlink()
+    (tmp_path / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    for read in (lambda: read_files(tmp_path, "torch"), lambda: check_folder(tmp_path)):
+        with pytest.raises(WeightsError, match=r"model\.safetensors is a pointer of git-lfs"):
+            read()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +18,15 @@ import spacy
 
 from tests.commands import run_process
 from tests.life.corpus import annotations_of
-from tests.util import SENTENCES, adam, make_examples, make_nlp, torch_model_of, weights_of
+from tests.util import (
+    SENTENCES,
+    adam,
+    encoder_of,
+    make_examples,
+    make_nlp,
+    torch_model_of,
+    weights_of,
+)
 
 # Processes
 
@@ -168,16 +178,73 @@ def test_a_suspended_stream_and_a_step(dropout_dir: Path) -> None:
         np.testing.assert_allclose(own, wanted, rtol=0, atol=1e-5)
 
 
-def test_a_memory_zone_ends_after_what_is_encoded_in_it(bert_dir: Path) -> None:
-    """Otherwise a thread would read docs that are gone."""
+def test_a_thread_does_not_read_the_docs_of_a_memory_zone(
+    bert_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are gone when the zone ends, and the thread may still be at work."""
     nlp = make_nlp(bert_dir)
-    with slow_threads(nlp) as through:
-        with nlp.memory_zone():
-            stream = nlp.pipe(SENTENCES[:4], batch_size=2)
-            next(stream)
-            through.clear()  # the first batch is encoded, the second is not yet
-        assert through.is_set()
+    expected = [nlp(text).tensor for text in SENTENCES[2:4]]
+    encoder, pipe = encoder_of(nlp), nlp.get_pipe("transformer")
+    ended, found = threading.Event(), []
+    predict = encoder.predict_docs
+
+    def predict_later(docs: Any, *args: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            assert ended.wait(timeout=10)
+            found.append(predict(docs, *args))
+            return found[-1]
+        return predict(docs, *args)
+
+    with nlp.memory_zone():
+        docs = [nlp.make_doc(text) for text in SENTENCES[:4]]
+        stream = pipe.pipe(iter(docs), batch_size=2)
+        monkeypatch.setattr(encoder, "predict_docs", predict_later)
+        first = threading.Thread(target=lambda: next(stream))
+        first.start()
+        while len(pipe._ahead._running) < 2:
+            time.sleep(0.01)
+        del docs
+    ended.set()
+    first.join()
+    pipe._ahead.wait()
+    for own, wanted in zip(found[1], expected, strict=True):
+        np.testing.assert_allclose(own, wanted, rtol=0, atol=1e-5)
     stream.close()
+
+
+def test_the_garbage_collector_ends_a_memory_zone_in_the_thread_of_its_stream(
+    bert_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nlp = make_nlp(bert_dir)
+    encoder, pipe = encoder_of(nlp), nlp.get_pipe("transformer")
+    dropped, collected = threading.Event(), threading.Event()
+    predict = encoder.predict_docs
+
+    def predict_later(docs: Any, *args: Any) -> Any:
+        if len(docs) == 1:  # the second batch
+            assert dropped.wait(timeout=10)
+            gc.collect()
+            collected.set()
+        return predict(docs, *args)
+
+    def texts() -> Iterator[Any]:
+        with nlp.memory_zone():
+            yield from nlp.pipe(SENTENCES[:3], batch_size=2)
+
+    monkeypatch.setattr(encoder, "predict_docs", predict_later)
+    gc.collect()
+    gc.disable()
+    try:
+        stream = texts()
+        next(stream)
+        cycle: list[Any] = [stream]
+        cycle.append(cycle)
+        del stream, cycle
+        dropped.set()
+        assert collected.wait(timeout=10)
+    finally:
+        gc.enable()
+    pipe._ahead.wait()
 
 
 def test_a_stream_that_is_dropped_leaves_the_pipeline_as_it_is(bert_dir: Path) -> None:

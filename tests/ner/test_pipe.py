@@ -17,6 +17,7 @@ from spacy.training import Example
 from spacy_distil.errors import ConfigError, DistilError, WeightsError
 from spacy_distil.ner.decoding import MISSING, tag_names
 from spacy_distil.ner.pipe import DistilNER
+from tests.kills import run_and_kill
 from tests.util import LISTENER, add_heads, make_examples, make_nlp, weights_of
 
 MODEL = {
@@ -497,6 +498,29 @@ def test_a_changed_file_is_named(trained: Any, tmp_path: Path) -> None:
             spacy.load(tmp_path)
         path.write_bytes(whole)
     assert entities(spacy.load(tmp_path)(TEXT)) == entities(trained(TEXT))
+
+
+def test_line_ends_of_git_are_no_damage(trained: Any, tmp_path: Path) -> None:
+    trained.to_disk(tmp_path)
+    path = tmp_path / "ner" / "cfg"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert entities(spacy.load(tmp_path)(TEXT)) == entities(trained(TEXT))
+
+
+def test_a_kill_leaves_the_old_pipe_or_the_new_one(trained: Any, tmp_path: Path) -> None:
+    """Killed before each of its file operations."""
+    ner, old = trained.get_pipe("ner"), blank().get_pipe("ner")
+    old.add_label("OLD")
+    old.initialize(lambda: [Example.from_dict(blank().make_doc("a"), {"entities": []})])
+    kill_at, was_killed, seen = 0, True, []
+    while was_killed:
+        kill_at += 1
+        old.to_disk(tmp_path / "ner")
+        was_killed = run_and_kill(lambda: ner.to_disk(tmp_path / "ner"), tmp_path, kill_at)
+        seen.append(blank().get_pipe("ner").from_disk(tmp_path / "ner").labels)
+    assert seen[0] == ("OLD",)
+    assert seen[-1] == ner.labels
+    assert set(seen) == {("OLD",), ner.labels}
 
 
 @pytest.mark.parametrize("way", ["disk", "bytes", "pickle", "pipe"])

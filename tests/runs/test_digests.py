@@ -79,15 +79,16 @@ def test_a_directory(tmp_path: Path) -> None:
 
 
 def test_line_ends_count_in_binary_files_alone(tmp_path: Path) -> None:
-    for name in ("a.json", "a.txt"):
+    texts = ("a.json", "vocab.txt", "cfg")
+    for name in (*texts, "model"):
         (tmp_path / name).write_bytes(b"1\n2\n")
     write_sums(tmp_path)
-    for name in ("a.json", SUMS):
+    for name in (*texts, SUMS):
         path = tmp_path / name
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     check_directory(tmp_path)
-    (tmp_path / "a.txt").write_bytes(b"1\r\n2\r\n")
-    with pytest.raises(DamagedError, match=r"a\.txt has changed"):
+    (tmp_path / "model").write_bytes(b"1\r\n2\r\n")
+    with pytest.raises(DamagedError, match=r"model has changed"):
         check_directory(tmp_path)
 
 

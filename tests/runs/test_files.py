@@ -25,9 +25,9 @@ from spacy_distil.runs import files
 from spacy_distil.runs.files import (
     REPLACED,
     UNFINISHED,
+    atomic_contents,
     atomic_directory,
     atomic_file,
-    atomic_files,
     free_bytes,
     remove_unfinished,
     write_text,
@@ -197,7 +197,7 @@ def test_files_of_a_set_move_when_all_are_written(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("old")
 
     def fail() -> None:
-        with atomic_files(tmp_path, last="a") as new:
+        with atomic_contents(tmp_path, own=(), last="a") as new:
             (new / "b").write_text("new")
             raise ValueError("broken")
 
@@ -206,7 +206,7 @@ def test_files_of_a_set_move_when_all_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_text() == "old"
 
     def succeed() -> None:
-        with atomic_files(tmp_path, last="a") as new:
+        with atomic_contents(tmp_path, own=(), last="a") as new:
             for name in ("c", "a", "b"):
                 (new / name).write_text("new")
 
@@ -332,7 +332,7 @@ def test_a_full_disk_is_one_sentence(write: Callable[[Path, int], None], tmp_pat
     reason = "No space left on device|the disk has taken only a part of it"
     assert re.fullmatch(
         rf"{tmp_path}/disk/result cannot be written: ({reason})\. It needs about [\d.]+ MB; "
-        r"[\d.]+ MB are free there\. Nothing that was there has changed\. Free some space there, "
+        r"[\d.]+ MB are free there\. It is as it was before\. Free some space there, "
         r"and start again",
         message,
     ), message
@@ -458,3 +458,61 @@ def test_unfinished_work_is_removed_by_its_age(tmp_path: Path) -> None:
 
 def test_free_space_of_a_directory_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "a" / "b") > 0
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_contents_take_the_place_of_the_old_ones(foreign: bool, tmp_path: Path) -> None:
+    directory = tmp_path / "folder"
+    (directory / "b").mkdir(parents=True)
+    (directory / "c").write_text("old")
+    if foreign:
+        (directory / "README.md").write_text("mine")
+    with atomic_contents(directory, own={"a", "b", "c"}, last="a") as new:
+        (new / "a").write_text("new")
+        (new / "b").mkdir()
+        (new / "b" / "inside").write_text("new")
+    assert names(directory) == [*["README.md"] * foreign, "a", "b"]
+    assert (directory / "b" / "inside").read_text() == "new"
+    assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_link_to_a_folder_is_replaced(dangling: bool, tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    if not dangling:
+        target.mkdir()
+        (target / "a").write_text("another's")
+    link.symlink_to(target)
+    with atomic_contents(link, own={"a"}, last="a") as new:
+        (new / "a").write_text("new")
+    assert not link.is_symlink()
+    assert (link / "a").read_text() == "new"
+    assert dangling or (target / "a").read_text() == "another's"
+
+
+def test_a_folder_that_cannot_be_moved_is_replaced_file_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the lower layer of an overlay, which a container image is."""
+    directory = tmp_path / "folder"
+    directory.mkdir()
+    (directory / "a").write_text("old")
+
+    def rename(self: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self))
+
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    with atomic_contents(directory, own={"a"}, last="a") as new:
+        (new / "a").write_text("new")
+    assert (directory / "a").read_text() == "new"
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_replaced_directory_keeps_its_mode(tmp_path: Path) -> None:
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    directory.chmod(0o775)
+    with atomic_directory(directory) as new:
+        (new / "a").write_text("new")
+    assert directory.stat().st_mode & 0o777 == 0o775

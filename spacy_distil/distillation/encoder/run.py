@@ -45,7 +45,7 @@ from spacy_distil.engines.pretrained import save_encoder
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.runs.digests import SUMS
 from spacy_distil.runs.directory import RunDirectory
-from spacy_distil.runs.files import atomic_files
+from spacy_distil.runs.files import atomic_contents
 from spacy_distil.students.heat_map import print_importance
 from spacy_distil.students.importance import (
     Importance,
@@ -417,7 +417,7 @@ class EncoderRun:
             scores=self.scores,
             device=self.device,
         )
-        with atomic_files(self.output, last=WEIGHTS) as unfinished:
+        with atomic_contents(self.output, own=(), last=WEIGHTS) as unfinished:
             save_encoder(self.student, self.teacher.tokenizer, unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
 

@@ -25,8 +25,9 @@ from spacy_distil.runs.files import atomic_file
 
 SHARDS = "shard-*.safetensors"
 READ_BYTES = 1 << 20
-# A shard's metadata, and its entries: the identity of its cache, and the digest of its tensors.
-METADATA, IDENTITY, DIGEST = "__metadata__", "cache", "sha256"
+# A shard's metadata, and its entry: the identity of its cache, and the digest of its tensors. (Two
+# entries would come in a random order, and equal shards would be different files.)
+METADATA, ENTRY = "__metadata__", "cache and sha256"
 
 
 class MappedField(NamedTuple):
@@ -73,7 +74,7 @@ def write_shard(path: Path, tensors: dict[str, Array], identity: str, mode_of: P
             (key, format_code(str(tensor.dtype)), tensor.shape, [np.ascontiguousarray(tensor).data])
             for key, tensor in tensors.items()
         )
-        save_file(tensors, unfinished, metadata={IDENTITY: identity, DIGEST: digest})
+        save_file(tensors, unfinished, metadata={ENTRY: f"{identity} {digest}"})
         # safetensors lets only the owner read its files, whatever the umask.
         shutil.copymode(mode_of, unfinished)
 
@@ -109,10 +110,11 @@ def map_shard(
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             start = 8 + int.from_bytes(data[:8], "little")
             header = json.loads(data[8:start])
-            if header[METADATA][IDENTITY] != identity:
+            owner, digest = header[METADATA][ENTRY].split()
+            if owner != identity:
                 raise ValueError("it belongs to another cache")
             if check_values:
-                _check_digest(file, start, header)
+                _check_digest(file, start, header, digest)
         no_offsets = np.zeros(0, OFFSET_DTYPE)
         for head, name, field in each_field(layout.fields):
             rows = _tensor(data, start, header, rows_key(head, name), field.dtype)
@@ -140,7 +142,7 @@ def map_shard(
     return fields
 
 
-def _check_digest(file: IO[bytes], start: int, header: Mapping[str, Any]) -> None:
+def _check_digest(file: IO[bytes], start: int, header: Mapping[str, Any], digest: str) -> None:
     """Raise ValueError if the tensors are not the ones that were written.
 
     It reads the file, because pages that it reads of the mapped file would stay in memory.
@@ -150,7 +152,7 @@ def _check_digest(file: IO[bytes], start: int, header: Mapping[str, Any]) -> Non
         (key, header[key]["dtype"], header[key]["shape"], _parts(file, start + begin, start + end))
         for key, (begin, end) in places.items()
     )
-    if found != header[METADATA][DIGEST]:
+    if found != digest:
         raise ValueError("it has changed since it was written: its SHA-256 is another")
 
 
