@@ -52,8 +52,8 @@ def pipeline_cli(
       python -m spacy distil pipeline teacher/model-best student.cfg --output student \\
           --paths.train train.spacy --paths.dev dev.spacy --paths.text texts/
 
-    --resume continues a killed run from its newest checkpoint. --force replaces the run, and a cache
-    that no longer fits. For workflows there is --resume --force: if settings, teacher and
+    --resume continues a killed run from its newest checkpoint. --force replaces the run, and a
+    cache that no longer fits. For workflows there is --resume --force: if settings, teacher and
     documents are the same, it continues the run, or trains nothing if the run has finished; if they
     are not, it starts over.
     """
