@@ -78,8 +78,8 @@ def distil_pipeline(
     gpu_id: GPU for the layers of spaCy and thinc, or -1 for the CPU. The setting `device` of a
         `distil_transformer` chooses the device of its encoder.
     resume: continue from the newest checkpoint of the run in `output`, or start if there is none.
-        If the run is finished, train nothing. The documents are read and compared in any case. If the
-        training corpus changes them at random, as augmenters do, [training] needs a fixed seed.
+        If the run is finished, train nothing. The documents are read and compared in any case. If
+        the training corpus changes them at random, as augmenters do, [training] needs a fixed seed.
     force: replace an earlier run in `output`, and a cache of other documents or of another teacher.
         With `resume`, replace them only if the run is not the same.
     RETURNS: the directory of the best student, and its score.
