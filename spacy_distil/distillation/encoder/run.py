@@ -218,13 +218,12 @@ class EncoderRun:
         )
 
     def find_earlier(self) -> dict[str, Any] | None:
-        """Find the run to resume, and prepare the directory unless it has finished."""
+        """Find the run to resume, and prepare the directory for this one."""
         source = self.settings.source
         earlier = self.directory.find_earlier(
             source, self.inputs, resume=self.resume, force=self.force
         )
-        if earlier is None or not earlier.get("finished"):
-            self.directory.prepare(source, earlier)
+        self.directory.prepare(source, earlier)
         return earlier
 
     def load_corpus(self) -> None:

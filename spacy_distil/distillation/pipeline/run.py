@@ -120,10 +120,10 @@ class PipelineRun:
                 self._make_student(Path(directory))
                 self._read_documents()
             earlier = self._find_earlier()
-            if earlier is not None:
-                self._announce(earlier)
-                return self._distilled(earlier)
         self.directory.prepare(self.settings.spacy, earlier)
+        if earlier is not None and earlier.get("finished"):
+            self._announce(earlier)
+            return self._distilled(earlier)
         self._make_student(self.output)
         transfer_set = self._read_documents()
         if earlier is not None:
