@@ -94,6 +94,14 @@ def replace_until(directory: RunDirectory, *, labels: bool) -> None:
         (directory.path / "labels" / "tagger.json").write_text("new")
 
 
+def fail_to_replace(directory: RunDirectory, *, labels: bool, begins: bool = False) -> None:
+    with directory.restoring():
+        replace_until(directory, labels=labels)
+        if begins:
+            directory.begin(OTHER, {"inputs": INPUTS}, None)
+        raise ConfigError("the corpus")
+
+
 @pytest.fixture
 def old(directory: RunDirectory) -> dict[str, str]:
     begin(directory, finished=True)
@@ -107,9 +115,8 @@ def old(directory: RunDirectory) -> dict[str, str]:
 def test_an_error_before_a_run_begins_leaves_the_one_to_replace(
     labels: bool, directory: RunDirectory, old: dict[str, str]
 ) -> None:
-    with pytest.raises(ConfigError, match="the corpus"), directory.restoring():
-        replace_until(directory, labels=labels)
-        raise ConfigError("the corpus")
+    with pytest.raises(ConfigError, match="the corpus"):
+        fail_to_replace(directory, labels=labels)
     assert contents(directory) == old
 
 
@@ -130,14 +137,11 @@ def test_after_a_kill_another_run_may_replace_it(
     directory: RunDirectory, old: dict[str, str]
 ) -> None:
     replace_until(directory, labels=True)
-    with pytest.raises(ConfigError), directory.restoring():
-        replace_until(directory, labels=True)
-        raise ConfigError
+    with pytest.raises(ConfigError, match="the corpus"):
+        fail_to_replace(directory, labels=True)
     assert contents(directory) == old
-    with pytest.raises(ConfigError), directory.restoring():
-        replace_until(directory, labels=True)
-        directory.begin(OTHER, {"inputs": INPUTS}, None)
-        raise ConfigError  # too late
+    with pytest.raises(ConfigError, match="the corpus"):
+        fail_to_replace(directory, labels=True, begins=True)  # too late
     assert names(directory) == {"distil.cfg", "distil.json", "cache", "labels"}
     assert contents(directory)["labels/tagger.json"] == "new"
 

@@ -288,9 +288,7 @@ def test_an_error_leaves_the_run_to_replace(
     DocBin(docs=docs).to_disk(corpus / "dev.spacy")
     for resume in (False, True):
         with pytest.raises(CorpusError, match="development"):
-            spacy_distil.distil_pipeline(
-                teacher, tagger_config, output, resume=resume, force=True
-            )
+            spacy_distil.distil_pipeline(teacher, tagger_config, output, resume=resume, force=True)
         assert contents(output) == before
 
 
