@@ -28,9 +28,11 @@ from spacy_distil.runs.files import (
 from spacy_distil.runs.outputs import check_writable
 from spacy_distil.runs.settings import changed_settings
 
-# The files that mark a run: its settings, written when it starts, and its results, written when its
-# inputs are known and again when it has finished.
+# The files that mark a run: its settings, and its results, written when it begins and again when it
+# has finished.
 SETTINGS, RESULTS = "distil.cfg", "distil.json"
+# What a new run writes over before it begins waits under a name with this in front.
+ASIDE = ".earlier-"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class RunDirectory:
     kind: the command of the runs, such as "encoder" for `spacy distil encoder`.
     own: names of the files and directories that the run alone writes, beside settings and results.
     kept: names of files that stay when another run replaces this one.
+    early: names of files and directories that a run writes before it begins.
     free: settings that a resumed run may change, since they do not change its result.
     finished: entries that the results of a finished run have.
     """
@@ -51,6 +54,7 @@ class RunDirectory:
     kept: frozenset[str]
     free: frozenset[str]
     finished: frozenset[str] = frozenset()
+    early: frozenset[str] = frozenset()
 
     def has_run(self) -> bool:
         """Whether a run has begun here. A run begins after its inputs have been checked.
@@ -109,17 +113,16 @@ class RunDirectory:
                 kept, go_on = f"The checkpoint of step {step} is kept", "go on with --resume"
             raise error.with_advice(kept, go_on) from error.__cause__
 
-    def resume_or_replace(
+    def find_earlier(
         self, settings: Config, inputs: Mapping[str, str], *, resume: bool, force: bool
     ) -> dict[str, Any] | None:
-        """Find the run to resume, or make room for a new one.
+        """Find the run to resume. This changes nothing.
 
         settings, inputs: of the run that is about to start. Inputs are fingerprints by name.
         RETURNS: the results so far of the run to resume; `None` if a new run starts.
         Raises `ConfigError` if the directory holds another run and `force` does not replace it.
         """
         if not self.has_run():
-            self._clear()  # a process may have been killed while it removed a run
             return None
         changed = self._changes(settings, inputs)
         if resume and not changed:
@@ -131,8 +134,48 @@ class RunDirectory:
                 f"with --force"
             )
         msg.info(f"Replacing the run in {self.path}")
-        self._clear()
         return None
+
+    def prepare(self, settings: Config, earlier: Mapping[str, Any] | None) -> None:
+        """Make room for what a run writes while its inputs are checked: `kept` and `early`.
+
+        A run that will be replaced stays until `begin`. If an error or a kill comes before, all of
+        it is there: `restoring` or the next call of this puts back what was set aside.
+
+        earlier: see `find_earlier`.
+        """
+        if not self.has_run():
+            self._clear()  # a process may have been killed while it removed a run
+            self._write_settings(settings)
+            return
+        self._put_back()
+        if earlier is None:
+            for name in self.early:
+                if (self.path / name).exists():
+                    (self.path / name).rename(self.path / f"{ASIDE}{name}")
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Put back what `prepare` has set aside, if an error ends the block before `begin`."""
+        try:
+            yield
+        except BaseException:
+            self._put_back()
+            raise
+
+    def begin(
+        self, settings: Config, results: Mapping[str, Any], earlier: Mapping[str, Any] | None
+    ) -> None:
+        """Declare that a run has begun, after its inputs have been checked.
+
+        If it is a new one, it replaces the run before.
+
+        results: see `write_results`. earlier: see `find_earlier`.
+        """
+        if earlier is None:
+            self._clear()
+        self._write_settings(settings)
+        self.write_results({**results, "finished": False})
 
     def announce(
         self,
@@ -144,7 +187,7 @@ class RunDirectory:
     ) -> bool:
         """Tell the user how the run begins.
 
-        earlier: see `resume_or_replace`. resume: whether the user asked for it.
+        earlier: see `find_earlier`. resume: whether the user asked for it.
         RETURNS: whether the run is finished already.
         """
         if earlier and earlier.get("finished"):
@@ -156,8 +199,7 @@ class RunDirectory:
             printer.info(f"Nothing to resume in {self.path}: starting")
         return False
 
-    def write_settings(self, settings: Config) -> None:
-        """Declare that a run has begun."""
+    def _write_settings(self, settings: Config) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.path, older_than=STALE_AFTER)
         for name in self.own | {SETTINGS, RESULTS}:
@@ -210,9 +252,19 @@ class RunDirectory:
         """Remove the run. If this is killed, the directory is still known to hold a run."""
         (self.path / RESULTS).unlink(missing_ok=True)
         for path in self.path.iterdir() if self.path.exists() else ():
-            if path.name in self.kept | {SETTINGS}:
+            if path.name in self.kept | self.early | {SETTINGS}:
                 continue
             if path.is_dir():
                 shutil.rmtree(path.rename(self.path / f".removed-{path.name}"))
             else:
                 path.unlink()
+
+    def _put_back(self) -> None:
+        """Undo what `prepare` has set aside, unless the new run has begun."""
+        if not (self.path / RESULTS).exists():
+            return
+        for aside in self.path.glob(f"{ASIDE}*"):
+            place = self.path / aside.name.removeprefix(ASIDE)
+            if place.exists():
+                shutil.rmtree(place)
+            aside.rename(place)

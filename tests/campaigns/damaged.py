@@ -310,8 +310,9 @@ def pipeline_checkpoint_reader(nlp: Any) -> Callable[[Path], str]:
 
 def make_run(path: Path, number: int) -> None:
     directory = run_directory(path)
-    directory.write_settings(Config({"training": {"seed": number, "steps": 9}}))
-    results = {"finished": True, "inputs": {"the teacher": f"t{number}"}}
+    results: dict[str, Any] = {"inputs": {"the teacher": f"t{number}"}}
+    directory.begin(Config({"training": {"seed": number, "steps": 9}}), results, None)
+    results["finished"] = True
     directory.write_results({**results, "steps": 9, "scores": {"total": 0.5}, "device": "cpu"})
     log = RunLog(path / "log.jsonl")
     for step in range(1, 5):
@@ -326,7 +327,7 @@ def run_directory(path: Path) -> RunDirectory:
 
 def read_run(path: Path) -> str:
     settings = Config({"training": {"seed": 0, "steps": 9}})
-    earlier = run_directory(path).resume_or_replace(
+    earlier = run_directory(path).find_earlier(
         settings, {"the teacher": "t0"}, resume=True, force=False
     )
     return digest([earlier, sorted(RunLog(path / "log.jsonl").forget_after(3))])

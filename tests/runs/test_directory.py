@@ -26,11 +26,13 @@ def directory(tmp_path: Path) -> RunDirectory:
         own=frozenset({"model"}),
         kept=frozenset({"cache"}),
         free=frozenset({"training.log"}),
+        early=frozenset({"labels"}),
     )
 
 
 def begin(directory: RunDirectory, *, finished: bool = False) -> None:
-    directory.write_settings(SETTINGS)
+    directory.prepare(SETTINGS, None)
+    directory.begin(SETTINGS, {"inputs": INPUTS}, None)
     directory.write_results({"finished": finished, "inputs": INPUTS})
     for name in ("cache", "checkpoints"):
         (directory.path / name).mkdir()
@@ -41,15 +43,15 @@ def names(directory: RunDirectory) -> set[str]:
 
 
 def test_the_same_run_is_resumed(directory: RunDirectory) -> None:
-    assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
+    assert directory.find_earlier(SETTINGS, INPUTS, resume=True, force=False) is None
     begin(directory)
     with pytest.raises(ConfigError, match="--resume"):
         directory.check(resume=False, force=False)
     for inputs in (INPUTS, {"the teacher": "a"}):
-        found = directory.resume_or_replace(SETTINGS, inputs, resume=True, force=True)
+        found = directory.find_earlier(SETTINGS, inputs, resume=True, force=True)
         assert found == {"kind": "encoder", "finished": False, "inputs": INPUTS}
     free = Config({"training": {"seed": 0, "log": 9}})
-    assert directory.resume_or_replace(free, INPUTS, resume=True, force=False) is not None
+    assert directory.find_earlier(free, INPUTS, resume=True, force=False) is not None
     assert "checkpoints" in names(directory)
 
 
@@ -65,9 +67,83 @@ def test_another_run_is_refused_or_replaced(
 ) -> None:
     begin(directory)
     with pytest.raises(ConfigError, match=words):
-        directory.resume_or_replace(Config(settings), inputs, resume=True, force=False)
-    assert directory.resume_or_replace(Config(settings), inputs, resume=True, force=True) is None
-    assert names(directory) == {"distil.cfg", "cache"}
+        directory.find_earlier(Config(settings), inputs, resume=True, force=False)
+    assert directory.find_earlier(Config(settings), inputs, resume=True, force=True) is None
+    directory.prepare(Config(settings), None)
+    assert names(directory) == {"distil.cfg", "distil.json", "cache", "checkpoints"}
+    directory.begin(Config(settings), {"inputs": inputs}, None)
+    assert names(directory) == {"distil.cfg", "distil.json", "cache"}
+    found = directory.find_earlier(Config(settings), inputs, resume=True, force=False)
+    assert found == {"kind": "encoder", "finished": False, "inputs": inputs}
+
+
+def contents(directory: RunDirectory) -> dict[str, str]:
+    root = directory.path
+    return {str(p.relative_to(root)): p.read_text() for p in root.rglob("*") if p.is_file()}
+
+
+OTHER = Config({"training": {"seed": 1, "log": 1}})
+
+
+def replace_until(directory: RunDirectory, *, labels: bool) -> None:
+    """What a run does that replaces another, until it begins."""
+    assert directory.find_earlier(OTHER, INPUTS, resume=False, force=True) is None
+    directory.prepare(OTHER, None)
+    if labels:
+        (directory.path / "labels").mkdir()
+        (directory.path / "labels" / "tagger.json").write_text("new")
+
+
+def fail_to_replace(directory: RunDirectory, *, labels: bool, begins: bool = False) -> None:
+    with directory.restoring():
+        replace_until(directory, labels=labels)
+        if begins:
+            directory.begin(OTHER, {"inputs": INPUTS}, None)
+        raise ConfigError("the corpus")
+
+
+@pytest.fixture
+def old(directory: RunDirectory) -> dict[str, str]:
+    begin(directory, finished=True)
+    (directory.path / "labels").mkdir()
+    (directory.path / "labels" / "tagger.json").write_text("old")
+    (directory.path / "model").write_text("old")
+    return contents(directory)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_an_error_before_a_run_begins_leaves_the_one_to_replace(
+    labels: bool, directory: RunDirectory, old: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError, match="the corpus"):
+        fail_to_replace(directory, labels=labels)
+    assert contents(directory) == old
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_after_a_kill_before_a_run_begins_the_one_to_replace_is_put_back(
+    labels: bool, directory: RunDirectory, old: dict[str, str]
+) -> None:
+    replace_until(directory, labels=labels)  # and no more
+    kept = {"model", "distil.cfg", "distil.json"}
+    assert {k: contents(directory)[k] for k in kept} == {k: old[k] for k in kept}
+    earlier = directory.find_earlier(SETTINGS, INPUTS, resume=True, force=False)
+    assert earlier is not None
+    directory.prepare(SETTINGS, earlier)
+    assert contents(directory) == old
+
+
+def test_after_a_kill_another_run_may_replace_it(
+    directory: RunDirectory, old: dict[str, str]
+) -> None:
+    replace_until(directory, labels=True)
+    with pytest.raises(ConfigError, match="the corpus"):
+        fail_to_replace(directory, labels=True)
+    assert contents(directory) == old
+    with pytest.raises(ConfigError, match="the corpus"):
+        fail_to_replace(directory, labels=True, begins=True)  # too late
+    assert names(directory) == {"distil.cfg", "distil.json", "cache", "labels"}
+    assert contents(directory)["labels/tagger.json"] == "new"
 
 
 def test_a_run_of_another_command_is_never_replaced(directory: RunDirectory) -> None:
@@ -76,7 +152,7 @@ def test_a_run_of_another_command_is_never_replaced(directory: RunDirectory) -> 
     with pytest.raises(ConfigError, match="holds a run of `spacy distil encoder`"):
         other.check(resume=False, force=False)
     with pytest.raises(ConfigError, match="Give another directory"):
-        other.resume_or_replace(SETTINGS, INPUTS, resume=True, force=True)
+        other.find_earlier(SETTINGS, INPUTS, resume=True, force=True)
     assert "checkpoints" in names(directory)
 
 
@@ -86,7 +162,7 @@ def test_scratch_of_other_processes_stays(directory: RunDirectory) -> None:
     left = directory.path / f"{UNFINISHED}model-abcd_123"
     left.mkdir()
     with atomic_directory(directory.path / "int8") as unfinished:
-        directory.write_settings(SETTINGS)
+        directory.begin(SETTINGS, {"inputs": INPUTS}, {})
         (unfinished / "file").write_text("whole")
     assert (directory.path / "int8" / "file").read_text() == "whole"
     assert not left.exists()
@@ -97,7 +173,8 @@ def test_without_results_there_is_no_run_and_its_files_are_deleted(directory: Ru
     begin(directory)
     (directory.path / "distil.json").unlink()
     directory.check(resume=False, force=False)
-    assert directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=False) is None
+    assert directory.find_earlier(SETTINGS, INPUTS, resume=True, force=False) is None
+    directory.prepare(SETTINGS, None)
     assert names(directory) == {"distil.cfg", "cache"}
 
 
@@ -141,7 +218,7 @@ def test_other_files_are_not_touched(directory: RunDirectory) -> None:
     directory.path.mkdir()
     (directory.path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"thesis\.txt"):
-        directory.resume_or_replace(SETTINGS, INPUTS, resume=True, force=True)
+        directory.find_earlier(SETTINGS, INPUTS, resume=True, force=True)
     directory.path.joinpath("thesis.txt").unlink()
     directory.path.rmdir()
     directory.path.write_text("a file")

@@ -9,7 +9,7 @@ import torch
 
 from spacy_distil.errors import DistilError
 from spacy_distil.runs.digests import check_seal, seal
-from spacy_distil.runs.files import atomic_file, remove_unfinished
+from spacy_distil.runs.files import atomic_file, explain_write_errors, remove_unfinished
 
 
 class Checkpoints:
@@ -46,8 +46,9 @@ class Checkpoints:
             with unfinished.open("wb") as file:
                 torch.save(state, file)  # its own files would not tell why they cannot be written
             seal(unfinished)
-        for old in self.steps()[: -self.keep]:
-            self._path(old).unlink()
+        with explain_write_errors(self.directory):
+            for old in self.steps()[: -self.keep]:
+                self._path(old).unlink()
 
     def load(self, step: int, device: torch.device) -> dict[str, Any]:
         """Load the state that was saved after `step` steps."""
@@ -60,6 +61,12 @@ class Checkpoints:
         try:
             check_seal(path)
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except OSError as error:
+            raise DistilError(
+                f"the checkpoint {path} cannot be read: {error.strerror or error}. Make it "
+                f"readable, or remove it: the run then goes on from the one before it, or from the "
+                f"start"
+            ) from error
         except Exception as error:  # torch raises many kinds of errors for a damaged file
             raise DistilError(
                 f"the checkpoint {path} cannot be read: {error}. Remove it: the run then goes on "

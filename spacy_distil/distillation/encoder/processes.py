@@ -16,7 +16,8 @@ T = TypeVar("T")
 def on_main(accelerator: Accelerator, call: Callable[[], T]) -> T:
     """Call a function on the main process, and return its result on all of them.
 
-    A `DistilError` is raised on all of them, too, so that no process waits for one that has failed.
+    An error is raised on all of them, too, so that no process waits for one that has failed. If it
+    is no `DistilError`, the others raise one that shows it.
     """
     outcome: list[Any] = [(None, None)]
     if accelerator.is_main_process:
@@ -24,6 +25,10 @@ def on_main(accelerator: Accelerator, call: Callable[[], T]) -> T:
             outcome = [(None, call())]
         except DistilError as error:
             outcome = [(error, None)]
+        except Exception as error:
+            # It may be of a kind that cannot be pickled.
+            broadcast_object_list([(DistilError(repr(error)), None)])
+            raise
     failure, result = broadcast_object_list(outcome)[0]
     if failure is not None:
         raise failure

@@ -96,7 +96,8 @@ class EncoderRun:
 
     teacher, shape: see `load_teacher`.
     corpus_plans, inputs: see `plan`; inputs are fingerprints by name.
-    results: of the run so far, as `distil.json` holds them.
+    earlier: results so far of the run to resume; None if this is a new one.
+    results: of this run so far, as `distil.json` holds them.
     corpus: the blocks to train on and the held-out ones.
     student: the model that is trained.
     """
@@ -105,6 +106,7 @@ class EncoderRun:
     shape: StudentShape
     corpus_plans: dict[str, CorpusPlan]
     inputs: dict[str, str]
+    earlier: dict[str, Any] | None
     results: dict[str, Any]
     corpus: Corpus
     student: PreTrainedModel
@@ -200,31 +202,32 @@ class EncoderRun:
         }
 
     def open_output(self) -> bool:
-        """Find the run to resume, or make room for a new one.
+        """Find the run to resume, or prepare a new one.
 
         RETURNS: whether the run is finished already.
         """
         # One process does this before any other looks into the directory.
-        earlier = on_main(
-            self.accelerator,
-            lambda: self.directory.resume_or_replace(
-                self.settings.source, self.inputs, resume=self.resume, force=self.force
-            ),
-        )
-        self.results = earlier or {}
-        self.has_checkpoint = bool(self.checkpoints.steps())
-        is_finished = self.directory.announce(
-            earlier,
+        self.earlier = on_main(self.accelerator, self.find_earlier)
+        self.results = dict(self.earlier or {})
+        self.has_checkpoint = self.earlier is not None and bool(self.checkpoints.steps())
+        return self.directory.announce(
+            self.earlier,
             resume=self.resume,
             has_checkpoint=self.has_checkpoint,
             printer=self.printer,
         )
-        if self.is_main and not is_finished:
-            self.directory.write_settings(self.settings.source)
-        return is_finished
+
+    def find_earlier(self) -> dict[str, Any] | None:
+        """Find the run to resume, and prepare the directory for this one."""
+        source = self.settings.source
+        earlier = self.directory.find_earlier(
+            source, self.inputs, resume=self.resume, force=self.force
+        )
+        self.directory.prepare(source, earlier)
+        return earlier
 
     def load_corpus(self) -> None:
-        """Tokenize the corpus, or find it in the cache, and declare that the run has begun."""
+        """Tokenize the corpus, or find it in the cache."""
         corpus = self.settings.corpus
         cache = Path(corpus.cache) if corpus.cache else self.output / "cache"
         with self.accelerator.local_main_process_first():
@@ -236,7 +239,7 @@ class EncoderRun:
                 f"The run was in mixed precision: {earlier_precision}. It goes on in mixed "
                 f"precision: {precision}"
             )
-        self.update_results(finished=False, inputs=self.inputs, mixed_precision=precision)
+        self.results |= {"inputs": self.inputs, "mixed_precision": precision}
         language = self._foreign_language()
         if language is not None:
             self.printer.warn(language)
@@ -338,7 +341,7 @@ class EncoderRun:
                 largest_step=int(np.diff(self.starts).max()),
             )
         self.micro_batch = micro_batch
-        self.update_results(micro_batch={self.device: micro_batch})
+        self.results["micro_batch"] = {self.device: micro_batch}
 
     def train(self) -> None:
         """Train the student in place."""
@@ -375,6 +378,11 @@ class EncoderRun:
             output=self.output,
             describe=self.describe_block,
         )
+        # All that the settings and the corpus could be refused for has been looked at.
+        on_main(
+            self.accelerator,
+            lambda: self.directory.begin(self.settings.source, self.results, self.earlier),
+        )
         self.accelerator.init_trackers("distil")
         try:
             with compiling() if self.training.compile else nullcontext():
@@ -396,9 +404,14 @@ class EncoderRun:
         """Write the model, then the results that declare the run finished; delete checkpoints."""
         if self.is_main:
             self.write_model()
-        self.update_results(
-            finished=True, steps=self.n_steps, scores=self.scores, device=self.device
-        )
+        self.results |= {
+            "finished": True,
+            "steps": self.n_steps,
+            "scores": self.scores,
+            "device": self.device,
+        }
+        if self.is_main:
+            self.directory.write_results(self.results)
         if self.is_main and self.training.remove_checkpoints:
             shutil.rmtree(self.checkpoints.directory, ignore_errors=True)
 
@@ -429,12 +442,6 @@ class EncoderRun:
             # each other.
             self.accelerator.free_memory()
         self.accelerator.end_training()
-
-    def update_results(self, **changes: Any) -> None:
-        """Change entries of the results, and write them. See `RunDirectory.write_results`."""
-        self.results |= changes
-        if self.is_main:
-            self.directory.write_results(self.results)
 
     def result(self) -> DistilledEncoder:
         """The finished run, as the caller gets it."""

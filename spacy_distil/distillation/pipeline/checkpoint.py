@@ -16,7 +16,7 @@ from thinc.api import Model, Optimizer
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.distillation.pipeline.hidden import HiddenStates
 from spacy_distil.engines import TrainableEngine
-from spacy_distil.errors import DamagedError
+from spacy_distil.errors import DamagedError, DistilError
 from spacy_distil.pipelines import count_bytes
 from spacy_distil.runs.digests import check_directory, write_sums
 from spacy_distil.runs.files import atomic_directory, remove_unfinished
@@ -97,14 +97,25 @@ class Checkpoints:
 
         optimizer: a new one, made from the config.
         RETURNS (step, state): the arguments of `save`.
-        Raises DamagedError if a file has changed since it was saved.
+        Raises DamagedError if a file is missing or has changed since it was saved, and DistilError
+        if the system does not let it be read.
         """
         try:
             check_directory(path)
+            return self._load(path, nlp, optimizer, hidden)
         except DamagedError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                raise _unreadable(path, cause) from error
             raise DamagedError(
                 f"The checkpoint {path} is damaged: {error}. Delete it: the run then begins again."
             ) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def _load(
+        self, path: Path, nlp: Language, optimizer: Optimizer, hidden: HiddenStates | None
+    ) -> tuple[int, dict[str, Any]]:
         nlp.from_disk(path / MODEL)
         saved = json.loads((path / STATE).read_text(encoding="utf8"))
         if hidden is not None:
@@ -121,6 +132,14 @@ class Checkpoints:
     def remove(self) -> None:
         """Delete the checkpoint."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _unreadable(path: Path, error: OSError) -> DistilError:
+    # Without this, it would look like an error of writing into the output.
+    return DistilError(
+        f"The checkpoint {path} cannot be read: {error}. Make it readable, or delete it: the run "
+        "then begins again."
+    )
 
 
 def optimizer_to_arrays(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from confection import ConfigValidationError
@@ -90,9 +91,10 @@ class PipelineRun:
             output,
             kind="pipeline",
             own=frozenset({"start", DIR_MODEL_BEST, DIR_MODEL_LAST}),
-            # Labels and start are written before the documents are compared. The cache compares
-            # its inputs itself.
-            kept=frozenset({"labels", "start", "cache"}),
+            # The cache compares its inputs itself.
+            kept=frozenset({"cache"}),
+            # The student is made before the documents are compared.
+            early=frozenset({"labels", "start"}),
             free=FREE_ON_RESUME,
             finished=frozenset({"step", "steps", "score"}),
         )
@@ -104,35 +106,46 @@ class PipelineRun:
 
     def run(self) -> DistilledPipeline:
         """Distil the student, or finish an earlier run that did not."""
-        with self.directory.explain_write_errors(self.checkpoints.newest_step):
+        with (
+            self.directory.explain_write_errors(self.checkpoints.newest_step),
+            self.directory.restoring(),
+        ):
             return self._run()
 
     def _run(self) -> DistilledPipeline:
         earlier = self._find_earlier()
-        self.directory.write_settings(self.settings.spacy)
-        self._make_student()
+        if earlier is not None and earlier.get("finished"):
+            # Its documents may have changed. Nothing is written before that is known.
+            with TemporaryDirectory() as directory:
+                self._make_student(Path(directory))
+                self._read_documents()
+            earlier = self._find_earlier()
+        self.directory.prepare(self.settings.spacy, earlier)
+        if earlier is not None and earlier.get("finished"):
+            self._announce(earlier)
+            return self._distilled(earlier)
+        self._make_student(self.output)
         transfer_set = self._read_documents()
         if earlier is not None:
             # Settings and teacher are the same. Now the documents are known, too.
             earlier = self._find_earlier()
-        if self._announce(earlier):
-            return self._distilled(earlier or {})
+        self._announce(earlier)
         distiller = self._make_distiller(transfer_set)
-        self.directory.write_results({"finished": False, "inputs": self.inputs})
+        self.directory.begin(self.settings.spacy, {"inputs": self.inputs}, earlier)
         progress = self._train(distiller, transfer_set)
         return self._finish(progress, distiller)
 
     def _find_earlier(self) -> dict[str, Any] | None:
-        """Return the results of the run to resume, or make room for a new run and return None."""
-        return self.directory.resume_or_replace(
+        """Return the results of the run to resume, or None if a new one starts."""
+        return self.directory.find_earlier(
             self.settings.spacy, self.inputs, resume=self.resume, force=self.force
         )
 
-    def _make_student(self) -> None:
-        """Make the student and the readers of its documents."""
+    def _make_student(self, output: Path) -> None:
+        """Make the student and the readers of its documents. output: see `make_student`."""
         try:
             self.student, self.start = make_student(
-                self.settings, self.teacher, self.output, self.gpu_id
+                self.settings, self.teacher, output, self.gpu_id
             )
             self.training = resolve_training(self.student.config)
             self.readers = resolve_corpora(self.student, self.settings)
@@ -157,15 +170,11 @@ class PipelineRun:
         self.inputs["the development documents"] = fingerprint_annotation(development)
         return transfer_set
 
-    def _announce(self, earlier: Mapping[str, Any] | None) -> bool:
-        """Tell the user how the run begins. RETURNS: whether it is finished already."""
+    def _announce(self, earlier: Mapping[str, Any] | None) -> None:
+        """Tell the user how the run begins."""
         has_checkpoint = self.checkpoints.newest() is not None
-        is_finished = self.directory.announce(
-            earlier, resume=self.resume, has_checkpoint=has_checkpoint
-        )
-        if is_finished:
+        if self.directory.announce(earlier, resume=self.resume, has_checkpoint=has_checkpoint):
             self.checkpoints.remove()  # the run may have been killed just before it did so
-        return is_finished
 
     def _make_distiller(self, transfer_set: TransferSet) -> PipelineDistiller:
         for name, start in self.start.items():

@@ -140,6 +140,21 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     assert checkpoints.steps() == [3]
 
 
+def test_a_checkpoint_that_cannot_be_read_may_be_whole(tmp_path: Path) -> None:
+    (tmp_path / "step-00000003.pt").mkdir()
+    with pytest.raises(DistilError, match="cannot be read: Is a directory"):
+        Checkpoints(tmp_path, keep=1).load(3, CPU)
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_explained(tmp_path: Path) -> None:
+    """After the new one has been written."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    (tmp_path / "step-00000003.pt").mkdir()
+    with pytest.raises(WriteError, match=r"step-00000003\.pt cannot be written: "):
+        checkpoints.save(6, state(6))
+    assert checkpoints.load(6, CPU)["distiller"]["weight"][0] == 6
+
+
 class Malicious:
     """Writes a file when it is unpickled."""
 

@@ -169,3 +169,42 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert not (output / "model.safetensors").exists(), text
     distil_encoder(config, output, gpu_id=-1, resume=True)
     assert_same(expected, output)
+
+
+FAILING = """
+import sys
+from accelerate import Accelerator
+from spacy_distil.distillation.encoder.processes import on_main
+
+class Unpicklable(Exception):
+    def __reduce__(self):
+        raise TypeError("no")
+
+def fail():
+    raise Unpicklable("the disk is gone")
+
+accelerator = Accelerator(cpu=True)
+try:
+    on_main(accelerator, fail)
+except Exception as error:
+    print(f"{accelerator.process_index}: {error!r}\\n", end="", flush=True)
+accelerator.end_training()
+"""
+
+
+def test_an_unknown_error_of_the_main_process_ends_all(tmp_path: Path) -> None:
+    """The others do not wait for it until the broadcast's timeout."""
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.run(
+        [sys.executable, "-m", *launcher, str(script)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert sorted(line for line in process.stdout.splitlines() if line) == [
+        "0: Unpicklable('the disk is gone')",
+        """1: DistilError("Unpicklable('the disk is gone')")""",
+    ], process.stderr

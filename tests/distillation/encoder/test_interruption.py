@@ -18,6 +18,9 @@ from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.encoder.objectives import Cosine, Loss, Outputs, distil_objectives
 from spacy_distil.errors import DistilError
 from spacy_distil.runs.interruption import Interruption, RunInterrupted
+from tests import tiny_runs
+from tests.children import digests, run, run_and_kill
+from tests.kills import Counting
 
 TeacherDir = Callable[..., Path]
 
@@ -147,3 +150,28 @@ def test_a_run_in_another_thread_leaves_signals_alone(
     thread.join()
     assert found == [6]
     assert set(noted) == {signal.SIGTERM}
+
+
+@pytest.mark.slow
+def test_a_kill_while_a_run_is_replaced(tmp_path: Path) -> None:
+    """Before the new one begins, the old one stays; after that, the new one can be resumed."""
+    output = tmp_path / "out"
+    run((tiny_runs.prepare_encoder, (tmp_path,)))
+    run((tiny_runs.run_encoder, (tmp_path, output, {})))
+    before = digests(output)
+    changed: dict[str, Any] = {"training": {"seed": 5}}
+    other = (tiny_runs.run_encoder, (tmp_path, output, changed | {"force": True}))
+    assert run_and_kill(other, Counting(output, only="distil.json", kill_at=1)) is None
+    assert digests(output) == before
+    run((tiny_runs.run_encoder, (tmp_path, output, {"resume": True})))
+    assert digests(output) == before
+
+    assert run_and_kill(other, Counting(output, first="distil.json", kill_at=2)) is None
+    assert not (output / "distil.json").exists()
+    again = changed | {"resume": True}
+    run((tiny_runs.run_encoder, (tmp_path, output, again)))
+    run((tiny_runs.run_encoder, (tmp_path, tmp_path / "whole", changed)))
+    names = ("model.safetensors", "distil.cfg", "SHA256SUMS")
+    found, expected = digests(output), digests(tmp_path / "whole")
+    assert {name: found[name] for name in names} == {name: expected[name] for name in names}
+    assert found["model.safetensors"] != before["model.safetensors"]

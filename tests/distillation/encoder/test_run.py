@@ -394,6 +394,39 @@ def test_resume_and_force(
     assert [entry["step"] for entry in log_of(output, "held_out")] == [0, 12]
 
 
+def test_an_error_leaves_the_run_to_replace(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    overrides = settings(teacher_dir("bert", head=True), text_file)
+    distil_encoder(config, output, overrides=overrides, gpu_id=-1)
+
+    def contents() -> dict[str, tuple[bytes, int]]:
+        return {
+            str(path): (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in output.rglob("*")
+            if path.is_file() and output / "cache" not in path.parents
+        }
+
+    before = contents()
+    stages = {
+        "few": {"objectives": ["cosine"], "share": 1},
+        "many": {"objectives": ["soft_targets", "masked_lm"], "share": 1000},
+    }
+    for wrong in ({"stages": stages}, {"corpus.block_size": 4096}):
+        for resume in (False, True):
+            with pytest.raises(DistilError):
+                distil_encoder(
+                    config,
+                    output,
+                    overrides=overrides | wrong,
+                    gpu_id=-1,
+                    resume=resume,
+                    force=True,
+                )
+            assert contents() == before
+
+
 def test_other_directories_are_left_alone(
     teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
 ) -> None:

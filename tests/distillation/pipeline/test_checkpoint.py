@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from spacy_distil.distillation.pipeline.checkpoint import Checkpoints
-from spacy_distil.errors import DamagedError
+from spacy_distil.errors import DamagedError, DistilError
+from spacy_distil.runs.files import explain_write_errors
 from tests.util import adam, make_examples, make_nlp, same, weights_of
 
 
@@ -52,3 +55,38 @@ def test_a_damaged_file_is_named(checkpoint: Path, bert_dir: Path, damage: str) 
             Checkpoints(checkpoint.parent).load(checkpoint, nlp, optimizer, None)
         assert path.name in str(error.value) or path.parent == checkpoint
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("moment", ["the check", "the loading"])
+def test_a_file_that_cannot_be_read_is_no_error_of_writing(
+    checkpoint: Path, bert_dir: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A run takes other errors of the system in its output for such."""
+    nlp, optimizer = make_nlp(bert_dir, ["tagger"]), adam()
+    path = checkpoint / "state.json"
+    whole = path.read_bytes()
+    if moment == "the check":
+        path.unlink()
+        path.mkdir()
+    else:
+        failure = OSError(
+            errno.EIO, os.strerror(errno.EIO), str(checkpoint / "model" / "meta.json")
+        )
+
+        def fail(*_: object, **__: object) -> None:
+            raise failure
+
+        monkeypatch.setattr(nlp, "from_disk", fail)
+    reason = "Is a directory" if moment == "the check" else "Input/output error"
+    try:
+        with (
+            pytest.raises(DistilError, match=f"{checkpoint} cannot be read: .*{reason}") as error,
+            explain_write_errors(checkpoint.parent),
+        ):
+            Checkpoints(checkpoint.parent).load(checkpoint, nlp, optimizer, None)
+    finally:
+        if path.is_dir():
+            path.rmdir()
+            path.write_bytes(whole)
+    assert not isinstance(error.value, OSError)
+    assert "Make it readable, or delete it" in str(error.value)

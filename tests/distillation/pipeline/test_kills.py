@@ -55,3 +55,34 @@ def test_the_models_are_those_of_a_run_without_a_kill(place: Path, moment: str) 
     assert {path.name for path in output.iterdir()} == {
         path.name for path in (place / "whole").iterdir()
     }
+
+
+# When a process that replaces a run is killed, as above, before an operation of this number.
+REPLACING = {
+    "before the labels are set aside": ("", "/labels", 1),
+    "before there are new labels": ("", "/labels", 2),
+    "inside the new labels": ("", "/labels/", 2),
+    "inside the new cache": ("", "/cache/", 3),
+    "before the run begins": ("", "distil.json", 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", REPLACING)
+def test_a_kill_before_a_run_begins_leaves_the_one_to_replace(place: Path, moment: str) -> None:
+    output = place / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.copytree(place / "whole", output)
+    before = digests(output, leave_out=("cache",))
+    assert {"distil.cfg", "model-best/meta.json", "labels/tagger.json"} <= before.keys()
+    first, only, kill_at = REPLACING[moment]
+    counting = Counting(output, first=first, only=only, kill_at=kill_at)
+    # With fewer documents there is another cache.
+    options = {"force": True, "overrides": {"distillation.corpus": None}}
+    assert run_and_kill((tiny_runs.run_pipeline, (place, output, options)), counting) is None
+    left = digests(output, leave_out=("cache",))
+    assert {name for name in before if left.get(name) != before[name]} <= {
+        name for name in before if name.startswith("labels/")
+    }
+    run((tiny_runs.run_pipeline, (place, output, {"resume": True})))
+    assert digests(output, leave_out=("cache",)) == before

@@ -259,6 +259,55 @@ def test_a_finished_run_returns_at_once_and_another_is_refused(
     assert (first.path / "meta.json").stat().st_mtime_ns != saved
 
 
+def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
+    """All files, and when they were written. The cache is no result."""
+    return {
+        str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in directory.rglob("*")
+        if path.is_file() and "cache" not in path.relative_to(directory).parts
+    }
+
+
+def test_an_error_leaves_the_run_to_replace(
+    teacher: Language, tagger_config: Config, corpus: Path, tmp_path: Path
+) -> None:
+    """Whether the settings are wrong or, with the same settings, the documents."""
+    output = tmp_path / "out"
+    tagger_config["training"]["max_steps"] = 4
+    spacy_distil.distil_pipeline(teacher, tagger_config, output)
+    before = contents(output)
+    assert {"model-best/meta.json", "labels/tagger.json", "start/config.json"} <= before.keys()
+    wrong = {"training.seed": 5, "distillation.hidden.layers": [[9, 1]]}
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match="9"):
+            spacy_distil.distil_pipeline(
+                teacher, tagger_config, output, resume=resume, force=True, overrides=wrong
+            )
+        assert contents(output) == before
+    docs = [spacy.blank("en")("Nobody annotated this.")]
+    DocBin(docs=docs).to_disk(corpus / "dev.spacy")
+    for resume in (False, True):
+        with pytest.raises(CorpusError, match="development"):
+            spacy_distil.distil_pipeline(teacher, tagger_config, output, resume=resume, force=True)
+        assert contents(output) == before
+
+
+def test_a_finished_run_writes_nothing(
+    teacher: Language, tagger_config: Config, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    tagger_config["training"]["max_steps"] = 4
+    first = spacy_distil.distil_pipeline(teacher, tagger_config, output)
+    before = contents(output)
+    changed = {"training.logger": {"@loggers": "spacy.ConsoleLogger.v1"}}  # a free setting
+    for overrides in (None, changed):
+        again = spacy_distil.distil_pipeline(
+            teacher, tagger_config, output, resume=True, overrides=overrides
+        )
+        assert again == first
+        assert contents(output) == before
+
+
 def test_annotation_counts_as_an_input(
     teacher: Language, tagger_config: Config, corpus: Path, tmp_path: Path
 ) -> None:
