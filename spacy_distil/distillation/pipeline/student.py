@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from filecmp import cmpfiles
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import srsly
@@ -71,7 +73,12 @@ def make_student(
     frozen = student.config.interpolate()["training"]["frozen_components"]
     pairing = find_pairs(student, teacher, settings.pipes, frozen=frozen)
     pairs = pairing.sources
-    student.config = save_labels(teacher, student.config, output / "labels", pairs)
+    new = {
+        name: source
+        for name, source in pairs.items()
+        if "factory" in config["components"][name]  # not from another pipeline
+    }
+    student.config = save_labels(teacher, student.config, output / "labels", new)
     take_state(student, teacher, tokenizer=takes_tokenizer)
     with keep_tokenizer(student) if takes_tokenizer else nullcontext():
         initialize(student, get_sourced_components(config.interpolate()), pairing)
@@ -82,11 +89,6 @@ def make_student(
         encoder = find_encoder(student)
         assert encoder is not None
         start[encoder.name] = f"{get_encoder(encoder.model).n_layers} of the teacher's layers"
-        new = {
-            name: source
-            for name, source in pairs.items()
-            if "factory" in config["components"][name]  # not from another pipeline
-        }
         for name, outcome in copy_heads(student, teacher, new).items():
             start[name] = "the teacher's" if outcome == "copied" else f"random weights: {outcome}"
     return student, start
@@ -165,11 +167,11 @@ def save_labels(
     """Give the student's pipes the labels of the teacher's pipes, in the same order.
 
     The labels are written to files, as `spacy init labels` does, because a config cannot hold
-    labels such as "$".
+    labels such as "$". A file that has these labels already is not written again.
 
     config: the student's, not interpolated.
     directory: receives the files. It is created if it is missing.
-    pairs: the teacher's name of a pipe, by the student's.
+    pairs: the teacher's name of a pipe, by the student's. No pipe comes from another pipeline.
     RETURNS: the config, with [initialize.components.NAME.labels] set for each pipe that learns from
         the teacher and has no labels in the config.
     """
@@ -177,14 +179,16 @@ def save_labels(
     for name, source in pairs.items():
         component = config["components"][name]
         initialize = config.get("initialize", {}).get("components", {}).get(name, {})
-        if "factory" not in component or initialize.get("labels") is not None:
+        if initialize.get("labels") is not None:
             continue
         labels = labels_for(component["factory"], teacher, source)
         if labels is None:
             continue
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{name}.json"
-        srsly.write_json(path, labels)
+        data = srsly.json_dumps(labels, indent=2).encode()
+        if not path.exists() or path.read_bytes() != data:
+            path.write_bytes(data)
         reader = {"@readers": "spacy.read_labels.v1", "path": str(path), "require": True}
         components = config.setdefault("initialize", {}).setdefault("components", {})
         components.setdefault(name, {})["labels"] = reader
@@ -285,7 +289,8 @@ def start_from_teacher(
     """Make the student's encoder of layers of the teacher's trained encoder.
 
     config: the student's, not interpolated. All settings of its encoder but `name` stay.
-    directory: becomes a Hugging Face model directory with the encoder and its tokenizer.
+    directory: becomes a Hugging Face model directory with the encoder and its tokenizer. If it is
+        that already, it is not written again.
     layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
     RETURNS: the config, with the encoder's `name` set to the directory.
     """
@@ -296,13 +301,37 @@ def start_from_teacher(
             'Set start = "config" in [distillation.student] to start from the encoder that the '
             "student's config names."
         )
-    from spacy_distil.students.starting import save_student
-
-    save_student(_encoders(teacher)[0], directory, layers, n_layers)
+    _save_encoder(_encoders(teacher)[0], directory, layers, n_layers)
     config = config.copy()
     component = config["components"][_encoder_names(config)[0]]
     component.setdefault("model", {})["name"] = str(directory)
     return config
+
+
+def _save_encoder(
+    encoder: EncoderShim,
+    directory: Path,
+    layers: Literal["first", "even"] | Sequence[int],
+    n_layers: int | None,
+) -> None:
+    """Save layers of an encoder, unless the directory has just these already."""
+    from spacy_distil.students.starting import save_student
+
+    if directory.is_dir():
+        with TemporaryDirectory() as temporary:
+            new = Path(temporary) / directory.name
+            save_student(encoder, new, layers, n_layers)
+            if _same_files(new, directory):
+                return
+    save_student(encoder, directory, layers, n_layers)
+
+
+def _same_files(first: Path, second: Path) -> bool:
+    names = sorted(path.name for path in first.iterdir())
+    if names != sorted(path.name for path in second.iterdir()):
+        return False
+    _, different, failed = cmpfiles(first, second, names, shallow=False)
+    return not different and not failed
 
 
 def _encoders(nlp: Language) -> list[EncoderShim]:
