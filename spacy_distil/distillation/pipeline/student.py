@@ -5,9 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from filecmp import cmpfiles
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import srsly
@@ -167,7 +165,7 @@ def save_labels(
     """Give the student's pipes the labels of the teacher's pipes, in the same order.
 
     The labels are written to files, as `spacy init labels` does, because a config cannot hold
-    labels such as "$". A file that has these labels already is not written again.
+    labels such as "$".
 
     config: the student's, not interpolated.
     directory: receives the files. It is created if it is missing.
@@ -186,9 +184,7 @@ def save_labels(
             continue
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{name}.json"
-        data = srsly.json_dumps(labels, indent=2).encode()
-        if not path.exists() or path.read_bytes() != data:
-            path.write_bytes(data)
+        srsly.write_json(path, labels)
         reader = {"@readers": "spacy.read_labels.v1", "path": str(path), "require": True}
         components = config.setdefault("initialize", {}).setdefault("components", {})
         components.setdefault(name, {})["labels"] = reader
@@ -289,8 +285,7 @@ def start_from_teacher(
     """Make the student's encoder of layers of the teacher's trained encoder.
 
     config: the student's, not interpolated. All settings of its encoder but `name` stay.
-    directory: becomes a Hugging Face model directory with the encoder and its tokenizer. If it is
-        that already, it is not written again.
+    directory: becomes a Hugging Face model directory with the encoder and its tokenizer.
     layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
     RETURNS: the config, with the encoder's `name` set to the directory.
     """
@@ -301,37 +296,13 @@ def start_from_teacher(
             'Set start = "config" in [distillation.student] to start from the encoder that the '
             "student's config names."
         )
-    _save_encoder(_encoders(teacher)[0], directory, layers, n_layers)
+    from spacy_distil.students.starting import save_student
+
+    save_student(_encoders(teacher)[0], directory, layers, n_layers)
     config = config.copy()
     component = config["components"][_encoder_names(config)[0]]
     component.setdefault("model", {})["name"] = str(directory)
     return config
-
-
-def _save_encoder(
-    encoder: EncoderShim,
-    directory: Path,
-    layers: Literal["first", "even"] | Sequence[int],
-    n_layers: int | None,
-) -> None:
-    """Save layers of an encoder, unless the directory has just these already."""
-    from spacy_distil.students.starting import save_student
-
-    if directory.is_dir():
-        with TemporaryDirectory() as temporary:
-            new = Path(temporary) / directory.name
-            save_student(encoder, new, layers, n_layers)
-            if _same_files(new, directory):
-                return
-    save_student(encoder, directory, layers, n_layers)
-
-
-def _same_files(first: Path, second: Path) -> bool:
-    names = sorted(path.name for path in first.iterdir())
-    if names != sorted(path.name for path in second.iterdir()):
-        return False
-    _, different, failed = cmpfiles(first, second, names, shallow=False)
-    return not different and not failed
 
 
 def _encoders(nlp: Language) -> list[EncoderShim]:

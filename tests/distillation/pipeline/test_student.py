@@ -138,28 +138,6 @@ def test_labels_that_the_student_does_not_take(
     assert labels == list(teacher.get_pipe("tagger").labels)
 
 
-def test_files_that_are_there_already_are_not_written_again(
-    teacher: Language, bert_dir: Path, tmp_path: Path
-) -> None:
-    """A finished run may be on a disk that cannot be written to."""
-    config = student_config(bert_dir, ("tagger",))
-
-    def write(n_layers: int) -> dict[str, tuple[int, int]]:
-        save_labels(teacher, config, tmp_path / "labels", {"tagger": "tagger"})
-        start_from_teacher(config, teacher, tmp_path / "start", n_layers=n_layers)
-        stats = {path.name: path.stat() for path in sorted(tmp_path.rglob("*"))}
-        return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
-
-    first = write(1)
-    assert {"tagger.json", "model.safetensors"} <= first.keys()
-    assert write(1) == first
-    assert write(2)["model.safetensors"] != first["model.safetensors"]
-    (tmp_path / "labels" / "tagger.json").write_text("[")  # by a run that was killed
-    write(2)
-    labels = json.loads((tmp_path / "labels" / "tagger.json").read_text(encoding="utf8"))
-    assert labels == list(teacher.get_pipe("tagger").labels)
-
-
 # Gold annotation
 
 
