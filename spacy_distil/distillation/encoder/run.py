@@ -228,7 +228,13 @@ class EncoderRun:
         corpus = self.settings.corpus
         cache = Path(corpus.cache) if corpus.cache else self.output / "cache"
         with self.accelerator.local_main_process_first():
-            self.corpus = load_corpus(self.corpus_plans, corpus, self.teacher, cache=cache)
+            self.corpus = load_corpus(
+                self.corpus_plans,
+                corpus,
+                self.teacher,
+                cache=cache,
+                checks=self.accelerator.is_local_main_process,
+            )
         precision = self.accelerator.mixed_precision
         earlier_precision = self.results.get("mixed_precision", precision)
         if earlier_precision != precision:
