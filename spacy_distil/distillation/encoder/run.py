@@ -64,7 +64,7 @@ from spacy_distil.text.languages import (
     guess_tokenizer_language,
     language_name,
 )
-from spacy_distil.text.plain_text import read_parts
+from spacy_distil.text.plain_text import TxtFiles, read_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,8 +163,8 @@ class EncoderRun:
         if self.rise is not None:
             before, after = self.rise
             self.printer.warn(
-                f"The student is no better than at its start: its held-out total was {before:.4f} "
-                f"before the first step, and is {after:.4f} after the last. Give it more text or "
+                f"The encoder is no better than at its start: its held-out total was {before:.4g} "
+                f"before the first step, and is {after:.4g} after the last. Give it more text or "
                 f"steps, a lower training.learn_rate, or other objectives"
             )
         return self.result()
@@ -256,9 +256,9 @@ class EncoderRun:
         tokenizer = self.teacher.tokenizer
         if len(tokenizer) < MIN_PIECES:
             return None
-        first = (
-            part.text for path in self.corpus_plans["train"].files for part in read_parts(path)
-        )
+        plan = self.corpus_plans["train"]
+        txt = TxtFiles(plan.txt_documents)
+        first = (part.text for path in plan.files for part in read_parts(path, txt))
         lang = guess_language(islice(first, LANGUAGE_PARTS))
         if lang is None:
             return None
