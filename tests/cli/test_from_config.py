@@ -322,14 +322,20 @@ def test_variables_count_with_their_values(
     assert config["components"]["ner"]["source"] == "${vars.trained}"
     assert config["paths"]["encoder"] == "distilbert-base-multilingual-cased"
     assert config["components"]["transformer"]["model"]["window"] == 192
-    english = tmp_path / "english"
-    english.mkdir()
-    english_tokenizer().save(str(english / "tokenizer.json"))
-    old["vars"]["english"] = str(english)
-    _, output = swapped(write(old, tmp_path), "--encoder", "${vars.english}")
-    assert "German" in output
     old["nlp"]["lang"] = "${vars.none}"
     assert "old.cfg cannot be read" in refused(old, tmp_path)
+
+
+@pytest.mark.slow
+def test_variables_that_name_an_encoder_and_a_language(tmp_path: Path) -> None:
+    english_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    old = quickstart(["tagger"])
+    old["vars"] = {"lang": "de", "english": str(tmp_path)}
+    old["nlp"]["lang"] = "${vars.lang}"
+    written = init_config(
+        "train", "-", "--from", write(old, tmp_path), "--encoder", "${vars.english}"
+    )
+    assert "German (lang = 'de')" in " ".join(written.output.split())
 
 
 # Learning rates, and what is left of the old encoder
