@@ -6,9 +6,10 @@ of its own. Listeners follow, learning rates are set, and everything else stays.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from spacy_distil.errors import ConfigError
 from spacy_distil.pipelines import read_config
 
 NAME = "transformer"
-LISTENER = {"@architectures": "spacy-distil.Listener.v1", "upstream": "*", "width": None}
+LISTENER = "spacy-distil.Listener."
 
 # Beginnings of the names of architectures.
 LISTENERS = ("spacy.Tok2VecListener.", "spacy-transformers.TransformerListener.")
@@ -51,6 +52,8 @@ DROPPED: dict[str, Any] = {
     "transformer_config": {},
     "grad_scaler_config": {},
 }
+# Of a component's settings: the default of spacy-transformers.
+MAX_BATCH_ITEMS = 4096
 RATE = 0.001
 HIGHEST_ENCODER_RATE = 5e-4
 
@@ -76,9 +79,13 @@ class Reader:
 
 @dataclass
 class Swap:
-    """The change of one config. `notes` says what became of settings that did not stay."""
+    """The change of one config. `notes` says what became of settings that did not stay.
+
+    values: the config as it was, with values in place of variables.
+    """
 
     config: Config
+    values: Config
     notes: list[str] = field(default_factory=list)
 
     def run(
@@ -140,14 +147,14 @@ class Swap:
 
     def _factory(self, name: str) -> str | None:
         """The factory of a component, also of one that comes from another pipeline."""
-        settings = self.config["components"][name]
+        settings = self.values["components"][name]
         if "source" in settings:
             settings = self._read_source(name)
         return settings.get("factory")
 
     def _read_source(self, name: str) -> dict[str, Any]:
         """The settings of a component in the pipeline that it comes from."""
-        settings = self.config["components"][name]
+        settings = self.values["components"][name]
         components = read_config(settings["source"])["components"]
         source = settings.get("component", name)
         if source not in components:
@@ -196,7 +203,14 @@ class Swap:
         settings: of the old encoder's component; empty if there is none.
         """
         model = dict(template["components"][NAME]["model"])
-        old = settings.get("model") or {}
+        listener = next(
+            block
+            for each in template["components"].values()
+            for _, block in find_blocks(each)
+            if is_one_of(block, (LISTENER,))
+        )
+        # Of transformers, the shared one or those inside pipes.
+        olds = [settings.get("model") or {}, *(reader.block for reader in readers)]
         # Only readers of transformers pool.
         pooling = {
             reader.pipe: reader.block["pooling"] for reader in readers if "pooling" in reader.block
@@ -209,7 +223,8 @@ class Swap:
                 f"{described}. Give all listeners the same pooling"
             )
         model["pooling"] = next(iter(kinds.values()), "mean")
-        model["mixed_precision"] = old.get("mixed_precision", model["mixed_precision"])
+        for old in olds:
+            model["mixed_precision"] = old.get("mixed_precision", model["mixed_precision"])
         factors = {reader.pipe: reader.block.get("grad_factor", 1.0) for reader in readers}
         if factors and not any(factors.values()):
             model["frozen"] = True
@@ -219,13 +234,8 @@ class Swap:
                 f"grad_factor of {', '.join(dropped)} has no counterpart: the gradient of each "
                 "pipe counts in full"
             )
-        for key, default in DROPPED.items():
-            if old.get(key, default) not in (default, {}, None):
-                self.notes.append(f"{key} of the transformer has no counterpart: {old[key]}")
-        if any(
-            "'include_static_vectors': True" in str(each)
-            for each in (old, *(reader.block for reader in readers))
-        ):
+        self._note_dropped(settings, olds, model)
+        if any("'include_static_vectors': True" in str(old) for old in olds):
             self.notes.append(
                 "the encoder reads no static vectors. [initialize] vectors stays, for "
                 "doc.similarity: set it to null if nothing else needs it"
@@ -233,8 +243,37 @@ class Swap:
         for reader in readers:
             if not reader.listens:
                 self.notes.append(f"{reader.pipe!r} had an encoder of its own, and listens now")
-            reader.parent[reader.key] = dict(LISTENER)
+            reader.parent[reader.key] = dict(listener)
         return model
+
+    def _note_dropped(
+        self, settings: Mapping[str, Any], olds: Sequence[Mapping[str, Any]], new: Mapping[str, Any]
+    ) -> None:
+        """Note the settings of transformers that do not stay.
+
+        settings: see `_make_model`. olds: blocks of transformers and of other encoders.
+        new: model of the new encoder.
+        """
+        notes = [
+            f"{key} of the transformer has no counterpart: {old[key]}"
+            for old in olds
+            for key, default in DROPPED.items()
+            if old.get(key, default) not in (default, {}, None)
+        ]
+        window, overlap, batch = (
+            f"{key} = {json.dumps(new[key])}" for key in ("window", "overlap", "max_batch_pieces")
+        )
+        for old in olds:
+            if spans := old.get("get_spans"):
+                described = ", ".join(f"{key} = {value}" for key, value in spans.items())
+                notes.append(
+                    f"get_spans ({described}), in tokens, gives way to {window}, {overlap}, in "
+                    "pieces"
+                )
+        items = settings.get("max_batch_items", MAX_BATCH_ITEMS)
+        if items != MAX_BATCH_ITEMS:
+            notes.append(f"max_batch_items = {items} gives way to {batch}")
+        self.notes += dict.fromkeys(notes)
 
     def _annotation_setter(self, settings: Mapping[str, Any]) -> Any:
         if settings.get("factory") != "transformer":
@@ -418,20 +457,20 @@ def swapped_config(
     RETURNS: the config as text, and notes about settings that did not stay.
     Raises ConfigError if the config has what cannot be swapped.
     """
-    config = _load(path)
+    config, values = _load(path)
     if gpu is None:
-        gpu = bool(config.get("system", {}).get("gpu_allocator"))
+        gpu = bool(values.get("system", {}).get("gpu_allocator"))
     options = ["--from", str(path), *(["--encoder", encoder] if encoder else [])]
     options += ["--optimize", optimize, *schedule_options(gpu, corpus)]
     # Its language and pipes are not used.
     text = training_config(lang="xx", encoder=encoder, optimize=optimize, gpu=gpu)
     template = Config().from_str(text, interpolate=False)
-    swap = Swap(config)
+    swap = Swap(config, values)
     try:
         swap.run(
             template,
             encoder=encoder,
-            default=default_encoder(config["nlp"]["lang"], optimize),
+            default=default_encoder(values["nlp"]["lang"], optimize),
             schedule=schedule_settings(gpu, corpus) if corpus else {},
         )
     except ConfigError as error:
@@ -456,9 +495,11 @@ def to_text(config: Config) -> str:
     return "\n\n".join(block for _, block in sorted(zip(map(place, paths), blocks, strict=True)))
 
 
-def _load(path: Path) -> Config:
+def _load(path: Path) -> tuple[Config, Config]:
+    """Read a config. RETURNS: it, and a copy with values in place of variables."""
     try:
         config = load_config(path, interpolate=False)
+        values = config.interpolate()
     except (OSError, ConfigValidationError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     missing = [key for key in ("nlp", "components") if not config.get(key)]
@@ -467,7 +508,7 @@ def _load(path: Path) -> Config:
             f"{path} is no config of a pipeline: expected [nlp] with lang and pipeline, and "
             "[components]"
         )
-    return config
+    return config, values
 
 
 def find_blocks(

@@ -233,7 +233,7 @@ def foreign_encoder(text: str) -> str | None:
 
     text: the config. An encoder that is no directory is not looked at.
     """
-    config = load_config_from_str(text)
+    config = load_config_from_str(text, interpolate=True)
     name = config["paths"]["encoder"]
     path = Path(name) / "tokenizer.json"
     if not path.is_file():

@@ -64,7 +64,11 @@ def read_blocks(
 
 
 def pieces_per_word(
-    path: Path | None, teacher: Teacher, *, setting: str, txt_documents: TxtDocuments = "auto"
+    path: Path | None,
+    teacher: Teacher,
+    *,
+    setting: str,
+    txt_documents: TxtDocuments = "auto",
 ) -> float:
     """Count how many pieces the teacher's tokenizer makes of a word, on average.
 
@@ -80,8 +84,8 @@ def pieces_per_word(
 
         parts = [Part(text, ends=True) for text in sentences]
     else:
-        files = find_files([path], setting=setting)
-        parts = list(_read_start(files, _COUNTED_CHARACTERS, TxtFiles(txt_documents)))
+        files, txt = find_files([path], setting=setting), TxtFiles(txt_documents)
+        parts = list(_read_start(files, _COUNTED_CHARACTERS, txt))
     nlp = spacy.blank("xx")
     n_words = sum(not token.is_space for part in parts for token in nlp.make_doc(part.text))
     if n_words == 0:

@@ -18,9 +18,11 @@ from spacy.training.initialize import init_nlp
 from spacy.util import load_config, load_config_from_str
 from thinc.api import Config
 
+from spacy_distil.cli.configs import training_config
 from spacy_distil.component.pipe import DistilTransformerPipe
 from tests.cli.test_init_config import init_config, rewritten
 from tests.commands import spacy_command
+from tests.encoding.test_language import english_tokenizer
 from tests.life.corpus import FACTORIES, add_stock_pipes, make_annotated
 from tests.util import registry, write_encoder
 
@@ -143,6 +145,11 @@ def test_a_transformer_config(tmp_path: Path, encoder: Path, corpus: Path) -> No
     assert "doc._.trf_data is not set" in output
     assert "transformer_config of the transformer has no counterpart" in output
     assert "discard_oversize = true silently drops long documents" in output
+    assert (
+        "get_spans (@span_getters = spacy-transformers.strided_spans.v1, window = 128, stride = "
+        "96), in tokens, gives way to window = null, overlap = 32, in pieces" in output
+    )
+    assert "max_batch_items" not in output
     model = config["components"]["transformer"]["model"]
     assert model["pooling"] == "mean"
     assert model["window"] is None  # its gpu_allocator says GPU
@@ -249,6 +256,7 @@ def test_sourced_pipes_keep_their_encoder(
     for name in ("tok2vec", "tagger", "ner"):
         old["components"][name] = {"source": str(trained)}
     old["components"]["sentencizer"] = {"factory": "sentencizer"}
+    old["components"]["parser"]["model"]["tok2vec"]["width"] = 16  # it was that of the tok2vec here
     old["training"].update(frozen_components=["tok2vec", "tagger", "ner"])
     old["training"]["annotating_components"] = ["tok2vec", "tagger"]
     config, output = swapped(write(old, tmp_path))
@@ -289,11 +297,45 @@ def test_a_component_of_the_users_own(tmp_path: Path) -> None:
     old["components"]["mine"] = own
     old["nlp"]["pipeline"].append("mine")
     config, _ = swapped(write(old, tmp_path))
-    expected = {"@architectures": "spacy-distil.Listener.v1", "upstream": "*", "width": None}
+    template = Config().from_str(training_config(pipes=["tagger"]))
+    expected = template["components"]["tagger"]["model"]["tok2vec"]
+    assert expected["without_encoder"] == "error"
+    assert config["components"]["tagger"]["model"]["tok2vec"] == expected
     mine = config["components"]["mine"]
     assert mine["model"].pop("inner") == {"tok2vec": expected}
     own["model"].pop("inner")
     assert mine == own
+
+
+def test_variables_count_with_their_values(
+    trained: Path, tmp_path: Path, encoder: Path, corpus: Path
+) -> None:
+    """Of the language, the device, and the pipeline that a pipe comes from."""
+    old = quickstart(["tagger", "ner"])
+    old["vars"] = {"lang": "de", "allocator": None, "trained": str(trained)}
+    old["nlp"]["lang"] = "${vars.lang}"
+    old["system"]["gpu_allocator"] = "${vars.allocator}"
+    old["components"]["ner"] = {"source": "${vars.trained}"}
+    path = write(old, tmp_path)
+    config, _ = swapped(path)
+    assert config["nlp"]["lang"] == "${vars.lang}"
+    assert config["components"]["ner"]["source"] == "${vars.trained}"
+    assert config["paths"]["encoder"] == "distilbert-base-multilingual-cased"
+    assert config["components"]["transformer"]["model"]["window"] == 192
+    old["nlp"]["lang"] = "${vars.none}"
+    assert "old.cfg cannot be read" in refused(old, tmp_path)
+
+
+@pytest.mark.slow
+def test_variables_that_name_an_encoder_and_a_language(tmp_path: Path) -> None:
+    english_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    old = quickstart(["tagger"])
+    old["vars"] = {"lang": "de", "english": str(tmp_path)}
+    old["nlp"]["lang"] = "${vars.lang}"
+    written = init_config(
+        "train", "-", "--from", write(old, tmp_path), "--encoder", "${vars.english}"
+    )
+    assert "German (lang = 'de')" in " ".join(written.output.split())
 
 
 # Learning rates, and what is left of the old encoder
@@ -385,6 +427,13 @@ def transformer_config(*listeners: dict[str, Any]) -> Config:
     return config
 
 
+def test_other_batches(tmp_path: Path) -> None:
+    old = transformer_config(*(transformer_listener("reduce_mean.v1") for _ in range(2)))
+    old["components"]["transformer"]["max_batch_items"] = 512
+    _, output = swapped(write(old, tmp_path))
+    assert "max_batch_items = 512 gives way to max_batch_pieces = null" in output
+
+
 def test_poolings_and_gradients(tmp_path: Path) -> None:
     listeners = [transformer_listener("reduce_last.v1", grad_factor=0.0) for _ in range(2)]
     config, output = swapped(write(transformer_config(*listeners), tmp_path))
@@ -405,7 +454,9 @@ def test_poolings_and_gradients(tmp_path: Path) -> None:
 
 def test_transformers_inside_pipes(tmp_path: Path) -> None:
     own = {"@architectures": "spacy-transformers.Tok2VecTransformer.v3", "name": "bert-base-cased"}
-    own |= {"pooling": {"@layers": "reduce_first.v1"}}
+    own |= {"pooling": {"@layers": "reduce_first.v1"}, "mixed_precision": True}
+    own["get_spans"] = {"@span_getters": "spacy-transformers.doc_spans.v1"}
+    own["tokenizer_config"] = {"use_fast": False}
     old = transformer_config(own, {**own})
     del old["components"]["transformer"]
     old["nlp"]["pipeline"].remove("transformer")
@@ -415,6 +466,9 @@ def test_transformers_inside_pipes(tmp_path: Path) -> None:
     assert config["paths"]["encoder"] == "bert-base-cased"
     model = config["components"]["transformer"]["model"]
     assert (model["pooling"], model["learn_rate_scale"]) == ("first", 0.02)
+    assert model["mixed_precision"]
+    assert output.count("get_spans (@span_getters = spacy-transformers.doc_spans.v1)") == 1
+    assert output.count("tokenizer_config of the transformer has no counterpart") == 1
     assert listens(config, "tagger")
     assert listens(config, "ner")
     assert "'ner' had an encoder of its own" in output
@@ -427,6 +481,8 @@ def test_transformers_inside_pipes(tmp_path: Path) -> None:
 
 def changed(**components: Any) -> Config:
     config = quickstart(["tagger", "ner"])
+    for pipe in ("tagger", "ner"):
+        config["components"][pipe]["model"]["tok2vec"]["width"] = 96  # no variable
     for name, settings in components.items():
         config["components"][name] = settings
         if name not in config["nlp"]["pipeline"]:

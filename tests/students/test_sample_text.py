@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.students.sample_text import pieces_per_word, read_blocks
 from spacy_distil.students.teachers import Teacher, load_teacher
+from spacy_distil.text.plain_text import TxtDocuments
 from tests.teachers import WORDS
 
 
@@ -31,6 +33,19 @@ def test_pieces_per_word(teacher: Teacher, tmp_path: Path) -> None:
         pieces_per_word(path, teacher, setting="--corpus")
     with pytest.raises(CorpusError, match=r"--corpus: no text in .*text\.txt"):
         read_blocks(path, teacher, setting="--corpus")
+
+
+def test_pieces_are_counted_in_documents_as_asked_for(teacher: Teacher, tmp_path: Path) -> None:
+    """Reading ends after the third of four lines, unless all lines are one document."""
+    path = tmp_path / "text.txt"
+    known, unknown = "ba be " * 12_000, "ba'be " * 12_000
+    path.write_text(f"{known}\n{known}\n{known}\n{unknown}\n\nba\n")
+    counts = {
+        documents: pieces_per_word(path, teacher, setting="--corpus", txt_documents=documents)
+        for documents in get_args(TxtDocuments)
+    }
+    assert counts["lines"] == 1
+    assert counts["auto"] == counts["blank_lines"] > 1
 
 
 def test_blocks_come_from_all_files(teacher: Teacher, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def build(
                 raise CorpusError(f"{plan.setting}: no text in {', '.join(map(str, plan.files))}")
             counts = json.dumps({"blocks": n_blocks, "pieces": n_pieces})
             (unfinished / COUNTS).write_text(counts, encoding="utf-8")
-            write_sums(unfinished)  # again, with the counts
+            write_sums(unfinished)
     txt.tell(msg.info)
 
 

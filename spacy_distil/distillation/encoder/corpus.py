@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from wasabi import msg
 
 from spacy_distil.distillation.encoder.building import COUNTS, CorpusPlan, build
 from spacy_distil.distillation.encoder.shards import Shards
 from spacy_distil.errors import ConfigError, CorpusError, DamagedError
 from spacy_distil.runs.digests import check_directory
 from spacy_distil.runs.files import STALE_AFTER, remove_unfinished
+from spacy_distil.tables import megabytes
 from spacy_distil.text import plain_text
 
 if TYPE_CHECKING:
@@ -110,15 +113,23 @@ def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, CorpusP
 
 
 def load_corpus(
-    plans: Mapping[str, CorpusPlan], settings: CorpusSettings, teacher: Teacher, *, cache: Path
+    plans: Mapping[str, CorpusPlan],
+    settings: CorpusSettings,
+    teacher: Teacher,
+    *,
+    cache: Path,
+    checks: bool = True,
 ) -> Corpus:
     """Read, tokenize and pack the files, unless the cache has their blocks.
 
     cache: directory with a subdirectory for each corpus. Several processes may call this at once,
         but each would do all the work: let one go first.
+    checks: whether to check the digests of the blocks, which reads all of them. One of
+        the processes on a machine does it for all.
+    Raises CorpusError if there is no text, or the cache is damaged.
     """
     remove_unfinished(cache, older_than=STALE_AFTER)
-    loaded = {name: _load(plan, settings, teacher, cache) for name, plan in plans.items()}
+    loaded = {name: _load(plan, settings, teacher, cache, checks) for name, plan in plans.items()}
     sources = {name: source for name, (_, source) in loaded.items()}
     data, source = loaded["train"]
     rows = np.arange(source.blocks)
@@ -148,21 +159,35 @@ def _held_out_rows(n_blocks: int, fraction: float, limit: int | None) -> np.ndar
 
 
 def _load(
-    plan: CorpusPlan, settings: CorpusSettings, teacher: Teacher, cache: Path
+    plan: CorpusPlan, settings: CorpusSettings, teacher: Teacher, cache: Path, checks: bool
 ) -> tuple[Shards, Source]:
     directory = cache / plan.fingerprint
     if not (directory / COUNTS).exists():
         build(plan, directory, tokenizer=teacher.tokenizer, block_size=settings.block_size)
-    try:
-        check_directory(directory, [COUNTS])
-    except DamagedError as error:
-        raise CorpusError(
-            f"{error}. Delete {directory}, and the next run tokenizes the corpus again"
-        ) from error
+    if checks:
+        _check(plan, directory)
     counts = json.loads((directory / COUNTS).read_text(encoding="utf-8"))
     files = [(str(path), plain_text.file_size(path)) for path in plan.files]
     shards = Shards(directory, counts["blocks"], counts["pieces"])
     return shards, Source(files, counts["blocks"], counts["pieces"], plan.fingerprint)
+
+
+def _check(plan: CorpusPlan, directory: Path) -> None:
+    """Raise `CorpusError` if the blocks have changed since they were built.
+
+    Training reads them in random order, so it would soon have hashed them all, in its first steps.
+    """
+    started = time.perf_counter()
+    try:
+        check_directory(directory)
+        n_bytes = sum(path.stat().st_size for path in directory.iterdir())
+    except (DamagedError, OSError) as error:
+        raise CorpusError(
+            f"{directory} is missing or damaged ({error}). Delete it, and the next run tokenizes "
+            "the corpus again"
+        ) from error
+    seconds = time.perf_counter() - started
+    msg.info(f"{plan.setting}: checked {megabytes(n_bytes)} of blocks in {seconds:.1f} s")
 
 
 def _fingerprint(

@@ -196,12 +196,15 @@ class TrainingLoop:
     def rise(self) -> tuple[float, float] | None:
         """Compare the held-out total of the last stage's objectives with that of the start.
 
-        RETURNS (start, end): the totals, if the student is no better than at its start.
+        RETURNS (start, end): the totals, if the student is no better than at its start. None if
+            the weights of all objectives have fallen to 0, which makes every total 0.
         """
         start, end = self.logged_scores.get(0), self.scores
         if start is None or not end:
             return None
         names, last = self.stages[-1].objectives, self.n_steps - 1
+        if not any(self.distiller.objective(name).weight.at(last) for name in names):
+            return None
         before, after = (
             float(self.distiller.total({name: torch.tensor(s[name]) for name in names}, last))
             for s in (start, end)

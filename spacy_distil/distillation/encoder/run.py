@@ -165,8 +165,8 @@ class EncoderRun:
         if self.rise is not None:
             before, after = self.rise
             self.printer.warn(
-                f"The student is no better than at its start: its held-out total was {before:.4f} "
-                f"before the first step, and is {after:.4f} after the last. Give it more text or "
+                f"The encoder is no better than at its start: its held-out total was {before:.4g} "
+                f"before the first step, and is {after:.4g} after the last. Give it more text or "
                 f"steps, a lower training.learn_rate, or other objectives"
             )
         return self.result()
@@ -231,7 +231,13 @@ class EncoderRun:
         corpus = self.settings.corpus
         cache = Path(corpus.cache) if corpus.cache else self.output / "cache"
         with self.accelerator.local_main_process_first():
-            self.corpus = load_corpus(self.corpus_plans, corpus, self.teacher, cache=cache)
+            self.corpus = load_corpus(
+                self.corpus_plans,
+                corpus,
+                self.teacher,
+                cache=cache,
+                checks=self.accelerator.is_local_main_process,
+            )
         precision = self.accelerator.mixed_precision
         earlier_precision = self.results.get("mixed_precision", precision)
         if earlier_precision != precision:

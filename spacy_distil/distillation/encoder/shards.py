@@ -14,8 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from spacy_distil.errors import CorpusError, DamagedError
-from spacy_distil.runs.digests import SUMS, check_file, read_sums, write_sums
+from spacy_distil.errors import CorpusError
 
 # Size of a shard, and number of blocks written at a time.
 SHARD_BYTES = 64 << 20
@@ -39,7 +38,7 @@ def write_shards(
     dtype: np.dtype,
     limit: int | None = None,
 ) -> tuple[int, int]:
-    """Write blocks to shards, and the digests of these.
+    """Write blocks to shards.
 
     blocks: ids of `block_size` pieces each. The last block may be shorter; it is padded with zeros.
     directory: an existing one.
@@ -54,7 +53,6 @@ def write_shards(
         shard = islice(chain([first], blocks), per_shard)
         rows, pieces = _write_shard(shard_path(directory, number), shard, block_size, dtype)
         n_blocks, n_pieces, number = n_blocks + rows, n_pieces + pieces, number + 1
-    write_sums(directory)
     return n_blocks, n_pieces
 
 
@@ -83,7 +81,7 @@ def _write_header(file: IO[bytes], shape: tuple[int, int], dtype: np.dtype) -> N
 
 
 class Shards:
-    """Reads the rows in a directory, whose files have digests.
+    """Reads the rows in a directory.
 
     Threads and forked processes may read at the same time, as no file stays open between two calls.
 
@@ -96,11 +94,6 @@ class Shards:
         (self.per_shard, self.block_size), self.dtype, self.offset = _read_header(directory, 0)
         self.last_length = n_pieces - (n_rows - 1) * self.block_size
         self._check()
-        try:
-            self._digests = read_sums(directory)
-        except DamagedError as error:
-            raise _damaged(directory / SUMS, error) from error
-        self._whole: set[int] = set()  # the shards with the digest that was written
 
     def __len__(self) -> int:
         return self.n_rows
@@ -121,7 +114,6 @@ class Shards:
             first, end = np.searchsorted(shards, [number, number + 1])
             inside = breaks[(breaks > first) & (breaks < end)]
             path = shard_path(self.directory, number)
-            self._check_content(path, int(number))
             try:
                 with path.open("rb", buffering=0) as file:
                     for start, stop in pairwise([first, *inside, end]):
@@ -137,16 +129,6 @@ class Shards:
     @property
     def _row_bytes(self) -> int:
         return self.block_size * self.dtype.itemsize
-
-    def _check_content(self, path: Path, number: int) -> None:
-        """Raise `CorpusError` if a shard has changed. It is read once more before its first use."""
-        if number in self._whole:
-            return
-        try:
-            check_file(self.directory, path.name, self._digests)
-        except DamagedError as error:
-            raise _damaged(path, error) from error
-        self._whole.add(number)
 
     def _check(self) -> None:
         """Raise `CorpusError` unless each shard exists and has all its rows."""

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -28,11 +29,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from spacy_distil.distillation.encoder import building, shards
-from spacy_distil.distillation.encoder.building import CorpusPlan, build
+from spacy_distil.distillation.encoder.building import COUNTS, CorpusPlan, build
 from spacy_distil.distillation.encoder.config import CorpusSettings
 from spacy_distil.distillation.encoder.corpus import Blocks, Corpus, load_corpus, plan_corpus
 from spacy_distil.distillation.encoder.shards import Shards
 from spacy_distil.errors import ConfigError, CorpusError, WriteError
+from spacy_distil.runs import digests
 from spacy_distil.runs.files import STALE_AFTER, UNFINISHED, remove_unfinished
 from spacy_distil.students.teachers import Teacher, load_teacher
 from spacy_distil.text import packing, plain_text
@@ -49,9 +51,10 @@ def teacher(teacher_dir: TeacherDir) -> Teacher:
     return load_teacher(str(teacher_dir("bert", head=True)))
 
 
-def load(teacher: Teacher, cache: Path, **settings: object) -> Corpus:
+def load(teacher: Teacher, cache: Path, *, checks: bool = True, **settings: object) -> Corpus:
     corpus = CorpusSettings(**{"block_size": 16, "dev_fraction": 0.0, **settings})
-    return load_corpus(plan_corpus(corpus, teacher), corpus, teacher, cache=cache)
+    plans = plan_corpus(corpus, teacher)
+    return load_corpus(plans, corpus, teacher, cache=cache, checks=checks)
 
 
 def all_blocks(blocks: Blocks) -> list[list[int]]:
@@ -345,6 +348,77 @@ def test_vocabulary_beyond_two_bytes(tmp_path: Path) -> None:
     build(plan, tmp_path / "built", tokenizer=tokenizer, block_size=8)
     blocks = Blocks(Shards(tmp_path / "built", 1, 6), np.arange(1))
     assert blocks[[0]][0].tolist() == [0, 65_535, 65_536, 69_999, 3, 1]
+
+
+def hashed_names(spy: mock.Mock) -> Counter[str]:
+    return Counter(call.args[0].name for call in spy.call_args_list)
+
+
+def test_digests_are_checked_once_before_blocks_are_read(
+    teacher: Teacher,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 40 * 16 * 2)
+    with mock.patch.object(digests, "digest_file", wraps=digests.digest_file) as spy:
+        load(teacher, tmp_path, train=str(text_file))
+        built = hashed_names(spy)
+        spy.reset_mock()
+        corpus = load(teacher, tmp_path, train=str(text_file))
+        checked = hashed_names(spy)
+        spy.reset_mock()
+        all_blocks(corpus.train)
+        assert not spy.called
+        load(teacher, tmp_path, checks=False, train=str(text_file))
+        assert not spy.called
+    (directory,) = tmp_path.iterdir()
+    names = {path.name for path in directory.iterdir()} - {digests.SUMS}
+    assert len(names) > 3
+    assert built == dict.fromkeys(names, 2)  # written, and read
+    assert checked == dict.fromkeys(names, 1)
+    output = capsys.readouterr().out
+    assert len(re.findall(r"corpus\.train: checked 0\.\d MB of blocks in \d\.\d s", output)) == 2
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def swap(path: Path) -> None:
+    """Give it the content of the shard before it, which has as many rows."""
+    path.write_bytes(path.with_name("blocks-00000.npy").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("blocks-00001.npy", flip),
+        ("blocks-00001.npy", swap),
+        ("blocks-00001.npy", Path.unlink),
+        (COUNTS, flip),
+        (digests.SUMS, flip),
+        (digests.SUMS, Path.unlink),
+    ],
+)
+def test_changed_blocks_are_seen_before_the_first_step(
+    teacher: Teacher,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    damage: Callable[[Path], None],
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 40 * 16 * 2)
+    load(teacher, tmp_path, train=str(text_file))
+    (directory,) = tmp_path.iterdir()
+    damage(directory / name)
+    reason = rf"{re.escape(str(directory / name))} (has changed|cannot be read|is damaged)"
+    with pytest.raises(CorpusError, match=rf"is missing or damaged \({reason}.*Delete it"):
+        load(teacher, tmp_path, train=str(text_file))
 
 
 def test_nothing_stays_open_or_mapped(teacher: Teacher, text_file: Path, tmp_path: Path) -> None:

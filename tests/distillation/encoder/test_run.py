@@ -68,6 +68,15 @@ def losses_of(output: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in e.items() if k != "pieces_per_second"} for e in entries]
 
 
+def english_teacher(directory: Path) -> Path:
+    """Write a teacher whose tokenizer knows the stop words of English alone."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=english_tokenizer(), **SPECIAL)
+    config = tiny_config("bert", vocab_size=len(tokenizer))
+    AutoModel.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "txt_documents", "is_told"),
@@ -87,11 +96,7 @@ def test_a_corpus_in_another_language_than_the_teachers_is_told(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The teacher's tokenizer knows the stop words of English alone."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=english_tokenizer(), **SPECIAL)
-    teacher = tmp_path / "teacher"
-    AutoModel.from_config(tiny_config("bert", vocab_size=len(tokenizer))).save_pretrained(teacher)
-    tokenizer.save_pretrained(teacher)
+    teacher = english_teacher(tmp_path / "teacher")
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(text, encoding="utf8")
     overrides = settings(teacher, corpus, max_steps=2) | HIDDEN_ONLY
@@ -100,6 +105,25 @@ def test_a_corpus_in_another_language_than_the_teachers_is_told(
     output = " ".join(capsys.readouterr().out.split())
     warning = "The corpus seems to be in German, but the teacher"
     assert (warning in output) is is_told
+
+
+@pytest.mark.parametrize(("txt_documents", "is_told"), [("lines", True), ("auto", False)])
+def test_the_language_is_that_of_the_first_documents(
+    txt_documents: str,
+    is_told: bool,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of 200 lines in German, before one blank line among many lines in English."""
+    teacher = english_teacher(tmp_path / "teacher")
+    corpus = tmp_path / "corpus.txt"
+    lines = ["der und die ist nicht das mit ein"] * 200 + ["the and of to is not it with"] * 1_000
+    corpus.write_text("\n".join([*lines, "", "the end"]), encoding="utf8")
+    overrides = settings(teacher, corpus, max_steps=1) | HIDDEN_ONLY
+    overrides["corpus.txt_documents"] = txt_documents
+    distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    assert ("seems to be in German" in capsys.readouterr().out) is is_told
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
@@ -174,12 +198,33 @@ def test_a_student_that_is_no_better_than_at_its_start(
         capsys.readouterr()
     distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1, resume=resumed)
     text = " ".join(capsys.readouterr().out.split())
-    last = log_of(tmp_path / "out", "held_out")[-1]["total"]
-    assert last > 0.001
+    first, *_, last = [scores["total"] for scores in log_of(tmp_path / "out", "held_out")]
+    assert last > 0.001 > first
     assert (
-        "The student is no better than at its start: its held-out total was 0.0000 before the "
-        f"first step, and is {last:.4f} after the last." in text
+        f"The encoder is no better than at its start: its held-out total was {first:.4g} before "
+        f"the first step, and is {last:.4g} after the last." in text
     )
+
+
+def test_weights_that_fall_to_0_say_nothing_about_the_student(
+    teacher_dir: TeacherDir,
+    text_file: Path,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weight = {"@schedules": "warmup_linear.v1", "warmup_steps": 0, "total_steps": 11}
+    weight["initial_rate"] = 1.0
+    overrides = {
+        **settings(teacher_dir("bert", head=True), text_file, learn_rate=5e-3),
+        **HIDDEN_ONLY,
+        "objectives.cosine.weight": weight,
+    }
+    distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    assert log_of(tmp_path / "out", "held_out")[-1]["total"] == 0
+    text = capsys.readouterr().out
+    assert "Encoder saved to" in text
+    assert "no better" not in text
 
 
 def test_a_student_that_has_learned_is_not_warned_about(

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from spacy_distil.distillation.encoder import shards
 from spacy_distil.distillation.encoder.shards import Shards, piece_type, shard_path, write_shards
 from spacy_distil.errors import CorpusError
-from spacy_distil.runs.digests import SUMS, write_sums
 
 WIDTH = 4
 forked = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
@@ -155,7 +154,6 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path: Path) -> None:
     rows, width = 100_000, 512
     for number in range(2):
         np.save(shard_path(tmp_path, number), np.ones((rows // 2, width), dtype=np.uint16))
-    write_sums(tmp_path)
     corpus = Shards(tmp_path, rows, rows * width)
     order = np.random.default_rng(0).permutation(rows)
     before = psutil.Process().memory_info().rss
@@ -191,46 +189,6 @@ def test_damage_is_seen_at_once(
     damage(path)
     with pytest.raises(CorpusError, match=r"blocks-0000\d\.npy is missing or damaged.*Delete "):
         Shards(tmp_path, 8, 8 * WIDTH)
-
-
-def flip(path: Path, place: int = -1) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-
-
-def swap(path: Path) -> None:
-    """Give it the content of the shard before it, which has as many rows."""
-    path.write_bytes(path.with_name("blocks-00000.npy").read_bytes())
-
-
-@pytest.mark.parametrize("damage", [flip, swap])
-def test_changed_pieces_are_seen_when_their_shard_is_first_read(
-    tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
-    corpus = written(tmp_path, rows_of(8), per_shard=3)
-    damage(shard_path(tmp_path, 1))
-    assert corpus.read(np.array([0, 7])).tolist() == [rows_of(8)[0], rows_of(8)[7]]
-    with pytest.raises(CorpusError, match=r"blocks-00001\.npy is missing or damaged.*SHA-256"):
-        corpus.read(np.array([0, 5]))
-
-
-def test_a_shard_is_hashed_once(tmp_path: Path) -> None:
-    corpus = written(tmp_path, rows_of(8), per_shard=3)
-    with mock.patch.object(shards, "check_file", wraps=shards.check_file) as hashed:
-        for _ in range(3):
-            corpus.read(np.arange(8))
-    assert [call.args[1] for call in hashed.call_args_list] == [
-        shard_path(tmp_path, number).name for number in range(3)
-    ]
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, flip, shorten])
-def test_damaged_digests_are_seen(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    written(tmp_path, rows_of(8), per_shard=3)
-    damage(tmp_path / SUMS)
-    with pytest.raises(CorpusError, match=r"missing or damaged.*Delete "):
-        Shards(tmp_path, 8, 8 * WIDTH).read(np.arange(8))
 
 
 def test_a_shard_that_is_deleted_while_in_use(tmp_path: Path) -> None:
