@@ -57,4 +57,5 @@ def check_writable(directory: Path) -> None:
     """Raise `WriteError` if nothing can be written into a directory, which need not exist yet."""
     with explain_write_errors(directory):
         # The permissions do not tell all: the disk may be read-only, or out of quota.
-        tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=existing_parent(directory)).cleanup()
+        # A kill leaves nothing: on Linux the file has no name.
+        tempfile.TemporaryFile(prefix=UNFINISHED, dir=existing_parent(directory)).close()

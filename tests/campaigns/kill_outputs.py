@@ -33,7 +33,8 @@ PROMISE = (
 COMMANDS = ("quantize", "convert", "student", "adapt", "to_disk")
 SHORT = len(COMMANDS)
 # Models that a directory must not hold unless it is whole.
-MODELS = ("model.safetensors", "model.onnx")
+# Without one of these, a directory is no encoder, and says so.
+NEEDED = {"config.json", "model.safetensors"}
 
 
 def run(n: int, seed: int, deadline: Deadline) -> Outcome:
@@ -110,7 +111,7 @@ class _Replacement:
             )
             found = self.found()
             is_whole = found in (self.expected_old, self.expected)
-            if not is_whole and (self.name != "adapt" or set(found) & set(MODELS)):
+            if not is_whole and (self.name != "adapt" or set(found) >= NEEDED):
                 problems.append(
                     f"neither old nor new: {', '.join(differences(found, self.expected)[:5])}"
                 )
@@ -137,4 +138,8 @@ def digests_of(output: Path, name: str) -> dict[str, str]:
         return digests(output / "transformer")
     found = digests(output, leave_out=("cache", "checkpoints"))
     run_files = ("log.jsonl", "distil.json", "distil.cfg")
-    return {file: digest for file, digest in found.items() if file not in run_files}
+    return {
+        file: digest
+        for file, digest in found.items()
+        if file not in run_files and not file.startswith(UNFINISHED)
+    }
