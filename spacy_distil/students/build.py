@@ -104,7 +104,7 @@ def build_student(
     student = make_student(
         loaded, shape, importance, start="random" if is_random else "teacher"
     ).eval()
-    words = pieces_per_word(corpus, loaded, setting=CORPUS)
+    words = pieces_per_word(corpus, loaded, setting=CORPUS, txt_documents=txt_documents)
     costs = cost_table(loaded.model, student, pieces_per_word=words, threads=threads)
     if output is not None:
         card = cut_student_card(

@@ -63,11 +63,14 @@ def read_blocks(
     return blocks
 
 
-def pieces_per_word(path: Path | None, teacher: Teacher, *, setting: str) -> float:
+def pieces_per_word(
+    path: Path | None, teacher: Teacher, *, setting: str, txt_documents: TxtDocuments = "auto"
+) -> float:
     """Count how many pieces the teacher's tokenizer makes of a word, on average.
 
     path: corpus, of which the start is read. `None` takes spaCy's English example sentences.
     setting: name of the setting that gives the path, for errors.
+    txt_documents: how .txt files are divided into documents.
     Raises CorpusError if there is no text.
     """
     import spacy
@@ -77,7 +80,8 @@ def pieces_per_word(path: Path | None, teacher: Teacher, *, setting: str) -> flo
 
         parts = [Part(text, ends=True) for text in sentences]
     else:
-        parts = list(_read_start(find_files([path], setting=setting), _COUNTED_CHARACTERS))
+        files = find_files([path], setting=setting)
+        parts = list(_read_start(files, _COUNTED_CHARACTERS, TxtFiles(txt_documents)))
     nlp = spacy.blank("xx")
     n_words = sum(not token.is_space for part in parts for token in nlp.make_doc(part.text))
     if n_words == 0:
@@ -85,9 +89,7 @@ def pieces_per_word(path: Path | None, teacher: Teacher, *, setting: str) -> flo
     return sum(len(pieces) for pieces, _ in tokenize(parts, teacher.tokenizer)) / n_words
 
 
-def _read_start(
-    files: Iterable[Path], n_characters: int, txt: TxtFiles | None = None
-) -> Iterator[Part]:
+def _read_start(files: Iterable[Path], n_characters: int, txt: TxtFiles) -> Iterator[Part]:
     """Read documents from the start of files, until they have about `n_characters`."""
     size = 0
     for part in chain.from_iterable(read_parts(file, txt) for file in files):

@@ -623,7 +623,13 @@ PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "The student is a pipeline": lambda s: s.distil(nlp__lang="de"),
     "The teacher's tokenizer is a": with_a_tokenizer_of_code,
     "The development corpus": lambda s: s.distil(paths__dev=str(s.data / "empty.spacy")),
-    "expected a whole number": lambda s: s.distil(training__max_steps=0),
+    "expected a whole number above 0, the steps of": lambda s: s.distil(training__max_steps=0),
+    "expected a whole number above 0, the steps from": lambda s: s.distil(
+        training__eval_frequency=0
+    ),
+    "which cannot be weighted": lambda s: s.distil(training__score_weights__ents_per_type=0.5),
+    "The student's config needs": lambda s: s.distil(components__tagger__factory="my_tagger"),
+    "The student's config cannot": lambda s: s.distil(components__tagger={"source": "/nope"}),
     "Set max_epochs to 0": lambda s: s.distil(training__max_epochs=3),
     "makes no batch": lambda s: s.distil(
         training__batcher__size=1,

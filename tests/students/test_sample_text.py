@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spacy_distil.errors import CorpusError
+from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.students.sample_text import pieces_per_word, read_blocks
 from spacy_distil.students.teachers import Teacher, load_teacher
 from tests.teachers import WORDS
@@ -23,6 +23,8 @@ def test_pieces_per_word(teacher: Teacher, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("ba be\n\nbi, bo\n")  # the comma is a word and an unknown piece
     assert pieces_per_word(path, teacher, setting="--corpus") == 1
+    with pytest.raises(ConfigError, match="txt_documents = 'pages'"):
+        pieces_per_word(path, teacher, setting="--corpus", txt_documents="pages")  # type: ignore[arg-type]
     assert pieces_per_word(None, teacher, setting="--corpus") > 0.9
     path.write_text("\n\n")
     with pytest.raises(CorpusError, match=r"--corpus: no text in .*text\.txt"):

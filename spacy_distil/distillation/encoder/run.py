@@ -64,7 +64,7 @@ from spacy_distil.text.languages import (
     guess_tokenizer_language,
     language_name,
 )
-from spacy_distil.text.plain_text import read_parts
+from spacy_distil.text.plain_text import TxtFiles, read_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -250,9 +250,9 @@ class EncoderRun:
         tokenizer = self.teacher.tokenizer
         if len(tokenizer) < MIN_PIECES:
             return None
-        first = (
-            part.text for path in self.corpus_plans["train"].files for part in read_parts(path)
-        )
+        plan = self.corpus_plans["train"]
+        txt = TxtFiles(plan.txt_documents)
+        first = (part.text for path in plan.files for part in read_parts(path, txt))
         lang = guess_language(islice(first, LANGUAGE_PARTS))
         if lang is None:
             return None

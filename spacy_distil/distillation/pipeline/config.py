@@ -164,6 +164,12 @@ def load_config(
             f"training.max_epochs = {training['max_epochs']!r}: a pipeline distillation runs for "
             "training.max_steps steps, which its stages share. Set max_epochs to 0"
         )
+    frequency = training.get("eval_frequency", 1)
+    if not isinstance(frequency, int) or frequency < 1:
+        raise ConfigError(
+            f"training.eval_frequency = {frequency!r}: expected a whole number above 0, the steps "
+            "from one evaluation to the next"
+        )
     return PipelineDistilConfig(
         spacy=spacy_config,
         corpus=top.corpus,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from spacy.language import Language
 from spacy.scorer import Scorer
 from spacy.training import Example
 from wasabi import msg
 
-from spacy_distil.errors import CorpusError
+from spacy_distil.errors import ConfigError, CorpusError
 
 
 def check_development(
@@ -22,7 +23,8 @@ def check_development(
     student: initialized.
     examples: the development documents. There is at least one.
     weights: of the scores.
-    Raises CorpusError if no score is possible.
+    Raises CorpusError if no score is possible, and ConfigError for a weight of a score that is no
+        number.
     """
     weighted = {score for score, weight in weights.items() if weight}
     # The annotation against itself: no student can do better.
@@ -31,6 +33,7 @@ def check_development(
     for name, pipe in student.pipeline:
         if hasattr(pipe, "score"):
             scores[name] = pipe.score(perfect)
+    _check_numbers(scores, weights)
     possible = {score for own in scores.values() for score in weighted & own.keys() if own[score]}
     for name, own in scores.items():
         missing = (weighted & own.keys()) - possible
@@ -40,7 +43,8 @@ def check_development(
                 f"{', '.join(sorted(missing))} will be 0 for any student, so the best is chosen "
                 "without it"
             )
-    nobodys = weighted.difference(*scores.values())
+    # `nlp.evaluate` itself measures the speed.
+    nobodys = weighted.difference(*scores.values(), {"speed"})
     if nobodys:
         msg.warn(f"No pipe has these of the [training.score_weights]: {', '.join(sorted(nobodys))}")
     if not possible:
@@ -49,5 +53,22 @@ def check_development(
             "The development documents have no annotation that the student could be scored with, "
             f"so the best student could not be told from the others. Scores of "
             f"[training.score_weights]: {names}. Give annotated documents in [paths] dev, or "
-            "weights to the scores of what they are annotated with."
+            "documents that the teacher has annotated, or weights to the scores of what they are "
+            "annotated with."
         )
+
+
+def _check_numbers(
+    scores: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float | None]
+) -> None:
+    """Raise ConfigError if a score with a weight, be it 0, is no number: spaCy would refuse it."""
+    for name, own in scores.items():
+        for score, value in own.items():
+            if weights.get(score) is None or value is None or isinstance(value, int | float):
+                continue
+            numbers = sorted(each for each, v in own.items() if isinstance(v, int | float))
+            raise ConfigError(
+                f"training.score_weights.{score} = {weights[score]}: this score of {name} is a "
+                f"{type(value).__name__}, which cannot be weighted. Set the weight to null, and "
+                f"give one to a number: {', '.join(numbers) or 'none here'}."
+            )

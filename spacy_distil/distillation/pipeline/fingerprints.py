@@ -14,6 +14,7 @@ from thinc.api import Model
 from thinc.util import is_xp_array, to_numpy
 
 from spacy_distil.distillation.pipeline.language import tokenizer_to_bytes
+from spacy_distil.errors import ConfigError
 
 DIGEST_SIZE = 16
 # Attributes that using a model changes: spaCy's transition models set dropout to 0 to predict.
@@ -26,13 +27,14 @@ def fingerprint_pipeline(nlp: Language) -> str:
     """Return a digest of a pipeline.
 
     It covers the active pipes in their order, with names, configs and everything that they have
-    learned, the tokenizer, and the vectors and tables of the vocab. Saving, loading and using a
+    learned, the tokenizer, and the vectors and tables of the vocab. Of a tokenizer that cannot be
+    saved, it covers the class alone. Saving, loading and using a
     pipeline do not change it. A change of any weight does.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     configs = nlp.config["components"]
     _feed(digest, [nlp.lang, nlp.config["nlp"]["tokenizer"]])
-    _feed(digest, _unpacked(tokenizer_to_bytes(nlp)))
+    _feed(digest, _tokenizer(nlp))
     for name, pipe in nlp.pipeline:
         _feed(digest, [name, configs.get(name, {})])
         model = getattr(pipe, "model", None)
@@ -59,6 +61,18 @@ def fingerprint_docs(docs: Iterable[Doc]) -> str:
             np.ascontiguousarray(doc.to_array(["ORTH", "NORM", "SPACY"]), dtype="<u8").data
         )
     return digest.hexdigest()
+
+
+def _tokenizer(nlp: Language) -> Any:
+    """Return the state of a tokenizer, or its class if it cannot be saved.
+
+    No student takes such a tokenizer, so nothing that the teacher records depends on it.
+    """
+    try:
+        return _unpacked(tokenizer_to_bytes(nlp, owner="teacher"))
+    except ConfigError:
+        kind = type(nlp.tokenizer)
+        return [kind.__module__, kind.__qualname__]
 
 
 def _learned(model: Model) -> dict[str, Any]:

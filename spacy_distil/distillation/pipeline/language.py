@@ -64,7 +64,7 @@ def take_state(student: Language, teacher: Language, *, tokenizer: bool) -> None
 
     student: made, but not initialized.
     tokenizer: whether the student takes the tokenizer. Its config has the teacher's block.
-    Raises ConfigError if the tokenizers are of different classes.
+    Raises ConfigError if the tokenizers are of different classes, or the student's cannot be saved.
     """
     settings = student.config.interpolate()["initialize"]
     vocab = teacher.vocab
@@ -82,7 +82,7 @@ def take_state(student: Language, teacher: Language, *, tokenizer: bool) -> None
             f"{type(own).__name__}, so no saved pipeline can have it. Register the tokenizer and "
             f'name it in [nlp.tokenizer] of the teacher, or set {SETTING} = "config".'
         )
-    rules = tokenizer_to_bytes(source)
+    rules = tokenizer_to_bytes(source, owner="teacher" if tokenizer else "student")
     if rules:
         own.from_bytes(rules, exclude=["vocab"])
     if settings["vectors"] is None and vocab.vectors.size and reads_vectors(student):
@@ -94,9 +94,10 @@ def take_state(student: Language, teacher: Language, *, tokenizer: bool) -> None
         student.vocab.vectors.name = vocab.vectors.name
 
 
-def tokenizer_to_bytes(nlp: Language) -> bytes:
+def tokenizer_to_bytes(nlp: Language, *, owner: Literal["teacher", "student"]) -> bytes:
     """Serialize the rules of a tokenizer, without the vocab. A tokenizer without state has none.
 
+    owner: which of the two the pipeline is, for the error.
     Raises ConfigError for a tokenizer that cannot be saved.
     """
     tokenizer: Any = nlp.tokenizer
@@ -106,7 +107,7 @@ def tokenizer_to_bytes(nlp: Language) -> bytes:
         return bytes(tokenizer.to_bytes(exclude=["vocab"]))
     except AttributeError as error:
         raise ConfigError(
-            "The teacher's tokenizer cannot be saved, nor can a pipeline that has it. Its "
+            f"The {owner}'s tokenizer cannot be saved, nor can a pipeline that has it. Its "
             "prefix_search, suffix_search, infix_finditer, token_match and url_match must be "
             "methods of compiled regular expressions, such as re.compile(...).search, or None. "
             f"({error})"
@@ -120,16 +121,15 @@ def keep_tokenizer(nlp: Language) -> Iterator[None]:
     if not hasattr(tokenizer, "initialize"):
         yield
         return
-    config = nlp.config.copy()
-    without_settings = config.copy()
-    without_settings["initialize"]["tokenizer"] = {}
-    nlp.config = without_settings
+    # The rest of the config stays the same object: pipes write into it.
+    settings = nlp.config["initialize"]["tokenizer"]
+    nlp.config["initialize"]["tokenizer"] = {}
     tokenizer.initialize = lambda get_examples, nlp=None: None
     try:
         yield
     finally:
         del tokenizer.initialize
-        nlp.config = config
+        nlp.config["initialize"]["tokenizer"] = settings
 
 
 def reads_vectors(nlp: Language) -> bool:
@@ -209,14 +209,17 @@ class TokenizerDifference:
 
 
 def compare_tokenizers(
-    student: Language, teacher: Language, texts: Sequence[str]
+    student: Language, teacher: Language, docs: Sequence[Doc]
 ) -> TokenizerDifference:
-    """Compare the tokens of teacher and student, on N_COMPARED texts from all over the corpus."""
-    step = max(1, -(-len(texts) // N_COMPARED))
-    chosen = texts[::step]
+    """Compare the tokens of teacher and student, on N_COMPARED docs from all over the corpus.
+
+    docs: of either pipeline. Their texts count.
+    """
+    step = max(1, -(-len(docs) // N_COMPARED))
+    chosen = docs[::step]
     n_tokens = n_different = 0
     example = ("", "")
-    for text in chosen:
+    for text in (doc.text for doc in chosen):
         theirs, own = _tokens(teacher.tokenizer(text)), _tokens(student.tokenizer(text))
         different = theirs.keys() - own.keys()
         n_tokens += len(theirs)

@@ -37,8 +37,8 @@ from spacy_distil.distillation.pipeline.language import (
 )
 from spacy_distil.distillation.pipeline.loop import Progress, TrainingLoop
 from spacy_distil.distillation.pipeline.student import check_gold_labels, make_student
-from spacy_distil.errors import ConfigError
-from spacy_distil.pipelines import load_pipeline
+from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.pipelines import load_pipeline, loading_problem
 from spacy_distil.runs.directory import RunDirectory
 
 
@@ -138,19 +138,31 @@ class PipelineRun:
             self.readers = resolve_corpora(self.student, self.settings)
         except ConfigValidationError as error:
             raise ConfigError(str(error).strip()) from error
+        except DistilError:
+            raise
+        except (ImportError, KeyError, OSError, ValueError) as error:
+            message = str(error).strip("\"'")
+            if not message.startswith("[E"):  # not spaCy's own
+                raise
+            problem = loading_problem("The student's config", type(error).__name__, message)
+            raise ConfigError(problem) from error
 
     def _read_documents(self) -> TransferSet:
         """Read and check the documents, and add their fingerprints to the inputs."""
         train, dev, text = self.readers
         transfer_set = read_transfer_set(self.student, train, text)
-        texts = [doc.text for doc in transfer_set.docs]
-        warn_of_differences(compare_tokenizers(self.student, self.teacher, texts))
+        docs = transfer_set.docs
+        warn_of_differences(compare_tokenizers(self.student, self.teacher, docs))
         n_gold, lang = transfer_set.n_gold, str(self.student.lang)
-        warn_of_foreign_text(texts[:n_gold], "The training corpus", lang)
-        warn_of_foreign_text(texts[n_gold:], "The text without annotation", lang)
+        for part, name in (
+            (docs[:n_gold], "The training corpus"),
+            (docs[n_gold:], "The text without annotation"),
+        ):
+            # Their start is enough, so not all texts are made at once.
+            warn_of_foreign_text((doc.text for doc in part), name, lang)
         gold = [each.example for each in transfer_set.gold]
         check_gold_labels(self.student, gold, frozen=self.training["frozen_components"])
-        self.inputs["the documents"] = fingerprint_docs(transfer_set.docs)
+        self.inputs["the documents"] = fingerprint_docs(docs)
         self.inputs["their annotation"] = fingerprint_annotation(gold)
         development = read_annotated(self.student, dev, which="development", path="dev")
         check_development(self.student, development, self.training["score_weights"])

@@ -71,7 +71,12 @@ def make_student(
     frozen = student.config.interpolate()["training"]["frozen_components"]
     pairing = find_pairs(student, teacher, settings.pipes, frozen=frozen)
     pairs = pairing.sources
-    student.config = save_labels(teacher, student.config, output / "labels", pairs)
+    new = {
+        name: source
+        for name, source in pairs.items()
+        if "factory" in config["components"][name]  # not from another pipeline
+    }
+    student.config = save_labels(teacher, student.config, output / "labels", new)
     take_state(student, teacher, tokenizer=takes_tokenizer)
     with keep_tokenizer(student) if takes_tokenizer else nullcontext():
         initialize(student, get_sourced_components(config.interpolate()), pairing)
@@ -82,11 +87,6 @@ def make_student(
         encoder = find_encoder(student)
         assert encoder is not None
         start[encoder.name] = f"{get_encoder(encoder.model).n_layers} of the teacher's layers"
-        new = {
-            name: source
-            for name, source in pairs.items()
-            if "factory" in config["components"][name]  # not from another pipeline
-        }
         for name, outcome in copy_heads(student, teacher, new).items():
             start[name] = "the teacher's" if outcome == "copied" else f"random weights: {outcome}"
     return student, start
@@ -169,7 +169,7 @@ def save_labels(
 
     config: the student's, not interpolated.
     directory: receives the files. It is created if it is missing.
-    pairs: the teacher's name of a pipe, by the student's.
+    pairs: the teacher's name of a pipe, by the student's. No pipe comes from another pipeline.
     RETURNS: the config, with [initialize.components.NAME.labels] set for each pipe that learns from
         the teacher and has no labels in the config.
     """
@@ -177,7 +177,7 @@ def save_labels(
     for name, source in pairs.items():
         component = config["components"][name]
         initialize = config.get("initialize", {}).get("components", {}).get(name, {})
-        if "factory" not in component or initialize.get("labels") is not None:
+        if initialize.get("labels") is not None:
             continue
         labels = labels_for(component["factory"], teacher, source)
         if labels is None:

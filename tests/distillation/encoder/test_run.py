@@ -69,9 +69,23 @@ def losses_of(output: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [GERMAN, ENGLISH], ids=["de", "en"])
+@pytest.mark.parametrize(
+    ("text", "txt_documents", "is_told"),
+    [
+        ("\n\n".join([GERMAN] * 5), "auto", True),
+        ("\n\n".join([ENGLISH] * 5), "auto", False),
+        # A single document, if nobody guesses that each line is one.
+        ("\n".join(["7"] * 300 + [GERMAN] * 5), "blank_lines", True),
+    ],
+    ids=["de", "en", "lines"],
+)
 def test_a_corpus_in_another_language_than_the_teachers_is_told(
-    text: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str,
+    txt_documents: str,
+    is_told: bool,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The teacher's tokenizer knows the stop words of English alone."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=english_tokenizer(), **SPECIAL)
@@ -79,12 +93,13 @@ def test_a_corpus_in_another_language_than_the_teachers_is_told(
     AutoModel.from_config(tiny_config("bert", vocab_size=len(tokenizer))).save_pretrained(teacher)
     tokenizer.save_pretrained(teacher)
     corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n\n".join([text] * 5), encoding="utf8")
+    corpus.write_text(text, encoding="utf8")
     overrides = settings(teacher, corpus, max_steps=2) | HIDDEN_ONLY
+    overrides["corpus.txt_documents"] = txt_documents
     distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
     output = " ".join(capsys.readouterr().out.split())
     warning = "The corpus seems to be in German, but the teacher"
-    assert (warning in output) is (text is GERMAN)
+    assert (warning in output) is is_told
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])

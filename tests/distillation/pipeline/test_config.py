@@ -47,6 +47,8 @@ def test_pipes_have_the_temperature_of_the_distillation_unless_they_have_their_o
         ({"distillation.pipes.tagger.temperature": float("nan")}, "tagger.temperature = nan"),
         ({"distillation.pipes.tagger.weight": -0.5}, r"tagger\.weight = -0\.5:.*equal to 0"),
         ({"training.max_steps": 0}, r"training\.max_steps = 0"),
+        ({"training.eval_frequency": 0}, r"training\.eval_frequency = 0: expected a whole number"),
+        ({"training.eval_frequency": 0.5}, r"training\.eval_frequency = 0\.5"),
         ({"training.max_epochs": 3}, r"training\.max_epochs = 3"),
     ],
 )

@@ -99,6 +99,24 @@ def test_weights_that_choose_nothing(capsys: pytest.CaptureFixture[str]) -> None
         capsys.readouterr().out.split()
     )
     check_development(nlp, bare(nlp), {"token_f": 1.0})  # tokens need no annotation
+    with pytest.raises(CorpusError, match="documents that the teacher has annotated"):
+        check_development(nlp, bare(nlp), {"tag_acc": 1.0})
+
+
+def test_the_speed_is_a_score_of_no_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    nlp = pipeline("tagger")
+    check_development(nlp, annotated_examples(nlp), {"tag_acc": 0.9, "speed": 0.1})
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.0])
+def test_scores_that_are_no_numbers_have_no_weight(weight: float) -> None:
+    nlp = pipeline("ner")
+    weights = {"ents_f": 0.5, "ents_per_type": weight}
+    message = rf"ents_per_type = {weight}: .* ner is a dict.* to null.*: ents_f, ents_p, ents_r"
+    with pytest.raises(ConfigError, match=message):
+        check_development(nlp, annotated_examples(nlp), weights)
+    check_development(nlp, annotated_examples(nlp), {"ents_f": 0.5, "ents_per_type": None})
 
 
 # In a run
@@ -170,6 +188,18 @@ def test_what_spacy_refuses_to_initialize_is_named(
     config["components"]["spancat"] = {"factory": "spancat"}
     config["nlp"]["pipeline"] = ["transformer", "tagger", "spancat"]
     with pytest.raises(ConfigError, match=r"cannot be initialized: \[E\d+\]"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+
+
+def test_a_teacher_that_is_misspelt_is_told_before_missing_annotation(
+    teacher: Language, config: Config, tmp_path: Path
+) -> None:
+    strip(tmp_path / "train.spacy")
+    config["distillation"]["pipes"] = {"tagger": {"teacher": "tager"}}
+    with pytest.raises(ConfigError, match="teacher = 'tager': the teacher has no such pipe"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    config["distillation"]["pipes"] = {"tager": {"weight": 2.0}}
+    with pytest.raises(ConfigError, match=r"pipes\.tager\]: the student has no such pipe"):
         spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
 
 

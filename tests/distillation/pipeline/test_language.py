@@ -23,7 +23,7 @@ import spacy_distil
 from spacy_distil.distillation.pipeline.corpus import read_transfer_set
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_pipeline
 from spacy_distil.distillation.pipeline.heads import plan_heads
-from spacy_distil.distillation.pipeline.language import compare_tokenizers
+from spacy_distil.distillation.pipeline.language import compare_tokenizers, keep_tokenizer
 from spacy_distil.distillation.pipeline.recorder import TeacherRecorder
 from spacy_distil.errors import ConfigError
 from tests.distillation.pipeline.util import CNN, student_config
@@ -253,6 +253,57 @@ def test_a_tokenizer_that_was_initialized_from_a_file(tmp_path: Path) -> None:
     assert student.config["initialize"]["tokenizer"] == {"path": str(file)}
 
 
+def test_pipes_may_change_the_config_while_the_tokenizer_is_kept() -> None:
+    splitter = {"@tokenizers": "tests.splitter.v1"}
+    tokenizer = {"path": "missing.txt"}
+    config = {"nlp": {"tokenizer": splitter}, "initialize": {"tokenizer": tokenizer}}
+    nlp = spacy.blank("en", config=config)
+
+    @Language.factory("tests_writer")
+    class Writer:
+        def __init__(self, nlp: Language, name: str) -> None:
+            pass
+
+        def initialize(self, get_examples: Any, *, nlp: Language) -> None:
+            nlp.config["training"]["max_steps"] = 7
+
+        def __call__(self, doc: Doc) -> Doc:
+            return doc
+
+    nlp.add_pipe("tests_writer")
+    with keep_tokenizer(nlp):
+        nlp.initialize()
+    assert nlp.config["training"]["max_steps"] == 7
+    assert nlp.config["initialize"]["tokenizer"] == tokenizer
+
+
+@registry.tokenizers("tests.not_saved.v1")
+def make_tokenizer_that_cannot_be_saved() -> Any:
+    def make(nlp: Language) -> Any:
+        tokenizer: Any = spacy.blank("en").tokenizer
+        tokenizer = type(tokenizer)(nlp.vocab)
+        tokenizer.infix_finditer = lambda text: re.finditer("-", text)
+        return tokenizer
+
+    return make
+
+
+def test_a_tokenizer_that_cannot_be_saved_may_be_left_to_the_teacher(
+    teacher: Language, tmp_path: Path
+) -> None:
+    config = cnn_student(tmp_path, teacher)
+    config["distillation"]["student"]["tokenizer"] = "config"
+    tokenizer: Any = teacher.tokenizer
+    before = fingerprint_pipeline(teacher)
+    tokenizer.infix_finditer = lambda text: re.finditer("-", text)
+    assert fingerprint_pipeline(teacher) != before
+    path = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out").path
+    assert [token.text for token in spacy.load(path)(TEXT)] == DEFAULT
+    config["nlp"]["tokenizer"] = {"@tokenizers": "tests.not_saved.v1"}
+    with pytest.raises(ConfigError, match="The student's tokenizer cannot be saved"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "other")
+
+
 def test_a_tokenizer_that_no_pipeline_could_save(teacher: Language, tmp_path: Path) -> None:
     config = cnn_student(tmp_path, teacher)
     teacher.tokenizer = Whitespace(teacher.vocab)
@@ -261,7 +312,7 @@ def test_a_tokenizer_that_no_pipeline_could_save(teacher: Language, tmp_path: Pa
     tokenizer: Any = spacy.blank("en").tokenizer
     tokenizer.infix_finditer = lambda text: re.finditer("-", text)
     teacher.tokenizer = tokenizer
-    with pytest.raises(ConfigError, match="tokenizer cannot be saved"):
+    with pytest.raises(ConfigError, match="The teacher's tokenizer cannot be saved"):
         spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
 
 
@@ -379,8 +430,8 @@ def test_another_tokenizer_makes_another_run_and_cache(teacher: Language, tmp_pa
 
 def test_differences_are_counted_over_all_of_a_corpus(teacher: Language) -> None:
     plain = spacy.blank("en")
-    texts = ["One two."] * 1500 + ["AcmeCorp ran."] * 1500
-    difference = compare_tokenizers(plain, teacher, texts)
+    docs = [plain.make_doc(text) for text in ("One two.", "AcmeCorp ran.") for _ in range(1500)]
+    difference = compare_tokenizers(plain, teacher, docs)
     assert (difference.n_docs, difference.n_tokens, difference.n_different) == (1000, 3500, 1000)
     assert difference.example == ("Acme (acme!) | Corp | ran", "AcmeCorp | ran | .")
-    assert compare_tokenizers(teacher, teacher, texts).n_different == 0
+    assert compare_tokenizers(teacher, teacher, docs).n_different == 0

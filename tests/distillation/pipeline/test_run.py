@@ -23,7 +23,9 @@ from thinc.api import Config
 
 import spacy_distil
 from spacy_distil.component.shim import get_encoder
+from spacy_distil.distillation.pipeline.config import load_config
 from spacy_distil.distillation.pipeline.run import DistilledPipeline
+from spacy_distil.distillation.pipeline.student import make_student
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.runs.interruption import RunInterrupted
 from tests.distillation.pipeline.util import (
@@ -331,6 +333,20 @@ def test_frozen_and_sourced_pipes_stay_as_they_are(
         spacy_distil.distil_pipeline(teacher, config, tmp_path / "again")
 
 
+def test_a_sourced_pipe_gets_no_labels(
+    teacher: Language, tagger_config: Config, bert_dir: Path, tmp_path: Path
+) -> None:
+    """It has its own, and is not initialized."""
+    train_pipeline(bert_dir, ("tagger",), steps=0).to_disk(tmp_path / "other")
+    tagger_config["components"]["tagger"] = {"source": str(tmp_path / "other")}
+    settings = load_config(tagger_config)
+    student, start = make_student(settings, teacher, tmp_path / "out", -1)
+    assert student.get_pipe("tagger").labels
+    assert "tagger" not in start
+    assert student.config["initialize"]["components"] == {}
+    assert not (tmp_path / "out" / "labels").exists()
+
+
 def test_a_teacher_that_cleans_up_after_itself(
     teacher: Language, config: Config, tmp_path: Path
 ) -> None:
@@ -404,6 +420,41 @@ def test_wrong_settings_are_named(
     with pytest.raises((ConfigError, CorpusError, OSError, ValueError), match=message):
         spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=overrides)
     assert not (tmp_path / "out" / "model-best").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"components.tagger.factory": "tager"}, "needs the factory 'tager', .*--code"),
+        (
+            {"components.tagger.model.@architectures": "mine.Tagger.v1"},
+            r"function 'mine\.Tagger\.v1', .*--code",
+        ),
+        ({"corpora.dev.@readers": "mine.Corpus.v1"}, r"function 'mine\.Corpus\.v1', .*--code"),
+        ({"training.logger.@loggers": "mine.Log.v1"}, r"function 'mine\.Log\.v1', .*--code"),
+        ({"components.tagger": {"source": "/nope"}}, r"OSError: \[E050\]"),
+        ({"components.tagger": {"source": "SOURCE"}}, r"KeyError: \[E944\]"),
+        ({"nlp.pipeline": ["transformer", "tager"]}, r"ValueError: \[E956\]"),
+        ({"training.frozen_components": ["tager"]}, r"\[E001\]"),
+        ({"initialize.vectors": "/nope"}, r"OSError: \[E884\]"),
+    ],
+)
+def test_what_spacy_says_of_the_students_config_is_one_sentence(
+    overrides: dict[str, Any],
+    message: str,
+    teacher: Language,
+    tagger_config: Config,
+    tmp_path: Path,
+) -> None:
+    spacy.blank("en").to_disk(tmp_path / "source")
+    for setting, value in overrides.items():
+        *sections, name = setting.split(".")
+        block: Any = tagger_config
+        for section in sections:
+            block = block[section]
+        block[name] = {"source": str(tmp_path / "source")} if "SOURCE" in str(value) else value
+    with pytest.raises(ConfigError, match=f"The student's config .*{message}"):
+        spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "out")
 
 
 def test_silver_annotation_has_no_weights(

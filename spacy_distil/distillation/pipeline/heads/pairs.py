@@ -11,6 +11,7 @@ from spacy.pipeline import DependencyParser
 
 from spacy_distil.distillation.pipeline.heads.base import PipeSettings, Target
 from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, kind_of
+from spacy_distil.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ def find_pairs(
 
     pipes: settings by the student's name of the pipe. The other pipes have the default settings.
     frozen: names of the student's pipes that do not learn.
+    Raises ConfigError for settings that name a pipe that is none.
     """
-    learners = {
-        name: pipes.get(name, PipeSettings())
-        for name, pipe in student.pipeline
-        if is_learner(pipe) and name not in frozen
-    }
+    names = [name for name, pipe in student.pipeline if is_learner(pipe) and name not in frozen]
+    for name, settings in pipes.items():
+        _check_name(name, student, names, frozen)
+        _check_teacher(name, teacher, settings)
+    learners = {name: pipes.get(name, PipeSettings()) for name in names}
     learners = {name: each for name, each in learners.items() if each.target != "gold"}
     sources: dict[str, str] = {}
     for name, settings in learners.items():
@@ -80,6 +82,11 @@ def is_learner(pipe: Any) -> bool:
     return bool(getattr(pipe, "is_trainable", False)) and not hasattr(pipe, "listeners")
 
 
+def teaching_pipes(teacher: Language) -> list[str]:
+    """List the teacher's pipes that a pipe can learn from."""
+    return [name for name, pipe in teacher.pipeline if kind_of(pipe) is not None]
+
+
 def possible_targets(student: type | None, teacher: type | None) -> list[Target]:
     """List the targets that two kinds of pipes allow, the best one first."""
     targets: list[Target] = []
@@ -97,6 +104,34 @@ def possible_targets(student: type | None, teacher: type | None) -> list[Target]
 def quoted(names: Collection[str]) -> str:
     """List names for a message."""
     return ", ".join(map(repr, names)) or "none"
+
+
+def _check_name(
+    name: str, student: Language, learners: Collection[str], frozen: Collection[str]
+) -> None:
+    if name in learners:
+        return
+    section = f"[distillation.pipes.{name}]"
+    if name not in student.pipe_names:
+        problem = "the student has no such pipe"
+    elif name in frozen:
+        problem = "this pipe is among the [training] frozen_components"
+    elif hasattr(student.get_pipe(name), "listeners"):
+        problem = "this pipe is the encoder, which learns through the pipes that listen to it"
+    else:
+        problem = "this pipe is not trainable"
+    raise ConfigError(
+        f"{section}: {problem}. Expected one of {quoted(learners)}; rename the section or "
+        "remove it."
+    )
+
+
+def _check_teacher(name: str, teacher: Language, settings: PipeSettings) -> None:
+    if settings.teacher is not None and settings.teacher not in teacher.pipe_names:
+        raise ConfigError(
+            f"distillation.pipes.{name}.teacher = {settings.teacher!r}: the teacher has no such "
+            f"pipe. Expected one of {quoted(teaching_pipes(teacher))}."
+        )
 
 
 def _same_name_suits(

@@ -21,6 +21,7 @@ from spacy_distil.distillation.pipeline.heads.pairs import (
     is_learner,
     possible_targets,
     quoted,
+    teaching_pipes,
 )
 from spacy_distil.distillation.pipeline.heads.silver import SilverHead
 from spacy_distil.distillation.pipeline.heads.softmax import SoftmaxHead
@@ -68,8 +69,6 @@ def plan_heads(
     learners = {
         name: pipe for name, pipe in student.pipeline if name not in frozen and is_learner(pipe)
     }
-    for name in pipes:
-        _check_name(name, student, learners, frozen)
     pairing = find_pairs(student, teacher, pipes, frozen=frozen)
     plan = LearningPlan({}, {}, dict(pairing.alone), pairing.unused)
     for name, pipe in learners.items():
@@ -89,26 +88,6 @@ def plan_heads(
     return plan
 
 
-def _check_name(
-    name: str, student: Language, learners: Mapping[str, Any], frozen: Collection[str]
-) -> None:
-    if name in learners:
-        return
-    section = f"[distillation.pipes.{name}]"
-    if name not in student.pipe_names:
-        problem = "the student has no such pipe"
-    elif name in frozen:
-        problem = "this pipe is among the [training] frozen_components"
-    elif hasattr(student.get_pipe(name), "listeners"):
-        problem = "this pipe is the encoder, which learns through the pipes that listen to it"
-    else:
-        problem = "this pipe is not trainable"
-    raise ConfigError(
-        f"{section}: {problem}. Expected one of {quoted(learners)}; rename the section or "
-        "remove it."
-    )
-
-
 def _plan_head(
     name: str, student: Language, teacher: Language, settings: PipeSettings, pairing: Pairing
 ) -> Head | None:
@@ -117,18 +96,13 @@ def _plan_head(
     Raises UnsuitedError if no target suits the pair of pipes as they are set up.
     """
     section = f"distillation.pipes.{name}"
-    if settings.teacher is not None and settings.teacher not in teacher.pipe_names:
-        raise ConfigError(
-            f"{section}.teacher = {settings.teacher!r}: the teacher has no such pipe. "
-            f"Expected one of {quoted(_teaching(teacher))}."
-        )
     source = pairing.sources.get(name)
     if source is None:
         if settings.target in ("soft", "silver"):
             raise ConfigError(
                 f"{section}.target = {settings.target!r}: the teacher has no pipe {name!r} to "
                 f"learn from. Set teacher in [{section}] to one of its pipes, "
-                f'{quoted(_teaching(teacher))}, or set target = "gold".'
+                f'{quoted(teaching_pipes(teacher))}, or set target = "gold".'
             )
         return None
     student_pipe, teacher_pipe = student.get_pipe(name), teacher.get_pipe(source)
@@ -155,11 +129,6 @@ def _plan_head(
     if reason is not None:
         raise reason
     return None
-
-
-def _teaching(teacher: Language) -> list[str]:
-    """List the teacher's pipes that a pipe can learn from."""
-    return [name for name, pipe in teacher.pipeline if kind_of(pipe) is not None]
 
 
 def _plan_gold(name: str, pipe: Any, settings: PipeSettings, *, text: bool) -> Head | None:
