@@ -454,6 +454,7 @@ def test_resume_and_force(
     assert [entry["step"] for entry in log_of(output, "held_out")] == [0, 12]
 
 
+@pytest.mark.slow
 def test_an_error_leaves_the_run_to_replace(
     teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
 ) -> None:
@@ -469,17 +470,28 @@ def test_an_error_leaves_the_run_to_replace(
         }
 
     before = contents()
-    stages = {
-        "few": {"objectives": ["cosine"], "share": 1},
-        "many": {"objectives": ["soft_targets", "masked_lm"], "share": 1000},
-    }
-    for wrong in ({"stages": stages}, {"corpus.block_size": 4096}):
+    stages = """
+[stages.few]
+objectives = ["cosine"]
+share = 1
+
+[stages.many]
+objectives = ["soft_targets", "masked_lm"]
+share = 1000
+"""
+    staged = tmp_path / "staged.cfg"
+    staged.write_text(config.read_text() + stages)
+    wrongs: list[tuple[Path, dict[str, Any], str]] = [
+        (staged, {}, "stages.few"),
+        (config, {"corpus.dev_fraction": 0.999}, "nothing is left to train on"),
+    ]
+    for path, changes, words in wrongs:
         for resume in (False, True):
-            with pytest.raises(DistilError):
+            with pytest.raises(DistilError, match=words):
                 distil_encoder(
-                    config,
+                    path,
                     output,
-                    overrides=overrides | wrong,
+                    overrides=overrides | changes,
                     gpu_id=-1,
                     resume=resume,
                     force=True,

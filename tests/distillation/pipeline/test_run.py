@@ -270,6 +270,7 @@ def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
+@pytest.mark.slow
 def test_an_error_leaves_the_run_to_replace(
     teacher: Language, tagger_config: Config, corpus: Path, tmp_path: Path
 ) -> None:
@@ -294,6 +295,7 @@ def test_an_error_leaves_the_run_to_replace(
         assert contents(output) == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_writes_nothing(
     teacher: Language, tagger_config: Config, tmp_path: Path
 ) -> None:
