@@ -12,13 +12,15 @@ from typing import Any
 from spacy_distil.errors import DistilError
 from spacy_distil.runs.files import UNFINISHED
 from tests import tiny_runs
-from tests.campaigns.kill_outputs import MODELS, digests_of
+from tests.campaigns.kill_outputs import digests_of
 from tests.campaigns.kill_runs import result_of
 from tests.children import differences, digests
 from tests.kills import mount_small_disk, resize_disk
 
 LARGE = 1 << 30
 RUNS = ("encoder", "pipeline", "adapt")
+# Of encoders.
+MODELS = ("model.safetensors", "model.onnx")
 
 
 def do(name: str, inputs: Path, output: Path, *, resume: bool = False) -> None:
