@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from spacy_distil.runs.files import UNFINISHED
 from tests import tiny_runs
 from tests.campaigns.outcome import Deadline, Outcome
 from tests.children import (
@@ -118,7 +119,13 @@ class _Run:
 
 def result_of(output: Path) -> dict[str, str]:
     """Digests of a finished run: its files, and its log without times."""
-    found = digests(output, leave_out=("log.jsonl", "distil.json"))
+    # Other runs may use the cache at the same time, so what a killed one has left stays for a while.
+    shared = f"cache/{UNFINISHED}"
+    found = {
+        name: digest
+        for name, digest in digests(output, leave_out=("log.jsonl", "distil.json")).items()
+        if not name.startswith(shared)
+    }
     log = output / "log.jsonl"
     if log.exists():
         for line in map(json.loads, log.read_text().splitlines()):
