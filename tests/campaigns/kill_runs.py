@@ -119,7 +119,7 @@ class _Run:
 
 def result_of(output: Path) -> dict[str, str]:
     """Digests of a finished run: its files, and its log without times."""
-    # Other runs may use the cache at the same time, so what a killed one has left stays for a while.
+    # Other runs may use the cache, too, so what a killed one has left stays for a while.
     shared = f"cache/{UNFINISHED}"
     found = {
         name: digest
