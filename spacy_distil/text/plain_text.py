@@ -11,11 +11,12 @@ whole file for `.spacy`.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
+
+from wasabi import msg
 
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.text.readers import cut_text, read_jsonl, read_paragraphs
@@ -102,7 +103,9 @@ class TxtFiles:
             yield Part("".join(texts), ends=True)
 
     def tell(self, log: Callable[[str], object]) -> None:
-        """Say how the files were divided, with the numbers of what has been read of them."""
+        """Say how the files were divided, with the numbers of what has been read of them, and in
+        yellow if that may be wrong.
+        """
         for rule, how in (("lines", "each line is one"), ("blank_lines", "divided by blank lines")):
             count = self._counts[rule]
             if count.paths:
@@ -114,10 +117,9 @@ class TxtFiles:
                     f'txt_documents = "{self.documents}")'
                 )
             if rule == "blank_lines" and self.documents == "auto" and count.is_doubtful:
-                warnings.warn(
+                msg.warn(
                     f"{where}: few blank lines for so many lines. If each line is a document, set "
-                    'txt_documents = "lines".',
-                    stacklevel=2,
+                    'txt_documents = "lines"'
                 )
 
 

@@ -76,3 +76,21 @@ def test_the_log_says_how_files_were_divided(write: Callable[[str, str], Path]) 
 def test_another_word_is_refused() -> None:
     with pytest.raises(ConfigError, match="txt_documents = 'paragraphs': expected one of auto, li"):
         TxtFiles("paragraphs")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("n_lines", "documents", "is_doubtful"),
+    [(500, "auto", True), (500, "blank_lines", False), (100, "auto", False)],
+)
+def test_a_stray_blank_line_among_many_lines_is_told(
+    write: Callable[[str, str], Path],
+    n_lines: int,
+    documents: TxtDocuments,
+    is_doubtful: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write("a.txt", "A line.\n" * n_lines + "\n" + "A line.\n" * n_lines)
+    txt = TxtFiles(documents)
+    assert len(list(read_texts(path, txt))) == 2
+    txt.tell(lambda message: None)
+    assert ("few blank lines for so many lines" in capsys.readouterr().out) is is_doubtful
