@@ -242,7 +242,7 @@ ERRORS: dict[str, Callable[[Setup], Any]] = {
     "This encoder cannot be trained": train_onnx,
     "model.safetensors is missing": load_onnx_as_torch,
     "has changed": load_edited,
-    "config.json has": lambda s: load_with(s, layer_norm_eps=-1),
+    "config.json has": lambda s: load_with(s, layer_norm_eps=-1.0),
     "have values that are not finite": load_nan,
     "Pickled weights": load_pickle,
     "pieces up to number": lambda s: load_with(s, vocab_size=200),
