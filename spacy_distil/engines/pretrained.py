@@ -63,14 +63,13 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
     except (ConfigError, WeightsError):
         raise
     except Exception as error:  # each version and family of transformers raises its own
-        failed = f"No encoder could be loaded from name = {name!r}: "
-        if problem := hub_problem(name, error):
-            raise WeightsError(f"{failed}{problem}") from error
-        raise WeightsError(
-            f"{failed}{error}\n"
+        raise loading_error(
+            f"No encoder could be loaded from name = {name!r}",
+            name,
+            error,
             "Expected a directory with config.json, model.safetensors and a tokenizer, or the name "
             "of such a model on the Hugging Face hub (which needs the network)."
-            f"{explain_pickles(name, error)}"
+            f"{explain_pickles(name, error)}",
         ) from error
     # A checkpoint may hold more than the encoder (pooler, heads), but not less.
     weights = model.state_dict()
@@ -253,14 +252,13 @@ def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
                     tokenizer_file=file, **tokenizer.special_tokens_map
                 )
     except Exception as error:  # it tries several formats, and each fails in its own way
-        failed = f"No tokenizer could be loaded from {setting} = {name!r}: "
-        if problem := hub_problem(name, error):
-            raise WeightsError(f"{failed}{problem}") from error
-        raise WeightsError(
-            f"{failed}{error}\n"
+        raise loading_error(
+            f"No tokenizer could be loaded from {setting} = {name!r}",
+            name,
+            error,
             "Expected tokenizer.json, or a vocabulary to make it from. To make it from a "
             "SentencePiece model (spm.model or the like), install two more packages: "
-            "pip install sentencepiece protobuf"
+            "pip install sentencepiece protobuf",
         ) from error
     if not tokenizer.is_fast:
         raise ConfigError(
@@ -276,6 +274,17 @@ def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
     problem = f"The tokenizer of {setting} = {name!r} fails on text"
     probe_patterns(tokenizer.backend_tokenizer, problem)
     return tokenizer
+
+
+def loading_error(failed: str, name: str, error: Exception, expected: str) -> WeightsError:
+    """Make the error of a model that transformers cannot load: the hub's problem, or what was
+    expected.
+
+    failed: how the message begins. name: directory or hub name. error: of transformers.
+    """
+    if problem := hub_problem(name, error):
+        return WeightsError(f"{failed}: {problem}")
+    return WeightsError(f"{failed}: {error}\n{expected}")
 
 
 def hub_problem(name: str, error: BaseException) -> str | None:

@@ -17,8 +17,8 @@ from spacy_distil.engines.pretrained import (
     check_positions,
     check_values,
     explain_pickles,
-    hub_problem,
     load_fast_tokenizer,
+    loading_error,
     quiet_transformers,
 )
 from spacy_distil.errors import ConfigError, WeightsError
@@ -145,11 +145,11 @@ def _weights_errors(name: str) -> Iterator[None]:
     except (ConfigError, WeightsError):
         raise
     except Exception as error:
-        failed = f"teacher.name = {name!r} cannot be loaded: "
-        if problem := hub_problem(name, error):
-            raise WeightsError(f"{failed}{problem}") from error
-        raise WeightsError(
-            f"{failed}{error}\nExpected a complete Hugging Face model directory "
-            "(config.json, model.safetensors, tokenizer.json), or the name of such a model on the "
-            f"hub.{explain_pickles(name, error)}"
+        raise loading_error(
+            f"teacher.name = {name!r} cannot be loaded",
+            name,
+            error,
+            "Expected a complete Hugging Face model directory (config.json, model.safetensors, "
+            "tokenizer.json), or the name of such a model on the hub."
+            f"{explain_pickles(name, error)}",
         ) from error

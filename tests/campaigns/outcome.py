@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Outcome:
-    """What a campaign saw.
+    """The findings of a campaign.
 
     cases: cases that ran to their end. Fewer than asked for if the time was over.
     failures: one line for each case that broke the promise, with what is needed to repeat it.
