@@ -3,9 +3,9 @@
     python -m scripts.package PIPELINE PACKAGES --name NAME --version VERSION
         --compare DIR --row ROW
 
-What the build prints is shown only if it fails. DIR is the output of `spacy distil compare`. ROW is
-the pipeline's name in it. Warnings tell of rivals that score higher on the test documents, and of
-scores that these are too few for.
+The output of the build is shown only if it fails. DIR is the output of `spacy distil compare`, and
+ROW the pipeline's name in it. Warnings name rivals that score higher on the test documents, and
+scores that have too few test documents behind them.
 """
 
 from __future__ import annotations

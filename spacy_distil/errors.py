@@ -79,7 +79,7 @@ class MissingExtraError(DistilError, ImportError):
     """A feature needs a package that an extra of spacy-distil installs."""
 
 
-# What training, and any work on an encoder of the torch engine, needs: modules and their extra.
+# Modules, and their extra, for training and any work on an encoder of the torch engine.
 TRAINING = {"torch": "train", "transformers": "train", "accelerate": "train"}
 
 

@@ -17,7 +17,7 @@ from spacy_distil.errors import ConfigError, DistilError
 if TYPE_CHECKING:
     from spacy.language import Language
 
-# What spaCy says of a factory, a registered function or a language that it does not know.
+# spaCy's messages about a factory, a registered function or a language that it does not know.
 _UNKNOWN = (
     (re.compile(r"\[E002\] .*? factory for '(?P<name>[^']+)'"), "factory"),
     (re.compile(r"\[E893\] .*? function '(?P<name>[^']+)'"), "registered function"),

@@ -46,7 +46,7 @@ PRIVATE = (
 UNKNOWN = ("spacy-curated-transformers.", "spacy-distil.", "spacy-transformers.")
 NULL_SETTER = "spacy-transformers.null_annotation_setter.v1"
 
-# Settings of a transformer of spacy-transformers without a counterpart, and what is no loss.
+# Settings of spacy-transformers that have no counterpart here, by the value that loses nothing.
 DROPPED: dict[str, Any] = {
     "tokenizer_config": {"use_fast": True},
     "transformer_config": {},
@@ -420,7 +420,7 @@ class Swap:
             )
 
     def _check(self, old: str | None) -> None:
-        """Raise ConfigError if something still refers to what is gone."""
+        """Raise ConfigError if something still refers to a removed section."""
         for name, settings in self._interpolate(old)["components"].items():
             for path, block in find_blocks(settings):
                 if is_one_of(block, UNKNOWN) and not is_one_of(block, ("spacy-distil.",)):

@@ -17,7 +17,7 @@ class Ahead:
     """The threads of the streams of one component.
 
     A stream may be suspended for good, continue in another thread, or be closed by the garbage
-    collector, which runs in any thread, those of the streams included. It may also continue in a
+    collector, which runs in any thread, also in a thread of a stream. It may also continue in a
     forked child, which has none of the threads: there each stream does its work itself.
     """
 

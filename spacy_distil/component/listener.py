@@ -49,7 +49,7 @@ class DistilListener(Tok2VecListener):
     pipe_name: str | None = None
     encoder_name: str | None = None
     without_encoder: WithoutEncoder = "error"
-    # Docs that may come without vectors: in initialization, and those of the last update.
+    # Docs that may come without vectors: in initialization, and the docs of the last update.
     _sample: Sequence[Doc] = ()
     _learned: Sequence[Doc] = ()
 

@@ -16,7 +16,7 @@ from spacy_distil.encoding.windows import split_windows
 
 @dataclass(frozen=True)
 class DocText:
-    """What of a doc is encoded. Unlike a doc, it does not change, and outlives a memory zone.
+    """The text and tokens of a doc. Unlike the doc, they do not change, and outlive a memory zone.
 
     text: without the space after the last token, which some tokenizers would make a piece of.
     starts, ends: (n_tokens,) int64, character offsets of the tokens, end exclusive.
@@ -31,7 +31,7 @@ class DocText:
 
 
 def read_docs(docs: Iterable[Doc | DocText]) -> list[DocText]:
-    """Read what is encoded of each doc."""
+    """Read text and tokens of each doc."""
     return [doc if isinstance(doc, DocText) else _read(doc) for doc in docs]
 
 

@@ -40,7 +40,7 @@ PADDED_POSITIONS = frozenset(
 )
 
 EngineName = Literal["torch", "onnx"]
-# What git-lfs leaves in the place of a file that it has not fetched, and its size at most.
+# git-lfs leaves a small pointer in the place of a file that it has not fetched.
 _POINTER, _POINTER_SIZE = b"version https://git-lfs.github.com/spec/", 1024
 # The model file of each engine, beside config and tokenizer.
 MODELS: dict[EngineName, str] = {"torch": WEIGHTS, "onnx": GRAPH}

@@ -31,7 +31,7 @@ from spacy_distil.runs.settings import changed_settings
 # The files that mark a run: its settings, and its results, written when it begins and again when it
 # has finished.
 SETTINGS, RESULTS = "distil.cfg", "distil.json"
-# What a new run writes over before it begins waits under a name with this in front.
+# A new run moves the files that it replaces aside, under this prefix, until it begins.
 ASIDE = ".earlier-"
 
 

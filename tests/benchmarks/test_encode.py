@@ -152,7 +152,7 @@ def test_training_needs_all_annotations(docs: Path) -> None:
             check_annotations(docs, make_examples(nlp, 2, drop=[drop]))
 
 
-# What is timed
+# The timed rows
 
 
 def test_encoding_is_the_encoder_alone() -> None:

@@ -338,7 +338,7 @@ def test_variables_that_name_an_encoder_and_a_language(tmp_path: Path) -> None:
     assert "German (lang = 'de')" in " ".join(written.output.split())
 
 
-# Learning rates, and what is left of the old encoder
+# Learning rates, and leftovers of the old encoder
 
 
 def test_other_optimizers_and_schedules(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_config_that_is_not_filled_in(tmp_path: Path, encoder: Path, corpus: P
     assert nlp.get_pipe("transformer").listening_components == ["tagger"]
 
 
-# What is refused
+# Refusals
 
 
 def transformer_listener(pooling: str, **settings: Any) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def encoder_settings(config: Config) -> dict[str, Any]:
     return config["components"]["transformer"]["model"]
 
 
-# What is written
+# The written file
 
 
 @pytest.mark.parametrize("device", ["--cpu", "--gpu"])

@@ -1,4 +1,4 @@
-"""What the component reads in the config of a pipeline."""
+"""Settings that the component reads from the config of a pipeline."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def test_both_packages_use_the_extension(bert_dir: Path, ours_first: bool) -> No
     assert registry.annotation_setters.get("spacy-distil.TrfData.v1") is TrfData
     for nlp in pipelines:
         assert nlp(SENTENCES[0])._.trf_data.width == WIDTH
-    # What is left in a config of spacy-transformers works as well.
+    # Leftovers of a spacy-transformers config work as well.
     setter = {"@annotation_setters": "spacy-transformers.null_annotation_setter.v1"}
     assert make_trf_nlp(bert_dir, setter=setter)(SENTENCES[0])._.trf_data.width == WIDTH
 
@@ -265,7 +265,7 @@ def test_token_types_are_there_where_the_encoder_has_some(encoder_dirs: dict[str
         assert torch.equal(pieces.to_hf_dict()["input_ids"], torch.tensor(pieces.input_ids))
 
 
-# What it costs and what it leaves alone
+# Costs and side effects
 
 
 @pytest.mark.parametrize("family", ["distilbert", "roberta"])

@@ -426,7 +426,7 @@ def test_encoders_of_different_vocabularies_are_not_pruned(
     assert not output.exists()
 
 
-# What is refused
+# Refusals
 
 
 def _not_ours(path: Path) -> Path:

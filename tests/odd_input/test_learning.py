@@ -189,8 +189,8 @@ def test_gradients_of_a_batch_are_those_of_its_docs(
 def test_what_becomes_of_a_doc_larger_than_a_batch(
     bert_dir: Path, nlp: Any, tmp_path: Path, discard_oversize: bool
 ) -> None:
-    """With the config that `init-config train` writes it is learned. What spaCy's quickstart has
-    there drops it.
+    """With the config that `init-config train` writes it is learned. The batcher of spaCy's
+    quickstart drops it.
     """
     common, rare = single_pieces(nlp)[:5], single_pieces(nlp)[5:15]
     docs = [

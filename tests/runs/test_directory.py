@@ -86,7 +86,7 @@ OTHER = Config({"training": {"seed": 1, "log": 1}})
 
 
 def replace_until(directory: RunDirectory, *, labels: bool) -> None:
-    """What a run does that replaces another, until it begins."""
+    """A run that replaces another leaves it alone until it begins."""
     assert directory.find_earlier(OTHER, INPUTS, resume=False, force=True) is None
     directory.prepare(OTHER, None)
     if labels:

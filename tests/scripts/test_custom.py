@@ -1,4 +1,4 @@
-"""The user's own files: what is read, what is refused, and what is said about it."""
+"""The user's own files: reading, refusals and messages."""
 
 from __future__ import annotations
 

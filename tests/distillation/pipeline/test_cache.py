@@ -120,7 +120,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-# What is recorded comes back
+# Recorded values come back
 
 
 def test_everything_comes_back_in_the_order_asked_for(tmp_path: Path) -> None:
