@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,10 +68,8 @@ def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
     sums = directory / SUMS
     if not sums.is_file():
         return files
-    try:
+    with _explain_damage(directory):
         return check_sums({**files, SUMS: sums.read_bytes()})
-    except DamagedError as error:
-        raise WeightsError(f"{error}. {_changed_advice(directory)}") from error
 
 
 def check_folder(directory: Path) -> None:
@@ -81,10 +80,8 @@ def check_folder(directory: Path) -> None:
     _check_pointers(directory)
     if not (directory / SUMS).is_file():
         return
-    try:
+    with _explain_damage(directory):
         check_directory(directory)
-    except DamagedError as error:
-        raise WeightsError(f"{error}. {_changed_advice(directory)}") from error
 
 
 def _check_pointers(directory: Path) -> None:
@@ -97,11 +94,16 @@ def _check_pointers(directory: Path) -> None:
             )
 
 
-def _changed_advice(directory: Path) -> str:
-    return (
-        f"Save or copy it again. If you have changed files of the folder on purpose, delete "
-        f"{directory / SUMS}."
-    )
+@contextmanager
+def _explain_damage(directory: Path) -> Iterator[None]:
+    """Turn a DamagedError into a WeightsError that says what to do."""
+    try:
+        yield
+    except DamagedError as error:
+        raise WeightsError(
+            f"{error}. Save or copy it again. If you have changed files of the folder on purpose, "
+            f"delete {directory / SUMS}."
+        ) from error
 
 
 def check_engine(names: Collection[str], engine: EngineName) -> None:

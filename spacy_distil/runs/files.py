@@ -32,9 +32,9 @@ STALE_AFTER = 600.0
 
 # Errors of the system that more space cures.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# Libraries write with code of their own. Rust's gives the number of the system's error; these are
-# words of torch and numpy, which do not.
-_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+# Libraries write with code of their own. Rust and shutil.copytree give the number of the system's
+# error in the message only; these are words of torch and numpy, which do not give it.
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _CUT_SHORT = re.compile(
     r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|\d+ requested and \d+ written"
 )
@@ -284,9 +284,9 @@ def _find_reason(error: BaseException | None, path: Path) -> tuple[str, Path, bo
     """
     while error is not None:
         number = getattr(error, "errno", None)
-        rust = _RUST_ERROR.search(str(error))
-        if rust:
-            number = int(rust[1])
+        quoted = _NUMBER.search(str(error))
+        if quoted:
+            number = int(quoted[1] or quoted[2])
         if number in (*_FULL, errno.EFBIG):  # only writing ends in these
             return os.strerror(number), _final_path(error, path) or path, number in _FULL
         if _CUT_SHORT.search(str(error)):

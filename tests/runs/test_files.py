@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -300,9 +301,15 @@ def write_tokenizer(path: Path, n: int) -> None:
         Tokenizer(WordLevel(pieces, unk_token="0".zfill(40))).save(str(unfinished / "file"))
 
 
+def write_copy(path: Path, n: int) -> None:
+    with TemporaryDirectory() as source, atomic_directory(path) as unfinished:
+        (Path(source) / "file").write_bytes(bytes(n))
+        shutil.copytree(source, unfinished, dirs_exist_ok=True)
+
+
 WRITERS: list[Callable[[Path, int], None]] = [
     *(write_bytes, write_safetensors, write_array, write_checkpoint, write_checkpoint_by_name),
-    *(write_msgpack, write_json, write_tokenizer),
+    *(write_msgpack, write_json, write_tokenizer, write_copy),
 ]
 
 
