@@ -11,16 +11,6 @@ from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.text.documents import read_documents
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str], Path]:
-    def write_file(name: str, text: str) -> Path:
-        path = tmp_path / name
-        path.write_text(text, encoding="utf-8", newline="")
-        return path
-
-    return write_file
-
-
 def test_text_and_jsonl(write: Callable[[str, str], Path]) -> None:
     nlp = spacy.blank("en")
     lines = write("a.txt", "\ufeffOne text.\n  Don't strip. \r\nLast\n   \n")

@@ -12,16 +12,6 @@ from spacy_distil.text import plain_text
 from spacy_distil.text.plain_text import TxtDocuments, TxtFiles, read_parts, read_texts
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str], Path]:
-    def write_file(name: str, text: str) -> Path:
-        path = tmp_path / name
-        path.write_text(text, encoding="utf-8", newline="")
-        return path
-
-    return write_file
-
-
 @pytest.mark.parametrize(
     ("text", "documents", "expected"),
     [
