@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ class Checkpoints:
                 f"from the one before it, or from the start"
             ) from error
         return state
+
+    def remove(self) -> None:
+        """Delete all checkpoints."""
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}.pt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -224,6 +223,8 @@ class EncoderRun:
             source, self.inputs, resume=self.resume, force=self.force
         )
         self.directory.prepare(source, earlier)
+        if earlier is not None and earlier.get("finished"):
+            self.remove_checkpoints()  # the run may have been killed just before it did so
         return earlier
 
     def load_corpus(self) -> None:
@@ -418,8 +419,12 @@ class EncoderRun:
         }
         if self.is_main:
             self.directory.write_results(self.results)
-        if self.is_main and self.training.remove_checkpoints:
-            shutil.rmtree(self.checkpoints.directory, ignore_errors=True)
+            self.remove_checkpoints()
+
+    def remove_checkpoints(self) -> None:
+        """Delete the checkpoints of a finished run, if the settings say so."""
+        if self.training.remove_checkpoints:
+            self.checkpoints.remove()
 
     def write_model(self) -> None:
         """Write the student, its tokenizer and its model card."""

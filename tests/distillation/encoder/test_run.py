@@ -415,6 +415,12 @@ def test_kill_at_any_point_leaves_something_to_resume(
     assert [entry["step"] for entry in log_of(output, "train")] == [12]
     assert [entry["step"] for entry in log_of(output, "held_out")] == [0, 12]
 
+    # Killed after it declared the run finished.
+    (output / "checkpoints").mkdir()
+    (output / "checkpoints" / "step-00000012.pt").write_bytes(b"of the end")
+    distil_encoder(config, output, overrides=overrides, gpu_id=-1, resume=True)
+    assert not (output / "checkpoints").exists()
+
 
 def test_resume_and_force(
     teacher_dir: TeacherDir,
