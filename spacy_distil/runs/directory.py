@@ -46,6 +46,7 @@ class RunDirectory:
     early: names of files and directories that a run writes before it begins.
     free: settings that a resumed run may change, since they do not change its result.
     finished: entries that the results of a finished run have.
+    model: name of a file without which a result in the directory itself cannot be loaded, if any.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class RunDirectory:
     free: frozenset[str]
     finished: frozenset[str] = frozenset()
     early: frozenset[str] = frozenset()
+    model: str = ""
 
     def has_run(self) -> bool:
         """Whether a run has begun here. A run begins after its inputs have been checked.
@@ -144,6 +146,9 @@ class RunDirectory:
 
         earlier: see `find_earlier`.
         """
+        remove_unfinished(self.path, older_than=STALE_AFTER)
+        for name in self.own | {SETTINGS, RESULTS}:
+            remove_unfinished(self.path, name=name)
         if not self.has_run():
             self._clear()  # a process may have been killed while it removed a run
             self._write_settings(settings)
@@ -201,9 +206,6 @@ class RunDirectory:
 
     def _write_settings(self, settings: Config) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self.path, older_than=STALE_AFTER)
-        for name in self.own | {SETTINGS, RESULTS}:
-            remove_unfinished(self.path, name=name)
         write_text(self.path / SETTINGS, settings.to_str())
 
     def write_results(self, results: Mapping[str, Any]) -> None:
@@ -249,9 +251,12 @@ class RunDirectory:
         return changed + [f"contents of {k}" for k in inputs if recorded[k] != inputs[k]]
 
     def _clear(self) -> None:
-        """Remove the run. If this is killed, the directory is still known to hold a run."""
+        """Remove the run. If this is killed, the directory is still known to hold a run, and no
+        part of its result can be loaded.
+        """
         (self.path / RESULTS).unlink(missing_ok=True)
-        for path in self.path.iterdir() if self.path.exists() else ():
+        paths = list(self.path.iterdir()) if self.path.exists() else []
+        for path in sorted(paths, key=lambda path: path.name != self.model):
             if path.name in self.kept | self.early | {SETTINGS}:
                 continue
             if path.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from spacy_distil.errors import ConfigError, WriteError
 from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.runs.files import UNFINISHED, atomic_directory
 from spacy_distil.runs.settings import changed_settings
+from tests.kills import run_and_kill
 
 SETTINGS = Config({"training": {"seed": 0, "log": 1}})
 INPUTS = {"the teacher": "a", "the documents": "b"}
@@ -27,6 +29,7 @@ def directory(tmp_path: Path) -> RunDirectory:
         kept=frozenset({"cache"}),
         free=frozenset({"training.log"}),
         early=frozenset({"labels"}),
+        model="model",
     )
 
 
@@ -146,6 +149,25 @@ def test_after_a_kill_another_run_may_replace_it(
     assert contents(directory)["labels/tagger.json"] == "new"
 
 
+def test_a_kill_while_a_run_is_removed_leaves_all_of_its_result_or_no_model(
+    directory: RunDirectory,
+) -> None:
+    result = {f"part{i}": "old" for i in range(8)} | {"model": "old"}
+    kill_at, killed = 0, True
+    while killed:
+        kill_at += 1
+        shutil.rmtree(directory.path, ignore_errors=True)
+        begin(directory, finished=True)
+        for name, text in result.items():
+            (directory.path / name).write_text(text)
+        killed = run_and_kill(
+            lambda: directory.begin(OTHER, {"inputs": INPUTS}, None), directory.path, kill_at
+        )
+        left = contents(directory)
+        assert "model" not in left or result.items() <= left.items()
+    assert kill_at > len(result)
+
+
 def test_a_run_of_another_command_is_never_replaced(directory: RunDirectory) -> None:
     begin(directory)
     other = replace(directory, kind="pipeline")
@@ -162,7 +184,7 @@ def test_scratch_of_other_processes_stays(directory: RunDirectory) -> None:
     left = directory.path / f"{UNFINISHED}model-abcd_123"
     left.mkdir()
     with atomic_directory(directory.path / "int8") as unfinished:
-        directory.begin(SETTINGS, {"inputs": INPUTS}, {})
+        directory.prepare(SETTINGS, {"inputs": INPUTS})
         (unfinished / "file").write_text("whole")
     assert (directory.path / "int8" / "file").read_text() == "whole"
     assert not left.exists()

@@ -132,6 +132,7 @@ class EncoderRun:
             kept=frozenset({"cache"}),
             free=FREE_ON_RESUME,
             finished=frozenset({"steps", "scores", "device"}),
+            model=WEIGHTS,
         )
         self.directory.check(resume=resume, force=force)
         self.checkpoints = Checkpoints(output / "checkpoints", keep=self.training.keep_checkpoints)
