@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakSet
 
@@ -16,6 +18,7 @@ from thinc.types import Floats2d
 from spacy_distil import __version__
 from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.files import CONFIG, GRAPH, dump_config, parse_config
+from spacy_distil.engines.fused import FusedEncoder
 from spacy_distil.engines.onnx_file import check_tensors
 from spacy_distil.errors import ConfigError, WeightsError
 
@@ -29,13 +32,17 @@ BATCH_PIECES = 512
 # The section of config.json for this engine, and the version of its format.
 SECTION = "spacy_distil"
 FORMAT = 1
+# This environment variable, set to 0, has ONNX Runtime run all encoders.
+FUSED_SETTING = "SPACY_DISTIL_FUSED"
 
 
 class OnnxEngine:
     """An encoder as an ONNX graph, float32 or int8.
 
-    It keeps the bytes of the graph and opens a session in each process, because a session can be
-    neither pickled nor used after a fork. One session serves any number of threads at once.
+    ONNX Runtime runs the graph, or compiled code of ours the weights in it, which is faster: see
+    `spacy_distil.engines.fused`. The engine keeps the bytes of the graph and opens a session in
+    each process, because a session can be neither pickled nor used after a fork. One session serves
+    any number of threads at once.
     """
 
     _alive: ClassVar[WeakSet[OnnxEngine]] = WeakSet()
@@ -49,6 +56,7 @@ class OnnxEngine:
         self._config = dict(config)
         self._graph = graph
         self._threads = threads
+        self._fused: FusedEncoder | None = None
         self._opened: InferenceSession | None = None
         self._lock = threading.Lock()
         self._alive.add(self)
@@ -78,8 +86,15 @@ class OnnxEngine:
                 )
         check_tensors(files[GRAPH], GRAPH)
         engine = cls(config, files[GRAPH], threads=threads)
-        # Open the session now, so that a graph that cannot run is found while loading.
-        _check_graph(engine._session(), section["width"])
+        if os.environ.get(FUSED_SETTING) != "0":
+            engine._fused = FusedEncoder.from_graph(
+                files[GRAPH], GRAPH, threads=count_threads(threads) or count_cores()
+            )
+        if engine._fused is not None:
+            _check_width(engine._fused.width, section["width"])
+        else:
+            # Open the session now, so that a graph that cannot run is found while loading.
+            _check_graph(engine._session(), section["width"])
         return engine
 
     @property
@@ -102,7 +117,14 @@ class OnnxEngine:
     def length_multiple(self) -> int:
         return 1
 
+    @property
+    def runtime(self) -> str:
+        """Who runs the encoder, for users to read: "fused" or "onnxruntime"."""
+        return "onnxruntime" if self._fused is None else "fused"
+
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
+        if self._fused is not None:
+            return cast(Floats2d, to_ops(ops, self._fused.predict(batch)))
         feed = {IDS: batch.ids, MASK: batch.mask, POSITIONS: batch.positions}
         (rows,) = self._session().run([ROWS], feed)
         return cast(Floats2d, to_ops(ops, rows))
@@ -165,11 +187,25 @@ def _check_graph(session: InferenceSession, width: int) -> None:
             "distil quantize'."
         )
     made = session.get_outputs()[0].shape[-1:]
-    if made != [width]:
+    _check_width(made[0] if made else "unknown", width)
+
+
+def _check_width(made: int | str, width: int) -> None:
+    if made != width:
         raise WeightsError(
-            f"{GRAPH} makes vectors of width {made[0] if made else 'unknown'}, but {CONFIG} says "
-            f"{width}. They do not belong together."
+            f"{GRAPH} makes vectors of width {made}, but {CONFIG} says {width}. They do not belong "
+            "together."
         )
+
+
+def count_cores() -> int:
+    """Count the physical cores of this machine, where the system tells which threads share one."""
+    siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    with contextlib.suppress(OSError):
+        cores = {path.read_text() for path in siblings}
+        if cores:
+            return len(cores)
+    return os.cpu_count() or 1
 
 
 def count_threads(setting: int | None) -> int:
