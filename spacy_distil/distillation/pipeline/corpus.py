@@ -125,7 +125,7 @@ def read_annotated(nlp: Language, reader: Reader, *, which: str, path: str) -> l
         raise
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         raise CorpusError(
-            f"The {which} corpus cannot be read: {one_line(str(error))}: {look}"
+            f"The {which} corpus cannot be read: {one_line(str(error)).rstrip('.')}: {look}"
         ) from error
     if not examples:
         raise CorpusError(f"The {which} corpus has no documents in it: {look}")
