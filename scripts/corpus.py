@@ -25,7 +25,8 @@ from wasabi import msg
 from scripts._conllu import join_entities, misc_tags, read_conllu, read_iob2, treebank_doc
 from scripts._custom import SUFFIXES, Noted, read_docs
 from scripts._notes import Notes
-from spacy_distil.errors import CorpusError, friendly_errors
+from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
+from spacy_distil.text.languages import check_language
 from spacy_distil.text.plain_text import TxtFiles, find_files, read_texts
 
 SPLITS = ("train", "dev", "test")
@@ -373,6 +374,15 @@ def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
+def make_tokenizer(lang: str) -> Language:
+    """Make a blank pipeline. Raises ConfigError if spaCy or a package has no such language."""
+    check_language(lang)
+    try:
+        return spacy.blank(lang)
+    except ImportError as error:  # it names the packages
+        raise ConfigError(f"lang = {lang!r}: {error}") from error
+
+
 def make_corpus(
     dataset: Dataset,
     out_dir: Path,
@@ -387,7 +397,7 @@ def make_corpus(
     """Convert a dataset and return the contents of its `corpus.json`."""
     if limit < 0:
         raise CorpusError(f"limit = {limit}, expected a number of documents, or 0 for all")
-    nlp = spacy.blank(lang)
+    nlp = make_tokenizer(lang)
     if dataset is Dataset.ewt:
         corpus = read_ewt(assets, nlp, limit=limit)
     elif dataset is Dataset.sample:
