@@ -365,7 +365,8 @@ def report(summary: dict[str, Any]) -> None:
         )
     if lost:
         header = ("Left out, repaired or moved", "split", "count", "for example")
-        msg.table(lost, header=header, divider=True, max_col=70)
+        widest = max(70, *(len(reason) for reason, *_ in lost))
+        msg.table(lost, header=header, divider=True, max_col=widest)
     else:
         msg.info("Nothing was left out")
 
