@@ -25,7 +25,9 @@ from wasabi import msg
 from scripts._conllu import join_entities, misc_tags, read_conllu, read_iob2, treebank_doc
 from scripts._custom import SUFFIXES, Noted, read_docs
 from scripts._notes import Notes
+from spacy_distil.distillation.pipeline.language import warn_of_foreign_text
 from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
+from spacy_distil.report.verdicts import FEWEST_DOCS
 from spacy_distil.text.languages import check_language
 from spacy_distil.text.plain_text import TxtFiles, find_files, read_texts
 
@@ -324,6 +326,26 @@ def check(corpus: Corpus) -> None:
         )
 
 
+def warn(corpus: Corpus, text: Sequence[Path], lang: str) -> None:
+    """Warn of documents in another language, and of too few to score.
+
+    text: more files without annotation.
+    """
+    warn_of_foreign_text((doc.text for doc in corpus.docs["train"]), "The training corpus", lang)
+    paragraphs = (paragraph for path in text for doc in read_text(path) for paragraph in doc)
+    warn_of_foreign_text(paragraphs, "The text without annotation", lang)
+    few = [
+        f"{len(corpus.docs[split])} in {split}"
+        for split in SPLITS[1:]
+        if len(corpus.docs[split]) < FEWEST_DOCS
+    ]
+    if few:
+        msg.warn(
+            f"Documents to score: {' and '.join(few)}. With fewer than {FEWEST_DOCS}, scores are "
+            "mostly chance. Give more documents, or files of their own as --dev and --test"
+        )
+
+
 def report(summary: dict[str, Any]) -> None:
     """Print the counts, and the notes on what was left out."""
     splits = summary["splits"]
@@ -406,6 +428,7 @@ def make_corpus(
     else:
         corpus = read_custom(paths or {}, nlp, limit=limit)
     check(corpus)
+    warn(corpus, text, lang)
     return write(corpus, out_dir, dataset=dataset.value, lang=lang, text=text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from scripts import assets, corpus
 from scripts.configure import write_configs
 from scripts.corpus import Dataset
 from spacy_distil.errors import ConfigError
+from tests.text.test_languages import ENGLISH, GERMAN
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,64 @@ def test_the_table_of_what_was_left_out_is_aligned(
     assert len(rows) == 5
     assert {row[column:].split()[0] for row in rows} == {"train", "dev", "test"}
     assert all(row[column - 1] == " " for row in rows)
+
+
+def write_texts(path: Path, texts: Sequence[str]) -> Path:
+    records = ({"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts))
+    path.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("train", "more", "lang", "told"),
+    [
+        (GERMAN, ENGLISH, "en", ["The training corpus seems to be in German"]),
+        (ENGLISH, GERMAN, "en", ["The text without annotation seems to be in German"]),
+        (GERMAN, GERMAN, "de", []),
+    ],
+)
+def test_documents_in_another_language_are_told(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    train: str,
+    more: str,
+    lang: str,
+    told: list[str],
+) -> None:
+    path = write_texts(tmp_path / "t.jsonl", [train] * 100)
+    (tmp_path / "more.txt").write_text(f"{more}\n" * 2, encoding="utf8")
+    corpus.make_corpus(
+        Dataset.custom,
+        tmp_path / "out",
+        paths={"train": path},
+        text=[tmp_path / "more.txt"],
+        lang=lang,
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("seems to be in") == len(told)
+    assert all(f"{each}, but the pipeline's language is English" in printed for each in told)
+
+
+@pytest.mark.parametrize(
+    ("n_docs", "n_test", "told"),
+    [
+        (18, None, "Documents to score: 2 in dev and 2 in test. With fewer than 10, scores"),
+        (100, 9, "Documents to score: 9 in test. With"),
+        (100, 10, ""),
+        (96, None, ""),
+    ],
+)
+def test_too_few_documents_to_score_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], n_docs: int, n_test: int | None, told: str
+) -> None:
+    """The threshold is the one of `compare`."""
+    paths: dict[str, Path | None] = {"train": write_texts(tmp_path / "t.jsonl", ["x"] * n_docs)}
+    if n_test is not None:
+        paths["test"] = write_texts(tmp_path / "test.jsonl", ["x"] * n_test)
+    corpus.make_corpus(Dataset.custom, tmp_path / "out", paths=paths)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert told in printed
+    assert ("Documents to score" in printed) == bool(told)
 
 
 def test_the_steps_around_it_check_the_language(
