@@ -91,6 +91,21 @@ def test_documents_in_another_language_are_told(
 
 
 @pytest.mark.parametrize(
+    ("n_words", "n_tags", "told"), [(32, 20, True), (40, 20, False), (9, 9, False)]
+)
+def test_lemmas_in_the_place_of_tags_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], n_words: int, n_tags: int, told: bool
+) -> None:
+    path = tmp_path / "t.conll"
+    lines = (f"word{i} tag{i % n_tags} {'B-PER' if i == 0 else 'O'}\n" for i in range(n_words))
+    path.write_text(("".join(lines) + "\n") * 96, encoding="utf8")
+    corpus.make_corpus(Dataset.custom, tmp_path / "out", paths={"train": path})
+    printed = " ".join(capsys.readouterr().out.split())
+    warning = f"{n_words} different words have {n_tags} different tags (XPOS): are they lemmas?"
+    assert (warning in printed) is told
+
+
+@pytest.mark.parametrize(
     ("n_docs", "n_test", "told"),
     [
         (18, None, "Documents to score: 2 in dev and 2 in test. With fewer than 10, scores"),
