@@ -23,7 +23,7 @@ from spacy_distil.runs.schedules import (
     fit_encoder,
     fit_training,
 )
-from spacy_distil.text.languages import language_name
+from spacy_distil.text.languages import check_language, language_name
 
 Optimize = Literal["efficiency", "accuracy"]
 
@@ -285,13 +285,7 @@ def check_pipes(factories: Mapping[str, str], names: Sequence[str]) -> None:
 
 def resolve_encoder(lang: str, encoder: str | None, optimize: Optimize) -> tuple[str, str]:
     """The code of a language, and the encoder or, for None, the default one of the language."""
-    try:
-        code = str(get_lang_class(lang).lang)
-    except ImportError as error:
-        raise ConfigError(
-            f"lang = {lang!r}: spaCy has no such language. Expected a two-letter code such as "
-            "'en', or 'xx' for many languages at once."
-        ) from error
+    code = check_language(lang)
     return code, encoder or default_encoder(code, optimize)
 
 
