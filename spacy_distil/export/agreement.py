@@ -148,8 +148,8 @@ def measure_agreement(
     advice: the end of the error about a pipe of the candidate that fails.
     log: callback that receives a line for each step.
 
-    Raises ConfigError if the pipelines cannot be compared or a pipe fails, and CorpusError if the documents are
-    empty or do not belong to the gold.
+    Raises ConfigError if the pipelines cannot be compared or a pipe fails, and CorpusError if the
+    documents are empty or do not belong to the gold.
     """
     _check(original, candidate, documents, gold, batch_size=batch_size, rounds=rounds)
     pair = (original, candidate)
