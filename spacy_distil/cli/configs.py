@@ -50,6 +50,24 @@ DEFAULT_TEACHER = "bert-base-uncased"
 SMALL_ENCODERS = {"en": "distilbert-base-uncased"}
 SMALL_MULTILINGUAL = "distilbert-base-multilingual-cased"
 
+# Settings of the model of a transition-based parser, by factory. They are its state and its shape.
+TRANSITIONS: dict[str, dict[str, Any]] = {
+    "parser": {
+        "state_type": "parser",
+        "extra_state_tokens": False,
+        "hidden_width": 128,
+        "maxout_pieces": 3,
+        "use_upper": False,
+    },
+    "ner": {
+        "state_type": "ner",
+        "extra_state_tokens": False,
+        "hidden_width": 64,
+        "maxout_pieces": 2,
+        "use_upper": False,
+    },
+}
+
 COMMAND = ("python", "-m", "spacy", "distil", "init-config")
 
 # Schedules for a corpus of unknown size
@@ -139,7 +157,7 @@ def pipeline_config(
         None for one that suits the language.
     gpu: whether the student is trained on a GPU.
     teacher: the pipes of the teacher, see `read_teacher_pipes`. Its encoder, if it is one of ours,
-        sets window, overlap and pooling.
+        sets window, overlap and pooling. Its parser and ner set the shape of the student's.
     corpus, text: training documents, .spacy, and text without annotation. Steps, batches, warm-up
         and evaluations fit both together.
     Raises ConfigError if a language or a pipe is unknown, or pipes exclude each other.
@@ -165,6 +183,8 @@ def pipeline_config(
     settings = pipeline_settings(code, factories, encoder, "efficiency", gpu)
     if teacher:
         settings |= teacher.encoding
+        for name, shape in settings["shapes"].items():
+            shape.update(teacher.transitions(name, shape))
         settings |= {
             "teacher": teacher.name,
             "from_teacher": bool(teacher.encoding),
@@ -241,6 +261,11 @@ def pipeline_settings(
         "lang": lang,
         "pipes": factories,
         "pipeline": ["transformer", *factories],
+        "shapes": {
+            name: dict(TRANSITIONS[factory])
+            for name, factory in factories.items()
+            if factory in TRANSITIONS
+        },
         "copied": [],
         "from_teacher": False,
         "encoder": encoder,

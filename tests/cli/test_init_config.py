@@ -368,6 +368,27 @@ def test_language_pipes_and_windows_are_those_of_the_teacher(teacher: Path, tmp_
     assert rewritten("pipeline", text) == text
 
 
+def test_models_unlike_the_teachers_are_named(bert_dir: Path, tmp_path: Path) -> None:
+    nlp = spacy.blank("en")
+    nlp.add_pipe("distil_transformer", config={"model": {"name": str(bert_dir)}})
+    nlp.add_pipe("tagger", config={"model": {"normalize": True}})
+    nlp.add_pipe("morphologizer")
+    nlp.add_pipe("textcat")
+    nlp.config.to_disk(tmp_path / "config.cfg")
+    (tmp_path / "meta.json").write_text(json.dumps(nlp.meta))
+    result = init_config("pipeline", "-", "--teacher", tmp_path)
+    assert "The model of 'morphologizer'" not in result.stderr
+    for name, difference in {
+        "tagger": "normalize = false, the teacher's is true",
+        "textcat": '@architectures = "spacy.TextCatReduce.v1", the teacher\'s is '
+        '"spacy.TextCatEnsemble.v2"',
+    }.items():
+        assert (
+            f"The model of {name!r} differs from the teacher's, whose weights may not fit it: "
+            f"{difference}. Give it"
+        ) in result.stderr
+
+
 def test_options_go_before_the_teacher(teacher: Path) -> None:
     options = ("-l", "xx", "-p", "topics,parser", "--encoder", "x", "--gpu")
     result = init_config("pipeline", "-", "--teacher", teacher, *options)
