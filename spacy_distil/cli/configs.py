@@ -16,6 +16,7 @@ from thinc.api import Config
 
 from spacy_distil.cli.corpus_size import count_tokens, estimate_pieces, estimate_words
 from spacy_distil.cli.teacher_pipes import TeacherPipes
+from spacy_distil.engines.files import CONFIG, longest_window, parse_config
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.schedules import (
     EncoderSchedule,
@@ -185,6 +186,7 @@ def pipeline_config(
         settings |= teacher.encoding
         for name, shape in settings["shapes"].items():
             shape.update(teacher.transitions(name, shape))
+        settings |= fit_windows(encoder, settings["window"], settings["overlap"])
         settings |= {
             "teacher": teacher.name,
             "from_teacher": bool(teacher.encoding),
@@ -271,8 +273,7 @@ def pipeline_settings(
         "encoder": encoder,
         "optimize": optimize,
         "gpu": gpu,
-        "window": None if gpu else 192,
-        "overlap": 32 if gpu else 16,
+        **fit_windows(encoder, None if gpu else 192, 32 if gpu else 16),
         "pooling": "mean",
         "score_weights": score_weights(list(factories.values())),
         "tokenizer": block("nlp.tokenizer", defaults["nlp"]["tokenizer"]),
@@ -328,6 +329,22 @@ def default_encoder(lang: str, optimize: Optimize) -> str:
 
     recommended = RECOMMENDATIONS.get(lang, RECOMMENDATIONS["__default__"])
     return recommended["transformer"]["accuracy"]["name"]
+
+
+def fit_windows(encoder: str, window: int | None, overlap: int) -> dict[str, int | None]:
+    """Fit windows to an encoder that takes only short ones.
+
+    encoder: directory or hub name. One that is no directory is not looked at.
+    window, overlap: settings of `distil_transformer`.
+    Raises WeightsError if the directory has a config.json that cannot be right.
+    """
+    path = Path(encoder) / CONFIG
+    config = parse_config({CONFIG: path.read_bytes()}) if path.is_file() else {}
+    if "max_position_embeddings" in config:
+        longest = longest_window(config)
+        if window is None or window > longest:
+            window, overlap = window and longest, min(overlap, longest // 4)
+    return {"window": window, "overlap": overlap}
 
 
 def score_weights(factories: Sequence[str], rules: Collection[str] = ()) -> dict[str, float | None]:
