@@ -167,6 +167,36 @@ def test_code_is_imported(teacher: Path, config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["train"], "the development corpus: {file} --paths.dev dev.spacy"),
+        (["dev"], "the training corpus: {file} --paths.train train.spacy"),
+        (
+            [],
+            "the training corpus and the development corpus: {file} --paths.train train.spacy "
+            "--paths.dev dev.spacy",
+        ),
+    ],
+)
+def test_a_missing_path_is_named(
+    given: list[str], message: str, teacher: Path, config: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "new.cfg"
+    assert distil("init-config", "pipeline", path, "--teacher", teacher).exit_code == 0
+    options = [f"--paths.{name}={tmp_path / name}.spacy" for name in given]
+    result = distil("pipeline", teacher, path, "--output", tmp_path / "out", *options)
+    assert result.exit_code == 1
+    file = "give a .spacy file or a directory of them, such as"
+    assert f"There is no path to {message.format(file=file)}" in " ".join(result.output.split())
+    assert "E913" not in result.output
+    # In a config without such a variable, the setting itself is named.
+    result = distil(
+        "pipeline", teacher, config, "--output", tmp_path / "out", "--corpora.dev.path", "null"
+    )
+    assert "such as --corpora.dev.path dev.spacy" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nobody", "{config}"], "No pipeline 'nobody'"),
