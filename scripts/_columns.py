@@ -45,7 +45,7 @@ class _Document:
         self.starts += [True] + [False] * (len(rows) - 1)
 
     def to_doc(self, nlp: Language) -> Doc:
-        note = "documents with a space between all words, as the file does not say where they are"
+        note = "documents with a space between all words, as the file has none"
         self.notes.add(note, " ".join(self.words[:8]))
         return Doc(nlp.vocab, self.words, tags=self.tags, ents=self.iob, sent_starts=self.starts)
 

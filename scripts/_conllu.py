@@ -17,6 +17,7 @@ from wasabi import msg
 
 from scripts._notes import Notes
 from spacy_distil.errors import CorpusError
+from spacy_distil.text import readers
 
 N_COLUMNS = 10
 UPOS = (
@@ -85,15 +86,11 @@ class Document:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a UTF-8 text file."""
+    """(line number from 1, line without its end) of a UTF-8 text file, with or without a BOM."""
     if not path.is_file():
         raise CorpusError(f"No such file: {path}. Run the project's 'assets' command first.")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                yield number, raw.decode("utf8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise CorpusError(f"{path}:{number}: not UTF-8 ({error.reason})") from error
+    for number, line in readers.read_lines(path):
+        yield number, line.rstrip("\r\n")
 
 
 def _comment(line: str) -> tuple[str, str]:

@@ -31,6 +31,7 @@ from weasel.util import get_checksum, load_project_config
 from scripts.corpus import Dataset
 from spacy_distil.errors import CorpusError, WeightsError, friendly_errors, require
 from spacy_distil.runs.files import atomic_directory
+from spacy_distil.text.languages import check_language
 
 # Files of a Hugging Face model directory that an encoder needs.
 MODEL_FILES = (
@@ -268,6 +269,7 @@ def main(
 ) -> None:
     """Fetch the teacher encoder and, for ewt, the treebank."""
     with friendly_errors():
+        check_language(lang)  # before a download
         warn_of_language(fetch_teacher(teacher, output), teacher, lang)
         if dataset is Dataset.ewt:
             given = {"vars.ud_url": ud_url, "vars.uner_url": uner_url}

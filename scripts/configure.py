@@ -18,6 +18,7 @@ from wasabi import msg
 
 from project.training import LAYERS, NER, configure, read_summary
 from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.text.languages import check_language
 
 
 def write_configs(
@@ -29,6 +30,8 @@ def write_configs(
     ner: str = NER[0],
 ) -> list[Path]:
     """Write every config to `out_dir`, with the same file name, and return the paths."""
+    if lang is not None:
+        check_language(lang)
     summary = read_summary(corpus_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     written = []

@@ -25,7 +25,10 @@ from wasabi import msg
 from scripts._conllu import join_entities, misc_tags, read_conllu, read_iob2, treebank_doc
 from scripts._custom import SUFFIXES, Noted, read_docs
 from scripts._notes import Notes
-from spacy_distil.errors import CorpusError, friendly_errors
+from spacy_distil.distillation.pipeline.language import warn_of_foreign_text
+from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
+from spacy_distil.report.verdicts import FEWEST_DOCS
+from spacy_distil.text.languages import check_language
 from spacy_distil.text.plain_text import TxtFiles, find_files, read_texts
 
 SPLITS = ("train", "dev", "test")
@@ -34,6 +37,9 @@ SAMPLE = Path(__file__).resolve().parents[1] / "corpus" / "sample"
 # Annotation that is stored: the layers that the pipelines learn.
 ATTRS = ("ORTH", "SPACY", "POS", "TAG", "ENT_IOB", "ENT_TYPE", "SENT_START")
 HELD_OUT = 0.1
+# At least so many different tags, and so many for each different word, are no tags. Lemmas have 0.7
+# to 0.9 for each word, tags with morphology at most 0.55 (a few sentences) and mostly below 0.3.
+MIN_TAGS, MAX_TAGS_PER_WORD = 20, 0.6
 
 T = TypeVar("T")
 
@@ -323,6 +329,34 @@ def check(corpus: Corpus) -> None:
         )
 
 
+def warn(corpus: Corpus, text: Sequence[Path], lang: str) -> None:
+    """Warn of documents in another language, of tags that may be lemmas, and of too few to score.
+
+    text: more files without annotation.
+    """
+    warn_of_foreign_text((doc.text for doc in corpus.docs["train"]), "The training corpus", lang)
+    paragraphs = (paragraph for path in text for doc in read_text(path) for paragraph in doc)
+    warn_of_foreign_text(paragraphs, "The text without annotation", lang)
+    tagged = [token for doc in corpus.docs["train"] for token in doc if token.tag_]
+    n_tags, n_words = len({token.tag for token in tagged}), len({token.orth for token in tagged})
+    if n_tags >= MIN_TAGS and n_tags >= MAX_TAGS_PER_WORD * n_words:
+        msg.warn(
+            f"{n_words:,} different words have {n_tags:,} different tags (XPOS): are they lemmas? "
+            "A tagger would learn them. In lines of three or more columns, the second is the tag: "
+            "remove it, or write _ there"
+        )
+    few = [
+        f"{len(corpus.docs[split])} in {split}"
+        for split in SPLITS[1:]
+        if len(corpus.docs[split]) < FEWEST_DOCS
+    ]
+    if few:
+        msg.warn(
+            f"Documents to score: {' and '.join(few)}. With fewer than {FEWEST_DOCS}, scores "
+            "tell little. Give more documents, or files of their own as --dev and --test"
+        )
+
+
 def report(summary: dict[str, Any]) -> None:
     """Print the counts, and the notes on what was left out."""
     splits = summary["splits"]
@@ -364,13 +398,23 @@ def report(summary: dict[str, Any]) -> None:
         )
     if lost:
         header = ("Left out, repaired or moved", "split", "count", "for example")
-        msg.table(lost, header=header, divider=True, max_col=70)
+        widest = max(70, *(len(reason) for reason, *_ in lost))
+        msg.table(lost, header=header, divider=True, max_col=widest)
     else:
         msg.info("Nothing was left out")
 
 
 def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
+
+
+def make_tokenizer(lang: str) -> Language:
+    """Make a blank pipeline. Raises ConfigError if spaCy or a package has no such language."""
+    check_language(lang)
+    try:
+        return spacy.blank(lang)
+    except ImportError as error:  # it names the packages
+        raise ConfigError(f"lang = {lang!r}: {error}") from error
 
 
 def make_corpus(
@@ -387,7 +431,7 @@ def make_corpus(
     """Convert a dataset and return the contents of its `corpus.json`."""
     if limit < 0:
         raise CorpusError(f"limit = {limit}, expected a number of documents, or 0 for all")
-    nlp = spacy.blank(lang)
+    nlp = make_tokenizer(lang)
     if dataset is Dataset.ewt:
         corpus = read_ewt(assets, nlp, limit=limit)
     elif dataset is Dataset.sample:
@@ -395,6 +439,7 @@ def make_corpus(
     else:
         corpus = read_custom(paths or {}, nlp, limit=limit)
     check(corpus)
+    warn(corpus, text, lang)
     return write(corpus, out_dir, dataset=dataset.value, lang=lang, text=text)
 
 

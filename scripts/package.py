@@ -4,8 +4,8 @@
         --compare DIR --row ROW
 
 The output of the build is shown only if it fails. DIR is the output of `spacy distil compare`, and
-ROW the pipeline's name in it. Warnings name rivals that score higher on the test documents, and
-scores that have too few test documents behind them.
+ROW the pipeline's name in it. Warnings name scores of 0, rivals that score higher on the test
+documents, and scores that have too few test documents behind them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def build(pipeline: Path, packages: Path, *, name: str, version: str) -> Path:
 
 
 def judge(comparison: Mapping[str, Any], row: str) -> list[str]:
-    """Warn of rivals that score higher than a pipeline, and of intervals that are wide.
+    """Warn of scores of 0, of rivals that score higher than a pipeline, and of wide intervals.
 
     comparison: contents of compare.json. row: name of the pipeline.
     """
@@ -59,11 +59,22 @@ def judge(comparison: Mapping[str, Any], row: str) -> list[str]:
     if row not in rows:
         raise ConfigError(f"The comparison has no row '{row}', but {', '.join(rows)}.")
     ours = rows.pop(row)
-    rows.pop(comparison["teacher"], None)
+    teacher = rows.pop(comparison["teacher"], {})
     warnings = []
     for column in COLUMNS:
         if not (column.is_task and column.key in ours):
             continue
+        zero = [
+            name
+            for name, scores in (("packaged pipeline", ours), ("teacher", teacher))
+            if column.key in scores and scores[column.key]["mean"] == 0
+        ]
+        if zero:
+            warnings.append(
+                f"{column.key} of the {' and of the '.join(zero)} is 0: nothing is right in "
+                f"{comparison['n_docs']:,} test documents. Check the annotation, and train longer "
+                "or on more documents."
+            )
         score, interval = ours[column.key]["mean"], ours[column.key]["interval"]
         better = {
             name: scores[column.key]["mean"]

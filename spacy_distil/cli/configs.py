@@ -16,6 +16,7 @@ from thinc.api import Config
 
 from spacy_distil.cli.corpus_size import count_tokens, estimate_pieces, estimate_words
 from spacy_distil.cli.teacher_pipes import TeacherPipes
+from spacy_distil.engines.files import CONFIG, longest_window, parse_config
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.schedules import (
     EncoderSchedule,
@@ -23,7 +24,7 @@ from spacy_distil.runs.schedules import (
     fit_encoder,
     fit_training,
 )
-from spacy_distil.text.languages import language_name
+from spacy_distil.text.languages import check_language, language_name
 
 Optimize = Literal["efficiency", "accuracy"]
 
@@ -49,6 +50,24 @@ DEFAULT_TEACHER = "bert-base-uncased"
 # Small encoders by language, and one of 104 languages for all others.
 SMALL_ENCODERS = {"en": "distilbert-base-uncased"}
 SMALL_MULTILINGUAL = "distilbert-base-multilingual-cased"
+
+# Settings of the model of a transition-based parser, by factory. They are its state and its shape.
+TRANSITIONS: dict[str, dict[str, Any]] = {
+    "parser": {
+        "state_type": "parser",
+        "extra_state_tokens": False,
+        "hidden_width": 128,
+        "maxout_pieces": 3,
+        "use_upper": False,
+    },
+    "ner": {
+        "state_type": "ner",
+        "extra_state_tokens": False,
+        "hidden_width": 64,
+        "maxout_pieces": 2,
+        "use_upper": False,
+    },
+}
 
 COMMAND = ("python", "-m", "spacy", "distil", "init-config")
 
@@ -139,7 +158,7 @@ def pipeline_config(
         None for one that suits the language.
     gpu: whether the student is trained on a GPU.
     teacher: the pipes of the teacher, see `read_teacher_pipes`. Its encoder, if it is one of ours,
-        sets window, overlap and pooling.
+        sets window, overlap and pooling. Its parser and ner set the shape of the student's.
     corpus, text: training documents, .spacy, and text without annotation. Steps, batches, warm-up
         and evaluations fit both together.
     Raises ConfigError if a language or a pipe is unknown, or pipes exclude each other.
@@ -165,6 +184,9 @@ def pipeline_config(
     settings = pipeline_settings(code, factories, encoder, "efficiency", gpu)
     if teacher:
         settings |= teacher.encoding
+        for name, shape in settings["shapes"].items():
+            shape.update(teacher.transitions(name, shape))
+        settings |= fit_windows(encoder, settings["window"], settings["overlap"])
         settings |= {
             "teacher": teacher.name,
             "from_teacher": bool(teacher.encoding),
@@ -241,13 +263,17 @@ def pipeline_settings(
         "lang": lang,
         "pipes": factories,
         "pipeline": ["transformer", *factories],
+        "shapes": {
+            name: dict(TRANSITIONS[factory])
+            for name, factory in factories.items()
+            if factory in TRANSITIONS
+        },
         "copied": [],
         "from_teacher": False,
         "encoder": encoder,
         "optimize": optimize,
         "gpu": gpu,
-        "window": None if gpu else 192,
-        "overlap": 32 if gpu else 16,
+        **fit_windows(encoder, None if gpu else 192, 32 if gpu else 16),
         "pooling": "mean",
         "score_weights": score_weights(list(factories.values())),
         "tokenizer": block("nlp.tokenizer", defaults["nlp"]["tokenizer"]),
@@ -285,13 +311,7 @@ def check_pipes(factories: Mapping[str, str], names: Sequence[str]) -> None:
 
 def resolve_encoder(lang: str, encoder: str | None, optimize: Optimize) -> tuple[str, str]:
     """The code of a language, and the encoder or, for None, the default one of the language."""
-    try:
-        code = str(get_lang_class(lang).lang)
-    except ImportError as error:
-        raise ConfigError(
-            f"lang = {lang!r}: spaCy has no such language. Expected a two-letter code such as "
-            "'en', or 'xx' for many languages at once."
-        ) from error
+    code = check_language(lang)
     return code, encoder or default_encoder(code, optimize)
 
 
@@ -303,6 +323,22 @@ def default_encoder(lang: str, optimize: Optimize) -> str:
 
     recommended = RECOMMENDATIONS.get(lang, RECOMMENDATIONS["__default__"])
     return recommended["transformer"]["accuracy"]["name"]
+
+
+def fit_windows(encoder: str, window: int | None, overlap: int) -> dict[str, int | None]:
+    """Fit windows to an encoder that takes only short ones.
+
+    encoder: directory or hub name. One that is no directory is not looked at.
+    window, overlap: settings of `distil_transformer`.
+    Raises WeightsError if the directory has a config.json that cannot be right.
+    """
+    path = Path(encoder) / CONFIG
+    config = parse_config({CONFIG: path.read_bytes()}) if path.is_file() else {}
+    if "max_position_embeddings" in config:
+        longest = longest_window(config)
+        if window is None or window > longest:
+            window, overlap = window and longest, min(overlap, longest // 4)
+    return {"window": window, "overlap": overlap}
 
 
 def score_weights(factories: Sequence[str], rules: Collection[str] = ()) -> dict[str, float | None]:

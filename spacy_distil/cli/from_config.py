@@ -22,6 +22,7 @@ from spacy_distil.cli.configs import (
     COMMAND,
     Optimize,
     default_encoder,
+    fit_windows,
     schedule_options,
     schedule_settings,
     training_config,
@@ -110,11 +111,16 @@ class Swap:
                 f"Pipes that share an encoder cannot have several: {', '.join(names)}. Choose one "
                 "with --encoder"
             )
+        encoder = encoder or (names[0] if names else default)
+        # It may be a variable.
+        probe = Config({**self.values, "probe": {"name": encoder}}).interpolate()
+        new = template["components"][NAME]["model"]
+        new |= fit_windows(probe["probe"]["name"], new["window"], new["overlap"])
         model = self._make_model(template, settings, readers)
         self._thaw(old, model)
         name = self._place(old, readers)
         paths = self.config.setdefault("paths", {})
-        paths["encoder"] = encoder or (names[0] if names else default)
+        paths["encoder"] = encoder
         component = template["components"][NAME] | {"model": model}
         component["set_extra_annotations"] = self._annotation_setter(settings)
         components = {name: component}

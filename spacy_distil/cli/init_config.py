@@ -161,9 +161,10 @@ def init_config_cli(
       python -m spacy distil init-config train new.cfg --from my_cnn.cfg --corpus train.spacy
 
     With --teacher, "pipeline" reads language and pipes from a trained pipeline, by its path or
-    package. The student's pipes get the names and kinds of the teacher's. The config copies pipes
-    without a model, such as an attribute ruler, from the teacher. It leaves out disabled pipes and
-    kinds that cannot learn from a teacher, and the command names them:
+    package. The student's pipes get the names and kinds of the teacher's; 'parser' and 'ner' get
+    its shape too, to start from its weights. The config copies pipes without a model, such as an
+    attribute ruler, from the teacher. It leaves out disabled pipes and kinds that cannot learn from
+    a teacher, and the command names them:
 
     \b
       python -m spacy distil init-config pipeline student.cfg --teacher training/model-best
@@ -171,6 +172,7 @@ def init_config_cli(
     with friendly_errors():
         refuse_options(ctx, kind)
         notes: list[str] = []
+        warnings: list[str] = []
         corpora = corpus or []
         if kind is not Kind.encoder and len(corpora) > 1:
             raise ConfigError(
@@ -191,7 +193,9 @@ def init_config_cli(
                 corpus=train,
                 text=text,
             )
-            notes = pipes.notes() if pipes else []
+            if pipes:
+                notes = pipes.notes()
+                warnings = pipes.differences(load_config_from_str(written)["components"])
         elif source is not None:
             for option, name in {"--lang": "lang", "--pipeline": "pipeline"}.items():
                 if is_given(ctx, name):
@@ -212,10 +216,11 @@ def init_config_cli(
                 gpu=gpu,
                 corpus=train,
             )
-        foreign = None if kind is Kind.encoder else foreign_encoder(written)
+        if kind is not Kind.encoder and (foreign := foreign_encoder(written)):
+            warnings.append(foreign)
         if str(output) == "-":
             print(written, end="")
-            for note in [*notes, *filter(None, [foreign])]:
+            for note in [*notes, *warnings]:
                 typer.echo(note, err=True)
             return
         if output.exists() and not force:
@@ -223,8 +228,8 @@ def init_config_cli(
         write_text(output, written)
     for note in notes:
         msg.info(note)
-    if foreign is not None:
-        msg.warn(foreign)
+    for warning in warnings:
+        msg.warn(warning)
     msg.good(f"Wrote {output}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,7 @@ ENCODERS = ("distil_transformer", "transformer", "curated_transformer", "tok2vec
 ENCODING = ("window", "overlap", "pooling")
 # Factories of teachers' pipes, and what the student has instead.
 SIMPLER = {"beam_ner": "ner", "beam_parser": "parser"}
+PARSERS = "spacy.TransitionBasedParser."
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class TeacherPipes:
     names: of pipes and rules, in the order of the pipeline.
     pipes: those that a student can learn from, by name, with the student's factory.
     rules: those without a model, by name, with their factory. A student gets copies.
+    models: the settings of the models of `pipes`, by name.
     left_out: the others, by name, with the reason.
     encoding: window, overlap and pooling of a `distil_transformer`; otherwise empty.
     tokenizer, initialize_tokenizer: [nlp.tokenizer] and [initialize.tokenizer].
@@ -34,6 +38,7 @@ class TeacherPipes:
     names: list[str] = field(default_factory=list)
     pipes: dict[str, str] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     encoding: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
@@ -46,6 +51,47 @@ class TeacherPipes:
             for name in self.rules
         ]
         return copied + [f"{name!r} is left out: {why}" for name, why in self.left_out.items()]
+
+    def transitions(self, name: str, keys: Collection[str]) -> dict[str, Any]:
+        """Settings of a pipe's model, if it is a transition-based parser.
+
+        keys: names of the settings.
+        """
+        model = self.models.get(name, {})
+        if not str(model.get("@architectures")).startswith(PARSERS):
+            return {}
+        return {key: model[key] for key in keys if key in model}
+
+    def differences(self, components: Mapping[str, Any]) -> list[str]:
+        """Say which settings of the student's models keep it from starting as the teacher's pipes.
+
+        components: [components] of the student. Without an encoder of ours in the teacher, no
+            student starts from its pipes.
+        """
+        notes = []
+        for name, model in self.models.items() if self.encoding else ():
+            settings = components.get(name, {}).get("model")
+            if settings is None:
+                continue
+            different = list(_differences(model, settings))
+            if different:
+                notes.append(
+                    f"The model of {name!r} differs from the teacher's, whose weights may not fit "
+                    f"it: {'; '.join(different)}. Give it the teacher's settings in the config, to "
+                    "start from its weights."
+                )
+        return notes
+
+
+def _differences(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> Iterator[str]:
+    """Say which settings of two models differ, apart from dimensions and token vectors."""
+    keys = sorted({*teacher, *student} - {"nO", "nI", "tok2vec"})
+    if teacher.get("@architectures") != student.get("@architectures"):
+        keys = ["@architectures"]  # other architectures have other settings
+    for key in keys:
+        theirs, own = teacher.get(key), student.get(key)
+        if theirs != own:
+            yield f"{key} = {json.dumps(own)}, the teacher's is {json.dumps(theirs)}"
 
 
 def read_teacher_pipes(pipeline: str) -> TeacherPipes:
@@ -76,6 +122,7 @@ def read_teacher_pipes(pipeline: str) -> TeacherPipes:
             teacher.rules[name] = factory
         elif factory in KINDS:
             teacher.pipes[name] = SIMPLER.get(factory, factory)
+            teacher.models[name] = settings["model"]
         else:
             teacher.left_out[name] = f"pipes of the kind {factory!r} cannot learn from a teacher"
     teacher.names.extend(

@@ -284,7 +284,9 @@ def loading_error(failed: str, name: str, error: Exception, expected: str) -> We
     """
     if problem := hub_problem(name, error):
         return WeightsError(f"{failed}: {problem}")
-    return WeightsError(f"{failed}: {error}\n{expected}")
+    # transformers goes on with a list of all its families.
+    reason = str(error).split(", or contain one of the following")[0]
+    return WeightsError(f"{failed}: {reason}\n{expected}")
 
 
 def hub_problem(name: str, error: BaseException) -> str | None:

@@ -19,9 +19,9 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from thinc.api import to_numpy
 
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, DistilError
 from spacy_distil.export.annotation_metrics import AnnotationMetric, find_metrics, not_compared
-from spacy_distil.pipelines import count_bytes
+from spacy_distil.pipelines import count_bytes, one_line
 from spacy_distil.report.process import Pass
 from spacy_distil.report.scores import has_gold
 from spacy_distil.report.speed import Speed
@@ -133,6 +133,7 @@ def measure_agreement(
     alone: bool = True,
     rounds: int = 3,
     paths: tuple[Path, Path] | None = None,
+    advice: str = "",
     log: Callable[[str], Any] = lambda message: None,
 ) -> Agreement:
     """Run both pipelines over the same documents and compare their annotations.
@@ -144,15 +145,19 @@ def measure_agreement(
     alone: whether to compare `nlp(doc)` with `nlp.pipe(docs)` in each pipeline too.
     rounds: timed rounds over all documents, in turns; 0 for none.
     paths: directories of the original and of the candidate, for their size.
+    advice: the end of the error about a pipe of the candidate that fails.
     log: callback that receives a line for each step.
 
-    Raises ConfigError if the pipelines cannot be compared, and CorpusError if the documents are
-    empty or do not belong to the gold.
+    Raises ConfigError if the pipelines cannot be compared or a pipe fails, and CorpusError if the
+    documents are empty or do not belong to the gold.
     """
     _check(original, candidate, documents, gold, batch_size=batch_size, rounds=rounds)
     pair = (original, candidate)
     log(f"Predictions for {len(documents):,} documents, in batches of {batch_size}")
-    batched = [list(nlp.pipe(_copies(nlp, documents), batch_size=batch_size)) for nlp in pair]
+    batched = [
+        _predict(original, documents, batch_size, "original"),
+        _predict(candidate, documents, batch_size, "candidate", advice),
+    ]
     metrics = find_metrics(original, [*batched[0], *batched[1]])
     vectors = _compare_vectors(*batched)
     if not metrics and vectors is None:
@@ -215,6 +220,45 @@ def _check(
             f"The gold ({len(gold)} documents) does not belong to the documents "
             f"({len(documents)}): expected the same texts in the same order."
         )
+
+
+def _predict(
+    nlp: Language, documents: Sequence[Doc], batch_size: int, which: str, advice: str = ""
+) -> list[Doc]:
+    """Run a pipeline on copies of documents.
+
+    which, advice: see `run_pipe`.
+    """
+    try:
+        return list(nlp.pipe(_copies(nlp, documents), batch_size=batch_size))
+    except DistilError:
+        raise
+    except Exception as error:  # a pipe may be the user's, and fail in any way
+        for doc in _copies(nlp, documents):
+            for name, pipe in nlp.pipeline:
+                doc = run_pipe(name, pipe, doc, which, advice)
+        # No document fails alone.
+        raise ConfigError(f"The {which} pipeline fails: {_describe(error)}{advice}.") from error
+
+
+def run_pipe(name: str, pipe: Callable[[Doc], Doc], doc: Doc, which: str, advice: str = "") -> Doc:
+    """Run one pipe on a document.
+
+    which: "original" or "candidate", for the error. advice: its end.
+    Raises ConfigError, with the name of the pipe, if it fails.
+    """
+    try:
+        return pipe(doc)
+    except DistilError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{name!r} fails in the {which} pipeline: {_describe(error)}{advice}."
+        ) from error
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(str(error)).removesuffix('.')}"
 
 
 def _copies(nlp: Language, documents: Sequence[Doc]) -> list[Doc]:

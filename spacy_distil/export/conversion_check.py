@@ -23,9 +23,10 @@ from spacy_distil.encoding import encode_docs
 from spacy_distil.engines.files import longest_window
 from spacy_distil.errors import CorpusError
 from spacy_distil.export import agreement_table
-from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
+from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement, run_pipe
 from spacy_distil.export.conversion_plan import ConversionPlan, encoders_of
 from spacy_distil.export.spacy_transformers import find_transformers
+from spacy_distil.text.docs import same_tokens
 from spacy_distil.text.documents import read_documents
 from spacy_distil.text.plain_text import TxtDocuments
 
@@ -119,11 +120,13 @@ def check_conversion(
     plan: ConversionPlan,
     corpus: CheckDocuments,
     *,
+    trf_data: bool,
     batch_size: int,
 ) -> ConversionCheck:
     """Compare predictions and token vectors of the two pipelines.
 
     plan: the plan of the conversion.
+    trf_data: whether the candidate sets `doc._.trf_data`.
     batch_size: documents per batch.
     """
     for name, pipe in find_transformers(original).items():
@@ -139,6 +142,9 @@ def check_conversion(
         raise CorpusError(
             f"The original pipeline can process none of the documents of {corpus.source}."
         )
+    advice = ""
+    if plan.shared and not trf_data:
+        advice = "; if it reads doc._.trf_data, which the original sets, convert with --trf-data"
 
     def measure(chosen: Sequence[int]) -> Agreement:
         return measure_agreement(
@@ -149,6 +155,7 @@ def check_conversion(
             batch_size=batch_size,
             alone=False,
             rounds=0,
+            advice=advice,
         )
 
     return ConversionCheck(
@@ -175,23 +182,24 @@ def _compare_encoders(
     original: Language, candidate: Language, plan: ConversionPlan, doc: Doc
 ) -> Iterator[_Windows]:
     """Compare the windows of each encoder of the original with the windows of its conversion."""
-    doc = Doc(
-        original.vocab,
-        words=[token.text for token in doc],
-        spaces=[bool(token.whitespace_) for token in doc],
-    )
-    for name, pipe in original.pipeline:
-        encoders = encoders_of(pipe)
+    doc = same_tokens(doc, original.vocab)
+    pipes = [(name, pipe, encoders_of(pipe)) for name, pipe in original.pipeline]
+    while pipes and not pipes[-1][2]:
+        pipes.pop()
+    for name, pipe, encoders in pipes:
         for model, shim in zip(encoders, _shims(candidate.get_pipe(name)), strict=False):
             poolings = {
                 replacement.reader.pooling
                 for replacement in plan.replacements
                 if (replacement.transformer or replacement.pipe) == name
             }
-            yield _compare_windows(model, shim, doc, poolings)
-        if not encoders and all(replacement.pipe != name for replacement in plan.replacements):
-            # It may set the sentences that span getters read.
-            doc = pipe(doc)
+            windows = _compare_windows(model, shim, doc, poolings)
+            yield windows
+            if not windows.usable:
+                return
+        if name != pipes[-1][0]:
+            # It may set the sentences that the span getters of later encoders read.
+            doc = run_pipe(name, pipe, doc, "original")
 
 
 def _compare_windows(

@@ -139,7 +139,9 @@ def convert(
         # Both from the disk: the original was converted in place, and users load the saved one.
         original, candidate = load_pipeline(pipeline), load_pipeline(str(directory))
         log(f"Comparing both on {documents.source}")
-        comparison = check_conversion(original, candidate, plan, documents, batch_size=batch_size)
+        comparison = check_conversion(
+            original, candidate, plan, documents, trf_data=trf_data, batch_size=batch_size
+        )
         lowest = comparison.lowest
         if lowest is not None and lowest.agreement < min_agreement:
             raise ConfigError(

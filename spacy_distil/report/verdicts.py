@@ -1,4 +1,4 @@
-"""Warnings about a measurement: too few documents, or a pipeline that loses to another one."""
+"""Warnings about a measurement: a score of 0, too few documents, or a pipeline that loses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import combinations
 
 from spacy_distil.report import bootstrap
 from spacy_distil.report.aggregation import all_have, resample
+from spacy_distil.report.layout import count
 from spacy_distil.report.scores import COLUMNS, Column, TaskScores
 from spacy_distil.report.speed import Spread
 
@@ -18,7 +19,7 @@ FEWEST_DOCS = 10
 def find_verdicts(
     scores: Mapping[str, Sequence[TaskScores]], rates: Mapping[str, Spread], *, n_docs: int
 ) -> list[str]:
-    """Say which pipelines the test set cannot tell apart, and which are worse than another one.
+    """Say which pipelines score 0, cannot be told apart, or are worse than another one.
 
     A difference counts if its paired bootstrap interval over documents is all on one side of 0. A
     pipeline is worse than another if a difference counts against it, none for it, and it is not
@@ -57,7 +58,24 @@ def find_verdicts(
                 worse.append(
                     f"{better} is better than {other} in {', '.join(wins[better])}, and not slower."
                 )
-    return [*_describe_unclear(unclear, n_docs), *worse]
+    zeros = [
+        f"{column.title} is 0 for {', '.join(names)}: nothing is right in "
+        f"{count(n_docs, 'test document')}."
+        for column in tasks
+        if (names := [name for name, seeds in scores.items() if _is_zero(column, seeds)])
+    ]
+    return [*zeros, *_describe_unclear(unclear, n_docs), *worse]
+
+
+def _is_zero(column: Column, seeds: Sequence[TaskScores]) -> bool:
+    """Tell whether all seeds score 0, although there is something to find."""
+    return all(
+        seed.values.get(column.key) == 0
+        and (
+            column.counts not in seed.counts or bool(seed.counts[column.counts][..., [0, 2]].any())
+        )
+        for seed in seeds
+    )
 
 
 def _describe_unclear(unclear: Mapping[Column, Sequence[str]], n_docs: int) -> Iterator[str]:

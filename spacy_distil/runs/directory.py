@@ -225,7 +225,7 @@ class RunDirectory:
             raise self._damaged(RESULTS, "it is no JSON object")
         kinds = {"kind": str, "inputs": dict, "finished": bool}
         wrong = {k for k, kind in kinds.items() if not isinstance(results.get(k, kind()), kind)}
-        missing = self.finished - results.keys() if results.get("finished") else set()
+        missing = {"kind", *(self.finished if results.get("finished") else ())} - results.keys()
         for names, problem in ((wrong, "has a wrong"), (missing, "has no")):
             if names:
                 raise self._damaged(RESULTS, f"it {problem} {sorted(names)[0]!r}")

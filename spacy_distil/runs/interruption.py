@@ -1,4 +1,6 @@
-"""SIGTERM, the signal that a machine sends before it shuts down."""
+"""Runs that stop before their end: by an error, by Ctrl-C, or by SIGTERM, which a machine sends
+before it shuts down.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+from wasabi import Printer, msg
 
 from spacy_distil.errors import DistilError
 
@@ -50,3 +54,18 @@ class Interruption:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = True
+
+
+def explain_stop(
+    error: BaseException, step: int, newest_step: int | None, *, printer: Printer = msg
+) -> None:
+    """Tell the user how to go on after an error, if there is a checkpoint.
+
+    step: the last one taken. newest_step: of the newest checkpoint.
+    """
+    if newest_step is not None:
+        reason = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else repr(error)
+        printer.warn(
+            f"Stopped at step {step} by {reason}. Go on from step {newest_step}, the newest "
+            f"checkpoint, with --resume"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, WriteError
 from spacy_distil.runs.files import (
     UNFINISHED,
     existing_parent,
@@ -29,6 +29,11 @@ def check_output(output: Path, *, force: bool | None, source: Path | None = None
             raise ConfigError(f"{output} lies inside the pipeline {source}. Choose another place.")
         if new in old.parents:
             raise ConfigError(f"{output} holds the pipeline {source}. Choose another directory.")
+    if output.is_symlink() and not output.exists():
+        raise ConfigError(
+            f"{output} is a link to {output.readlink()}, which is missing. Choose another "
+            "directory."
+        )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         if not force:
             advice = "" if force is None else ", or replace it with --force"
@@ -58,4 +63,10 @@ def check_writable(directory: Path) -> None:
     with explain_write_errors(directory):
         # The permissions do not tell all: the disk may be read-only, or out of quota.
         # A kill leaves nothing: on Linux the file has no name.
-        tempfile.TemporaryFile(prefix=UNFINISHED, dir=existing_parent(directory)).close()
+        parent = existing_parent(directory)
+        try:
+            tempfile.TemporaryFile(prefix=UNFINISHED, dir=parent).close()
+        except FileNotFoundError as error:  # such as in /proc, which is no disk
+            raise WriteError.of(
+                f"{directory} cannot be written: {parent} takes no files", is_full=False
+            ) from error

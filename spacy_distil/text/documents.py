@@ -107,7 +107,8 @@ def read_examples(nlp: Language, path: Path, *, limit: int = 0) -> list[Example]
     try:
         examples = list(Corpus(path, limit=limit)(nlp))
     except (ValueError, EOFError, KeyError, TypeError, zlib.error, zipfile.BadZipFile) as error:
-        raise CorpusError(f"Cannot read {path} as .spacy: {error}. Write it again.") from error
+        reason = str(error).rstrip(".")
+        raise CorpusError(f"Cannot read {path} as .spacy: {reason}. Write it again.") from error
     if not examples:
         raise CorpusError(f"{path} has no documents with tokens in it. At least one is needed.")
     return examples

@@ -1,6 +1,6 @@
-"""Telling that a text or a tokenizer is made for another language, by the language's stop words.
+"""Codes of languages, and telling that a text or a tokenizer is made for another language.
 
-Both functions are sure of some cases, and silent about all others.
+The two guesses go by stop words. They are sure of some cases, and silent about all others.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from functools import cache
 from itertools import islice
 
 from spacy.util import get_lang_class
+
+from spacy_distil.errors import ConfigError
 
 # Languages that texts and tokenizers are compared with, beside their own.
 COMMON: tuple[str, ...] = (
@@ -41,6 +43,20 @@ def stop_words(lang: str) -> frozenset[str]:
         return frozenset(word.lower() for word in get_lang_class(lang).Defaults.stop_words)
     except ImportError:
         return frozenset()
+
+
+def check_language(lang: str) -> str:
+    """Return spaCy's own code of a language, such as "en" for "eng".
+
+    Raises ConfigError if spaCy has no such language.
+    """
+    try:
+        return str(get_lang_class(lang).lang)
+    except ImportError as error:
+        raise ConfigError(
+            f"lang = {lang!r}: spaCy has no such language. Expected a two-letter code such as "
+            "'en', or 'xx' for many languages at once."
+        ) from error
 
 
 def language_name(lang: str) -> str:

@@ -94,6 +94,8 @@ def fill(
     if left:
         problems.append(f"left behind: {', '.join(left)}")
     resize_disk(disk, LARGE)
+    if name == "student" and not was_full:
+        shutil.rmtree(output)  # it replaces nothing
     do(name, inputs, output, resume=True)
     wrong = differences(found(name, output), dict(expected))
     if wrong:

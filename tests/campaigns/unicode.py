@@ -30,8 +30,8 @@ from tests.odd_input.texts import PARTS
 from tests.util import SENTENCES, build_tokenizer
 
 PROMISE = (
-    "Pieces, alignment, windows and pooled token vectors of random Unicode are those of loops over "
-    "characters, for WordPiece, byte-level BPE and Unigram. n strings for each."
+    "Pieces, alignment, windows and pooled token vectors of random Unicode equal the results of "
+    "loops over characters, for WordPiece, byte-level BPE and Unigram. n strings for each."
 )
 SHORT = 600
 

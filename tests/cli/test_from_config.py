@@ -341,6 +341,20 @@ def test_variables_that_name_an_encoder_and_a_language(tmp_path: Path) -> None:
 # Learning rates, and leftovers of the old encoder
 
 
+def test_windows_fit_the_encoder_of_the_config(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder", "distilbert", positions=40)
+    for name in (str(encoder), "${paths.mine}"):
+        config = transformer_config(*(transformer_listener("reduce_mean.v1") for _ in range(2)))
+        config["paths"]["mine"] = str(encoder)
+        model = config["components"]["transformer"]["model"]
+        spans = {"@span_getters": "spacy-transformers.doc_spans.v1"}
+        model |= {"name": name, "get_spans": spans}
+        new, output = swapped(write(config, tmp_path))
+        model = new["components"]["transformer"]["model"]
+        assert (model["window"], model["overlap"]) == (40, 10)
+        assert "gives way to window = 40, overlap = 10, in pieces" in output
+
+
 def test_other_optimizers_and_schedules(tmp_path: Path) -> None:
     old = quickstart(["tagger"])
     old["training"]["optimizer"] = {"@optimizers": "RAdam.v1", "learn_rate": 0.002, "beta1": 0.5}

@@ -368,6 +368,27 @@ def test_language_pipes_and_windows_are_those_of_the_teacher(teacher: Path, tmp_
     assert rewritten("pipeline", text) == text
 
 
+def test_models_unlike_the_teachers_are_named(bert_dir: Path, tmp_path: Path) -> None:
+    nlp = spacy.blank("en")
+    nlp.add_pipe("distil_transformer", config={"model": {"name": str(bert_dir)}})
+    nlp.add_pipe("tagger", config={"model": {"normalize": True}})
+    nlp.add_pipe("morphologizer")
+    nlp.add_pipe("textcat")
+    nlp.config.to_disk(tmp_path / "config.cfg")
+    (tmp_path / "meta.json").write_text(json.dumps(nlp.meta))
+    result = init_config("pipeline", "-", "--teacher", tmp_path)
+    assert "The model of 'morphologizer'" not in result.stderr
+    for name, difference in {
+        "tagger": "normalize = false, the teacher's is true",
+        "textcat": '@architectures = "spacy.TextCatReduce.v1", the teacher\'s is '
+        '"spacy.TextCatEnsemble.v2"',
+    }.items():
+        assert (
+            f"The model of {name!r} differs from the teacher's, whose weights may not fit it: "
+            f"{difference}. Give it"
+        ) in result.stderr
+
+
 def test_options_go_before_the_teacher(teacher: Path) -> None:
     options = ("-l", "xx", "-p", "topics,parser", "--encoder", "x", "--gpu")
     result = init_config("pipeline", "-", "--teacher", teacher, *options)
@@ -417,6 +438,39 @@ def test_an_encoder_of_another_language_is_told(kind: str, tmp_path: Path) -> No
         assert result.exit_code == 0
         output = " ".join(result.output.split())
         assert ("made for English, but the pipeline's language is German" in output) is told
+
+
+def windows(*arguments: str | Path) -> tuple[int | None, int]:
+    """Window and overlap of the config that the command prints."""
+    result = init_config(*arguments)
+    assert result.exit_code == 0, result.output
+    encoder = encoder_settings(load_config_from_str(result.stdout))
+    return encoder["window"], encoder["overlap"]
+
+
+@pytest.mark.parametrize("kind", ["train", "pipeline"])
+def test_windows_fit_the_encoder(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for positions, cpu, gpu in ((512, (192, 16), (None, 32)), (128, (128, 16), (None, 32))):
+        path.write_text(json.dumps({"model_type": "bert", "max_position_embeddings": positions}))
+        assert windows(kind, "-", "--encoder", tmp_path) == cpu
+        assert windows(kind, "-", "--encoder", tmp_path, "--gpu") == gpu
+    # The first two positions are the padding's. The overlap must fit, too.
+    path.write_text(json.dumps({"model_type": "roberta", "max_position_embeddings": 34}))
+    assert windows(kind, "-", "--encoder", tmp_path) == (32, 8)
+    assert windows(kind, "-", "--encoder", tmp_path, "--gpu") == (None, 8)
+    path.write_text("{")
+    result = init_config(kind, "-", "--encoder", tmp_path)
+    assert result.exit_code == 1
+    assert "config.json is not valid JSON" in result.output
+
+
+def test_a_teachers_windows_fit_another_encoder(teacher: Path, tmp_path: Path) -> None:
+    for positions, expected in ((512, (48, 8)), (40, (40, 8)), (24, (24, 6))):
+        settings = {"model_type": "bert", "max_position_embeddings": positions}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        options = ("--teacher", teacher, "--encoder", tmp_path)
+        assert windows("pipeline", "-", *options) == expected
 
 
 def test_a_teacher_with_another_encoder_leaves_ours_at_its_defaults(tmp_path: Path) -> None:

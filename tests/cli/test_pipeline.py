@@ -15,7 +15,14 @@ from typer.testing import CliRunner, Result
 import spacy_distil.cli  # noqa: F401 (registers the commands)
 from spacy_distil.cli.configs import pipeline_config
 from tests.cli.test_encoder import distil_without_torch
-from tests.distillation.pipeline.util import student_config, train_pipeline, write_corpus
+from tests.distillation.pipeline.util import (
+    annotated_examples,
+    build_pipeline,
+    pipe_config,
+    student_config,
+    train_pipeline,
+    write_corpus,
+)
 
 PIPES = ("tagger", "textcat")
 
@@ -107,6 +114,37 @@ def test_a_student_has_the_pipes_of_its_teacher(
     assert doc[0].tag_
 
 
+def test_a_student_has_the_shapes_of_its_teacher(
+    bert_dir: Path, config: Path, tmp_path: Path
+) -> None:
+    """By `init-config pipeline --teacher`, so its pipes start from the teacher's weights."""
+    nlp: Any = build_pipeline(bert_dir, ["tagger"])
+    # As in the config of `spacy init config --pipeline parser,ner`, for a CPU.
+    shapes: dict[str, dict[str, Any]] = {
+        "parser": {"hidden_width": 128, "maxout_pieces": 3, "use_upper": True},
+        "ner": {"hidden_width": 32, "maxout_pieces": 3, "use_upper": True},
+    }
+    for name, shape in shapes.items():
+        settings = pipe_config(name)
+        settings["model"] |= {**shape, "extra_state_tokens": name == "ner"}
+        nlp.add_pipe(name, config=settings)
+    nlp.initialize(lambda: annotated_examples(nlp))
+    teacher, path, output = tmp_path / "teacher", tmp_path / "new.cfg", tmp_path / "out"
+    nlp.to_disk(teacher)
+    result = distil("init-config", "pipeline", path, "--teacher", teacher)
+    assert "differs" not in result.output
+    written = spacy.util.load_config(path)["components"]
+    for name, shape in shapes.items():
+        assert {key: written[name]["model"][key] for key in shape} == shape
+    corpora = {name: tmp_path / f"{name}.spacy" for name in ("train", "dev")}
+    paths = [f"--paths.{name}={file}" for name, file in corpora.items()]
+    options = ["--distillation.corpus", "null", "--training.max_steps", "2"]
+    result = distil("pipeline", teacher, path, "--output", output, *paths, *options)
+    assert result.exit_code == 0, result.output
+    for name in shapes:
+        assert f"{name} starts from the teacher's" in " ".join(result.output.split())
+
+
 def test_code_is_imported(teacher: Path, config: Path, tmp_path: Path) -> None:
     code = tmp_path / "functions.py"
     code.write_text(
@@ -126,6 +164,36 @@ def test_code_is_imported(teacher: Path, config: Path, tmp_path: Path) -> None:
     result = distil(*command, "--code", code, "--training.max_steps", "4")
     assert result.exit_code == 0, result.stdout
     assert spacy.load(tmp_path / "out" / "model-best").meta["description"] == "distilled"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["train"], "the development corpus: {file} --paths.dev dev.spacy"),
+        (["dev"], "the training corpus: {file} --paths.train train.spacy"),
+        (
+            [],
+            "the training corpus and the development corpus: {file} --paths.train train.spacy "
+            "--paths.dev dev.spacy",
+        ),
+    ],
+)
+def test_a_missing_path_is_named(
+    given: list[str], message: str, teacher: Path, config: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "new.cfg"
+    assert distil("init-config", "pipeline", path, "--teacher", teacher).exit_code == 0
+    options = [f"--paths.{name}={tmp_path / name}.spacy" for name in given]
+    result = distil("pipeline", teacher, path, "--output", tmp_path / "out", *options)
+    assert result.exit_code == 1
+    file = "give a .spacy file or a directory of them, such as"
+    assert f"There is no path to {message.format(file=file)}" in " ".join(result.output.split())
+    assert "E913" not in result.output
+    # In a config without such a variable, the setting itself is named.
+    result = distil(
+        "pipeline", teacher, config, "--output", tmp_path / "out", "--corpora.dev.path", "null"
+    )
+    assert "such as --corpora.dev.path dev.spacy" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

@@ -617,6 +617,7 @@ def with_a_tokenizer_of_code(setup: PipelineDistillation) -> None:
 PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "The config has no section": without_section,
     "has no path.": lambda s: s.distil(paths__text=None),
+    "There is no path": lambda s: s.distil(paths__train=None),
     "The training corpus has": lambda s: s.distil(paths__train=str(s.data / "empty.spacy")),
     "The development documents have": with_bare_dev,
     "so they have nothing": with_a_pipe_that_nobody_knows,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import spacy
 import transformers
+from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from spacy.util import fix_random_seed
 from thinc.api import Config
@@ -88,7 +89,8 @@ def make_trf(
         nlp.add_pipe("sentencizer")
     add_transformer(nlp, encoder, spans=spans, **config)
     for pipe, pooling in heads.items():
-        nlp.add_pipe(pipe, config=head_config(pipe, listener(pooling)))
+        shape = "tagger" if pipe == "senter" else pipe
+        nlp.add_pipe(pipe, config=head_config(shape, listener(pooling)))
     return train(nlp)
 
 
@@ -617,6 +619,76 @@ def test_trf_data_is_kept_or_a_line_says_how_to_get_it(bert_dir: Path, tmp_path:
         )
     plain = spacy.load(tmp_path / "without")(text)
     assert plain._.trf_data is None
+
+
+@Language.component("test_reads_trf_data")
+def read_trf_data(doc: Doc) -> Doc:
+    doc.user_data["width"] = doc._.trf_data.model_output.last_hidden_state.shape[-1]
+    return doc
+
+
+@Language.component("test_reads_sentences")
+def read_sentences(doc: Doc) -> Doc:
+    doc.user_data["sentences"] = len(list(doc.sents))
+    return doc
+
+
+@Language.component("test_reads_tags")
+def read_tags(doc: Doc) -> Doc:
+    if not all(token.tag_ for token in doc):
+        raise ValueError("A token has no tag.")
+    return doc
+
+
+def test_components_of_ones_own_read_annotations(bert_dir: Path, converted: Any) -> None:
+    original = make_trf(bert_dir, {"senter": "mean", "tagger": "mean"})
+    for name in ("test_reads_trf_data", "test_reads_sentences", "test_reads_tags"):
+        original.add_pipe(name)
+    _, candidate = converted(original, trf_data=True)
+    expected, doc = original(SHORT[0]), candidate(SHORT[0])
+    assert doc.user_data["width"] == expected.user_data["width"] == 32
+    assert doc.user_data["sentences"] == expected.user_data["sentences"]
+
+
+def test_components_of_ones_own_between_encoders(
+    encoder_dirs: dict[str, Path], converted: Any
+) -> None:
+    nlp = spacy.blank(LANG)
+    add_transformer(nlp, encoder_dirs["bert"], "lower")
+    nlp.add_pipe("tagger", config=head_config("tagger", listener("mean", upstream="lower")))
+    nlp.add_pipe("sentencizer")
+    add_transformer(nlp, encoder_dirs["roberta"], spans=SENT_SPANS)
+    nlp.add_pipe("ner", config=head_config("ner", listener("mean", upstream="transformer")))
+    original = train(nlp)
+    for name in ("test_reads_trf_data", "test_reads_sentences", "test_reads_tags"):
+        original.add_pipe(name, before="transformer")
+    conversion, candidate = converted(original, trf_data=True)
+    assert conversion.comparison.same_windows is not None
+    assert candidate(SHORT[0]).user_data["width"] == 32
+
+
+def test_a_failing_component_is_named(bert_dir: Path, tmp_path: Path) -> None:
+    original = make_trf(bert_dir, {"tagger": "mean"})
+    original.add_pipe("test_reads_trf_data", name="mine")
+    original.to_disk(tmp_path / "trf")
+    status, output = run("convert", tmp_path / "trf", tmp_path / "ours")
+    assert status == 1
+    assert (
+        "'mine' fails in the candidate pipeline: AttributeError: 'NoneType' object has no "
+        "attribute 'model_output'; if it reads doc._.trf_data, which the original sets, convert "
+        "with --trf-data."
+    ) in output
+    assert not (tmp_path / "ours").exists()
+    # Behind no tagger, or before the encoder, it fails in the original.
+    for place in ({"before": "tagger"}, {"first": True}):
+        original = make_trf(bert_dir, {"tagger": "mean"})
+        original.add_pipe("test_reads_tags", name="mine", **place)
+        original.to_disk(tmp_path / "trf")
+        with pytest.raises(
+            ConfigError,
+            match=r"^'mine' fails in the original pipeline: ValueError: A token has no tag\.$",
+        ):
+            convert(tmp_path / "trf", tmp_path / "ours")
 
 
 def test_trf_data_needs_a_component_that_sets_it(bert_dir: Path, converted: Any) -> None:

@@ -69,6 +69,21 @@ def test_a_handful_of_documents_tells_nothing() -> None:
     ]
 
 
+def test_a_score_of_zero_is_told() -> None:
+    """Unless the test documents have nothing to find, so that each prediction is wrong."""
+    nothing = make_scores([0] * 40)
+    unknown = [TaskScores({"ents_f": 0.0}, {})]  # by a scorer of its own
+    scores = {"teacher": nothing, "cnn": make_scores([8, 9] * 20), "other": unknown}
+    rates = dict.fromkeys(scores, FAST)
+    verdict = "NER F is 0 for teacher, other: nothing is right in 40 test documents."
+    assert find_verdicts(scores, rates, n_docs=40)[0] == verdict
+    scores = {"one seed": [*nothing, *make_scores([1] * 40)]}
+    assert find_verdicts(scores, rates, n_docs=40) == []
+    alarms = np.array([(0, 3, 0)] * 40)
+    scores = {"alarms": [TaskScores({"ents_f": 0.0}, {"ents": alarms})]}
+    assert find_verdicts(scores, rates, n_docs=40) == []
+
+
 def test_nothing_to_tell() -> None:
     same = make_scores([2, 9] * 6)
     other_task = make_scores([2, 3] * 6, "tag_acc")

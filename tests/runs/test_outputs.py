@@ -46,6 +46,14 @@ def test_a_pipeline_does_not_replace_its_source(tmp_path: Path) -> None:
     check_output(tmp_path / "new", force=True, source=Path("en_core_web_sm"))
 
 
+def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "out"
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=r"is a link to .*gone, which is missing"):
+        check_output(link, force=True)
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize("output", [".", "..", "", "/"])
 def test_the_working_directory_and_mount_points_stay(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -72,11 +80,17 @@ def not_allowed(tmp_path: Path) -> Path:
     return Path("/sys/kernel")
 
 
+def no_disk(tmp_path: Path) -> Path:
+    if not Path("/proc/self").is_dir():
+        pytest.skip("no file system that takes no files")
+    return Path("/proc")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs permissions of Unix")
-@pytest.mark.parametrize("place", [no_directory, not_allowed])
+@pytest.mark.parametrize("place", [no_directory, not_allowed, no_disk])
 def test_a_place_that_cannot_be_written_to(place: Callable[[Path], Path], tmp_path: Path) -> None:
     parent = place(tmp_path)
-    reason = "(Not a directory|Permission denied|Operation not permitted)"
+    reason = "(Not a directory|Permission denied|Operation not permitted|.* takes no files)"
     for check in (
         lambda: check_writable(parent / "new" / "out"),
         lambda: check_file(parent / "report.json"),

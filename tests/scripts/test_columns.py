@@ -60,6 +60,13 @@ def test_forms_of_the_same_sentences(tmp_path: Path, text: str) -> None:
     assert docs[0][2].ent_iob_ == "O"
 
 
+@pytest.mark.parametrize("start", ["", "-DOCSTART- O\r\n\r\n"])
+def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path: Path, start: str) -> None:
+    (noted,) = read(tmp_path / "a.conll", f"\ufeff{start}Ann B-PER\r\nran O\r\n")
+    assert [token.text for token in noted.doc] == ["Ann", "ran"]
+    assert entities(noted.doc) == [("Ann", "PER")]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

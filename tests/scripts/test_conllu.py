@@ -136,10 +136,19 @@ def test_malformed_treebanks_name_file_and_line(tmp_path: Path, text: str, expec
     assert expected in str(error.value)
 
 
+def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+    """Before a comment as before a word."""
+    text = "\ufeff# newdoc id = a\n" + sentence("a-1", row("1", "Ann"))
+    assert [document.name for document in load(tmp_path / "a.conllu", text)] == ["a"]
+    path = tmp_path / "a.iob2"
+    path.write_text("\ufeff" + named("a-1", [("Ann", "B-PER")]), encoding="utf8")
+    assert list(read_iob2(path)) == ["a-1"]
+
+
 def test_wrong_encoding_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "a.conllu"
     path.write_bytes(b"# newdoc id = a\n# sent_id = caf\xe9\n")
-    with pytest.raises(CorpusError, match=r"a\.conllu:2: not UTF-8"):
+    with pytest.raises(CorpusError, match=r"a\.conllu, line 2: byte 0xe9 .*iconv"):
         read_conllu(path, Notes())
 
 

@@ -117,6 +117,13 @@ def test_errors_name_file_and_line(tmp_path: Path, line: str, expected: str) -> 
     assert expected in str(error.value)
 
 
+def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "Ann left."}\r\n{"text": "Bo left."}\r\n')
+    texts = [noted.doc.text for noted in read_docs(path, NLP, Notes())]
+    assert texts == ["Ann left.", "Bo left."]
+
+
 def test_unusable_files_are_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": "  "}\n', encoding="utf8")

@@ -57,6 +57,23 @@ def test_a_test_set_that_is_too_small_is_named() -> None:
         package.judge(comparison(rows), "other")
 
 
+@pytest.mark.parametrize(
+    ("teacher", "ours", "told"),
+    [
+        (0.0, 0.0, "packaged pipeline and of the teacher"),
+        (0.9, 0.0, "packaged pipeline"),
+        (0.0, 0.01, "teacher"),
+        (0.9, 0.01, ""),
+    ],
+)
+def test_a_score_of_zero_is_named(teacher: float, ours: float, told: str) -> None:
+    rows = {"teacher": (teacher, None), "cnn": (0.0, None), ROW: (ours, (0.0, 0.0))}
+    warnings = package.judge(comparison(rows), ROW)
+    assert len(warnings) == bool(told)
+    if told:
+        assert warnings[0].startswith(f"ents_f of the {told} is 0: nothing is right in 40 test doc")
+
+
 def run(pipeline: Path, tmp_path: Path, version: str = "0.1.0") -> Any:
     results = tmp_path / "compare"
     results.mkdir(exist_ok=True)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from spacy_distil.errors import ConfigError
 from spacy_distil.text.languages import (
     COMMON,
+    check_language,
     guess_language,
     guess_tokenizer_language,
     language_name,
@@ -47,6 +49,12 @@ def test_what_is_not_clear_is_not_guessed() -> None:
     assert guess_language(TEXTS["de"], "nobody's") is None
     assert guess_language([ENGLISH, GERMAN] * 5, "en") is None
     assert guess_language([]) is None
+
+
+def test_codes_of_languages() -> None:
+    assert [check_language(code) for code in ("de", "eng", "xx")] == ["de", "en", "xx"]
+    with pytest.raises(ConfigError, match=r"lang = 'zz': spaCy has no such language\..*'en', or"):
+        check_language("zz")
 
 
 def whole_words(*langs: str):  # type: ignore[no-untyped-def]

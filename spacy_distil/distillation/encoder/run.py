@@ -45,6 +45,7 @@ from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.runs.digests import SUMS
 from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.runs.files import atomic_contents
+from spacy_distil.runs.interruption import explain_stop
 from spacy_distil.students.heat_map import print_importance
 from spacy_distil.students.importance import (
     Importance,
@@ -400,6 +401,10 @@ class EncoderRun:
             # The group of processes has to stay: the traceback holds modules that use it.
             for tracker in self.accelerator.trackers:
                 tracker.finish()
+            raise
+        except BaseException as error:
+            newest_step = self.checkpoints.newest_step()
+            explain_stop(error, loop.step, newest_step, printer=self.printer)
             raise
 
     def describe_block(self, number: int) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
+from confection import Config
 from spacy.attrs import (  # type: ignore[import-not-found]
     DEP,
     ENT_IOB,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 Reader = Callable[[Language], Iterable[Example]]
 
+_CORPORA = {"train": "training", "dev": "development"}
+_VARIABLE = re.compile(r"\$\{([\w.:]+)\}")
 _ENDS = frozenset(Sentencizer.default_punct_chars)
 _ANNOTATION = [TAG, POS, MORPH, LEMMA, HEAD, DEP, SENT_START, ENT_IOB, ENT_TYPE]
 
@@ -96,6 +100,35 @@ class TransferSet:
         return sum(map(len, self.all))
 
 
+def check_paths(config: Config) -> None:
+    """Raise ConfigError if the training or the development corpus of a student has no path.
+
+    config: the student's, not interpolated.
+    """
+    training = config.interpolate().get("training", {})
+    missing: dict[str, str] = {}
+    for name in ("train", "dev"):
+        corpus = training.get(f"{name}_corpus", f"corpora.{name}")
+        block, values = (_find_block(each, corpus) for each in (config, config.interpolate()))
+        if values.get("@readers") == "spacy.Corpus.v1" and values.get("path") is None:
+            variable = _VARIABLE.fullmatch(str(block.get("path")))
+            option = variable[1].replace(":", ".") if variable else f"{corpus}.path"
+            missing[f"the {_CORPORA[name]} corpus"] = f"--{option} {name}.spacy"
+    if missing:
+        raise ConfigError(
+            f"There is no path to {' and '.join(missing)}: give a .spacy file or a directory of "
+            f"them, such as {' '.join(missing.values())}"
+        )
+
+
+def _find_block(config: Mapping[str, Any], name: Any) -> Mapping[str, Any]:
+    """Return the block with a dotted name, or an empty one if there is none."""
+    block: Any = config
+    for key in str(name).split("."):
+        block = block.get(key) if isinstance(block, Mapping) else None
+    return block if isinstance(block, Mapping) else {}
+
+
 def resolve_corpora(
     nlp: Language, settings: PipelineDistilConfig
 ) -> tuple[Reader, Reader, Reader | None]:
@@ -125,7 +158,7 @@ def read_annotated(nlp: Language, reader: Reader, *, which: str, path: str) -> l
         raise
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         raise CorpusError(
-            f"The {which} corpus cannot be read: {one_line(str(error))}: {look}"
+            f"The {which} corpus cannot be read: {one_line(str(error)).rstrip('.')}: {look}"
         ) from error
     if not examples:
         raise CorpusError(f"The {which} corpus has no documents in it: {look}")

@@ -19,7 +19,6 @@ from spacy.training.loop import (
     update_meta,
 )
 from thinc.api import constant, fix_random_seed
-from wasabi import msg
 
 from spacy_distil.distillation.pipeline.checkpoint import STUDENT, Checkpoints
 from spacy_distil.distillation.pipeline.config import PipelineDistilConfig
@@ -27,7 +26,7 @@ from spacy_distil.distillation.pipeline.corpus import TransferExample, TransferS
 from spacy_distil.distillation.pipeline.distiller import PipelineDistiller, trainable_pipes
 from spacy_distil.errors import CorpusError, WriteError
 from spacy_distil.runs.files import atomic_directory
-from spacy_distil.runs.interruption import Interruption, RunInterrupted
+from spacy_distil.runs.interruption import Interruption, RunInterrupted, explain_stop
 
 
 @dataclass
@@ -243,12 +242,8 @@ class TrainingLoop:
 
     def _explain_stop(self, error: BaseException) -> None:
         """Tell the user how to go on after an error, if there is a checkpoint."""
-        step = self.checkpoints.newest_step()
-        if step is not None and not isinstance(error, (RunInterrupted, WriteError)):
-            msg.warn(
-                f"Stopped at step {self.progress.step} by {error!r}. Go on from step {step}, the "
-                f"newest checkpoint, with --resume"
-            )
+        if not isinstance(error, (RunInterrupted, WriteError)):
+            explain_stop(error, self.progress.step, self.checkpoints.newest_step())
 
     def _no_losses(self) -> dict[str, float]:
         return {name: 0.0 for name, _ in trainable_pipes(self.nlp)}

@@ -23,6 +23,7 @@ from spacy_distil.distillation.pipeline.config import (
 from spacy_distil.distillation.pipeline.corpus import (
     Reader,
     TransferSet,
+    check_paths,
     fingerprint_annotation,
     read_annotated,
     read_transfer_set,
@@ -85,6 +86,7 @@ class PipelineRun:
         force: bool,
     ) -> None:
         self.settings = load_config(config, overrides)
+        check_paths(self.settings.spacy)
         self.output, self.gpu_id = output, gpu_id
         self.resume, self.force = resume, force
         self.directory = RunDirectory(

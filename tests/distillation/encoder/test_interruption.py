@@ -58,25 +58,25 @@ def test_the_handler_is_restored_after_an_error(noted: list[int]) -> None:
 
 
 class Terminated(Cosine):
-    """The cosine, which sends SIGTERM in one step."""
+    """The cosine, which sends a signal in one step."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, signal: int) -> None:
         super().__init__(1.0)
-        self.at = at
+        self.at, self.signal = at, signal
 
     def forward(self, outputs: Outputs) -> Loss:
         if self.training and outputs.step + 1 == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal)
         return super().forward(outputs)
 
 
 @pytest.fixture
-def config(teacher_dir: TeacherDir, text_file: Path) -> Callable[[int], dict[str, Any]]:
-    """Makes the config of a run of 6 steps. SIGTERM comes in step `at`, or never if it is 0."""
+def config(teacher_dir: TeacherDir, text_file: Path) -> Callable[..., dict[str, Any]]:
+    """Makes the config of a run of 6 steps. A signal comes in step `at`, or never if it is 0."""
     if "tests.TerminatedInStep.v1" not in distil_objectives:
         distil_objectives.register("tests.TerminatedInStep.v1", func=Terminated)
 
-    def make(at: int) -> dict[str, Any]:
+    def make(at: int, number: int = signal.SIGTERM) -> dict[str, Any]:
         return {
             "teacher": {"name": str(teacher_dir("bert", head=False))},
             "student": {"n_layers": 2},
@@ -86,7 +86,13 @@ def config(teacher_dir: TeacherDir, text_file: Path) -> Callable[[int], dict[str
                 "max_blocks": 40,
                 "dev_fraction": 0.1,
             },
-            "objectives": {"cosine": {"@distil_objectives": "tests.TerminatedInStep.v1", "at": at}},
+            "objectives": {
+                "cosine": {
+                    "@distil_objectives": "tests.TerminatedInStep.v1",
+                    "at": at,
+                    "signal": int(number),
+                }
+            },
             "training": {
                 "max_steps": 6,
                 "batch_size": 4,
@@ -105,7 +111,7 @@ def results(output: Path) -> dict[str, Any]:
 
 
 def test_a_run_ends_after_its_current_step(
-    config: Callable[[int], dict[str, Any]], tmp_path: Path, noted: list[int]
+    config: Callable[..., dict[str, Any]], tmp_path: Path, noted: list[int]
 ) -> None:
     output = tmp_path / "out"
     with pytest.raises(
@@ -121,8 +127,19 @@ def test_a_run_ends_after_its_current_step(
     assert results(output)["finished"]
 
 
+def test_ctrl_c_tells_how_to_go_on(
+    config: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(3, signal.SIGINT)
+    settings["training"]["checkpoint_frequency"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        distil_encoder(settings, tmp_path / "out", gpu_id=-1)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Stopped at step 3 by Ctrl-C. Go on from step 2, the newest checkpoint, with" in told
+
+
 def test_in_the_last_step_the_run_finishes_first(
-    config: Callable[[int], dict[str, Any]], tmp_path: Path, noted: list[int]
+    config: Callable[..., dict[str, Any]], tmp_path: Path, noted: list[int]
 ) -> None:
     result = distil_encoder(config(6), tmp_path / "out", gpu_id=-1)
     assert result.steps == 6
@@ -133,7 +150,7 @@ def test_in_the_last_step_the_run_finishes_first(
 
 
 def test_a_run_in_another_thread_leaves_signals_alone(
-    config: Callable[[int], dict[str, Any]], tmp_path: Path, noted: list[int]
+    config: Callable[..., dict[str, Any]], tmp_path: Path, noted: list[int]
 ) -> None:
     """Python lets only the main thread handle them."""
     found: list[Any] = []

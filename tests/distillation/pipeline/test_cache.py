@@ -549,7 +549,7 @@ def test_the_size_of_items_is_called_a_guess(
 
     cache = open_with(Teacher(lengths, fields), tmp_path, record=record)
     assert Layout.of(fields, lengths).n_bytes() == pytest.approx(cache.n_bytes, rel=0.01)
-    assert "at a guess of 2 items a token" in printed(capsys)
+    assert "if a token has 2 items in the mean" in printed(capsys)
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -155,7 +155,7 @@ def _announce(cache: TeacherCache, missing: Sequence[int]) -> None:
     layout = cache.layout
     text = f"The teacher's cache in {cache.directory}: {_summary(layout, layout.n_bytes())} on disk"
     if layout.is_estimated:
-        text += f", at a guess of {ITEMS_PER_TOKEN} items a token"
+        text += f", if a token has {ITEMS_PER_TOKEN} items in the mean"
     if len(missing) < layout.n_shards:
         left = megabytes(layout.n_bytes(missing))
         text += f"; {left} of it are missing, in {len(missing)} of {layout.n_shards} shards"
