@@ -7,7 +7,7 @@ setup(
         Extension(
             "spacy_distil.engines.fused.compiled",
             ["spacy_distil/engines/fused/encoder.cpp"],
-            extra_compile_args=["-O3", "-std=c++17", "-w"],
+            extra_compile_args=["-O3", "-std=c++17", "-w", "-g0"],
             # Without a compiler the install goes on, and ONNX Runtime runs all encoders.
             optional=True,
         )

@@ -33,7 +33,7 @@ from benchmarks.common.cells import rate, ratio
 from benchmarks.common.options import Docs, Limit, OptionalOutput, Repeats, Threads
 from benchmarks.common.results import Part, report_results, timestamp
 from benchmarks.common.rounds import describe_round
-from benchmarks.int8.graphs import ABOUT, make_shims
+from benchmarks.int8.graphs import ABOUT, make_shims, runtime_of
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.encoding import encode_docs, make_batches
 from spacy_distil.engines.files import GRAPH
@@ -106,7 +106,9 @@ def main(
                 error=float(np.square(vectors - exact).sum() / np.square(exact).sum()),
                 same_alone=float((alone.view("u4") == vectors.view("u4")).all(axis=1).mean()),
                 n_bytes=len(shim.to_files()[GRAPH]),
-                shares=profile_operators(shim, corpus, threads) if profile else {},
+                shares=profile_operators(shim, corpus, threads)
+                if profile and runtime_of(shim) == "onnxruntime"
+                else {},
                 agreement=measure_agreement(
                     original, candidate, corpus, batch_size=BATCH_DOCS, rounds=0
                 ),
@@ -232,15 +234,19 @@ def make_tables(results: Mapping[str, GraphResult]) -> list[Table]:
         Table("Encoder", [*header, "vectors the same alone, %"], rows),
         Table(title, ["graph", *annotations], agreeing),
     ]
-    profiles = [result.shares for result in results.values()]
-    operators = dict.fromkeys(operator for shares in profiles for operator in shares)
-    shown = [op for op in operators if any(each.get(op, 0) >= SMALL_SHARE for each in profiles)]
+    profiles = {name: result.shares for name, result in results.items() if result.shares}
+    operators = dict.fromkeys(operator for shares in profiles.values() for operator in shares)
+    shown = [
+        operator
+        for operator in operators
+        if any(shares.get(operator, 0) >= SMALL_SHARE for shares in profiles.values())
+    ]
     if shown:
         lines = [
-            [operator, *(f"{shares.get(operator, 0):.1%}" for shares in profiles)]
+            [operator, *(f"{shares.get(operator, 0):.1%}" for shares in profiles.values())]
             for operator in shown
         ]
-        tables.append(Table("Time by operator", ["operator", *results], lines))
+        tables.append(Table("Time by operator", ["operator", *profiles], lines))
     return tables
 
 
