@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 # Names of the graph's inputs, and of its output.
 IDS, MASK, POSITIONS, ROWS = "ids", "mask", "positions", "rows"
-# The arrays of a layer should fit into a core's cache.
-BATCH_PIECES = 512
+# The arrays of a layer should fit into a core's cache. The fused encoder takes care of that itself,
+# and large batches have fewer arrays to make.
+BATCH_PIECES, FUSED_BATCH_PIECES = 512, 4096
 # The section of config.json for this engine, and the version of its format.
 SECTION = "spacy_distil"
 FORMAT = 1
@@ -111,7 +112,7 @@ class OnnxEngine:
 
     @property
     def batch_pieces(self) -> int:
-        return BATCH_PIECES
+        return BATCH_PIECES if self._fused is None else FUSED_BATCH_PIECES
 
     @property
     def length_multiple(self) -> int:

@@ -76,6 +76,7 @@ struct Windows {
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #define INLINE AVX512 inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL16 _Pragma("GCC unroll 16")
 
 namespace {
 
@@ -371,21 +372,49 @@ AVX512 void attend_stripe(const Head& head, const float* queries, float* scores,
   if (at < head.size) mix<N, 1>(head, scores, factors, at, out, width);
 }
 
+// Transpose up to 16 rows of 16 floats; the rows from n on are zeros. out: 16 rows.
+INLINE void transpose(const float* rows, int stride, int n, float* out, int out_stride) {
+  __m512 r[16], t[16];
+  UNROLL16 for (int i = 0; i < 16; ++i) {
+    r[i] = i < n ? _mm512_loadu_ps(rows + (size_t)i * stride) : _mm512_setzero_ps();
+  }
+  // Pairs of rows, then groups of four: t[4 g + c] has the columns c, c + 4, c + 8, c + 12 of one.
+  UNROLL16 for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  UNROLL16 for (int i = 0; i < 16; i += 4) {
+    const __m512d low = _mm512_castps_pd(t[i]), high = _mm512_castps_pd(t[i + 1]);
+    const __m512d next_low = _mm512_castps_pd(t[i + 2]), next_high = _mm512_castps_pd(t[i + 3]);
+    r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, next_low));
+    r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, next_low));
+    r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, next_high));
+    r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, next_high));
+  }
+  UNROLL16 for (int c = 0; c < 4; ++c) {
+    const __m512 even = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);
+    const __m512 odd = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
+    const __m512 next_even = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
+    const __m512 next_odd = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
+    float* place = out + (size_t)c * out_stride;
+    _mm512_storeu_ps(place, _mm512_shuffle_f32x4(even, next_even, 0x88));
+    _mm512_storeu_ps(place + 4 * (size_t)out_stride, _mm512_shuffle_f32x4(odd, next_odd, 0x88));
+    _mm512_storeu_ps(place + 8 * (size_t)out_stride, _mm512_shuffle_f32x4(even, next_even, 0xdd));
+    _mm512_storeu_ps(place + 12 * (size_t)out_stride, _mm512_shuffle_f32x4(odd, next_odd, 0xdd));
+  }
+}
+
 // Attention of one window. projected: (n, 3 * width), queries, keys and values. keys, scores:
 // scratch. out: (n, width).
 AVX512 void attend(const float* projected, int n, int width, int n_heads, float* keys,
                    float* scores, float* out) {
   const int size = width / n_heads, stride = 3 * width, padded = (n + 15) & ~15;
-  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i pieces = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride));
   for (int h = 0; h < n_heads; ++h, projected += size, out += size) {
     const Head head = {n, padded, size, stride, projected, keys, projected + 2 * width};
     for (int at = 0; at < padded; at += 16) {
-      const __mmask16 real = n - at >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << (n - at)) - 1);
-      const float* key = projected + width + (size_t)at * stride;
-      for (int k = 0; k < size; ++k) {
-        _mm512_storeu_ps(keys + (size_t)k * padded + at,
-                         _mm512_mask_i32gather_ps(_mm512_setzero_ps(), real, pieces, key + k, 4));
+      for (int k = 0; k < size; k += 16) {
+        transpose(projected + width + (size_t)at * stride + k, stride, n - at,
+                  keys + (size_t)k * padded + at, padded);
       }
     }
     int i = 0;
