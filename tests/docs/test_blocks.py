@@ -57,6 +57,7 @@ NOT_RUN = {
     ("docs/reliability.md", "tests.campaigns"): "tests/campaigns has a short form of each",
     ("docs/project.md", "project run all\n"): "takes 10 minutes: .ci/run runs the project",
     ("docs/results.md", "--vars.dataset ewt"): "downloads corpora and takes two hours",
+    ("docs/results.md", "--vars.dataset custom"): "needs a corpus and takes an hour",
     (
         "docs/results.md",
         "benchmarks.pipeline_distillation.rows",

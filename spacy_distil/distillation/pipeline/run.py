@@ -86,7 +86,6 @@ class PipelineRun:
         force: bool,
     ) -> None:
         self.settings = load_config(config, overrides)
-        check_paths(self.settings.spacy)
         self.output, self.gpu_id = output, gpu_id
         self.resume, self.force = resume, force
         self.directory = RunDirectory(
@@ -102,6 +101,7 @@ class PipelineRun:
         )
         self.checkpoints = Checkpoints(output / "checkpoints")
         self.directory.check(resume=resume, force=force)
+        check_paths(self.settings.spacy)
         setup_gpu(gpu_id)
         self.teacher = teacher if isinstance(teacher, Language) else load_pipeline(str(teacher))
         self.inputs = {"the teacher": fingerprint_pipeline(self.teacher)}
