@@ -1,4 +1,4 @@
-"""The ONNX engine: runs a frozen encoder on the CPU, with ONNX Runtime and without torch."""
+"""The ONNX engine: runs a frozen encoder on the CPU without torch, by ONNX Runtime or by our code."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ class OnnxEngine:
         self._graph = graph
         self._threads = threads
         self._fused: FusedEncoder | None = None
+        self._thread_counts: dict[int, int] = {}  # by process
         self._opened: InferenceSession | None = None
         self._lock = threading.Lock()
         self._alive.add(self)
@@ -88,9 +89,7 @@ class OnnxEngine:
         check_tensors(files[GRAPH], GRAPH)
         engine = cls(config, files[GRAPH], threads=threads)
         if os.environ.get(FUSED_SETTING) != "0":
-            engine._fused = FusedEncoder.from_graph(
-                files[GRAPH], GRAPH, threads=count_threads(threads) or count_cores()
-            )
+            engine._fused = FusedEncoder.from_graph(files[GRAPH], GRAPH)
         if engine._fused is not None:
             _check_width(engine._fused.width, section["width"])
         else:
@@ -125,13 +124,21 @@ class OnnxEngine:
 
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
         if self._fused is not None:
-            return cast(Floats2d, to_ops(ops, self._fused.predict(batch)))
+            rows = self._fused.predict(batch, threads=self._count_threads())
+            return cast(Floats2d, to_ops(ops, rows))
         feed = {IDS: batch.ids, MASK: batch.mask, POSITIONS: batch.positions}
         (rows,) = self._session().run([ROWS], feed)
         return cast(Floats2d, to_ops(ops, rows))
 
     def to_files(self) -> dict[str, bytes]:
         return {CONFIG: dump_config(self._config), GRAPH: self._graph}
+
+    def _count_threads(self) -> int:
+        """Count the threads of the fused encoder in this process, which may be a forked worker."""
+        process = os.getpid()
+        if process not in self._thread_counts:
+            self._thread_counts[process] = count_threads(self._threads) or count_cores()
+        return self._thread_counts[process]
 
     def _session(self) -> InferenceSession:
         if self._opened is None:

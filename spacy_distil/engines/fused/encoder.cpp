@@ -1,7 +1,7 @@
 // The layers of a BERT encoder in int8, fused, for x86 CPUs with AVX-512 VNNI.
 //
-// It computes what the graph of `spacy_distil.export.families.bert` computes, in the same order of
-// roundings. A graph writes each intermediate matrix to memory and reads it again. Here a block of
+// It computes what the graph of `spacy_distil.export.families.bert` computes, and rounds to int8 in
+// the same places. A graph writes each intermediate matrix to memory and reads it again. Here a block of
 // rows goes through a whole layer while it is in the cache of its core: scale, bias, activation and
 // residual sum are part of the products' last step, and no window is padded.
 //
@@ -82,8 +82,8 @@ namespace {
 
 // A stripe of rows times a group of columns fills the registers: 6 x 4 of 32.
 constexpr int STRIPE = 6, GROUP = 64;
-// Rows that go through a layer together. Their activations stay in a cache of 1 MB, and the layer's
-// weights are read once for all of them.
+// Rows that go through a layer together. Each step's activations stay in a cache of 1 MB (at a width of
+// 384), and the layer's weights are read once for all of them.
 constexpr int BLOCK = 96;
 // The graph's lower bound of both forms of GELU.
 constexpr float GELU_MINIMUM = -0.17005f;
@@ -107,7 +107,7 @@ INLINE __m512 exponential(__m512 x) {
 }
 
 // x times the normal distribution function, 1/2 + x P(t), t = 2 (x / 5.5)^2 - 1, for |x| <= 5.5. P
-// is the polynomial with the smallest largest error. The result's is below 1e-6.
+// is the polynomial with the smallest largest error. The result's is below 1e-6; below -5.5 it is 0.
 struct Gelu {
   static constexpr float minimum = GELU_MINIMUM;
   static INLINE __m512 pair(float constant, float linear, __m512 t) {
@@ -128,7 +128,8 @@ struct Gelu {
     const __m512 q0 = _mm512_fmadd_ps(p1, t2, p0), q1 = _mm512_fmadd_ps(p3, t2, p2);
     const __m512 q2 = _mm512_fmadd_ps(p5, t2, p4), q3 = _mm512_fmadd_ps(p7, t2, p6);
     const __m512 p = _mm512_fmadd_ps(_mm512_fmadd_ps(q3, t4, q2), t8, _mm512_fmadd_ps(q1, t4, q0));
-    return _mm512_mul_ps(x, _mm512_fmadd_ps(c, p, set(0.5f)));
+    const __mmask16 counts = _mm512_cmp_ps_mask(x, set(-5.5f), _CMP_NLT_UQ);
+    return _mm512_maskz_mul_ps(counts, x, _mm512_fmadd_ps(c, p, set(0.5f)));
   }
 };
 

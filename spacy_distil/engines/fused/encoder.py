@@ -33,15 +33,12 @@ class FusedEncoder:
     A window's hidden states depend on that window alone, to the last bit.
     """
 
-    def __init__(
-        self, recipe: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, threads: int
-    ) -> None:
-        """recipe, tensors: see `from_graph`. threads: CPU threads, 1 or more."""
-        self.threads = threads
+    def __init__(self, recipe: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+        """recipe, tensors: see `from_graph`."""
         self._tensors = tensors
         self._kept: list[np.ndarray] = []  # the compiled part has only their addresses
         self._local = threading.local()
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._pools: dict[int, ThreadPoolExecutor] = {}  # by process, since a fork has no threads
         layers = [self._layer(layer) for layer in recipe["layers"]]
         self._layers = (library.Layer * len(layers))(*layers)
         pieces, scales = (tensors[name] for name in recipe["pieces"])
@@ -63,7 +60,7 @@ class FusedEncoder:
         )
 
     @classmethod
-    def from_graph(cls, graph: bytes, source: str, *, threads: int) -> FusedEncoder | None:
+    def from_graph(cls, graph: bytes, source: str) -> FusedEncoder | None:
         """Read an encoder from a graph.
 
         source: name of the graph's file, for errors.
@@ -71,28 +68,33 @@ class FusedEncoder:
             are none that the compiled part can run.
         Raises WeightsError if the names and the weights do not fit.
         """
-        text = read_metadata(graph, RECIPE)
-        if text is None or library.load() is None:
+        if library.load() is None:
             return None
         try:
+            text = read_metadata(graph, RECIPE)
+            if text is None:
+                return None
             recipe, tensors = json.loads(text), read_tensors(graph)
             width, n_neurons = _check_shapes(recipe, tensors)
             head = width // recipe["n_heads"]
             if width % GROUP or n_neurons % GROUP or head % REGISTER:
                 return None
-            return cls(recipe, tensors, threads=threads)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+            return cls(recipe, tensors)
+        except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise WeightsError(
                 f"{source} is damaged: the weights that it names do not fit ({error}). Save or "
                 "copy the pipeline again."
             ) from error
 
-    def predict(self, batch: Batch) -> np.ndarray:
-        """Compute the last hidden states at `batch.positions`: (n_rows, width) float32."""
-        largest, length = batch.ids.max(), batch.ids.shape[1]
-        if largest >= self.n_pieces or length > self.n_positions:
+    def predict(self, batch: Batch, *, threads: int) -> np.ndarray:
+        """Compute the last hidden states at `batch.positions`: (n_rows, width) float32.
+
+        threads: CPU threads, 1 or more, the same in each call of a process.
+        """
+        least, largest, length = batch.ids.min(), batch.ids.max(), batch.ids.shape[1]
+        if least < 0 or largest >= self.n_pieces or length > self.n_positions:
             raise WeightsError(
-                f"A window of {length:,} pieces with numbers up to {largest:,} is beyond the "
+                f"A window of {length:,} pieces, numbers {least:,} to {largest:,}, is beyond the "
                 f"{self.n_positions:,} positions and {self.n_pieces:,} pieces of this encoder: "
                 "its tokenizer is another encoder's. Save or copy the pipeline again."
             )
@@ -105,8 +107,13 @@ class FusedEncoder:
         def encode(begin: int, end: int) -> None:
             self._encode(ids[begin:end], lengths[begin:end], targets[begin:end], rows)
 
-        first, *rest = _split(lengths, self.threads)
-        futures = [self._threads().submit(encode, *part) for part in rest]
+        first, *rest = _split(lengths, threads)
+        futures = []
+        for part in rest:
+            try:
+                futures.append(self._pool(threads).submit(encode, *part))
+            except RuntimeError:  # the interpreter shuts down, and starts no more threads
+                encode(*part)
         encode(*first)
         for future in futures:
             future.result()
@@ -131,12 +138,14 @@ class FusedEncoder:
             scratch = self._local.scratch = library.empty(n_bytes)
         compiled.encode(encoder, address, scratch.ctypes.data, rows.ctypes.data)
 
-    def _threads(self) -> ThreadPoolExecutor:
-        """The threads of this process, beside the one that calls."""
-        if self._pool is None or self._pool[0] != os.getpid():
-            name = "spacy-distil-encoder"
-            self._pool = os.getpid(), ThreadPoolExecutor(self.threads - 1, thread_name_prefix=name)
-        return self._pool[1]
+    def _pool(self, threads: int) -> ThreadPoolExecutor:
+        """The threads of this process, beside the ones that call."""
+        process = os.getpid()
+        if process not in self._pools:
+            # Several callers may get here at once: a pool has no threads before its first work.
+            pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="spacy-distil-encoder")
+            self._pools.setdefault(process, pool)
+        return self._pools[process]
 
     # Weights
 
@@ -227,7 +236,7 @@ def _check_shapes(recipe: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
     n_heads, epsilon = recipe["n_heads"], recipe["epsilon"]
     if type(n_heads) is not int or n_heads < 1 or width % n_heads:
         raise ValueError(f"{n_heads!r} heads of {width} numbers")
-    if not 0 < epsilon < 1:
+    if not 0 < np.float32(epsilon) < 1:
         raise ValueError(f"epsilon = {epsilon!r}")
     check(pieces, (n_pieces, width), np.int8)
     check(scales, (n_pieces, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
 from ctypes import POINTER, Structure, c_float, c_int32, c_uint64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-# The file beside this one, without its suffix. pyproject.toml says how it is made.
+# The file beside this one, without its suffix. setup.py says how it is made.
 NAME = "compiled"
 # Loads of AVX-512 are fastest from multiples of this many bytes, and the products demand them.
 ALIGNMENT = 64
@@ -75,7 +76,15 @@ def load() -> ctypes.CDLL | None:
     found = [path for suffix in EXTENSION_SUFFIXES for path in directory.glob(f"{NAME}{suffix}")]
     if not found:
         return None
-    library = ctypes.CDLL(str(found[0]))
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        warnings.warn(
+            f"{found[0]} cannot be loaded, so ONNX Runtime runs int8 encoders, more slowly: "
+            f"{error}. Install spacy-distil again.",
+            stacklevel=2,
+        )
+        return None
     library.supported.restype = c_int32
     if not library.supported():
         return None

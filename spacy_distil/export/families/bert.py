@@ -180,6 +180,8 @@ class BertGraph(PostNormGraph):
         is_whole = precision.embeddings and precision.layers >= set(range(len(w.layers)))
         if not is_whole or w.projection is not None or w.distance_bias is not None:
             return None
+        if not 0 < np.float32(w.epsilon) < 1:
+            return None
         return {
             "n_heads": w.n_heads,
             "activation": w.activation,

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def test_an_install_with_a_compiler_has_the_compiled_part() -> None:
     assert library.load() is not None
 
 
-def fuse(graph: bytes, threads: int = 1) -> FusedEncoder:
-    encoder = FusedEncoder.from_graph(graph, GRAPH, threads=threads)
+def fuse(graph: bytes) -> FusedEncoder:
+    encoder = FusedEncoder.from_graph(graph, GRAPH)
     assert encoder is not None
     return encoder
 
@@ -66,11 +67,13 @@ def batches_of(
     )
 
 
-def run(encoder: FusedEncoder, windows: Sequence[np.ndarray], budget: int = 10_000) -> np.ndarray:
+def run(
+    encoder: FusedEncoder, windows: Sequence[np.ndarray], budget: int = 10_000, threads: int = 1
+) -> np.ndarray:
     """Encode all windows, in batches of at most `budget` padded pieces: (n_rows, width)."""
     rows = np.full((sum(map(len, windows)), encoder.width), np.nan, "f")
     for batch in batches_of(windows, budget):
-        rows[batch.rows] = encoder.predict(batch)
+        rows[batch.rows] = encoder.predict(batch, threads=threads)
     return rows
 
 
@@ -151,9 +154,9 @@ def test_a_window_depends_on_itself_alone(weights: BertWeights, graph: bytes) ->
     windows = random_windows(len(weights.pieces), [*rng.integers(1, 130, 60), 1, 1, 2, 390])
     alone = np.concatenate([run(fuse(graph), [window]) for window in windows])
     for threads in (1, 2, 5):
-        encoder = fuse(graph, threads)
+        encoder = fuse(graph)
         for budget in (64, 512, 10_000):
-            np.testing.assert_array_equal(run(encoder, windows, budget), alone)
+            np.testing.assert_array_equal(run(encoder, windows, budget, threads), alone)
 
 
 @needs_compiled
@@ -162,33 +165,33 @@ def test_special_pieces(weights: BertWeights, graph: bytes) -> None:
     (batch,) = batches_of(windows, special=True)
     (inner,) = batches_of(windows)
     rows = np.full((batch.rows.max() + 1, 128), np.nan, "f")
-    rows[batch.rows] = fuse(graph).predict(batch)
+    rows[batch.rows] = fuse(graph).predict(batch, threads=1)
     assert np.isfinite(rows).all()
     found = np.concatenate([rows[1:6], rows[8:9], rows[11:31]])
     expected = np.empty_like(found)
-    expected[inner.rows] = fuse(graph).predict(inner)
+    expected[inner.rows] = fuse(graph).predict(inner, threads=1)
     np.testing.assert_array_equal(found, expected)
 
 
 @needs_compiled
 def test_concurrent_calls(weights: BertWeights, graph: bytes) -> None:
-    encoder = fuse(graph, threads=2)
+    encoder = partial(fuse(graph).predict, threads=3)
     batches = batches_of(random_windows(len(weights.pieces), [*range(1, 100)]), 200)
-    expected = [encoder.predict(batch) for batch in batches]
+    expected = [encoder(batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
-        for found, rows in zip(pool.map(encoder.predict, batches * 8), expected * 8, strict=True):
+        for found, rows in zip(pool.map(encoder, batches * 8), expected * 8, strict=True):
             np.testing.assert_array_equal(found, rows)
 
 
 @needs_compiled
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
 def test_a_forked_child(weights: BertWeights, graph: bytes) -> None:
-    encoder = fuse(graph, threads=3)
+    encode = partial(fuse(graph).predict, threads=3)
     (batch,) = batches_of(random_windows(len(weights.pieces), SHORT))
-    expected = encoder.predict(batch)
+    expected = encode(batch)
     child = os.fork()
     if not child:
-        os._exit(0 if np.array_equal(encoder.predict(batch), expected) else 1)
+        os._exit(0 if np.array_equal(encode(batch), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -214,7 +217,7 @@ def test_other_graphs_are_left_to_onnx_runtime(
 ) -> None:
     weights = weights_in(write_encoder(tmp_path, family, **options))
     graph = build_graph(weights, precision)
-    assert FusedEncoder.from_graph(graph, GRAPH, threads=1) is None
+    assert FusedEncoder.from_graph(graph, GRAPH) is None
 
 
 @pytest.fixture(scope="module")
@@ -271,12 +274,36 @@ def test_names_that_do_not_fit_are_an_error(
     change: Callable[[dict[str, Any]], Any], graph: bytes
 ) -> None:
     with pytest.raises(WeightsError, match=r"model\.onnx is damaged: the weights that it names"):
-        FusedEncoder.from_graph(with_recipe(graph, change), GRAPH, threads=1)
+        FusedEncoder.from_graph(with_recipe(graph, change), GRAPH)
 
 
 @needs_compiled
-@pytest.mark.parametrize("pieces", [[5, 10_000, 6], [5] * 399])
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", "null", "7", '{"layers": 1e999}'])
+def test_a_recipe_that_is_none_is_an_error(text: str, graph: bytes) -> None:
+    model = onnx.load_from_string(graph)
+    helper.set_model_props(model, {RECIPE: text})
+    with pytest.raises(WeightsError, match=r"model\.onnx is damaged"):
+        FusedEncoder.from_graph(model.SerializeToString(), GRAPH)
+
+
+@needs_compiled
+def test_damaged_bytes_of_the_recipe(graph: bytes) -> None:
+    """Any byte of the metadata may be wrong: the encoder is left to ONNX Runtime, or refused."""
+    place, rng = graph.index(RECIPE.encode()), np.random.default_rng(0)
+    n_refused = 0
+    for offset in rng.integers(-8, len(graph) - place, 300):
+        damaged = bytearray(graph)
+        damaged[place + offset] ^= 1 << int(rng.integers(8))
+        try:
+            FusedEncoder.from_graph(bytes(damaged), GRAPH)
+        except WeightsError:
+            n_refused += 1
+    assert n_refused > 100
+
+
+@needs_compiled
+@pytest.mark.parametrize("pieces", [[5, 10_000, 6], [5, -1], [5] * 399])
 def test_pieces_beyond_the_encoder_are_an_error(pieces: list[int], graph: bytes) -> None:
     (batch,) = batches_of([np.array(pieces)])
     with pytest.raises(WeightsError, match="its tokenizer is another encoder's"):
-        fuse(graph).predict(batch)
+        fuse(graph).predict(batch, threads=1)

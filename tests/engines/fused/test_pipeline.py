@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from thinc.api import NumpyOps
 from spacy_distil.engines.fused import library
 from spacy_distil.engines.onnx import FUSED_SETTING
 from spacy_distil.export.quantize import quantize
+from tests.test_light_import import run_python
 from tests.util import SENTENCES, encoder_of, make_nlp, write_encoder
 
 pytestmark = pytest.mark.skipif(
@@ -91,3 +94,38 @@ def test_threads_of_the_setting(path: Path, nlp: Any) -> None:
         other = spacy.load(path, config=setting)
         assert encoder_of(other).engine.runtime == "fused"
         assert results(other.pipe(SENTENCES)) == expected
+
+
+def count_threads_of(nlp: Any) -> int:
+    return int(encoder_of(nlp).engine._count_threads())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+def test_a_forked_worker_has_one_thread(nlp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert count_threads_of(nlp) >= 1  # in this process
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(count_threads_of, (nlp,)) == 1
+
+
+@pytest.mark.parametrize("when", ["thread", "atexit"])
+def test_at_the_end_of_the_interpreter(when: str, path: Path) -> None:
+    """Python starts no more threads then."""
+    start = "threading.Thread(target=late)" if when == "thread" else "atexit"
+    out = run_python(
+        f"""
+        import atexit, threading, time
+        import spacy
+
+        nlp = spacy.load({str(path)!r}, config={{"components.transformer.model.threads": 3}})
+        nlp("Ann visited Rome.")
+
+        def late():
+            time.sleep(1)
+            print(len(nlp("Ann visited Rome. " * 300)))
+
+        {start}.{"start()" if when == "thread" else "register(late)"}
+        """,
+        block=False,
+    )
+    assert out.split() == ["1200"]
