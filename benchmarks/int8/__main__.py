@@ -33,7 +33,8 @@ from benchmarks.common.cells import rate, ratio
 from benchmarks.common.options import Docs, Limit, OptionalOutput, Repeats, Threads
 from benchmarks.common.results import Part, report_results, timestamp
 from benchmarks.common.rounds import describe_round
-from benchmarks.int8.graphs import ABOUT, make_shims
+from benchmarks.int8.graphs import ABOUT, make_shims, runtime_of
+from benchmarks.int8.roofline import measure_int8_rate, products_per_word
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.encoding import encode_docs, make_batches
 from spacy_distil.engines.files import GRAPH
@@ -93,9 +94,11 @@ def main(
         original, candidate = load_pipeline(pipeline), load_pipeline(pipeline)
         corpus = read_documents(docs, original, limit=limit).docs
         place, on_torch = the_encoder(find_encoders(original))
-        shims, left_out = make_shims(SourceEncoder(on_torch), threads)
+        source = SourceEncoder(on_torch)
+        shims, left_out = make_shims(source, threads)
         exact = vectors_of(on_torch, corpus)
         speeds = measure_speed(shims, corpus, repeats)
+        int8_rate, products = measure_int8_rate(threads, repeats), products_per_word(source, corpus)
         results = {}
         for name, shim in shims.items():
             msg.info(f"Agreement: {name}")
@@ -106,7 +109,9 @@ def main(
                 error=float(np.square(vectors - exact).sum() / np.square(exact).sum()),
                 same_alone=float((alone.view("u4") == vectors.view("u4")).all(axis=1).mean()),
                 n_bytes=len(shim.to_files()[GRAPH]),
-                shares=profile_operators(shim, corpus, threads) if profile else {},
+                shares=profile_operators(shim, corpus, threads)
+                if profile and runtime_of(shim) == "onnxruntime"
+                else {},
                 agreement=measure_agreement(
                     original, candidate, corpus, batch_size=BATCH_DOCS, rounds=0
                 ),
@@ -116,15 +121,23 @@ def main(
     about = (
         f"{len(corpus):,} documents, {sum(map(len, corpus)):,} spaCy tokens, in batches of "
         f"{BATCH_DOCS}. Words/s: median (range) of {repeats} rounds in turns, "
-        f"{count(threads, 'thread')}. Shares are rounded down."
+        f"{count(threads, 'thread')}. Shares are rounded down. Of the int8 rate: the layers' "
+        f"products with weights, {products / 1e6:.2f} million a word, over the rate of ONNX "
+        f"Runtime's MatMulInteger (512 x 384 by 384 x 1536), {int8_rate / 1e9:.0f} billion/s here."
     )
     data = {
         "docs": docs.name,
         "threads": threads,
+        "int8_rate": int8_rate,
+        "products_per_word": products,
         "results": {name: asdict(result) for name, result in results.items()},
         "left_out": left_out,
     }
-    parts: list[Part] = [*make_tables(results), "\n".join(notes), about]
+    parts: list[Part] = [
+        *make_tables(results, products / int8_rate),
+        "\n".join(notes),
+        about,
+    ]
     report_results(parts, data, output=output, stem=STEM, date=date)
 
 
@@ -204,15 +217,18 @@ def profile_operators(shim: EncoderShim, docs: Sequence[Doc], threads: int) -> d
 # Tables
 
 
-def make_tables(results: Mapping[str, GraphResult]) -> list[Table]:
+def make_tables(results: Mapping[str, GraphResult], share_per_word: float) -> list[Table]:
     """Make the tables of speed and vectors, of agreement with torch and with the graph itself, and
     of operators if they were profiled.
+
+    share_per_word: products of a word over the CPU's int8 products/s.
     """
     baseline, first = next(iter(results.items()))
     rows, agreeing = [], []
     for name, result in results.items():
         ratios = [a / b for a, b in zip(result.speeds, first.speeds, strict=True)]
         cells = [rate(Spread.of(result.speeds)), ratio(Spread.of(ratios))]
+        cells.append(f"{Spread.of(result.speeds).median * share_per_word:.0%}")
         cells += [
             f"{result.n_bytes / 1e6:.1f}",
             f"{result.error:.1e}",
@@ -225,22 +241,27 @@ def make_tables(results: Mapping[str, GraphResult]) -> list[Table]:
             for m in measures
         ]
         agreeing.append([name, *shares])
-    header = ["graph", "words/s", f"{TIMES} {baseline}", "MB", "squared error of vectors"]
+    header = ["graph", "words/s", f"{TIMES} {baseline}", "of the int8 rate", "MB"]
+    header.append("squared error of vectors")
     annotations = [f"{one.pipe} {one.annotation}" for one in first.agreement.measures]
     title = "Predictions that agree with torch / for one doc at a time with those in batches, %"
     tables = [
         Table("Encoder", [*header, "vectors the same alone, %"], rows),
         Table(title, ["graph", *annotations], agreeing),
     ]
-    profiles = [result.shares for result in results.values()]
-    operators = dict.fromkeys(operator for shares in profiles for operator in shares)
-    shown = [op for op in operators if any(each.get(op, 0) >= SMALL_SHARE for each in profiles)]
+    profiles = {name: result.shares for name, result in results.items() if result.shares}
+    operators = dict.fromkeys(operator for shares in profiles.values() for operator in shares)
+    shown = [
+        operator
+        for operator in operators
+        if any(shares.get(operator, 0) >= SMALL_SHARE for shares in profiles.values())
+    ]
     if shown:
         lines = [
-            [operator, *(f"{shares.get(operator, 0):.1%}" for shares in profiles)]
+            [operator, *(f"{shares.get(operator, 0):.1%}" for shares in profiles.values())]
             for operator in shown
         ]
-        tables.append(Table("Time by operator", ["operator", *results], lines))
+        tables.append(Table("Time by operator", ["operator", *profiles], lines))
     return tables
 
 

@@ -13,6 +13,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.engines.files import GRAPH
+from spacy_distil.engines.onnx import OnnxEngine
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.export.encoders import SourceEncoder
 from spacy_distil.export.graph import Precision
@@ -20,7 +21,8 @@ from spacy_distil.export.graph import Precision
 ABOUT = {
     "fp32": "our float32 graph, as it is run",
     "fp32, joined": "the same after ONNX Runtime's optimizer, shapes of hidden states declared",
-    "int8 by row": "our int8 graph, as it is run",
+    "int8 by row": "our int8 graph, as ONNX Runtime runs it",
+    "int8 fused": "the weights of the same graph, as our compiled code runs them",
     "int8 by row, joined": "the same after the optimizer, shapes of hidden states declared",
     "int8 by batch": "quantize_dynamic of the float32 graph (MatMul, QInt8, per channel)",
     "int8 by batch, optimized": "the same after the optimizer, as ONNX Runtime is usually run",
@@ -38,11 +40,13 @@ def make_shims(
     files = source.to_files(Precision())
     layers = frozenset(range(source.n_layers))
     fp32 = files[GRAPH]
-    rows = source.to_files(Precision(layers, embeddings=True))[GRAPH]
+    fused = source.to_files(Precision(layers, embeddings=True))[GRAPH]
+    rows = without_recipe(fused)
     makers: dict[str, Callable[[], bytes]] = {
         "fp32": lambda: fp32,
         "fp32, joined": lambda: optimize(declare_shapes(fp32)),
         "int8 by row": lambda: rows,
+        "int8 fused": lambda: fused,
         "int8 by row, joined": lambda: optimize(declare_shapes(rows)),
         "int8 by batch": lambda: quantize_by_batch(fp32),
         "int8 by batch, optimized": lambda: optimize(quantize_by_batch(fp32)),
@@ -52,10 +56,27 @@ def make_shims(
     shims, left_out = {}, {}
     for name, make in makers.items():
         try:
-            shims[name] = EncoderShim(settings).from_files({**files, GRAPH: make()})
+            shim = EncoderShim(settings).from_files({**files, GRAPH: make()})
+            if name == "int8 fused" and runtime_of(shim) != "fused":
+                raise ConfigError("The compiled code is missing, or cannot run on this CPU.")
+            shims[name] = shim
         except DistilError as error:
             left_out[name] = str(error)
     return shims, left_out
+
+
+def runtime_of(shim: EncoderShim) -> str:
+    """Return who runs a graph: see `OnnxEngine.runtime`."""
+    engine = shim.engine
+    assert isinstance(engine, OnnxEngine)
+    return engine.runtime
+
+
+def without_recipe(graph: bytes) -> bytes:
+    """Drop the names of the weights, so that ONNX Runtime runs the graph."""
+    model = onnx.load_from_string(graph)
+    del model.metadata_props[:]
+    return model.SerializeToString()
 
 
 def declare_shapes(graph: bytes) -> bytes:

@@ -1,12 +1,14 @@
-"""The ONNX engine: runs a frozen encoder on the CPU, with ONNX Runtime and without torch."""
+"""The ONNX engine: runs a frozen encoder on the CPU without torch, by ONNX Runtime or by our code."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakSet
 
@@ -16,6 +18,7 @@ from thinc.types import Floats2d
 from spacy_distil import __version__
 from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.files import CONFIG, GRAPH, dump_config, parse_config
+from spacy_distil.engines.fused import FusedEncoder
 from spacy_distil.engines.onnx_file import check_tensors
 from spacy_distil.errors import ConfigError, WeightsError
 
@@ -24,18 +27,23 @@ if TYPE_CHECKING:
 
 # Names of the graph's inputs, and of its output.
 IDS, MASK, POSITIONS, ROWS = "ids", "mask", "positions", "rows"
-# The arrays of a layer should fit into a core's cache.
-BATCH_PIECES = 512
+# The arrays of a layer should fit into a core's cache. The fused encoder takes care of that itself,
+# and large batches have fewer arrays to make.
+BATCH_PIECES, FUSED_BATCH_PIECES = 512, 4096
 # The section of config.json for this engine, and the version of its format.
 SECTION = "spacy_distil"
 FORMAT = 1
+# This environment variable, set to 0, has ONNX Runtime run all encoders.
+FUSED_SETTING = "SPACY_DISTIL_FUSED"
 
 
 class OnnxEngine:
     """An encoder as an ONNX graph, float32 or int8.
 
-    It keeps the bytes of the graph and opens a session in each process, because a session can be
-    neither pickled nor used after a fork. One session serves any number of threads at once.
+    ONNX Runtime runs the graph, or compiled code of ours the weights in it, which is faster: see
+    `spacy_distil.engines.fused`. The engine keeps the bytes of the graph and opens a session in
+    each process, because a session can be neither pickled nor used after a fork. One session serves
+    any number of threads at once.
     """
 
     _alive: ClassVar[WeakSet[OnnxEngine]] = WeakSet()
@@ -49,6 +57,8 @@ class OnnxEngine:
         self._config = dict(config)
         self._graph = graph
         self._threads = threads
+        self._fused: FusedEncoder | None = None
+        self._thread_counts: dict[int, int] = {}  # by process
         self._opened: InferenceSession | None = None
         self._lock = threading.Lock()
         self._alive.add(self)
@@ -78,8 +88,13 @@ class OnnxEngine:
                 )
         check_tensors(files[GRAPH], GRAPH)
         engine = cls(config, files[GRAPH], threads=threads)
-        # Open the session now, so that a graph that cannot run is found while loading.
-        _check_graph(engine._session(), section["width"])
+        if os.environ.get(FUSED_SETTING) != "0":
+            engine._fused = FusedEncoder.from_graph(files[GRAPH], GRAPH)
+        if engine._fused is not None:
+            _check_width(engine._fused.width, section["width"])
+        else:
+            # Open the session now, so that a graph that cannot run is found while loading.
+            _check_graph(engine._session(), section["width"])
         return engine
 
     @property
@@ -96,19 +111,34 @@ class OnnxEngine:
 
     @property
     def batch_pieces(self) -> int:
-        return BATCH_PIECES
+        return BATCH_PIECES if self._fused is None else FUSED_BATCH_PIECES
 
     @property
     def length_multiple(self) -> int:
         return 1
 
+    @property
+    def runtime(self) -> str:
+        """Who runs the encoder, for users to read: "fused" or "onnxruntime"."""
+        return "onnxruntime" if self._fused is None else "fused"
+
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
+        if self._fused is not None:
+            rows = self._fused.predict(batch, threads=self._count_threads())
+            return cast(Floats2d, to_ops(ops, rows))
         feed = {IDS: batch.ids, MASK: batch.mask, POSITIONS: batch.positions}
         (rows,) = self._session().run([ROWS], feed)
         return cast(Floats2d, to_ops(ops, rows))
 
     def to_files(self) -> dict[str, bytes]:
         return {CONFIG: dump_config(self._config), GRAPH: self._graph}
+
+    def _count_threads(self) -> int:
+        """Count the threads of the fused encoder in this process, which may be a forked worker."""
+        process = os.getpid()
+        if process not in self._thread_counts:
+            self._thread_counts[process] = count_threads(self._threads) or count_cores()
+        return self._thread_counts[process]
 
     def _session(self) -> InferenceSession:
         if self._opened is None:
@@ -165,11 +195,25 @@ def _check_graph(session: InferenceSession, width: int) -> None:
             "distil quantize'."
         )
     made = session.get_outputs()[0].shape[-1:]
-    if made != [width]:
+    _check_width(made[0] if made else "unknown", width)
+
+
+def _check_width(made: int | str, width: int) -> None:
+    if made != width:
         raise WeightsError(
-            f"{GRAPH} makes vectors of width {made[0] if made else 'unknown'}, but {CONFIG} says "
-            f"{width}. They do not belong together."
+            f"{GRAPH} makes vectors of width {made}, but {CONFIG} says {width}. They do not belong "
+            "together."
         )
+
+
+def count_cores() -> int:
+    """Count the physical cores of this machine, where the system tells which threads share one."""
+    siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    with contextlib.suppress(OSError):
+        cores = {path.read_text() for path in siblings}
+        if cores:
+            return len(cores)
+    return os.cpu_count() or 1
 
 
 def count_threads(setting: int | None) -> int:

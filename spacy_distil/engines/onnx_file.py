@@ -21,9 +21,11 @@ _PARTS = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
+# Fields of a model, of a graph, and of an entry of the metadata.
+_GRAPH, _METADATA, _INITIALIZER, _KEY, _VALUE = 7, 14, 5, 1, 2
 # Fields of a tensor.
-_DATA_TYPE, _FLOATS, _NAME, _RAW, _EXTERNAL, _LOCATION = 2, 4, 8, 9, 13, 14
-_FLOAT, _FLOAT16, _DOUBLE = 1, 10, 11
+_DIMS, _DATA_TYPE, _FLOATS, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 4, 8, 9, 13, 14
+_FLOAT, _INT8, _FLOAT16, _DOUBLE = 1, 3, 10, 11
 _FORMATS = {_FLOAT: "<f4", _FLOAT16: "<f2", _DOUBLE: "<f8"}
 
 
@@ -53,6 +55,55 @@ def check_tensors(graph: bytes, source: str) -> None:
                 f"{source}: the weights {name!r} have values that are not finite numbers. Save or "
                 "copy the pipeline again."
             )
+
+
+def read_metadata(graph: bytes, key: str) -> str | None:
+    """Read an entry of the metadata of an ONNX file; `None` if it has none of this key."""
+    for number, entry in _fields(memoryview(graph)):
+        if number == _METADATA and isinstance(entry, memoryview):
+            fields = dict(_fields(entry))
+            name, text = fields.get(_KEY), fields.get(_VALUE)
+            if isinstance(name, memoryview) and bytes(name) == key.encode():
+                return bytes(text).decode("utf8") if isinstance(text, memoryview) else ""
+    return None
+
+
+def read_tensors(graph: bytes) -> dict[str, np.ndarray]:
+    """Read the weights of an ONNX file, by name: float32 and int8, which share its memory.
+
+    Raises ValueError if the shape of one does not fit.
+    """
+    formats, tensors = {_FLOAT: "<f4", _INT8: "i1"}, {}
+    for number, part in _fields(memoryview(graph)):
+        if number != _GRAPH or not isinstance(part, memoryview):
+            continue
+        for field, tensor in _fields(part):
+            if field != _INITIALIZER or not isinstance(tensor, memoryview):
+                continue
+            fields = list(_fields(tensor))
+            kind = next((value for key, value in fields if key == _DATA_TYPE), None)
+            raw = next((value for key, value in fields if key == _RAW), None)
+            name = next((value for key, value in fields if key == _NAME), None)
+            if kind in formats and isinstance(raw, memoryview) and isinstance(name, memoryview):
+                values = np.frombuffer(raw, formats[kind])
+                tensors[bytes(name).decode("utf8")] = values.reshape(_shape(fields))
+    return tensors
+
+
+def _shape(tensor: list[tuple[int, int | memoryview]]) -> list[int]:
+    """Read the shape of a tensor. Numbers of a list stand in one field together, or in many."""
+    shape = []
+    for number, value in tensor:
+        if number != _DIMS:
+            continue
+        if isinstance(value, int):
+            shape.append(value)
+            continue
+        place = 0
+        while place < len(value):
+            size, place = _varint(value, place)
+            shape.append(size)
+    return shape
 
 
 def _tensors(message: memoryview, kind: str) -> Iterator[memoryview]:

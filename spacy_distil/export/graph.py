@@ -13,6 +13,7 @@ Runtime's own dynamic quantization has one scale for the whole batch.
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from spacy_distil.engines.fused import RECIPE
 from spacy_distil.engines.onnx import IDS, MASK, POSITIONS, ROWS
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.weights import Linear, Norm
@@ -33,6 +35,8 @@ OPSET, IR_VERSION = 18, 9
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 # Lower bound of both forms of GELU.
 GELU_MINIMUM = -0.17005
+# The largest numbers that activations are rounded to: on both sides of 0, or above a minimum.
+SYMMETRIC_STEPS, SHIFTED_STEPS = 127.0, 255.0
 # Smallest scale of a column, so that a column of zeros stays zero.
 _TINY = np.float32(1e-12)
 
@@ -142,7 +146,14 @@ class GraphBuilder(ABC):
             ir_version=IR_VERSION,
             producer_name="spacy-distil",
         )
+        recipe = self.recipe()
+        if recipe is not None:
+            helper.set_model_props(model, {RECIPE: json.dumps(recipe)})
         return model.SerializeToString()
+
+    def recipe(self) -> dict[str, Any] | None:
+        """Name the weights, for `spacy_distil.engines.fused`. `None` if it cannot run them."""
+        return None
 
     # Parts that encoders share
 
@@ -159,10 +170,15 @@ class GraphBuilder(ABC):
         """
         if not self.precision.embeddings:
             return self.op("Gather", self.constant(pieces), IDS)
-        rounded, scales = quantize_columns(pieces.T, reduced_range=False)
-        hidden = self.op("Gather", self.constant(rounded.T), IDS)
+        rounded, scales = self.int8_pieces(pieces)
+        hidden = self.op("Gather", rounded, IDS)
         hidden = self.op("Cast", hidden, to=TensorProto.FLOAT)
-        return self.op("Mul", hidden, self.op("Gather", self.constant(scales[:, None]), IDS))
+        return self.op("Mul", hidden, self.op("Gather", scales, IDS))
+
+    def int8_pieces(self, pieces: np.ndarray) -> list[str]:
+        """Round embeddings to int8. RETURNS: (n_vocab, n_embedding) int8 and their scales."""
+        rounded, scales = quantize_columns(pieces.T, reduced_range=False)
+        return [self.constant(rounded.T), self.constant(scales[:, None])]
 
     def activate(self, inner: str, bias: np.ndarray, activation: str) -> str:
         """Add activation(inner + bias). activation: one of ACTIVATIONS."""
@@ -192,17 +208,26 @@ class GraphBuilder(ABC):
         """
         if rounded is None:
             return self.op("MatMul", value, self.constant(linear.weight))
-        weight, scales = self.quantize(linear.weight)
+        weight, scales = self.int8_weight(linear, rounded.steps)
         result = self.op(
             "MatMulIntegerToFloat",
             rounded.values,
-            self.constant(weight),
+            weight,
             self.scalar(1.0),
-            self.constant(scales / rounded.steps),
+            scales,
             self.scalar(rounded.zero_point, np.uint8),
             domain=CONTRIB,
         )
         return self.op("Mul", result, rounded.largest)
+
+    def int8_weight(self, linear: Linear, steps: float) -> list[str]:
+        """Round a weight to int8.
+
+        steps: the largest number that activations are rounded to.
+        RETURNS: the weight, (n_in, n_out) int8, and the scales of its columns, over `steps`.
+        """
+        weight, scales = self.quantize(linear.weight)
+        return [self.constant(weight), self.constant(scales / steps)]
 
     def round_rows(self, value: str, *, minimum: float | None = None) -> Rounded:
         """Round each row to uint8, with a scale by its own largest number.
@@ -211,11 +236,11 @@ class GraphBuilder(ABC):
             numbers above it. `None`: the range is symmetric.
         """
         if minimum is None:
-            zero_point, steps, largest = 128, 127.0, self.op("Abs", value)
+            zero_point, steps, largest = 128, SYMMETRIC_STEPS, self.op("Abs", value)
         else:
             if minimum:
                 value = self.op("Sub", value, self.scalar(minimum))
-            zero_point, steps, largest = 0, 255.0, value
+            zero_point, steps, largest = 0, SHIFTED_STEPS, value
         largest = self.op("ReduceMax", largest, self.constant(np.array([-1])), keepdims=1)
         # A row of zeros is multiplied by infinity here, and by zero after the product.
         values = self.op("Mul", value, self.op("Div", self.scalar(steps), largest))

@@ -15,18 +15,21 @@ from thinc.api import NumpyOps
 
 from benchmarks.int8.__main__ import the_encoder
 from benchmarks.int8.graphs import ABOUT, make_shims
+from benchmarks.int8.roofline import products_per_word
 from spacy_distil.engines.files import GRAPH
+from spacy_distil.engines.fused import library
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.encoders import SourceEncoder
 from spacy_distil.export.graph import Precision
-from tests.util import SENTENCES, encoder_of, make_nlp
+from tests.util import SENTENCES, encoder_of, make_nlp, write_encoder
 
 REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def nlp(bert_dir: Path) -> Any:
-    return make_nlp(bert_dir, ["tagger", "textcat"])
+def nlp(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    encoder = write_encoder(tmp_path_factory.mktemp("encoder"), "bert", width=64)
+    return make_nlp(encoder, ["tagger", "textcat"])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_operators(nlp: Any) -> None:
         for name, shim in shims.items()
     }
     assert {*operators} | {*left_out} == {*ABOUT}
-    assert {*left_out} <= {"8-bit weights"}
+    assert {*left_out} <= {"8-bit weights", *(["int8 fused"] if library.load() is None else [])}
     n_layers = source.n_layers
     for name in ("fp32", "int8 by row"):
         # A layer has two residual sums. The normalization of the embeddings has none.
@@ -76,7 +79,8 @@ def test_whole_run(saved: Path) -> None:
     for name, result in results.items():
         assert f"| {name} |" in text
         assert len(result["speeds"]) == 2
-        assert sum(result["shares"].values()) == pytest.approx(1)
+        if name != "int8 fused":
+            assert sum(result["shares"].values()) == pytest.approx(1)
         assert {one["pipe"] for one in result["agreement"]["measures"]} == {"tagger", "textcat"}
     for name in ("fp32", "fp32, joined"):
         assert results[name]["error"] < 1e-9
@@ -100,7 +104,17 @@ def test_error_is_relative_to_torch(nlp: Any, docs: Path, saved: Path) -> None:
         (rounded,) = shim.predict_docs([doc], NumpyOps())
         squares += [np.square(rounded - vectors).sum(), np.square(vectors).sum()]
     results = json.loads((saved / "int8.json").read_text(encoding="utf-8"))["results"]
-    assert results["int8 by row"]["error"] == pytest.approx(squares[0] / squares[1], 1e-3)
+    row = results.get("int8 fused", results["int8 by row"])
+    assert row["error"] == pytest.approx(squares[0] / squares[1], 1e-3)
+
+
+def test_products_are_those_of_the_layers(nlp: Any) -> None:
+    source = SourceEncoder(encoder_of(nlp))
+    docs = [nlp.make_doc(text) for text in SENTENCES]
+    n_pieces = sum(len(pieces.ids) + 2 for pieces in source.shim.loaded.tokenizer(SENTENCES))
+    # A layer has four matrices of 64 x 64, and two of 64 x 128.
+    expected = 2 * (4 * 64 * 64 + 2 * 64 * 128) * n_pieces / sum(map(len, docs))
+    assert products_per_word(source, docs) == expected
 
 
 def test_takes_one_encoder_on_torch(nlp: Any) -> None:

@@ -222,7 +222,7 @@ def make_artefacts(root: Path) -> dict[str, Artefact]:
 
     nlps = {}
     for suffix, number in (("", 0), ("-other", 1)):
-        source = write_encoder(root / f"source{suffix}", "bert", seed=number)
+        source = write_encoder(root / f"source{suffix}", "bert", width=64, seed=number)
         nlps[suffix] = nlp = make_nlp(source, ["tagger"])
         ner = nlp.add_pipe("distil_ner", config={"model": {"tok2vec": LISTENER}})
         ner.initialize(lambda nlp=nlp: make_examples(nlp), nlp=nlp)

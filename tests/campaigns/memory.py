@@ -123,7 +123,7 @@ def peak() -> int:
 
 def write_pipelines(directory: Path) -> None:
     """Write a small pipeline for torch, the same in int8, and one without components."""
-    encoder = write_encoder(directory / "encoder", "distilbert", positions=512)
+    encoder = write_encoder(directory / "encoder", "distilbert", positions=512, width=64)
     make_nlp(encoder, ["tagger"]).to_disk(directory / "torch")
     quantize(directory / "torch", directory / "int8", min_agreement=0.0)
     spacy.blank("en").to_disk(directory / "blank")

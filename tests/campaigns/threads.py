@@ -45,7 +45,9 @@ def run(n: int, seed: int, deadline: Deadline) -> Outcome:
 def write_pipelines(root: Path) -> dict[str, Path]:
     """Write a pipeline with random weights, for torch and in int8. RETURNS: paths by engine."""
     nlp = make_nlp(
-        write_encoder(root / "bert", "bert"), ["tagger", "ner", "textcat"], initialize=False
+        write_encoder(root / "bert", "bert", width=64),
+        ["tagger", "ner", "textcat"],
+        initialize=False,
     )
     tok2vec = {"@architectures": "spacy-distil.Listener.v1"}
     model = {"@architectures": "spacy.Tagger.v2", "tok2vec": tok2vec}

@@ -133,7 +133,10 @@ def test_what_the_table_says_of_batches(bert_dir: Path, onnx_pipeline: Path) -> 
         for row in table_after("of `spacy-distil.DistilTransformer.v1`")
         if "max_batch" in row[0]
     )
-    sizes = (engine.CPU_BATCH_PIECES, engine.GPU_BATCH_PIECES, onnx.BATCH_PIECES)
+    sizes = (
+        *(engine.CPU_BATCH_PIECES, engine.GPU_BATCH_PIECES),
+        *(onnx.BATCH_PIECES, onnx.FUSED_BATCH_PIECES),
+    )
     assert [int(each.replace(",", "")) for each in re.findall(r"\d[\d,]+", row[2])] == [*sizes]
 
 

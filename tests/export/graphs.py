@@ -16,6 +16,8 @@ from onnx import numpy_helper
 from scipy.special import erf  # type: ignore[import-untyped]
 
 from spacy_distil.encoding import make_batches
+from spacy_distil.engines.files import CONFIG, WEIGHTS
+from spacy_distil.export.families import read_weights
 from spacy_distil.export.families.post_norm import PostNormLayer
 from spacy_distil.export.graph import Precision
 from spacy_distil.export.weights import Linear, Norm
@@ -23,6 +25,11 @@ from spacy_distil.export.weights import Linear, Norm
 FLOAT = Precision()
 # Lengths of windows that numpy encodes in a short time.
 SHORT = [3, 9, 1, 8, 5, 9, 6, 2, 7, 9, 4, 8, 5, 1, 6, 7, 10, 3]
+
+
+def weights_in(directory: Path) -> Any:
+    """Read the weights of an encoder in a directory."""
+    return read_weights({name: (directory / name).read_bytes() for name in (CONFIG, WEIGHTS)})
 
 
 def random_windows(n_vocab: int, lengths: Sequence[int], seed: int = 0) -> list[np.ndarray]:

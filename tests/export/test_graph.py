@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_distil.engines.files import CONFIG, WEIGHTS
-from spacy_distil.export.families import build_graph, read_weights
+from spacy_distil.export.families import build_graph
 from spacy_distil.export.graph import Precision, quantize_columns
 from tests.export.graphs import (
     FLOAT,
@@ -25,14 +23,11 @@ from tests.export.graphs import (
     run,
     run_session,
     session_of,
+    weights_in,
 )
 from tests.util import LAYERS, WIDTH, write_encoder
 
 INT8 = Precision(frozenset(range(LAYERS)), embeddings=True)
-
-
-def weights_in(directory: Path) -> Any:
-    return read_weights({name: (directory / name).read_bytes() for name in (CONFIG, WEIGHTS)})
 
 
 # In float32

@@ -12,7 +12,12 @@ from spacy_distil.engines.files import first_position
 from spacy_distil.engines.onnx import IDS
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.families.post_norm import PostNormGraph, PostNormLayer, read_layer_parts
-from spacy_distil.export.graph import CONTRIB, check_activation
+from spacy_distil.export.graph import (
+    CONTRIB,
+    SHIFTED_STEPS,
+    SYMMETRIC_STEPS,
+    check_activation,
+)
 from spacy_distil.export.weights import Linear, Norm, Weights, linear, norm
 from spacy_distil.students.families import FAMILIES
 
@@ -150,6 +155,11 @@ def _distance_kinds(distances: np.ndarray) -> np.ndarray:
     return kinds + n_kinds * (distances > 0)
 
 
+def attention_bias(layer: PostNormLayer) -> np.ndarray:
+    """Join the biases of query, key and value: (3 * width,)."""
+    return np.concatenate([linear.bias for linear in (layer.query, layer.key, layer.value)])
+
+
 class BertGraph(PostNormGraph):
     """Builds the graph of an encoder with `BertWeights`."""
 
@@ -163,6 +173,46 @@ class BertGraph(PostNormGraph):
         for i, layer in enumerate(self.weights.layers):
             hidden = self.layer(hidden, layer, masks, in_int8=i in self.precision.layers)
         return hidden
+
+    def recipe(self) -> dict[str, Any] | None:
+        """Name the weights, if all is in int8 and has the plain form of BERT."""
+        w, precision = self.weights, self.precision
+        is_whole = precision.embeddings and precision.layers >= set(range(len(w.layers)))
+        if not is_whole or w.projection is not None or w.distance_bias is not None:
+            return None
+        if not 0 < np.float32(w.epsilon) < 1:
+            return None
+        return {
+            "n_heads": w.n_heads,
+            "activation": w.activation,
+            "epsilon": w.epsilon,
+            "pieces": self.int8_pieces(w.pieces),
+            "positions": self.constant(w.positions),
+            "embedding_norm": self.norm_names(w.embedding_norm),
+            "layers": [self.layer_names(layer) for layer in w.layers],
+        }
+
+    def layer_names(self, layer: PostNormLayer) -> dict[str, Any]:
+        def weight(linear: Linear, steps: float = SYMMETRIC_STEPS) -> list[str]:
+            return self.int8_weight(linear, steps)
+
+        return {
+            "query": weight(layer.query),
+            "key": weight(layer.key),
+            "value": weight(layer.value),
+            "attention_bias": self.constant(attention_bias(layer)),
+            "attention_out": [
+                *weight(layer.attention_out),
+                self.constant(layer.attention_out.bias),
+            ],
+            "attention_norm": self.norm_names(layer.attention_norm),
+            "up": [*weight(layer.up), self.constant(layer.up.bias)],
+            "down": [*weight(layer.down, SHIFTED_STEPS), self.constant(self.down_bias(layer))],
+            "output_norm": self.norm_names(layer.output_norm),
+        }
+
+    def norm_names(self, norm: Norm) -> list[str]:
+        return [self.constant(norm.weight), self.constant(norm.bias)]
 
     def bias_scores(self, by_distance: np.ndarray) -> str:
         """Expand a bias by distance to all attention scores.
@@ -209,7 +259,7 @@ class BertGraph(PostNormGraph):
         attended = self.op(
             "MultiHeadAttention",
             *(self.product(hidden, linear, rounded) for linear in inputs),
-            self.constant(np.concatenate([linear.bias for linear in inputs])),
+            self.constant(attention_bias(layer)),
             *masks,
             domain=CONTRIB,
             num_heads=self.weights.n_heads,

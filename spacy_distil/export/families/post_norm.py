@@ -77,16 +77,22 @@ class PostNormGraph(GraphBuilder):
         inner = self.activate(
             self.product(hidden, layer.up, rounded), layer.up.bias, self.weights.activation
         )
-        bias = layer.down.bias
-        rounded = None
-        if in_int8:
-            minimum = 0.0 if self.weights.activation == "relu" else GELU_MINIMUM
-            rounded = self.round_rows(inner, minimum=minimum)
-            # `round_rows` subtracts the minimum from each number. Add its product back.
-            bias = bias + minimum * self.rounded_weight(layer.down.weight).sum(axis=0)
+        rounded = self.round_rows(inner, minimum=self.minimum) if in_int8 else None
+        bias = self.down_bias(layer) if in_int8 else layer.down.bias
         return self.residual(
             hidden, self.product(inner, layer.down, rounded), bias, layer.output_norm
         )
+
+    @property
+    def minimum(self) -> float:
+        """Lower bound of the activation."""
+        return 0.0 if self.weights.activation == "relu" else GELU_MINIMUM
+
+    def down_bias(self, layer: PostNormLayer) -> np.ndarray:
+        """Compute the bias of `down` in int8: (width,)."""
+        # `round_rows` subtracts the minimum from each number. Add its product back.
+        product = self.minimum * self.rounded_weight(layer.down.weight).sum(axis=0)
+        return np.asarray(layer.down.bias + product, "f")
 
     def residual(self, hidden: str, summand: str, bias: np.ndarray, norm: Norm) -> str:
         """Add a residual sum and its normalization."""

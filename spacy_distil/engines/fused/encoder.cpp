@@ -1,0 +1,568 @@
+// The layers of a BERT encoder in int8, fused, for x86 CPUs with AVX-512 VNNI.
+//
+// It computes what the graph of `spacy_distil.export.families.bert` computes, and rounds to int8 in
+// the same places. A graph writes each intermediate matrix to memory and reads it again. Here a block of
+// rows goes through a whole layer while it is in the cache of its core: scale, bias, activation and
+// residual sum are part of the products' last step, and no window is padded.
+//
+// A row is a piece. Activations are rounded to uint8 with a scale for each row, weights to int8 with
+// a scale for each column. All memory belongs to the caller, and nothing here keeps any state, so
+// threads and forked processes may run the same encoder at once. The result of a window depends on
+// nothing but the window.
+//
+// The file has a C interface, for ctypes. Where the compiler or the CPU does not serve, `supported`
+// returns 0.
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+// Linear layer. weight: (n_out / 64, n_in / 4, 64, 4), aligned to 64 bytes. scales: of columns,
+// (n_out), divided by 127 or 255, the largest number that activations are rounded to. start: the
+// first summand of each column, (n_out), which undoes the zero point of the activations.
+struct Linear {
+  int32_t n_in, n_out;
+  const int8_t* weight;
+  const float* scales;
+  const float* bias;
+  const int32_t* start;
+};
+
+struct Norm {
+  const float* weight;
+  const float* bias;
+};
+
+// query, key and value are one product, side by side.
+struct Layer {
+  Linear attention_in, attention_out, up, down;
+  Norm attention_norm, output_norm;
+};
+
+// pieces: (n_vocab, width), piece_scales: (n_vocab). positions: (n_positions, width).
+// activation: 0 for GELU, 1 for its approximation by tanh, 2 for ReLU.
+struct Encoder {
+  int32_t width, n_neurons, n_heads, n_layers, activation;
+  float epsilon;
+  const int8_t* pieces;
+  const float* piece_scales;
+  const float* positions;
+  Norm embedding_norm;
+  const Layer* layers;
+};
+
+// Windows of pieces. ids and targets: (n_windows, length). lengths: pieces of each window. A piece
+// goes to row `target` of the result, or nowhere if that is -1.
+struct Windows {
+  int32_t n_windows, length;
+  const int32_t* lengths;
+  const int32_t* ids;
+  const int32_t* targets;
+};
+
+#if defined(__GNUC__) && defined(__x86_64__)
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include <algorithm>
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define INLINE AVX512 inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL16 _Pragma("GCC unroll 16")
+
+namespace {
+
+// A stripe of rows times a group of columns fills the registers: 6 x 4 of 32.
+constexpr int STRIPE = 6, GROUP = 64;
+// Rows that go through a layer together. Each step's activations stay in a cache of 1 MB (at a width of
+// 384), and the layer's weights are read once for all of them.
+constexpr int BLOCK = 96;
+// The graph's lower bound of both forms of GELU.
+constexpr float GELU_MINIMUM = -0.17005f;
+
+INLINE __m512 set(float value) { return _mm512_set1_ps(value); }
+
+// e^x, with a relative error below 2e-7, for x <= 0. Cephes' polynomial.
+INLINE __m512 exponential(__m512 x) {
+  x = _mm512_max_ps(x, set(-87.f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, set(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, set(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, set(-2.12194440e-4f), r);
+  __m512 p = set(1.9875691500e-4f);
+  p = _mm512_fmadd_ps(p, r, set(1.3981999507e-3f));
+  p = _mm512_fmadd_ps(p, r, set(8.3334519073e-3f));
+  p = _mm512_fmadd_ps(p, r, set(4.1665795894e-2f));
+  p = _mm512_fmadd_ps(p, r, set(1.6666665459e-1f));
+  p = _mm512_fmadd_ps(p, r, set(5.0000001201e-1f));
+  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, set(1.f)));
+  return _mm512_scalef_ps(p, n);
+}
+
+// x times the normal distribution function, 1/2 + x P(t), t = 2 (x / 5.5)^2 - 1, for |x| <= 5.5. P
+// is the polynomial with the smallest largest error. The result's is below 1e-6; below -5.5 it is 0.
+struct Gelu {
+  static constexpr float minimum = GELU_MINIMUM;
+  static INLINE __m512 pair(float constant, float linear, __m512 t) {
+    return _mm512_fmadd_ps(set(linear), t, set(constant));
+  }
+  static INLINE __m512 apply(__m512 x) {
+    const __m512 c = _mm512_max_ps(_mm512_min_ps(x, set(5.5f)), set(-5.5f));
+    const __m512 t = _mm512_fmadd_ps(_mm512_mul_ps(c, c), set(2.f / 30.25f), set(-1.f));
+    const __m512 t2 = _mm512_mul_ps(t, t), t4 = _mm512_mul_ps(t2, t2), t8 = _mm512_mul_ps(t4, t4);
+    const __m512 p0 = pair(1.285519323e-01f, -6.417234528e-02f, t);
+    const __m512 p1 = pair(4.773745074e-02f, -3.879241274e-02f, t);
+    const __m512 p2 = pair(3.207371906e-02f, -2.605386902e-02f, t);
+    const __m512 p3 = pair(2.033961938e-02f, -1.496374525e-02f, t);
+    const __m512 p4 = pair(1.031212660e-02f, -6.929968746e-03f, t);
+    const __m512 p5 = pair(4.477500025e-03f, -2.240162922e-03f, t);
+    const __m512 p6 = pair(8.411683024e-04f, -6.733183447e-04f, t);
+    const __m512 p7 = pair(5.920432733e-04f, -1.906505868e-04f, t);
+    const __m512 q0 = _mm512_fmadd_ps(p1, t2, p0), q1 = _mm512_fmadd_ps(p3, t2, p2);
+    const __m512 q2 = _mm512_fmadd_ps(p5, t2, p4), q3 = _mm512_fmadd_ps(p7, t2, p6);
+    const __m512 p = _mm512_fmadd_ps(_mm512_fmadd_ps(q3, t4, q2), t8, _mm512_fmadd_ps(q1, t4, q0));
+    const __mmask16 counts = _mm512_cmp_ps_mask(x, set(-5.5f), _CMP_NLT_UQ);
+    return _mm512_maskz_mul_ps(counts, x, _mm512_fmadd_ps(c, p, set(0.5f)));
+  }
+};
+
+// x (1 + tanh u) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+struct TanhGelu {
+  static constexpr float minimum = GELU_MINIMUM;
+  static INLINE __m512 apply(__m512 x) {
+    const __m512 square = _mm512_mul_ps(x, x);
+    const __m512 u2 = _mm512_mul_ps(
+        _mm512_mul_ps(x, set(1.5957691216f)), _mm512_fmadd_ps(square, set(0.044715f), set(1.f)));
+    const __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(u2)));
+    // 1 / (1 + e^-|2u|) where u >= 0, e^-|2u| / (1 + e^-|2u|) elsewhere
+    const __mmask16 below = _mm512_cmp_ps_mask(u2, _mm512_setzero_ps(), _CMP_LT_OQ);
+    const __m512 part = _mm512_mask_mov_ps(set(1.f), below, e);
+    return _mm512_mul_ps(x, _mm512_div_ps(part, _mm512_add_ps(e, set(1.f))));
+  }
+};
+
+struct Relu {
+  static constexpr float minimum = 0.f;
+  static INLINE __m512 apply(__m512 x) { return _mm512_max_ps(x, _mm512_setzero_ps()); }
+};
+
+// Where the result of a product goes: over what is there, or added to it.
+struct Overwrite {
+  static INLINE void put(float* place, __m512 value) { _mm512_storeu_ps(place, value); }
+};
+struct Add {
+  static INLINE void put(float* place, __m512 value) {
+    _mm512_storeu_ps(place, _mm512_add_ps(value, _mm512_loadu_ps(place)));
+  }
+};
+
+// GCC makes copies of the registers around the intrinsic.
+INLINE void dot(__m512i& sum, __m512i activations, __m512i weights) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(activations), "v"(weights));
+}
+
+// N rows times a group of columns, from `column` on.
+template <int N, class Put>
+AVX512 void product_of_stripe(const uint8_t* rows, const float* scales, const Linear& linear,
+                              int column, float* out) {
+  const int n_in = linear.n_in;
+  const int8_t* weight = linear.weight + (size_t)column * n_in;
+  __m512i sums[N][4];
+  UNROLL for (int j = 0; j < 4; ++j) {
+    const __m512i start = _mm512_loadu_si512(linear.start + column + 16 * j);
+    UNROLL for (int i = 0; i < N; ++i) sums[i][j] = start;
+  }
+  for (int k = 0; k < n_in; k += 4, weight += 4 * GROUP) {
+    const __m512i w0 = _mm512_load_si512(weight), w1 = _mm512_load_si512(weight + 64);
+    const __m512i w2 = _mm512_load_si512(weight + 128), w3 = _mm512_load_si512(weight + 192);
+    UNROLL for (int i = 0; i < N; ++i) {
+      int32_t four;
+      memcpy(&four, rows + (size_t)i * n_in + k, 4);
+      const __m512i activations = _mm512_set1_epi32(four);
+      dot(sums[i][0], activations, w0);
+      dot(sums[i][1], activations, w1);
+      dot(sums[i][2], activations, w2);
+      dot(sums[i][3], activations, w3);
+    }
+  }
+  UNROLL for (int j = 0; j < 4; ++j) {
+    const int at = column + 16 * j;
+    const __m512 column_scales = _mm512_loadu_ps(linear.scales + at);
+    const __m512 bias = _mm512_loadu_ps(linear.bias + at);
+    UNROLL for (int i = 0; i < N; ++i) {
+      const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][j]), set(scales[i]));
+      Put::put(out + (size_t)i * linear.n_out + at, _mm512_fmadd_ps(sum, column_scales, bias));
+    }
+  }
+}
+
+// rows: (n, n_in), rounded, with their scales. out: (n, n_out).
+template <class Put>
+AVX512 void product(const uint8_t* rows, const float* scales, int n, const Linear& linear,
+                    float* out) {
+  for (int column = 0; column < linear.n_out; column += GROUP) {
+    int i = 0;
+    for (; i + STRIPE <= n; i += STRIPE) {
+      product_of_stripe<STRIPE, Put>(rows + (size_t)i * linear.n_in, scales + i, linear, column,
+                                     out + (size_t)i * linear.n_out);
+    }
+    for (; i + 2 <= n; i += 2) {
+      product_of_stripe<2, Put>(rows + (size_t)i * linear.n_in, scales + i, linear, column,
+                                out + (size_t)i * linear.n_out);
+    }
+    if (i < n) {
+      product_of_stripe<1, Put>(rows + (size_t)i * linear.n_in, scales + i, linear, column,
+                                out + (size_t)i * linear.n_out);
+    }
+  }
+}
+
+// Round (n, width) rows to uint8: x * 127 / largest + 128. scales: the largest of each row.
+AVX512 void round_rows(const float* x, int n, int width, uint8_t* out, float* scales) {
+  for (int i = 0; i < n; ++i, x += width, out += width) {
+    __m512 most = _mm512_setzero_ps();
+    for (int j = 0; j < width; j += 16) {
+      most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + j)));
+    }
+    const float largest = _mm512_reduce_max_ps(most);
+    const __m512 factor = set(largest > 0.f ? 127.f / largest : 0.f);
+    scales[i] = largest;
+    for (int j = 0; j < width; j += 16) {
+      __m512i value = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + j), factor));
+      value = _mm512_add_epi32(value, _mm512_set1_epi32(128));
+      _mm_storeu_si128((__m128i*)(out + j), _mm512_cvtepi32_epi8(value));
+    }
+  }
+}
+
+// Apply an activation to (n, width) rows, and round them to uint8: (x - minimum) * 255 / largest.
+// scales: the largest of each row.
+template <class Activation>
+AVX512 void activate_rows(float* x, int n, int width, uint8_t* out, float* scales) {
+  const __m512 minimum = set(Activation::minimum);
+  for (int i = 0; i < n; ++i, x += width, out += width) {
+    __m512 most = _mm512_setzero_ps();
+    for (int j = 0; j < width; j += 16) {
+      const __m512 value = _mm512_sub_ps(Activation::apply(_mm512_loadu_ps(x + j)), minimum);
+      _mm512_storeu_ps(x + j, value);
+      most = _mm512_max_ps(most, value);
+    }
+    const float largest = _mm512_reduce_max_ps(most);
+    const __m512 factor = set(largest > 0.f ? 255.f / largest : 0.f);
+    scales[i] = largest;
+    for (int j = 0; j < width; j += 16) {
+      const __m512i value = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + j), factor));
+      const __m512i above = _mm512_max_epi32(value, _mm512_setzero_si512());
+      _mm_storeu_si128((__m128i*)(out + j), _mm512_cvtusepi32_epi8(above));
+    }
+  }
+}
+
+AVX512 void normalize(float* x, int n, int width, const Norm& norm, float epsilon) {
+  for (int i = 0; i < n; ++i, x += width) {
+    __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+    for (int j = 0; j < width; j += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + j));
+    const __m512 mean = set(_mm512_reduce_add_ps(sum) / width);
+    for (int j = 0; j < width; j += 16) {
+      const __m512 difference = _mm512_sub_ps(_mm512_loadu_ps(x + j), mean);
+      squares = _mm512_fmadd_ps(difference, difference, squares);
+    }
+    const __m512 factor = set(1.f / sqrtf(_mm512_reduce_add_ps(squares) / width + epsilon));
+    for (int j = 0; j < width; j += 16) {
+      const __m512 value =
+          _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + j), mean), factor);
+      _mm512_storeu_ps(x + j, _mm512_fmadd_ps(value, _mm512_loadu_ps(norm.weight + j),
+                                              _mm512_loadu_ps(norm.bias + j)));
+    }
+  }
+}
+
+// The attention of one head in one window. n: pieces. padded: n, rounded up to 16. size: of the
+// head. stride: floats from one piece to the next in queries, keys and values.
+struct Head {
+  int n, padded, size, stride;
+  const float* queries;
+  const float* keys;    // transposed, (size, padded)
+  const float* values;
+};
+
+// Scores of N queries by J * 16 keys, from key `at` on.
+template <int N, int J>
+INLINE void score(const Head& head, const float* queries, int at, float* scores) {
+  __m512 sums[N][J];
+  UNROLL for (int i = 0; i < N; ++i) UNROLL for (int j = 0; j < J; ++j) {
+    sums[i][j] = _mm512_setzero_ps();
+  }
+  for (int k = 0; k < head.size; ++k) {
+    const float* keys = head.keys + (size_t)k * head.padded + at;
+    __m512 key[J];
+    UNROLL for (int j = 0; j < J; ++j) key[j] = _mm512_loadu_ps(keys + 16 * j);
+    UNROLL for (int i = 0; i < N; ++i) {
+      const __m512 query = set(queries[(size_t)i * head.stride + k]);
+      UNROLL for (int j = 0; j < J; ++j) sums[i][j] = _mm512_fmadd_ps(query, key[j], sums[i][j]);
+    }
+  }
+  UNROLL for (int i = 0; i < N; ++i) UNROLL for (int j = 0; j < J; ++j) {
+    _mm512_storeu_ps(scores + (size_t)i * head.padded + at + 16 * j, sums[i][j]);
+  }
+}
+
+// Replace n scores by e^(score * scale - largest). Those of the padding become 0.
+// Returns the inverse of their sum.
+INLINE float soften(float* scores, int n, int padded, float scale) {
+  const __mmask16 tail = n % 16 ? (__mmask16)((1u << n % 16) - 1) : (__mmask16)0xFFFF;
+  __m512 most = set(-INFINITY);
+  for (int j = 0; j < padded; j += 16) {
+    const __mmask16 real = j + 16 < padded ? (__mmask16)0xFFFF : tail;
+    most = _mm512_mask_max_ps(most, real, most, _mm512_loadu_ps(scores + j));
+  }
+  const __m512 shift = set(-_mm512_reduce_max_ps(most) * scale);
+  __m512 sum = _mm512_setzero_ps();
+  for (int j = 0; j < padded; j += 16) {
+    const __mmask16 real = j + 16 < padded ? (__mmask16)0xFFFF : tail;
+    const __m512 x = _mm512_fmadd_ps(_mm512_loadu_ps(scores + j), set(scale), shift);
+    const __m512 value = _mm512_maskz_mov_ps(real, exponential(x));
+    _mm512_storeu_ps(scores + j, value);
+    sum = _mm512_add_ps(sum, value);
+  }
+  return 1.f / _mm512_reduce_add_ps(sum);
+}
+
+// Values, weighted by scores and factor: J * 16 of them for N queries, from `at` on.
+template <int N, int J>
+INLINE void mix(const Head& head, const float* scores, const float* factors, int at, float* out,
+                int width) {
+  __m512 sums[N][J];
+  UNROLL for (int i = 0; i < N; ++i) UNROLL for (int j = 0; j < J; ++j) {
+    sums[i][j] = _mm512_setzero_ps();
+  }
+  for (int k = 0; k < head.n; ++k) {
+    const float* values = head.values + (size_t)k * head.stride + at;
+    __m512 value[J];
+    UNROLL for (int j = 0; j < J; ++j) value[j] = _mm512_loadu_ps(values + 16 * j);
+    UNROLL for (int i = 0; i < N; ++i) {
+      const __m512 weight = set(scores[(size_t)i * head.padded + k]);
+      UNROLL for (int j = 0; j < J; ++j) sums[i][j] = _mm512_fmadd_ps(weight, value[j], sums[i][j]);
+    }
+  }
+  UNROLL for (int i = 0; i < N; ++i) UNROLL for (int j = 0; j < J; ++j) {
+    _mm512_storeu_ps(out + (size_t)i * width + at + 16 * j,
+                     _mm512_mul_ps(sums[i][j], set(factors[i])));
+  }
+}
+
+template <int N>
+AVX512 void attend_stripe(const Head& head, const float* queries, float* scores, float* out,
+                          int width) {
+  const float scale = 1.f / sqrtf((float)head.size);
+  float factors[N];
+  int at = 0;
+  for (; at + 64 <= head.padded; at += 64) score<N, 4>(head, queries, at, scores);
+  for (; at < head.padded; at += 16) score<N, 1>(head, queries, at, scores);
+  for (int i = 0; i < N; ++i) {
+    factors[i] = soften(scores + (size_t)i * head.padded, head.n, head.padded, scale);
+  }
+  for (at = 0; at + 32 <= head.size; at += 32) mix<N, 2>(head, scores, factors, at, out, width);
+  if (at < head.size) mix<N, 1>(head, scores, factors, at, out, width);
+}
+
+// Transpose up to 16 rows of 16 floats; the rows from n on are zeros. out: 16 rows.
+INLINE void transpose(const float* rows, int stride, int n, float* out, int out_stride) {
+  __m512 r[16], t[16];
+  UNROLL16 for (int i = 0; i < 16; ++i) {
+    r[i] = i < n ? _mm512_loadu_ps(rows + (size_t)i * stride) : _mm512_setzero_ps();
+  }
+  // Pairs of rows, then groups of four: t[4 g + c] has the columns c, c + 4, c + 8, c + 12 of one.
+  UNROLL16 for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  UNROLL16 for (int i = 0; i < 16; i += 4) {
+    const __m512d low = _mm512_castps_pd(t[i]), high = _mm512_castps_pd(t[i + 1]);
+    const __m512d next_low = _mm512_castps_pd(t[i + 2]), next_high = _mm512_castps_pd(t[i + 3]);
+    r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, next_low));
+    r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, next_low));
+    r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, next_high));
+    r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, next_high));
+  }
+  UNROLL16 for (int c = 0; c < 4; ++c) {
+    const __m512 even = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);
+    const __m512 odd = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
+    const __m512 next_even = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
+    const __m512 next_odd = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
+    float* place = out + (size_t)c * out_stride;
+    _mm512_storeu_ps(place, _mm512_shuffle_f32x4(even, next_even, 0x88));
+    _mm512_storeu_ps(place + 4 * (size_t)out_stride, _mm512_shuffle_f32x4(odd, next_odd, 0x88));
+    _mm512_storeu_ps(place + 8 * (size_t)out_stride, _mm512_shuffle_f32x4(even, next_even, 0xdd));
+    _mm512_storeu_ps(place + 12 * (size_t)out_stride, _mm512_shuffle_f32x4(odd, next_odd, 0xdd));
+  }
+}
+
+// Attention of one window. projected: (n, 3 * width), queries, keys and values. keys, scores:
+// scratch. out: (n, width).
+AVX512 void attend(const float* projected, int n, int width, int n_heads, float* keys,
+                   float* scores, float* out) {
+  const int size = width / n_heads, stride = 3 * width, padded = (n + 15) & ~15;
+  for (int h = 0; h < n_heads; ++h, projected += size, out += size) {
+    const Head head = {n, padded, size, stride, projected, keys, projected + 2 * width};
+    for (int at = 0; at < padded; at += 16) {
+      for (int k = 0; k < size; k += 16) {
+        transpose(projected + width + (size_t)at * stride + k, stride, n - at,
+                  keys + (size_t)k * padded + at, padded);
+      }
+    }
+    int i = 0;
+    for (; i + STRIPE <= n; i += STRIPE) {
+      attend_stripe<STRIPE>(head, projected + (size_t)i * stride, scores, out + (size_t)i * width,
+                            width);
+    }
+    for (; i + 2 <= n; i += 2) {
+      attend_stripe<2>(head, projected + (size_t)i * stride, scores, out + (size_t)i * width,
+                       width);
+    }
+    if (i < n) {
+      attend_stripe<1>(head, projected + (size_t)i * stride, scores, out + (size_t)i * width,
+                       width);
+    }
+  }
+}
+
+// Embeddings of one window, before their normalization: (n, width).
+AVX512 void embed(const Encoder& encoder, const int32_t* ids, int n, float* out) {
+  const int width = encoder.width;
+  const float* positions = encoder.positions;
+  for (int i = 0; i < n; ++i, positions += width, out += width) {
+    const int8_t* piece = encoder.pieces + (size_t)ids[i] * width;
+    const __m512 scale = set(encoder.piece_scales[ids[i]]);
+    for (int j = 0; j < width; j += 16) {
+      const __m512i numbers = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(piece + j)));
+      _mm512_storeu_ps(out + j, _mm512_fmadd_ps(_mm512_cvtepi32_ps(numbers), scale,
+                                                _mm512_loadu_ps(positions + j)));
+    }
+  }
+}
+
+// Hands out parts of the caller's scratch memory, aligned to 64 bytes.
+struct Scratch {
+  char* start;
+  size_t taken;
+  template <class T>
+  T* take(size_t count) {
+    T* part = (T*)(start + taken);
+    taken += (count * sizeof(T) + 63) & ~(size_t)63;
+    return part;
+  }
+};
+
+// The arrays of a block: see `encode`.
+struct Block {
+  float *hidden, *projected, *attended, *inner, *scales, *keys, *scores;
+  uint8_t* rounded;
+  Block(const Encoder& encoder, int longest, Scratch& scratch) {
+    const size_t n = std::max(BLOCK, longest), padded = (longest + 15) & ~15;
+    const size_t width = encoder.width, n_neurons = encoder.n_neurons;
+    hidden = scratch.take<float>(n * width);
+    projected = scratch.take<float>(n * 3 * width);
+    attended = scratch.take<float>(n * width);
+    inner = scratch.take<float>(n * n_neurons);
+    scales = scratch.take<float>(n);
+    keys = scratch.take<float>(width / encoder.n_heads * padded);
+    scores = scratch.take<float>(STRIPE * padded);
+    rounded = scratch.take<uint8_t>(n * std::max(width, n_neurons));
+  }
+};
+
+int longest_of(const Windows& windows) {
+  return *std::max_element(windows.lengths, windows.lengths + windows.n_windows);
+}
+
+// One layer. n: rows of the block. lengths: of its windows.
+AVX512 void run_layer(const Encoder& encoder, const Layer& layer, const int32_t* lengths,
+                      int n_windows, int n, const Block& block) {
+  const int width = encoder.width, n_neurons = encoder.n_neurons;
+  round_rows(block.hidden, n, width, block.rounded, block.scales);
+  product<Overwrite>(block.rounded, block.scales, n, layer.attention_in, block.projected);
+  for (int i = 0, row = 0; i < n_windows; row += lengths[i++]) {
+    attend(block.projected + (size_t)row * 3 * width, lengths[i], width, encoder.n_heads,
+           block.keys, block.scores, block.attended + (size_t)row * width);
+  }
+  round_rows(block.attended, n, width, block.rounded, block.scales);
+  product<Add>(block.rounded, block.scales, n, layer.attention_out, block.hidden);
+  normalize(block.hidden, n, width, layer.attention_norm, encoder.epsilon);
+
+  round_rows(block.hidden, n, width, block.rounded, block.scales);
+  product<Overwrite>(block.rounded, block.scales, n, layer.up, block.inner);
+  if (encoder.activation == 0) {
+    activate_rows<Gelu>(block.inner, n, n_neurons, block.rounded, block.scales);
+  } else if (encoder.activation == 1) {
+    activate_rows<TanhGelu>(block.inner, n, n_neurons, block.rounded, block.scales);
+  } else {
+    activate_rows<Relu>(block.inner, n, n_neurons, block.rounded, block.scales);
+  }
+  product<Add>(block.rounded, block.scales, n, layer.down, block.hidden);
+  normalize(block.hidden, n, width, layer.output_norm, encoder.epsilon);
+}
+
+}  // namespace
+
+EXPORT int32_t supported(void) {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+// Bytes of scratch memory that `encode` needs.
+EXPORT uint64_t scratch_size(const Encoder* encoder, const Windows* windows) {
+  Scratch scratch = {nullptr, 0};
+  Block(*encoder, longest_of(*windows), scratch);
+  return scratch.taken;
+}
+
+// Encode windows. scratch: aligned to 64 bytes. out: the last hidden states of the pieces that have
+// a target, (n_targets, width).
+EXPORT AVX512 void encode(const Encoder* encoder, const Windows* windows, char* scratch,
+                          float* out) {
+  const int width = encoder->width;
+  Scratch memory = {scratch, 0};
+  const Block block(*encoder, longest_of(*windows), memory);
+  for (int first = 0, last; first < windows->n_windows; first = last) {
+    const int32_t* lengths = windows->lengths + first;
+    int n = lengths[0];
+    for (last = first + 1; last < windows->n_windows; ++last) {
+      if (n + windows->lengths[last] > BLOCK) break;
+      n += windows->lengths[last];
+    }
+    for (int i = 0, row = 0; i < last - first; row += lengths[i++]) {
+      embed(*encoder, windows->ids + (size_t)(first + i) * windows->length, lengths[i],
+            block.hidden + (size_t)row * width);
+    }
+    normalize(block.hidden, n, width, encoder->embedding_norm, encoder->epsilon);
+    for (int l = 0; l < encoder->n_layers; ++l) {
+      run_layer(*encoder, encoder->layers[l], lengths, last - first, n, block);
+    }
+    for (int i = 0, row = 0; i < last - first; ++i) {
+      const int32_t* targets = windows->targets + (size_t)(first + i) * windows->length;
+      for (int j = 0; j < lengths[i]; ++j, ++row) {
+        if (targets[j] >= 0) {
+          memcpy(out + (size_t)targets[j] * width, block.hidden + (size_t)row * width,
+                 width * sizeof(float));
+        }
+      }
+    }
+  }
+}
+
+#else
+
+EXPORT int32_t supported(void) { return 0; }
+EXPORT uint64_t scratch_size(const Encoder*, const Windows*) { return 0; }
+EXPORT void encode(const Encoder*, const Windows*, char*, float*) {}
+
+#endif

@@ -1,0 +1,309 @@
+"""The fused encoder against plain numpy, and against itself: alone, in batches, in threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from thinc.api import NumpyOps
+
+from spacy_distil.encoding import Batch, make_batches
+from spacy_distil.engines.files import GRAPH
+from spacy_distil.engines.fused import RECIPE, FusedEncoder, library
+from spacy_distil.engines.onnx import FUSED_SETTING, OnnxEngine
+from spacy_distil.errors import WeightsError
+from spacy_distil.export.encoders import SourceEncoder
+from spacy_distil.export.families import build_graph
+from spacy_distil.export.families.bert import BertWeights
+from spacy_distil.export.graph import Precision
+from tests.export.graphs import FLOAT, SHORT, Naive, assert_mostly_close, random_windows, weights_in
+from tests.util import encoder_of, make_nlp, write_encoder
+
+INT8 = Precision(frozenset(range(2)), embeddings=True)
+needs_compiled = pytest.mark.skipif(
+    library.load() is None, reason="has no compiled part, or a CPU without AVX-512 VNNI"
+)
+
+
+def cpu_flags() -> set[str]:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
+
+
+@pytest.mark.skipif(
+    not {"avx512_vnni", "avx512bw", "avx512dq", "avx512vl"} <= cpu_flags()
+    or shutil.which("c++") is None,
+    reason="needs a compiler, and a CPU with AVX-512 VNNI",
+)
+def test_an_install_with_a_compiler_has_the_compiled_part() -> None:
+    assert library.load() is not None
+
+
+def fuse(graph: bytes) -> FusedEncoder:
+    encoder = FusedEncoder.from_graph(graph, GRAPH)
+    assert encoder is not None
+    return encoder
+
+
+def batches_of(
+    windows: Sequence[np.ndarray], budget: int = 10_000, *, special: bool = False
+) -> list[Batch]:
+    return list(
+        make_batches(
+            windows, prefix=[2], suffix=[3], pad_id=1, max_batch_pieces=budget, special=special
+        )
+    )
+
+
+def run(
+    encoder: FusedEncoder, windows: Sequence[np.ndarray], budget: int = 10_000, threads: int = 1
+) -> np.ndarray:
+    """Encode all windows, in batches of at most `budget` padded pieces: (n_rows, width)."""
+    rows = np.full((sum(map(len, windows)), encoder.width), np.nan, "f")
+    for batch in batches_of(windows, budget):
+        rows[batch.rows] = encoder.predict(batch, threads=threads)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> BertWeights:
+    directory = tmp_path_factory.mktemp("bert")
+    return weights_in(write_encoder(directory, "bert", width=128, positions=400))
+
+
+@pytest.fixture(scope="module")
+def graph(weights: BertWeights) -> bytes:
+    return build_graph(weights, INT8)
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    ("family", "width"),
+    [("bert", 64), ("bert", 192), ("roberta", 64), ("distilbert", 128), ("xlm-roberta", 64)],
+)
+def test_it_is_the_rounding_that_is_documented(family: str, width: int, tmp_path: Path) -> None:
+    weights = weights_in(write_encoder(tmp_path, family, width=width))
+    windows = random_windows(len(weights.pieces), SHORT)
+    actual = run(fuse(build_graph(weights, INT8)), windows)
+    exact = Naive(weights, FLOAT)(windows)
+    assert_mostly_close(actual, Naive(weights, INT8)(windows), exact)
+
+
+@needs_compiled
+@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+def test_activations(activation: str, tmp_path: Path) -> None:
+    weights = weights_in(write_encoder(tmp_path, "bert", width=64, activation=activation))
+    windows = random_windows(len(weights.pieces), SHORT)
+    actual = run(fuse(build_graph(weights, INT8)), windows)
+    exact = Naive(weights, FLOAT)(windows)
+    assert_mostly_close(actual, Naive(weights, INT8)(windows), exact)
+
+
+@needs_compiled
+def test_reduced_range(weights: BertWeights) -> None:
+    windows = random_windows(len(weights.pieces), SHORT)
+    precision = replace(INT8, reduced_range=True)
+    actual = run(fuse(build_graph(weights, precision)), windows)
+    exact = Naive(weights, FLOAT)(windows)
+    assert_mostly_close(actual, Naive(weights, precision)(windows), exact)
+
+
+@needs_compiled
+def test_long_windows(weights: BertWeights, graph: bytes) -> None:
+    """Longer than a block of rows, with every remainder of stripes and registers."""
+    windows = random_windows(len(weights.pieces), [398, 111, 96, 95, 94, 93, 92, 91, 90, 62, 61])
+    exact = Naive(weights, FLOAT)(windows)
+    assert_mostly_close(run(fuse(graph), windows), Naive(weights, INT8)(windows), exact)
+
+
+@needs_compiled
+def test_rows_of_zeros_and_huge_numbers(weights: BertWeights, tmp_path: Path) -> None:
+    changed = weights_in(write_encoder(tmp_path, "bert", width=64))
+    zeros, huge = 5, 6
+    changed.positions[:] = 0.0
+    changed.embedding_norm.bias[:] = 0.0
+    changed.pieces[zeros] = 0.25
+    changed.pieces[huge] = 0.0
+    changed.pieces[huge, 3] = 1.0
+    changed.embedding_norm.weight[3] = 1e4
+    changed.layers[0].query.weight[:, 4] = 0.0
+    changed.layers[0].query.weight[3] = changed.layers[0].key.weight[3] = 0.0
+    encoder = fuse(build_graph(changed, INT8))
+    for windows in ([np.array([zeros] * 4)], [np.array([7, zeros, 8, zeros, 9, 10, huge])]):
+        actual, expected = run(encoder, windows), Naive(changed, INT8)(windows)
+        assert np.isfinite(actual).all()
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-2)
+
+
+@needs_compiled
+def test_a_window_depends_on_itself_alone(weights: BertWeights, graph: bytes) -> None:
+    """To the last bit: alone, in batches of any size, and with any number of threads."""
+    rng = np.random.default_rng(0)
+    windows = random_windows(len(weights.pieces), [*rng.integers(1, 130, 60), 1, 1, 2, 390])
+    alone = np.concatenate([run(fuse(graph), [window]) for window in windows])
+    for threads in (1, 2, 5):
+        encoder = fuse(graph)
+        for budget in (64, 512, 10_000):
+            np.testing.assert_array_equal(run(encoder, windows, budget, threads), alone)
+
+
+@needs_compiled
+def test_special_pieces(weights: BertWeights, graph: bytes) -> None:
+    windows = random_windows(len(weights.pieces), [5, 1, 20])
+    (batch,) = batches_of(windows, special=True)
+    (inner,) = batches_of(windows)
+    rows = np.full((batch.rows.max() + 1, 128), np.nan, "f")
+    rows[batch.rows] = fuse(graph).predict(batch, threads=1)
+    assert np.isfinite(rows).all()
+    found = np.concatenate([rows[1:6], rows[8:9], rows[11:31]])
+    expected = np.empty_like(found)
+    expected[inner.rows] = fuse(graph).predict(inner, threads=1)
+    np.testing.assert_array_equal(found, expected)
+
+
+@needs_compiled
+def test_concurrent_calls(weights: BertWeights, graph: bytes) -> None:
+    encoder = partial(fuse(graph).predict, threads=3)
+    batches = batches_of(random_windows(len(weights.pieces), [*range(1, 100)]), 200)
+    expected = [encoder(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for found, rows in zip(pool.map(encoder, batches * 8), expected * 8, strict=True):
+            np.testing.assert_array_equal(found, rows)
+
+
+@needs_compiled
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+def test_a_forked_child(weights: BertWeights, graph: bytes) -> None:
+    encode = partial(fuse(graph).predict, threads=3)
+    (batch,) = batches_of(random_windows(len(weights.pieces), SHORT))
+    expected = encode(batch)
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(encode(batch), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# What it leaves to ONNX Runtime
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "precision"),
+    [
+        ("bert", {"width": 64}, FLOAT),
+        ("bert", {"width": 64}, Precision(frozenset({0}), embeddings=True)),
+        ("bert", {"width": 64}, Precision(frozenset({0, 1}))),
+        ("bert", {"width": 32}, INT8),
+        ("electra", {"width": 64}, INT8),
+        ("albert", {"width": 64}, INT8),
+        ("mpnet", {"width": 64}, INT8),
+        ("deberta-v2", {"width": 64}, INT8),
+        ("modernbert", {"width": 64}, INT8),
+    ],
+)
+def test_other_graphs_are_left_to_onnx_runtime(
+    family: str, options: dict[str, int], precision: Precision, tmp_path: Path
+) -> None:
+    weights = weights_in(write_encoder(tmp_path, family, **options))
+    graph = build_graph(weights, precision)
+    assert FusedEncoder.from_graph(graph, GRAPH) is None
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    directory = write_encoder(tmp_path_factory.mktemp("files"), "bert", width=64)
+    return SourceEncoder(encoder_of(make_nlp(directory))).to_files(INT8)
+
+
+@needs_compiled
+def test_both_runtimes_agree(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = OnnxEngine.from_files(files)
+    monkeypatch.setenv(FUSED_SETTING, "0")
+    graph = OnnxEngine.from_files(files)
+    assert (fused.runtime, graph.runtime) == ("fused", "onnxruntime")
+    assert fused.to_files() == graph.to_files()
+    for batch in batches_of(random_windows(90, SHORT)):
+        found, expected = (engine.predict(batch, NumpyOps()) for engine in (fused, graph))
+        assert np.isclose(found, expected, rtol=0, atol=2e-5).all(1).mean() > 0.75
+
+
+# Damage
+
+
+def with_recipe(graph: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
+    model = onnx.load_from_string(graph)
+    recipe = json.loads(model.metadata_props[0].value)
+    change(recipe)
+    helper.set_model_props(model, {RECIPE: json.dumps(recipe)})
+    return model.SerializeToString()
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda recipe: recipe.pop("layers"),
+        lambda recipe: recipe["layers"].clear(),
+        lambda recipe: recipe["layers"][0].pop("up"),
+        lambda recipe: recipe["layers"][0].update(up=recipe["layers"][0]["down"]),
+        lambda recipe: recipe["layers"][1]["query"].reverse(),
+        lambda recipe: recipe["layers"][1].update(attention_bias="constant_999"),
+        lambda recipe: recipe.update(pieces=recipe["pieces"][:1]),
+        lambda recipe: recipe.update(positions=recipe["pieces"][0]),
+        lambda recipe: recipe.update(n_heads=0),
+        lambda recipe: recipe.update(n_heads="4"),
+        lambda recipe: recipe.update(n_heads=3),
+        lambda recipe: recipe.update(n_heads=True),
+        lambda recipe: recipe.update(activation="silu"),
+        lambda recipe: recipe.update(epsilon=None),
+        lambda recipe: recipe.update(epsilon=float("nan")),
+    ],
+)
+def test_names_that_do_not_fit_are_an_error(
+    change: Callable[[dict[str, Any]], Any], graph: bytes
+) -> None:
+    with pytest.raises(WeightsError, match=r"model\.onnx is damaged: the weights that it names"):
+        FusedEncoder.from_graph(with_recipe(graph, change), GRAPH)
+
+
+@needs_compiled
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", "null", "7", '{"layers": 1e999}'])
+def test_a_recipe_that_is_none_is_an_error(text: str, graph: bytes) -> None:
+    model = onnx.load_from_string(graph)
+    helper.set_model_props(model, {RECIPE: text})
+    with pytest.raises(WeightsError, match=r"model\.onnx is damaged"):
+        FusedEncoder.from_graph(model.SerializeToString(), GRAPH)
+
+
+@needs_compiled
+def test_damaged_bytes_of_the_recipe(graph: bytes) -> None:
+    """Any byte of the metadata may be wrong: the encoder is left to ONNX Runtime, or refused."""
+    place, rng = graph.index(RECIPE.encode()), np.random.default_rng(0)
+    n_refused = 0
+    for offset in rng.integers(-8, len(graph) - place, 300):
+        damaged = bytearray(graph)
+        damaged[place + offset] ^= 1 << int(rng.integers(8))
+        try:
+            FusedEncoder.from_graph(bytes(damaged), GRAPH)
+        except WeightsError:
+            n_refused += 1
+    assert n_refused > 100
+
+
+@needs_compiled
+@pytest.mark.parametrize("pieces", [[5, 10_000, 6], [5, -1], [5] * 399])
+def test_pieces_beyond_the_encoder_are_an_error(pieces: list[int], graph: bytes) -> None:
+    (batch,) = batches_of([np.array(pieces)])
+    with pytest.raises(WeightsError, match="its tokenizer is another encoder's"):
+        fuse(graph).predict(batch, threads=1)
