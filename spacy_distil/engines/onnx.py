@@ -1,4 +1,4 @@
-"""The ONNX engine: runs a frozen encoder on the CPU without torch, by ONNX Runtime or by our code."""
+"""The ONNX engine: runs a frozen encoder on the CPU without torch, by ONNX Runtime or our code."""
 
 from __future__ import annotations
 
