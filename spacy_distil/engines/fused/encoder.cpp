@@ -1,12 +1,12 @@
 // The layers of a BERT encoder in int8, fused, for x86 CPUs with AVX-512 VNNI.
 //
 // It computes what the graph of `spacy_distil.export.families.bert` computes, and rounds to int8 in
-// the same places. A graph writes each intermediate matrix to memory and reads it again. Here a block of
-// rows goes through a whole layer while it is in the cache of its core: scale, bias, activation and
-// residual sum are part of the products' last step, and no window is padded.
+// the same places. A graph writes each intermediate matrix to memory and reads it again. Here a
+// block of rows goes through a whole layer while it is in the cache of its core: scale, bias,
+// activation and residual sum are part of the products' last step, and no window is padded.
 //
-// A row is a piece. Activations are rounded to uint8 with a scale for each row, weights to int8 with
-// a scale for each column. All memory belongs to the caller, and nothing here keeps any state, so
+// A row is a piece. Activations are rounded to uint8 with a scale for each row, weights to int8
+// with a scale for each column. All memory belongs to the caller, and nothing here keeps any state, so
 // threads and forked processes may run the same encoder at once. The result of a window depends on
 // nothing but the window.
 //
@@ -82,8 +82,8 @@ namespace {
 
 // A stripe of rows times a group of columns fills the registers: 6 x 4 of 32.
 constexpr int STRIPE = 6, GROUP = 64;
-// Rows that go through a layer together. Each step's activations stay in a cache of 1 MB (at a width of
-// 384), and the layer's weights are read once for all of them.
+// Rows that go through a layer together. Each step's activations stay in a cache of 1 MB (at a width
+// of 384), and the layer's weights are read once for all of them.
 constexpr int BLOCK = 96;
 // The graph's lower bound of both forms of GELU.
 constexpr float GELU_MINIMUM = -0.17005f;
@@ -106,8 +106,8 @@ INLINE __m512 exponential(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
-// x times the normal distribution function, 1/2 + x P(t), t = 2 (x / 5.5)^2 - 1, for |x| <= 5.5. P
-// is the polynomial with the smallest largest error. The result's is below 1e-6; below -5.5 it is 0.
+// x times the normal distribution function, 1/2 + x P(t), t = 2 (x / 5.5)^2 - 1, for |x| <= 5.5,
+// and 0 below. P is the polynomial with the smallest largest error. The result's is below 1e-6.
 struct Gelu {
   static constexpr float minimum = GELU_MINIMUM;
   static INLINE __m512 pair(float constant, float linear, __m512 t) {
