@@ -18,12 +18,13 @@ from thinc.types import Floats2d
 from spacy_distil import __version__
 from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.files import CONFIG, GRAPH, dump_config, parse_config
-from spacy_distil.engines.fused import FusedEncoder
 from spacy_distil.engines.onnx_file import check_tensors
 from spacy_distil.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+    from spacy_distil.engines.fused import FusedEncoder
 
 # Names of the graph's inputs, and of its output.
 IDS, MASK, POSITIONS, ROWS = "ids", "mask", "positions", "rows"
@@ -89,6 +90,8 @@ class OnnxEngine:
         check_tensors(files[GRAPH], GRAPH)
         engine = cls(config, files[GRAPH], threads=threads)
         if os.environ.get(FUSED_SETTING) != "0":
+            from spacy_distil.engines.fused import FusedEncoder
+
             engine._fused = FusedEncoder.from_graph(files[GRAPH], GRAPH)
         if engine._fused is not None:
             _check_width(engine._fused.width, section["width"])
