@@ -81,9 +81,8 @@ def read_tensors(graph: bytes) -> dict[str, np.ndarray]:
             if field != _INITIALIZER or not isinstance(tensor, memoryview):
                 continue
             fields = list(_fields(tensor))
-            kind = next((value for key, value in fields if key == _DATA_TYPE), None)
-            raw = next((value for key, value in fields if key == _RAW), None)
-            name = next((value for key, value in fields if key == _NAME), None)
+            last = dict(fields)
+            kind, raw, name = (last.get(key) for key in (_DATA_TYPE, _RAW, _NAME))
             if kind in formats and isinstance(raw, memoryview) and isinstance(name, memoryview):
                 values = np.frombuffer(raw, formats[kind])
                 tensors[bytes(name).decode("utf8")] = values.reshape(_shape(fields))

@@ -165,6 +165,27 @@ class Naive:
         return (x - x.mean(1, keepdims=True)) / deviation * norm.weight + norm.bias
 
 
+def add_odd_rows(weights: Any) -> tuple[int, int]:
+    """Give an encoder a piece whose row is zeros, one with a huge number, and a column of zeros.
+    The first layer sees all three unchanged.
+
+    RETURNS: the ids of the two pieces.
+    """
+    zeros, huge = 5, 6
+    # Layer normalization turns a row of equal numbers into zeros.
+    weights.positions[:] = 0.0
+    weights.embedding_norm.bias[:] = 0.0
+    weights.pieces[zeros] = 0.25
+    weights.pieces[huge] = 0.0
+    weights.pieces[huge, 3] = 1.0
+    weights.embedding_norm.weight[3] = 1e4
+    layer = weights.layers[0]
+    layer.query.weight[:, 4] = 0.0
+    # The huge number sets the step of its row, but must not decide the attention.
+    layer.query.weight[3] = layer.key.weight[3] = 0.0
+    return zeros, huge
+
+
 def assert_mostly_close(actual: np.ndarray, expected: np.ndarray, exact: np.ndarray) -> None:
     """Compare rounded computations in float32 and float64.
 

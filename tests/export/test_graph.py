@@ -15,6 +15,7 @@ from tests.export.graphs import (
     FLOAT,
     SHORT,
     Naive,
+    add_odd_rows,
     assert_mostly_close,
     assert_valid,
     constants_of,
@@ -100,18 +101,7 @@ def test_parts_in_int8(bert_dir: Path, precision: Precision) -> None:
 def test_a_row_of_zeros_and_a_row_with_a_huge_number(bert_dir: Path) -> None:
     """There is a column of zeros, too. The first layer sees all three unchanged."""
     weights = weights_in(bert_dir)
-    zeros, huge = 5, 6
-    # Layer normalization turns a row of equal numbers into zeros.
-    weights.positions[:] = 0.0
-    weights.embedding_norm.bias[:] = 0.0
-    weights.pieces[zeros] = 0.25
-    weights.pieces[huge] = 0.0
-    weights.pieces[huge, 3] = 1.0
-    weights.embedding_norm.weight[3] = 1e4
-    layer = weights.layers[0]
-    layer.query.weight[:, 4] = 0.0
-    # The huge number sets the step of its row, but must not decide the attention.
-    layer.query.weight[3] = layer.key.weight[3] = 0.0
+    zeros, huge = add_odd_rows(weights)
     for windows in ([np.array([zeros] * 4)], [np.array([7, zeros, 8, zeros, 9, 10, huge])]):
         precision = Precision(frozenset({0}))
         actual = run(build_graph(weights, precision), windows)

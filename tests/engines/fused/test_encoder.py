@@ -27,7 +27,15 @@ from spacy_distil.export.encoders import SourceEncoder
 from spacy_distil.export.families import build_graph
 from spacy_distil.export.families.bert import BertWeights
 from spacy_distil.export.graph import Precision
-from tests.export.graphs import FLOAT, SHORT, Naive, assert_mostly_close, random_windows, weights_in
+from tests.export.graphs import (
+    FLOAT,
+    SHORT,
+    Naive,
+    add_odd_rows,
+    assert_mostly_close,
+    random_windows,
+    weights_in,
+)
 from tests.util import encoder_of, make_nlp, write_encoder
 
 INT8 = Precision(frozenset(range(2)), embeddings=True)
@@ -129,20 +137,12 @@ def test_long_windows(weights: BertWeights, graph: bytes) -> None:
 
 
 @needs_compiled
-def test_rows_of_zeros_and_huge_numbers(weights: BertWeights, tmp_path: Path) -> None:
-    changed = weights_in(write_encoder(tmp_path, "bert", width=64))
-    zeros, huge = 5, 6
-    changed.positions[:] = 0.0
-    changed.embedding_norm.bias[:] = 0.0
-    changed.pieces[zeros] = 0.25
-    changed.pieces[huge] = 0.0
-    changed.pieces[huge, 3] = 1.0
-    changed.embedding_norm.weight[3] = 1e4
-    changed.layers[0].query.weight[:, 4] = 0.0
-    changed.layers[0].query.weight[3] = changed.layers[0].key.weight[3] = 0.0
-    encoder = fuse(build_graph(changed, INT8))
+def test_rows_of_zeros_and_huge_numbers(tmp_path: Path) -> None:
+    weights = weights_in(write_encoder(tmp_path, "bert", width=64))
+    zeros, huge = add_odd_rows(weights)
+    encoder = fuse(build_graph(weights, INT8))
     for windows in ([np.array([zeros] * 4)], [np.array([7, zeros, 8, zeros, 9, 10, huge])]):
-        actual, expected = run(encoder, windows), Naive(changed, INT8)(windows)
+        actual, expected = run(encoder, windows), Naive(weights, INT8)(windows)
         assert np.isfinite(actual).all()
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-2)
 
@@ -195,7 +195,7 @@ def test_a_forked_child(weights: BertWeights, graph: bytes) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-# What it leaves to ONNX Runtime
+# Graphs for ONNX Runtime
 
 
 @pytest.mark.parametrize(
