@@ -115,6 +115,10 @@ class DistilTransformerPipe(Tok2Vec):
             self._linked, self._overwriter = self.listener_map, None
         if self._overwriter is None:
             super().find_listeners(component)
+            if component.name in self.listening_components:
+                from spacy_distil.engines.fused import use_head_ops
+
+                use_head_ops(component.model)
         elif any(listener.upstream_name == self.name for listener in listeners_in(component)):
             raise ConfigError(overwritten_message(component.name, self.name, self._overwriter))
         if isinstance(component, Tok2Vec):

@@ -20,12 +20,14 @@ from spacy_distil.encoding import (
     Batch,
     DocText,
     EncodedDocs,
+    RaggedBatch,
     encode_docs,
     make_batches,
+    make_ragged_batches,
     split_docs,
     to_ops,
 )
-from spacy_distil.engines import Backprop, Engine, StepSettings, TrainableEngine
+from spacy_distil.engines import Backprop, Engine, StepSettings, TokenEngine, TrainableEngine
 from spacy_distil.engines.files import read_files, write_files
 from spacy_distil.errors import ConfigError, OutOfMemoryError, WeightsError
 from spacy_distil.runs.digests import add_sums, check_sums
@@ -44,6 +46,7 @@ class EncoderShim(Shim):
         super().__init__(None)
         self.settings = settings
         self._loaded: LoadedEncoder | None = None
+        self._token_engine: TokenEngine | None = None
         self._has_gradients = False
 
     @property
@@ -102,8 +105,14 @@ class EncoderShim(Shim):
         RETURNS: an array of its own for each doc, (n_tokens, width), or with `layers`
             (n_tokens, len(layers) * width).
         """
-        tokens = self.predict_packed(docs, ops, layers)
-        return [part.copy() for part in split_docs(tokens, [len(doc) for doc in docs])]
+        if self._token_engine is None or layers is not None:
+            tokens = self.predict_packed(docs, ops, layers)
+            return [part.copy() for part in split_docs(tokens, [len(doc) for doc in docs])]
+        encoded = self._encode(docs)
+        with self._explain_memory():
+            return self._token_engine.predict_tokens(
+                self._ragged_batches(encoded), encoded.pooling, encoded.n_tokens, ops
+            )
 
     def predict_packed(
         self, docs: Sequence[Doc | DocText], ops: Ops, layers: Sequence[int] | None = None
@@ -150,9 +159,15 @@ class EncoderShim(Shim):
         predict = self.engine.predict
         if layers is not None:
             predict = partial(self._layered_engine(layers).predict, layers=layers)
-        try:
+        with self._explain_memory():
             for batch in batches:
                 rows[to_ops(ops, batch.rows)] = predict(batch, ops)
+
+    @contextmanager
+    def _explain_memory(self) -> Iterator[None]:
+        """Raise OutOfMemoryError, which names the settings, if memory runs out in prediction."""
+        try:
+            yield
         except (OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(
                 f"{error}\nSet max_batch_pieces below {self.max_batch_pieces:,} in the encoder's "
@@ -325,6 +340,8 @@ class EncoderShim(Shim):
 
     def _fill(self, loaded: LoadedEncoder) -> None:
         self._loaded = loaded
+        # Checking the type takes microseconds, which count for a single doc.
+        self._token_engine = loaded.engine if isinstance(loaded.engine, TokenEngine) else None
         self._has_gradients = False
 
     # From docs to batches
@@ -350,6 +367,15 @@ class EncoderShim(Shim):
             special=special,
             length_multiple=self.engine.length_multiple,
             max_length=self.loaded.window,
+        )
+
+    def _ragged_batches(self, encoded: EncodedDocs) -> Iterator[RaggedBatch]:
+        tokenizer = self.loaded.tokenizer
+        return make_ragged_batches(
+            encoded.windows,
+            prefix=tokenizer.prefix,
+            suffix=tokenizer.suffix,
+            max_batch_pieces=self.max_batch_pieces,
         )
 
     def _alloc_rows(self, encoded: EncodedDocs, ops: Ops, layers: Sequence[int] | None) -> Floats2d:

@@ -3,7 +3,7 @@
 This needs only numpy and `tokenizers`, and is the same for all engines.
 """
 
-from spacy_distil.encoding.batches import Batch, make_batches
+from spacy_distil.encoding.batches import Batch, RaggedBatch, make_batches, make_ragged_batches
 from spacy_distil.encoding.encode import DocText, EncodedDocs, encode_docs, read_docs
 from spacy_distil.encoding.pieces import PieceTokenizer
 from spacy_distil.encoding.pooling import POOLINGS, Pooling, split_docs, to_ops
@@ -15,8 +15,10 @@ __all__ = [
     "EncodedDocs",
     "PieceTokenizer",
     "Pooling",
+    "RaggedBatch",
     "encode_docs",
     "make_batches",
+    "make_ragged_batches",
     "read_docs",
     "split_docs",
     "to_ops",

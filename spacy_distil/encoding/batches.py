@@ -1,4 +1,4 @@
-"""Pack windows of similar length into padded batches, with a budget of padded pieces."""
+"""Pack windows into batches with a budget of pieces: padded ones of similar length, or ragged ones."""
 
 from __future__ import annotations
 
@@ -77,3 +77,55 @@ def make_batches(
             positions=np.flatnonzero(mask if special else own),
             rows=np.concatenate([np.arange(offsets[i], offsets[i] + n_rows[i]) for i in chosen]),
         )
+
+
+@dataclass(frozen=True)
+class RaggedBatch:
+    """Windows that go through the encoder together, one after the other, without padding.
+
+    ids: (n_pieces,) int32, piece ids; special pieces at both ends of each window.
+    lengths: (n_windows,) int32, pieces of each window.
+    targets: (n_pieces,) int32, the row of each piece in the packed matrix of all windows; -1 for a
+        special piece, which has none.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    targets: np.ndarray
+
+
+def make_ragged_batches(
+    windows: Sequence[np.ndarray],
+    *,
+    prefix: Sequence[int],
+    suffix: Sequence[int],
+    max_batch_pieces: int,
+) -> Iterator[RaggedBatch]:
+    """Pack windows into ragged batches, longest first.
+
+    The arguments are those of `make_batches`. A window that is larger than `max_batch_pieces` is a
+    batch of its own.
+    """
+    if not windows:
+        return
+    sizes = np.array([len(window) for window in windows])
+    offsets = np.cumsum(sizes) - sizes
+    order = np.argsort(-sizes, kind="stable")
+    lengths = sizes[order] + len(prefix) + len(suffix)
+    ends = np.cumsum(lengths)
+    begin = 0
+    while begin < len(order):
+        taken = ends[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, taken + max_batch_pieces, side="right")))
+        chosen = order[begin:end]
+        ids = [part for i in chosen for part in (prefix, windows[i], suffix)]
+        starts = np.repeat(ends[begin:end] - lengths[begin:end] - taken, lengths[begin:end])
+        places = np.arange(len(starts)) - starts - len(prefix)
+        own = (places >= 0) & (places < np.repeat(sizes[chosen], lengths[begin:end]))
+        targets = np.where(own, np.repeat(offsets[chosen], lengths[begin:end]) + places, -1)
+        yield RaggedBatch(
+            ids=np.concatenate(ids).astype(np.int32),
+            lengths=lengths[begin:end].astype(np.int32),
+            targets=targets.astype(np.int32),
+        )
+        begin = end

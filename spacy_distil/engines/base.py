@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from thinc.api import Ops
 from thinc.types import Floats2d
 
-from spacy_distil.encoding import Batch
+from spacy_distil.encoding import Batch, Pooling, RaggedBatch
 
 # Takes the gradient of the rows that `begin_update` returned, of the same shape. Call it once. If
 # several layers were requested, it also accepts the gradient of the first of them alone. Weights
@@ -48,6 +48,26 @@ class Engine(Protocol):
 
     def to_files(self) -> dict[str, bytes]:
         """Return the content of `config.json` and of the weights' file, by name."""
+
+
+@runtime_checkable
+class TokenEngine(Engine, Protocol):
+    """An engine that needs no padded batches, and pools pieces to tokens itself."""
+
+    def predict_tokens(
+        self,
+        batches: Iterable[RaggedBatch],
+        pooling: Pooling,
+        n_tokens: Sequence[int],
+        ops: Ops,
+    ) -> list[Floats2d]:
+        """Compute the token vectors of docs.
+
+        batches: all windows of the docs.
+        pooling: of these windows' rows to tokens.
+        n_tokens: number of tokens of each doc.
+        RETURNS: an array of its own for each doc, (n_tokens, width) float32.
+        """
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""The ONNX engine: runs a frozen encoder on the CPU without torch, by ONNX Runtime or our code."""
+"""The ONNX engine: runs a frozen encoder on the CPU without torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,10 @@ from spacy_distil.errors import ConfigError, WeightsError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from spacy_distil.engines.fused import FusedEncoder
-
 # Names of the graph's inputs, and of its output.
 IDS, MASK, POSITIONS, ROWS = "ids", "mask", "positions", "rows"
-# The arrays of a layer should fit into a core's cache. The fused encoder takes care of that itself,
-# and large batches have fewer arrays to make.
-BATCH_PIECES, FUSED_BATCH_PIECES = 512, 4096
+# The arrays of a layer should fit into a core's cache.
+BATCH_PIECES = 512
 # The section of config.json for this engine, and the version of its format.
 SECTION = "spacy_distil"
 FORMAT = 1
@@ -39,12 +36,10 @@ FUSED_SETTING = "SPACY_DISTIL_FUSED"
 
 
 class OnnxEngine:
-    """An encoder as an ONNX graph, float32 or int8.
+    """An encoder as an ONNX graph, float32 or int8, that ONNX Runtime runs.
 
-    ONNX Runtime runs the graph, or compiled code of ours the weights in it, which is faster: see
-    `spacy_distil.engines.fused`. The engine keeps the bytes of the graph and opens a session in
-    each process, because a session can be neither pickled nor used after a fork. One session serves
-    any number of threads at once.
+    The engine keeps the bytes of the graph and opens a session in each process, because a session
+    can be neither pickled nor used after a fork. One session serves any number of threads at once.
     """
 
     _alive: ClassVar[WeakSet[OnnxEngine]] = WeakSet()
@@ -58,15 +53,14 @@ class OnnxEngine:
         self._config = dict(config)
         self._graph = graph
         self._threads = threads
-        self._fused: FusedEncoder | None = None
-        self._thread_counts: dict[int, int] = {}  # by process
         self._opened: InferenceSession | None = None
         self._lock = threading.Lock()
         self._alive.add(self)
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], *, threads: int | None = None) -> OnnxEngine:
-        """Load what `to_files` returned.
+        """Load what `to_files` returned. If compiled code of ours can run the weights in the graph,
+        which is faster, the engine is a `FusedEngine`.
 
         Raises WeightsError if it is damaged or has another format.
         """
@@ -88,16 +82,16 @@ class OnnxEngine:
                     "above 0. It is damaged: save or copy the pipeline again."
                 )
         check_tensors(files[GRAPH], GRAPH)
-        engine = cls(config, files[GRAPH], threads=threads)
         if os.environ.get(FUSED_SETTING) != "0":
-            from spacy_distil.engines.fused import FusedEncoder
+            from spacy_distil.engines.fused import FusedEncoder, FusedEngine
 
-            engine._fused = FusedEncoder.from_graph(files[GRAPH], GRAPH)
-        if engine._fused is not None:
-            _check_width(engine._fused.width, section["width"])
-        else:
-            # Open the session now, so that a graph that cannot run is found while loading.
-            _check_graph(engine._session(), section["width"])
+            encoder = FusedEncoder.from_graph(files[GRAPH], GRAPH)
+            if encoder is not None:
+                _check_width(encoder.width, section["width"])
+                return FusedEngine(config, files[GRAPH], encoder, threads=threads)
+        engine = cls(config, files[GRAPH], threads=threads)
+        # Open the session now, so that a graph that cannot run is found while loading.
+        _check_graph(engine._session(), section["width"])
         return engine
 
     @property
@@ -114,7 +108,7 @@ class OnnxEngine:
 
     @property
     def batch_pieces(self) -> int:
-        return BATCH_PIECES if self._fused is None else FUSED_BATCH_PIECES
+        return BATCH_PIECES
 
     @property
     def length_multiple(self) -> int:
@@ -123,25 +117,15 @@ class OnnxEngine:
     @property
     def runtime(self) -> str:
         """Who runs the encoder, for users to read: "fused" or "onnxruntime"."""
-        return "onnxruntime" if self._fused is None else "fused"
+        return "onnxruntime"
 
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
-        if self._fused is not None:
-            rows = self._fused.predict(batch, threads=self._count_threads())
-            return cast(Floats2d, to_ops(ops, rows))
         feed = {IDS: batch.ids, MASK: batch.mask, POSITIONS: batch.positions}
         (rows,) = self._session().run([ROWS], feed)
         return cast(Floats2d, to_ops(ops, rows))
 
     def to_files(self) -> dict[str, bytes]:
         return {CONFIG: dump_config(self._config), GRAPH: self._graph}
-
-    def _count_threads(self) -> int:
-        """Count the threads of the fused encoder in this process, which may be a forked worker."""
-        process = os.getpid()
-        if process not in self._thread_counts:
-            self._thread_counts[process] = count_threads(self._threads) or count_cores()
-        return self._thread_counts[process]
 
     def _session(self) -> InferenceSession:
         if self._opened is None:

@@ -46,8 +46,10 @@ struct Layer {
 
 // pieces: (n_vocab, width), piece_scales: (n_vocab). positions: (n_positions, width).
 // activation: 0 for GELU, 1 for its approximation by tanh, 2 for ReLU.
+// bfloat16: whether attention multiplies numbers of bfloat16: 1 only if `supports_bfloat16`, and if
+// 32 divides the size of a head.
 struct Encoder {
-  int32_t width, n_neurons, n_heads, n_layers, activation;
+  int32_t width, n_neurons, n_heads, n_layers, activation, bfloat16;
   float epsilon;
   const int8_t* pieces;
   const float* piece_scales;
@@ -56,10 +58,10 @@ struct Encoder {
   const Layer* layers;
 };
 
-// Windows of pieces. ids and targets: (n_windows, length). lengths: pieces of each window. A piece
-// goes to row `target` of the result, or nowhere if that is -1.
+// Windows of pieces. lengths: pieces of each window. ids, targets: of the pieces of all windows, one
+// after the other. A piece goes to row `target` of the result, or nowhere if that is -1.
 struct Windows {
-  int32_t n_windows, length;
+  int32_t n_windows;
   const int32_t* lengths;
   const int32_t* ids;
   const int32_t* targets;
@@ -67,44 +69,17 @@ struct Windows {
 
 #if defined(__GNUC__) && defined(__x86_64__)
 
-#include <immintrin.h>
-#include <math.h>
-#include <string.h>
-
-#include <algorithm>
-
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
-#define INLINE AVX512 inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-#define UNROLL16 _Pragma("GCC unroll 16")
+#include "attention.h"
+#include "rows.h"
+#include "vectors.h"
 
 namespace {
 
-// A stripe of rows times a group of columns fills the registers: 6 x 4 of 32.
-constexpr int STRIPE = 6, GROUP = 64;
 // Rows that go through a layer together. Each step's activations stay in a cache of 1 MB (at a width
 // of 384), and the layer's weights are read once for all of them.
 constexpr int BLOCK = 96;
 // The graph's lower bound of both forms of GELU.
 constexpr float GELU_MINIMUM = -0.17005f;
-
-INLINE __m512 set(float value) { return _mm512_set1_ps(value); }
-
-// e^x, with a relative error below 2e-7, for x <= 0. Cephes' polynomial.
-INLINE __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(x, set(-87.f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, set(1.44269504f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, set(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, set(-2.12194440e-4f), r);
-  __m512 p = set(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, r, set(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, r, set(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, set(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, set(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, set(5.0000001201e-1f));
-  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, set(1.f)));
-  return _mm512_scalef_ps(p, n);
-}
 
 // x times the normal distribution function, 1/2 + x P(t), t = 2 (x / 5.5)^2 - 1, for |x| <= 5.5,
 // and 0 below. P is the polynomial with the smallest largest error. The result's is below 1e-6.
@@ -284,156 +259,6 @@ AVX512 void normalize(float* x, int n, int width, const Norm& norm, float epsilo
   }
 }
 
-// The attention of one head in one window. n: pieces. padded: n, rounded up to 16. size: of the
-// head. stride: floats from one piece to the next in queries, keys and values.
-struct Head {
-  int n, padded, size, stride;
-  const float* queries;
-  const float* keys;    // transposed, (size, padded)
-  const float* values;
-};
-
-// Scores of N queries by J * 16 keys, from key `at` on.
-template <int N, int J>
-INLINE void score(const Head& head, const float* queries, int at, float* scores) {
-  __m512 sums[N][J];
-  UNROLL for (int i = 0; i < N; ++i) UNROLL for (int j = 0; j < J; ++j) {
-    sums[i][j] = _mm512_setzero_ps();
-  }
-  for (int k = 0; k < head.size; ++k) {
-    const float* keys = head.keys + (size_t)k * head.padded + at;
-    __m512 key[J];
-    UNROLL for (int j = 0; j < J; ++j) key[j] = _mm512_loadu_ps(keys + 16 * j);
-    UNROLL for (int i = 0; i < N; ++i) {
-      const __m512 query = set(queries[(size_t)i * head.stride + k]);
-      UNROLL for (int j = 0; j < J; ++j) sums[i][j] = _mm512_fmadd_ps(query, key[j], sums[i][j]);
-    }
-  }
-  UNROLL for (int i = 0; i < N; ++i) UNROLL for (int j = 0; j < J; ++j) {
-    _mm512_storeu_ps(scores + (size_t)i * head.padded + at + 16 * j, sums[i][j]);
-  }
-}
-
-// Replace n scores by e^(score * scale - largest). Those of the padding become 0.
-// Returns the inverse of their sum.
-INLINE float soften(float* scores, int n, int padded, float scale) {
-  const __mmask16 tail = n % 16 ? (__mmask16)((1u << n % 16) - 1) : (__mmask16)0xFFFF;
-  __m512 most = set(-INFINITY);
-  for (int j = 0; j < padded; j += 16) {
-    const __mmask16 real = j + 16 < padded ? (__mmask16)0xFFFF : tail;
-    most = _mm512_mask_max_ps(most, real, most, _mm512_loadu_ps(scores + j));
-  }
-  const __m512 shift = set(-_mm512_reduce_max_ps(most) * scale);
-  __m512 sum = _mm512_setzero_ps();
-  for (int j = 0; j < padded; j += 16) {
-    const __mmask16 real = j + 16 < padded ? (__mmask16)0xFFFF : tail;
-    const __m512 x = _mm512_fmadd_ps(_mm512_loadu_ps(scores + j), set(scale), shift);
-    const __m512 value = _mm512_maskz_mov_ps(real, exponential(x));
-    _mm512_storeu_ps(scores + j, value);
-    sum = _mm512_add_ps(sum, value);
-  }
-  return 1.f / _mm512_reduce_add_ps(sum);
-}
-
-// Values, weighted by scores and factor: J * 16 of them for N queries, from `at` on.
-template <int N, int J>
-INLINE void mix(const Head& head, const float* scores, const float* factors, int at, float* out,
-                int width) {
-  __m512 sums[N][J];
-  UNROLL for (int i = 0; i < N; ++i) UNROLL for (int j = 0; j < J; ++j) {
-    sums[i][j] = _mm512_setzero_ps();
-  }
-  for (int k = 0; k < head.n; ++k) {
-    const float* values = head.values + (size_t)k * head.stride + at;
-    __m512 value[J];
-    UNROLL for (int j = 0; j < J; ++j) value[j] = _mm512_loadu_ps(values + 16 * j);
-    UNROLL for (int i = 0; i < N; ++i) {
-      const __m512 weight = set(scores[(size_t)i * head.padded + k]);
-      UNROLL for (int j = 0; j < J; ++j) sums[i][j] = _mm512_fmadd_ps(weight, value[j], sums[i][j]);
-    }
-  }
-  UNROLL for (int i = 0; i < N; ++i) UNROLL for (int j = 0; j < J; ++j) {
-    _mm512_storeu_ps(out + (size_t)i * width + at + 16 * j,
-                     _mm512_mul_ps(sums[i][j], set(factors[i])));
-  }
-}
-
-template <int N>
-AVX512 void attend_stripe(const Head& head, const float* queries, float* scores, float* out,
-                          int width) {
-  const float scale = 1.f / sqrtf((float)head.size);
-  float factors[N];
-  int at = 0;
-  for (; at + 64 <= head.padded; at += 64) score<N, 4>(head, queries, at, scores);
-  for (; at < head.padded; at += 16) score<N, 1>(head, queries, at, scores);
-  for (int i = 0; i < N; ++i) {
-    factors[i] = soften(scores + (size_t)i * head.padded, head.n, head.padded, scale);
-  }
-  for (at = 0; at + 32 <= head.size; at += 32) mix<N, 2>(head, scores, factors, at, out, width);
-  if (at < head.size) mix<N, 1>(head, scores, factors, at, out, width);
-}
-
-// Transpose up to 16 rows of 16 floats; the rows from n on are zeros. out: 16 rows.
-INLINE void transpose(const float* rows, int stride, int n, float* out, int out_stride) {
-  __m512 r[16], t[16];
-  UNROLL16 for (int i = 0; i < 16; ++i) {
-    r[i] = i < n ? _mm512_loadu_ps(rows + (size_t)i * stride) : _mm512_setzero_ps();
-  }
-  // Pairs of rows, then groups of four: t[4 g + c] has the columns c, c + 4, c + 8, c + 12 of one.
-  UNROLL16 for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-  }
-  UNROLL16 for (int i = 0; i < 16; i += 4) {
-    const __m512d low = _mm512_castps_pd(t[i]), high = _mm512_castps_pd(t[i + 1]);
-    const __m512d next_low = _mm512_castps_pd(t[i + 2]), next_high = _mm512_castps_pd(t[i + 3]);
-    r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, next_low));
-    r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, next_low));
-    r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, next_high));
-    r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, next_high));
-  }
-  UNROLL16 for (int c = 0; c < 4; ++c) {
-    const __m512 even = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);
-    const __m512 odd = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
-    const __m512 next_even = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
-    const __m512 next_odd = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
-    float* place = out + (size_t)c * out_stride;
-    _mm512_storeu_ps(place, _mm512_shuffle_f32x4(even, next_even, 0x88));
-    _mm512_storeu_ps(place + 4 * (size_t)out_stride, _mm512_shuffle_f32x4(odd, next_odd, 0x88));
-    _mm512_storeu_ps(place + 8 * (size_t)out_stride, _mm512_shuffle_f32x4(even, next_even, 0xdd));
-    _mm512_storeu_ps(place + 12 * (size_t)out_stride, _mm512_shuffle_f32x4(odd, next_odd, 0xdd));
-  }
-}
-
-// Attention of one window. projected: (n, 3 * width), queries, keys and values. keys, scores:
-// scratch. out: (n, width).
-AVX512 void attend(const float* projected, int n, int width, int n_heads, float* keys,
-                   float* scores, float* out) {
-  const int size = width / n_heads, stride = 3 * width, padded = (n + 15) & ~15;
-  for (int h = 0; h < n_heads; ++h, projected += size, out += size) {
-    const Head head = {n, padded, size, stride, projected, keys, projected + 2 * width};
-    for (int at = 0; at < padded; at += 16) {
-      for (int k = 0; k < size; k += 16) {
-        transpose(projected + width + (size_t)at * stride + k, stride, n - at,
-                  keys + (size_t)k * padded + at, padded);
-      }
-    }
-    int i = 0;
-    for (; i + STRIPE <= n; i += STRIPE) {
-      attend_stripe<STRIPE>(head, projected + (size_t)i * stride, scores, out + (size_t)i * width,
-                            width);
-    }
-    for (; i + 2 <= n; i += 2) {
-      attend_stripe<2>(head, projected + (size_t)i * stride, scores, out + (size_t)i * width,
-                       width);
-    }
-    if (i < n) {
-      attend_stripe<1>(head, projected + (size_t)i * stride, scores, out + (size_t)i * width,
-                       width);
-    }
-  }
-}
-
 // Embeddings of one window, before their normalization: (n, width).
 AVX512 void embed(const Encoder& encoder, const int32_t* ids, int n, float* out) {
   const int width = encoder.width;
@@ -463,7 +288,8 @@ struct Scratch {
 
 // The arrays of a block: see `encode`.
 struct Block {
-  float *hidden, *projected, *attended, *inner, *scales, *keys, *scores;
+  float *hidden, *projected, *attended, *inner, *scales, *scores;
+  Cell* cells;
   uint8_t* rounded;
   Block(const Encoder& encoder, int longest, Scratch& scratch) {
     const size_t n = std::max(BLOCK, longest), padded = (longest + 15) & ~15;
@@ -473,7 +299,7 @@ struct Block {
     attended = scratch.take<float>(n * width);
     inner = scratch.take<float>(n * n_neurons);
     scales = scratch.take<float>(n);
-    keys = scratch.take<float>(width / encoder.n_heads * padded);
+    cells = scratch.take<Cell>(3 * padded * (width / encoder.n_heads));
     scores = scratch.take<float>(STRIPE * padded);
     rounded = scratch.take<uint8_t>(n * std::max(width, n_neurons));
   }
@@ -489,9 +315,10 @@ AVX512 void run_layer(const Encoder& encoder, const Layer& layer, const int32_t*
   const int width = encoder.width, n_neurons = encoder.n_neurons;
   round_rows(block.hidden, n, width, block.rounded, block.scales);
   product<Overwrite>(block.rounded, block.scales, n, layer.attention_in, block.projected);
+  const auto attend_window = encoder.bfloat16 ? attend<BFloat16> : attend<Float32>;
   for (int i = 0, row = 0; i < n_windows; row += lengths[i++]) {
-    attend(block.projected + (size_t)row * 3 * width, lengths[i], width, encoder.n_heads,
-           block.keys, block.scores, block.attended + (size_t)row * width);
+    attend_window(block.projected + (size_t)row * 3 * width, lengths[i], width, encoder.n_heads,
+                  block.cells, block.scores, block.attended + (size_t)row * width);
   }
   round_rows(block.attended, n, width, block.rounded, block.scales);
   product<Add>(block.rounded, block.scales, n, layer.attention_out, block.hidden);
@@ -518,6 +345,8 @@ EXPORT int32_t supported(void) {
          __builtin_cpu_supports("avx512vnni");
 }
 
+EXPORT int32_t supports_bfloat16(void) { return __builtin_cpu_supports("avx512bf16"); }
+
 // Bytes of scratch memory that `encode` needs.
 EXPORT uint64_t scratch_size(const Encoder* encoder, const Windows* windows) {
   Scratch scratch = {nullptr, 0};
@@ -532,6 +361,7 @@ EXPORT AVX512 void encode(const Encoder* encoder, const Windows* windows, char* 
   const int width = encoder->width;
   Scratch memory = {scratch, 0};
   const Block block(*encoder, longest_of(*windows), memory);
+  const int32_t *ids = windows->ids, *targets = windows->targets;
   for (int first = 0, last; first < windows->n_windows; first = last) {
     const int32_t* lengths = windows->lengths + first;
     int n = lengths[0];
@@ -540,29 +370,67 @@ EXPORT AVX512 void encode(const Encoder* encoder, const Windows* windows, char* 
       n += windows->lengths[last];
     }
     for (int i = 0, row = 0; i < last - first; row += lengths[i++]) {
-      embed(*encoder, windows->ids + (size_t)(first + i) * windows->length, lengths[i],
-            block.hidden + (size_t)row * width);
+      embed(*encoder, ids + row, lengths[i], block.hidden + (size_t)row * width);
     }
     normalize(block.hidden, n, width, encoder->embedding_norm, encoder->epsilon);
     for (int l = 0; l < encoder->n_layers; ++l) {
       run_layer(*encoder, encoder->layers[l], lengths, last - first, n, block);
     }
-    for (int i = 0, row = 0; i < last - first; ++i) {
-      const int32_t* targets = windows->targets + (size_t)(first + i) * windows->length;
-      for (int j = 0; j < lengths[i]; ++j, ++row) {
-        if (targets[j] >= 0) {
-          memcpy(out + (size_t)targets[j] * width, block.hidden + (size_t)row * width,
-                 width * sizeof(float));
-        }
+    for (int row = 0; row < n; ++row) {
+      if (targets[row] >= 0) {
+        memcpy(out + (size_t)targets[row] * width, block.hidden + (size_t)row * width,
+               width * sizeof(float));
       }
     }
+    ids += n;
+    targets += n;
+  }
+}
+
+// Sum the weighted rows of each token. rows: (n_rows, width). lengths: number of rows of each token.
+// columns, weights: of these rows, grouped by token. out: (n_tokens, width).
+EXPORT AVX512 void pool(const float* rows, int32_t width, int32_t n_tokens, const int32_t* lengths,
+                        const int64_t* columns, const float* weights, float* out) {
+  for (int t = 0; t < n_tokens; ++t, out += width) {
+    for (int j = 0; j < width; j += GROUP) {
+      sum_rows<GROUP / 16>(rows + j, width, columns, weights, lengths[t], out + j);
+    }
+    columns += lengths[t];
+    weights += lengths[t];
+  }
+}
+
+// x W^T, in float32. x: (n, n_in). weight: (n_out, n_in). packed: scratch of n_in times n_out, rounded
+// up to 16, aligned to 64 bytes. out: (n, n_out).
+EXPORT AVX512 void multiply_rows(const float* x, int32_t n, int32_t n_in, const float* weight,
+                                 int32_t n_out, float* packed, float* out) {
+  const int padded = (n_out + 15) & ~15;
+  memset(packed, 0, (size_t)n_in * padded * sizeof(float));
+  for (int j = 0; j < n_out; ++j) {
+    for (int k = 0; k < n_in; ++k) packed[(size_t)k * padded + j] = weight[(size_t)j * n_in + k];
+  }
+  int at = 0;
+  for (; n_out - at > 48; at += 64) {
+    multiply_columns<4>(x, n, n_in, packed + at, padded, n_out - at, n_out, out + at);
+  }
+  const int left = n_out - at;
+  if (left > 32) {
+    multiply_columns<3>(x, n, n_in, packed + at, padded, left, n_out, out + at);
+  } else if (left > 16) {
+    multiply_columns<2>(x, n, n_in, packed + at, padded, left, n_out, out + at);
+  } else if (left > 0) {
+    multiply_columns<1>(x, n, n_in, packed + at, padded, left, n_out, out + at);
   }
 }
 
 #else
 
 EXPORT int32_t supported(void) { return 0; }
+EXPORT int32_t supports_bfloat16(void) { return 0; }
 EXPORT uint64_t scratch_size(const Encoder*, const Windows*) { return 0; }
 EXPORT void encode(const Encoder*, const Windows*, char*, float*) {}
+EXPORT void pool(const float*, int32_t, int32_t, const int32_t*, const int64_t*, const float*,
+                 float*) {}
+EXPORT void multiply_rows(const float*, int32_t, int32_t, const float*, int32_t, float*, float*) {}
 
 #endif

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spacy_distil.encoding import Batch
+from spacy_distil.encoding import RaggedBatch
 from spacy_distil.engines.fused import library
 from spacy_distil.engines.onnx_file import read_metadata, read_tensors
 from spacy_distil.errors import WeightsError
@@ -23,6 +23,8 @@ RECIPE = "spacy_distil.fused"
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 # Sizes are multiples of these: columns of a product, and floats in a register.
 GROUP, REGISTER = 64, 16
+# The size of a head that attends in bfloat16 is a multiple of this.
+PAIRS = 32
 # Activations that may be negative are rounded to numbers around this one.
 ZERO_POINT = 128
 
@@ -33,8 +35,14 @@ class FusedEncoder:
     A window's hidden states depend on that window alone, to the last bit.
     """
 
-    def __init__(self, recipe: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-        """recipe, tensors: see `from_graph`."""
+    def __init__(
+        self, recipe: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, bfloat16: bool
+    ) -> None:
+        """recipe, tensors: see `from_graph`.
+
+        bfloat16: whether attention multiplies numbers of bfloat16, for which this CPU must have
+            instructions.
+        """
         self._tensors = tensors
         self._kept: list[np.ndarray] = []  # the compiled part has only their addresses
         self._local = threading.local()
@@ -51,6 +59,7 @@ class FusedEncoder:
             n_heads=recipe["n_heads"],
             n_layers=len(layers),
             activation=ACTIVATIONS.index(recipe["activation"]),
+            bfloat16=bfloat16,
             epsilon=recipe["epsilon"],
             pieces=self._keep(pieces, np.int8),
             piece_scales=self._keep(scales, np.float32),
@@ -68,7 +77,8 @@ class FusedEncoder:
             are none that the compiled part can run.
         Raises WeightsError if the names and the weights do not fit.
         """
-        if library.load() is None:
+        compiled = library.load()
+        if compiled is None:
             return None
         try:
             text = read_metadata(graph, RECIPE)
@@ -79,33 +89,35 @@ class FusedEncoder:
             head = width // recipe["n_heads"]
             if width % GROUP or n_neurons % GROUP or head % REGISTER:
                 return None
-            return cls(recipe, tensors)
+            bfloat16 = not head % PAIRS and bool(compiled.supports_bfloat16())
+            return cls(recipe, tensors, bfloat16=bfloat16)
         except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise WeightsError(
                 f"{source} is damaged: the weights that it names do not fit ({error}). Save or "
                 "copy the pipeline again."
             ) from error
 
-    def predict(self, batch: Batch, *, threads: int) -> np.ndarray:
-        """Compute the last hidden states at `batch.positions`: (n_rows, width) float32.
+    def encode(self, batch: RaggedBatch, rows: np.ndarray, *, threads: int) -> None:
+        """Compute the last hidden states of a batch.
 
+        rows: (n_rows, width) float32, contiguous. Those that `batch.targets` names are written.
         threads: CPU threads, 1 or more, the same in each call of a process.
         """
-        least, largest, length = batch.ids.min(), batch.ids.max(), batch.ids.shape[1]
+        ids, lengths, targets = batch.ids, batch.lengths, batch.targets
+        least, largest, length = ids.min(), ids.max(), lengths.max()
         if least < 0 or largest >= self.n_pieces or length > self.n_positions:
             raise WeightsError(
                 f"A window of {length:,} pieces, numbers {least:,} to {largest:,}, is beyond the "
                 f"{self.n_positions:,} positions and {self.n_pieces:,} pieces of this encoder: "
                 "its tokenizer is another encoder's. Save or copy the pipeline again."
             )
-        ids = np.ascontiguousarray(batch.ids, np.int32)
-        lengths = batch.mask.sum(axis=1, dtype=np.int32)
-        targets = np.full(ids.shape, -1, np.int32)
-        targets.flat[batch.positions] = np.arange(len(batch.positions))
-        rows = np.empty((len(batch.positions), self.width), np.float32)
+        if targets.max() >= len(rows) or rows.shape[1] != self.width:
+            raise ValueError(f"{len(rows)} rows of {rows.shape[1]}, for row {targets.max()}")
+        starts = np.append(0, np.cumsum(lengths))
 
         def encode(begin: int, end: int) -> None:
-            self._encode(ids[begin:end], lengths[begin:end], targets[begin:end], rows)
+            pieces = slice(starts[begin], starts[end])
+            self._encode(ids[pieces], lengths[begin:end], targets[pieces], rows)
 
         first, *rest = _split(lengths, threads)
         futures = []
@@ -117,7 +129,6 @@ class FusedEncoder:
         encode(*first)
         for future in futures:
             future.result()
-        return rows
 
     def _encode(
         self, ids: np.ndarray, lengths: np.ndarray, targets: np.ndarray, rows: np.ndarray
@@ -125,8 +136,7 @@ class FusedEncoder:
         compiled = library.load()
         assert compiled is not None
         windows = library.Windows(
-            n_windows=len(ids),
-            length=ids.shape[1],
+            n_windows=len(lengths),
             lengths=lengths.ctypes.data,
             ids=ids.ctypes.data,
             targets=targets.ctypes.data,

@@ -50,6 +50,7 @@ class Encoder(Structure):
         ("n_heads", c_int32),
         ("n_layers", c_int32),
         ("activation", c_int32),
+        ("bfloat16", c_int32),
         ("epsilon", c_float),
         ("pieces", c_void_p),
         ("piece_scales", c_void_p),
@@ -62,7 +63,6 @@ class Encoder(Structure):
 class Windows(Structure):
     _fields_ = [
         ("n_windows", c_int32),
-        ("length", c_int32),
         ("lengths", c_void_p),
         ("ids", c_void_p),
         ("targets", c_void_p),
@@ -85,13 +85,17 @@ def load() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-    library.supported.restype = c_int32
+    library.supported.restype = library.supports_bfloat16.restype = c_int32
     if not library.supported():
         return None
     library.scratch_size.argtypes = [POINTER(Encoder), POINTER(Windows)]
     library.scratch_size.restype = c_uint64
     library.encode.argtypes = [POINTER(Encoder), POINTER(Windows), c_void_p, c_void_p]
-    library.encode.restype = None
+    library.pool.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_void_p]
+    rows = [c_void_p, c_int32, c_int32]
+    library.multiply_rows.argtypes = [*rows, c_void_p, c_int32, c_void_p, c_void_p]
+    for function in (library.encode, library.pool, library.multiply_rows):
+        function.restype = None
     return library
 
 

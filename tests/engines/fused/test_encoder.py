@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 from onnx import helper
 from thinc.api import NumpyOps
 
-from spacy_distil.encoding import Batch, make_batches
+from spacy_distil.encoding import RaggedBatch, make_batches, make_ragged_batches
 from spacy_distil.engines.files import GRAPH
 from spacy_distil.engines.fused import RECIPE, FusedEncoder, library
 from spacy_distil.engines.onnx import FUSED_SETTING, OnnxEngine
@@ -59,29 +58,25 @@ def test_an_install_with_a_compiler_has_the_compiled_part() -> None:
     assert library.load() is not None
 
 
-def fuse(graph: bytes) -> FusedEncoder:
+def fuse(graph: bytes, *, bfloat16: bool = False) -> FusedEncoder:
     encoder = FusedEncoder.from_graph(graph, GRAPH)
     assert encoder is not None
+    # By default, the attention that any of these CPUs has.
+    encoder._encoder.bfloat16 = bfloat16
     return encoder
 
 
-def batches_of(
-    windows: Sequence[np.ndarray], budget: int = 10_000, *, special: bool = False
-) -> list[Batch]:
-    return list(
-        make_batches(
-            windows, prefix=[2], suffix=[3], pad_id=1, max_batch_pieces=budget, special=special
-        )
-    )
+def batches_of(windows: Sequence[np.ndarray], budget: int = 10_000) -> list[RaggedBatch]:
+    return list(make_ragged_batches(windows, prefix=[2], suffix=[3], max_batch_pieces=budget))
 
 
 def run(
     encoder: FusedEncoder, windows: Sequence[np.ndarray], budget: int = 10_000, threads: int = 1
 ) -> np.ndarray:
-    """Encode all windows, in batches of at most `budget` padded pieces: (n_rows, width)."""
+    """Encode all windows, in batches of at most `budget` pieces: (n_rows, width)."""
     rows = np.full((sum(map(len, windows)), encoder.width), np.nan, "f")
     for batch in batches_of(windows, budget):
-        rows[batch.rows] = encoder.predict(batch, threads=threads)
+        encoder.encode(batch, rows, threads=threads)
     return rows
 
 
@@ -159,40 +154,68 @@ def test_a_window_depends_on_itself_alone(weights: BertWeights, graph: bytes) ->
             np.testing.assert_array_equal(run(encoder, windows, budget, threads), alone)
 
 
-@needs_compiled
-def test_special_pieces(weights: BertWeights, graph: bytes) -> None:
-    windows = random_windows(len(weights.pieces), [5, 1, 20])
-    (batch,) = batches_of(windows, special=True)
-    (inner,) = batches_of(windows)
-    rows = np.full((batch.rows.max() + 1, 128), np.nan, "f")
-    rows[batch.rows] = fuse(graph).predict(batch, threads=1)
-    assert np.isfinite(rows).all()
-    found = np.concatenate([rows[1:6], rows[8:9], rows[11:31]])
-    expected = np.empty_like(found)
-    expected[inner.rows] = fuse(graph).predict(inner, threads=1)
-    np.testing.assert_array_equal(found, expected)
+needs_bfloat16 = pytest.mark.skipif(
+    not {"avx512_bf16", "avx512_vnni"} <= cpu_flags() or library.load() is None,
+    reason="has no compiled part, or a CPU without AVX512-BF16",
+)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("width", [128, 256])
+def test_attention_in_bfloat16(width: int, tmp_path: Path) -> None:
+    """It adds nothing to the error of rounding to int8, at any length of a window."""
+    weights = weights_in(write_encoder(tmp_path, "bert", width=width, positions=400))
+    graph = build_graph(weights, INT8)
+    chosen = FusedEncoder.from_graph(graph, GRAPH)
+    assert chosen is not None and chosen._encoder.bfloat16
+    windows = random_windows(len(weights.pieces), [*range(1, 70), 398])
+    found, expected = (run(fuse(graph, bfloat16=flag), windows) for flag in (True, False))
+    exact = Naive(weights, FLOAT)(windows)
+    errors = [np.square(rows - exact).mean() for rows in (found, expected)]
+    assert (found != expected).any()
+    assert errors[0] < 1.05 * errors[1]
+
+
+@needs_bfloat16
+def test_a_window_in_bfloat16_depends_on_itself_alone(weights: BertWeights, graph: bytes) -> None:
+    windows = random_windows(len(weights.pieces), [*range(1, 60), 390])
+    encoder = fuse(graph, bfloat16=True)
+    alone = np.concatenate([run(encoder, [window]) for window in windows])
+    np.testing.assert_array_equal(run(encoder, windows, threads=2), alone)
 
 
 @needs_compiled
 def test_concurrent_calls(weights: BertWeights, graph: bytes) -> None:
-    encoder = partial(fuse(graph).predict, threads=3)
-    batches = batches_of(random_windows(len(weights.pieces), [*range(1, 100)]), 200)
-    expected = [encoder(batch) for batch in batches]
+    encoder = fuse(graph)
+
+    def encode(windows: list[np.ndarray]) -> np.ndarray:
+        return run(encoder, windows, threads=3)
+
+    parts = [random_windows(len(weights.pieces), [*range(i, 100, 7)]) for i in range(1, 8)]
+    expected = [encode(windows) for windows in parts]
     with ThreadPoolExecutor(4) as pool:
-        for found, rows in zip(pool.map(encoder, batches * 8), expected * 8, strict=True):
+        for found, rows in zip(pool.map(encode, parts * 8), expected * 8, strict=True):
             np.testing.assert_array_equal(found, rows)
 
 
 @needs_compiled
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
 def test_a_forked_child(weights: BertWeights, graph: bytes) -> None:
-    encode = partial(fuse(graph).predict, threads=3)
-    (batch,) = batches_of(random_windows(len(weights.pieces), SHORT))
-    expected = encode(batch)
+    encoder = fuse(graph)
+    windows = random_windows(len(weights.pieces), SHORT)
+    expected = run(encoder, windows, threads=3)
     child = os.fork()
     if not child:
-        os._exit(0 if np.array_equal(encode(batch), expected) else 1)
+        os._exit(0 if np.array_equal(run(encoder, windows, threads=3), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@needs_compiled
+def test_rows_that_are_not_there(weights: BertWeights, graph: bytes) -> None:
+    (batch,) = batches_of(random_windows(len(weights.pieces), [5]))
+    for shape in ((4, 128), (5, 64)):
+        with pytest.raises(ValueError, match="for row 4"):
+            fuse(graph).encode(batch, np.zeros(shape, "f"), threads=1)
 
 
 # Graphs for ONNX Runtime
@@ -233,9 +256,13 @@ def test_both_runtimes_agree(files: dict[str, bytes], monkeypatch: pytest.Monkey
     graph = OnnxEngine.from_files(files)
     assert (fused.runtime, graph.runtime) == ("fused", "onnxruntime")
     assert fused.to_files() == graph.to_files()
-    for batch in batches_of(random_windows(90, SHORT)):
-        found, expected = (engine.predict(batch, NumpyOps()) for engine in (fused, graph))
-        assert np.isclose(found, expected, rtol=0, atol=2e-5).all(1).mean() > 0.75
+    windows = random_windows(90, SHORT)
+    for special in (False, True):
+        for batch in make_batches(
+            windows, prefix=[2], suffix=[3], pad_id=1, max_batch_pieces=200, special=special
+        ):
+            found, expected = (engine.predict(batch, NumpyOps()) for engine in (fused, graph))
+            assert np.isclose(found, expected, rtol=0, atol=2e-5).all(1).mean() > 0.75
 
 
 # Damage
@@ -304,6 +331,5 @@ def test_damaged_bytes_of_the_recipe(graph: bytes) -> None:
 @needs_compiled
 @pytest.mark.parametrize("pieces", [[5, 10_000, 6], [5, -1], [5] * 399])
 def test_pieces_beyond_the_encoder_are_an_error(pieces: list[int], graph: bytes) -> None:
-    (batch,) = batches_of([np.array(pieces)])
     with pytest.raises(WeightsError, match="its tokenizer is another encoder's"):
-        fuse(graph).predict(batch, threads=1)
+        run(fuse(graph), [np.array(pieces)])

@@ -1,0 +1,80 @@
+"""The ONNX engine for graphs whose weights compiled code of ours can run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from thinc.api import Ops
+from thinc.types import Floats2d
+
+from spacy_distil.encoding import Batch, Pooling, RaggedBatch, split_docs, to_ops
+from spacy_distil.engines.fused.encoder import FusedEncoder
+from spacy_distil.engines.fused.rows import sum_rows
+from spacy_distil.engines.onnx import OnnxEngine, count_cores, count_threads
+
+# The encoder takes care of the caches itself, and large batches have fewer arrays to make.
+BATCH_PIECES = 4096
+
+
+class FusedEngine(OnnxEngine):
+    """Runs the weights of a graph instead of the graph, which it keeps to save it."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        graph: bytes,
+        encoder: FusedEncoder,
+        *,
+        threads: int | None,
+    ) -> None:
+        """config, graph, threads: as in `OnnxEngine`.
+
+        encoder: of the graph.
+        """
+        super().__init__(config, graph, threads=threads)
+        self._encoder = encoder
+        self._thread_counts: dict[int, int] = {}  # by process
+
+    @property
+    def batch_pieces(self) -> int:
+        return BATCH_PIECES
+
+    @property
+    def runtime(self) -> str:
+        return "fused"
+
+    def predict(self, batch: Batch, ops: Ops) -> Floats2d:
+        real = batch.mask.astype(bool)
+        targets = np.full(batch.ids.shape, -1, np.int32)
+        targets.flat[batch.positions] = np.arange(len(batch.positions))
+        lengths = real.sum(axis=1, dtype=np.int32)
+        ragged = RaggedBatch(batch.ids[real].astype(np.int32), lengths, targets[real])
+        rows = np.empty((len(batch.positions), self.width), np.float32)
+        self._encoder.encode(ragged, rows, threads=self._count_threads())
+        return cast(Floats2d, to_ops(ops, rows))
+
+    def predict_tokens(
+        self,
+        batches: Iterable[RaggedBatch],
+        pooling: Pooling,
+        n_tokens: Sequence[int],
+        ops: Ops,
+    ) -> list[Floats2d]:
+        threads = self._count_threads()
+        rows = np.empty((pooling.n_rows, self.width), np.float32)
+        for batch in batches:
+            self._encoder.encode(batch, rows, threads=threads)
+        if pooling.weights is None:
+            tokens, _ = pooling.forward(ops, cast(Floats2d, to_ops(ops, rows)))
+            return [part.copy() for part in split_docs(tokens, n_tokens)]
+        return [cast(Floats2d, to_ops(ops, vectors)) for vectors in sum_rows(rows, pooling, n_tokens)]
+
+    def _count_threads(self) -> int:
+        """Count the threads of this process, which may be a forked worker."""
+        process = os.getpid()
+        if process not in self._thread_counts:
+            self._thread_counts[process] = count_threads(self._threads) or count_cores()
+        return self._thread_counts[process]
