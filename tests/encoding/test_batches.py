@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_distil.encoding import Batch, make_batches
+from spacy_distil.encoding import Batch, make_batches, make_ragged_batches
 
 PAD = 0
 IDS = st.lists(st.lists(st.integers(100, 999), min_size=1, max_size=20), max_size=15)
@@ -100,3 +100,33 @@ def test_lengths_are_multiples_unless_that_is_too_long(
     assert packed.tolist() == [piece for window in windows for piece in window]
     rows = [row for batch in batches for row in lines(batch)]
     assert sorted(rows) == sorted([1, *window, 2] for window in windows)
+
+
+@given(windows=IDS, prefix=SPECIAL, suffix=SPECIAL, budget=st.integers(1, 120))
+@settings(max_examples=300)
+def test_ragged_batches(
+    windows: list[list[int]], prefix: list[int], suffix: list[int], budget: int
+) -> None:
+    packed = np.full(sum(map(len, windows)), -1)
+    seen, sizes = [], []
+    for batch in make_ragged_batches(
+        [np.array(window) for window in windows],
+        prefix=prefix,
+        suffix=suffix,
+        max_batch_pieces=budget,
+    ):
+        assert {array.dtype for array in vars(batch).values()} == {np.dtype(np.int32)}
+        assert batch.ids.shape == batch.targets.shape
+        assert len(batch.lengths) == 1 or batch.lengths.sum() <= budget
+        sizes += batch.lengths.tolist()
+        for part in np.split(np.arange(len(batch.ids)), np.cumsum(batch.lengths))[:-1]:
+            seen.append(batch.ids[part].tolist())
+            n_prefix, n_suffix = len(prefix), len(suffix)
+            special = [*part[:n_prefix], *part[len(part) - n_suffix :]]
+            assert (batch.targets[special] == -1).all()
+        own = batch.targets >= 0
+        assert (packed[batch.targets[own]] == -1).all()
+        packed[batch.targets[own]] = batch.ids[own]
+    assert sorted(seen) == sorted([*prefix, *window, *suffix] for window in windows)
+    assert sizes == sorted(sizes, reverse=True)
+    assert packed.tolist() == [piece for window in windows for piece in window]
