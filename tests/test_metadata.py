@@ -92,8 +92,8 @@ def test_every_file_of_the_package_is_in_the_wheel() -> None:
     patterns = SETUP["options.package_data"][PACKAGE].split()
     directory = ROOT / PACKAGE
     packaged = {path for pattern in patterns for path in directory.glob(pattern)}
-    # setup.py compiles the C++ file.
-    compiled = (".cpp", *EXTENSION_SUFFIXES)
+    # setup.py compiles the C++ files.
+    compiled = (".cpp", ".h", *EXTENSION_SUFFIXES)
     others = {
         path
         for path in directory.rglob("*")

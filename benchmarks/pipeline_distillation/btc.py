@@ -22,8 +22,8 @@ from spacy_distil.errors import CorpusError, friendly_errors
 def read_tweets(path: Path, vocab: Vocab) -> list[Doc]:
     """Read tweets with their entities, one doc each, with a space after each token.
 
-    path: a word and its tag on each line, and an empty line after each tweet. A line without a word,
-        of which there are a few, has no token.
+    path: a word and its tag on each line, and an empty line after each tweet. A few lines have no
+        word, and give no token.
     """
     docs = []
     for tweet in path.read_text("utf8").split("\n\n"):

@@ -1,4 +1,4 @@
-"""Pack windows into batches with a budget of pieces: padded ones of similar length, or ragged ones."""
+"""Pack windows into batches with a budget of pieces, padded or ragged."""
 
 from __future__ import annotations
 

@@ -67,6 +67,9 @@ struct Windows {
   const int32_t* targets;
 };
 
+// Changes with the types and functions of the interface, as in `library.py`.
+EXPORT int32_t interface_version(void) { return 2; }
+
 #if defined(__GNUC__) && defined(__x86_64__)
 
 #include "attention.h"

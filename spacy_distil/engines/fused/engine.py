@@ -70,7 +70,9 @@ class FusedEngine(OnnxEngine):
         if pooling.weights is None:
             tokens, _ = pooling.forward(ops, cast(Floats2d, to_ops(ops, rows)))
             return [part.copy() for part in split_docs(tokens, n_tokens)]
-        return [cast(Floats2d, to_ops(ops, vectors)) for vectors in sum_rows(rows, pooling, n_tokens)]
+        return [
+            cast(Floats2d, to_ops(ops, vectors)) for vectors in sum_rows(rows, pooling, n_tokens)
+        ]
 
     def _count_threads(self) -> int:
         """Count the threads of this process, which may be a forked worker."""

@@ -15,6 +15,8 @@ import numpy as np
 NAME = "compiled"
 # Loads of AVX-512 are fastest from multiples of this many bytes, and the products demand them.
 ALIGNMENT = 64
+# The interface that this file describes.
+VERSION = 2
 
 
 class Linear(Structure):
@@ -85,6 +87,13 @@ def load() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
+    if not hasattr(library, "interface_version") or library.interface_version() != VERSION:
+        warnings.warn(
+            f"{found[0]} was compiled from another version of spacy-distil, so ONNX Runtime runs "
+            "int8 encoders, more slowly. Install spacy-distil again.",
+            stacklevel=2,
+        )
+        return None
     library.supported.restype = library.supports_bfloat16.restype = c_int32
     if not library.supported():
         return None
@@ -92,8 +101,8 @@ def load() -> ctypes.CDLL | None:
     library.scratch_size.restype = c_uint64
     library.encode.argtypes = [POINTER(Encoder), POINTER(Windows), c_void_p, c_void_p]
     library.pool.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_void_p]
-    rows = [c_void_p, c_int32, c_int32]
-    library.multiply_rows.argtypes = [*rows, c_void_p, c_int32, c_void_p, c_void_p]
+    matrix = (c_void_p, c_int32)
+    library.multiply_rows.argtypes = [*matrix, c_int32, *matrix, c_void_p, c_void_p]
     for function in (library.encode, library.pool, library.multiply_rows):
         function.restype = None
     return library

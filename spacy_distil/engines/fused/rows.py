@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from thinc.api import Model, NumpyOps
-from thinc.types import Floats2d
 
 from spacy_distil.encoding import Pooling
 from spacy_distil.engines.fused import library
@@ -25,7 +24,8 @@ def sum_rows(rows: np.ndarray, pooling: Pooling, n_tokens: Sequence[int]) -> lis
     RETURNS: an array of its own for each doc, (n_tokens, width) float32.
     """
     compiled = library.load()
-    assert compiled is not None and pooling.weights is not None
+    assert compiled is not None
+    assert pooling.weights is not None
     # The compiled part reads these without looking.
     columns = np.ascontiguousarray(pooling.columns, np.int64)
     weights = np.ascontiguousarray(pooling.weights, np.float32)
@@ -58,21 +58,15 @@ class HeadOps(NumpyOps):
     """
 
     def gemm(
-        self,
-        x: Floats2d,
-        y: Floats2d,
-        *,
-        out: Floats2d | None = None,
-        trans1: bool = False,
-        trans2: bool = False,
-    ) -> Floats2d:
+        self, x: Any, y: Any, *, out: Any = None, trans1: bool = False, trans2: bool = False
+    ) -> Any:
         compiled = library.load()
         if compiled is None or out is not None or trans1 or not trans2 or not _fit(x, y):
             return super().gemm(x, y, out=out, trans1=trans1, trans2=trans2)
         n, n_in = x.shape
         n_out = len(y)
         packed = library.empty(4 * n_in * (-(-n_out // 16) * 16))
-        result: Any = np.empty((n, n_out), np.float32)
+        result = np.empty((n, n_out), np.float32)
         x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
         compiled.multiply_rows(
             x.ctypes.data, n, n_in, y.ctypes.data, n_out, packed.ctypes.data, result.ctypes.data

@@ -167,7 +167,8 @@ def test_attention_in_bfloat16(width: int, tmp_path: Path) -> None:
     weights = weights_in(write_encoder(tmp_path, "bert", width=width, positions=400))
     graph = build_graph(weights, INT8)
     chosen = FusedEncoder.from_graph(graph, GRAPH)
-    assert chosen is not None and chosen._encoder.bfloat16
+    assert chosen is not None
+    assert chosen._encoder.bfloat16
     windows = random_windows(len(weights.pieces), [*range(1, 70), 398])
     found, expected = (run(fuse(graph, bfloat16=flag), windows) for flag in (True, False))
     exact = Naive(weights, FLOAT)(windows)
