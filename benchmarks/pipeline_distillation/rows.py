@@ -34,8 +34,8 @@ from benchmarks.common.project import CNN_CONFIG, TRANSFORMER_CONFIG
 from project.training import configure, parse_seeds, read_summary, schedule
 from spacy_distil.errors import ConfigError, friendly_errors
 
-# Names of the entity recognizer and of the genre classifier in both configs.
-NER_PIPE, TEXTCAT_PIPE = "ner", "textcat"
+# Names of the encoder, the entity recognizer and the genre classifier in the configs.
+ENCODER_PIPE, NER_PIPE, TEXTCAT_PIPE = "transformer", "ner", "textcat"
 # Suffixes of the files of an encoder: weights, config, tokenizer.
 ENCODER_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 
@@ -76,13 +76,14 @@ class PipelineRow:
     title: for the table.
     start: initial weights of the student: "copied", the first layers of the raw encoder;
         "distilled", the encoder that general distillation made of them; "teacher", the first layers
-        and the pipes of the trained teacher; "cnn", spaCy's CNN pipeline with random weights. The
-        other pipes start with random weights.
+        and the pipes of the trained teacher; "cut", these layers with fewer neurons; "cnn", spaCy's
+        CNN pipeline with random weights. The other pipes start with random weights.
     stages: the stages of distillation, by name; other stages are skipped. Empty: gold annotation
         alone, with `spacy train`.
     text: whether the student also learns from unlabelled text.
     before: rows to compare with.
     n_layers: number of layers of the student's encoder.
+    n_neurons: neurons of its feed-forward layers, the teacher's most important ones, if it is cut.
     ner: factory of the entity recognizer of teacher and student.
     target: training target of the student's entity recognizer.
     hidden_layers: the layers whose hidden states the student learns, if a stage does that.
@@ -92,11 +93,12 @@ class PipelineRow:
 
     name: str
     title: str
-    start: Literal["copied", "distilled", "teacher", "cnn"]
+    start: Literal["copied", "distilled", "teacher", "cut", "cnn"]
     stages: Mapping[str, StageWeights] = field(default_factory=dict)
     text: bool = False
     before: tuple[str, ...] = ()
     n_layers: int = 3
+    n_neurons: int = 0
     ner: Literal["distil_ner", "ner"] = "distil_ner"
     target: Literal["auto", "silver"] = "auto"
     hidden_layers: Literal["last", "even"] = "last"
@@ -168,12 +170,11 @@ _ROWS = (
     PipelineRow("cnn-gold", "CNN pipeline, gold only", "cnn", ner="ner"),
     PipelineRow(
         "cnn",
-        "CNN pipeline, soft targets, unlabelled text",
+        "CNN pipeline with distil_ner, soft targets, unlabelled text",
         "cnn",
         SOFT,
         text=True,
         before=("cnn-gold",),
-        ner="ner",
     ),
     PipelineRow(
         "ner-gold", "spaCy's ner: trained layers and heads, gold only", "teacher", GOLD, ner="ner"
@@ -222,7 +223,20 @@ def _with_variations(rows: Sequence[PipelineRow]) -> dict[str, PipelineRow]:
         n_layers=2,
         before=(two.name, gold.name),
     )
-    return {**by_name, **{row.name: row for row in (gold, two, two_gold)}}
+    cut = replace(two, start="cut", before=(two.name,))
+    smaller = [
+        replace(
+            cut,
+            name=f"{name}-{n_neurons}",
+            title=f"{title} and {n_neurons} neurons, as '{two.name}'",
+            n_layers=n_layers,
+            n_neurons=n_neurons,
+        )
+        for name, title, n_layers in (("two-layers", "2 layers", 2), ("one-layer", "1 layer", 1))
+        for n_neurons in (768, 384)
+    ]
+    one = replace(two, name="one-layer", title=f"1 layer, as '{BEST}'", n_layers=1)
+    return {**by_name, **{row.name: row for row in (gold, two, two_gold, one, *smaller)}}
 
 
 ROWS = _with_variations(_ROWS)
@@ -329,7 +343,7 @@ def make_commands(row: PipelineRow, seed: int, inputs: PipelineInputs) -> list[C
         budget = {name: value for name, value in budget.items() if "learn_rate" not in name}
     settings: dict[str, Any] = dict(budget)
     commands = []
-    if row.start in ("copied", "distilled"):
+    if row.start in ("copied", "distilled", "cut"):
         start, settings["paths.encoder"] = _start(row, inputs)
         commands.append(start)
     if not row.is_distilled:
@@ -354,11 +368,23 @@ def make_commands(row: PipelineRow, seed: int, inputs: PipelineInputs) -> list[C
 
 def _start(row: PipelineRow, inputs: PipelineInputs) -> tuple[Command, Path]:
     """Make the encoder that the row starts from. RETURNS: the command and the encoder's path."""
+    if row.start == "cut":
+        return _cut(row, inputs)
     source = "distilled" if row.start == "distilled" else "teacher"
     encoder = inputs.need("distilled" if row.start == "distilled" else "encoder", row)
     output = inputs.output / row.name / "start"
     files = sorted(file for file in encoder.iterdir() if file.suffix in ENCODER_SUFFIXES)
     return start_student(source, encoder, output, row.n_layers, files), output
+
+
+def _cut(row: PipelineRow, inputs: PipelineInputs) -> tuple[Command, Path]:
+    """Cut the encoder of the trained teacher. RETURNS: as `_start`."""
+    encoder = inputs.teacher_of(row) / ENCODER_PIPE
+    output, corpus = inputs.output / row.name / "start", inputs.corpus / "train.spacy"
+    arguments = ["spacy", "distil", "student", str(encoder), "--layers", str(row.n_layers)]
+    arguments += ["--from", "first", "--ffn", str(row.n_neurons), "--corpus", str(corpus)]
+    command = Command((*arguments, "--output", str(output)), output, (encoder, corpus))
+    return command, output
 
 
 def _gpu(inputs: PipelineInputs) -> list[str]:

@@ -264,7 +264,7 @@ def test_each_row_has_a_config_that_distillation_accepts(name: str, inputs: Pipe
     assert settings.student.start == ("teacher" if row.start == "teacher" else "config")
     if row.start == "teacher":
         assert settings.student.n_layers == row.n_layers
-    assert ("paths.encoder" in overrides) == (row.start == "distilled")
+    assert ("paths.encoder" in overrides) == (row.start in ("distilled", "cut"))
     assert str(inputs.teacher if row.ner == "distil_ner" else inputs.teacher_ner) in (
         command.arguments
     )
@@ -319,13 +319,23 @@ def test_a_start_is_made_of_weights_config_and_tokenizer(
     assert options(train)["paths.encoder"] == str(start.output)
 
 
+def test_a_cut_student_keeps_what_matters_on_the_corpus(inputs: PipelineInputs) -> None:
+    row = ROWS["one-layer-384"]
+    cut, distil = rows.make_commands(row, 0, inputs)
+    assert cut.arguments[:4] == ("spacy", "distil", "student", f"{inputs.teacher}/transformer")
+    chosen = options(cut)
+    assert (chosen["layers"], chosen["from"], chosen["ffn"]) == ("1", "first", "384")
+    assert chosen["corpus"] == str(inputs.corpus / "train.spacy")
+    assert options(distil)["paths.encoder"] == chosen["output"] == str(cut.output)
+
+
 def test_what_a_row_needs(inputs: PipelineInputs) -> None:
     with pytest.raises(ConfigError, match="'soft-text' needs --text"):
         rows.make_commands(ROWS["soft-text"], 0, replace(inputs, text=None))
     with pytest.raises(ConfigError, match="needs a teacher with distil_ner"):
         rows.make_commands(ROWS["soft"], 0, replace(inputs, teacher=inputs.teacher_ner))
     with pytest.raises(ConfigError, match="needs --teacher-ner"):
-        rows.make_commands(ROWS["cnn"], 0, replace(inputs, teacher_ner=None))
+        rows.make_commands(ROWS["ner-soft"], 0, replace(inputs, teacher_ner=None))
     with pytest.raises(ConfigError, match="no such file"):
         rows.make_commands(
             ROWS["distilled"], 0, replace(inputs, distilled=inputs.output / "absent")

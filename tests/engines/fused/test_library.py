@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _ctypes
 import shutil
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-import _ctypes
 import pytest
 
 from spacy_distil.engines.fused import library
