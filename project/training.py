@@ -69,7 +69,8 @@ def configure(
         )
     config = template.copy()
     config["nlp"]["lang"] = lang or summary["lang"]
-    if ner == "distil_ner":
+    factories = [each.get("factory") for each in config["components"].values()]
+    if ner == "distil_ner" and "distil_transformer" in factories:
         use_distil_ner(config)
     kept: dict[str, str] = {}  # factory of each head that stays -> its score
     for name in list(config["nlp"]["pipeline"]):
@@ -114,8 +115,6 @@ def lists_of_pipes(config: Config) -> list[list[str] | None]:
 def use_distil_ner(config: Config) -> None:
     """Replace `ner` by `distil_ner`, under the same name and on the same token vectors."""
     components = config["components"]
-    if not any(each.get("factory") == "distil_transformer" for each in components.values()):
-        return
     for name, settings in components.items():
         if settings.get("factory") == "ner":
             chosen: dict[str, Any] = {"factory": "distil_ner"}

@@ -31,7 +31,7 @@ from benchmarks.common.commands import (
 )
 from benchmarks.common.options import DryRun, RowsDirectory, Seeds
 from benchmarks.common.project import CNN_CONFIG, TRANSFORMER_CONFIG
-from project.training import configure, parse_seeds, read_summary, schedule
+from project.training import configure, parse_seeds, read_summary, schedule, use_distil_ner
 from spacy_distil.errors import ConfigError, friendly_errors
 
 # Names of the encoder, the entity recognizer and the genre classifier in the configs.
@@ -297,6 +297,8 @@ def make_config(row: PipelineRow, summary: Mapping[str, Any]) -> Config:
     """
     path = CNN_CONFIG if row.start == "cnn" else TRANSFORMER_CONFIG
     template = load_config(path, interpolate=False)
+    if row.ner == "distil_ner":
+        use_distil_ner(template)  # in the CNN pipeline, too
     config = configure(template, summary, ner=row.ner)
     if not row.is_distilled:
         return config
