@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from spacy.attrs import LENGTH, SPACY  # type: ignore[import-not-found]
-from spacy.tokens import Doc
 
 from spacy_distil.encoding.pieces import Pieces
 
 
-def token_offsets(doc: Doc) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the character offsets of the tokens of a doc.
+def token_offsets(
+    sizes: np.ndarray, n_tokens: Sequence[int], begins: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the character offsets of the tokens of docs.
 
-    RETURNS (starts, ends): each (n_tokens,) int64, end exclusive.
+    sizes: (n_tokens of all docs, 2), characters of each token, and of the space after it.
+    n_tokens: number of tokens of each doc.
+    begins: (n_docs,) the character at which each doc begins.
+    RETURNS (starts, ends): each (n_tokens of all docs,) int64, end exclusive.
     """
-    attrs = doc.to_array([LENGTH, SPACY]).astype(np.int64).reshape(-1, 2)
-    lengths, spaces = attrs[:, 0], attrs[:, 1]
-    ends = np.cumsum(lengths + spaces) - spaces
-    return ends - lengths, ends
+    lengths, spaces = sizes.T
+    after = np.append(0, np.cumsum(lengths + spaces))
+    firsts = np.cumsum([0, *n_tokens])[:-1]
+    starts = after[:-1] + np.repeat(begins - after[firsts], n_tokens)
+    return starts, starts + lengths
 
 
 def align(
@@ -25,7 +31,7 @@ def align(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the range of pieces that overlap each token.
 
-    token_starts, token_ends: (n_tokens,) character offsets.
+    token_starts, token_ends: (n_tokens,) character offsets into the text of the pieces.
     RETURNS (first, last): each (n_tokens,) int64. The pieces of token t are first[t]:last[t]. This
         range is empty for a token without a piece (whitespace, control characters). A piece may
         lie in the ranges of several tokens.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from spacy.attrs import LENGTH, SPACY  # type: ignore[import-not-found]
 from spacy.tokens import Doc
 
 from spacy_distil.encoding.alignment import align, token_offsets
@@ -19,15 +20,14 @@ class DocText:
     """The text and tokens of a doc. Unlike the doc, they do not change, and outlive a memory zone.
 
     text: without the space after the last token, which some tokenizers would make a piece of.
-    starts, ends: (n_tokens,) int64, character offsets of the tokens, end exclusive.
+    sizes: (n_tokens, 2) int64, the characters of each token, and of the space after it.
     """
 
     text: str
-    starts: np.ndarray
-    ends: np.ndarray
+    sizes: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.sizes)
 
 
 def read_docs(docs: Iterable[Doc | DocText]) -> list[DocText]:
@@ -39,7 +39,7 @@ def _read(doc: Doc) -> DocText:
     text = doc.text
     if len(doc) and doc[-1].whitespace_:
         text = text[:-1]
-    return DocText(text, *token_offsets(doc))
+    return DocText(text, doc.to_array([LENGTH, SPACY]).astype(np.int64).reshape(-1, 2))
 
 
 @dataclass(frozen=True)
@@ -101,34 +101,38 @@ def encode_docs(
         not, it has no window.
     """
     capacity = window - tokenizer.n_special
+    texts = read_docs(docs)
+    n_tokens = [len(doc) for doc in texts]
+    pieces, begins, n_pieces = tokenizer.pack([doc.text for doc in texts])
+    sizes = np.concatenate([np.zeros((0, 2), dtype=np.int64), *(doc.sizes for doc in texts)])
+    starts, ends = token_offsets(sizes, n_tokens, begins)
+    first, last = align(starts, ends, pieces)
     windows: list[np.ndarray] = []
     n_windows: list[int] = []
     row_pieces: list[np.ndarray] = []
-    firsts: list[np.ndarray] = []
-    lasts: list[np.ndarray] = []
-    n_pieces = 0
-    texts = read_docs(docs)
-    for doc, pieces in zip(texts, tokenizer([doc.text for doc in texts]), strict=True):
-        first, last = align(doc.starts, doc.ends, pieces)
-        bounds = split_windows(len(pieces.ids), first, last, capacity=capacity, overlap=overlap)
-        if not bounds and blank_windows and len(doc) and tokenizer.n_special:
+    token = piece = 0
+    for n, n_own in zip(n_tokens, n_pieces.tolist(), strict=True):
+        bounds = [(0, n_own)] if n_own else []
+        if n_own > capacity:
+            own = slice(token, token + n)
+            bounds = split_windows(
+                n_own, first[own] - piece, last[own] - piece, capacity=capacity, overlap=overlap
+            )
+        elif not n_own and blank_windows and n and tokenizer.n_special:
             bounds = [(0, 0)]
         n_windows.append(len(bounds))
         for start, end in bounds:
-            windows.append(pieces.ids[start:end])
-            row_pieces.append(np.arange(n_pieces + start, n_pieces + end))
-        firsts.append(first + n_pieces)
-        lasts.append(last + n_pieces)
-        n_pieces += len(pieces.ids)
-    alignment = _concatenate(firsts), _concatenate(lasts), _concatenate(row_pieces)
+            windows.append(pieces.ids[piece + start : piece + end])
+            row_pieces.append(np.arange(piece + start, piece + end))
+        token += n
+        piece += n_own
+    rows = np.concatenate([np.zeros(0, dtype=np.int64), *row_pieces])
     return EncodedDocs(
         windows,
         n_windows,
-        *alignment,
-        Pooling.from_alignment(pooling, *alignment),
-        [len(doc) for doc in docs],
+        first,
+        last,
+        rows,
+        Pooling.from_alignment(pooling, first, last, rows),
+        n_tokens,
     )
-
-
-def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)

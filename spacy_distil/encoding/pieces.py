@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spacy_distil.errors import WeightsError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 # A forked child inherits the pool of threads of `tokenizers`, but not the threads. If this variable
 # is "true", `tokenizers` would wait for them forever; if it is not set, it prints a warning at each
@@ -51,7 +52,7 @@ _IS_SPACE = np.array([chr(number).isspace() for number in range(0x3002)])
 
 @dataclass(frozen=True)
 class Pieces:
-    """The pieces of one text, without special pieces.
+    """The pieces of one text, or of several that stand one after the other, without special pieces.
 
     ids: (n_pieces,) int64, vocabulary ids.
     starts, ends: (n_pieces,) int64, character offsets into the text, end exclusive. The range does
@@ -129,9 +130,48 @@ class PieceTokenizer:
 
         Raises WeightsError, which names the text, if the tokenizer fails.
         """
+        packed, begins, n_pieces = self.pack(texts)
+        ends = np.cumsum(n_pieces)
+        return [
+            Pieces(packed.ids[own], packed.starts[own] - begin, packed.ends[own] - begin)
+            for begin, end, n in zip(begins, ends, n_pieces, strict=True)
+            for own in [slice(end - n, end)]
+        ]
+
+    def pack(self, texts: Sequence[str]) -> tuple[Pieces, np.ndarray, np.ndarray]:
+        """Split texts into pieces as if they were one, with a character between two of them.
+
+        RETURNS (pieces, begins, n_pieces): the characters at which the texts begin, and the number
+            of pieces of each, both (n_texts,) int64.
+        Raises WeightsError as above.
+        """
         texts = list(texts)
+        encodings = self._encode(texts)
+        n_pieces = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+        lengths = np.array([len(text) + 1 for text in texts], dtype=np.int64)
+        begins = np.cumsum(lengths) - lengths
+        n, flat = int(n_pieces.sum()), chain.from_iterable
+        ids = np.fromiter(flat(encoding.ids for encoding in encodings), np.int64, n)
+        offsets = flat(flat(encoding.offsets for encoding in encodings))
+        starts, ends = np.fromiter(offsets, np.int64, 2 * n).reshape(-1, 2).T + np.repeat(
+            begins, n_pieces
+        )
+        if self._spelled and (is_special := np.isin(ids, list(self._spelled))).any():
+            owners = np.repeat(np.arange(len(texts)), n_pieces)
+            ids, starts, ends, owners = _spell_out(
+                self._spelled, is_special, ids, starts, ends, owners
+            )
+            n_pieces = np.bincount(owners, minlength=len(texts))
+        if self._spaces:
+            ends = np.where(np.isin(ids, self._spaces), starts, ends)
+        if self._holds_spaces:
+            text = "\0".join(texts)
+            starts, ends = _without_spaces(text, starts, ends, _SPACE if self._spaces else "")
+        return in_order(ids, starts, ends), begins, n_pieces
+
+    def _encode(self, texts: list[str]) -> list[Encoding]:
         try:
-            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+            return self._tokenizer.encode_batch(texts, add_special_tokens=False)
         except (MemoryError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # includes a panic of Rust
@@ -139,21 +179,6 @@ class PieceTokenizer:
                 with _naming(f"The tokenizer fails on the text that begins with {text[:60]!r}"):
                     self._tokenizer.encode(text, add_special_tokens=False)
             raise
-        return [
-            self._to_pieces(text, encoding) for text, encoding in zip(texts, encodings, strict=True)
-        ]
-
-    def _to_pieces(self, text: str, encoding: Any) -> Pieces:
-        ids = np.array(encoding.ids, dtype=np.int64)
-        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        starts, ends = offsets[:, 0], offsets[:, 1]
-        if self._spelled and (is_special := np.isin(ids, list(self._spelled))).any():
-            ids, starts, ends = _spell_out(self._spelled, is_special, ids, starts, ends)
-        if self._spaces:
-            ends = np.where(np.isin(ids, self._spaces), starts, ends)
-        if self._holds_spaces:
-            starts, ends = _without_spaces(text, starts, ends, _SPACE if self._spaces else "")
-        return in_order(ids, starts, ends)
 
 
 def probe_patterns(tokenizer: Tokenizer, problem: str) -> None:
@@ -238,24 +263,28 @@ def _spell_out(
     ids: np.ndarray,
     starts: np.ndarray,
     ends: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    owners: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Replace literal special pieces by the pieces of their characters.
 
     spelled: as `_find_spelled` returns it.
     is_special: (n_pieces,) bool, true for such a piece.
-    RETURNS (ids, starts, ends): as in `Pieces`.
+    owners: (n_pieces,) int64, the text of each piece.
+    RETURNS (ids, starts, ends, owners): as in `Pieces`, and the new owners.
     """
     lengths = np.ones(len(ids), dtype=np.int64)
     lengths[is_special] = [len(spelled[i]) for i in ids[is_special]]
     last = np.cumsum(lengths)
     within = np.arange(lengths.sum()) - np.repeat(last - lengths, lengths)
     places = np.repeat(is_special, lengths)
-    new_ids, starts, ends = (np.repeat(array, lengths) for array in (ids, starts, ends))
+    new_ids, starts, ends, owners = (
+        np.repeat(array, lengths) for array in (ids, starts, ends, owners)
+    )
     new_ids[places] = [character for i in ids[is_special] for character in spelled[i]]
     # A normalizer may have changed the number of characters.
     exact = places & (ends - starts == np.repeat(lengths, lengths))
     starts = np.where(exact, starts + within, starts)
-    return new_ids, starts, np.where(exact, starts + 1, ends)
+    return new_ids, starts, np.where(exact, starts + 1, ends), owners
 
 
 def _without_spaces(

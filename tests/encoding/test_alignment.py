@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spacy.tokens import Doc
 from spacy.vocab import Vocab
 
-from spacy_distil.encoding import PieceTokenizer
+from spacy_distil.encoding import PieceTokenizer, read_docs
 from spacy_distil.encoding.alignment import align, token_offsets
 from spacy_distil.encoding.pieces import Pieces, in_order
 from tests.encoding.test_pieces import KINDS, SENTENCEPIECE, TOKENIZERS, naive_offsets
@@ -78,10 +78,27 @@ def overlapping(doc: Doc, offsets: list[tuple[int, int]]) -> list[list[int]]:
     return owners
 
 
+def offsets_of(*docs: Doc) -> tuple[np.ndarray, np.ndarray]:
+    """Character offsets of the tokens of docs, in their texts with a character between them."""
+    texts = read_docs(docs)
+    begins = np.cumsum([0, *(len(text.text) + 1 for text in texts)])[:-1]
+    sizes = np.concatenate([text.sizes for text in texts])
+    return token_offsets(sizes, [len(text) for text in texts], begins)
+
+
+@given(docs=st.lists(DOCS, min_size=1, max_size=4))
+@settings(max_examples=50)
+def test_token_offsets_of_several_docs(docs: list[Doc]) -> None:
+    starts, ends = offsets_of(*docs)
+    text = "\n".join(text.text for text in read_docs(docs))
+    tokens = [token.text for doc in docs for token in doc]
+    assert [text[a:b] for a, b in zip(starts, ends, strict=True)] == tokens
+
+
 @given(doc=DOCS)
 @settings(max_examples=150)
 def test_token_offsets_are_those_of_the_text(doc: Doc) -> None:
-    starts, ends = token_offsets(doc)
+    starts, ends = offsets_of(doc)
     assert starts.tolist() == [token.idx for token in doc]
     assert [doc.text[a:b] for a, b in zip(starts, ends, strict=True)] == [t.text for t in doc]
 
@@ -94,7 +111,7 @@ def test_token_offsets_are_those_of_the_text(doc: Doc) -> None:
 @settings(max_examples=80)
 def test_alignment_is_the_overlap_of_characters(family: str, doc: Doc) -> None:
     offsets = naive_offsets(family, doc.text)
-    first, last = align(*token_offsets(doc), TOKENIZERS[family]([doc.text])[0])
+    first, last = align(*offsets_of(doc), TOKENIZERS[family]([doc.text])[0])
     found = [list(range(a, b)) for a, b in zip(first, last, strict=True)]
     expected = overlapping(doc, offsets)
     in_order = offsets == sorted(offsets) and all(a[1] <= b[1] for a, b in pairwise(offsets))
@@ -208,7 +225,7 @@ def test_spaces_have_no_pieces(family: str) -> None:
     tabs.
     """
     doc = NLP.make_doc("  Ann   visited \u00a0 東京\t\t Oslo    ☃  x \u3000 ")
-    first, last = align(*token_offsets(doc), PieceTokenizer(build_tokenizer(family))([doc.text])[0])
+    first, last = align(*offsets_of(doc), PieceTokenizer(build_tokenizer(family))([doc.text])[0])
     without = [token.text for token, a, b in zip(doc, first, last, strict=True) if a == b]
     spaces = [token.text for token in doc if token.is_space]
     assert len(spaces) > 4

@@ -231,3 +231,15 @@ def test_offsets_are_sorted_and_inside_the_text(family: str, text: str) -> None:
     if family in SPACES_INSIDE:
         parts = [text[a:b] for a, b in zip(pieces.starts, pieces.ends, strict=True)]
         assert parts == [part.strip() for part in parts]
+
+
+@pytest.mark.parametrize("family", KINDS)
+@given(texts=st.lists(st.text(max_size=12) | st.sampled_from(["[PAD]a", "<pad> b", " ", "▁x "])))
+@settings(max_examples=40)
+def test_a_text_has_the_same_pieces_among_others(family: str, texts: list[str]) -> None:
+    tokenizer = TOKENIZERS[family]
+    for text, found in zip(texts, tokenizer(texts), strict=True):
+        for array, expected in zip(
+            vars(found).values(), vars(tokenizer([text])[0]).values(), strict=True
+        ):
+            np.testing.assert_array_equal(array, expected)
