@@ -29,6 +29,7 @@ from spacy_distil.component.pipe import DistilTransformerPipe
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.pipelines import load_pipeline
+from spacy_distil.report.layout import with_range
 from spacy_distil.report.speed import Spread
 from spacy_distil.tables import Table
 from spacy_distil.text.documents import read_documents
@@ -93,9 +94,9 @@ def make_table(name: str, rounds: Sequence[Stages], n_words: int) -> Table:
     for stage in [*rounds[0], ALL]:
         seconds = totals if stage == ALL else [stages[stage] for stages in rounds]
         times = Spread.of([each / n_words * 1e6 for each in seconds])
-        spread = f"{times.min:.2f}–{times.max:.2f}"
-        rows.append([stage, f"{times.median:.2f}", spread, f"{sum(seconds) / sum(totals):.0%}"])
-    return Table(f"{name}, microseconds a word", ["stage", "median", "range", "share"], rows)
+        share = f"{sum(seconds) / sum(totals):.0%}"
+        rows.append([stage, with_range(times, "{:.2f}"), share])
+    return Table(name, ["stage", "microseconds a word", "share"], rows)
 
 
 def main(

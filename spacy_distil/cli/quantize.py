@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 from wasabi import msg
@@ -76,6 +76,13 @@ def quantize_cli(
             help="Use 7-bit weights. On CPUs without VNNI, 8-bit ones can saturate.",
         ),
     ] = False,
+    embedding_bits: Annotated[
+        int,
+        typer.Option(
+            "--embedding-bits",
+            help="Bits of the numbers in the embeddings of pieces: 8, or 4 for half of their size.",
+        ),
+    ] = 8,
     prune_vocab: Annotated[
         Path | None,
         typer.Option(
@@ -123,6 +130,7 @@ def quantize_cli(
             min_agreement=min_agreement,
             max_fp32_layers=max_fp32_layers,
             reduced_range=reduced_range,
+            embedding_bits=cast(Literal[8, 4], embedding_bits),  # which `quantize` checks
             prune_vocab=prune_vocab,
             vocab_size=vocab_size,
             txt_documents=txt_documents.value,

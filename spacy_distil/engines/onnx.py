@@ -30,7 +30,7 @@ IDS, MASK, POSITIONS, ROWS = "ids", "mask", "positions", "rows"
 BATCH_PIECES = 512
 # The section of config.json for this engine, and the version of its format.
 SECTION = "spacy_distil"
-FORMAT = 1
+FORMAT = 2
 # This environment variable, set to 0, has ONNX Runtime run all encoders.
 FUSED_SETTING = "SPACY_DISTIL_FUSED"
 

@@ -25,7 +25,7 @@ _PARTS = {
 _GRAPH, _METADATA, _INITIALIZER, _KEY, _VALUE = 7, 14, 5, 1, 2
 # Fields of a tensor.
 _DIMS, _DATA_TYPE, _FLOATS, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 4, 8, 9, 13, 14
-_FLOAT, _INT8, _FLOAT16, _DOUBLE = 1, 3, 10, 11
+_FLOAT, _UINT8, _INT8, _FLOAT16, _DOUBLE = 1, 2, 3, 10, 11
 _FORMATS = {_FLOAT: "<f4", _FLOAT16: "<f2", _DOUBLE: "<f8"}
 
 
@@ -69,11 +69,11 @@ def read_metadata(graph: bytes, key: str) -> str | None:
 
 
 def read_tensors(graph: bytes) -> dict[str, np.ndarray]:
-    """Read the weights of an ONNX file, by name: float32 and int8, which share its memory.
+    """Read the weights of an ONNX file, by name: float32, int8 and uint8, which share its memory.
 
     Raises ValueError if the shape of one does not fit.
     """
-    formats, tensors = {_FLOAT: "<f4", _INT8: "i1"}, {}
+    formats, tensors = {_FLOAT: "<f4", _UINT8: "u1", _INT8: "i1"}, {}
     for number, part in _fields(memoryview(graph)):
         if number != _GRAPH or not isinstance(part, memoryview):
             continue

@@ -47,7 +47,7 @@ class SourceEncoder:
             "width": self.weights.width,
             "n_parameters": self.n_parameters,
             "int8_layers": sorted(precision.layers),
-            "int8_embeddings": precision.embeddings,
+            "embedding_bits": precision.embedding_bits if precision.embeddings else 32,
             "reduced_range": precision.reduced_range,
             "checked_on": cpu_model(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from spacy.tokens import Doc
@@ -21,8 +21,15 @@ class Int8Plan:
     sensitivity: by encoder, the result of `measure_sensitivity`; empty until it is needed.
     """
 
-    def __init__(self, encoders: dict[str, SourceEncoder], *, reduced_range: bool) -> None:
+    def __init__(
+        self,
+        encoders: dict[str, SourceEncoder],
+        *,
+        reduced_range: bool,
+        embedding_bits: Literal[8, 4] = 8,
+    ) -> None:
         self.encoders = encoders
+        self.embedding_bits = embedding_bits
         self.reduced_range = reduced_range
         self.fp32_layers: dict[str, list[int]] = {name: [] for name in encoders}
         self.sensitivity: dict[str, list[float]] = {}
@@ -30,7 +37,12 @@ class Int8Plan:
     def precision(self, name: str) -> Precision:
         """The precision of an encoder's layers."""
         layers = frozenset(range(self.encoders[name].n_layers)) - {*self.fp32_layers[name]}
-        return Precision(layers, embeddings=True, reduced_range=self.reduced_range)
+        return Precision(
+            layers,
+            embeddings=True,
+            embedding_bits=self.embedding_bits,
+            reduced_range=self.reduced_range,
+        )
 
     def can_fall_back(self, max_layers: int | None) -> bool:
         """Whether any encoder may have one more layer in float32.

@@ -57,6 +57,7 @@ class Quantization:
 
     precision: "int8" or "fp32".
     reduced_range: whether int8 weights use 7 bits.
+    embedding_bits: of the numbers in the embeddings of pieces, in int8.
     cpu: the CPU that the pipelines were compared on.
     vnni: whether that CPU adds up int8 products without saturating; `None` if unknown.
     fp32_layers, sensitivity: see `spacy_distil.export.fallback.Int8Plan`.
@@ -67,6 +68,7 @@ class Quantization:
 
     precision: str
     reduced_range: bool
+    embedding_bits: int
     cpu: str
     vnni: bool | None
     fp32_layers: dict[str, list[int]]
@@ -90,6 +92,7 @@ def quantize(
     min_agreement: float = 0.95,
     max_fp32_layers: int | None = None,
     reduced_range: bool = False,
+    embedding_bits: Literal[8, 4] = 8,
     prune_vocab: str | Path | None = None,
     vocab_size: int | None = None,
     txt_documents: TxtDocuments = "auto",
@@ -114,6 +117,7 @@ def quantize(
     max_fp32_layers: number of layers of each encoder that may stay in float32 to reach this
         agreement, the most sensitive first; `None` for half of them.
     reduced_range: whether int8 weights use 7 bits, for CPUs without VNNI.
+    embedding_bits: bits of the numbers in the embeddings of pieces: 8, or 4 for half of their size.
     prune_vocab: documents; the vocabulary drops the pieces that do not occur in them. `None` keeps
         all.
     vocab_size: number of pieces to keep with `prune_vocab`; `None` for those that occur.
@@ -134,6 +138,13 @@ def quantize(
         raise ConfigError(f"precision = {precision!r}: expected one of {', '.join(PRECISIONS)}.")
     if not 0 <= min_agreement <= 1:
         raise ConfigError(f"min_agreement = {min_agreement}: expected 0 to 1.")
+    if embedding_bits not in (8, 4):
+        raise ConfigError(f"embedding_bits = {embedding_bits!r}: expected 8 or 4.")
+    if embedding_bits == 4 and precision != "int8":
+        raise ConfigError(
+            f"embedding_bits = 4 with precision = {precision!r}: embeddings are rounded only in "
+            "int8. Leave out one of the two."
+        )
     if vocab_size is not None and prune_vocab is None:
         raise ConfigError(
             f"--vocab-size {vocab_size} is the number of pieces to keep of those that "
@@ -158,7 +169,7 @@ def quantize(
             Path(prune_vocab), original, txt_documents=txt_documents, log=log
         ).texts
         encoders, pruning = _prune(encoders, counted, documents, vocab_size=vocab_size)
-    plan = Int8Plan(encoders, reduced_range=reduced_range)
+    plan = Int8Plan(encoders, reduced_range=reduced_range, embedding_bits=embedding_bits)
     with atomic_directory(output) as directory:
         while True:
             log(f"Making the graph: {plan if precision == 'int8' else precision}")
@@ -201,6 +212,7 @@ def quantize(
     return Quantization(
         precision=precision,
         reduced_range=reduced_range,
+        embedding_bits=embedding_bits,
         cpu=cpu_model(),
         vnni=has_vnni(),
         fp32_layers=plan.fp32_layers,

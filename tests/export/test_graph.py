@@ -85,8 +85,13 @@ def test_int8_with_activations(tmp_path: Path, activation: str) -> None:
 
 @pytest.mark.parametrize(
     "precision",
-    [Precision(frozenset({1})), Precision(frozenset({0})), Precision(embeddings=True)],
-    ids=["layer 1", "layer 0", "embeddings"],
+    [
+        Precision(frozenset({1})),
+        Precision(frozenset({0})),
+        Precision(embeddings=True),
+        Precision(embeddings=True, embedding_bits=4),
+    ],
+    ids=["layer 1", "layer 0", "embeddings", "embeddings in 4 bits"],
 )
 def test_parts_in_int8(bert_dir: Path, precision: Precision) -> None:
     weights = weights_in(bert_dir)

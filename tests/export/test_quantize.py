@@ -123,11 +123,11 @@ def test_int8(torch_pipeline: Path, gold: Path, output: Path) -> None:
     section = json.loads(files[CONFIG])[SECTION]
     assert section.pop("checked_on") == result.cpu
     assert section == {
-        "format": 1,
+        "format": 2,
         "width": 32,
         "n_parameters": encoder_of(spacy.load(torch_pipeline)).n_parameters,
         "int8_layers": [0, 1],
-        "int8_embeddings": True,
+        "embedding_bits": 8,
         "reduced_range": False,
     }
     # Everything else is as it was.
@@ -149,7 +149,7 @@ def test_fp32(torch_pipeline: Path, gold: Path, output: Path) -> None:
     original, loaded = spacy.load(torch_pipeline), spacy.load(output)
     assert_same_predictions(original, loaded, cats=1e-5)
     section = json.loads((output / "transformer" / CONFIG).read_text())[SECTION]
-    assert (section["int8_layers"], section["int8_embeddings"]) == ([], False)
+    assert (section["int8_layers"], section["embedding_bits"]) == ([], 32)
 
 
 def test_reduced_range(torch_pipeline: Path, output: Path) -> None:
@@ -157,6 +157,34 @@ def test_reduced_range(torch_pipeline: Path, output: Path) -> None:
     assert result.reduced_range
     assert json.loads((output / "transformer" / CONFIG).read_text())[SECTION]["reduced_range"]
     assert_same_predictions(spacy.load(torch_pipeline), spacy.load(output), cats=0.05)
+
+
+def test_embeddings_in_4_bits(torch_pipeline: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for bits in (8, 4):
+        result = quantize(torch_pipeline, tmp_path / str(bits), embedding_bits=bits)
+        assert result.embedding_bits == bits
+        encoder = tmp_path / str(bits) / "transformer"
+        assert json.loads((encoder / CONFIG).read_text())[SECTION]["embedding_bits"] == bits
+        sizes[bits] = (encoder / GRAPH).stat().st_size
+    n_numbers = encoder_of(spacy.load(torch_pipeline)).engine.model.embeddings.word_embeddings
+    assert 0 < n_numbers.weight.numel() / 2 - (sizes[8] - sizes[4]) < 1500  # a few more nodes
+    assert_same_predictions(spacy.load(torch_pipeline), spacy.load(tmp_path / "4"), cats=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embedding_bits": 3}, "embedding_bits = 3: expected 8 or 4"),
+        ({"embedding_bits": 4, "precision": "fp32"}, "rounded only in int8"),
+    ],
+)
+def test_bits_that_cannot_be(
+    options: dict[str, Any], message: str, torch_pipeline: Path, output: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        quantize(torch_pipeline, output, **options)
+    assert not output.exists()
 
 
 def test_documents_are_text_or_those_of_spacy(
@@ -356,7 +384,9 @@ def test_plan(bert_dir: Path, sensitive: Path) -> None:
     docs = [nlp.make_doc(text) for text in SENTENCES]
     plan = Int8Plan(encoders, reduced_range=True)
     assert str(plan) == "int8"
-    assert plan.precision("four") == Precision(frozenset(range(4)), True, True)
+    assert plan.precision("four") == Precision(
+        frozenset(range(4)), embeddings=True, reduced_range=True
+    )
     assert not plan.can_fall_back(0)
     counts = []
     while plan.can_fall_back(None):

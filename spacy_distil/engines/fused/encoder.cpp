@@ -44,14 +44,16 @@ struct Layer {
   Norm attention_norm, output_norm;
 };
 
-// pieces: (n_vocab, width), piece_scales: (n_vocab). positions: (n_positions, width).
+// pieces: (n_vocab, width) int8, or of 4 bits, (n_vocab, width / 2) uint8: the lower half of a byte is
+// a number of the left half of a row plus 8, its upper half one of the right half.
+// piece_scales: (n_vocab). positions: (n_positions, width).
 // activation: 0 for GELU, 1 for its approximation by tanh, 2 for ReLU.
 // bfloat16: whether attention multiplies numbers of bfloat16: 1 only if `supports_bfloat16`, and if
 // 32 divides the size of a head.
 struct Encoder {
-  int32_t width, n_neurons, n_heads, n_layers, activation, bfloat16;
+  int32_t width, n_neurons, n_heads, n_layers, activation, bfloat16, embedding_bits;
   float epsilon;
-  const int8_t* pieces;
+  const void* pieces;
   const float* piece_scales;
   const float* positions;
   Norm embedding_norm;
@@ -68,7 +70,7 @@ struct Windows {
 };
 
 // Changes with the types and functions of the interface, as in `library.py`.
-EXPORT int32_t interface_version(void) { return 2; }
+EXPORT int32_t interface_version(void) { return 3; }
 
 #if defined(__GNUC__) && defined(__x86_64__)
 
@@ -262,17 +264,34 @@ AVX512 void normalize(float* x, int n, int width, const Norm& norm, float epsilo
   }
 }
 
+// Put 16 numbers, times scale, plus those of the position.
+INLINE void put_embedding(__m512i numbers, __m512 scale, const float* position, float* out) {
+  _mm512_storeu_ps(
+      out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(numbers), scale, _mm512_loadu_ps(position)));
+}
+
 // Embeddings of one window, before their normalization: (n, width).
 AVX512 void embed(const Encoder& encoder, const int32_t* ids, int n, float* out) {
-  const int width = encoder.width;
+  const int width = encoder.width, half = width / 2;
   const float* positions = encoder.positions;
   for (int i = 0; i < n; ++i, positions += width, out += width) {
-    const int8_t* piece = encoder.pieces + (size_t)ids[i] * width;
     const __m512 scale = set(encoder.piece_scales[ids[i]]);
-    for (int j = 0; j < width; j += 16) {
-      const __m512i numbers = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(piece + j)));
-      _mm512_storeu_ps(out + j, _mm512_fmadd_ps(_mm512_cvtepi32_ps(numbers), scale,
-                                                _mm512_loadu_ps(positions + j)));
+    if (encoder.embedding_bits == 8) {
+      const int8_t* piece = (const int8_t*)encoder.pieces + (size_t)ids[i] * width;
+      for (int j = 0; j < width; j += 16) {
+        const __m512i numbers = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(piece + j)));
+        put_embedding(numbers, scale, positions + j, out + j);
+      }
+    } else {
+      const uint8_t* piece = (const uint8_t*)encoder.pieces + (size_t)ids[i] * half;
+      const __m512i eight = _mm512_set1_epi32(8), lower = _mm512_set1_epi32(15);
+      for (int j = 0; j < half; j += 16) {
+        const __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(piece + j)));
+        const __m512i left = _mm512_sub_epi32(_mm512_and_si512(pairs, lower), eight);
+        const __m512i right = _mm512_sub_epi32(_mm512_srli_epi32(pairs, 4), eight);
+        put_embedding(left, scale, positions + j, out + j);
+        put_embedding(right, scale, positions + half + j, out + half + j);
+      }
     }
   }
 }

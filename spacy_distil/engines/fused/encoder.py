@@ -51,7 +51,7 @@ class FusedEncoder:
         self._layers = (library.Layer * len(layers))(*layers)
         pieces, scales = (tensors[name] for name in recipe["pieces"])
         positions = tensors[recipe["positions"]]
-        self.n_pieces, self.width = pieces.shape
+        self.n_pieces, self.width = len(pieces), positions.shape[1]
         self.n_positions = len(positions)
         self._encoder = library.Encoder(
             width=self.width,
@@ -60,8 +60,9 @@ class FusedEncoder:
             n_layers=len(layers),
             activation=ACTIVATIONS.index(recipe["activation"]),
             bfloat16=bfloat16,
+            embedding_bits=recipe["embedding_bits"],
             epsilon=recipe["epsilon"],
-            pieces=self._keep(pieces, np.int8),
+            pieces=self._keep(pieces, pieces.dtype.type),
             piece_scales=self._keep(scales, np.float32),
             positions=self._keep(positions, np.float32),
             embedding_norm=self._norm(recipe["embedding_norm"]),
@@ -241,14 +242,18 @@ def _check_shapes(recipe: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
             check(vector, (width,))
 
     pieces, scales = recipe["pieces"]
+    bits = recipe["embedding_bits"]
+    if bits not in (8, 4):
+        raise ValueError(f"embedding_bits = {bits!r}")
     n_pieces, width = tensors[pieces].shape
+    width *= 8 // bits
     n_neurons = tensors[recipe["layers"][0]["up"][0]].shape[1]
     n_heads, epsilon = recipe["n_heads"], recipe["epsilon"]
     if type(n_heads) is not int or n_heads < 1 or width % n_heads:
         raise ValueError(f"{n_heads!r} heads of {width} numbers")
     if not 0 < np.float32(epsilon) < 1:
         raise ValueError(f"epsilon = {epsilon!r}")
-    check(pieces, (n_pieces, width), np.int8)
+    check(pieces, (n_pieces, width * bits // 8), np.int8 if bits == 8 else np.uint8)
     check(scales, (n_pieces, 1))
     check(recipe["positions"], (len(tensors[recipe["positions"]]), width))
     check_norm(recipe["embedding_norm"])

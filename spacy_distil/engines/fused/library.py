@@ -16,7 +16,7 @@ NAME = "compiled"
 # Loads of AVX-512 are fastest from multiples of this many bytes, and the products demand them.
 ALIGNMENT = 64
 # The interface that this file describes.
-VERSION = 2
+VERSION = 3
 
 
 class Linear(Structure):
@@ -53,6 +53,7 @@ class Encoder(Structure):
         ("n_layers", c_int32),
         ("activation", c_int32),
         ("bfloat16", c_int32),
+        ("embedding_bits", c_int32),
         ("epsilon", c_float),
         ("pieces", c_void_p),
         ("piece_scales", c_void_p),

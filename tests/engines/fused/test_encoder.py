@@ -124,6 +124,15 @@ def test_reduced_range(weights: BertWeights) -> None:
 
 
 @needs_compiled
+def test_embeddings_in_4_bits(weights: BertWeights) -> None:
+    windows = random_windows(len(weights.pieces), SHORT)
+    precision = replace(INT8, embedding_bits=4)
+    actual = run(fuse(build_graph(weights, precision)), windows)
+    exact = Naive(weights, FLOAT)(windows)
+    assert_mostly_close(actual, Naive(weights, precision)(windows), exact)
+
+
+@needs_compiled
 def test_long_windows(weights: BertWeights, graph: bytes) -> None:
     """Longer than a block of rows, with every remainder of stripes and registers."""
     windows = random_windows(len(weights.pieces), [398, 111, 96, 95, 94, 93, 92, 91, 90, 62, 61])
@@ -289,6 +298,8 @@ def with_recipe(graph: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
         lambda recipe: recipe["layers"][1].update(attention_bias="constant_999"),
         lambda recipe: recipe.update(pieces=recipe["pieces"][:1]),
         lambda recipe: recipe.update(positions=recipe["pieces"][0]),
+        lambda recipe: recipe.update(embedding_bits=4),
+        lambda recipe: recipe.update(embedding_bits="8"),
         lambda recipe: recipe.update(n_heads=0),
         lambda recipe: recipe.update(n_heads="4"),
         lambda recipe: recipe.update(n_heads=3),
