@@ -479,7 +479,7 @@ def test_another_format_of_onnx_is_named(saved_onnx: Path) -> None:
     path = saved_onnx / "transformer" / "config.json"
     path.write_text(path.read_text().replace('"format": 2', '"format": 7'))
     (path.parent / SUMS).unlink()
-    with pytest.raises(WeightsError, match=r"model\.onnx has format 7, .* reads format 1"):
+    with pytest.raises(WeightsError, match=r"model\.onnx has format 7, .* reads format 2"):
         spacy.load(saved_onnx)
 
 

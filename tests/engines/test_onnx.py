@@ -109,7 +109,7 @@ def test_another_format_is_named(
     files: Files, change: Callable[[Files], Files], found: str
 ) -> None:
     message = (
-        f"model.onnx has format {found}, but spacy-distil {__version__} reads format 1. "
+        f"model.onnx has format {found}, but spacy-distil {__version__} reads format 2. "
         "Make it again with 'spacy distil quantize'"
     )
     with pytest.raises(WeightsError, match=re.escape(message)):
