@@ -99,8 +99,8 @@ def drop_section(files: Files) -> Files:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (change_section(format=2), "2"),
-        (change_section(format="1"), "'1'"),
+        (change_section(format=1), "1"),
+        (change_section(format="2"), "'2'"),
         (change_section(format=None), "None"),
         (drop_section, "None"),
     ],
