@@ -84,6 +84,7 @@ class PipelineRow:
     before: rows to compare with.
     n_layers: number of layers of the student's encoder.
     n_neurons: neurons of its feed-forward layers, the teacher's most important ones, if it is cut.
+    n_pieces: pieces of its vocabulary, the corpus's most frequent ones, if it is cut; 0 for all.
     ner: factory of the entity recognizer of teacher and student.
     target: training target of the student's entity recognizer.
     hidden_layers: the layers whose hidden states the student learns, if a stage does that.
@@ -99,6 +100,7 @@ class PipelineRow:
     before: tuple[str, ...] = ()
     n_layers: int = 3
     n_neurons: int = 0
+    n_pieces: int = 0
     ner: Literal["distil_ner", "ner"] = "distil_ner"
     target: Literal["auto", "silver"] = "auto"
     hidden_layers: Literal["last", "even"] = "last"
@@ -235,8 +237,16 @@ def _with_variations(rows: Sequence[PipelineRow]) -> dict[str, PipelineRow]:
         for name, title, n_layers in (("two-layers", "2 layers", 2), ("one-layer", "1 layer", 1))
         for n_neurons in (768, 384)
     ]
+    smallest = replace(
+        cut,
+        name="smallest",
+        title="2 layers, 384 neurons and 10,000 pieces",
+        n_neurons=384,
+        n_pieces=10_000,
+        before=("two-layers-384",),
+    )
     one = replace(two, name="one-layer", title=f"1 layer, as '{BEST}'", n_layers=1)
-    return {**by_name, **{row.name: row for row in (gold, two, two_gold, one, *smaller)}}
+    return {**by_name, **{row.name: row for row in (gold, two, two_gold, one, *smaller, smallest)}}
 
 
 ROWS = _with_variations(_ROWS)
@@ -385,6 +395,8 @@ def _cut(row: PipelineRow, inputs: PipelineInputs) -> tuple[Command, Path]:
     output, corpus = inputs.output / row.name / "start", inputs.corpus / "train.spacy"
     arguments = ["spacy", "distil", "student", str(encoder), "--layers", str(row.n_layers)]
     arguments += ["--from", "first", "--ffn", str(row.n_neurons), "--corpus", str(corpus)]
+    if row.n_pieces:
+        arguments += ["--vocab-size", str(row.n_pieces)]
     command = Command((*arguments, "--output", str(output)), output, (encoder, corpus))
     return command, output
 

@@ -27,7 +27,7 @@ from spacy_distil.text.plain_text import TxtDocuments
 if TYPE_CHECKING:
     from spacy_distil.export.encoders import SourceEncoder
     from spacy_distil.export.graph import Precision
-    from spacy_distil.export.vocabulary import PruningLoss
+    from spacy_distil.students.vocabulary import PruningLoss
 
 PrecisionName = Literal["int8", "fp32"]
 PRECISIONS: tuple[str, ...] = get_args(PrecisionName)
@@ -250,7 +250,7 @@ def _prune(
 ) -> tuple[dict[str, SourceEncoder], Pruning]:
     """Prune the encoders' vocabulary to the pieces of `texts`. For the rest see `quantize`."""
     from spacy_distil.export.encoders import SourceEncoder
-    from spacy_distil.export.vocabulary import prune_encoder, prune_vocabulary, pruning_loss
+    from spacy_distil.students.vocabulary import prune_encoder, prune_vocabulary, pruning_loss
 
     tokenizers = {encoder.files[TOKENIZER].decode() for encoder in encoders.values()}
     if len(tokenizers) > 1:

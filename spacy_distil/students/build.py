@@ -22,9 +22,10 @@ from spacy_distil.students.importance import (
 from spacy_distil.students.layer_choice import Layers
 from spacy_distil.students.licence import find_licence
 from spacy_distil.students.making import make_student
-from spacy_distil.students.sample_text import pieces_per_word, read_blocks
+from spacy_distil.students.sample_text import pieces_per_word, read_blocks, read_texts
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import load_teacher
+from spacy_distil.students.vocabulary import prune_model
 from spacy_distil.tables import Table
 from spacy_distil.text.plain_text import TxtDocuments
 
@@ -42,7 +43,7 @@ class BuiltStudent:
     is_random: whether the weights are random, because some parts had to be left out and there was
         no text to choose them on.
     costs: parameters, size, operations and speed of both.
-    pieces_per_word: on the corpus, or on English example sentences.
+    pieces_per_word: of the teacher, on the corpus or on English example sentences.
     """
 
     shape: StudentShape
@@ -62,6 +63,7 @@ def build_student(
     heads: int | None = None,
     ffn: int | None = None,
     width: int | None = None,
+    vocab_size: int | None = None,
     corpus: Path | None = None,
     revision: str | None = None,
     threads: int | None = None,
@@ -73,8 +75,10 @@ def build_student(
     teacher: directory or hub name of an encoder.
     output: directory for a Hugging Face model with a card; None saves nothing.
     layers, n_layers, heads, ffn, width: shape of the student, see `choose_shape`.
-    corpus: file or directory of text to measure importance on. Needed to save a student that has
-        fewer heads, neurons or dimensions than the teacher.
+    vocab_size: number of pieces that the student keeps, those that are most frequent in the corpus;
+        None for all. A student with fewer pieces has no masked-LM head.
+    corpus: file or directory of text to measure importance on, and to count pieces in. Needed to
+        save a student that has fewer heads, neurons, dimensions or pieces than the teacher.
     revision: branch, tag or commit on the hub.
     threads: of the CPU while speed is measured; None is torch's own choice.
     txt_documents: how .txt files of the corpus are divided into documents, see `TxtDocuments`.
@@ -94,6 +98,11 @@ def build_student(
             f"{', '.join(PREFIX + name for name in shape.cuts)}, and needs text to choose the "
             f"parts that it keeps. Name some with {CORPUS}"
         )
+    if vocab_size is not None and corpus is None:
+        raise ConfigError(
+            f"{PREFIX}vocab-size {vocab_size}: the most frequent pieces are kept, and there is no "
+            f"text to count them in. Name some with {CORPUS}"
+        )
     importance = None
     if corpus is not None and shape.cuts:
         blocks = read_blocks(corpus, loaded, setting=CORPUS, txt_documents=txt_documents, log=log)
@@ -104,6 +113,11 @@ def build_student(
     student = make_student(
         loaded, shape, importance, start="random" if is_random else "teacher"
     ).eval()
+    tokenizer = loaded.tokenizer
+    if vocab_size is not None and corpus is not None:
+        log(f"Counting the pieces of {corpus}")
+        texts = read_texts(corpus, setting=CORPUS, txt_documents=txt_documents)
+        student, tokenizer = prune_model(student, tokenizer, texts, keep=vocab_size)
     words = pieces_per_word(corpus, loaded, setting=CORPUS, txt_documents=txt_documents)
     costs = cost_table(loaded.model, student, pieces_per_word=words, threads=threads)
     if output is not None:
@@ -115,7 +129,7 @@ def build_student(
         )
         n_bytes = sum(p.numel() * p.element_size() for p in student.parameters())
         with atomic_directory(output, needed=n_bytes) as directory:
-            save_encoder(student, loaded.tokenizer, directory)
+            save_encoder(student, tokenizer, directory)
             (directory / "README.md").write_text(card, encoding="utf-8")
     return BuiltStudent(shape, config.model_type, importance, is_random, costs, words)
 

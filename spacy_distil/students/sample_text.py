@@ -93,6 +93,22 @@ def pieces_per_word(
     return sum(len(pieces) for pieces, _ in tokenize(parts, teacher.tokenizer)) / n_words
 
 
+def read_texts(
+    path: Path,
+    *,
+    setting: str,
+    txt_documents: TxtDocuments = "auto",
+) -> Iterator[str]:
+    """Read all texts of a corpus.
+
+    path, setting, txt_documents: as in `read_blocks`.
+    """
+    txt = TxtFiles(txt_documents)
+    for file in find_files([path], setting=setting):
+        for part in read_parts(file, txt):
+            yield part.text
+
+
 def _read_start(files: Iterable[Path], n_characters: int, txt: TxtFiles) -> Iterator[Part]:
     """Read documents from the start of files, until they have about `n_characters`."""
     size = 0

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from spacy_distil.cli import distil_cli
+from spacy_distil.engines.pretrained import load_tokenizer
+from spacy_distil.students.teachers import load_teacher
 from tests.cli.test_encoder import distil_without_torch
 from tests.teachers import teacher_dir, text_file  # noqa: F401 (fixtures)
 
@@ -81,6 +83,40 @@ def test_student_is_cut_by_importance_and_saved(
     assert "exists. Choose another directory" in output
 
 
+def test_a_student_with_fewer_pieces(
+    teacher: Path,
+    text_file: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """It encodes text of the pieces that it keeps as before, and text of others, too."""
+    whole, small = tmp_path / "whole", tmp_path / "small"
+    options = ("--layers", "2", "--threads", "1")
+    assert run(teacher, *options, "--output", whole)[0] == 0
+    old = AutoTokenizer.from_pretrained(whole)
+    size = len(old) - 3
+    arguments = ("--vocab-size", str(size), "--corpus", text_file, "--output", small)
+    status, output = run(teacher, *options, *arguments)
+    assert status == 0, output
+    new = AutoTokenizer.from_pretrained(small)
+    models = [AutoModel.from_pretrained(path).eval() for path in (whole, small)]
+    assert len(new) == size == models[1].config.vocab_size
+    assert new.convert_ids_to_tokens(models[1].config.pad_token_id) == "[PAD]"
+    assert new.model_max_length == old.model_max_length
+    words = text_file.read_text().split("\n")[0].split()
+    text = " ".join(word for word in words if old.tokenize(word) == new.tokenize(word))
+    assert len(text) > 20
+    with torch.no_grad():
+        expected, found = (
+            model(**tokenizer(text, return_tensors="pt")).last_hidden_state
+            for model, tokenizer in zip(models, (old, new), strict=True)
+        )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    (dropped, *_) = old.get_vocab().keys() - new.get_vocab().keys()
+    assert new.tokenize(dropped.removeprefix("##"))
+    assert load_tokenizer(str(small)).n_special == 2
+    assert not load_teacher(str(small)).has_mlm_head  # it would predict pieces that are gone
+
+
 def test_student_of_whole_layers_needs_no_corpus(teacher: Path, tmp_path: Path) -> None:
     path = tmp_path / "student"
     status, output = run(teacher, "--layers", "1", "--from", "last", "--output", path)
@@ -128,6 +164,7 @@ def test_the_same_call_makes_the_same_student(
         (["--layers", ","], "--layers = []"),
         (["--width", "8", "--output", "new"], "Name some with --corpus"),
         (["--corpus", "none.txt", "--ffn", "20"], "--corpus: none.txt does not exist"),
+        (["--vocab-size", "50"], "there is no text to count them in. Name some with --corpus"),
     ],
 )
 def test_what_cannot_be_is_refused(teacher: Path, arguments: list[str], message: str) -> None:

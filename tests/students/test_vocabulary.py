@@ -18,7 +18,7 @@ from spacy_distil.component.shim import get_encoder
 from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.engines.files import CONFIG, TOKENIZER, WEIGHTS, write_files
 from spacy_distil.errors import ConfigError, CorpusError, WeightsError
-from spacy_distil.export.vocabulary import (
+from spacy_distil.students.vocabulary import (
     PrunedVocabulary,
     prune_encoder,
     prune_vocabulary,

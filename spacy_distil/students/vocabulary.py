@@ -28,6 +28,7 @@ from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 # Names of the piece embeddings, of ModernBERT and of all other families, without their prefix.
 _EMBEDDINGS = ("embeddings.tok_embeddings.weight", "embeddings.word_embeddings.weight")
@@ -166,21 +167,45 @@ def prune_encoder(files: Mapping[str, bytes], pruned: PrunedVocabulary) -> dict[
             f"pruned has a piece {pruned.kept_ids[-1]:,}. They do not belong together."
         )
     weights[names[0]] = embeddings[pruned.kept_ids]
-    old_config = parse_config(files)
-    config = _renumber_config(old_config, pruned.kept_ids)
-    if first_position(config) != first_position(old_config):
-        raise WeightsError(
-            f"pad_token_id = {old_config['pad_token_id']} becomes {config['pad_token_id']} if "
-            f"pieces in front of it are dropped, and {config['model_type']!r} encoders number "
-            "positions from there on. Leave vocabulary pruning out."
-        )
     return {
         **files,
-        CONFIG: dump_config(config),
+        CONFIG: dump_config(_renumber_config(parse_config(files), pruned.kept_ids)),
         # transformers refuses files that do not name their format.
         WEIGHTS: save(weights, metadata={"format": "pt"}),
         TOKENIZER: pruned.tokenizer_json.encode(),
     }
+
+
+def prune_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], *, keep: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Drop all but the most frequent pieces from an encoder and its tokenizer.
+
+    texts, keep: as in `prune_vocabulary`.
+    RETURNS: the encoder, changed in place, without the masked-LM head that it may have had, and a
+        new tokenizer.
+    Raises as `prune_vocabulary`.
+    """
+    from tokenizers import Tokenizer
+    from torch import nn
+    from transformers import PreTrainedTokenizerFast
+
+    pruned = prune_vocabulary(tokenizer.backend_tokenizer.to_str(), texts, keep=keep)
+    encoder: PreTrainedModel = model.base_model
+    config = _renumber_config(encoder.config.to_dict(), pruned.kept_ids)
+    for name in ("vocab_size", *(key for key in config if key.endswith("_token_id"))):
+        setattr(encoder.config, name, config[name])
+    embeddings = encoder.get_input_embeddings().weight.detach()[pruned.kept_ids].clone()
+    encoder.set_input_embeddings(
+        nn.Embedding.from_pretrained(
+            embeddings, freeze=False, padding_idx=encoder.config.pad_token_id
+        )
+    )
+    return encoder, PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(pruned.tokenizer_json),
+        model_max_length=tokenizer.model_max_length,
+        **tokenizer.special_tokens_map,
+    )
 
 
 def pruning_loss(old: PieceTokenizer, new: PieceTokenizer, texts: Iterable[str]) -> PruningLoss:
@@ -359,7 +384,10 @@ def _map_processor(processor: Any, new: Callable[[int], int]) -> Any:
 
 
 def _renumber_config(config: Mapping[str, Any], kept_ids: np.ndarray) -> dict[str, Any]:
-    """Update the number of pieces and the ids of special pieces in a `config.json`."""
+    """Update the number of pieces and the ids of special pieces in a `config.json`.
+
+    Raises WeightsError if it is another tokenizer's, or the encoder's positions would change.
+    """
     new_ids = {int(old): new for new, old in enumerate(kept_ids)}
     renumbered = {**config, "vocab_size": len(kept_ids)}
     for setting, value in config.items():
@@ -370,6 +398,12 @@ def _renumber_config(config: Mapping[str, Any], kept_ids: np.ndarray) -> dict[st
                     f"{TOKENIZER}. The files do not belong together."
                 )
             renumbered[setting] = new_ids[value]
+    if first_position(renumbered) != first_position(config):
+        raise WeightsError(
+            f"pad_token_id = {config['pad_token_id']} becomes {renumbered['pad_token_id']} if "
+            f"pieces in front of it are dropped, and {config['model_type']!r} encoders number "
+            "positions from there on. Leave vocabulary pruning out."
+        )
     return renumbered
 
 
