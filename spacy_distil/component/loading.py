@@ -21,7 +21,6 @@ from spacy_distil.engines.files import (
     longest_window,
     parse_config,
 )
-from spacy_distil.engines.onnx import OnnxEngine
 from spacy_distil.errors import TRAINING, ConfigError, WeightsError, require_all
 
 if TYPE_CHECKING:
@@ -84,8 +83,13 @@ def load_files(files: Mapping[str, bytes], settings: EncoderSettings) -> LoadedE
     check_engine(files, settings.engine)
     config = parse_config(files)
     require_settings(config, {"vocab_size"}, {"max_position_embeddings"})
-    engine_class = OnnxEngine if settings.engine == "onnx" else _torch_engine()
-    engine = engine_class.from_files(files, **settings.for_engine)
+    engine: Engine
+    if settings.engine == "onnx":
+        from spacy_distil.engines.frozen import load_frozen
+
+        engine = load_frozen(files, **settings.for_engine)
+    else:
+        engine = _torch_engine().from_files(files, **settings.for_engine)
     return _check(engine, PieceTokenizer.from_str(files[TOKENIZER]), config, settings)
 
 

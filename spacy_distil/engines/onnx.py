@@ -31,8 +31,6 @@ BATCH_PIECES = 512
 # The section of config.json for this engine, and the version of its format.
 SECTION = "spacy_distil"
 FORMAT = 2
-# This environment variable, set to 0, has ONNX Runtime run all encoders.
-FUSED_SETTING = "SPACY_DISTIL_FUSED"
 
 
 class OnnxEngine:
@@ -59,39 +57,14 @@ class OnnxEngine:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], *, threads: int | None = None) -> OnnxEngine:
-        """Load what `to_files` returned. If compiled code of ours can run the weights in the graph,
-        which is faster, the engine is a `FusedEngine`.
+        """Load what `to_files` returned.
 
         Raises WeightsError if it is damaged or has another format.
         """
-        config = parse_config(files)
-        section = config.get(SECTION)
-        if not isinstance(section, dict):
-            section = {}
-        if section.get("format") != FORMAT:
-            raise WeightsError(
-                f"{GRAPH} has format {section.get('format')!r}, but spacy-distil {__version__} "
-                f"reads format {FORMAT}. Make it again with 'spacy distil quantize' from the "
-                "original pipeline."
-            )
-        for name in ("width", "n_parameters"):
-            value = section.get(name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise WeightsError(
-                    f'{CONFIG} has "{SECTION}": {{"{name}": {value!r}}}, expected a whole number '
-                    "above 0. It is damaged: save or copy the pipeline again."
-                )
-        check_tensors(files[GRAPH], GRAPH)
-        if os.environ.get(FUSED_SETTING) != "0":
-            from spacy_distil.engines.fused import FusedEncoder, FusedEngine
-
-            encoder = FusedEncoder.from_graph(files[GRAPH], GRAPH)
-            if encoder is not None:
-                _check_width(encoder.width, section["width"])
-                return FusedEngine(config, files[GRAPH], encoder, threads=threads)
+        config = check_files(files)
         engine = cls(config, files[GRAPH], threads=threads)
         # Open the session now, so that a graph that cannot run is found while loading.
-        _check_graph(engine._session(), section["width"])
+        _check_graph(engine._session(), config[SECTION]["width"])
         return engine
 
     @property
@@ -171,6 +144,33 @@ class OnnxEngine:
             ) from error
 
 
+def check_files(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Check the files of an engine, apart from what only running the graph shows.
+
+    RETURNS: the content of `config.json`.
+    Raises WeightsError as `OnnxEngine.from_files`.
+    """
+    config = parse_config(files)
+    section = config.get(SECTION)
+    if not isinstance(section, dict):
+        section = {}
+    if section.get("format") != FORMAT:
+        raise WeightsError(
+            f"{GRAPH} has format {section.get('format')!r}, but spacy-distil {__version__} "
+            f"reads format {FORMAT}. Make it again with 'spacy distil quantize' from the "
+            "original pipeline."
+        )
+    for name in ("width", "n_parameters"):
+        value = section.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise WeightsError(
+                f'{CONFIG} has "{SECTION}": {{"{name}": {value!r}}}, expected a whole number '
+                "above 0. It is damaged: save or copy the pipeline again."
+            )
+    check_tensors(files[GRAPH], GRAPH)
+    return config
+
+
 def _check_graph(session: InferenceSession, width: int) -> None:
     """Raise WeightsError if a graph has other inputs or outputs than the engine uses."""
     inputs = sorted(node.name for node in session.get_inputs())
@@ -182,10 +182,11 @@ def _check_graph(session: InferenceSession, width: int) -> None:
             "distil quantize'."
         )
     made = session.get_outputs()[0].shape[-1:]
-    _check_width(made[0] if made else "unknown", width)
+    check_width(made[0] if made else "unknown", width)
 
 
-def _check_width(made: int | str, width: int) -> None:
+def check_width(made: int | str, width: int) -> None:
+    """Raise WeightsError if a graph makes vectors of another width than its config says."""
     if made != width:
         raise WeightsError(
             f"{GRAPH} makes vectors of width {made}, but {CONFIG} says {width}. They do not belong "

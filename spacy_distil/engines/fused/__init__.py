@@ -3,7 +3,6 @@ the cache, and windows are not padded. Where it cannot, ONNX Runtime runs the gr
 """
 
 from spacy_distil.engines.fused.encoder import RECIPE, FusedEncoder
-from spacy_distil.engines.fused.engine import FusedEngine
-from spacy_distil.engines.fused.rows import use_head_ops
+from spacy_distil.engines.fused.rows import sum_rows, use_head_ops
 
-__all__ = ["RECIPE", "FusedEncoder", "FusedEngine", "use_head_ops"]
+__all__ = ["RECIPE", "FusedEncoder", "sum_rows", "use_head_ops"]

@@ -19,8 +19,8 @@ from thinc.api import NumpyOps
 
 from spacy_distil.encoding import RaggedBatch, make_batches, make_ragged_batches
 from spacy_distil.engines.files import GRAPH
+from spacy_distil.engines.frozen import FUSED_SETTING, load_frozen
 from spacy_distil.engines.fused import RECIPE, FusedEncoder, library
-from spacy_distil.engines.onnx import FUSED_SETTING, OnnxEngine
 from spacy_distil.errors import WeightsError
 from spacy_distil.export.encoders import SourceEncoder
 from spacy_distil.export.families import build_graph
@@ -261,9 +261,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @needs_compiled
 def test_both_runtimes_agree(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    fused = OnnxEngine.from_files(files)
+    fused = load_frozen(files)
     monkeypatch.setenv(FUSED_SETTING, "0")
-    graph = OnnxEngine.from_files(files)
+    graph = load_frozen(files)
     assert (fused.runtime, graph.runtime) == ("fused", "onnxruntime")
     assert fused.to_files() == graph.to_files()
     windows = random_windows(90, SHORT)

@@ -14,8 +14,8 @@ import pytest
 import spacy
 from thinc.api import NumpyOps
 
+from spacy_distil.engines.frozen import FUSED_SETTING
 from spacy_distil.engines.fused import library
-from spacy_distil.engines.onnx import FUSED_SETTING
 from spacy_distil.export.quantize import quantize
 from tests.test_light_import import run_python
 from tests.util import SENTENCES, encoder_of, make_nlp, write_encoder

@@ -1,4 +1,4 @@
-"""The ONNX engine for graphs whose weights compiled code of ours can run."""
+"""Who runs a frozen encoder: compiled code of ours, where it can, or ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -11,16 +11,39 @@ from thinc.api import Ops
 from thinc.types import Floats2d
 
 from spacy_distil.encoding import Batch, Pooling, RaggedBatch, split_docs, to_ops
-from spacy_distil.engines.fused.encoder import FusedEncoder
-from spacy_distil.engines.fused.rows import sum_rows
-from spacy_distil.engines.onnx import OnnxEngine, count_cores, count_threads
+from spacy_distil.engines.files import GRAPH
+from spacy_distil.engines.fused import FusedEncoder, sum_rows
+from spacy_distil.engines.onnx import (
+    SECTION,
+    OnnxEngine,
+    check_files,
+    check_width,
+    count_cores,
+    count_threads,
+)
 
 # The encoder takes care of the caches itself, and large batches have fewer arrays to make.
 BATCH_PIECES = 4096
+# This environment variable, set to 0, has ONNX Runtime run all encoders.
+FUSED_SETTING = "SPACY_DISTIL_FUSED"
+
+
+def load_frozen(files: Mapping[str, bytes], *, threads: int | None = None) -> OnnxEngine:
+    """Load what `OnnxEngine.to_files` returned, as a `FusedEngine` if that can run it.
+
+    Raises WeightsError if it is damaged or has another format.
+    """
+    if os.environ.get(FUSED_SETTING) != "0":
+        config = check_files(files)
+        encoder = FusedEncoder.from_graph(files[GRAPH], GRAPH)
+        if encoder is not None:
+            check_width(encoder.width, config[SECTION]["width"])
+            return FusedEngine(config, files[GRAPH], encoder, threads=threads)
+    return OnnxEngine.from_files(files, threads=threads)
 
 
 class FusedEngine(OnnxEngine):
-    """Runs the weights of a graph instead of the graph, which it keeps to save it."""
+    """Runs the weights of a graph with compiled code. It keeps the graph, to save it."""
 
     def __init__(
         self,
