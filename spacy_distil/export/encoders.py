@@ -12,9 +12,17 @@ from thinc.api import Model
 
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.cpu import cpu_model
-from spacy_distil.engines.files import CONFIG, GRAPH, TOKENIZER, dump_config, parse_config
+from spacy_distil.engines.files import (
+    CONFIG,
+    GRAPH,
+    TOKENIZER,
+    dump_config,
+    first_position,
+    parse_config,
+)
 from spacy_distil.engines.onnx import FORMAT, SECTION
 from spacy_distil.export.families import EncoderWeights, build_graph, read_weights
+from spacy_distil.export.families.bert import BertWeights
 from spacy_distil.export.graph import Precision
 from spacy_distil.export.weights import count_parameters
 
@@ -40,12 +48,22 @@ class SourceEncoder:
         return len(self.weights.layers)
 
     def to_files(self, precision: Precision) -> Files:
-        """Make the files of this encoder for the ONNX engine."""
+        """Make the files of this encoder for the ONNX engine.
+
+        Positions that the setting `window` leaves out are left out of the graph.
+        """
         config = parse_config(self.files)
+        weights, n_parameters = self.weights, self.n_parameters
+        window = self.shim.settings.window
+        if isinstance(weights, BertWeights) and weights.distance_bias is None and window:
+            n_dropped = len(weights.positions) - window
+            weights = replace(weights, positions=weights.positions[:window])
+            n_parameters -= n_dropped * weights.positions.shape[1]
+            config["max_position_embeddings"] = window + first_position(config)
         config[SECTION] = {
             "format": FORMAT,
-            "width": self.weights.width,
-            "n_parameters": self.n_parameters,
+            "width": weights.width,
+            "n_parameters": n_parameters,
             "int8_layers": sorted(precision.layers),
             "embedding_bits": precision.embedding_bits if precision.embeddings else 32,
             "reduced_range": precision.reduced_range,
@@ -53,7 +71,7 @@ class SourceEncoder:
         }
         return {
             CONFIG: dump_config(config),
-            GRAPH: build_graph(self.weights, precision),
+            GRAPH: build_graph(weights, precision),
             TOKENIZER: self.files[TOKENIZER],
         }
 

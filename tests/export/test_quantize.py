@@ -15,7 +15,7 @@ from spacy.tokens import Doc, DocBin
 from thinc.api import NumpyOps, concatenate
 
 from spacy_distil.component.architectures import DistilTransformer
-from spacy_distil.engines.files import CONFIG, GRAPH, TOKENIZER
+from spacy_distil.engines.files import CONFIG, GRAPH, TOKENIZER, longest_window
 from spacy_distil.engines.onnx import SECTION
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.export.encoders import SourceEncoder, find_encoders
@@ -170,6 +170,26 @@ def test_embeddings_in_4_bits(torch_pipeline: Path, tmp_path: Path) -> None:
     n_numbers = encoder_of(spacy.load(torch_pipeline)).engine.model.embeddings.word_embeddings
     assert 0 < n_numbers.weight.numel() / 2 - (sizes[8] - sizes[4]) < 1500  # a few more nodes
     assert_same_predictions(spacy.load(torch_pipeline), spacy.load(tmp_path / "4"), cats=0.1)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "deberta-v2"])
+def test_positions_beyond_the_window_are_left_out(family: str, tmp_path: Path) -> None:
+    nlp = make_nlp(write_encoder(tmp_path / "encoder", family), window=40, overlap=4)
+    nlp.to_disk(tmp_path / "torch")
+    quantize(tmp_path / "torch", tmp_path / "fp32", precision="fp32")
+    fp32 = spacy.load(tmp_path / "fp32")
+    encoder, original = encoder_of(fp32), encoder_of(nlp)
+    text = " ".join(SENTENCES * 5)
+    vectors = [each(text).tensor for each in (nlp, fp32)]
+    np.testing.assert_allclose(vectors[1], vectors[0], rtol=0, atol=1e-5)
+    n_dropped = original.n_parameters - encoder.n_parameters
+    if family in ("mpnet", "deberta-v2"):  # whose attention looks at positions, too
+        assert n_dropped == 0
+        return
+    n_positions = longest_window(json.loads(original.to_files()[CONFIG]))
+    assert n_dropped == (n_positions - 40) * encoder.width
+    with pytest.raises(ConfigError, match="takes at most 40 pieces"):
+        spacy.load(tmp_path / "fp32", config={"components.transformer.model.window": 41})
 
 
 @pytest.mark.parametrize(
