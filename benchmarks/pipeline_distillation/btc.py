@@ -33,7 +33,7 @@ def read_tweets(path: Path, vocab: Vocab) -> list[Doc]:
         tokens = [(word, tag) for word, tag in columns if word.strip()]
         if tokens:
             words, tags = zip(*tokens, strict=True)
-            docs.append(Doc(vocab, words=words, ents=list(tags)))
+            docs.append(Doc(vocab, words=list(words), ents=list(tags)))
     return docs
 
 

@@ -4,7 +4,8 @@
 
 The documents are tokenized already. Each pipe predicts a batch, then annotates it, then the next
 pipe follows; nothing is encoded ahead. The time of our encoder has two parts, pieces (their
-alignment with tokens included) and vectors. Pipelines take turns, round by round.
+alignment with tokens included) and vectors. A second table has the time of `nlp(text)` for texts of
+20 words and for whole documents, one at a time. Pipelines take turns, round by round.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from spacy.language import Language
 from spacy.tokens import Doc
@@ -23,7 +25,7 @@ from spacy.util import minibatch
 from wasabi import msg
 
 from benchmarks.common.options import BatchSize, Limit, OptionalOutput, Repeats, Stem
-from benchmarks.common.results import report_results, timestamp
+from benchmarks.common.results import Part, report_results, timestamp
 from benchmarks.common.rounds import describe_round, in_turn
 from spacy_distil.component.pipe import DistilTransformerPipe
 from spacy_distil.component.shim import get_encoder
@@ -87,6 +89,37 @@ def measure(
     return rounds, n_words
 
 
+def measure_latency(nlp: Language, texts: Sequence[str]) -> list[float]:
+    """Run a pipeline over texts, one at a time. RETURNS: seconds of each."""
+    seconds = []
+    for text in texts:
+        start = perf_counter()
+        nlp(text)
+        seconds.append(perf_counter() - start)
+    return seconds
+
+
+def read_texts(docs: Sequence[Doc], n_words: int) -> dict[str, list[str]]:
+    """Read the start of each doc that is long enough, and the whole of each. RETURNS: by kind."""
+    starts = [doc[:n_words].text for doc in docs if len(doc) >= n_words]
+    return {f"{n_words} words": starts, "whole documents": [doc.text for doc in docs]}
+
+
+def make_latency_table(latencies: Mapping[str, Mapping[str, list[list[float]]]]) -> Table:
+    """latencies: seconds of each text in each round, by pipeline and kind of texts."""
+    rows = []
+    for name, kinds in latencies.items():
+        cells = [name]
+        for rounds in kinds.values():
+            for percentile in (50, 95):
+                values = [float(np.percentile(each, percentile)) * 1e3 for each in rounds]
+                cells.append(with_range(Spread.of(values), "{:.2f}"))
+        rows.append(cells)
+    kinds = next(iter(latencies.values()))
+    heads = [f"{kind}, p{percentile}" for kind in kinds for percentile in (50, 95)]
+    return Table("One text at a time, milliseconds", ["pipeline", *heads], rows)
+
+
 def make_table(name: str, rounds: Sequence[Stages], n_words: int) -> Table:
     """Make the table of a pipeline."""
     rows = []
@@ -104,6 +137,7 @@ def main(
     limit: Limit = 0,
     repeats: Repeats = 7,
     batch_size: BatchSize = 64,
+    words: Annotated[int, typer.Option(help="Words of a short text", min=1)] = 20,
     output: OptionalOutput = None,
     stem: Stem = "stages",
 ) -> None:
@@ -123,13 +157,33 @@ def main(
         rounds, n_words = measure(
             loaded, Path(docs), limit=limit, repeats=repeats, batch_size=batch_size
         )
+        latencies: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+        texts = read_texts(
+            read_documents(Path(docs), next(iter(loaded.values())), limit=limit).docs, words
+        )
+        for turn in range(repeats + 1):
+            msg.text(f"One text at a time, {describe_round(turn, repeats)}")
+            for name in in_turn(loaded, turn):
+                for kind, chosen in texts.items():
+                    seconds = measure_latency(loaded[name], chosen)
+                    if turn:
+                        latencies[name][kind].append(seconds)
+        latencies = {name: latencies[name] for name in loaded}
     tables = [make_table(name, rounds[name], n_words) for name in rounds]
     about = (
         f"{n_words:,} spaCy tokens, already tokenized, in batches of {batch_size} documents; "
-        f"median and range of {repeats} rounds in turns, on one core."
+        f"median and range of {repeats} rounds in turns, on one core. One text at a time: from raw "
+        f"text, the first {words} words of each document and whole documents."
     )
-    data = {"docs": Path(docs).name, "n_words": n_words, "batch_size": batch_size, "rounds": rounds}
-    report_results([*tables, about], data, output=output, stem=stem, date=date)
+    data = {
+        "docs": Path(docs).name,
+        "n_words": n_words,
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "latencies": latencies,
+    }
+    parts: list[Part] = [*tables, make_latency_table(latencies), about]
+    report_results(parts, data, output=output, stem=stem, date=date)
 
 
 if __name__ == "__main__":

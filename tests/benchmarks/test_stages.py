@@ -28,7 +28,7 @@ def command(tmp_path: Path) -> list[str]:
 
 
 def test_stages(command: list[str], tmp_path: Path) -> None:
-    options = ["--repeats", "2", "--batch-size", "2", "--output", "out"]
+    options = ["--repeats", "2", "--batch-size", "2", "--words", "3", "--output", "out"]
     environment = {"PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1"}
     subprocess.run([*command, *options], cwd=tmp_path, env=environment, check=True, timeout=300)
     rounds = json.loads((tmp_path / "out" / "stages.json").read_text())["rounds"]
@@ -38,6 +38,7 @@ def test_stages(command: list[str], tmp_path: Path) -> None:
     assert all(seconds > 0 for stages in rounds["ours"] for seconds in stages.values())
     table = (tmp_path / "out" / "stages.md").read_text()
     assert table.count("| all |") == 2
+    assert "| pipeline | 3 words, p50 | 3 words, p95 | whole documents, p50 |" in table
 
 
 def test_arguments(command: list[str], tmp_path: Path) -> None:
