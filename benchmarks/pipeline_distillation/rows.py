@@ -85,6 +85,7 @@ class PipelineRow:
     n_layers: number of layers of the student's encoder.
     n_neurons: neurons of its feed-forward layers, the teacher's most important ones, if it is cut.
     n_pieces: pieces of its vocabulary, the corpus's most frequent ones, if it is cut; 0 for all.
+    cut_from: the finished row whose student is cut; empty for the teacher.
     ner: factory of the entity recognizer of teacher and student.
     target: training target of the student's entity recognizer.
     hidden_layers: the layers whose hidden states the student learns, if a stage does that.
@@ -101,6 +102,7 @@ class PipelineRow:
     n_layers: int = 3
     n_neurons: int = 0
     n_pieces: int = 0
+    cut_from: str = ""
     ner: Literal["distil_ner", "ner"] = "distil_ner"
     target: Literal["auto", "silver"] = "auto"
     hidden_layers: Literal["last", "even"] = "last"
@@ -240,10 +242,10 @@ def _with_variations(rows: Sequence[PipelineRow]) -> dict[str, PipelineRow]:
     smallest = replace(
         cut,
         name="smallest",
-        title="2 layers, 384 neurons and 10,000 pieces",
-        n_neurons=384,
+        title=f"2 layers, 448 neurons and 10,000 pieces, cut from '{two.name}'",
+        n_neurons=448,
         n_pieces=10_000,
-        before=("two-layers-384",),
+        cut_from=two.name,
     )
     one = replace(two, name="one-layer", title=f"1 layer, as '{BEST}'", n_layers=1)
     return {**by_name, **{row.name: row for row in (gold, two, two_gold, one, *smaller, smallest)}}
@@ -390,8 +392,11 @@ def _start(row: PipelineRow, inputs: PipelineInputs) -> tuple[Command, Path]:
 
 
 def _cut(row: PipelineRow, inputs: PipelineInputs) -> tuple[Command, Path]:
-    """Cut the encoder of the trained teacher. RETURNS: as `_start`."""
-    encoder = inputs.teacher_of(row) / ENCODER_PIPE
+    """Cut the encoder of the trained teacher, or of a student. RETURNS: as `_start`."""
+    source = inputs.teacher_of(row)
+    if row.cut_from:
+        source = inputs.output / row.cut_from / "seed-0" / "model-best"
+    encoder = source / ENCODER_PIPE
     output, corpus = inputs.output / row.name / "start", inputs.corpus / "train.spacy"
     arguments = ["spacy", "distil", "student", str(encoder), "--layers", str(row.n_layers)]
     arguments += ["--from", "first", "--ffn", str(row.n_neurons), "--corpus", str(corpus)]
