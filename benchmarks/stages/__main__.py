@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from spacy.language import Language
+from spacy.pipeline import TrainablePipe
 from spacy.tokens import Doc
 from spacy.util import minibatch
 from wasabi import msg
@@ -29,7 +30,7 @@ from benchmarks.common.results import Part, report_results, timestamp
 from benchmarks.common.rounds import describe_round, in_turn
 from spacy_distil.component.pipe import DistilTransformerPipe
 from spacy_distil.component.shim import get_encoder
-from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.report.layout import with_range
 from spacy_distil.report.speed import Spread
@@ -54,6 +55,11 @@ def run_stages(nlp: Language, docs: Sequence[Doc], batch_size: int) -> Stages:
 def _run_pipe(pipe: Any, docs: list[Doc]) -> Iterator[tuple[str, float]]:
     """YIELDS (stage, seconds)."""
     start = perf_counter()
+    if not isinstance(pipe, TrainablePipe):
+        for doc in docs:
+            pipe(doc)
+        yield ANNOTATE, perf_counter() - start
+        return
     predictions = pipe.predict(docs)
     end = perf_counter()
     pieces = 0.0
@@ -102,6 +108,8 @@ def measure_latency(nlp: Language, texts: Sequence[str]) -> list[float]:
 def read_texts(docs: Sequence[Doc], n_words: int) -> dict[str, list[str]]:
     """Read the start of each doc that is long enough, and the whole of each. RETURNS: by kind."""
     starts = [doc[:n_words].text for doc in docs if len(doc) >= n_words]
+    if not starts:
+        raise CorpusError(f"--words {n_words}: no document has as many")
     return {f"{n_words} words": starts, "whole documents": [doc.text for doc in docs]}
 
 

@@ -105,9 +105,15 @@ def _check(
     longest = longest_window(config)
     window = settings.window or longest
     if window > longest:
+        advice = ""
+        if settings.engine == "onnx":
+            advice = (
+                " 'spacy distil quantize' leaves out what is beyond the window of its pipeline: "
+                "for a longer one, set it there and quantize again."
+            )
         raise ConfigError(
             f"window = {window}: this encoder takes at most {longest} pieces at once. "
-            f"Set window to {longest} or less; longer docs are split into windows."
+            f"Set window to {longest} or less; longer docs are split into windows.{advice}"
         )
     if settings.overlap > (window - tokenizer.n_special) // 2:
         raise ConfigError(

@@ -115,7 +115,8 @@ class DistilTransformerPipe(Tok2Vec):
             self._linked, self._overwriter = self.listener_map, None
         if self._overwriter is None:
             super().find_listeners(component)
-            if component.name in self.listening_components:
+            # A function in the pipeline has no name.
+            if getattr(component, "name", None) in self.listening_components:
                 from spacy_distil.engines.fused import use_head_ops
 
                 use_head_ops(component.model)

@@ -86,7 +86,7 @@ class EncoderShim(Shim):
 
     @property
     def max_batch_pieces(self) -> int:
-        """Most padded pieces in one forward pass."""
+        """Most pieces in one forward pass, padded ones where the engine pads."""
         return self.settings.max_batch_pieces or self.engine.batch_pieces
 
     @property
@@ -109,7 +109,7 @@ class EncoderShim(Shim):
             tokens = self.predict_packed(docs, ops, layers)
             return [part.copy() for part in split_docs(tokens, [len(doc) for doc in docs])]
         encoded = self._encode(docs)
-        with self._explain_memory():
+        with self._explain_memory_in_prediction():
             return self._token_engine.predict_tokens(
                 self._ragged_batches(encoded), encoded.pooling, encoded.n_tokens, ops
             )
@@ -159,12 +159,12 @@ class EncoderShim(Shim):
         predict = self.engine.predict
         if layers is not None:
             predict = partial(self._layered_engine(layers).predict, layers=layers)
-        with self._explain_memory():
+        with self._explain_memory_in_prediction():
             for batch in batches:
                 rows[to_ops(ops, batch.rows)] = predict(batch, ops)
 
     @contextmanager
-    def _explain_memory(self) -> Iterator[None]:
+    def _explain_memory_in_prediction(self) -> Iterator[None]:
         """Raise OutOfMemoryError, which names the settings, if memory runs out in prediction."""
         try:
             yield
@@ -205,14 +205,14 @@ class EncoderShim(Shim):
         encoded = self._encode(docs)
         rows = self._alloc_rows(encoded, ops, layers)
         backprops: list[tuple[Any, Backprop]] = []
-        with self._explain_out_of_memory(docs, encoded):
+        with self._explain_memory_in_update(docs, encoded):
             for batch in self._batches(encoded):
                 index = to_ops(ops, batch.rows)
                 rows[index], backprop = engine.begin_update(batch, ops, layers)
                 backprops.append((index, backprop))
 
         def backprop_docs(d_tokens: Floats2d) -> None:
-            with self._explain_out_of_memory(docs, encoded):
+            with self._explain_memory_in_update(docs, encoded):
                 d_rows = backprop_pooling(d_tokens)
                 try:
                     while backprops:
@@ -260,7 +260,7 @@ class EncoderShim(Shim):
         self._has_gradients = False
 
     @contextmanager
-    def _explain_out_of_memory(
+    def _explain_memory_in_update(
         self, docs: Sequence[Doc | DocText], encoded: EncodedDocs
     ) -> Iterator[None]:
         """Raise OutOfMemoryError, which names the docs and the settings, if memory runs out."""

@@ -49,7 +49,7 @@ class EncodedDocs:
     windows: piece ids of each window, (n,) int64.
     n_windows: number of windows of each doc.
     first, last: (n_tokens of all docs,) int64, the pieces of each token, as `align` returns them,
-        but numbered across all docs.
+        but numbered across all docs. A token without pieces may point behind its doc's.
     row_pieces: (n_rows,) int64, the piece that each row of all windows encodes.
     pooling: maps the rows of all windows, in order, to the tokens of all docs, in order.
     n_tokens: number of tokens of each doc.

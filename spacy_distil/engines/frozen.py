@@ -15,6 +15,7 @@ from spacy_distil.engines.files import GRAPH
 from spacy_distil.engines.fused import FusedEncoder, sum_rows
 from spacy_distil.engines.onnx import (
     SECTION,
+    FrozenEngine,
     OnnxEngine,
     check_files,
     check_width,
@@ -28,8 +29,10 @@ BATCH_PIECES = 4096
 FUSED_SETTING = "SPACY_DISTIL_FUSED"
 
 
-def load_frozen(files: Mapping[str, bytes], *, threads: int | None = None) -> OnnxEngine:
-    """Load what `OnnxEngine.to_files` returned, as a `FusedEngine` if that can run it.
+def load_frozen(
+    files: Mapping[str, bytes], *, threads: int | None = None
+) -> OnnxEngine | FusedEngine:
+    """Load what `FrozenEngine.to_files` returned, as a `FusedEngine` if that can run it.
 
     Raises WeightsError if it is damaged or has another format.
     """
@@ -42,8 +45,8 @@ def load_frozen(files: Mapping[str, bytes], *, threads: int | None = None) -> On
     return OnnxEngine.from_files(files, threads=threads)
 
 
-class FusedEngine(OnnxEngine):
-    """Runs the weights of a graph with compiled code. It keeps the graph, to save it."""
+class FusedEngine(FrozenEngine):
+    """Runs the weights of a graph with compiled code."""
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class FusedEngine(OnnxEngine):
         *,
         threads: int | None,
     ) -> None:
-        """config, graph, threads: as in `OnnxEngine`.
+        """config, graph, threads: as in `FrozenEngine`.
 
         encoder: of the graph.
         """
@@ -67,6 +70,7 @@ class FusedEngine(OnnxEngine):
 
     @property
     def runtime(self) -> str:
+        """As of `OnnxEngine`."""
         return "fused"
 
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:

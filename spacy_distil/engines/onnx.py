@@ -33,14 +33,8 @@ SECTION = "spacy_distil"
 FORMAT = 2
 
 
-class OnnxEngine:
-    """An encoder as an ONNX graph, float32 or int8, that ONNX Runtime runs.
-
-    The engine keeps the bytes of the graph and opens a session in each process, because a session
-    can be neither pickled nor used after a fork. One session serves any number of threads at once.
-    """
-
-    _alive: ClassVar[WeakSet[OnnxEngine]] = WeakSet()
+class FrozenEngine:
+    """What the engines for a graph share. It keeps the bytes of the graph, to save it."""
 
     def __init__(self, config: Mapping[str, Any], graph: bytes, *, threads: int | None) -> None:
         """config: contents of `config.json`.
@@ -51,6 +45,38 @@ class OnnxEngine:
         self._config = dict(config)
         self._graph = graph
         self._threads = threads
+
+    @property
+    def width(self) -> int:
+        return int(self._config[SECTION]["width"])
+
+    @property
+    def n_parameters(self) -> int:
+        return int(self._config[SECTION]["n_parameters"])
+
+    @property
+    def device_name(self) -> str:
+        return "cpu"
+
+    @property
+    def length_multiple(self) -> int:
+        return 1
+
+    def to_files(self) -> dict[str, bytes]:
+        return {CONFIG: dump_config(self._config), GRAPH: self._graph}
+
+
+class OnnxEngine(FrozenEngine):
+    """An encoder as an ONNX graph, float32 or int8, that ONNX Runtime runs.
+
+    The engine opens a session in each process, because a session can be neither pickled nor used
+    after a fork. One session serves any number of threads at once.
+    """
+
+    _alive: ClassVar[WeakSet[OnnxEngine]] = WeakSet()
+
+    def __init__(self, config: Mapping[str, Any], graph: bytes, *, threads: int | None) -> None:
+        super().__init__(config, graph, threads=threads)
         self._opened: InferenceSession | None = None
         self._lock = threading.Lock()
         self._alive.add(self)
@@ -68,24 +94,8 @@ class OnnxEngine:
         return engine
 
     @property
-    def width(self) -> int:
-        return int(self._config[SECTION]["width"])
-
-    @property
-    def n_parameters(self) -> int:
-        return int(self._config[SECTION]["n_parameters"])
-
-    @property
-    def device_name(self) -> str:
-        return "cpu"
-
-    @property
     def batch_pieces(self) -> int:
         return BATCH_PIECES
-
-    @property
-    def length_multiple(self) -> int:
-        return 1
 
     @property
     def runtime(self) -> str:
@@ -96,9 +106,6 @@ class OnnxEngine:
         feed = {IDS: batch.ids, MASK: batch.mask, POSITIONS: batch.positions}
         (rows,) = self._session().run([ROWS], feed)
         return cast(Floats2d, to_ops(ops, rows))
-
-    def to_files(self) -> dict[str, bytes]:
-        return {CONFIG: dump_config(self._config), GRAPH: self._graph}
 
     def _session(self) -> InferenceSession:
         if self._opened is None:

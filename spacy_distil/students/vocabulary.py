@@ -195,7 +195,13 @@ def prune_model(
     config = _renumber_config(encoder.config.to_dict(), pruned.kept_ids)
     for name in ("vocab_size", *(key for key in config if key.endswith("_token_id"))):
         setattr(encoder.config, name, config[name])
-    embeddings = encoder.get_input_embeddings().weight.detach()[pruned.kept_ids].clone()
+    old = encoder.get_input_embeddings().weight.detach()
+    if len(old) <= pruned.kept_ids[-1]:
+        raise WeightsError(
+            f"The encoder has embeddings for {len(old):,} pieces, but its tokenizer has a piece "
+            f"{pruned.kept_ids[-1]:,}. They do not belong together."
+        )
+    embeddings = old[pruned.kept_ids].clone()
     encoder.set_input_embeddings(
         nn.Embedding.from_pretrained(
             embeddings, freeze=False, padding_idx=encoder.config.pad_token_id
@@ -204,6 +210,10 @@ def prune_model(
     return encoder, PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(pruned.tokenizer_json),
         model_max_length=tokenizer.model_max_length,
+        model_input_names=tokenizer.model_input_names,
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
+        clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
         **tokenizer.special_tokens_map,
     )
 

@@ -34,7 +34,7 @@ def test_stages(command: list[str], tmp_path: Path) -> None:
     rounds = json.loads((tmp_path / "out" / "stages.json").read_text())["rounds"]
     ours = ["transformer: pieces", "transformer: vectors", "transformer: annotate"]
     assert [*rounds["ours"][1]] == [*ours, "tagger: predict", "tagger: annotate"]
-    assert [*rounds["other"][1]] == ["sentencizer: predict", "sentencizer: annotate"]
+    assert [*rounds["other"][1]] == ["sentencizer: annotate"]
     assert all(seconds > 0 for stages in rounds["ours"] for seconds in stages.values())
     table = (tmp_path / "out" / "stages.md").read_text()
     assert table.count("| all |") == 2

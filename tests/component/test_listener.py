@@ -281,3 +281,14 @@ def test_tokens_are_split_behind_the_encoder(saved: dict[str, Path], kind: str) 
                 annotations_of(nlp(doc))["entities"] == annotations_of(nlp(reference))["entities"]
             )
             assert [token.tag_ for token in doc] == [token.tag_ for token in reference]
+
+
+def test_functions_behind_an_encoder(bert_dir: Path, tmp_path: Path) -> None:
+    """A function in the pipeline has no name, as other components have."""
+    nlp = make_nlp(bert_dir, ["tagger", "ner"])
+    nlp.add_pipe("merge_entities")
+    nlp.add_pipe("merge_noun_chunks")
+    nlp.to_disk(tmp_path / "nlp")
+    loaded = spacy.load(tmp_path / "nlp", exclude=["merge_noun_chunks"])
+    assert loaded.pipe_names[-1] == "merge_entities"
+    assert loaded("Ann visited Rome.").tensor.shape[1] == 32

@@ -7,9 +7,14 @@
 
 #include "vectors.h"
 
-namespace {
+// Older compilers and assemblers do not know the instructions.
+#if defined(__clang__) || __GNUC__ >= 11
+#define BFLOAT16 1
+#else
+#define BFLOAT16 0
+#endif
 
-typedef uint32_t Cell;
+namespace {
 
 INLINE __m512i load_cells(const Cell* cells) { return _mm512_loadu_si512(cells); }
 
@@ -28,6 +33,8 @@ struct Float32 {
     _mm512_storeu_ps((float*)row + at, value);
   }
 };
+
+#if BFLOAT16
 
 // Products of bfloat16, with sums in float32. By assembly, since `AVX512` does not include it.
 struct BFloat16 {
@@ -68,6 +75,12 @@ struct BFloat16 {
     _mm256_storeu_si256((__m256i*)((uint16_t*)row + at), rounded);
   }
 };
+
+#else
+
+using BFloat16 = Float32;
+
+#endif
 
 // N rows, `stride` cells apart, times J * 16 columns, `right_stride` cells apart: n cells of each.
 template <class Numbers, int N, int J>
@@ -156,36 +169,6 @@ AVX512 void attend_stripe(const Head& head, int query, float* scores, float* out
     mix<Numbers, N, 2>(head, scores, factors, at, out, width);
   }
   if (at < head.size) mix<Numbers, N, 1>(head, scores, factors, at, out, width);
-}
-
-// Transpose 16 rows of 16 cells. out: 16 rows.
-INLINE void transpose(__m512i (&rows)[16], Cell* out, int stride) {
-  __m512 r[16], t[16];
-  UNROLL16 for (int i = 0; i < 16; ++i) r[i] = _mm512_castsi512_ps(rows[i]);
-  // Pairs of rows, then groups of four: r[4 g + c] has the columns c, c + 4, c + 8, c + 12 of one.
-  UNROLL16 for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-  }
-  UNROLL16 for (int i = 0; i < 16; i += 4) {
-    const __m512d low = _mm512_castps_pd(t[i]), high = _mm512_castps_pd(t[i + 1]);
-    const __m512d next_low = _mm512_castps_pd(t[i + 2]), next_high = _mm512_castps_pd(t[i + 3]);
-    r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, next_low));
-    r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, next_low));
-    r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, next_high));
-    r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, next_high));
-  }
-  UNROLL16 for (int c = 0; c < 4; ++c) {
-    const __m512 even = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);
-    const __m512 odd = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
-    const __m512 next_even = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
-    const __m512 next_odd = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
-    Cell* place = out + (size_t)c * stride;
-    _mm512_storeu_ps(place, _mm512_shuffle_f32x4(even, next_even, 0x88));
-    _mm512_storeu_ps(place + 4 * (size_t)stride, _mm512_shuffle_f32x4(odd, next_odd, 0x88));
-    _mm512_storeu_ps(place + 8 * (size_t)stride, _mm512_shuffle_f32x4(even, next_even, 0xdd));
-    _mm512_storeu_ps(place + 12 * (size_t)stride, _mm512_shuffle_f32x4(odd, next_odd, 0xdd));
-  }
 }
 
 // Arrange a head's queries, keys and values in cells. projected: of the head's first query; queries,

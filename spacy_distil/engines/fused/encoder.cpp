@@ -367,7 +367,13 @@ EXPORT int32_t supported(void) {
          __builtin_cpu_supports("avx512vnni");
 }
 
-EXPORT int32_t supports_bfloat16(void) { return __builtin_cpu_supports("avx512bf16"); }
+EXPORT int32_t supports_bfloat16(void) {
+#if BFLOAT16
+  return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+  return 0;
+#endif
+}
 
 // Bytes of scratch memory that `encode` needs.
 EXPORT uint64_t scratch_size(const Encoder* encoder, const Windows* windows) {
@@ -426,22 +432,14 @@ EXPORT AVX512 void pool(const float* rows, int32_t width, int32_t n_tokens, cons
 // up to 16, aligned to 64 bytes. out: (n, n_out).
 EXPORT AVX512 void multiply_rows(const float* x, int32_t n, int32_t n_in, const float* weight,
                                  int32_t n_out, float* packed, float* out) {
-  const int padded = (n_out + 15) & ~15;
-  memset(packed, 0, (size_t)n_in * padded * sizeof(float));
-  for (int j = 0; j < n_out; ++j) {
-    for (int k = 0; k < n_in; ++k) packed[(size_t)k * padded + j] = weight[(size_t)j * n_in + k];
-  }
-  int at = 0;
-  for (; n_out - at > 48; at += 64) {
-    multiply_columns<4>(x, n, n_in, packed + at, padded, n_out - at, n_out, out + at);
-  }
-  const int left = n_out - at;
-  if (left > 32) {
-    multiply_columns<3>(x, n, n_in, packed + at, padded, left, n_out, out + at);
-  } else if (left > 16) {
-    multiply_columns<2>(x, n, n_in, packed + at, padded, left, n_out, out + at);
-  } else if (left > 0) {
-    multiply_columns<1>(x, n, n_in, packed + at, padded, left, n_out, out + at);
+  pack_columns(weight, n_in, n_out, packed);
+  for (int at = 0; at < n_out; at += 64, packed += 64 * (size_t)n_in) {
+    const int left = n_out - at;
+    const auto multiply = left > 48   ? multiply_columns<4>
+                          : left > 32 ? multiply_columns<3>
+                          : left > 16 ? multiply_columns<2>
+                                      : multiply_columns<1>;
+    multiply(x, n, n_in, packed, left, n_out, out + at);
   }
 }
 

@@ -11,8 +11,8 @@ from thinc.api import Model, NumpyOps
 from spacy_distil.encoding import Pooling
 from spacy_distil.engines.fused import library
 
-# The most columns that `HeadOps` computes: with more of them, BLIS is as fast.
-MOST_COLUMNS = 512
+# The most columns that `HeadOps` computes. With more of them and few tokens, BLIS is faster.
+MOST_COLUMNS = 256
 
 
 def sum_rows(rows: np.ndarray, pooling: Pooling, n_tokens: Sequence[int]) -> list[np.ndarray]:
@@ -53,8 +53,8 @@ def sum_rows(rows: np.ndarray, pooling: Pooling, n_tokens: Sequence[int]) -> lis
 class HeadOps(NumpyOps):
     """Multiplies token vectors by the weights of a head, which has few outputs.
 
-    BLIS, as thinc comes with it, has no fast products for such matrices. A token's result does not
-    depend on the other tokens, to the last bit.
+    BLIS, as thinc comes with it, has no fast products for such matrices. Of a compiled product, a
+    token's result does not depend on the other tokens, to the last bit.
     """
 
     def gemm(
@@ -77,7 +77,8 @@ class HeadOps(NumpyOps):
 def use_head_ops(model: Model) -> None:
     """Have a head compute with `HeadOps`, unless it is on a GPU or has operations of its own."""
     for node in model.walk():
-        if type(node.ops) is NumpyOps:
+        ops: Any = node.ops
+        if type(ops) is NumpyOps and ops.use_blis:
             node.ops = HeadOps()
 
 

@@ -39,7 +39,7 @@ def test_sums_of_rows(docs: list[list[int]], seed: int) -> None:
 
 
 @needs_compiled
-@given(st.integers(0, 14), st.integers(1, 100), st.integers(0, 140), st.integers(0, 2**32 - 1))
+@given(st.integers(0, 14), st.integers(1, 100), st.integers(0, 260), st.integers(0, 2**32 - 1))
 @settings(max_examples=200)
 def test_products_of_heads(n: int, n_in: int, n_out: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
