@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from timeit import default_timer as timer
 from typing import Any
 
+import srsly
 from spacy.training.loop import (
     DIR_MODEL_BEST,
     DIR_MODEL_LAST,
@@ -75,6 +76,7 @@ class TrainingLoop:
     training: [training], resolved.
     evaluate: returns the main score on the development documents, and all scores.
     output: receives `model-best` and `model-last`, and has the `checkpoints`.
+    strings: the strings that the student is saved with, beside its labels.
     """
 
     def __init__(
@@ -85,8 +87,11 @@ class TrainingLoop:
         training: Mapping[str, Any],
         evaluate: Callable[[], tuple[float, dict[str, Any]]],
         output: Path,
+        *,
+        strings: frozenset[str],
     ) -> None:
         self.distiller = distiller
+        self.strings = strings
         self.nlp = distiller.nlp
         self.transfer_set = transfer_set
         self.config = config
@@ -223,7 +228,10 @@ class TrainingLoop:
 
     def _save_student(self, directory: Path) -> None:
         with self.nlp.use_params(self.optimizer.averages or {}):
-            self._before_to_disk(self.nlp).to_disk(directory)
+            nlp = self._before_to_disk(self.nlp)
+            nlp.to_disk(directory)
+        labels = {label for pipe_labels in nlp.pipe_labels.values() for label in pipe_labels}
+        _keep_strings(directory / "vocab" / "strings.json", self.strings | labels)
 
     def _hand_out(self, checkpoint: Path) -> None:
         """Copy the student of a checkpoint to where users look for it, if it was evaluated.
@@ -278,3 +286,14 @@ def make_batches(
                 "discard_oversize = true, it drops all documents that are longer than a batch."
             )
         epoch += 1
+
+
+def _keep_strings(path: Path, kept: Collection[str]) -> None:
+    """Leave strings out of a saved pipeline.
+
+    spaCy's vocab keeps each word of each text that it has seen. The words of a million words of
+    text are larger than a small student's weights, and may be private.
+
+    path: of `strings.json`.
+    """
+    srsly.write_json(path, [string for string in srsly.read_json(path) if string in kept])

@@ -149,6 +149,8 @@ class PipelineRun:
             self.student, self.start = make_student(
                 self.settings, self.teacher, output, self.gpu_id
             )
+            # Reading texts adds their words, which no pipe needs.
+            self.strings = frozenset(self.student.vocab.strings)
             self.training = resolve_training(self.student.config)
             self.readers = resolve_corpora(self.student, self.settings)
         except ConfigValidationError as error:
@@ -209,7 +211,13 @@ class PipelineRun:
         weights = self.training["score_weights"]
         evaluate = create_evaluation_callback(self.student, dev, weights)
         loop = TrainingLoop(
-            distiller, transfer_set, self.settings, self.training, evaluate, self.output
+            distiller,
+            transfer_set,
+            self.settings,
+            self.training,
+            evaluate,
+            self.output,
+            strings=self.strings,
         )
         return loop.run()
 

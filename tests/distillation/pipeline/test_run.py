@@ -113,6 +113,22 @@ def test_a_run_from_start_to_end(
     assert "12 documents with annotation, and 10 without" in " ".join(table.split())
 
 
+def test_words_of_the_text_are_not_saved(
+    teacher: Language, config: Config, corpus: Path, tmp_path: Path
+) -> None:
+    with (corpus / "text.jsonl").open("a") as file:
+        file.write('\n{"text": "Zyzzyva met Quixotry in Rome."}\n')
+    config["training"]["max_steps"] = 4
+    spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    for name in ("model-best", "model-last"):
+        nlp = spacy.load(tmp_path / "out" / name)
+        assert "Zyzzyva" not in nlp.vocab.strings
+        labels = [label for pipe in nlp.pipe_labels.values() for label in pipe]
+        assert labels
+        assert all(label in nlp.vocab.strings for label in labels)
+        assert all(token.pos_ and token.tag_ for token in nlp("Zyzzyva visited Rome."))
+
+
 def test_each_stage_learns_what_it_says(
     teacher: Language, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
