@@ -239,6 +239,14 @@ def _with_variations(rows: Sequence[PipelineRow]) -> dict[str, PipelineRow]:
         for name, title, n_layers in (("two-layers", "2 layers", 2), ("one-layer", "1 layer", 1))
         for n_neurons in (768, 384)
     ]
+    cut_gold = replace(
+        two_gold,
+        name="two-layers-768-then-gold",
+        title=f"2 layers and 768 neurons, as '{gold.name}'",
+        start="cut",
+        n_neurons=768,
+        before=("two-layers-768",),
+    )
     smallest = replace(
         cut,
         name="smallest",
@@ -248,7 +256,10 @@ def _with_variations(rows: Sequence[PipelineRow]) -> dict[str, PipelineRow]:
         cut_from=two.name,
     )
     one = replace(two, name="one-layer", title=f"1 layer, as '{BEST}'", n_layers=1)
-    return {**by_name, **{row.name: row for row in (gold, two, two_gold, one, *smaller, smallest)}}
+    return {
+        **by_name,
+        **{row.name: row for row in (gold, two, two_gold, one, *smaller, cut_gold, smallest)},
+    }
 
 
 ROWS = _with_variations(_ROWS)
