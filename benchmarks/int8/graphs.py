@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.engines.files import GRAPH
-from spacy_distil.engines.onnx import OnnxEngine
+from spacy_distil.engines.onnx import FrozenEngine
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.export.encoders import SourceEncoder
 from spacy_distil.export.graph import Precision
@@ -66,9 +66,9 @@ def make_shims(
 
 
 def runtime_of(shim: EncoderShim) -> str:
-    """Return who runs a graph: see `OnnxEngine.runtime`."""
+    """Return who runs a graph: see `FrozenEngine.runtime`."""
     engine = shim.engine
-    assert isinstance(engine, OnnxEngine)
+    assert isinstance(engine, FrozenEngine)
     return engine.runtime
 
 

@@ -48,6 +48,8 @@ def load_frozen(
 class FusedEngine(FrozenEngine):
     """Runs the weights of a graph with compiled code."""
 
+    runtime = "fused"
+
     def __init__(
         self,
         config: Mapping[str, Any],
@@ -67,11 +69,6 @@ class FusedEngine(FrozenEngine):
     @property
     def batch_pieces(self) -> int:
         return BATCH_PIECES
-
-    @property
-    def runtime(self) -> str:
-        """As of `OnnxEngine`."""
-        return "fused"
 
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
         real = batch.mask.astype(bool)

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from weakref import WeakSet
 
 from thinc.api import Ops
@@ -34,7 +34,12 @@ FORMAT = 2
 
 
 class FrozenEngine:
-    """What the engines for a graph share. It keeps the bytes of the graph, to save it."""
+    """What the engines for a graph share. It keeps the bytes of the graph, to save it.
+
+    runtime: who runs the encoder, for users to read.
+    """
+
+    runtime: ClassVar[Literal["onnxruntime", "fused"]]
 
     def __init__(self, config: Mapping[str, Any], graph: bytes, *, threads: int | None) -> None:
         """config: contents of `config.json`.
@@ -73,6 +78,7 @@ class OnnxEngine(FrozenEngine):
     after a fork. One session serves any number of threads at once.
     """
 
+    runtime = "onnxruntime"
     _alive: ClassVar[WeakSet[OnnxEngine]] = WeakSet()
 
     def __init__(self, config: Mapping[str, Any], graph: bytes, *, threads: int | None) -> None:
@@ -96,11 +102,6 @@ class OnnxEngine(FrozenEngine):
     @property
     def batch_pieces(self) -> int:
         return BATCH_PIECES
-
-    @property
-    def runtime(self) -> str:
-        """Who runs the encoder, for users to read: "fused" or "onnxruntime"."""
-        return "onnxruntime"
 
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
         feed = {IDS: batch.ids, MASK: batch.mask, POSITIONS: batch.positions}

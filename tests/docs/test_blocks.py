@@ -58,7 +58,7 @@ NOT_RUN = {
     ("docs/project.md", "project run all\n"): "takes 10 minutes: .ci/run runs the project",
     ("docs/results.md", "--vars.dataset ewt"): "downloads corpora and takes two hours",
     ("docs/results.md", "--vars.dataset custom"): "needs a corpus and takes an hour",
-    ("docs/results.md", "cnn=training/cnn"): "needs trained pipelines",
+    ("docs/results.md", "benchmarks.stages"): "needs trained pipelines",
     (
         "docs/results.md",
         "benchmarks.pipeline_distillation.rows",
