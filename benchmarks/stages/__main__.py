@@ -101,7 +101,7 @@ def measure_latency(nlp: Language, texts: Sequence[str]) -> list[float]:
     for text in texts:
         start = perf_counter()
         nlp(text)
-        seconds.append(perf_counter() - start)
+        seconds.append(round(perf_counter() - start, 6))
     return seconds
 
 

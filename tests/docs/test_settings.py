@@ -125,7 +125,7 @@ def test_settings_and_defaults_are_those_of_the_code(
 
 
 def test_what_the_table_says_of_batches(bert_dir: Path, onnx_pipeline: Path) -> None:
-    from spacy_distil.engines import onnx
+    from spacy_distil.engines import frozen, onnx
     from spacy_distil.engines import torch as engine
 
     (row,) = (
@@ -135,7 +135,7 @@ def test_what_the_table_says_of_batches(bert_dir: Path, onnx_pipeline: Path) -> 
     )
     sizes = (
         *(engine.CPU_BATCH_PIECES, engine.GPU_BATCH_PIECES),
-        *(onnx.BATCH_PIECES, onnx.FUSED_BATCH_PIECES),
+        *(onnx.BATCH_PIECES, frozen.BATCH_PIECES),
     )
     assert [int(each.replace(",", "")) for each in re.findall(r"\d[\d,]+", row[2])] == [*sizes]
 
