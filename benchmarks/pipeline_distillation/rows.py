@@ -255,10 +255,18 @@ def _with_variations(rows: Sequence[PipelineRow]) -> dict[str, PipelineRow]:
         n_pieces=10_000,
         cut_from=two.name,
     )
+    smallest_gold = replace(
+        cut_gold,
+        name="smallest-then-gold",
+        title=f"the encoder of '{smallest.name}', as '{gold.name}'",
+        n_neurons=448,
+        cut_from=smallest.name,
+        before=(smallest.name,),
+    )
     one = replace(two, name="one-layer", title=f"1 layer, as '{BEST}'", n_layers=1)
     return {
         **by_name,
-        **{row.name: row for row in (gold, two, two_gold, one, *smaller, cut_gold, smallest)},
+        **{row.name: row for row in (gold, two, two_gold, one, *smaller, cut_gold, smallest, smallest_gold)},
     }
 
 

@@ -132,8 +132,13 @@ def test_ctrl_c_tells_how_to_go_on(
 ) -> None:
     settings = config(3, signal.SIGINT)
     settings["training"]["checkpoint_frequency"] = 2
-    with pytest.raises(KeyboardInterrupt):
-        distil_encoder(settings, tmp_path / "out", gpu_id=-1)
+    # A shell lets its background jobs ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            distil_encoder(settings, tmp_path / "out", gpu_id=-1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     told = " ".join(capsys.readouterr().out.split())
     assert "Stopped at step 3 by Ctrl-C. Go on from step 2, the newest checkpoint, with" in told
 
