@@ -266,7 +266,10 @@ def _with_variations(rows: Sequence[PipelineRow]) -> dict[str, PipelineRow]:
     one = replace(two, name="one-layer", title=f"1 layer, as '{BEST}'", n_layers=1)
     return {
         **by_name,
-        **{row.name: row for row in (gold, two, two_gold, one, *smaller, cut_gold, smallest, smallest_gold)},
+        **{
+            row.name: row
+            for row in (gold, two, two_gold, one, *smaller, cut_gold, smallest, smallest_gold)
+        },
     }
 
 
