@@ -103,7 +103,7 @@ def make_ragged_batches(
 ) -> Iterator[RaggedBatch]:
     """Pack windows into ragged batches, longest first.
 
-    The arguments are those of `make_batches`. A window that is larger than `max_batch_pieces` is a
+    It takes the arguments of `make_batches`. A window that is larger than `max_batch_pieces` is a
     batch of its own.
     """
     if not windows:

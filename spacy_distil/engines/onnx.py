@@ -34,7 +34,7 @@ FORMAT = 2
 
 
 class FrozenEngine:
-    """What the engines for a graph share. It keeps the bytes of the graph, to save it.
+    """The base of the engines for a graph. It keeps the bytes of the graph, to save it.
 
     runtime: who runs the encoder, for users to read.
     """

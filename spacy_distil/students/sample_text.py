@@ -103,17 +103,21 @@ def read_texts(
 
     path, setting, txt_documents: as in `read_blocks`.
     """
-    txt = TxtFiles(txt_documents)
-    for file in find_files([path], setting=setting):
-        for part in read_parts(file, txt):
-            yield part.text
+    files = find_files([path], setting=setting)
+    for part in _read_files(files, TxtFiles(txt_documents)):
+        yield part.text
 
 
 def _read_start(files: Iterable[Path], n_characters: int, txt: TxtFiles) -> Iterator[Part]:
     """Read documents from the start of files, until they have about `n_characters`."""
     size = 0
-    for part in chain.from_iterable(read_parts(file, txt) for file in files):
+    for part in _read_files(files, txt):
         yield part
         size += len(part.text)
         if size > n_characters:
             return
+
+
+def _read_files(files: Iterable[Path], txt: TxtFiles) -> Iterator[Part]:
+    """Read the documents of all files."""
+    return chain.from_iterable(read_parts(file, txt) for file in files)

@@ -160,13 +160,7 @@ def prune_encoder(files: Mapping[str, bytes], pruned: PrunedVocabulary) -> dict[
             f"{WEIGHTS} has {len(names)} tensors {' or '.join(_EMBEDDINGS)}, expected one. "
             "Leave vocabulary pruning out."
         )
-    embeddings = weights[names[0]]
-    if len(embeddings) <= pruned.kept_ids[-1]:
-        raise WeightsError(
-            f"{names[0]} has {len(embeddings):,} rows, but the tokenizer whose vocabulary was "
-            f"pruned has a piece {pruned.kept_ids[-1]:,}. They do not belong together."
-        )
-    weights[names[0]] = embeddings[pruned.kept_ids]
+    weights[names[0]] = _keep_rows(names[0], weights[names[0]], pruned.kept_ids)
     return {
         **files,
         CONFIG: dump_config(_renumber_config(parse_config(files), pruned.kept_ids)),
@@ -195,13 +189,8 @@ def prune_model(
     config = _renumber_config(encoder.config.to_dict(), pruned.kept_ids)
     for name in ("vocab_size", *(key for key in config if key.endswith("_token_id"))):
         setattr(encoder.config, name, config[name])
-    old = encoder.get_input_embeddings().weight.detach()
-    if len(old) <= pruned.kept_ids[-1]:
-        raise WeightsError(
-            f"The encoder has embeddings for {len(old):,} pieces, but its tokenizer has a piece "
-            f"{pruned.kept_ids[-1]:,}. They do not belong together."
-        )
-    embeddings = old[pruned.kept_ids].clone()
+    weight = encoder.get_input_embeddings().weight.detach()
+    embeddings = _keep_rows("The table of embeddings", weight, pruned.kept_ids)
     encoder.set_input_embeddings(
         nn.Embedding.from_pretrained(
             embeddings, freeze=False, padding_idx=encoder.config.pad_token_id
@@ -391,6 +380,21 @@ def _map_processor(processor: Any, new: Callable[[int], int]) -> Any:
                 piece, i = processor[end]
                 mapped[end] = [piece, new(i)]
     return mapped
+
+
+def _keep_rows(name: str, embeddings: Any, kept_ids: np.ndarray) -> Any:
+    """Copy the embeddings of the kept pieces.
+
+    name: of the embeddings, for errors.
+    embeddings: (n_before, n_embedding), of numpy or torch.
+    Raises WeightsError if they are another tokenizer's.
+    """
+    if len(embeddings) <= kept_ids[-1]:
+        raise WeightsError(
+            f"{name} has {len(embeddings):,} rows, but the tokenizer whose vocabulary was pruned "
+            f"has a piece {kept_ids[-1]:,}. They do not belong together."
+        )
+    return embeddings[kept_ids]
 
 
 def _renumber_config(config: Mapping[str, Any], kept_ids: np.ndarray) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-// What happens to the rows of an encoder: they are summed by token, and heads multiply them by a few
-// columns.
+// The steps behind an encoder: tokens sum its rows, and heads multiply token vectors by a few columns.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-"""What happens to the rows of an encoder, compiled: tokens sum them, and heads multiply them."""
+"""Compiled steps behind an encoder: tokens sum its rows, and heads multiply token vectors."""
 
 from __future__ import annotations
 

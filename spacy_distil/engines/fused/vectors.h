@@ -1,4 +1,4 @@
-// What the files of the fused encoder share: targets, and functions of 16 floats.
+// The files of the fused encoder share these: targets, and functions of 16 floats.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-"""What is compiled behind the encoder, against numpy."""
+"""The compiled steps behind an encoder, against numpy."""
 
 from __future__ import annotations
 
