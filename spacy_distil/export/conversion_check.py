@@ -209,6 +209,7 @@ def _compare_windows(
         window=shim.loaded.window,
         overlap=shim.settings.overlap,
         pooling=shim.settings.pooling,
+        pieces_from=shim.settings.pieces_from,
     )
     converted = [[*tokenizer.prefix, *ids.tolist(), *tokenizer.suffix] for ids in encoded.windows]
     windows = source.windows_of(encoder, doc)

@@ -213,13 +213,18 @@ def write_converted(
     source = plan.source
     transformers = source.find_transformers(nlp)
     config = nlp.config.copy()
-    components = config.interpolate()["components"]
+    interpolated = config.interpolate()
+    components, initialize = interpolated["components"], interpolated["initialize"]["components"]
     with scratch_directory(directory) as scratch:
         encoders = _Encoders(source, scratch, window)
         for name, pooling in plan.shared.items():
             transformer = transformers[name].model
             block = encoders.block(
-                components[name]["model"], transformer, pooling, frozen=name in plan.frozen
+                components[name]["model"],
+                initialize.get(name, {}),
+                transformer,
+                pooling,
+                frozen=name in plan.frozen,
             )
             get_encoder(encoders.build(block, transformer)).to_disk(directory / name)
             config["components"][name] = {
@@ -227,6 +232,8 @@ def write_converted(
                 "model": block,
                 **(TRF_DATA if trf_data else {}),
             }
+            # It loads the weights by callbacks of the package.
+            config["initialize"]["components"].pop(name, None)
         blocks: dict[tuple[str, Any], dict[str, Any]] = {}
         for replacement in plan.replacements:
             reader, upstream = replacement.reader, replacement.transformer
@@ -242,7 +249,11 @@ def write_converted(
                 settings = components[upstream]["model"]
             if replacement.private or upstream is None:
                 block = encoders.block(
-                    settings, transformer, reader.pooling, frozen=replacement.frozen
+                    settings,
+                    initialize.get(upstream or replacement.pipe, {}),
+                    transformer,
+                    reader.pooling,
+                    frozen=replacement.frozen,
                 )
                 layer = encoders.build(block, transformer)
             else:
@@ -278,17 +289,23 @@ class _Encoders:
         self._window = window
 
     def block(
-        self, settings: dict[str, Any], encoder: Model, pooling: str, *, frozen: bool
+        self,
+        settings: dict[str, Any],
+        initialize: dict[str, Any],
+        encoder: Model,
+        pooling: str,
+        *,
+        frozen: bool,
     ) -> dict[str, Any]:
         """Make the config of an encoder.
 
-        settings: the config of `encoder`.
+        settings, initialize: as for `Source.encoder_settings`.
         """
         block = {
             "@architectures": "spacy-distil.DistilTransformer.v1",
             "pooling": pooling,
             "frozen": frozen,
-            **self._source.encoder_settings(settings, encoder, window=self._window),
+            **self._source.encoder_settings(settings, initialize, encoder, window=self._window),
         }
         return registry.fill({"model": block})["model"]
 

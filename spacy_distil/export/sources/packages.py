@@ -44,7 +44,16 @@ def _load_spacy_transformers() -> Source:
     return spacy_transformers
 
 
-PACKAGES = (Package("spacy-transformers", "transformer", _load_spacy_transformers),)
+def _load_curated() -> Source:
+    from spacy_distil.export.sources import curated
+
+    return curated
+
+
+PACKAGES = (
+    Package("spacy-transformers", "transformer", _load_spacy_transformers),
+    Package("spacy-curated-transformers", "curated_transformer", _load_curated),
+)
 
 
 def find_package(pipeline: str) -> Package:

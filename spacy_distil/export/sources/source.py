@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from spacy.language import Language
 from spacy.tokens import Doc
-from thinc.api import Model
+from thinc import api
+from thinc.api import Model, get_ops
+from thinc.types import Ragged
 
 from spacy_distil.encoding import POOLINGS
 
@@ -91,7 +94,12 @@ class Source(Protocol):
         """Whether training leaves the encoder of a transformer component alone."""
 
     def encoder_settings(
-        self, settings: dict[str, Any], encoder: Model, *, window: int | None
+        self,
+        settings: dict[str, Any],
+        initialize: dict[str, Any],
+        encoder: Model,
+        *,
+        window: int | None,
     ) -> dict[str, Any]:
         """Choose settings of `spacy-distil.DistilTransformer.v1` for a converted encoder.
 
@@ -99,6 +107,7 @@ class Source(Protocol):
         therefore about as long as in training.
 
         settings: the block of the encoder in the config.
+        initialize: settings of its component in `[initialize.components]`.
         window: the user's choice; `None` for none.
         """
 
@@ -113,3 +122,19 @@ class Source(Protocol):
 
     def write_tensors(self, pipe: Any, pooling: str) -> None:
         """Make a transformer component write token vectors to `doc.tensor`, to compare them."""
+
+
+def reduce_pieces(rows: Any, lengths: Any, pooling: str) -> Any:
+    """Pool the rows of pieces to token vectors, as a reader does.
+
+    rows: (n_pieces, width), grouped by token.
+    lengths: (n_tokens,) number of rows of each token. A token without pieces gets a zero vector.
+    """
+    if not len(lengths):
+        return np.zeros((0, 0), dtype="f")
+    reduce: Model[Ragged, Any] = getattr(api, f"reduce_{pooling}")()
+    tensor = get_ops("cpu").alloc2f(len(lengths), rows.shape[1])
+    has_piece = lengths > 0
+    if has_piece.any():
+        tensor[has_piece] = reduce.predict(Ragged(rows, lengths[has_piece]))
+    return tensor

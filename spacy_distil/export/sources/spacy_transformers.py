@@ -9,20 +9,17 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy_transformers.annotation_setters import null_annotation_setter
-from spacy_transformers.data_classes import FullTransformerBatch, TransformerData
+from spacy_transformers.data_classes import FullTransformerBatch
 from spacy_transformers.layers import TransformerListener, TransformerModel
 from spacy_transformers.pipeline_component import Transformer
-from thinc import api
-from thinc.api import Model, get_ops
-from thinc.types import Ragged
+from thinc.api import Model
 
 from spacy_distil.engines.config_check import EPSILONS
 from spacy_distil.engines.files import CONFIG, longest_window
-from spacy_distil.export.sources.source import REDUCTIONS, Reader, ReaderKey
+from spacy_distil.export.sources.source import REDUCTIONS, Reader, ReaderKey, reduce_pieces
 
 LISTENER = "spacy-transformers.TransformerListener."
 PRIVATE = "spacy-transformers.Tok2VecTransformer."
@@ -143,7 +140,11 @@ def is_frozen(pipe: Any) -> bool:
 
 
 def encoder_settings(
-    settings: dict[str, Any], encoder: TransformerModel, *, window: int | None
+    settings: dict[str, Any],
+    initialize: dict[str, Any],
+    encoder: TransformerModel,
+    *,
+    window: int | None,
 ) -> dict[str, Any]:
     chosen, overlap = _choose_windows(settings["get_spans"], encoder, window=window)
     return {
@@ -205,19 +206,8 @@ def write_tensors(pipe: Transformer, pooling: str) -> None:
 
 
 def _write_tensors(pooling: str, docs: list[Doc], batch: FullTransformerBatch) -> None:
-    reduce: Model[Ragged, Any] = getattr(api, f"reduce_{pooling}")()
     for doc, data in zip(docs, batch.doc_data, strict=True):
-        doc.tensor = _pool(data, reduce, len(doc))
-
-
-def _pool(data: TransformerData, reduce: Model[Ragged, Any], n_tokens: int) -> Any:
-    if not n_tokens:
-        return np.zeros((0, 0), dtype="f")
-    hidden = data.model_output.last_hidden_state
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    tensor = get_ops("cpu").alloc2f(n_tokens, hidden.shape[1])
-    has_piece = data.align.lengths > 0
-    if has_piece.any():
-        rows = Ragged(hidden[data.align.dataXd], data.align.lengths[has_piece])
-        tensor[has_piece] = reduce.predict(rows)
-    return tensor
+        if len(doc):
+            hidden = data.model_output.last_hidden_state
+            rows = hidden.reshape(-1, hidden.shape[-1])[data.align.dataXd]
+            doc.tensor = reduce_pieces(rows, data.align.lengths, pooling)
