@@ -129,6 +129,13 @@ def problems_of_listeners(name: str, model: Model) -> Iterator[str]:
 def notes_on(name: str, pipe: Any, config: dict[str, Any]) -> Iterator[str]:
     if note := note_on_pieces(pipe.model.get_ref("piece_encoder")):
         yield f"'{name}' {note}"
+    tokenizer = build_tokenizer(pipe.model.get_ref("piece_encoder"))
+    padding = _module(pipe.model).curated_encoder.padding_idx
+    if padding in tokenizer.encode("\ue000", add_special_tokens=False).ids:
+        yield (
+            f"'{name}' took unknown pieces for padding (padding_idx = {padding}), so the others did "
+            "not see them; now they do"
+        )
     if config["model"].get("grad_scaler_config"):
         yield f"'{name}' loses its grad_scaler_config, which only training uses"
 
@@ -179,7 +186,11 @@ def windows_of(encoder: Model, doc: Doc) -> list[list[int]] | None:
     windows = [
         pieces[start : start + spans["window"]] for start in range(0, len(pieces), spans["stride"])
     ]
-    longest = _module(encoder).curated_encoder.max_seq_len
+    module = _module(encoder).curated_encoder
+    if module.padding_idx in pieces:
+        # The encoder takes them for padding, which nobody else does.
+        windows = [[-1] * len(window) for window in windows]
+    longest = module.max_seq_len
     return windows if all(len(window) <= longest for window in windows) else None
 
 
