@@ -14,6 +14,7 @@ import numpy as np
 import spacy
 from curated_tokenizers import ByteBPEProcessor, SentencePieceProcessor, WordPieceProcessor
 from spacy.language import Language
+from spacy.training import Example
 from spacy.util import fix_random_seed
 from spacy_curated_transformers import tokenization
 from spacy_curated_transformers.pipeline import transformer
@@ -195,10 +196,12 @@ def fill_pieces(encoder: Model, kind: str) -> None:
     encoder.attrs.update(filled.attrs)
 
 
-def train(nlp: Any, steps: int = 20, learn_rate: float = 3e-3) -> Any:
+def train(
+    nlp: Any, steps: int = 30, learn_rate: float = 5e-3, examples: list[Example] | None = None
+) -> Any:
     """A few steps: enough for heads that say different things of different tokens."""
     fix_random_seed(0)
-    examples = make_examples(nlp)
+    examples = examples or make_examples(nlp)
     optimizer = nlp.initialize(lambda: examples)
     optimizer.learn_rate = learn_rate
     # The package cannot report its loss with NumPy 2.4, which makes no number of an array of one.

@@ -77,6 +77,8 @@ def make_plan(nlp: Language, source: Source, *, private_copies: bool = True) -> 
         elif isinstance(model := getattr(pipe, "model", None), Model):
             plan.problems += _problems_of_pipe(name, model, components[name], source)
     upstreams, obstructed = _find_upstreams(nlp, plan)
+    if plan.problems:
+        return plan
     for name, pipe in transformers.items():
         readers = [reader for _, reader, upstream in upstreams if upstream == name]
         counts = Counter(reader.pooling for reader in readers)

@@ -133,8 +133,8 @@ def notes_on(name: str, pipe: Any, config: dict[str, Any]) -> Iterator[str]:
     padding = _module(pipe.model).curated_encoder.padding_idx
     if padding in tokenizer.encode("\ue000", add_special_tokens=False).ids:
         yield (
-            f"'{name}' took unknown pieces for padding (padding_idx = {padding}), so the others did "
-            "not see them; now they do"
+            f"'{name}' took unknown pieces for padding (padding_idx = {padding}), which the others "
+            "did not see; now they do"
         )
     if config["model"].get("grad_scaler_config"):
         yield f"'{name}' loses its grad_scaler_config, which only training uses"

@@ -99,7 +99,7 @@ class _WordPieces:
         processor: WordPieceProcessor = encoder.attrs["wordpiece_processor"]
         self.pieces: list[str] = processor.to_list()
         self.splits = encoder.attrs["preprocess"] is wordpiece_encoder._bert_preprocess
-        if not self.pieces:
+        if self.pieces in ([], [""]):  # nothing is loaded as the latter
             raise UnknownPieces("has no vocabulary: the pipeline was not trained")
         if {"", "##"} & {*self.pieces}:
             raise UnknownPieces("has an empty piece in its vocabulary, which cannot be converted")
@@ -212,16 +212,17 @@ def _sentencepiece(encoder: Model) -> Tokenizer:
         vocab[i] = (f"{piece.piece}{hidden}", piece.score)
     ids = [int(number[i]) for i in (processor.bos_id(), processor.eos_id(), processor.unk_id())]
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=ids[2], byte_fallback=False))
-    steps = [_NO_SPACE]
+    prefix = [normalizers.Prepend(SPACE)] if spec.add_dummy_prefix else []
+    steps = [_NO_SPACE, *(() if spec.remove_extra_whitespaces else prefix)]
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
+        # Where nothing is left, there is no prefix either.
         steps += [
             normalizers.Replace(Regex(r"\A +"), ""),
             normalizers.Replace(Regex(" {2,}"), " "),
+            *prefix,
         ]
-    if spec.add_dummy_prefix:
-        steps.append(normalizers.Prepend(SPACE))
     steps.append(normalizers.Replace(" ", SPACE))
     if spec.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))
