@@ -196,6 +196,11 @@ def fill_pieces(encoder: Model, kind: str) -> None:
     encoder.attrs.update(filled.attrs)
 
 
+def patched_loss() -> Any:
+    """With NumPy 2.4, the package cannot report a loss: it makes a number of an array of one."""
+    return patch.object(transformer, "float", np.sum, create=True)
+
+
 def train(
     nlp: Any, steps: int = 30, learn_rate: float = 5e-3, examples: list[Example] | None = None
 ) -> Any:
@@ -204,8 +209,7 @@ def train(
     examples = examples or make_examples(nlp)
     optimizer = nlp.initialize(lambda: examples)
     optimizer.learn_rate = learn_rate
-    # The package cannot report its loss with NumPy 2.4, which makes no number of an array of one.
-    with patch.object(transformer, "float", np.sum, create=True):
+    with patched_loss():
         for _ in range(steps):
             nlp.update(examples, sgd=optimizer)
     return nlp

@@ -328,7 +328,7 @@ def english() -> Any:
     nlp = spacy.blank("en")
     add_curated(nlp, "roberta")
     nlp.add_pipe("tagger", config=head_config("tagger", listener()))
-    parser = head_config("ner", listener())
+    parser: Any = {"min_action_freq": 1, **head_config("ner", listener())}
     parser["model"]["state_type"] = "parser"
     nlp.add_pipe("parser", config=parser)
     nlp.add_pipe("attribute_ruler")
@@ -373,10 +373,10 @@ def train_english(nlp: Any) -> Any:
     lookups.add_table("lemma_index", {"verb": ["visit"]})
     lookups.add_table("lemma_exc", {"verb": {}})
     nlp.get_pipe("lemmatizer").initialize(lookups=lookups)
-    nlp.get_pipe("attribute_ruler").add([[{"TAG": "VBD"}]], {"POS": "VERB"})
     # There are no tables of the language here to initialize it again.
     nlp.get_pipe("lemmatizer").initialize = lambda get_examples, nlp=None: None
-    train(nlp, examples=parsed_examples(nlp))
+    train(nlp, steps=60, examples=parsed_examples(nlp))
+    nlp.get_pipe("attribute_ruler").add([[{"TAG": "VBD"}]], {"POS": "VERB"})
     nlp.config["initialize"]["components"]["transformer"] = loaders
     return nlp
 

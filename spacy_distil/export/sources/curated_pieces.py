@@ -18,6 +18,8 @@ from thinc.api import Model, Ragged
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from spacy_distil.errors import require
+
 KINDS = (
     "BertWordpieceEncoder, WordpieceEncoder, ByteBpeEncoder, SentencepieceEncoder, "
     "XlmrSentencepieceEncoder, CamembertSentencepieceEncoder or CharEncoder"
@@ -233,6 +235,7 @@ def _sentencepiece(encoder: Model) -> Tokenizer:
 
 def _parse(data: bytes) -> Any:
     """Parse a SentencePiece model."""
+    require("google.protobuf", extra="train", purpose="A SentencePiece model")
     from transformers.convert_slow_tokenizer import import_protobuf
 
     return import_protobuf().ModelProto.FromString(data)

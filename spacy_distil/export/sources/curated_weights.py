@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from curated_transformers.models.activations import GeluNew
 from curated_transformers.models.albert import AlbertEncoder
 from curated_transformers.models.bert import BertEncoder
 from curated_transformers.models.roberta import RobertaEncoder
 
 from spacy_distil.errors import WeightsError
 
+if TYPE_CHECKING:
+    import torch
+    import transformers
+
 # XLM-R and CamemBERT are RoBERTa with other vocabularies.
 FAMILIES = {BertEncoder: "bert", RobertaEncoder: "roberta", AlbertEncoder: "albert"}
-ACTIVATIONS = {torch.nn.ReLU: "relu", torch.nn.GELU: "gelu", GeluNew: "gelu_new"}
+# Classes of activations to the names of transformers.
+ACTIVATIONS = {"ReLU": "relu", "GELU": "gelu", "GeluNew": "gelu_new"}
 
 _EMBEDDINGS = ((r"^embeddings\.inner\.", "embeddings."), (r"\.layer_norm\.", ".LayerNorm."))
 # Parts of names, there and here.
@@ -53,6 +55,8 @@ def to_transformers(encoder: torch.nn.Module) -> transformers.PreTrainedModel:
 
     encoder: of one of FAMILIES.
     """
+    import transformers
+
     config = read_config(encoder)
     model = transformers.AutoModel.from_config(config, add_pooling_layer=False)
     missing, unexpected = model.load_state_dict(
@@ -69,6 +73,8 @@ def to_transformers(encoder: torch.nn.Module) -> transformers.PreTrainedModel:
 
 def read_config(encoder: Any) -> transformers.PretrainedConfig:
     """Read the settings of a curated encoder from its layers."""
+    import transformers
+
     family = FAMILIES[type(encoder)]
     embeddings = encoder.embeddings.inner if family == "roberta" else encoder.embeddings
     layers = encoder.groups[0].group_layers if family == "albert" else encoder.layers
@@ -80,7 +86,7 @@ def read_config(encoder: Any) -> transformers.PretrainedConfig:
         "hidden_size": layer.mha.model_dim,
         "num_attention_heads": layer.mha.num_heads,
         "intermediate_size": layer.ffn.intermediate.out_features,
-        "hidden_act": ACTIVATIONS[type(layer.ffn.activation)],
+        "hidden_act": ACTIVATIONS[type(layer.ffn.activation).__name__],
         "layer_norm_eps": layer.ffn_output_layernorm.eps,
         "hidden_dropout_prob": layer.ffn_output_dropout.p,
         "attention_probs_dropout_prob": layer.mha.attention.dropout.p,
@@ -117,5 +123,7 @@ def _convert(
             yield new, part
     if config.model_type == "albert" and config.embedding_size == config.hidden_size:
         # transformers projects the embeddings even then.
+        import torch
+
         yield "encoder.embedding_hidden_mapping_in.weight", torch.eye(config.hidden_size)
         yield "encoder.embedding_hidden_mapping_in.bias", torch.zeros(config.hidden_size)
