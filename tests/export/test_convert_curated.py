@@ -21,10 +21,12 @@ from thinc.api import Config, Model
 from typer.testing import CliRunner
 
 from spacy_distil.cli import distil_cli
+from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.component.shim import EncoderShim, get_encoder
 from spacy_distil.encoding import PieceTokenizer, read_docs
 from spacy_distil.engines.torch import TorchEngine
 from spacy_distil.errors import ConfigError
+from spacy_distil.students.starting import save_student
 from tests.test_light_import import run_python
 from tests.util import SENTENCES, head_config, make_examples, random_text
 
@@ -216,6 +218,23 @@ def sentencepiece_with(**settings: Any) -> Model:
 )
 def test_other_normalizers(settings: dict[str, Any]) -> None:
     wrong = differences(sentencepiece_with(**settings), random_texts())
+    assert len(wrong) < 10
+    assert all(map(is_marked, wrong))
+
+
+def test_user_defined_and_unused_pieces() -> None:
+    model = import_protobuf().ModelProto.FromString(SENTENCEPIECE.read_bytes())
+    for i, piece in enumerate(model.pieces[3:], start=3):
+        if piece.piece in {",", "s", "ing", "▁the", "an"}:
+            piece.type = 4
+        elif i % 7 == 0:
+            piece.type = 5
+    encoder = curated.sentencepiece()
+    processor = SentencePieceProcessor.from_protobuf(model.SerializeToString())
+    encoder.attrs["sentencepiece_processor"] = processor
+    texts = [*random_texts(), "singing the sands, and things"]
+    assert differences(encoder, ["singing the sands, and things"]) == []
+    wrong = differences(encoder, texts)
     assert len(wrong) < 10
     assert all(map(is_marked, wrong))
 
@@ -555,6 +574,23 @@ def test_trf_data(trf: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.align.lengths, pieces.lengths)
     hidden = data.model_output.last_hidden_state.reshape(-1, data.width)
     np.testing.assert_allclose(hidden[data.align.dataXd], pieces.dataXd, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "plain", "roberta", "xlmr", "camembert"])
+def test_a_student_starts_from_its_layers(kind: str, tmp_path: Path, converted: Any) -> None:
+    _, teacher = converted(make_curated(kind, {"tagger": "mean"}))
+    encoder = get_encoder(teacher.get_pipe("transformer").model)
+    save_student(encoder, tmp_path / "student", n_layers=1)
+    student = DistilTransformer(str(tmp_path / "student"), pieces_from="tokens", device="cpu")
+    student.initialize()
+    docs = [NLP.make_doc(text) for text in (*SENTENCES, *ODD_TEXTS)]
+    tokens = [text.split() for text in read_docs(docs)]
+    tokenizers = [each.loaded.tokenizer for each in (encoder, get_encoder(student))]
+    (ids, lengths), (new_ids, new_lengths) = (each.pack_tokens(tokens) for each in tokenizers)
+    np.testing.assert_array_equal(ids, new_ids)
+    np.testing.assert_array_equal(lengths, new_lengths)
+    assert tokenizers[0].prefix == tokenizers[1].prefix
+    assert tokenizers[0].suffix == tokenizers[1].suffix
 
 
 def test_pieces_that_are_taken_for_padding(tmp_path: Path, converted: Any) -> None:

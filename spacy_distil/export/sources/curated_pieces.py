@@ -1,7 +1,8 @@
 """The piece encoders of spacy-curated-transformers as `tokenizer.json`.
 
 They read each token by itself, and only ByteBpeEncoder reads the space before it. The tokenizers
-made here are for `pieces_from = "tokens"`; those of the other encoders drop the space.
+made here are for `pieces_from = "tokens"`; those of the other encoders drop the space. Text as a
+whole gets the pieces of its words, so that pieces can be counted in it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from curated_tokenizers import ByteBPEProcessor, SentencePieceProcessor, WordPieceProcessor
 from spacy_curated_transformers.tokenization import wordpiece_encoder
 from thinc.api import Model, Ragged
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from spacy_distil.errors import require
@@ -34,13 +35,16 @@ FORMS = {
 # A longer word is unknown: the time to find its pieces grows with the cube of its length.
 MAX_WORD = 1000
 # Types of pieces and models in SentencePiece's files.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = range(1, 6)
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED = range(2, 6)
 UNIGRAM = 1
+# The score of a user-defined piece: better than any other.
+USER_SCORE = -0.1
+# The padding of XLM-R and CamemBERT, which SentencePiece does not know.
+FAIRSEQ_PAD = 1
 # SentencePiece writes this for a space.
 SPACE = "▁"
 
 _SPECIAL = re.compile(r"\[\w+\]|<\w+>")
-_NO_SPACE = normalizers.Replace(Regex(r"\A "), "")
 # A sigma that ends a word. `tokenizers` lowercases each character by itself.
 _FINAL_SIGMA = normalizers.Replace(
     Regex(r"\p{Cased}\p{Case_Ignorable}*\KΣ(?!\p{Case_Ignorable}*\p{Cased})"), "ς"
@@ -119,7 +123,7 @@ class _WordPieces:
 
     def build(self) -> Tokenizer:
         attrs = self._attrs
-        steps = [_NO_SPACE]
+        steps = []
         if attrs["lowercase"]:
             steps += [_FINAL_SIGMA, normalizers.Lowercase()]
         if attrs["strip_accents"]:
@@ -128,16 +132,19 @@ class _WordPieces:
         alphabet = _class(self.alphabet)
         unknown = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in self.alphabet)
         split_off = _class(filter(_splits_off, _CHARACTERS)) if self.splits else ""
-        rest = f"[^{split_off}]*" if self.splits else r"[\s\S]*"
-        steps.append(normalizers.Replace(Regex(f"[^{alphabet}{split_off}]{rest}"), unknown))
+        cut = Regex(rf"[^{alphabet}{split_off}\s][^{split_off}\s]*")
+        steps.append(normalizers.Replace(cut, unknown))
         # The first of two equal pieces counts.
         vocab = _fill({piece: i for i, piece in reversed([*enumerate(self.pieces)])})
         tokenizer = Tokenizer(
             models.WordPiece(vocab, unk_token=attrs["unk_piece"], max_input_chars_per_word=MAX_WORD)
         )
         tokenizer.normalizer = normalizers.Sequence(steps)
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(
-            Regex(f"[{split_off}{_class(unknown)}]"), "isolated"
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(r"\s+"), "removed"),
+                pre_tokenizers.Split(Regex(f"[{split_off}{_class(unknown)}]"), "isolated"),
+            ]
         )
         return _with_ends(
             tokenizer, attrs["bos_piece"], attrs["eos_piece"], attrs["unk_piece"], vocab=vocab
@@ -172,7 +179,8 @@ def _characters(encoder: Model) -> Tokenizer:
         raise UnknownPieces("has several characters with the same number in its vocabulary")
     form = FORMS[attrs["normalize"]]
     tokenizer = Tokenizer(models.WordLevel(_fill(vocab), unk_token=attrs["unk_piece"]))
-    tokenizer.normalizer = normalizers.Sequence([_NO_SPACE, *([form()] if form else [])])
+    no_space = normalizers.Replace(Regex(r"\s+"), "")
+    tokenizer.normalizer = normalizers.Sequence([no_space, *([form()] if form else [])])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     return _with_ends(
         tokenizer, attrs["bos_piece"], attrs["eos_piece"], attrs["unk_piece"], vocab=vocab
@@ -190,15 +198,10 @@ def _sentencepiece(encoder: Model) -> Tokenizer:
         raise UnknownPieces(
             f"has a SentencePiece model of type {trainer.model_type}; expected 1 (unigram)"
         )
-    types = {piece.type for piece in model.pieces}
     if trainer.byte_fallback or trainer.treat_whitespace_as_suffix or not spec.escape_whitespaces:
         raise UnknownPieces(
             "has a SentencePiece model with byte_fallback, treat_whitespace_as_suffix or without "
             "escape_whitespaces, which cannot be converted"
-        )
-    if USER_DEFINED in types:
-        raise UnknownPieces(
-            "has a SentencePiece model with user-defined pieces, which cannot be converted"
         )
     if min(processor.bos_id(), processor.eos_id(), processor.unk_id()) < 0:
         raise UnknownPieces("has a SentencePiece model without <s>, </s> or <unk>")
@@ -209,13 +212,21 @@ def _sentencepiece(encoder: Model) -> Tokenizer:
         number = layer.predict([ragged])[0].dataXd
     # A piece with a space is never found, because spaces are replaced.
     vocab = [(f" {i}", 0.0) for i in range(int(max(number)) + 1)]
+    if len(vocab) > len(number):
+        vocab[FAIRSEQ_PAD] = ("<pad>", 0.0)
     for i, piece in zip(number, model.pieces, strict=True):
-        hidden = "" if piece.type == NORMAL else " "
-        vocab[i] = (f"{piece.piece}{hidden}", piece.score)
+        name = f"{piece.piece} " if piece.type == UNUSED else piece.piece
+        vocab[i] = (name, USER_SCORE if piece.type == USER_DEFINED else piece.score)
     ids = [int(number[i]) for i in (processor.bos_id(), processor.eos_id(), processor.unk_id())]
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=ids[2], byte_fallback=False))
+    # Which PieceTokenizer spells out where they are text.
+    hidden = [piece.piece for piece in model.pieces if piece.type in (CONTROL, UNKNOWN)]
+    tokenizer.add_special_tokens(
+        [AddedToken(piece, special=True, normalized=False) for piece in hidden]
+    )
     prefix = [normalizers.Prepend(SPACE)] if spec.add_dummy_prefix else []
-    steps = [_NO_SPACE, *(() if spec.remove_extra_whitespaces else prefix)]
+    no_space = normalizers.Replace(Regex(r"\A "), "")
+    steps = [no_space, *(() if spec.remove_extra_whitespaces else prefix)]
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
@@ -244,10 +255,7 @@ def _parse(data: bytes) -> Any:
 def _with_ends(
     tokenizer: Tokenizer, begin: str, end: str, *others: str, vocab: dict[str, int]
 ) -> Tokenizer:
-    """Add the special pieces at both ends of a window. Raises UnknownPieces if one is missing.
-
-    No piece becomes a special piece in other ways: the text of one is text.
-    """
+    """Add the special pieces at both ends of a window. Raises UnknownPieces if one is missing."""
     for piece in (begin, end, *others):
         if piece not in vocab:
             raise UnknownPieces(f"has no piece {piece!r} in its vocabulary")
