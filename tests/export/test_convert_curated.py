@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ from spacy_curated_transformers import tokenization
 from transformers.convert_slow_tokenizer import import_protobuf
 
 from spacy_distil.export.convert import convert, convert_and_quantize
+from spacy_distil.export.quantize import quantize
+from spacy_distil.export.sources import curated as source
 from spacy_distil.export.sources.curated_pieces import (
     UnknownPieces,
     build_tokenizer,
@@ -670,6 +673,13 @@ def test_quantized_and_without_torch(trf: Path, tmp_path: Path) -> None:
     assert out.splitlines() == [str(expected), "[]"]
 
 
+def test_pruning_the_vocabulary_is_refused(trf: Path, tmp_path: Path) -> None:
+    convert(trf, tmp_path / "ours")
+    (tmp_path / "texts.txt").write_text("\n".join(SENTENCES))
+    with pytest.raises(ConfigError, match=r"'transformer' has pieces_from = 'tokens'"):
+        quantize(tmp_path / "ours", tmp_path / "int8", prune_vocab=tmp_path / "texts.txt")
+
+
 @pytest.mark.slow
 def test_command(trf: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(
@@ -723,6 +733,38 @@ def test_an_untrained_pipeline_is_refused(converted: Any) -> None:
     encoder = original.get_pipe("transformer").model.get_ref("piece_encoder")
     encoder.attrs["wordpiece_processor"] = WordPieceProcessor([])
     refuses(converted, original, "'transformer' has no vocabulary: the pipeline was not trained")
+
+
+def test_a_wrapped_listener_to_all_layers_is_refused(converted: Any) -> None:
+    nlp = spacy.blank("xx")
+    add_curated(nlp, "bert", component={"all_layer_outputs": True})
+    weighting = {"@architectures": f"{curated.PACKAGE}.ScalarWeight.v1", "num_layers": 2}
+    block = listener(kind="ScalarWeighting", weighting=weighting)
+    nlp.add_pipe("tagger", config=head_config("tagger", block))
+    nlp.initialize(lambda: make_examples(nlp))
+    nlp.replace_listeners("transformer", "tagger", ["model.tok2vec"])
+    refuses(converted, nlp, "'tagger' has a ScalarWeightingListener")
+
+
+def test_torchscript_is_refused() -> None:
+    """The package itself cannot load one by name: the layer has no width."""
+    nlp = spacy.blank("xx")
+    add_curated(nlp, "bert")
+    encoder = nlp.get_pipe("transformer").model  # type: ignore[attr-defined]
+    shim = encoder.get_ref("transformer").shims[0]
+    shim._model = torch.jit.script(torch.nn.Linear(2, 2))
+    (problem,) = source.problems_of_encoder("transformer", encoder)
+    assert problem == "'transformer' is a TorchScript model, whose layers cannot be read"
+
+
+def test_settings_of_the_package_that_are_left_are_named(trf: Path, tmp_path: Path) -> None:
+    shutil.copytree(trf, tmp_path / "trf")
+    config = Config().from_disk(tmp_path / "trf" / "config.cfg", interpolate=False)
+    name = f"{curated.PACKAGE}.gradual_transformer_unfreezing.v1"
+    config["training"]["before_update"] = {"@callbacks": name, "target_pipes": {"transformer": 5}}
+    config.to_disk(tmp_path / "trf" / "config.cfg")
+    with pytest.raises(ConfigError, match=r"\[training.before_update\] @callbacks = 'spacy-cur"):
+        convert(tmp_path / "trf", tmp_path / "ours")
 
 
 def test_both_kinds_are_refused(tmp_path: Path) -> None:
