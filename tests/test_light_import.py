@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "transformers", "accelerate", "onnx")
+# They need torch. spaCy would import their factories.
+PLUGINS = ("spacy-transformers", "spacy-curated-transformers", *HEAVY)
 
-# An interpreter without them, and without spacy-transformers, whose factory spaCy would import.
+# An interpreter without them.
 BLOCK = f"""
 import sys
 from importlib import metadata
@@ -24,7 +26,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 installed = metadata.distributions
 metadata.distributions = lambda **kwargs: (
-    each for each in installed(**kwargs) if each.name not in ("spacy-transformers", *{HEAVY!r})
+    each for each in installed(**kwargs) if each.name not in {PLUGINS!r}
 )
 """
 

@@ -158,7 +158,8 @@ def pipeline_config(
         None for one that suits the language.
     gpu: whether the student is trained on a GPU.
     teacher: the pipes of the teacher, see `read_teacher_pipes`. Its encoder, if it is one of ours,
-        sets window, overlap and pooling. Its parser and ner set the shape of the student's.
+        sets window, overlap, pooling and pieces_from. Its parser and ner set the shape of the
+        student's.
     corpus, text: training documents, .spacy, and text without annotation. Steps, batches, warm-up
         and evaluations fit both together.
     Raises ConfigError if a language or a pipe is unknown, or pipes exclude each other.
@@ -275,6 +276,7 @@ def pipeline_settings(
         "gpu": gpu,
         **fit_windows(encoder, None if gpu else 192, 32 if gpu else 16),
         "pooling": "mean",
+        "pieces_from": "text",
         "score_weights": score_weights(list(factories.values())),
         "tokenizer": block("nlp.tokenizer", defaults["nlp"]["tokenizer"]),
         "initialize_tokenizer": block("initialize.tokenizer", defaults["initialize"]["tokenizer"]),

@@ -84,17 +84,19 @@ def convert_cli(
     code: Code = None,
     force: Force = False,
 ) -> None:
-    """Convert a spacy-transformers pipeline: the same weights and pipes, on a distil_transformer.
+    """Convert a pipeline of spacy-transformers or spacy-curated-transformers, such as
+    en_core_web_trf: the same weights and pipes, on a distil_transformer.
 
-    The component "transformer" becomes a "distil_transformer" of the same name, and its listeners
-    become ours. Every other component stays as it is. The converted pipeline is faster, needs no
-    spacy-transformers, and can be quantized.
+    The component "transformer" or "curated_transformer" becomes a "distil_transformer" of the same
+    name, and its listeners become ours. Every other component stays as it is. The converted
+    pipeline is faster, needs neither package, and can be quantized.
 
     Predictions are the same if both pipelines encode the same windows. That is so for documents
     that fit into one window of the original: with strided_spans, up to `window` tokens, and 1.5
     times as many pieces; with doc_spans, as many pieces as the encoder takes; with sent_spans, one
-    sentence. The new pipeline splits longer documents at other places, and truncates nothing.
-    Measure the difference on your own documents with --corpus.
+    sentence; with WithStridedSpans, up to `stride` pieces. The new pipeline splits longer documents
+    at other places, and truncates nothing. Measure the difference on your own documents with
+    --corpus.
 
     With --quantize, OUT gets the int8 pipeline alone, and only if both steps succeed.
 

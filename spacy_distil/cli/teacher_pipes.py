@@ -12,7 +12,7 @@ from spacy_distil.pipelines import read_config
 # Factories of encoders. The student has an encoder of its own instead.
 ENCODERS = ("distil_transformer", "transformer", "curated_transformer", "tok2vec")
 # Settings of an encoder of ours that decide what its token vectors are made of.
-ENCODING = ("window", "overlap", "pooling")
+ENCODING = ("window", "overlap", "pooling", "pieces_from")
 # Factories of teachers' pipes, and what the student has instead.
 SIMPLER = {"beam_ner": "ner", "beam_parser": "parser"}
 PARSERS = "spacy.TransitionBasedParser."
@@ -29,7 +29,7 @@ class TeacherPipes:
     rules: those without a model, by name, with their factory. A student gets copies.
     models: the settings of the models of `pipes`, by name.
     left_out: the others, by name, with the reason.
-    encoding: window, overlap and pooling of a `distil_transformer`; otherwise empty.
+    encoding: the settings ENCODING of a `distil_transformer`; otherwise empty.
     tokenizer, initialize_tokenizer: [nlp.tokenizer] and [initialize.tokenizer].
     """
 

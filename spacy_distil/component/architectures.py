@@ -12,6 +12,7 @@ from thinc.types import Floats2d
 from spacy_distil.component.listener import no_gradient
 from spacy_distil.component.settings import EncoderSettings
 from spacy_distil.component.shim import EncoderShim, get_encoder
+from spacy_distil.encoding import PiecesFrom
 from spacy_distil.encoding.pooling import PoolingName
 from spacy_distil.engines.files import EngineName
 
@@ -26,6 +27,7 @@ def DistilTransformer(
     overlap: int = 32,
     max_batch_pieces: int | None = None,
     pooling: PoolingName = "mean",
+    pieces_from: PiecesFrom = "text",
     layer: int | None = None,
     mixed_precision: bool = False,
     dropout: float | None = None,
@@ -54,6 +56,9 @@ def DistilTransformer(
     pooling: the vector of a token is the "mean" of its pieces' vectors, the vector of the "first"
         or the "last" piece, or the "sum" or the "max" of all, number by number. A piece in an
         overlap counts with its vectors in both windows.
+    pieces_from: the tokenizer of pieces reads the "text" of a doc, or its "tokens": each by itself,
+        with the space before it, as in spacy-curated-transformers. Whitespace tokens have no pieces
+        then.
     layer: number of the layer whose output is used, 1 for the lowest; null for the last. Layers
         above it are neither loaded nor saved. If a family has a norm after its last layer, it comes
         after this one.
@@ -82,6 +87,7 @@ def DistilTransformer(
         overlap=overlap,
         max_batch_pieces=max_batch_pieces,
         pooling=pooling,
+        pieces_from=pieces_from,
         layer=layer,
         mixed_precision=mixed_precision,
         dropout=dropout,

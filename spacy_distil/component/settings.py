@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from spacy_distil.encoding import POOLINGS
+from spacy_distil.encoding import PIECES_FROM, POOLINGS, PiecesFrom
 from spacy_distil.encoding.pooling import PoolingName
 from spacy_distil.engines.files import MODELS, EngineName
 from spacy_distil.errors import ConfigError
@@ -39,6 +39,7 @@ class EncoderSettings:
     overlap: int
     max_batch_pieces: int | None
     pooling: PoolingName
+    pieces_from: PiecesFrom
     layer: int | None
     mixed_precision: bool
     dropout: float | None
@@ -55,6 +56,10 @@ class EncoderSettings:
             raise ConfigError(f"engine = {self.engine!r}: expected one of {', '.join(MODELS)}.")
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling = {self.pooling!r}: expected one of {', '.join(POOLINGS)}.")
+        if self.pieces_from not in PIECES_FROM:
+            raise ConfigError(
+                f"pieces_from = {self.pieces_from!r}: expected one of {', '.join(PIECES_FROM)}."
+            )
         for setting, minimum in MINIMUM_SETTINGS.items():
             value = getattr(self, setting)
             if value is not None and value < minimum:

@@ -353,6 +353,7 @@ class EncoderShim(Shim):
             window=self.loaded.window,
             overlap=self.settings.overlap,
             pooling=self.settings.pooling,
+            pieces_from=self.settings.pieces_from,
             blank_windows=blank_windows,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from spacy.attrs import LENGTH, SPACY  # type: ignore[import-not-found]
@@ -13,6 +14,10 @@ from spacy_distil.encoding.alignment import align, token_offsets
 from spacy_distil.encoding.pieces import PieceTokenizer
 from spacy_distil.encoding.pooling import Pooling, PoolingName
 from spacy_distil.encoding.windows import split_windows
+
+# What the tokenizer of pieces reads: the text of a doc, or each of its tokens by itself.
+PiecesFrom = Literal["text", "tokens"]
+PIECES_FROM: tuple[str, ...] = get_args(PiecesFrom)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,14 @@ class DocText:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def split(self) -> list[str]:
+        """List the tokens, each with the space before it; whitespace tokens are empty."""
+        begins = np.append(0, self.sizes.sum(axis=1).cumsum())[:-1]
+        spaces = np.append(0, self.sizes[:-1, 1])
+        bounds = zip(begins - spaces, begins + self.sizes[:, 0], strict=True)
+        tokens = [self.text[begin:end] for begin, end in bounds]
+        return ["" if token.isspace() else token for token in tokens]
 
 
 def read_docs(docs: Iterable[Doc | DocText]) -> list[DocText]:
@@ -91,27 +104,27 @@ def encode_docs(
     window: int,
     overlap: int,
     pooling: PoolingName,
+    pieces_from: PiecesFrom = "text",
     blank_windows: bool = False,
 ) -> EncodedDocs:
     """Cut docs into windows of pieces.
 
     window: most pieces in a window, special pieces included.
     overlap: pieces that two neighbouring windows of a long doc share.
+    pieces_from: whether the tokenizer reads the "text" of a doc, or its "tokens", each by itself.
     blank_windows: whether a doc that has tokens but no pieces gets a window of special pieces. If
         not, it has no window.
     """
     capacity = window - tokenizer.n_special
     texts = read_docs(docs)
     n_tokens = [len(doc) for doc in texts]
-    pieces, begins, n_pieces = tokenizer.pack([doc.text for doc in texts])
-    sizes = np.concatenate([np.zeros((0, 2), dtype=np.int64), *(doc.sizes for doc in texts)])
-    starts, ends = token_offsets(sizes, n_tokens, begins)
-    first, last = align(starts, ends, pieces)
+    split = _split_tokens if pieces_from == "tokens" else _split_text
+    ids, first, last, n_pieces = split(texts, n_tokens, tokenizer)
     windows: list[np.ndarray] = []
     n_windows: list[int] = []
     row_pieces: list[np.ndarray] = []
     token = piece = 0
-    for n, n_own in zip(n_tokens, n_pieces.tolist(), strict=True):
+    for n, n_own in zip(n_tokens, n_pieces, strict=True):
         bounds = [(0, n_own)] if n_own else []
         if n_own > capacity:
             own = slice(token, token + n)
@@ -122,7 +135,7 @@ def encode_docs(
             bounds = [(0, 0)]
         n_windows.append(len(bounds))
         for start, end in bounds:
-            windows.append(pieces.ids[piece + start : piece + end])
+            windows.append(ids[piece + start : piece + end])
             row_pieces.append(np.arange(piece + start, piece + end))
         token += n
         piece += n_own
@@ -136,3 +149,27 @@ def encode_docs(
         Pooling.from_alignment(pooling, first, last, rows),
         n_tokens,
     )
+
+
+def _split_text(
+    texts: Sequence[DocText], n_tokens: Sequence[int], tokenizer: PieceTokenizer
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """Split the texts of docs into pieces, and align them with the tokens.
+
+    RETURNS (ids, first, last, n_pieces): ids of all pieces; first and last as in `EncodedDocs`;
+        the number of pieces of each doc.
+    """
+    pieces, begins, n_pieces = tokenizer.pack([doc.text for doc in texts])
+    sizes = np.concatenate([np.zeros((0, 2), dtype=np.int64), *(doc.sizes for doc in texts)])
+    first, last = align(*token_offsets(sizes, n_tokens, begins), pieces)
+    return pieces.ids, first, last, n_pieces.tolist()
+
+
+def _split_tokens(
+    texts: Sequence[DocText], n_tokens: Sequence[int], tokenizer: PieceTokenizer
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """Split each token of docs into pieces. RETURNS: as `_split_text`."""
+    ids, lengths = tokenizer.pack_tokens([doc.split() for doc in texts])
+    ends = np.append(0, np.cumsum(lengths))
+    bounds = np.cumsum([0, *n_tokens])
+    return ids, ends[:-1], ends[1:], np.diff(ends[bounds]).tolist()

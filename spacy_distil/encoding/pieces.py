@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -169,15 +169,40 @@ class PieceTokenizer:
             starts, ends = _without_spaces(text, starts, ends, _SPACE if self._spaces else "")
         return in_order(ids, starts, ends), begins, n_pieces
 
-    def _encode(self, texts: list[str]) -> list[Encoding]:
+    def pack_tokens(self, docs: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Split tokens into pieces, each token by itself.
+
+        docs: the tokens of each doc. An empty one has no pieces.
+        RETURNS (ids, lengths): vocabulary ids, (n_pieces of all docs,) int64; and the number of
+            pieces of each token, (n_tokens of all docs,) int64.
+        Raises WeightsError as above.
+        """
+        has_text = np.array([bool(token) for doc in docs for token in doc], dtype=bool)
+        encodings = self._encode([[token for token in doc if token] for doc in docs], is_split=True)
+        n, flat = sum(map(len, encodings)), chain.from_iterable
+        ids = np.fromiter(flat(encoding.ids for encoding in encodings), np.int64, n)
+        owners = np.fromiter(flat(encoding.word_ids for encoding in encodings), np.int64, n)
+        n_own = np.array([sum(map(bool, doc)) for doc in docs], dtype=np.int64)
+        owners += np.repeat(np.cumsum(n_own) - n_own, [len(encoding) for encoding in encodings])
+        if self._spelled and (is_special := np.isin(ids, list(self._spelled))).any():
+            places = np.zeros(n, dtype=np.int64)  # do not matter, every piece is its token's
+            ids, _, _, owners = _spell_out(self._spelled, is_special, ids, places, places, owners)
+        lengths = np.zeros(len(has_text), dtype=np.int64)
+        lengths[has_text] = np.bincount(owners, minlength=int(has_text.sum()))
+        return ids, lengths
+
+    def _encode(self, texts: list[Any], *, is_split: bool = False) -> list[Encoding]:
+        """Encode texts, or, if `is_split`, lists of tokens."""
+        settings = {"is_pretokenized": is_split, "add_special_tokens": False}
         try:
-            return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+            return self._tokenizer.encode_batch(texts, **settings)
         except (MemoryError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # includes a panic of Rust
             for text in texts:
-                with _naming(f"The tokenizer fails on the text that begins with {text[:60]!r}"):
-                    self._tokenizer.encode(text, add_special_tokens=False)
+                begin = ("".join(text) if is_split else text)[:60]
+                with _naming(f"The tokenizer fails on the text that begins with {begin!r}"):
+                    self._tokenizer.encode(text, **settings)
             raise
 
 

@@ -1,31 +1,24 @@
-"""The agreement of a converted pipeline with its spacy-transformers original."""
+"""The agreement of a converted pipeline with its original."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
-from spacy_transformers.data_classes import FullTransformerBatch, TransformerData
-from spacy_transformers.layers import TransformerModel
-from thinc import api
-from thinc.api import Model, get_ops
-from thinc.types import Ragged
+from thinc.api import Model
 
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.encoding import encode_docs
-from spacy_distil.engines.files import longest_window
 from spacy_distil.errors import CorpusError
 from spacy_distil.export import agreement_table
 from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement, run_pipe
-from spacy_distil.export.conversion_plan import ConversionPlan, encoders_of
-from spacy_distil.export.spacy_transformers import find_transformers
+from spacy_distil.export.conversion_plan import ConversionPlan
+from spacy_distil.export.sources.source import Source
 from spacy_distil.text.docs import same_tokens
 from spacy_distil.text.documents import read_documents
 from spacy_distil.text.plain_text import TxtDocuments
@@ -85,7 +78,7 @@ def to_text(check: ConversionCheck) -> str:
     if check.n_left_out:
         lines.append(
             f"Left out: {check.n_left_out:,} documents that are empty or that "
-            "spacy-transformers cannot process."
+            "the original cannot process."
         )
     for title, agreement in (("The same windows", same_windows), ("All documents", all_windows)):
         if agreement is not None:
@@ -129,8 +122,8 @@ def check_conversion(
     trf_data: whether the candidate sets `doc._.trf_data`.
     batch_size: documents per batch.
     """
-    for name, pipe in find_transformers(original).items():
-        pipe.set_extra_annotations = partial(_write_tensors, plan.shared[name])
+    for name, pipe in plan.source.find_transformers(original).items():
+        plan.source.write_tensors(pipe, plan.shared[name])
     usable, same = [], []
     for i, doc in enumerate(corpus.docs):
         encoders = list(_compare_encoders(original, candidate, plan, doc)) if len(doc) else []
@@ -183,7 +176,7 @@ def _compare_encoders(
 ) -> Iterator[_Windows]:
     """Compare the windows of each encoder of the original with the windows of its conversion."""
     doc = same_tokens(doc, original.vocab)
-    pipes = [(name, pipe, encoders_of(pipe)) for name, pipe in original.pipeline]
+    pipes = [(name, pipe, _encoders(pipe, plan.source)) for name, pipe in original.pipeline]
     while pipes and not pipes[-1][2]:
         pipes.pop()
     for name, pipe, encoders in pipes:
@@ -193,7 +186,7 @@ def _compare_encoders(
                 for replacement in plan.replacements
                 if (replacement.transformer or replacement.pipe) == name
             }
-            windows = _compare_windows(model, shim, doc, poolings)
+            windows = _compare_windows(plan.source, model, shim, doc, poolings)
             yield windows
             if not windows.usable:
                 return
@@ -203,11 +196,11 @@ def _compare_encoders(
 
 
 def _compare_windows(
-    model: TransformerModel, shim: EncoderShim, doc: Doc, poolings: set[str]
+    source: Source, encoder: Model, shim: EncoderShim, doc: Doc, poolings: set[str]
 ) -> _Windows:
-    """Compare the windows of a transformer with the windows of its conversion.
+    """Compare the windows of an encoder with the windows of its conversion.
 
-    poolings: the poolings of the pipes that read the transformer.
+    poolings: the poolings of the pipes that read the encoder.
     """
     tokenizer = shim.loaded.tokenizer
     encoded = encode_docs(
@@ -216,22 +209,25 @@ def _compare_windows(
         window=shim.loaded.window,
         overlap=shim.settings.overlap,
         pooling=shim.settings.pooling,
+        pieces_from=shim.settings.pieces_from,
     )
     converted = [[*tokenizer.prefix, *ids.tolist(), *tokenizer.suffix] for ids in encoded.windows]
-    spans = model.attrs["get_spans"]([doc])[0]
-    # spacy-transformers truncates them.
-    windows = [
-        model.tokenizer(span.text)["input_ids"][: model.tokenizer.model_max_length]
-        for span in spans
-    ]
-    longest = longest_window(model.transformer.config.to_dict())
+    windows = source.windows_of(encoder, doc)
     # thinc cannot reduce a token without pieces to its first, last or largest piece.
     has_bare_token = bool((encoded.pooling.lengths == 0).any())
+    if windows is None or (has_bare_token and poolings - {"mean", "sum"}):
+        return _Windows(same=False, usable=False)
     return _Windows(
-        same=converted == [ids for ids in windows if len(ids) > tokenizer.n_special],
-        usable=all(len(ids) <= longest for ids in windows)
-        and not (has_bare_token and poolings - {"mean", "sum"}),
+        same=converted == [ids for ids in windows if len(ids) > tokenizer.n_special], usable=True
     )
+
+
+def _encoders(pipe: Any, source: Source) -> list[Model]:
+    """Find the encoders that a pipe of the original runs itself."""
+    model = getattr(pipe, "model", None)
+    if not isinstance(model, Model):
+        return []
+    return [node for node in model.walk() if source.is_encoder(node)]
 
 
 def _shims(pipe: Any) -> list[EncoderShim]:
@@ -239,23 +235,3 @@ def _shims(pipe: Any) -> list[EncoderShim]:
     if not isinstance(model, Model):
         return []
     return [shim for node in model.walk() for shim in node.shims if isinstance(shim, EncoderShim)]
-
-
-def _write_tensors(pooling: str, docs: list[Doc], batch: FullTransformerBatch) -> None:
-    """Write token vectors of spacy-transformers to `doc.tensor`, for the comparison."""
-    reduce: Model[Ragged, Any] = getattr(api, f"reduce_{pooling}")()
-    for doc, data in zip(docs, batch.doc_data, strict=True):
-        doc.tensor = _pool(data, reduce, len(doc))
-
-
-def _pool(data: TransformerData, reduce: Model[Ragged, Any], n_tokens: int) -> Any:
-    if not n_tokens:
-        return np.zeros((0, 0), dtype="f")
-    hidden = data.model_output.last_hidden_state
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    tensor = get_ops("cpu").alloc2f(n_tokens, hidden.shape[1])
-    has_piece = data.align.lengths > 0
-    if has_piece.any():
-        rows = Ragged(hidden[data.align.dataXd], data.align.lengths[has_piece])
-        tensor[has_piece] = reduce.predict(rows)
-    return tensor

@@ -1,4 +1,4 @@
-"""The plan for converting a spacy-transformers pipeline, made before anything changes."""
+"""The plan for converting a pipeline, made before anything changes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ from typing import Any
 
 from spacy.language import Language
 from spacy.pipeline.tok2vec import Tok2Vec, Tok2VecListener
-from spacy_transformers.layers import TransformerModel
-from spacy_transformers.pipeline_component import Transformer
 from thinc.api import Model
 
-from spacy_distil.export.spacy_transformers import (
-    Reader,
-    find_readers,
-    find_transformers,
-    note_on_windows,
-    problems_of_readers,
-    problems_of_transformer,
-)
+from spacy_distil.encoding import POOLINGS
+from spacy_distil.export.sources.source import REDUCTIONS, Reader, Source
 
 
 @dataclass(frozen=True)
@@ -48,6 +40,7 @@ class Replacement:
 class ConversionPlan:
     """How to convert a pipeline.
 
+    source: the package that the pipeline is made with.
     shared: transformer component to its pooling.
     frozen: the transformer components that no pipe trains.
     replacements: one for each reader of the pipeline.
@@ -55,6 +48,7 @@ class ConversionPlan:
     problems: reasons why the pipeline cannot be converted.
     """
 
+    source: Source
     shared: dict[str, str] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     replacements: list[Replacement] = field(default_factory=list)
@@ -67,37 +61,34 @@ class ConversionPlan:
         return {each.pipe: each.reader.pooling for each in self.replacements if each.private}
 
 
-def make_plan(nlp: Language, *, private_copies: bool = True) -> ConversionPlan:
+def make_plan(nlp: Language, source: Source, *, private_copies: bool = True) -> ConversionPlan:
     """Plan the conversion of a pipeline, and find the parts that cannot be converted.
 
+    source: the package that the pipeline is made with.
     private_copies: whether pipes with another pooling may get an encoder of their own.
     """
     components = nlp.config.interpolate()["components"]
-    transformers = find_transformers(nlp)
-    plan = ConversionPlan()
+    transformers = source.find_transformers(nlp)
+    plan = ConversionPlan(source)
     for name, pipe in nlp.components:
         if name in transformers:
-            plan.problems += problems_of_transformer(name, pipe)
-        else:
-            plan.problems += problems_of_readers(name, pipe, components[name])
+            plan.problems += source.problems_of_component(name, pipe)
+            plan.problems += source.problems_of_encoder(name, transformers[name].model)
+        elif isinstance(model := getattr(pipe, "model", None), Model):
+            plan.problems += _problems_of_pipe(name, model, components[name], source)
     upstreams, obstructed = _find_upstreams(nlp, plan)
-    if not transformers and not upstreams:
-        pipes = ", ".join(f"{name} ({factory})" for name, factory in nlp.pipe_factories.items())
-        plan.problems.append(
-            'it has no component of spacy-transformers (factory "transformer"); it has '
-            f"{pipes or 'no components'}"
-        )
-    for name in transformers:
+    if plan.problems:
+        return plan
+    for name, pipe in transformers.items():
         readers = [reader for _, reader, upstream in upstreams if upstream == name]
         counts = Counter(reader.pooling for reader in readers)
         plan.shared[name] = max(counts, key=counts.__getitem__, default="mean")
-        if readers and not any(reader.grad_factor for reader in readers):
+        if source.is_frozen(pipe):
+            plan.frozen.add(name)
+        elif readers and not any(reader.grad_factor for reader in readers):
             plan.frozen.add(name)
             plan.notes.append(f"'{name}' becomes frozen, as no pipe trains it (grad_factor = 0)")
-        if note := note_on_windows(components[name]["model"]["get_spans"]):
-            plan.notes.append(f"'{name}' {note}")
-        if components[name]["model"].get("grad_scaler_config"):
-            plan.notes.append(f"'{name}' loses its grad_scaler_config, which only training uses")
+        plan.notes += source.notes_on(name, pipe, components[name])
     for name, reader, upstream in upstreams:
         reason = ""  # for a copy of the encoder
         if upstream is not None and reader.pooling != plan.shared[upstream]:
@@ -137,9 +128,9 @@ def _find_upstreams(
     transformer: str | None = None
     # The last writer of doc.tensor, and whether it is a transformer.
     writer: tuple[str, bool] | None = None
-    transformers = find_transformers(nlp)
+    transformers = plan.source.find_transformers(nlp)
     for name, pipe in nlp.components:
-        if isinstance(pipe, Transformer):
+        if name in transformers:
             transformer, writer = name, (name, True)
             continue
         if isinstance(pipe, Tok2Vec):
@@ -147,7 +138,8 @@ def _find_upstreams(
             continue
         if transformers:
             plan.problems += _problems_of_stock_listeners(name, pipe, writer)
-        for reader in find_readers(pipe):
+        model = getattr(pipe, "model", None)
+        for reader in plan.source.find_readers(model) if isinstance(model, Model) else ():
             if reader.own is not None:
                 upstreams.append((name, reader, None))
             elif transformer is None or reader.upstream not in ("*", transformer):
@@ -178,9 +170,36 @@ def _problems_of_stock_listeners(
             )
 
 
-def encoders_of(pipe: Any) -> list[TransformerModel]:
-    """Find the transformers that a pipe runs itself."""
-    model = getattr(pipe, "model", None)
-    if not isinstance(model, Model):
-        return []
-    return [node for node in model.walk() if isinstance(node, TransformerModel)]
+def _problems_of_pipe(
+    name: str, model: Model, config: dict[str, Any], source: Source
+) -> Iterator[str]:
+    """Find the reasons why a pipe that reads transformers cannot be converted.
+
+    config: the config of the pipe.
+    """
+    if refused := list(source.problems_of_listeners(name, model)):
+        yield from refused
+        return
+    readers = source.find_readers(model)
+    unknown = {reader.pooling for reader in readers} - set(POOLINGS)
+    for pooling in unknown:
+        yield (
+            f"'{name}' has the pooling {pooling!r}; expected one of "
+            f"{', '.join(f'{layer}.v1' for layer in REDUCTIONS)}"
+        )
+    for reader in readers:
+        if reader.own is not None:
+            yield from source.problems_of_encoder(name, reader.own)
+    blocks = Counter(source.block_key(block) for _, block in source.find_blocks(config))
+    covered = {node.id for reader in readers for node in reader.node.walk()}
+    if any(
+        (source.is_listener(node) or source.is_encoder(node)) and node.id not in covered
+        for node in model.walk()
+    ):
+        yield f"'{name}' uses hidden states that are not pooled to tokens"
+    elif any(reader.node is model for reader in readers):
+        yield f"'{name}' has a listener for its whole model"
+    elif not unknown and blocks != Counter(reader.key for reader in readers):
+        yield f"'{name}' has other listeners in its config than in its model"
+    if sum(reader.own is not None for reader in readers) > 1:
+        yield f"'{name}' has several transformers of its own"

@@ -1,11 +1,11 @@
-"""Turn a pipeline of spacy-transformers into one of spacy-distil, with the same weights.
+"""Turn a transformer pipeline of another package into one of spacy-distil, with the same weights.
 
 The weights of the encoder, its vocabulary of pieces and all other components stay the same, bit for
 bit. These things change:
 
-- Windows are counted in pieces, not tokens, and nothing is truncated. A document that was one
-  window still is. A longer one is cut in other places, into windows of about the length that the
-  encoder was trained on.
+- Windows are counted in pieces, and nothing is truncated. A document that was one window still is.
+  A longer one is cut in other places, into windows of about the length that the encoder was trained
+  on.
 - Token vectors are pooled once, in the shared layer, so all pipes that share it have one pooling. A
   pipe with another pooling gets an encoder of its own.
 - A literal "[SEP]" in a text is text. The pipeline writes `doc.tensor`, and `doc._.trf_data` only
@@ -15,7 +15,7 @@ bit. These things change:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,22 +33,20 @@ from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.quantize import NEEDS as QUANTIZING
 from spacy_distil.export.quantize import Quantization, quantize
-from spacy_distil.pipelines import load_pipeline, read_config
+from spacy_distil.export.sources.packages import Package, find_package
+from spacy_distil.export.sources.source import Source
+from spacy_distil.pipelines import load_pipeline
 from spacy_distil.runs.files import atomic_directory, scratch_directory
 from spacy_distil.runs.outputs import check_output
 from spacy_distil.text.plain_text import TxtDocuments
 
 if TYPE_CHECKING:
-    from spacy_transformers.layers import TransformerModel
-
     from spacy_distil.export.conversion_check import ConversionCheck
     from spacy_distil.export.conversion_plan import ConversionPlan
 
 LISTENER = "spacy-distil.Listener.v1"
 # The setting of a component that sets `doc._.trf_data`, as every "transformer" does.
 TRF_DATA = {"set_extra_annotations": {"@annotation_setters": "spacy-distil.TrfData.v1"}}
-# Modules that `convert` needs, and their extras.
-NEEDS = {"spacy_transformers": "interop", **TRAINING}
 
 
 @dataclass(frozen=True)
@@ -82,18 +80,18 @@ def convert(
     force: bool = False,
     log: Callable[[str], Any] = lambda message: None,
 ) -> Conversion:
-    """Write a trained spacy-transformers pipeline as one of spacy-distil, if the two agree.
+    """Write a trained transformer pipeline as one of spacy-distil, if the two agree.
 
         result = convert("en_core_web_trf", "training/converted", corpus="corpus/dev.spacy")
         nlp = spacy.load("training/converted")
 
-    pipeline: directory or package of the spacy-transformers pipeline.
+    pipeline: directory or package of a pipeline of spacy-transformers.
     output: directory of the new pipeline.
     corpus: documents to compare the pipelines on: .spacy (scored too), .txt or .jsonl; `None` for a
         few sentences that come with spacy-distil.
     limit: only the first N documents; 0 for all.
     window: maximum number of pieces encoded together, special ones included; `None` for the closest
-        match to the windows in training (`spacy_transformers.choose_windows`).
+        match to the windows in training.
     private_copies: whether pipes with another pooling may get an encoder of their own.
     trf_data: whether the new pipeline sets `doc._.trf_data`, which takes memory.
     min_agreement: lowest agreement of each pipe's predictions with the original's, over the
@@ -108,8 +106,8 @@ def convert(
     agreement is too low.
     """
     pipeline, output = str(pipeline), Path(output)
-    _refuse_curated(pipeline)
-    require_all(NEEDS, purpose="Converting a pipeline")
+    package = find_package(pipeline)
+    require_all({package.module: "interop", **TRAINING}, purpose="Converting a pipeline")
     from spacy_distil.export.conversion_check import check_conversion, read_check_documents
     from spacy_distil.export.conversion_plan import make_plan
 
@@ -118,7 +116,7 @@ def convert(
     check_output(output, force=force, source=Path(pipeline))
     log(f"Loading {pipeline}")
     original = load_pipeline(pipeline)
-    plan = make_plan(original, private_copies=private_copies)
+    plan = make_plan(original, package.load(), private_copies=private_copies)
     if trf_data and not plan.shared:
         plan.problems.append("it has no component that could set doc._.trf_data")
     if plan.problems:
@@ -135,7 +133,7 @@ def convert(
     )
     with atomic_directory(output) as directory:
         log("Converting it")
-        write_converted(original, plan, directory, window=window, trf_data=trf_data)
+        write_converted(original, package, plan, directory, window=window, trf_data=trf_data)
         # Both from the disk: the original was converted in place, and users load the saved one.
         original, candidate = load_pipeline(pipeline), load_pipeline(str(directory))
         log(f"Comparing both on {documents.source}")
@@ -175,8 +173,8 @@ def convert_and_quantize(
     Raises ConfigError, and writes nothing, if one of them fails.
     """
     pipeline, output = str(pipeline), Path(output)
-    _refuse_curated(pipeline)
-    require_all({**NEEDS, **QUANTIZING}, purpose="Converting and quantizing a pipeline")
+    needs = {find_package(pipeline).module: "interop", **TRAINING, **QUANTIZING}
+    require_all(needs, purpose="Converting and quantizing a pipeline")
     check_output(output, force=force, source=Path(pipeline))
     checked: dict[str, Any] = {
         "corpus": corpus,
@@ -198,24 +196,9 @@ def convert_and_quantize(
     return conversion, quantization
 
 
-def _refuse_curated(pipeline: str) -> None:
-    """Raise ConfigError for a pipeline of spacy-curated-transformers, without loading it."""
-    components = read_config(pipeline)["components"]
-    curated = [
-        name
-        for name, settings in components.items()
-        if settings.get("factory") == "curated_transformer"
-    ]
-    if curated and "spacy-transformers." not in str(components):
-        raise ConfigError(
-            f"{pipeline} cannot be converted: its component {curated[0]!r} comes from "
-            "spacy-curated-transformers, whose weights cannot be read. It can teach a pipeline of "
-            "spacy-distil, with 'spacy distil pipeline'."
-        )
-
-
 def write_converted(
     nlp: Language,
+    package: Package,
     plan: ConversionPlan,
     directory: Path,
     *,
@@ -227,17 +210,21 @@ def write_converted(
     directory: exists. Scratch files lie beside it, on the same disk.
     window, trf_data: as for `convert`.
     """
-    from spacy_distil.export.spacy_transformers import block_key, find_blocks, find_transformers
-
-    transformers = find_transformers(nlp)
+    source = plan.source
+    transformers = source.find_transformers(nlp)
     config = nlp.config.copy()
-    components = config.interpolate()["components"]
+    interpolated = config.interpolate()
+    components, initialize = interpolated["components"], interpolated["initialize"]["components"]
     with scratch_directory(directory) as scratch:
-        encoders = _Encoders(scratch, window)
+        encoders = _Encoders(source, scratch, window)
         for name, pooling in plan.shared.items():
             transformer = transformers[name].model
             block = encoders.block(
-                components[name]["model"], transformer, pooling, frozen=name in plan.frozen
+                components[name]["model"],
+                initialize.get(name, {}),
+                transformer,
+                pooling,
+                frozen=name in plan.frozen,
             )
             get_encoder(encoders.build(block, transformer)).to_disk(directory / name)
             config["components"][name] = {
@@ -245,19 +232,28 @@ def write_converted(
                 "model": block,
                 **(TRF_DATA if trf_data else {}),
             }
+            # It loads the weights by callbacks of the package.
+            config["initialize"]["components"].pop(name, None)
         blocks: dict[tuple[str, Any], dict[str, Any]] = {}
         for replacement in plan.replacements:
             reader, upstream = replacement.reader, replacement.transformer
             if upstream is None:
+                assert reader.own is not None
                 transformer = reader.own
-                own_blocks = find_blocks(components[replacement.pipe])
-                settings = next(block for _, block in own_blocks if block_key(block) == reader.key)
+                own_blocks = source.find_blocks(components[replacement.pipe])
+                settings = next(
+                    block for _, block in own_blocks if source.block_key(block) == reader.key
+                )
             else:
                 transformer = transformers[upstream].model
                 settings = components[upstream]["model"]
             if replacement.private or upstream is None:
                 block = encoders.block(
-                    settings, transformer, reader.pooling, frozen=replacement.frozen
+                    settings,
+                    initialize.get(upstream or replacement.pipe, {}),
+                    transformer,
+                    reader.pooling,
+                    frozen=replacement.frozen,
                 )
                 layer = encoders.build(block, transformer)
             else:
@@ -268,93 +264,85 @@ def write_converted(
             replace_model_node(pipe.model, reader.node, layer)
         nlp.to_disk(directory, exclude=list(plan.shared))
     for name in dict.fromkeys(replacement.pipe for replacement in plan.replacements):
-        for path, old in list(find_blocks(components[name])):
+        for path, old in list(source.find_blocks(components[name])):
             parent = components[name]
             for key in path[:-1]:
                 parent = parent[key]
-            parent[path[-1]] = blocks[name, block_key(old)]
+            parent[path[-1]] = blocks[name, source.block_key(old)]
         config["components"][name] = components[name]
-    _check_config(config)
+    _check_config(config, package)
     config.to_disk(directory / "config.cfg")
     meta = srsly.read_json(directory / "meta.json")
-    srsly.write_json(directory / "meta.json", _convert_meta(meta))
+    srsly.write_json(directory / "meta.json", _convert_meta(meta, package))
 
 
 class _Encoders:
-    """Builds encoders of spacy-distil from transformers of spacy-transformers.
+    """Builds encoders of spacy-distil from encoders of another package.
 
     scratch: an empty directory.
     window: as for `convert`.
     """
 
-    def __init__(self, scratch: Path, window: int | None) -> None:
+    def __init__(self, source: Source, scratch: Path, window: int | None) -> None:
+        self._source = source
         self._scratch = scratch
         self._window = window
 
     def block(
-        self, settings: dict[str, Any], source: TransformerModel, pooling: str, *, frozen: bool
+        self,
+        settings: dict[str, Any],
+        initialize: dict[str, Any],
+        encoder: Model,
+        pooling: str,
+        *,
+        frozen: bool,
     ) -> dict[str, Any]:
         """Make the config of an encoder.
 
-        settings: the config of `source`.
+        settings, initialize: as for `Source.encoder_settings`.
         """
-        from spacy_distil.export.spacy_transformers import choose_windows
-
-        window, overlap = choose_windows(settings["get_spans"], source, window=self._window)
         block = {
             "@architectures": "spacy-distil.DistilTransformer.v1",
-            "name": settings["name"],
-            "window": window,
-            "overlap": overlap,
             "pooling": pooling,
-            "mixed_precision": settings.get("mixed_precision", False),
             "frozen": frozen,
+            **self._source.encoder_settings(settings, initialize, encoder, window=self._window),
         }
         return registry.fill({"model": block})["model"]
 
-    def build(self, block: dict[str, Any], source: TransformerModel) -> Model:
-        """Build an encoder from its config, with the weights and the tokenizer of `source`."""
-        from spacy_distil.export.spacy_transformers import save_encoder
-
-        directory = self._scratch / str(source.id)
+    def build(self, block: dict[str, Any], encoder: Model) -> Model:
+        """Build an encoder from its config, with the weights and the tokenizer of `encoder`."""
+        directory = self._scratch / str(encoder.id)
         if not directory.exists():
-            save_encoder(source, directory)
+            self._source.save_encoder(encoder, directory)
         settings = {key: value for key, value in block.items() if not key.startswith("@")}
         model = DistilTransformer(**{**settings, "name": str(directory), "device": "cpu"})
         model.initialize()
         return model
 
 
-def _check_config(config: Config) -> None:
-    """Raise ConfigError if the config still names spacy-transformers."""
+def _check_config(config: Config, package: Package) -> None:
+    """Raise ConfigError if the config still names the package."""
     try:
-        remaining = list(_find_remaining(config.interpolate()))
+        remaining = list(package.find_names(config.interpolate()))
     except ConfigValidationError as error:
         raise ConfigError(
-            "A variable in the config refers to a setting of spacy-transformers, which the "
+            f"A variable in the config refers to a setting of {package.name}, which the "
             f"converted pipeline does not have. Replace the variable by its value. {error}"
         ) from error
     if remaining:
         raise ConfigError(
             "The pipeline cannot be converted; nothing was written. Its config names more of "
-            f"spacy-transformers than components and listeners: {', '.join(remaining)}."
+            f"{package.name} than components and listeners: {', '.join(remaining)}."
         )
 
 
-def _find_remaining(config: dict[str, Any], path: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _find_remaining(value, f"{path}{key}.")
-        elif key.startswith("@") and str(value).startswith("spacy-transformers."):
-            yield f"[{path.removesuffix('.')}] {key} = {value!r}"
-
-
-def _convert_meta(meta: dict[str, Any]) -> dict[str, Any]:
+def _convert_meta(meta: dict[str, Any], package: Package) -> dict[str, Any]:
     """Replace the requirements, which `spacy package` reads."""
+    name = package.name.replace("-", "[-_.]+")
     others = [
         requirement
         for requirement in meta.get("requirements", [])
-        if not re.match(r"spacy[-_.]+transformers\b", requirement, re.IGNORECASE)
+        if not re.match(rf"{name}(?![-_.\w])", requirement, re.IGNORECASE)
     ]
     converted = {**meta, "requirements": others}
     set_requirement(converted, "torch")

@@ -252,6 +252,12 @@ def _prune(
     from spacy_distil.export.encoders import SourceEncoder
     from spacy_distil.students.vocabulary import prune_encoder, prune_vocabulary, pruning_loss
 
+    for name, encoder in encoders.items():
+        if encoder.shim.settings.pieces_from == "tokens":
+            raise ConfigError(
+                f"The encoder of {name!r} has pieces_from = 'tokens', but pruning counts the "
+                "pieces of text, which may be others. Leave pruning out."
+            )
     tokenizers = {encoder.files[TOKENIZER].decode() for encoder in encoders.values()}
     if len(tokenizers) > 1:
         raise ConfigError(

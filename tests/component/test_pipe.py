@@ -199,6 +199,8 @@ def test_a_bad_pooling_is_named(bert_dir: Path) -> None:
     model = registry.architectures.get("spacy-distil.DistilTransformer.v1")
     with pytest.raises(ConfigError, match="pooling = 'middle': expected one of mean, first"):
         model(str(bert_dir), pooling="middle")
+    with pytest.raises(ConfigError, match="pieces_from = 'words': expected one of text, tokens"):
+        model(str(bert_dir), pieces_from="words")
 
 
 def test_the_largest_window_and_overlap_work(encoder_dir: Path) -> None:

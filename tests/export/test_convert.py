@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from spacy_distil.cli import distil_cli
 from spacy_distil.component.shim import EncoderShim, get_encoder
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, MissingExtraError
 from tests.own_code import make_own
 from tests.util import SENTENCES, head_config, make_examples, random_text, registry, write_encoder
 
@@ -510,7 +511,9 @@ def test_a_pipeline_without_spacy_transformers_is_refused(tmp_path: Path, conver
     nlp = spacy.blank(LANG)
     nlp.add_pipe("tagger")
     nlp.initialize(lambda: make_examples(nlp))
-    refuses(converted, nlp, r"no component of spacy-transformers .* tagger \(tagger\)")
+    refuses(
+        converted, nlp, r"no transformer component .*spacy-transformers\); it has tagger \(tagger\)"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trf"]
 
 
@@ -562,8 +565,9 @@ def test_command(bert_dir: Path, tmp_path: Path) -> None:
     assert "--force" in again.output
 
 
-def test_a_curated_pipeline_is_refused_without_its_package(tmp_path: Path) -> None:
-    """Newer `_trf` packages are such pipelines. Nothing is loaded to see it."""
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer `_trf` packages are curated pipelines. Nothing is loaded to see it."""
+    monkeypatch.setitem(sys.modules, "spacy_curated_transformers", None)
     spacy.blank("en").to_disk(tmp_path / "trf")
     config = Config().from_disk(tmp_path / "trf" / "config.cfg", interpolate=False)
     config["nlp"]["pipeline"] = ["transformer"]
@@ -572,7 +576,8 @@ def test_a_curated_pipeline_is_refused_without_its_package(tmp_path: Path) -> No
     config.to_disk(tmp_path / "trf" / "config.cfg")
     for convert_it in (convert, convert_and_quantize):
         with pytest.raises(
-            ConfigError, match=r"^.*'transformer' comes from spacy-curated.*can teach"
+            MissingExtraError,
+            match=r"needs 'spacy_curated_transformers', .*pip install 'spacy-distil\[interop\]'",
         ):
             convert_it(tmp_path / "trf", tmp_path / "out")
 

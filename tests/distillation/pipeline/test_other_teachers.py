@@ -1,7 +1,10 @@
-"""Teachers without a `distil_transformer`: pipelines of spacy-transformers, and spaCy's own."""
+"""Teachers without a `distil_transformer`: pipelines of spacy-transformers and
+spacy-curated-transformers, and spaCy's own.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +71,38 @@ def trf_pipeline(bert_dir: Path) -> Language:
     return nlp
 
 
+def curated_pipeline(bert_dir: Path) -> Language:
+    pytest.importorskip("spacy_curated_transformers", reason="it is not installed")
+    from tests.curated import add_curated, listener
+
+    nlp = spacy.blank("en")
+    add_curated(nlp, "roberta")
+    for name in PIPES:
+        config = pipe_config(name)
+        config["model"]["tok2vec"] = listener()
+        nlp.add_pipe(name, config=config)
+    return nlp
+
+
+def can_report_losses(make: Any) -> Any:
+    """Patch spacy-curated-transformers, see `tests.curated`."""
+    if make is not curated_pipeline:
+        return nullcontext()
+    from tests.curated import patched_loss
+
+    return patched_loss()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [cnn_pipeline, trf_pipeline])
+@pytest.mark.parametrize("make", [cnn_pipeline, trf_pipeline, curated_pipeline])
 def test_their_predictions_are_learned(make: Any, bert_dir: Path, tmp_path: Path) -> None:
     fix_random_seed(0)
     teacher = make(bert_dir)
     examples, optimizer = annotated_examples(teacher), adam(5e-3)
     teacher.initialize(lambda: examples)
-    for _ in range(30):
-        teacher.update(examples, sgd=optimizer)
+    with can_report_losses(make):
+        for _ in range(30):
+            teacher.update(examples, sgd=optimizer)
     write_corpus(tmp_path, teacher)
     config = student_config(bert_dir, tmp_path, PIPES)
     distilled = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", overrides=OVERRIDES)
@@ -115,8 +141,9 @@ def test_a_rule_pipe_of_a_teacher_with_vectors(bert_dir: Path, tmp_path: Path) -
     assert student("Ann visited Rome.")[:2].as_doc().text == "Ann visited "
 
 
-def test_their_hidden_states_need_a_conversion(bert_dir: Path, tmp_path: Path) -> None:
-    teacher = cnn_pipeline(bert_dir)
+@pytest.mark.parametrize("make", [cnn_pipeline, curated_pipeline])
+def test_their_hidden_states_need_a_conversion(make: Any, bert_dir: Path, tmp_path: Path) -> None:
+    teacher = make(bert_dir)
     teacher.initialize(lambda: annotated_examples(teacher))
     write_corpus(tmp_path, teacher)
     config = student_config(bert_dir, tmp_path, PIPES)

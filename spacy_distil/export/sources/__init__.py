@@ -1,0 +1,1 @@
+"""What `convert` knows of other packages: one file for each."""
