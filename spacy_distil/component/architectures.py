@@ -53,7 +53,9 @@ def DistilTransformer(
         engine and its device.
     pooling: the vector of a token is the "mean" of its pieces' vectors, the vector of the "first"
         or the "last" piece, or the "sum" or the "max" of all, number by number. A piece in an
-        overlap counts with its vectors in both windows.
+        overlap counts with its vectors in both windows. "cls": the vector of all tokens is the one
+        of the special piece at the start of their window ([CLS] or <s>), for pipes that classify
+        documents.
     layer: number of the layer whose output is used, 1 for the lowest; null for the last. Layers
         above it are neither loaded nor saved. If a family has a norm after its last layer, it comes
         after this one.

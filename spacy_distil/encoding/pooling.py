@@ -11,7 +11,7 @@ import numpy as np
 from thinc.api import Ops
 from thinc.types import Floats2d
 
-PoolingName = Literal["mean", "first", "last", "sum", "max"]
+PoolingName = Literal["mean", "first", "last", "sum", "max", "cls"]
 POOLINGS: tuple[str, ...] = get_args(PoolingName)
 
 # Takes the gradient of the token vectors, or of their first columns only, and returns the gradient
@@ -25,7 +25,8 @@ class Pooling:
 
     Each piece of each window has a row, so a piece in the overlap of two windows has two rows. Both
     count, in the order of the windows, as in the reductions of spacy-transformers. A token without
-    pieces gets a zero vector and passes no gradient.
+    pieces gets a zero vector and passes no gradient, except in the pooling "cls", in which special
+    pieces have rows, too.
 
     columns: (n_entries,) int64, the row of each entry, grouped by token.
     weights: (n_entries,) float32. A token's vector is the weighted sum of the rows of its entries.
@@ -46,7 +47,7 @@ class Pooling:
         """Build the pooling from an alignment.
 
         kind: the "mean" of a token's pieces, only the "first" or the "last" of them, their "sum",
-            or their "max".
+            or their "max". For "cls" see `of_windows`.
         first, last: (n_tokens,) pieces of each token, as `align` returns them.
         row_pieces: (n_rows,) the piece that each row encodes; every piece has a row.
         """
@@ -70,6 +71,39 @@ class Pooling:
         elif kind != "max":
             weights = np.ones(len(columns), dtype="f")
         return cls(columns, weights, lengths.astype("i"), len(row_pieces))
+
+    @classmethod
+    def of_windows(
+        cls,
+        first: np.ndarray,
+        last: np.ndarray,
+        row_pieces: np.ndarray,
+        *,
+        window_sizes: np.ndarray,
+        first_windows: np.ndarray,
+        n_special: int,
+    ) -> Pooling:
+        """Build the pooling "cls": the vector of a token is the first row of its window, a special
+        piece.
+
+        The window of a token is the first one that has its first piece. A token without pieces
+        is in the window of the token before it, or else in the first window of its doc.
+
+        first, last, row_pieces: as in `from_alignment`; special pieces have no place in them.
+        window_sizes: (n_windows,) pieces of each window, without special ones.
+        first_windows: (n_tokens,) the first window of each token's doc.
+        n_special: number of special pieces around each window. They have rows, too.
+        """
+        own = cls.from_alignment("first", first, last, row_pieces)
+        windows = first_windows.copy()
+        windows[own.lengths > 0] = np.repeat(np.arange(len(window_sizes)), window_sizes)[
+            own.columns
+        ]
+        sizes = window_sizes + n_special
+        # Windows are in the order of their tokens.
+        columns = (np.cumsum(sizes) - sizes)[np.maximum.accumulate(windows)]
+        n = len(columns)
+        return cls(columns, np.ones(n, dtype="f"), np.ones(n, dtype="i"), int(sizes.sum()))
 
     def forward(self, ops: Ops, rows: Floats2d) -> tuple[Floats2d, Backprop]:
         """Pool piece vectors, (n_rows, width), to token vectors, (n_tokens, width)."""
