@@ -51,9 +51,7 @@ def TextCatHead(
     nO: number of classes; null for the number of labels.
     """
     if hidden is not None and hidden not in ACTIVATIONS:
-        raise ConfigError(
-            f"hidden = {hidden!r}: expected null or one of {', '.join(ACTIVATIONS)}."
-        )
+        raise ConfigError(f"hidden = {hidden!r}: expected null or one of {', '.join(ACTIVATIONS)}.")
     width = tok2vec.maybe_get_dim("nO")
     with Model.define_operators({">>": chain}):
         pooled = tok2vec >> list2ragged() >> reduce_mean()
