@@ -11,7 +11,7 @@ tokens that no entity crosses, such as the end of a doc.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import numpy as np
@@ -23,18 +23,7 @@ Floats: TypeAlias = NDArray[np.floating]
 
 OUTSIDE = 0
 MISSING = -1
-PREFIXES = ("B", "I", "L", "U")
 B, I, L, U = range(4)  # noqa: E741
-
-
-def tag_names(labels: Sequence[str]) -> list[str]:
-    """List the names of all tags in the order of their numbers."""
-    return ["O", *(f"{prefix}-{label}" for label in labels for prefix in PREFIXES)]
-
-
-def n_tags(n_labels: int) -> int:
-    """Count the tags of a number of labels."""
-    return 1 + len(PREFIXES) * n_labels
 
 
 def find_spans(tags: Ints) -> tuple[Ints, Ints, Ints]:
@@ -97,7 +86,7 @@ def decode(
 
     If the best tag of each token makes valid entities, these tags are the answer. Around a fault,
     the search is exact, but confined to a stretch: the scores tell which boundaries no entity of
-    the best sequence crosses (see `_find_cuts`).
+    the best sequence crosses (see `find_cuts`).
 
     scores: (n_tokens, 1 + 4 * n_labels), finite. Log-probabilities, or logits, which differ from
         them by a constant per token.
@@ -128,7 +117,7 @@ def decode(
         cuts[1:] |= fixed
     if not _find_faults(tags, cuts).any():
         return tags
-    cuts = cuts | _find_cuts(scores, cuts)
+    cuts = cuts | find_cuts(scores, cuts)
     faulty = _find_faults(tags, cuts)
     starts = np.flatnonzero(cuts)
     stretches = np.unique(np.searchsorted(starts, np.flatnonzero(faulty), side="right") - 1)
@@ -152,7 +141,7 @@ def _find_faults(tags: Ints, cuts: Bools) -> Bools:
     return faults
 
 
-def _find_cuts(scores: Floats, cuts: Bools) -> Bools:
+def find_cuts(scores: Floats, cuts: Bools) -> Bools:
     """Find further boundaries that no entity of the best sequence crosses.
 
     Let d be the margin of O over the best other tag of a token, and D the cumulative sum of d. An

@@ -33,14 +33,15 @@ from thinc.types import Floats2d
 
 from spacy_distil.engines.files import check_folder
 from spacy_distil.errors import ConfigError, DistilError
-from spacy_distil.ner.decoding import (
-    MISSING,
-    decode,
-    doc_cuts,
-    find_spans,
+from spacy_distil.ner.decoding import MISSING, doc_cuts, trim_edges
+from spacy_distil.ner.schemes import (
+    PREFIXES,
+    SCHEMES,
+    Scheme,
+    decode_entities,
+    from_biluo,
     n_tags,
     tag_names,
-    trim_edges,
 )
 from spacy_distil.runs.digests import SUMS, write_sums
 from spacy_distil.runs.files import atomic_contents
@@ -72,24 +73,33 @@ _NEW_LABEL_BIAS = -10.0
 @Language.factory(
     "distil_ner",
     assigns=["doc.ents", "token.ent_iob", "token.ent_type"],
-    default_config={"model": DEFAULT_MODEL, "scorer": {"@scorers": "spacy.ner_scorer.v1"}},
+    default_config={
+        "model": DEFAULT_MODEL,
+        "scheme": "BILUO",
+        "scorer": {"@scorers": "spacy.ner_scorer.v1"},
+    },
     default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
 )
 def make_distil_ner(
-    nlp: Language, name: str, model: Model[list[Doc], list[Floats2d]], scorer: Callable | None
+    nlp: Language,
+    name: str,
+    model: Model[list[Doc], list[Floats2d]],
+    scheme: Scheme,
+    scorer: Callable | None,
 ) -> DistilNER:
     """Construct the component.
 
     model: returns a score per tag for each token, such as `spacy.Tagger.v2`.
+    scheme: how tags spell entities, "BILUO", "IOB2", "IOB1" or "IO". See `schemes`.
     """
-    return DistilNER(nlp.vocab, model, name, scorer=scorer)
+    return DistilNER(nlp.vocab, model, name, scheme=scheme, scorer=scorer)
 
 
 class DistilNER(TrainablePipe):
-    """Named entity recognition by BILUO tags.
+    """Named entity recognition by a tag per token.
 
-    The model returns scores for each doc, (n_tokens, 1 + 4 * n_labels): probabilities in training,
-    logits (or log-probabilities) in prediction. The best valid sequence of tags gives the entities.
+    The model returns scores for each doc, (n_tokens, n_tags): probabilities in training, logits (or
+    log-probabilities) in prediction. The best valid sequence of tags gives the entities.
 
     As with `ner`, entities and blocked tokens that a doc already has stay. No entity crosses the
     start of a sentence that is set, and none begins or ends on whitespace. In training, whitespace
@@ -102,9 +112,16 @@ class DistilNER(TrainablePipe):
         model: Model[list[Doc], list[Floats2d]],
         name: str = "ner",
         *,
+        scheme: Scheme = "BILUO",
         scorer: Callable | None = None,
     ) -> None:
+        if scheme not in SCHEMES:
+            raise ConfigError(
+                f"scheme = {scheme!r} of {name!r}: expected one of {', '.join(SCHEMES)}. (BIOES is "
+                "BILUO with other letters.)"
+            )
         super().__init__(vocab, model, name, labels=[])
+        self.scheme: Scheme = scheme
         self.scorer = scorer
         self._has_warned = False  # of whitespace
 
@@ -138,12 +155,10 @@ class DistilNER(TrainablePipe):
 
     def _resize(self) -> None:
         """Add outputs for new labels to an initialized model."""
-        old = self.model.get_ref("output_layer")
-        if not old.has_param("W") or old.get_dim("nO") == n_tags(len(self.labels)):
+        old, n_outputs = self.model.get_ref("output_layer"), self._n_tags
+        if not old.has_param("W") or old.get_dim("nO") == n_outputs:
             return
-        new = resize_linear_weighted(
-            old, n_tags(len(self.labels)), fill_defaults={"b": _NEW_LABEL_BIAS}
-        )
+        new = resize_linear_weighted(old, n_outputs, fill_defaults={"b": _NEW_LABEL_BIAS})
         nodes = [node for node in self.model.walk() if node is not old]
         for node in nodes:
             node.layers[:] = [new if layer is old else layer for layer in node.layers]
@@ -151,6 +166,15 @@ class DistilNER(TrainablePipe):
             for name in node.ref_names:
                 if node.maybe_get_ref(name) is old:
                     node.set_ref(name, new)
+
+    @property
+    def tag_names(self) -> list[str]:
+        """The tags, in the order of the model's outputs."""
+        return tag_names(self.labels, self.scheme)
+
+    @property
+    def _n_tags(self) -> int:
+        return n_tags(len(self.labels), self.scheme)
 
     # Prediction
 
@@ -168,8 +192,10 @@ class DistilNER(TrainablePipe):
         # The retokenizer leaves a row too many in doc.tensor when it splits a token.
         rows = [row[:n] for row, n in zip(self.model.predict(docs), lengths, strict=True)]
         scores = ops.to_numpy(ops.flatten(rows))
-        cuts, no_edge, fixed = _constraints(docs, lengths)
-        starts, ends, labels = find_spans(decode(scores, cuts, no_edge=no_edge, fixed=fixed))
+        cuts, is_space, fixed = _constraints(docs, lengths)
+        starts, ends, labels = decode_entities(
+            scores, self.scheme, cuts, is_space=is_space, fixed=fixed
+        )
         offsets = np.cumsum([0, *lengths])
         bounds = np.searchsorted(starts, offsets)
         entities = np.stack([starts, ends, labels], axis=1)
@@ -279,21 +305,23 @@ class DistilNER(TrainablePipe):
 
         Whitespace at the ends of entities is Outside of them, as `predict` says.
         """
-        number: dict[str | None, int] = {tag: i for i, tag in enumerate(tag_names(self.labels))}
-        number[None] = MISSING
+        biluo: dict[str | None, int] = {tag: i for i, tag in enumerate(tag_names(self.labels))}
+        biluo[None] = MISSING
         tags = [tag for example in examples for tag in example.get_aligned_ner()]
         try:
-            truths = np.array([number[tag] for tag in tags], dtype=np.int64)
+            truths = np.array([biluo[tag] for tag in tags], dtype=np.int64)
         except KeyError as error:
             raise ConfigError(
                 f"The labels of {self.name!r} are {list(self.labels)}, but the examples have a tag "
                 f"{error}. Call add_label() first."
             ) from None
         spaces = [example.predicted.to_array(IS_SPACE) == 1 for example in examples]
-        truths, n_trimmed = trim_edges(truths, np.concatenate([*spaces, np.zeros(0, dtype=bool)]))
+        is_space = np.concatenate([*spaces, np.zeros(0, dtype=bool)])
+        truths, n_trimmed = trim_edges(truths, is_space)
         if n_trimmed:
             self._warn_of_spaces(n_trimmed, len(examples))
-        return truths
+        cuts = doc_cuts(len(example.predicted) for example in examples)
+        return from_biluo(truths, self.scheme, cuts, is_space)
 
     def _warn_of_spaces(self, n_entities: int, n_docs: int) -> None:
         """Warn once that entities with whitespace at their ends are learned without it."""
@@ -331,12 +359,13 @@ class DistilNER(TrainablePipe):
             )
         for label in labels:
             self.add_label(label)
-        expected = n_tags(len(self.labels))
+        expected = self._n_tags
         output = self.model.get_ref("output_layer")
         if (output.maybe_get_dim("nO") or expected) != expected:
             raise ConfigError(
                 f"The model of {self.name!r} has nO = {output.get_dim('nO')}, but needs {expected} "
-                f"outputs: 1 + 4 for each of {len(self.labels)} labels. Set nO to null."
+                f"outputs: 1 + {len(PREFIXES[self.scheme])} for each of {len(self.labels)} labels. "
+                "Set nO to null."
             )
         sample = [example.predicted for example in islice(get_examples(), 10)]
         truths = [self.model.ops.alloc2f(len(doc), expected) for doc in sample]
@@ -374,9 +403,9 @@ def _find_labels(examples: Iterable[Example]) -> list[str]:
 
 
 def _constraints(docs: Sequence[Doc], lengths: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Find the constraints on the entities of a batch. See `decode`.
+    """Find the constraints on the entities of a batch. See `decode_entities`.
 
-    RETURNS (cuts, no_edge, fixed): bool, (n_tokens + 1,), (n_tokens,) and (n_tokens,).
+    RETURNS (cuts, is_space, fixed): bool, (n_tokens + 1,), (n_tokens,) and (n_tokens,).
     """
     attrs = np.concatenate([doc.to_array([ENT_IOB, IS_SPACE, SENT_START]) for doc in docs])
     iob, is_space, sent_start = attrs.T

@@ -16,10 +16,9 @@ from spacy_distil.ner.decoding import (
     decode,
     doc_cuts,
     find_spans,
-    n_tags,
-    tag_names,
     trim_edges,
 )
+from spacy_distil.ner.schemes import n_tags, tag_names
 
 
 def valid_sequences(n_tokens: int, n_labels: int) -> list[tuple[str, ...]]:

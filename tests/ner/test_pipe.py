@@ -15,8 +15,9 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 
 from spacy_distil.errors import ConfigError, DistilError, WeightsError
-from spacy_distil.ner.decoding import MISSING, tag_names
+from spacy_distil.ner.decoding import MISSING
 from spacy_distil.ner.pipe import DistilNER
+from spacy_distil.ner.schemes import tag_names
 from tests.kills import run_and_kill
 from tests.util import LISTENER, add_heads, make_examples, make_nlp, weights_of
 

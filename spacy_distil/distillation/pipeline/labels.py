@@ -118,6 +118,8 @@ def output_names(pipe: Any) -> list[Any]:
         # adds come after the last label.
         n_trees = max(pipe.labels, default=-1) + 1
         return [list(pipe.labels), pipe.label_data["trees"][:n_trees]]
+    if isinstance(pipe, DistilNER):
+        return pipe.tag_names
     return list(getattr(pipe, "labels", ()))
 
 

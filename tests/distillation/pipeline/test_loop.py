@@ -22,7 +22,7 @@ from spacy_distil.distillation.pipeline.heads import plan_heads
 from spacy_distil.distillation.pipeline.heads.base import Array
 from spacy_distil.distillation.pipeline.loop import make_batches
 from spacy_distil.errors import CorpusError
-from spacy_distil.ner.decoding import tag_names
+from spacy_distil.ner.schemes import tag_names
 from spacy_distil.text.docs import same_tokens
 from tests.distillation.pipeline.util import annotated_examples, build_pipeline, train_pipeline
 from tests.util import adam

@@ -16,7 +16,7 @@ from thinc.api import fix_random_seed
 from spacy_distil.distillation.pipeline.heads.base import PipeSettings
 from spacy_distil.distillation.pipeline.heads.silver import SilverHead
 from spacy_distil.errors import ConfigError
-from spacy_distil.ner.decoding import tag_names
+from spacy_distil.ner.schemes import tag_names
 from tests.distillation.pipeline.util import (
     CNN,
     TEXTS,

@@ -17,10 +17,10 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from thinc.api import Linear, chain, with_array
 
-from spacy_distil.distillation.pipeline.heads.base import PipeSettings
+from spacy_distil.distillation.pipeline.heads.base import PipeSettings, UnsuitedError
 from spacy_distil.distillation.pipeline.heads.softmax import TOP_K, SoftmaxHead, output_layer
 from spacy_distil.errors import ConfigError
-from spacy_distil.ner.decoding import tag_names
+from spacy_distil.ner.schemes import Scheme, tag_names
 from tests.distillation.pipeline.util import (
     CNN,
     gradients,
@@ -134,6 +134,51 @@ def test_records_the_most_probable_labels(kind: str) -> None:
             values, numbers = torch.log_softmax(logits[token], dim=0).topk(TOP_K)
             assert [own[i] for i in labels[token]] == [others[i] for i in numbers]
             np.testing.assert_allclose(log_probs[token], values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own"),
+    [("IOB2", "BILUO"), ("IO", "BILUO"), ("IOB1", "IOB2"), ("BILUO", "IO"), ("IOB1", "IOB1")],
+)
+def test_schemes_of_entities_may_differ(theirs: Scheme, own: Scheme) -> None:
+    """Against the distribution of the whole corpus, token by token."""
+    student = make_pipe("distil_ner", tags=("LOC", "PER"), config={"scheme": own})
+    teacher = make_pipe("distil_ner", seed=1, tags=("PER", "LOC"), config={"scheme": theirs})
+    head = make_head(student, teacher)
+    examples = [*raw_examples(student), *unlabelled(student, [["a", " ", "b", "\n"], []])]
+    records = record(head, teacher, examples)
+    pipes = [student.get_pipe("pipe"), teacher.get_pipe("pipe")]
+    names, others = (pipe.tag_names for pipe in pipes)
+    for example, labels, log_probs in zip(
+        examples, records["labels"], records["log_probs"], strict=True
+    ):
+        assert labels.shape == log_probs.shape == (len(example.predicted), len(names))
+        if not len(labels):
+            continue
+        words = [token.text for token in example.predicted]
+        doc = Doc(teacher.vocab, words=words)
+        logits = torch.tensor(pipes[1].model.predict([doc])[0], dtype=torch.float64)
+        found = np.zeros(log_probs.shape)
+        np.put_along_axis(found, labels.astype(int), np.exp(log_probs), axis=1)
+        np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+        spaces = np.array([word.isspace() for word in words])
+        for label in {"O", *pipes[0].labels}:
+            columns = [[name.split("-")[-1] == label for name in each] for each in (names, others)]
+            expected = torch.softmax(logits, dim=1)[:, columns[1]].sum(dim=1).numpy()
+            # Whitespace has no vote.
+            mine = ~spaces if own != theirs else np.ones(len(words), dtype=bool)
+            np.testing.assert_allclose(
+                found[:, columns[0]].sum(axis=1)[mine], expected[mine], atol=1e-5
+            )
+        loss, _ = learn(head, [example], {"labels": [labels], "log_probs": [log_probs]}, soft=1.0)
+        assert np.isfinite(loss)
+
+
+def test_a_student_of_iob1_needs_a_teacher_of_iob1() -> None:
+    student = make_pipe("distil_ner", tags=("A",), config={"scheme": "IOB1"})
+    teacher = make_pipe("distil_ner", seed=1, tags=("A",))
+    with pytest.raises(UnsuitedError, match="scheme = 'IOB1', whose tags depend on the entity"):
+        make_head(student, teacher)
 
 
 @ALL_KINDS
@@ -383,7 +428,7 @@ def test_the_source_depends_on_the_teachers_pipe_and_the_students_labels() -> No
 def test_other_labels_are_refused() -> None:
     with pytest.raises(ConfigError, match="Only the teacher: X0"):
         make_head(make_pipe("tagger"), make_pipe("tagger", tags=["X0"]))
-    with pytest.raises(ConfigError, match="B-X0"):
+    with pytest.raises(ConfigError, match="Only the teacher: X0"):
         make_head(make_pipe("distil_ner"), make_pipe("distil_ner", tags=["X0"]))
 
 

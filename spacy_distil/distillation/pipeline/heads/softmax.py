@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from spacy.attrs import IS_SPACE  # type: ignore[import-not-found]
 from spacy.pipeline import EditTreeLemmatizer, Morphologizer, SentenceRecognizer, TrainablePipe
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -25,10 +26,16 @@ from spacy_distil.distillation.pipeline.heads.base import (
     UnsuitedError,
 )
 from spacy_distil.distillation.pipeline.labels import match_labels, output_names
-from spacy_distil.distillation.pipeline.losses import log_softmax, safe_log, softmax_kl
+from spacy_distil.distillation.pipeline.losses import (
+    SMALLEST_PROBABILITY,
+    log_softmax,
+    safe_log,
+    softmax_kl,
+)
 from spacy_distil.errors import ConfigError
-from spacy_distil.ner.decoding import tag_names
+from spacy_distil.ner.decoding import doc_cuts
 from spacy_distil.ner.pipe import DistilNER
+from spacy_distil.ner.schemes import merge_biluo, tag_names, to_biluo
 
 # How many labels per token are recorded with their probabilities. In the distribution of a trained
 # tagger, all labels beyond the 16 most probable ones add up to nearly nothing.
@@ -39,7 +46,9 @@ class SoftmaxHead(Head):
     """A tagger, morphologizer, senter, trainable_lemmatizer or distil_ner.
 
     It records the teacher's most probable labels for each token, by their numbers among the
-    student's labels, and their log-probabilities. The most probable label comes first.
+    student's labels, and their log-probabilities. The most probable label comes first. If two
+    `distil_ner` spell entities in different schemes, the teacher's distribution is spelled in the
+    student's scheme first.
     """
 
     student: Any
@@ -89,6 +98,8 @@ class SoftmaxHead(Head):
         else:
             scores = scores / self._output.attrs["softmax_temperature"]
         logs = ops.to_numpy(log_softmax(scores))
+        if isinstance(self.teacher, DistilNER) and self.teacher.scheme != self.student.scheme:
+            logs = self._respell(docs, logs)
         k = log_probs.width
         best = np.argpartition(-logs, k - 1, axis=1)[:, :k]
         best = np.take_along_axis(
@@ -96,6 +107,18 @@ class SoftmaxHead(Head):
         )
         kept = np.take_along_axis(logs, best, axis=1)
         return self._numbers[best].astype(numbers.dtype), kept
+
+    def _respell(self, docs: Sequence[Doc], logs: Array) -> Array:
+        """Spell the teacher's distribution over tags in the student's scheme.
+
+        logs: log-probabilities, (n_tokens, n_tags of the teacher).
+        RETURNS: (n_tokens, n_tags of the student).
+        """
+        is_space = np.concatenate([doc.to_array(IS_SPACE) == 1 for doc in docs])
+        cuts = doc_cuts(map(len, docs))
+        biluo = to_biluo(np.exp(logs.astype(np.float64)), self.teacher.scheme, cuts, is_space)
+        probs = merge_biluo(biluo, self.student.scheme)
+        return np.log(np.maximum(probs, SMALLEST_PROBABILITY)).astype(np.float32)
 
     def _learn(
         self, examples: Sequence[Example], records: Records, soft: float, gold: float, drop: float
@@ -191,12 +214,18 @@ def _match(student: Any, teacher: Any) -> NDArray[np.int64]:
                 f'teacher\'s, or set target = "gold" in [distillation.pipes.{student.name}].'
             )
         return np.arange(len(student.labels))
-    return match_labels(student.name, _classes(student), _classes(teacher))
-
-
-def _classes(pipe: Any) -> Sequence[str]:
-    """List the labels of a pipe's outputs."""
-    return tag_names(pipe.labels) if isinstance(pipe, DistilNER) else pipe.labels
+    if isinstance(student, DistilNER) and isinstance(teacher, DistilNER):
+        if student.scheme == "IOB1" != teacher.scheme:
+            raise UnsuitedError(
+                f"The student's {student.name!r} has scheme = 'IOB1', whose tags depend on the "
+                f"entity before, the teacher's {teacher.name!r} {teacher.scheme!r}: a distribution "
+                "cannot be spelled so. Set scheme of the student to 'BILUO', 'IOB2' or the "
+                f'teacher\'s, or target = "silver" in [distillation.pipes.{student.name}].'
+            )
+        match_labels(student.name, student.labels, teacher.labels)
+        scheme = student.scheme  # the distribution comes in the student's scheme
+        return match_labels(student.name, student.tag_names, tag_names(teacher.labels, scheme))
+    return match_labels(student.name, student.labels, teacher.labels)
 
 
 def _annotations(pipe: TrainablePipe) -> tuple[str, ...]:
