@@ -21,6 +21,7 @@ from spacy_distil.cli.configs import (
     training_config,
 )
 from spacy_distil.cli.from_config import swapped_config
+from spacy_distil.cli.options import is_given
 from spacy_distil.cli.teacher_pipes import read_teacher_pipes
 from spacy_distil.encoding.language import describe_foreign
 from spacy_distil.encoding.pieces import PieceTokenizer
@@ -257,10 +258,3 @@ def refuse_options(ctx: typer.Context, kind: Kind) -> None:
             f"{', '.join(unknown)}: 'init-config {kind.value}' takes no such option, only "
             f"{', '.join(OPTIONS[kind])}. Change other settings in the config that it writes"
         )
-
-
-def is_given(ctx: typer.Context, name: str) -> bool:
-    """Whether a parameter was set on the command line."""
-    # By its name: newer versions of typer come with a click of their own.
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

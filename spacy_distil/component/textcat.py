@@ -58,7 +58,7 @@ def TextCatHead(
         if hidden is not None:
             pooled = pooled >> _square() >> _activation(hidden)
         bias = _NEW_LABEL_BIAS if exclusive_classes else 0.0
-        output = resizable(
+        output: Model = resizable(
             (Softmax if exclusive_classes else Linear)(nO, width),
             partial(resize_linear_weighted, fill_defaults={"W": 0, "b": bias}),
         )

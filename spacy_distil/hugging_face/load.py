@@ -11,6 +11,7 @@ import numpy as np
 import spacy
 from spacy.language import Language
 from spacy.tokens import Doc
+from thinc.api import NumpyOps
 from wasabi import msg
 
 from spacy_distil.component.nlp_config import set_requirement
@@ -19,6 +20,7 @@ from spacy_distil.encoding import to_ops
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.hugging_face.description import TEXT_HEADS, Description, describe
 from spacy_distil.hugging_face.tags import MISSING, EntityTags
+from spacy_distil.ner.schemes import Scheme
 from spacy_distil.text.documents import example_documents
 
 if TYPE_CHECKING:
@@ -188,9 +190,7 @@ def read_head(description: Description, model: PreTrainedModel) -> Head:
     """
     weights = {key: value.detach().numpy() for key, value in model.state_dict().items()}
     family = model.config.model_type
-    layers = ("classifier",)
-    if description.kind == "texts":
-        layers = TEXT_HEADS[family][1:]
+    layers = TEXT_HEADS[family][1:] if description.kind == "texts" else ("classifier",)
     expected = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
     own = {key for key in weights if not key.startswith(f"{model.base_model_prefix}.")}
     width = model.config.hidden_size
@@ -260,7 +260,7 @@ def _example_docs(nlp: Language) -> list[Doc]:
 
 def _choose_scheme(
     tags: EntityTags, scheme: str | None, encoder: EncoderShim, head: Head, docs: Sequence[Doc]
-) -> tuple[str, list[str]]:
+) -> tuple[Scheme, list[str]]:
     """Choose the scheme of tags, by the tags that the model predicts if they do not tell.
 
     scheme: of the user, or `None`.
@@ -270,8 +270,6 @@ def _choose_scheme(
         return tags.check_scheme(scheme), []
     if not tags.is_ambiguous:
         return tags.schemes[0], []
-    from thinc.api import NumpyOps
-
     n_b = n_i = 0
     for doc in docs:
         if not len(doc):
@@ -281,7 +279,7 @@ def _choose_scheme(
         predicted = (vectors @ head.weight.T + head.bias).argmax(axis=1)[own]
         starts = tags.count_starts(predicted)
         n_b, n_i = n_b + starts[0], n_i + starts[1]
-    chosen = "IOB1" if n_i > n_b else "IOB2"
+    chosen: Scheme = "IOB1" if n_i > n_b else "IOB2"
     return chosen, [
         f"The tags fit IOB1 and IOB2. In {len(docs):,} documents the model begins {n_b:,} entities "
         f"with B and {n_i:,} with I, so they are read as {chosen}. If that is wrong, give --scheme"

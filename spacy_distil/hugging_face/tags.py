@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.ner.schemes import SCHEMES, tag_names
+from spacy_distil.ner.schemes import SCHEMES, Scheme, tag_names
 
 # A tag such as B-PER or I_LOC.
 _TAG = re.compile(r"([BIMLEUS])[-_](.+)", re.DOTALL)
@@ -30,24 +30,25 @@ class EntityTags:
 
     labels: tuple[str, ...]
     numbers: Mapping[str, int]
-    schemes: tuple[str, ...]
+    schemes: tuple[Scheme, ...]
     is_ambiguous: bool
 
-    def columns(self, scheme: str) -> np.ndarray:
+    def columns(self, scheme: Scheme) -> np.ndarray:
         """Return the number of the label for each tag of a `distil_ner`, or MISSING: (n_tags,)."""
         names = tag_names(self.labels, scheme)
         return np.array([self.numbers.get(name, MISSING) for name in names], dtype=np.int64)
 
-    def check_scheme(self, scheme: str) -> str:
+    def check_scheme(self, scheme: str) -> Scheme:
         """Return a scheme. Raises ConfigError if the tags do not belong to it."""
         if scheme not in SCHEMES:
             raise ConfigError(f"scheme = {scheme!r}: expected one of {', '.join(SCHEMES)}.")
-        if scheme not in self.schemes:
-            raise ConfigError(
-                f"scheme = {scheme!r}: the model has the tags {_first(self.numbers)}, which fit "
-                f"{' or '.join(self.schemes)}. Leave --scheme out, or give one of these."
-            )
-        return scheme
+        for each in self.schemes:
+            if each == scheme:
+                return each
+        raise ConfigError(
+            f"scheme = {scheme!r}: the model has the tags {_first(self.numbers)}, which fit "
+            f"{' or '.join(self.schemes)}. Leave --scheme out, or give one of these."
+        )
 
     def count_starts(self, tags: np.ndarray) -> tuple[int, int]:
         """Count the entities that begin with B, and with I, behind another tag.
@@ -111,7 +112,7 @@ def _letters(names: Sequence[str], found: Mapping[str, re.Match]) -> Iterator[tu
 
 def _find_schemes(
     pairs: Sequence[tuple[str, str]], numbers: Mapping[str, int]
-) -> tuple[tuple[str, ...], bool]:
+) -> tuple[tuple[Scheme, ...], bool]:
     """RETURNS (schemes, is_ambiguous): see `EntityTags`."""
     letters = {letter for letter, _ in pairs}
     if letters & {"L", "U"}:
@@ -130,7 +131,7 @@ def _find_schemes(
     return ("IOB2", "IOB1"), bool(inside)
 
 
-def _first(names: Mapping[str, int] | Sequence[str] | set[str]) -> str:
+def _first(names: Collection[str]) -> str:
     """List the first few."""
     listed = sorted(names) if isinstance(names, set) else list(names)
     more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
