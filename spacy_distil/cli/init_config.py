@@ -72,7 +72,8 @@ def init_config_cli(
             "--teacher",
             help="encoder: directory or hub name of the teacher encoder. Default: "
             f"{DEFAULT_TEACHER}. pipeline: directory or package of the teacher pipeline, to take "
-            "over its language and its pipes.",
+            "over its language and its pipes; or directory or hub name of a fine-tuned model of "
+            "transformers, with --lang.",
         ),
     ] = None,
     lang: Annotated[
@@ -184,9 +185,10 @@ def init_config_cli(
         if kind is Kind.encoder:
             written = encoder_config(teacher or DEFAULT_TEACHER, corpus=corpora)
         elif kind is Kind.pipeline:
-            pipes = read_teacher_pipes(teacher) if teacher else None
+            own_lang = lang if is_given(ctx, "lang") else None
+            pipes = read_teacher_pipes(teacher, own_lang) if teacher else None
             written = pipeline_config(
-                lang=lang if is_given(ctx, "lang") else None,
+                lang=own_lang,
                 pipes=string_to_list(pipeline) if is_given(ctx, "pipeline") else None,
                 encoder=encoder,
                 gpu=gpu,

@@ -172,7 +172,7 @@ def load_head_model(description: Description) -> PreTrainedModel:
             f"{explain_pickles(name, error)}",
         ) from error
     # The pooler of an encoder is not used.
-    missing = [key for key in info["missing_keys"] if description.kind != "encoder"]
+    missing = info["missing_keys"] if description.kind != "encoder" else ()
     wrong = [*missing, *(str(key) for key in info["mismatched_keys"])]
     if wrong:
         raise WeightsError(
