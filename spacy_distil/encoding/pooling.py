@@ -11,8 +11,11 @@ import numpy as np
 from thinc.api import Ops
 from thinc.types import Floats2d
 
-PoolingName = Literal["mean", "first", "last", "sum", "max", "cls"]
-POOLINGS: tuple[str, ...] = get_args(PoolingName)
+# Of the pieces of a token.
+Reduction = Literal["mean", "first", "last", "sum", "max"]
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+PoolingName = Reduction | Literal["cls"]
+POOLINGS: tuple[str, ...] = (*REDUCTIONS, "cls")
 
 # Takes the gradient of the token vectors, or of their first columns only, and returns the gradient
 # of the piece vectors, (n_rows, width).
@@ -42,12 +45,12 @@ class Pooling:
 
     @classmethod
     def from_alignment(
-        cls, kind: PoolingName, first: np.ndarray, last: np.ndarray, row_pieces: np.ndarray
+        cls, kind: Reduction, first: np.ndarray, last: np.ndarray, row_pieces: np.ndarray
     ) -> Pooling:
         """Build the pooling from an alignment.
 
         kind: the "mean" of a token's pieces, only the "first" or the "last" of them, their "sum",
-            or their "max". For "cls" see `of_windows`.
+            or their "max".
         first, last: (n_tokens,) pieces of each token, as `align` returns them.
         row_pieces: (n_rows,) the piece that each row encodes; every piece has a row.
         """
