@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,12 @@ def write_model(
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     path = directory / "model"
     model.save_pretrained(path)
-    transformers.AutoTokenizer.from_pretrained(encoder).save_pretrained(path)
+    inputs = ["input_ids", "attention_mask"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder, model_input_names=inputs)
+    tokenizer.save_pretrained(path)
     return path
 
 
 def long_text(n_words: int = 150) -> str:
-    import random
-
+    """Return a text of several windows."""
     return random_text(random.Random(0), n_words)
