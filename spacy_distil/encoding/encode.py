@@ -131,7 +131,7 @@ def encode_docs(
         token += n
         piece += n_own
     rows = np.concatenate([np.zeros(0, dtype=np.int64), *row_pieces])
-    if special:
+    if pooling == "cls":
         counts = np.array(n_windows, dtype=np.int64)
         pools = Pooling.of_windows(
             first,
