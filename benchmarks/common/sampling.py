@@ -1,4 +1,4 @@
-"""Samples of unlabelled English text, without the documents that pipelines are scored on.
+"""Samples of unlabelled text, without the documents that pipelines are scored on.
 
 A directory has plain-text files (`SOURCES`) with one paragraph or sentence per line, and a blank
 line between documents. Half of the words come from people's everyday writing, the other half from
@@ -54,6 +54,13 @@ SOURCES = (
     Source("wikisplit_wikipedia_sentences", 0.12, sentences=True),
     Source("eltec_eng_novels", 0.02),
 )
+SOURCES_OF = {
+    "en": SOURCES,
+    "fr": (
+        Source("common_voice_fr_sentences", 1 / 2, sentences=True),
+        Source("eltec_fra_novels", 1 / 2),
+    ),
+}
 
 
 class HeldOut:

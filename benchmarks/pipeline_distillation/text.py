@@ -1,4 +1,4 @@
-"""Sample unlabelled English text to distil a pipeline on.
+"""Sample unlabelled English or French text to distil a pipeline on.
 
     python -m benchmarks.pipeline_distillation.text DIR OUT.jsonl --words 300000 \\
         --held-out dev.spacy
@@ -17,8 +17,8 @@ from wasabi import msg
 
 from benchmarks.common.documents import write_jsonl
 from benchmarks.common.options import Seed
-from benchmarks.common.sampling import HeldOut, count_words, sample, shuffled
-from spacy_distil.errors import friendly_errors
+from benchmarks.common.sampling import SOURCES_OF, HeldOut, count_words, sample, shuffled
+from spacy_distil.errors import ConfigError, friendly_errors
 
 
 def main(
@@ -29,11 +29,20 @@ def main(
         list[Path] | None,
         typer.Option(help=".spacy file whose sentences must not be in the sample", exists=True),
     ] = None,
+    lang: Annotated[str, typer.Option(help=f"Language: {' or '.join(SOURCES_OF)}")] = "en",
     seed: Seed = 0,
 ) -> None:
     """Write a sample of unlabelled text and print the number of words of each source."""
     with friendly_errors():
-        chosen = sample(directory, words, held_out=HeldOut.read(held_out or ()), seed=seed)
+        if lang not in SOURCES_OF:
+            raise ConfigError(f"--lang {lang}: expected one of {', '.join(SOURCES_OF)}.")
+        chosen = sample(
+            directory,
+            words,
+            held_out=HeldOut.read(held_out or ()),
+            seed=seed,
+            sources=SOURCES_OF[lang],
+        )
         documents = shuffled(chosen, seed)
         write_jsonl(output, ({"text": document} for document in documents))
         rows = [

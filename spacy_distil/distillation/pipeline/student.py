@@ -68,6 +68,10 @@ def make_student(
         shutil.rmtree(output / "start", ignore_errors=True)
     prepare_process(config, gpu_id)
     student = load_model_from_config(config, auto_fill=True)
+    if not student.vocab.vectors.size:
+        # spaCy leaves the keys there, without rows, of a pipeline that a pipe is sourced from. The
+        # first vector that is looked up would fail, and each student would save them.
+        student.vocab.vectors.clear()
     frozen = student.config.interpolate()["training"]["frozen_components"]
     pairing = find_pairs(student, teacher, settings.pipes, frozen=frozen)
     pairs = pairing.sources

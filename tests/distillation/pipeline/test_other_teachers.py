@@ -91,6 +91,30 @@ def test_their_predictions_are_learned(make: Any, bert_dir: Path, tmp_path: Path
     assert np.mean(same) > 0.9
 
 
+def test_a_rule_pipe_of_a_teacher_with_vectors(bert_dir: Path, tmp_path: Path) -> None:
+    """spaCy leaves the keys of the vectors in a pipeline that sources the pipe."""
+    teacher = cnn_pipeline(bert_dir)
+    teacher.add_pipe("attribute_ruler")
+    teacher.vocab.reset_vectors(width=4)
+    for text in ("Ann", "Rome", "We"):
+        teacher.vocab.set_vector(text, np.ones(4, dtype="f"))
+    teacher.initialize(lambda: annotated_examples(teacher))
+    teacher.to_disk(tmp_path / "teacher")
+    write_corpus(tmp_path, teacher)
+    config = student_config(bert_dir, tmp_path, PIPES)
+    config["nlp"]["pipeline"] = [*config["nlp"]["pipeline"], "attribute_ruler"]
+    config["components"]["attribute_ruler"] = {"source": str(tmp_path / "teacher")}
+    distilled = spacy_distil.distil_pipeline(
+        tmp_path / "teacher",
+        config,
+        tmp_path / "out",
+        overrides={**OVERRIDES, "training.max_steps": 2, "training.eval_frequency": 2},
+    )
+    student = spacy.load(distilled.path)
+    assert student.vocab.vectors.n_keys == 0
+    assert student("Ann visited Rome.")[:2].as_doc().text == "Ann visited "
+
+
 def test_their_hidden_states_need_a_conversion(bert_dir: Path, tmp_path: Path) -> None:
     teacher = cnn_pipeline(bert_dir)
     teacher.initialize(lambda: annotated_examples(teacher))

@@ -1,0 +1,1 @@
+"""Models that people already have, against the code that they come with."""
