@@ -24,7 +24,9 @@ class Block:
 sys.meta_path.insert(0, Block())
 installed = metadata.distributions
 metadata.distributions = lambda **kwargs: (
-    each for each in installed(**kwargs) if each.name not in ("spacy-transformers", *{HEAVY!r})
+    each
+    for each in installed(**kwargs)
+    if each.name not in ("spacy-transformers", "spacy-curated-transformers", *{HEAVY!r})
 )
 """
 

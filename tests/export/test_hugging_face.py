@@ -20,6 +20,7 @@ from spacy_distil.export import hugging_face_check
 from spacy_distil.export.hugging_face import convert_model, convert_model_and_quantize
 from spacy_distil.hugging_face import load_classifier
 from tests.hugging_face.models import FAMILIES, ODD, long_text, write_model
+from tests.test_light_import import run_python
 from tests.util import SENTENCES, encoder_of, write_encoder
 
 TOKENS, TEXTS = "TokenClassification", "SequenceClassification"
@@ -128,6 +129,34 @@ def test_quantized(
     for one, other in zip(alone, nlp.pipe(inputs), strict=True):
         assert np.allclose(one.tensor, other.tensor, atol=1e-4)
         assert [str(ent) for ent in one.ents] == [str(ent) for ent in other.ents]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "labels"), [(TOKENS, IOB), (TEXTS, CLASSES)])
+def test_the_quantized_pipeline_needs_no_torch(
+    kind: str, labels: list[str], corpus: Path, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path, "xlm-roberta", kind, labels)
+    convert_model_and_quantize(model, tmp_path / "new", lang="en", corpus=corpus)
+    output = run_python(
+        f"""
+        import spacy
+
+        nlp = spacy.load({str(tmp_path / "new")!r})
+        for doc in nlp.pipe({[*SENTENCES, *ODD]!r}):
+            print([str(ent) for ent in doc.ents], max(doc.cats, key=doc.cats.get, default=None))
+        print(sorted(set(sys.modules) & {{"torch", "transformers"}}))
+        """,
+        block=True,
+    )
+    *predicted, heavy = output.splitlines()
+    assert heavy == "[]"
+    nlp = spacy.load(tmp_path / "new")
+    assert predicted == [
+        f"{[str(ent) for ent in doc.ents]} "
+        f"{max(doc.cats, key=lambda label: doc.cats[label], default=None)}"
+        for doc in nlp.pipe([*SENTENCES, *ODD])
+    ]
 
 
 @pytest.mark.parametrize("fused", ["0", "1"])
