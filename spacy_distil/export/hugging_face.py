@@ -138,7 +138,7 @@ def convert_model_and_quantize(
     )
     check_output(output, force=force, source=Path(name))
     checked: dict[str, Any] = {"corpus": corpus, "limit": limit, "txt_documents": txt_documents}
-    with scratch_directory(output) as scratch:
+    with scratch_directory(output.parent) as scratch:
         converted = scratch / "converted"
         conversion = convert_model(name, converted, log=log, **checked, **settings)
         log("Quantizing the pipeline")

@@ -12,7 +12,7 @@ from spacy.parts_of_speech import IDS as POS_IDS  # type: ignore[import-not-foun
 from spacy.util import is_package
 
 from spacy_distil.engines.files import CONFIG, longest_window
-from spacy_distil.errors import TRAINING, ConfigError, require_all
+from spacy_distil.errors import TRAINING, ConfigError, WeightsError, require_all
 from spacy_distil.hugging_face.tags import EntityTags, read_tags
 from spacy_distil.text.languages import check_language
 
@@ -221,7 +221,12 @@ def _read_json(name: str, file: str) -> Any:
         path = cached_file(name, file)
     except OSError:
         return None
-    return json.loads(Path(path).read_text(encoding="utf8"))
+    try:
+        return json.loads(Path(path).read_text(encoding="utf8"))
+    except ValueError as error:
+        raise WeightsError(
+            f"{path} is not valid JSON: {error}. Save or copy the model again."
+        ) from error
 
 
 def _find_architecture(name: str, config: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,3 +77,19 @@ def write_model(
 def long_text(n_words: int = 150) -> str:
     """Return a text of several windows."""
     return random_text(random.Random(0), n_words)
+
+
+def write_modules(model: Path, *kinds: str, **modes: bool) -> Path:
+    """Make a sentence encoder of an encoder's directory.
+
+    kinds: of its modules. modes: of its pooling.
+    """
+    modules = [
+        {"type": f"sentence_transformers.models.{kind}", "path": f"{i}_{kind}" if i else ""}
+        for i, kind in enumerate(kinds)
+    ]
+    (model / "modules.json").write_text(json.dumps(modules))
+    (model / "1_Pooling").mkdir(exist_ok=True)
+    settings = {"word_embedding_dimension": 32, **modes}
+    (model / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    return model

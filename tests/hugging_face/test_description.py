@@ -11,7 +11,7 @@ import pytest
 
 from spacy_distil.errors import ConfigError, DistilError, WeightsError
 from spacy_distil.hugging_face import describe, is_hugging_face, load_classifier
-from tests.hugging_face.models import write_model
+from tests.hugging_face.models import write_model, write_modules
 from tests.util import make_nlp, write_encoder
 
 TOKENS, TEXTS = "TokenClassification", "SequenceClassification"
@@ -157,18 +157,6 @@ def test_a_tokenizer_is_needed(token_model: Path) -> None:
 # Sentence encoders
 
 
-def write_modules(model: Path, *kinds: str, **modes: bool) -> Path:
-    modules = [
-        {"type": f"sentence_transformers.models.{kind}", "path": f"{i}_{kind}" if i else ""}
-        for i, kind in enumerate(kinds)
-    ]
-    (model / "modules.json").write_text(json.dumps(modules))
-    (model / "1_Pooling").mkdir(exist_ok=True)
-    settings = {"word_embedding_dimension": 32, **modes}
-    (model / "1_Pooling" / "config.json").write_text(json.dumps(settings))
-    return model
-
-
 @pytest.mark.parametrize(
     ("mode", "pooling"),
     [("mean_tokens", "mean"), ("cls_token", "cls"), ("max_tokens", "max")],
@@ -202,4 +190,11 @@ def test_sentence_encoders_that_are_refused(
 ) -> None:
     model = write_modules(write_encoder(tmp_path / "model", "bert"), *kinds, **modes)
     with pytest.raises(ConfigError, match=message):
+        describe(str(model), "en")
+
+
+def test_damaged_settings_are_named(tmp_path: Path) -> None:
+    model = write_encoder(tmp_path / "model", "bert")
+    (model / "modules.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"modules\.json is not valid JSON"):
         describe(str(model), "en")

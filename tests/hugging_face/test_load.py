@@ -19,6 +19,7 @@ from spacy.tokens import Doc
 from spacy_distil.encoding import read_docs
 from spacy_distil.hugging_face import load_classifier
 from spacy_distil.ner.schemes import SCHEMES, tag_names
+from tests.encoding.test_language import SPECIAL, english_tokenizer
 from tests.hugging_face.models import FAMILIES, ODD, long_text, write_model
 from tests.util import SENTENCES, encoder_of
 
@@ -253,3 +254,24 @@ def test_nameless_labels_are_told(tmp_path: Path) -> None:
     load_classifier(model, "en", tell=notes.append)
     assert len(notes) == 1
     assert "no names for its labels" in notes[0]
+
+
+@pytest.mark.parametrize("lang", ["de", "en"])
+def test_another_language_is_told(lang: str, tmp_path: Path) -> None:
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=english_tokenizer(), **SPECIAL
+    )
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        id2label={0: "NN", 1: "VB"},
+        label2id={"NN": 0, "VB": 1},
+    )
+    transformers.BertForTokenClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    notes: list[str] = []
+    load_classifier(tmp_path, lang, tell=notes.append)
+    assert ["made for English" in note for note in notes] == [True] * (lang == "de")
