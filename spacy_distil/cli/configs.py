@@ -193,6 +193,8 @@ def pipeline_config(
             "from_teacher": bool(teacher.encoding),
             "pipeline": ["transformer", *names],
             "copied": list(copied),
+            "schemes": teacher.schemes,
+            "text_heads": teacher.text_heads(),
             "tokenizer": block("nlp.tokenizer", teacher.tokenizer),
             "initialize_tokenizer": block("initialize.tokenizer", teacher.initialize_tokenizer),
             "score_weights": score_weights(list(factories.values()), copied.values()),
@@ -270,6 +272,8 @@ def pipeline_settings(
             if factory in TRANSITIONS
         },
         "copied": [],
+        "schemes": {},
+        "text_heads": {},
         "from_teacher": False,
         "encoder": encoder,
         "optimize": optimize,

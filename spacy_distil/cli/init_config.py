@@ -21,6 +21,7 @@ from spacy_distil.cli.configs import (
     training_config,
 )
 from spacy_distil.cli.from_config import swapped_config
+from spacy_distil.cli.options import is_given
 from spacy_distil.cli.teacher_pipes import read_teacher_pipes
 from spacy_distil.encoding.language import describe_foreign
 from spacy_distil.encoding.pieces import PieceTokenizer
@@ -71,7 +72,8 @@ def init_config_cli(
             "--teacher",
             help="encoder: directory or hub name of the teacher encoder. Default: "
             f"{DEFAULT_TEACHER}. pipeline: directory or package of the teacher pipeline, to take "
-            "over its language and its pipes.",
+            "over its language and its pipes; or directory or hub name of a fine-tuned model of "
+            "transformers, with --lang.",
         ),
     ] = None,
     lang: Annotated[
@@ -183,9 +185,10 @@ def init_config_cli(
         if kind is Kind.encoder:
             written = encoder_config(teacher or DEFAULT_TEACHER, corpus=corpora)
         elif kind is Kind.pipeline:
-            pipes = read_teacher_pipes(teacher) if teacher else None
+            own_lang = lang if is_given(ctx, "lang") else None
+            pipes = read_teacher_pipes(teacher, own_lang) if teacher else None
             written = pipeline_config(
-                lang=lang if is_given(ctx, "lang") else None,
+                lang=own_lang,
                 pipes=string_to_list(pipeline) if is_given(ctx, "pipeline") else None,
                 encoder=encoder,
                 gpu=gpu,
@@ -257,10 +260,3 @@ def refuse_options(ctx: typer.Context, kind: Kind) -> None:
             f"{', '.join(unknown)}: 'init-config {kind.value}' takes no such option, only "
             f"{', '.join(OPTIONS[kind])}. Change other settings in the config that it writes"
         )
-
-
-def is_given(ctx: typer.Context, name: str) -> bool:
-    """Whether a parameter was set on the command line."""
-    # By its name: newer versions of typer come with a click of their own.
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -87,3 +87,10 @@ LoadRepeats = Annotated[
     int, typer.Option("--load-repeats", help="Timed starts, each in a new process.")
 ]
 Title = Annotated[str, typer.Option("--title", help="Heading of the tables and the plot.")]
+
+
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter was set on the command line."""
+    # By its name: newer versions of typer come with a click of their own.
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from spacy.util import get_lang_class, registry
+
+from spacy_distil.errors import ConfigError
 from spacy_distil.pipelines import read_config
+
+if TYPE_CHECKING:
+    from spacy_distil.hugging_face import Description
 
 # Factories of encoders. The student has an encoder of its own instead.
 ENCODERS = ("distil_transformer", "transformer", "curated_transformer", "tok2vec")
@@ -16,6 +22,7 @@ ENCODING = ("window", "overlap", "pooling", "pieces_from")
 # Factories of teachers' pipes, and what the student has instead.
 SIMPLER = {"beam_ner": "ner", "beam_parser": "parser"}
 PARSERS = "spacy.TransitionBasedParser."
+TEXT_HEAD = "spacy-distil.TextCatHead.v1"
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class TeacherPipes:
     pipes: those that a student can learn from, by name, with the student's factory.
     rules: those without a model, by name, with their factory. A student gets copies.
     models: the settings of the models of `pipes`, by name.
+    schemes: of the tags of each `distil_ner`, by name, if it is known without its weights.
     left_out: the others, by name, with the reason.
     encoding: the settings ENCODING of a `distil_transformer`; otherwise empty.
     tokenizer, initialize_tokenizer: [nlp.tokenizer] and [initialize.tokenizer].
@@ -39,6 +47,7 @@ class TeacherPipes:
     pipes: dict[str, str] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    schemes: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     encoding: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +70,14 @@ class TeacherPipes:
         if not str(model.get("@architectures")).startswith(PARSERS):
             return {}
         return {key: model[key] for key in keys if key in model}
+
+    def text_heads(self) -> dict[str, str | None]:
+        """Return the hidden layer of each `TextCatHead`, by the name of its pipe."""
+        return {
+            name: model.get("hidden")
+            for name, model in self.models.items()
+            if model.get("@architectures") == TEXT_HEAD
+        }
 
     def differences(self, components: Mapping[str, Any]) -> list[str]:
         """Say which settings of the student's models keep it from starting as the teacher's pipes.
@@ -94,14 +111,19 @@ def _differences(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> Iter
             yield f"{key} = {json.dumps(own)}, the teacher's is {json.dumps(theirs)}"
 
 
-def read_teacher_pipes(pipeline: str) -> TeacherPipes:
-    """Read the config of a trained pipeline. Its weights are not loaded.
+def read_teacher_pipes(pipeline: str, lang: str | None = None) -> TeacherPipes:
+    """Read the config of a trained pipeline, or of a model of transformers. Its weights are not
+    loaded.
 
-    pipeline: directory or package.
+    pipeline: directory or package, or a hub name.
+    lang: language of a model of transformers, see `describe`.
     Raises ConfigError if there is no such pipeline.
     """
     from spacy_distil.distillation.pipeline.labels import KINDS
+    from spacy_distil.hugging_face import describe, is_hugging_face
 
+    if is_hugging_face(pipeline):
+        return _describe_teacher(describe(pipeline, lang))
     config = read_config(pipeline)
     teacher = TeacherPipes(
         pipeline,
@@ -123,9 +145,33 @@ def read_teacher_pipes(pipeline: str) -> TeacherPipes:
         elif factory in KINDS:
             teacher.pipes[name] = SIMPLER.get(factory, factory)
             teacher.models[name] = settings["model"]
+            if factory == "distil_ner" and "scheme" in settings:
+                teacher.schemes[name] = settings["scheme"]
         else:
             teacher.left_out[name] = f"pipes of the kind {factory!r} cannot learn from a teacher"
     teacher.names.extend(
         name for name in config["nlp"]["pipeline"] if name in {*teacher.pipes, *teacher.rules}
     )
     return teacher
+
+
+def _describe_teacher(model: Description) -> TeacherPipes:
+    """Describe the pipeline that a model of transformers becomes."""
+    if model.pipe is None or model.pipe_name is None:
+        raise ConfigError(
+            f"{model.name} is an encoder alone ({model.architecture}), and teaches no pipe. To "
+            "distil it, use 'init-config encoder'."
+        )
+    defaults = get_lang_class(model.lang).default_config
+    tags, name = model.tags, model.pipe_name
+    return TeacherPipes(
+        model.name,
+        model.lang,
+        names=[name],
+        pipes={name: model.pipe},
+        models={name: registry.fill({"model": model.model})["model"]},
+        schemes={name: tags.schemes[0]} if tags and not tags.is_ambiguous else {},
+        encoding=dict(model.encoding),
+        tokenizer=defaults["nlp"]["tokenizer"],
+        initialize_tokenizer=defaults["initialize"]["tokenizer"],
+    )

@@ -55,7 +55,9 @@ def DistilTransformer(
         engine and its device.
     pooling: the vector of a token is the "mean" of its pieces' vectors, the vector of the "first"
         or the "last" piece, or the "sum" or the "max" of all, number by number. A piece in an
-        overlap counts with its vectors in both windows.
+        overlap counts with its vectors in both windows. "cls": the vector of all tokens is the one
+        of the special piece at the start of their window ([CLS] or <s>), for pipes that classify
+        documents.
     pieces_from: the tokenizer of pieces reads the "text" of a doc, or its "tokens": each by itself,
         with the space before it, as in spacy-curated-transformers. Whitespace tokens have no pieces
         then.

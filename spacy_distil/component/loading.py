@@ -120,6 +120,11 @@ def _check(
             f"overlap = {settings.overlap}: expected at most half of the window of {window} pieces "
             f"without its {tokenizer.n_special} special ones."
         )
+    if settings.pooling == "cls" and not tokenizer.prefix:
+        raise ConfigError(
+            "pooling = 'cls': the tokenizer of this encoder puts no special piece, such as [CLS], "
+            "before a text. Set another pooling, such as 'mean'."
+        )
     if settings.layer is not None:
         n_layers = _count_layers(engine, config)
         if n_layers != settings.layer:  # the torch engine has left out the layers above

@@ -140,10 +140,12 @@ class EncoderShim(Shim):
         encoded = self._encode(docs, blank_windows=True)
         tokenizer = self.loaded.tokenizer
         n_special = tokenizer.n_special
-        n_rows = encoded.pooling.n_rows + n_special * len(encoded.windows)
+        n_rows = len(encoded.row_pieces) + n_special * len(encoded.windows)
         states = ops.alloc2f(n_rows, self.width)
         self._fill_rows(states, self._batches(encoded, special=True), ops)
-        rows = states[to_ops(ops, encoded.places(len(tokenizer.prefix), n_special))]
+        rows = states
+        if not encoded.special:
+            rows = states[to_ops(ops, encoded.places(len(tokenizer.prefix), n_special))]
         tokens, _ = encoded.pooling.forward(ops, rows)
         tokvecs = [part.copy() for part in split_docs(tokens, encoded.n_tokens)]
         return tokvecs, encoded, states
@@ -275,7 +277,7 @@ class EncoderShim(Shim):
             )
             raise OutOfMemoryError(
                 f"{error}\nThe batch has {len(docs):,} docs, {sum(map(len, docs)):,} tokens and "
-                f"{encoded.pooling.n_rows:,} pieces; its longest doc has {len(longest):,} tokens "
+                f"{len(encoded.row_pieces):,} pieces; its longest doc has {len(longest):,} tokens "
                 f"and begins with {longest.text[:60]!r}. Set {checkpointing}a lower size in "
                 "[training.batcher] and a higher accumulate_gradient in [training]; or a lower "
                 f"max_batch_pieces (now {self.max_batch_pieces:,}) if a single forward pass is too "
@@ -365,7 +367,7 @@ class EncoderShim(Shim):
             suffix=tokenizer.suffix,
             pad_id=self.loaded.pad_id,
             max_batch_pieces=self.max_batch_pieces,
-            special=special,
+            special=special or encoded.special,
             length_multiple=self.engine.length_multiple,
             max_length=self.loaded.window,
         )
@@ -377,6 +379,7 @@ class EncoderShim(Shim):
             prefix=tokenizer.prefix,
             suffix=tokenizer.suffix,
             max_batch_pieces=self.max_batch_pieces,
+            special=encoded.special,
         )
 
     def _alloc_rows(self, encoded: EncodedDocs, ops: Ops, layers: Sequence[int] | None) -> Floats2d:

@@ -86,7 +86,7 @@ class RaggedBatch:
     ids: (n_pieces,) int32, piece ids; special pieces at both ends of each window.
     lengths: (n_windows,) int32, pieces of each window.
     targets: (n_pieces,) int32, the row of each piece in the packed matrix of all windows; -1 for a
-        special piece, which has none.
+        special piece, which has none unless `make_ragged_batches` got `special`.
     """
 
     ids: np.ndarray
@@ -100,6 +100,7 @@ def make_ragged_batches(
     prefix: Sequence[int],
     suffix: Sequence[int],
     max_batch_pieces: int,
+    special: bool = False,
 ) -> Iterator[RaggedBatch]:
     """Pack windows into ragged batches, longest first.
 
@@ -109,7 +110,8 @@ def make_ragged_batches(
     if not windows:
         return
     sizes = np.array([len(window) for window in windows])
-    offsets = np.cumsum(sizes) - sizes
+    n_rows = sizes + len(prefix) + len(suffix) if special else sizes
+    offsets = np.cumsum(n_rows) - n_rows
     order = np.argsort(-sizes, kind="stable")
     lengths = sizes[order] + len(prefix) + len(suffix)
     ends = np.cumsum(lengths)
@@ -120,8 +122,8 @@ def make_ragged_batches(
         chosen = order[begin:end]
         ids = [part for i in chosen for part in (prefix, windows[i], suffix)]
         starts = np.repeat(ends[begin:end] - lengths[begin:end] - taken, lengths[begin:end])
-        places = np.arange(len(starts)) - starts - len(prefix)
-        own = (places >= 0) & (places < np.repeat(sizes[chosen], lengths[begin:end]))
+        places = np.arange(len(starts)) - starts - (0 if special else len(prefix))
+        own = (places >= 0) & (places < np.repeat(n_rows[chosen], lengths[begin:end]))
         targets = np.where(own, np.repeat(offsets[chosen], lengths[begin:end]) + places, -1)
         yield RaggedBatch(
             ids=np.concatenate(ids).astype(np.int32),

@@ -66,6 +66,8 @@ class EncodedDocs:
     row_pieces: (n_rows,) int64, the piece that each row of all windows encodes.
     pooling: maps the rows of all windows, in order, to the tokens of all docs, in order.
     n_tokens: number of tokens of each doc.
+    special: whether special pieces have rows of the pooling, too, as in the pooling "cls". They
+        have none in `row_pieces`.
     """
 
     windows: list[np.ndarray]
@@ -75,6 +77,7 @@ class EncodedDocs:
     row_pieces: np.ndarray
     pooling: Pooling
     n_tokens: list[int]
+    special: bool
 
     def token_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """List all rows of each token, whether the pooling uses them or not.
@@ -113,9 +116,10 @@ def encode_docs(
     overlap: pieces that two neighbouring windows of a long doc share.
     pieces_from: whether the tokenizer reads the "text" of a doc, or its "tokens", each by itself.
     blank_windows: whether a doc that has tokens but no pieces gets a window of special pieces. If
-        not, it has no window.
+        not, it has no window. With the pooling "cls" it always has one.
     """
     capacity = window - tokenizer.n_special
+    special = pooling == "cls"
     texts = read_docs(docs)
     n_tokens = [len(doc) for doc in texts]
     split = _split_tokens if pieces_from == "tokens" else _split_text
@@ -131,7 +135,7 @@ def encode_docs(
             bounds = split_windows(
                 n_own, first[own] - piece, last[own] - piece, capacity=capacity, overlap=overlap
             )
-        elif not n_own and blank_windows and n and tokenizer.n_special:
+        elif not n_own and (blank_windows or special) and n and tokenizer.n_special:
             bounds = [(0, 0)]
         n_windows.append(len(bounds))
         for start, end in bounds:
@@ -140,15 +144,19 @@ def encode_docs(
         token += n
         piece += n_own
     rows = np.concatenate([np.zeros(0, dtype=np.int64), *row_pieces])
-    return EncodedDocs(
-        windows,
-        n_windows,
-        first,
-        last,
-        rows,
-        Pooling.from_alignment(pooling, first, last, rows),
-        n_tokens,
-    )
+    if pooling == "cls":
+        counts = np.array(n_windows, dtype=np.int64)
+        pools = Pooling.of_windows(
+            first,
+            last,
+            rows,
+            window_sizes=np.array([len(window) for window in windows], dtype=np.int64),
+            first_windows=np.repeat(np.cumsum(counts) - counts, n_tokens),
+            n_special=tokenizer.n_special,
+        )
+    else:
+        pools = Pooling.from_alignment(pooling, first, last, rows)
+    return EncodedDocs(windows, n_windows, first, last, rows, pools, n_tokens, special)
 
 
 def _split_text(

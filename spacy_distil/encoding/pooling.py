@@ -11,8 +11,11 @@ import numpy as np
 from thinc.api import Ops
 from thinc.types import Floats2d
 
-PoolingName = Literal["mean", "first", "last", "sum", "max"]
-POOLINGS: tuple[str, ...] = get_args(PoolingName)
+# Of the pieces of a token.
+Reduction = Literal["mean", "first", "last", "sum", "max"]
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+PoolingName = Reduction | Literal["cls"]
+POOLINGS: tuple[str, ...] = (*REDUCTIONS, "cls")
 
 # Takes the gradient of the token vectors, or of their first columns only, and returns the gradient
 # of the piece vectors, (n_rows, width).
@@ -25,7 +28,8 @@ class Pooling:
 
     Each piece of each window has a row, so a piece in the overlap of two windows has two rows. Both
     count, in the order of the windows, as in the reductions of spacy-transformers. A token without
-    pieces gets a zero vector and passes no gradient.
+    pieces gets a zero vector and passes no gradient, except in the pooling "cls", in which special
+    pieces have rows, too.
 
     columns: (n_entries,) int64, the row of each entry, grouped by token.
     weights: (n_entries,) float32. A token's vector is the weighted sum of the rows of its entries.
@@ -41,7 +45,7 @@ class Pooling:
 
     @classmethod
     def from_alignment(
-        cls, kind: PoolingName, first: np.ndarray, last: np.ndarray, row_pieces: np.ndarray
+        cls, kind: Reduction, first: np.ndarray, last: np.ndarray, row_pieces: np.ndarray
     ) -> Pooling:
         """Build the pooling from an alignment.
 
@@ -70,6 +74,39 @@ class Pooling:
         elif kind != "max":
             weights = np.ones(len(columns), dtype="f")
         return cls(columns, weights, lengths.astype("i"), len(row_pieces))
+
+    @classmethod
+    def of_windows(
+        cls,
+        first: np.ndarray,
+        last: np.ndarray,
+        row_pieces: np.ndarray,
+        *,
+        window_sizes: np.ndarray,
+        first_windows: np.ndarray,
+        n_special: int,
+    ) -> Pooling:
+        """Build the pooling "cls": the vector of a token is the first row of its window, a special
+        piece.
+
+        The window of a token is the first one that has its first piece. A token without pieces
+        is in the window of the token before it, or else in the first window of its doc.
+
+        first, last, row_pieces: as in `from_alignment`; special pieces have no place in them.
+        window_sizes: (n_windows,) pieces of each window, without special ones.
+        first_windows: (n_tokens,) the first window of each token's doc.
+        n_special: number of special pieces around each window. They have rows, too.
+        """
+        own = cls.from_alignment("first", first, last, row_pieces)
+        windows = first_windows.copy()
+        windows[own.lengths > 0] = np.repeat(np.arange(len(window_sizes)), window_sizes)[
+            own.columns
+        ]
+        sizes = window_sizes + n_special
+        # Windows are in the order of their tokens.
+        columns = (np.cumsum(sizes) - sizes)[np.maximum.accumulate(windows)]
+        n = len(columns)
+        return cls(columns, np.ones(n, dtype="f"), np.ones(n, dtype="i"), int(sizes.sum()))
 
     def forward(self, ops: Ops, rows: Floats2d) -> tuple[Floats2d, Backprop]:
         """Pool piece vectors, (n_rows, width), to token vectors, (n_tokens, width)."""

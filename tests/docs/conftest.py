@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from spacy.cli.init_config import init_config
 from spacy.tokens import Doc, DocBin
 
+from tests.hugging_face.models import write_model
 from tests.life.corpus import make_annotated
 from tests.util import (
     adam,
@@ -57,6 +58,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path / "training" / "model-best"
     )
     shutil.copytree(path / "training" / "model-best", path / "my_teacher")
+    labels = ["O", *(f"{tag}-{label}" for label in ("PER", "LOC") for tag in "BI")]
+    classifier = write_model(path / "scratch", "bert", "TokenClassification", labels)
+    classifier.rename(path / "my-classifier")
     if importlib.util.find_spec("spacy_transformers") is not None:
         make_trf(path / "distilbert-base-uncased").to_disk(path / "my-trf-pipeline")
     return path

@@ -130,3 +130,23 @@ def test_ragged_batches(
     assert sorted(seen) == sorted([*prefix, *window, *suffix] for window in windows)
     assert sizes == sorted(sizes, reverse=True)
     assert packed.tolist() == [piece for window in windows for piece in window]
+
+
+@given(windows=IDS, prefix=SPECIAL, suffix=SPECIAL, budget=st.integers(1, 120))
+@settings(max_examples=100)
+def test_special_pieces_of_ragged_batches_have_rows(
+    windows: list[list[int]], prefix: list[int], suffix: list[int], budget: int
+) -> None:
+    """The same rows as in padded batches."""
+    expected = [piece for window in windows for piece in (*prefix, *window, *suffix)]
+    packed = np.full(len(expected), -1)
+    for batch in make_ragged_batches(
+        [np.array(window) for window in windows],
+        prefix=prefix,
+        suffix=suffix,
+        max_batch_pieces=budget,
+        special=True,
+    ):
+        assert (packed[batch.targets] == -1).all()
+        packed[batch.targets] = batch.ids
+    assert packed.tolist() == expected

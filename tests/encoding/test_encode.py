@@ -66,3 +66,47 @@ def test_a_space_after_the_last_token_changes_nothing(family: str) -> None:
     assert docs[1][-1].whitespace_
     encoded = encode_docs(docs, tokenizer, window=50, overlap=0, pooling="mean")
     assert encoded.windows[0].tolist() == encoded.windows[1].tolist()
+
+
+@pytest.mark.parametrize("family", KINDS)
+@given(texts=TEXTS, window=st.integers(8, 40), overlap=st.integers(0, 10))
+@settings(max_examples=40)
+def test_cls_is_the_first_row_of_the_window(
+    family: str, texts: list[str], window: int, overlap: int
+) -> None:
+    """Of the first window with the token's first piece, or the one of the token before."""
+    tokenizer = TOKENIZERS[family]
+    n_special = tokenizer.n_special
+    overlap = min(overlap, (window - n_special) // 2)
+    docs = [NLP.make_doc(text) for text in texts]
+    encoded = encode_docs(docs, tokenizer, window=window, overlap=overlap, pooling="cls")
+    assert encoded.special
+    sizes = [len(ids) + n_special for ids in encoded.windows]
+    assert encoded.pooling.n_rows == sum(sizes)
+    # The windows are those of the other poolings, and one for a doc that has no pieces.
+    others = encode_docs(docs, tokenizer, window=window, overlap=overlap, pooling="mean")
+    kept = [ids.tolist() for ids in encoded.windows if len(ids)]
+    assert kept == [ids.tolist() for ids in others.windows]
+    assert [n > 0 for n in encoded.n_windows] == [len(doc) > 0 for doc in docs]
+    rows: Any = np.arange(sum(sizes), dtype="f")[:, None]
+    tokens, _ = encoded.pooling.forward(OPS, rows)
+    got = iter(np.asarray(tokens)[:, 0].tolist())
+    first_window = token = row = 0
+    for doc, n_windows in zip(docs, encoded.n_windows, strict=True):
+        begins = np.cumsum([0, *sizes[first_window : first_window + n_windows]]) + row
+        # The pieces of each window, by their numbers in all docs.
+        own, start = [], 0
+        for ids in encoded.windows[:first_window]:
+            start += len(ids)
+        for ids in encoded.windows[first_window : first_window + n_windows]:
+            own.append(set(encoded.row_pieces[start : start + len(ids)].tolist()))
+            start += len(ids)
+        current = 0
+        for _ in doc:
+            if encoded.first[token] < encoded.last[token]:
+                current = next(i for i, each in enumerate(own) if encoded.first[token] in each)
+            assert next(got) == begins[current]
+            token += 1
+        first_window += n_windows
+        row = int(begins[-1])
+    assert next(got, None) is None

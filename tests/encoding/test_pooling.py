@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from thinc.api import NumpyOps
 from thinc.types import Ragged
 
-from spacy_distil.encoding import POOLINGS, Pooling
-from spacy_distil.encoding.pooling import PoolingName
+from spacy_distil.encoding import Pooling
+from spacy_distil.encoding.pooling import REDUCTIONS, Reduction
 
 OPS = NumpyOps()
 WIDTH = 3
@@ -58,11 +58,11 @@ def alignments(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return columns[:, 0], columns[:, 1], np.array(rows, dtype=np.int64)
 
 
-@pytest.mark.parametrize("kind", POOLINGS)
+@pytest.mark.parametrize("kind", REDUCTIONS)
 @given(alignment=alignments(), seed=st.integers(0, 100))
 @settings(max_examples=60)
 def test_forward_and_backward_against_loops_and_differences(
-    kind: PoolingName, alignment: tuple[Any, Any, Any], seed: int
+    kind: Reduction, alignment: tuple[Any, Any, Any], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     n_tokens, n_rows = len(alignment[0]), len(alignment[2])
@@ -88,8 +88,8 @@ def test_forward_and_backward_against_loops_and_differences(
     np.testing.assert_allclose(d_rows, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", POOLINGS)
-def test_windows_overlap_as_in_spacy_transformers(kind: PoolingName) -> None:
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_windows_overlap_as_in_spacy_transformers(kind: Reduction) -> None:
     """Its alignment lists the pieces of a token window by window, and a reduce layer of thinc reads
     them in that order.
     """
@@ -105,8 +105,8 @@ def test_windows_overlap_as_in_spacy_transformers(kind: PoolingName) -> None:
     np.testing.assert_allclose(tokens, reference, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", POOLINGS)
-def test_a_token_without_pieces_is_zero_and_passes_no_gradient(kind: PoolingName) -> None:
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_a_token_without_pieces_is_zero_and_passes_no_gradient(kind: Reduction) -> None:
     first, last = np.array([0, 2, 2]), np.array([2, 2, 3])
     pooling = Pooling.from_alignment(kind, first, last, np.arange(3))
     # Negative, so that a zero is not the largest.
@@ -120,9 +120,9 @@ def test_a_token_without_pieces_is_zero_and_passes_no_gradient(kind: PoolingName
     assert not backprop(d_tokens).any()
 
 
-@pytest.mark.parametrize("kind", POOLINGS)
+@pytest.mark.parametrize("kind", REDUCTIONS)
 @pytest.mark.parametrize("n_tokens", [0, 3])
-def test_no_pieces_at_all(kind: PoolingName, n_tokens: int) -> None:
+def test_no_pieces_at_all(kind: Reduction, n_tokens: int) -> None:
     none = np.zeros(n_tokens, dtype=np.int64)
     pooling = Pooling.from_alignment(kind, none, none, np.zeros(0, dtype=np.int64))
     tokens: Any

@@ -40,6 +40,7 @@ from spacy_distil.distillation.pipeline.language import (
 from spacy_distil.distillation.pipeline.loop import Progress, TrainingLoop
 from spacy_distil.distillation.pipeline.student import check_gold_labels, make_student
 from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.hugging_face import is_hugging_face, load_classifier
 from spacy_distil.pipelines import load_pipeline, loading_problem
 from spacy_distil.runs.directory import RunDirectory
 
@@ -103,8 +104,14 @@ class PipelineRun:
         self.directory.check(resume=resume, force=force)
         check_paths(self.settings.spacy)
         setup_gpu(gpu_id)
-        self.teacher = teacher if isinstance(teacher, Language) else load_pipeline(str(teacher))
+        self.teacher = teacher if isinstance(teacher, Language) else self._load(str(teacher))
         self.inputs = {"the teacher": fingerprint_pipeline(self.teacher)}
+
+    def _load(self, teacher: str) -> Language:
+        """Load a teacher. A model of transformers becomes a pipeline in the student's language."""
+        if not is_hugging_face(teacher):
+            return load_pipeline(teacher)
+        return load_classifier(teacher, self.settings.spacy.interpolate()["nlp"]["lang"])
 
     def run(self) -> DistilledPipeline:
         """Distil the student, or finish an earlier run that did not."""

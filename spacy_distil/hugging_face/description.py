@@ -1,0 +1,353 @@
+"""What a model of transformers becomes in a pipeline, by its config. Its weights are not loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from spacy.parts_of_speech import IDS as POS_IDS  # type: ignore[import-not-found]
+from spacy.util import is_package
+
+from spacy_distil.engines.files import CONFIG, longest_window
+from spacy_distil.errors import TRAINING, ConfigError, WeightsError, require_all
+from spacy_distil.hugging_face.tags import EntityTags, read_tags
+from spacy_distil.text.languages import check_language
+
+Kind = Literal["tokens", "texts", "encoder"]
+Factory = Literal["distil_ner", "tagger", "morphologizer", "textcat", "textcat_multilabel"]
+
+# What the names of classes end with.
+CLASSIFIERS: dict[str, Kind] = {
+    "ForTokenClassification": "tokens",
+    "ForSequenceClassification": "texts",
+}
+# Other endings, and why such a model becomes no pipeline.
+REFUSED = {
+    "ForMaskedLM": "it predicts pieces, not labels",
+    "ForPreTraining": "it predicts pieces, not labels",
+    "LMHeadModel": "it predicts pieces, not labels",
+    "ForCausalLM": "it predicts pieces, not labels",
+    "ForQuestionAnswering": "it marks the answer to a question, and spaCy has no pipe for that",
+    "ForMultipleChoice": "it compares several texts, and a pipe of spaCy sees one at a time",
+    "ForNextSentencePrediction": "it compares two texts, and a pipe of spaCy sees one at a time",
+    "ForConditionalGeneration": "it has a decoder",
+}
+# The activation of the hidden layer in text classifiers, by family, and the names of this layer and
+# of the output layer. DeBERTa's config has an activation.
+TEXT_HEADS: dict[str, tuple[str | None, str, str]] = {
+    "albert": ("tanh", "albert.pooler", "classifier"),
+    "bert": ("tanh", "bert.pooler.dense", "classifier"),
+    "camembert": ("tanh", "classifier.dense", "classifier.out_proj"),
+    "deberta": (None, "pooler.dense", "classifier"),
+    "deberta-v2": (None, "pooler.dense", "classifier"),
+    "distilbert": ("relu", "pre_classifier", "classifier"),
+    "electra": ("gelu", "classifier.dense", "classifier.out_proj"),
+    "mpnet": ("tanh", "classifier.dense", "classifier.out_proj"),
+    "roberta": ("tanh", "classifier.dense", "classifier.out_proj"),
+    "xlm-roberta": ("tanh", "classifier.dense", "classifier.out_proj"),
+}
+# Modules of a sentence encoder that leave out nothing which a pipeline could keep.
+_SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
+_SENTENCE_POOLINGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+}
+# As in the architecture.
+_OVERLAP = 32
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model of transformers as a pipeline.
+
+    name: directory or hub name.
+    lang: spaCy's code of the language.
+    kind: of the model: it classifies tokens or texts, or is an encoder alone.
+    architecture: name of its class.
+    labels: of its classes, by number.
+    tags: the labels as tags of entities; `None` if they are none.
+    pipe: factory of the pipe behind the encoder, and its name; `None` for an encoder.
+    encoding: window, overlap and pooling of the `distil_transformer`.
+    hidden: the hidden layer of a text classifier, see `TextCatHead`.
+    """
+
+    name: str
+    lang: str
+    kind: Kind
+    architecture: str
+    labels: tuple[str, ...]
+    tags: EntityTags | None
+    pipe: Factory | None
+    encoding: Mapping[str, Any]
+    hidden: str | None
+
+    @property
+    def pipe_name(self) -> str | None:
+        """The name of the pipe: its factory, or "ner"."""
+        return "ner" if self.pipe == "distil_ner" else self.pipe
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The settings of the pipe's model."""
+        tok2vec = {"@architectures": "spacy-distil.Listener.v1"}
+        if self.kind == "texts":
+            return {
+                "@architectures": "spacy-distil.TextCatHead.v1",
+                "exclusive_classes": self.pipe == "textcat",
+                "hidden": self.hidden,
+                "tok2vec": tok2vec,
+            }
+        return {"@architectures": "spacy.Tagger.v2", "tok2vec": tok2vec}
+
+    @property
+    def label_data(self) -> Any:
+        """The labels of the pipe, as `spacy init labels` would save them."""
+        if self.pipe == "morphologizer":
+            names = [f"POS={label}" for label in self.labels]
+            numbers = [POS_IDS[label] for label in self.labels]
+            return {
+                "morph": dict.fromkeys(names, ""),
+                "pos": dict(zip(names, numbers, strict=True)),
+            }
+        return list(self.tags.labels if self.tags else self.labels)
+
+
+def is_hugging_face(name: str | Path) -> bool:
+    """Tell whether a name is the directory of a model of transformers, or may be one on the hub.
+
+    A hub name has one slash, and is no path whose first part exists here.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return (path / CONFIG).is_file() and not (path / "meta.json").is_file()
+    owner, slash, model = str(name).partition("/")
+    return bool(
+        slash
+        and owner.strip(".~")
+        and model
+        and "/" not in model
+        and not path.exists()
+        and not Path(owner).exists()
+        and not is_package(str(name))
+    )
+
+
+def describe(name: str, lang: str | None, *, window: int | None = None) -> Description:
+    """Read the config of a model, and decide what it becomes.
+
+    name: directory or hub name.
+    lang: code of the language.
+    window: most pieces encoded together; `None` for the most that the model takes.
+    Raises ConfigError for a model that becomes no pipeline.
+    """
+    if lang is None:
+        raise ConfigError(
+            f"{name} is a model of transformers, which does not say how its language is split "
+            "into tokens. Name the language with --lang, as in --lang de, or --lang xx for many."
+        )
+    lang = check_language(lang)
+    require_all(TRAINING, purpose="A model of transformers")
+    config = _read_config(name)
+    modules = _read_json(name, "modules.json")
+    architecture = _find_architecture(name, config)
+    kind = _find_kind(name, architecture, is_sentence_encoder=modules is not None)
+    encoding = {"window": window, "overlap": _OVERLAP, "pooling": "first"}
+    labels: tuple[str, ...] = ()
+    tags, pipe, hidden = None, None, None
+    if kind == "encoder":
+        encoding["pooling"] = _sentence_pooling(name, modules) if modules else "mean"
+    else:
+        labels = _read_labels(name, config)
+    if kind == "tokens":
+        tags = read_tags(labels)
+        pipe = "distil_ner" if tags else "tagger"
+        if not tags and all(label in POS_IDS for label in labels):
+            pipe = "morphologizer"
+    elif kind == "texts":
+        encoding["pooling"] = "cls"
+        pipe = _find_textcat(name, config, labels)
+        hidden = _find_hidden(name, config)
+    return Description(
+        name=name,
+        lang=lang,
+        kind=kind,
+        architecture=architecture,
+        labels=labels,
+        tags=tags,
+        pipe=pipe,  # type: ignore[arg-type]
+        encoding=_fit_window(name, config, encoding),
+        hidden=hidden,
+    )
+
+
+def _read_config(name: str) -> Any:
+    """Read the config of a model. RETURNS: an object of transformers."""
+    import transformers
+
+    from spacy_distil.engines.pretrained import loading_error, quiet_transformers
+
+    try:
+        with quiet_transformers():
+            settings, _ = transformers.PretrainedConfig.get_config_dict(name)
+            if "auto_map" in settings and settings.get("model_type") not in (
+                transformers.CONFIG_MAPPING
+            ):
+                raise ConfigError(
+                    f"{name} comes with code of its own, which is never run. Take a model whose "
+                    "class is part of transformers."
+                )
+            return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # each version and family of transformers raises its own
+        raise loading_error(
+            f"No model could be loaded from {name!r}",
+            name,
+            error,
+            "Expected a saved pipeline, a directory with config.json, model.safetensors and a "
+            "tokenizer, or the name of such a model on the Hugging Face hub.",
+        ) from error
+
+
+def _read_json(name: str, file: str) -> Any:
+    """Read a JSON file of a model, or return None if it has none."""
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(name, file)
+    except OSError:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf8"))
+    except ValueError as error:
+        raise WeightsError(
+            f"{path} is not valid JSON: {error}. Save or copy the model again."
+        ) from error
+
+
+def _find_architecture(name: str, config: Any) -> str:
+    if config.is_encoder_decoder:
+        raise ConfigError(f"{name} cannot become a pipeline: it has a decoder.")
+    if not config.architectures:
+        raise ConfigError(
+            f'{name} cannot become a pipeline: its config.json names no "architectures", so '
+            "nothing tells which head it has."
+        )
+    return str(config.architectures[0])
+
+
+def _find_kind(name: str, architecture: str, *, is_sentence_encoder: bool) -> Kind:
+    for ending, kind in CLASSIFIERS.items():
+        if architecture.endswith(ending):
+            return kind
+    reason = next((why for end, why in REFUSED.items() if architecture.endswith(end)), None)
+    if is_sentence_encoder or (reason is None and architecture.endswith("Model")):
+        return "encoder"
+    advice = ""
+    if reason is not None and "pieces" in reason:
+        advice = f" Train pipes on its encoder: 'init-config train --encoder {name}'."
+    raise ConfigError(
+        f"{name} is a {architecture}, which cannot become a pipeline: "
+        f"{reason or 'no pipe is known that does the same'}. Expected a token classifier "
+        f"(…ForTokenClassification), a text classifier (…ForSequenceClassification) or an encoder "
+        f"(…Model).{advice}"
+    )
+
+
+def _read_labels(name: str, config: Any) -> tuple[str, ...]:
+    """Return the labels by number. Raises ConfigError if they are not distinct."""
+    named = config.id2label
+    if sorted(named) != list(range(len(named))):
+        raise ConfigError(
+            f"{name}: id2label in config.json numbers its labels {sorted(named)[:8]}, expected 0 "
+            f"to {len(named) - 1}."
+        )
+    labels = tuple(str(named[i]) for i in range(len(named)))
+    twice = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
+    if twice or "" in labels:
+        raise ConfigError(
+            f"{name} has several labels of the name {twice[0]!r}, or an empty one: a pipe could "
+            "not tell them apart. Rename them in id2label of config.json."
+            if twice
+            else f"{name} has a label without a name. Give it one in id2label of config.json."
+        )
+    return labels
+
+
+def _find_textcat(name: str, config: Any, labels: tuple[str, ...]) -> Factory:
+    if config.problem_type == "multi_label_classification":
+        return "textcat_multilabel"
+    if config.problem_type == "regression" or len(labels) == 1:
+        raise ConfigError(
+            f"{name} cannot become a pipeline: it has one output, which is a number of any size "
+            "(regression), and spaCy's text categorizers give probabilities."
+        )
+    return "textcat"
+
+
+def _find_hidden(name: str, config: Any) -> str:
+    """Return the activation of a text classifier's hidden layer."""
+    from spacy_distil.component.textcat import ACTIVATIONS
+
+    family = config.model_type
+    if family not in TEXT_HEADS:
+        raise ConfigError(
+            f"{name} cannot become a pipeline: the head of a text classifier of the family "
+            f"{family!r} is not known. Expected one of {', '.join(TEXT_HEADS)}."
+        )
+    hidden = TEXT_HEADS[family][0] or config.pooler_hidden_act
+    if hidden not in ACTIVATIONS:
+        raise ConfigError(
+            f"{name} cannot become a pipeline: the hidden layer of its head has the activation "
+            f"{hidden!r}. Expected one of {', '.join(ACTIVATIONS)}."
+        )
+    return str(hidden)
+
+
+def _sentence_pooling(name: str, modules: Any) -> str:
+    """Return the pooling of a sentence encoder."""
+    kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
+    unknown = [kind for kind in kinds if kind not in _SENTENCE_MODULES]
+    if unknown or kinds.get("Transformer"):
+        problem = f"a module {unknown[0]!r}" if unknown else "its encoder in a folder of its own"
+        raise ConfigError(
+            f"{name} cannot become a pipeline: this sentence encoder has {problem}. Expected an "
+            "encoder, a pooling and at most a normalization."
+        )
+    settings = _read_json(name, f"{kinds['Pooling']}/{CONFIG}") if "Pooling" in kinds else None
+    modes = [
+        mode
+        for mode, is_on in (settings or {}).items()
+        if mode.startswith("pooling_mode") and is_on
+    ]
+    if len(modes) != 1 or modes[0] not in _SENTENCE_POOLINGS:
+        raise ConfigError(
+            f"{name} cannot become a pipeline: this sentence encoder pools with "
+            f"{', '.join(modes) or 'nothing that its folder names'}. Expected one of "
+            f"{', '.join(_SENTENCE_POOLINGS)}."
+        )
+    return _SENTENCE_POOLINGS[modes[0]]
+
+
+def _fit_window(name: str, config: Any, encoding: dict[str, Any]) -> dict[str, Any]:
+    """Fit window and overlap to the texts that the model was trained on.
+
+    encoding: window, overlap and pooling.
+    """
+    settings = config.to_dict()
+    if not isinstance(settings.get("max_position_embeddings"), int):
+        return encoding  # the encoder is refused when it is loaded
+    longest = longest_window(settings)
+    window = encoding["window"]
+    if window is None:
+        limits = (
+            (_read_json(name, "sentence_bert_config.json") or {}).get("max_seq_length"),
+            (_read_json(name, "tokenizer_config.json") or {}).get("model_max_length"),
+        )
+        window = next((n for n in limits if isinstance(n, int) and 8 <= n < longest), None)
+    overlap = min(encoding["overlap"], (window or longest) // 4)
+    return {**encoding, "window": window, "overlap": overlap}
