@@ -167,18 +167,23 @@ def _tags(pipe: Any, docs: Sequence[Doc]) -> set[str]:
 
 
 def _morphology(pipe: Any, docs: Sequence[Doc]) -> set[str]:
-    if not docs:
-        return set()
-    strings, morphology = docs[0].vocab.strings, pipe.vocab.morphology
-    labels = set()
-    rows = np.concatenate([doc.to_array([POS, MORPH]) for doc in docs])
-    # If both are unset, the annotation is missing.
-    for pos, morph in np.unique(rows[rows.any(axis=1)], axis=0).tolist():
+    return {label for doc in docs for label in morphology_labels(doc) if label}
+
+
+def morphology_labels(doc: Doc) -> list[str]:
+    """Return for each token the label of a morphologizer: features and part of speech.
+
+    It is "" for a token that has neither: the annotation is missing.
+    """
+    strings, morphology = doc.vocab.strings, doc.vocab.morphology
+    rows, places = np.unique(doc.to_array([POS, MORPH]), axis=0, return_inverse=True)
+    labels = []
+    for pos, morph in rows.tolist():
         features = Morphology.feats_to_dict(strings[morph])
         if pos:
             features[Morphologizer.POS_FEAT] = POS_NAMES[pos]
-        labels.add(pipe.vocab.strings[morphology.add(features)])
-    return labels
+        labels.append(strings[morphology.add(features)] if pos or morph else "")
+    return [labels[place] for place in places.ravel().tolist()]
 
 
 def _entity_types(pipe: Any, docs: Sequence[Doc]) -> set[str]:

@@ -15,12 +15,13 @@ from spacy.pipeline import (
 )
 
 from spacy_distil.distillation.pipeline.heads.base import Head, PipeSettings, Target, UnsuitedError
+from spacy_distil.distillation.pipeline.heads.decisions import decision_head
 from spacy_distil.distillation.pipeline.heads.pairs import (
     Pairing,
     find_pairs,
     is_learner,
-    possible_targets,
     quoted,
+    targets_between,
     teaching_pipes,
 )
 from spacy_distil.distillation.pipeline.heads.silver import SilverHead
@@ -107,7 +108,7 @@ def _plan_head(
         return None
     student_pipe, teacher_pipe = student.get_pipe(name), teacher.get_pipe(source)
     kind = kind_of(student_pipe)
-    possible = possible_targets(kind, kind_of(teacher_pipe))
+    possible = targets_between(student_pipe, teacher_pipe)
     is_auto = settings.target == "auto"
     targets = possible if is_auto else [settings.target]
     if (settings.teacher and not targets) or not set(targets) <= set(possible):
@@ -118,12 +119,19 @@ def _plan_head(
             f"{teacher.get_pipe_meta(source).factory!r}, so target can only be "
             f"{' or '.join(map(repr, (*possible, 'gold')))}."
         )
+    is_deciding = name in pairing.decisions
+    for setting, value in (("spans_key", settings.spans_key), ("threshold", settings.threshold)):
+        if value is not None and not is_deciding:
+            raise ConfigError(
+                f"{section}.{setting} = {value!r}: {source!r} of the teacher has a model of its "
+                "own that teaches, and the setting has no effect. Leave it out."
+            )
     reason: UnsuitedError | None = None
     for target in targets:
+        head_class = decision_head if is_deciding else _head_class(target, kind)
+        own = settings.model_copy(update={"teacher": source, "target": target})
         try:
-            return _head_class(target, kind)(
-                student_pipe, teacher_pipe, settings.model_copy(update={"teacher": source})
-            )
+            return head_class(student_pipe, teacher_pipe, own)
         except UnsuitedError as error:
             reason = error
     if reason is not None:
