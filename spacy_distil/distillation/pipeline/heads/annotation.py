@@ -69,14 +69,12 @@ class Annotation(ABC):
     fields: the fields of the records.
     attributes: names of token attributes. A token with any of them is annotated.
     has_labels: whether the annotation consists of labels that the pipe has, or has not.
-    needs_annotation: whether the pipe's own `update` takes missing annotation for annotation.
     """
 
     assigns: ClassVar[frozenset[str]]
     fields: Mapping[str, Field]
     attributes: ClassVar[tuple[str, ...]] = ()
     has_labels: ClassVar[bool] = True
-    needs_annotation: ClassVar[bool] = False
 
     def __init__(
         self, pipe: Any, labels: Sequence[str], strings: StringStore, settings: PipeSettings
@@ -108,10 +106,6 @@ class Annotation(ABC):
     def is_annotated(self, doc: Doc) -> bool:
         """Tell whether any token of a doc has the annotation."""
         return any(map(doc.has_annotation, self.attributes))
-
-    def is_learned(self, rows: Mapping[str, Array]) -> bool:
-        """Tell whether records tell the pipe anything, if it needs annotation."""
-        return True
 
     def _numbers_of(self, hashes: Hashes) -> NDArray[np.int64]:
         """Return the numbers of labels, -1 for unknown ones.
@@ -260,10 +254,11 @@ class Tags(_TokenLabels):
     attributes = ("TAG",)
 
     def _read(self, doc: Doc) -> NDArray[np.int64]:
-        return self._numbers_of(doc.to_array(TAG))
+        hashes: Any = doc.to_array(TAG)
+        return self._numbers_of(hashes)
 
     def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
-        tags = np.append(self._hashes, np.uint64(0))[rows["labels"]]
+        tags: Any = np.append(self._hashes, np.uint64(0))[rows["labels"]]
         doc.from_array([TAG], tags)
 
     def labels_of(self, doc: Doc) -> Counter[str]:
@@ -298,20 +293,17 @@ class SentenceStarts(_TokenLabels):
     assigns = frozenset({"token.is_sent_start", "doc.sents"})
     attributes = ("SENT_START",)
     has_labels = False
-    needs_annotation = True
 
     def _read(self, doc: Doc) -> list[int]:
         return [{True: 1, False: -1, None: 0}[token.is_sent_start] for token in doc]
 
     def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
-        doc.from_array([SENT_START], rows["labels"].astype(np.int64).astype(np.uint64))
+        starts: Any = rows["labels"].astype(np.int64).astype(np.uint64)
+        doc.from_array([SENT_START], starts)
 
     def labels_of(self, doc: Doc) -> Counter[str]:
         # To spaCy the first token of any doc starts a sentence.
         return Counter(str(start) for start in self._read(doc)[1:] if start)
-
-    def is_learned(self, rows: Mapping[str, Array]) -> bool:
-        return bool((rows["labels"][1:] != 0).any())
 
 
 class Lemmas(_TokenLabels):
@@ -346,7 +338,8 @@ class Lemmas(_TokenLabels):
 
     def transfer(self, doc: Doc, reference: Doc) -> None:
         """Copy the lemmas: before it is initialized, the pipe has no trees."""
-        reference.from_array([LEMMA], doc.to_array(LEMMA)[:, None])
+        lemmas: Any = doc.to_array(LEMMA)
+        reference.from_array([LEMMA], lemmas[:, None])
 
 
 class Spans(Annotation):
@@ -354,7 +347,6 @@ class Spans(Annotation):
 
     assigns = frozenset({"doc.spans"})
     fields: Mapping[str, Field] = {"spans": Field("item", 3, "int32")}
-    needs_annotation = True
 
     @property
     def _key(self) -> str:
@@ -393,7 +385,6 @@ class Cats(Annotation):
     """
 
     assigns = frozenset({"doc.cats"})
-    needs_annotation = True
 
     def __init__(
         self, pipe: Any, labels: Sequence[str], strings: StringStore, settings: PipeSettings
@@ -437,13 +428,11 @@ class Cats(Annotation):
     def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
         """Write decisions, since spaCy takes 0 and 1 alone."""
         scores = rows["scores"][0]
-        if not self.is_learned(rows):
+        if np.isnan(scores).any():
             doc.cats = {}
             return
         decided = (
-            self._one_hot(int(scores.argmax()))
-            if self._is_exclusive
-            else scores >= self._threshold
+            self._one_hot(int(scores.argmax())) if self._is_exclusive else scores >= self._threshold
         )
         doc.cats = dict(zip(self._labels, map(float, decided), strict=True))
 
@@ -452,9 +441,6 @@ class Cats(Annotation):
 
     def is_annotated(self, doc: Doc) -> bool:
         return not doc.cats.keys().isdisjoint(self._labels)
-
-    def is_learned(self, rows: Mapping[str, Array]) -> bool:
-        return not np.isnan(rows["scores"]).any()
 
 
 def _scored_spans(doc: Doc, key: str, threshold: float | None) -> list[tuple[Span, float]]:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from spacy.pipeline import MultiLabel_TextCategorizer, TrainablePipe
+from spacy.pipeline import (
+    MultiLabel_TextCategorizer,
+    SentenceRecognizer,
+    TrainablePipe,
+)
 from spacy.tokens import Doc
+from spacy.training import Example
 
 from spacy_distil.distillation.pipeline.heads.annotation import Annotation, Cats, annotation_of
 from spacy_distil.distillation.pipeline.heads.base import Array, Head, PipeSettings
 from spacy_distil.distillation.pipeline.heads.silver import SilverHead
+from spacy_distil.distillation.pipeline.heads.softmax import SoftmaxHead
 from spacy_distil.distillation.pipeline.heads.textcat import TextcatHead
 from spacy_distil.errors import ConfigError
 
@@ -31,6 +37,12 @@ class DecisionHead(SilverHead):
 
     def _decide(self, docs: Sequence[Doc]) -> Sequence[Doc]:
         return docs
+
+    def _update(self, batch: Sequence[Example], drop: float) -> float:
+        if isinstance(self.student, SentenceRecognizer):
+            # Its own `update` takes docs without sentences for docs of one sentence.
+            return SoftmaxHead(self.student, None, self.settings)._learn(batch, {}, 0, 1, drop)
+        return super()._update(batch, drop)
 
 
 class CatsHead(TextcatHead):

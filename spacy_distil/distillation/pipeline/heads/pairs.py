@@ -16,7 +16,7 @@ from spacy_distil.distillation.pipeline.heads.annotation import (
     declares,
 )
 from spacy_distil.distillation.pipeline.heads.base import PipeSettings, Target
-from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, kind_of
+from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, is_encoder, kind_of
 from spacy_distil.errors import ConfigError
 
 
@@ -106,13 +106,13 @@ def is_learner(pipe: Any) -> bool:
 
 def teaching_pipes(teacher: Language) -> list[str]:
     """List the teacher's pipes that a pipe can learn from."""
-    return [name for name, pipe in teacher.pipeline if not _is_encoder(pipe)]
+    return [name for name, pipe in teacher.pipeline if not is_encoder(pipe)]
 
 
 def targets_between(student: Any, teacher: Any) -> list[Target]:
     """List the targets that two pipes allow, the best one first."""
     kind = kind_of(teacher)
-    if kind is not None or _is_encoder(teacher):
+    if kind is not None or is_encoder(teacher):
         return possible_targets(kind_of(student), kind)
     annotation = annotation_of(student)
     if annotation is None:
@@ -146,10 +146,6 @@ def _too_many(name: str, suitable: Collection[str], rivals: Collection[str]) -> 
     )
 
 
-def _is_encoder(pipe: Any) -> bool:
-    return hasattr(pipe, "listeners") or hasattr(pipe, "listener_map")
-
-
 def _annotation(
     student: Language, name: str, settings: PipeSettings | None = None
 ) -> type[Annotation] | None:
@@ -159,13 +155,11 @@ def _annotation(
 def _is_deciding(student: Language, teacher: Language, name: str, source: str) -> bool:
     """Tell whether a pipe learns the decisions of a pipe of no known kind."""
     pipe = teacher.get_pipe(source)
-    is_other = kind_of(pipe) is None and not _is_encoder(pipe)
+    is_other = kind_of(pipe) is None and not is_encoder(pipe)
     return is_other and _annotation(student, name) is not None
 
 
-def _deciding(
-    student: Language, teacher: Language, name: str, settings: PipeSettings
-) -> list[str]:
+def _deciding(student: Language, teacher: Language, name: str, settings: PipeSettings) -> list[str]:
     """List the teacher's pipes of no known kind that declare the annotation of a pipe."""
     kind = _annotation(student, name, settings)
     return [
@@ -247,7 +241,5 @@ def _unused(student: Language, teacher: Language, sources: Mapping[str, str]) ->
     return [
         name
         for name, pipe in teacher.pipeline
-        if not _is_encoder(pipe)
-        and name not in sources.values()
-        and not has_itself(name)
+        if not is_encoder(pipe) and name not in sources.values() and not has_itself(name)
     ]

@@ -112,19 +112,20 @@ def _plan_head(
     is_auto = settings.target == "auto"
     targets = possible if is_auto else [settings.target]
     if (settings.teacher and not targets) or not set(targets) <= set(possible):
-        setting, value = ("teacher", source) if is_auto else ("target", settings.target)
+        setting, chosen = ("teacher", source) if is_auto else ("target", settings.target)
         raise ConfigError(
-            f"{section}.{setting} = {value!r}: {name!r} of the student is a "
+            f"{section}.{setting} = {chosen!r}: {name!r} of the student is a "
             f"{student.get_pipe_meta(name).factory!r}, {source!r} of the teacher a "
             f"{teacher.get_pipe_meta(source).factory!r}, so target can only be "
             f"{' or '.join(map(repr, (*possible, 'gold')))}."
         )
     is_deciding = name in pairing.decisions
-    for setting, value in (("spans_key", settings.spans_key), ("threshold", settings.threshold)):
+    for each in ("spans_key", "threshold"):
+        value = getattr(settings, each)
         if value is not None and not is_deciding:
             raise ConfigError(
-                f"{section}.{setting} = {value!r}: {source!r} of the teacher has a model of its "
-                "own that teaches, and the setting has no effect. Leave it out."
+                f"{section}.{each} = {value!r}: the model of the teacher's {source!r} teaches, and "
+                "the setting has no effect. Leave it out."
             )
     reason: UnsuitedError | None = None
     for target in targets:

@@ -102,22 +102,19 @@ class SilverHead(Head):
     ) -> float:
         self.check_weights(soft, gold)
         annotation = self._annotation(self.student.vocab.strings)
-        batch = []
+        batch = list(examples)
         for i, example in enumerate(examples):
             is_gold = bool(gold) and annotation.is_annotated(example.reference)
-            rows = {name: records[name][i] for name in self.fields} if soft else {}
-            if is_gold or not soft:
-                learned, is_learned = example, is_gold
-            else:
+            if soft and not is_gold:
                 reference = same_tokens(example.predicted, example.predicted.vocab)
-                annotation.write(reference, rows)
-                learned = Example(example.predicted, reference)
-                is_learned = annotation.is_learned(rows)
-            if is_learned or not annotation.needs_annotation:
-                batch.append(learned)
-        losses: dict[str, float] = {self.name: 0.0}
-        if batch:
-            self.student.update(batch, drop=drop, losses=losses)
+                annotation.write(reference, {name: records[name][i] for name in self.fields})
+                batch[i] = Example(example.predicted, reference)
+        return self._update(batch, drop)
+
+    def _update(self, batch: Sequence[Example], drop: float) -> float:
+        """Let the pipe learn annotation. RETURNS: the loss."""
+        losses: dict[str, float] = {}
+        self.student.update(batch, drop=drop, losses=losses)
         return float(losses[self.name])
 
     def check_weights(self, soft: float, gold: float) -> None:

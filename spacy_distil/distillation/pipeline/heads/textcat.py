@@ -101,7 +101,7 @@ class TextcatHead(Head):
             recorded[np.array(filled)[:, None], self._numbers] = self._to_scores(probs)
         return {"scores": list(recorded[:, None])}
 
-    def _to_scores(self, probs: Array) -> Array:
+    def _to_scores(self, probs: Any) -> Any:
         return safe_log(probs) if self._is_exclusive else to_log_odds(probs)
 
     def _check_probabilities(self, probs: Array) -> None:
