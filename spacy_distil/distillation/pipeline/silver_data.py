@@ -7,6 +7,7 @@ after the parts that it has written. `silver.json` beside them says what they ar
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from spacy.language import Language
 from spacy.pipeline import MultiLabel_TextCategorizer, TextCategorizer
 from spacy.tokens import Doc, DocBin
 from spacy.tokens._serialize import ALL_ATTRS
+from thinc.api import Model
 from wasabi import msg
 
 from spacy_distil.distillation.pipeline.calls import TeacherCalls, TeacherSettings
@@ -112,8 +114,9 @@ def annotate_texts(
     _check_output(output, is_directory=shard_docs > 0, force=force)
     setup_gpu(gpu_id)
     nlp = pipeline if isinstance(pipeline, Language) else load_pipeline(str(pipeline))
+    part_docs = shard_docs or PART_DOCS
     settings = {
-        "shard_docs": shard_docs or PART_DOCS,
+        "shard_docs": part_docs,
         "min_confidence": min_confidence,
         "exclusive_cats": exclusive_cats,
         "max_words": max_words,
@@ -121,19 +124,20 @@ def annotate_texts(
     directory = output if shard_docs else output.with_name(f"{output.name}.parts")
     parts = _Parts(directory, fingerprint_pipeline(nlp), settings, force=force)
     docs = islice(_read_docs(nlp, files, txt, max_words), limit or None)
-    annotated = 0
-    for number, part in enumerate(_in_parts(docs, settings["shard_docs"])):
+    n_parts = annotated = 0
+    while part := list(islice(docs, part_docs)):
+        number, start = n_parts, n_parts * part_docs
+        n_parts += 1
         digest = fingerprint_docs(part)
         if parts.has(number, digest, len(part)):
             continue
         if not annotated and number:
-            log(f"Going on after {number * int(settings['shard_docs']):,} documents")
-        start = number * int(settings["shard_docs"])
+            log(f"Going on after {start:,} documents")
         kept = _annotate(nlp, part, start, calls, min_confidence, exclusive_cats)
         parts.write(number, digest, len(part), kept)
         annotated += len(part)
         log(f"{start + len(part):,} documents")
-    parts.finish(number + 1 if parts.entries else 0)
+    parts.finish(n_parts)
     txt.tell(log)
     if not shard_docs:
         _merge(parts, output)
@@ -153,7 +157,8 @@ def _check_output(output: Path, *, is_directory: bool, force: bool) -> None:
         return
     if output.suffix != ".spacy" or output.is_dir():
         raise ConfigError(
-            f"{output} is not the name of a .spacy file. Give one, or with --shard-docs a directory."
+            f"{output} is not the name of a .spacy file. Give one, or a directory with "
+            "--shard-docs."
         )
     if output.exists() and not force:
         raise ConfigError(f"{output} exists. Give another name, or replace it with --force.")
@@ -170,11 +175,6 @@ def _read_docs(
         for each in split_doc(doc, max_words) if max_words else [doc]:
             if not each.text.isspace() and len(each):
                 yield each
-
-
-def _in_parts(docs: Iterator[Doc], size: Any) -> Iterator[list[Doc]]:
-    while part := list(islice(docs, size)):
-        yield part
 
 
 # Annotating
@@ -224,7 +224,7 @@ def _token_confidence(pipe: Any, docs: Sequence[Doc]) -> Any:
     """
     confidence = np.full(len(docs), np.nan)
     model = getattr(pipe, "model", None)
-    if isinstance(pipe, TextCategorizer) or not hasattr(model, "layers"):
+    if isinstance(pipe, TextCategorizer) or not isinstance(model, Model):
         return confidence
     layer = output_layer(model)
     if layer.name != "softmax" or "softmax_normalize" not in layer.attrs:
@@ -235,7 +235,7 @@ def _token_confidence(pipe: Any, docs: Sequence[Doc]) -> Any:
             logs = safe_log(scores)
         else:
             logs = log_softmax(scores / layer.attrs["softmax_temperature"])
-        confidence[i] = float(np.exp(logs.max(axis=1).min()))
+        confidence[i] = math.exp(float(logs.max(axis=1).min()))
     return confidence
 
 
@@ -363,10 +363,18 @@ class _Parts:
         self._save()
 
     def finish(self, n_parts: int) -> None:
-        """Delete parts that the texts no longer have. Raises CorpusError if there are no texts."""
-        if not self.entries:
+        """Delete parts that the texts no longer have.
+
+        Raises CorpusError if there are no texts, and ConfigError if parts would be lost.
+        """
+        if not n_parts:
             raise CorpusError("The texts have no document with text in it. Give other files.")
         if n_parts < len(self.entries):
+            if not self._force:
+                raise ConfigError(
+                    f"{self.directory} holds silver data of more documents than are given now. "
+                    "Give the same texts, another output, or replace it with --force."
+                )
             del self.entries[n_parts:]
             self._save()
         for path in set(self.directory.glob(PART)) - set(map(self.path, range(n_parts))):
