@@ -102,6 +102,7 @@ def test_a_directory_of_parts_and_long_documents(texts: Path, tmp_path: Path) ->
     assert whole.documents == 3
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     """It asks about no document twice, but for the part that the kill has cut."""
     texts = tmp_path / "numbered.txt"

@@ -146,7 +146,8 @@ def declares(teacher: Language, name: str, kind: type[Annotation]) -> bool:
 class Entities(Annotation):
     """BILUO tags, as `ner.decoding` numbers them.
 
-    Blocked tokens are MISSING, and so are entities whose labels are not the pipe's.
+    Blocked tokens are MISSING, and so are entities whose labels are not the pipe's. A doc that the
+    teacher has left as it was has none.
     """
 
     assigns = frozenset({"doc.ents", "token.ent_type", "token.ent_iob"})
@@ -155,6 +156,8 @@ class Entities(Annotation):
 
     def read(self, doc: Doc) -> dict[str, Array]:
         iob, types = doc.to_array([ENT_IOB, ENT_TYPE]).T
+        if not iob.any():
+            iob = np.full_like(iob, _OUTSIDE)
         labels = self._numbers_of(types)
         starts = iob == _BEGIN
         ends = np.ones(len(doc), dtype=bool)
