@@ -124,7 +124,10 @@ def read_teacher_pipes(pipeline: str) -> TeacherPipes:
             teacher.pipes[name] = SIMPLER.get(factory, factory)
             teacher.models[name] = settings["model"]
         else:
-            teacher.left_out[name] = f"pipes of the kind {factory!r} cannot learn from a teacher"
+            teacher.left_out[name] = (
+                f"pipes of the kind {factory!r} cannot learn from a teacher. To learn what it "
+                "decides, give the student a pipe for it with --pipeline, such as ner"
+            )
     teacher.names.extend(
         name for name in config["nlp"]["pipeline"] if name in {*teacher.pipes, *teacher.rules}
     )

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 Reader = Callable[[Language], Iterable[Example]]
 
+TEXTS = "spacy-distil.Texts.v1"
 MAX_HELD_OUT = 1000
 _CORPORA = {"train": "training", "dev": "development"}
 _VARIABLE = re.compile(r"\$\{([\w.:]+)\}")
@@ -107,15 +108,17 @@ def check_paths(config: Config, *, corpus: str | None = None) -> None:
     """Raise ConfigError if the training or the development corpus of a student has no path.
 
     config: the student's, not interpolated.
-    corpus: of text without annotation. With one, both may be missing.
+    corpus: name of the corpus of text without annotation. If it has a path, both may be missing.
     """
-    missing = {} if corpus else _missing_paths(config)
-    if missing:
+    missing = _missing_paths(config)
+    text = _find_block(config.interpolate(), corpus)
+    has_text = corpus and not (text.get("@readers") == TEXTS and text.get("path") is None)
+    if missing and not has_text:
         names = " and ".join(f"the {_CORPORA[name]} corpus" for name in missing)
         options = " ".join(f"--{option} {name}.spacy" for name, option in missing.items())
         raise ConfigError(
             f"There is no path to {names}: give a .spacy file or a directory of them, such as "
-            f"{options}"
+            f"{options}. Or give text for the teacher to annotate, such as --paths.text texts/"
         )
 
 

@@ -235,6 +235,7 @@ class PipelineRun:
         docs = transfer_set.docs
         if train is None:
             self._check_stages()
+            msg.info("No training corpus: the student learns what the teacher says about text")
         warn_of_differences(compare_tokenizers(self.student, self.teacher, docs))
         n_gold, lang = transfer_set.n_gold, str(self.student.lang)
         for part, name in (
