@@ -46,13 +46,23 @@ class TeacherRecorder:
             self.fields[HIDDEN], self.sources[HIDDEN] = hidden.fields, hidden.source
         self._examples = transfer_set.all
         self._decisions = decisions
-        # Without pipes that learn from the models of the teacher, none of them runs.
-        self._runs = hidden is not None or not all(h.reads_annotation for h in heads.values())
-        # The rate limit was kept when the decisions were recorded.
-        self._calls = TeacherCalls(TeacherSettings()) if calls is None or decisions else calls
+        self._calls = TeacherCalls(TeacherSettings()) if calls is None else calls
+        if decisions is not None:  # the rate limit was kept when they were recorded
+            settings = self._calls.settings.model_copy(update={"rate_limit": None})
+            self._calls = TeacherCalls(settings)
         self._heads_of: dict[str, dict[str, Head]] = defaultdict(dict)  # by pipe of the teacher
         for name, head in heads.items():
             self._heads_of[head.settings.source(name)][name] = head
+        # Pipes run up to the last one whose model teaches, -1 for none.
+        self._last = max(
+            (
+                place
+                for place, (source, pipe) in enumerate(teacher.pipeline)
+                if (hidden is not None and pipe is hidden.teacher)
+                or not all(h.reads_annotation for h in self._heads_of[source].values())
+            ),
+            default=-1,
+        )
 
     def record(self, numbers: range) -> dict[str, dict[str, list[Array]]]:
         """Record documents.
@@ -71,20 +81,20 @@ class TeacherRecorder:
         """Record a batch, which the teacher gets at once."""
         records = {}
         docs = []
-        if self._runs:
+        if self._last >= 0:
             vocab = self.teacher.vocab
             docs = [same_tokens(self._examples[number].predicted, vocab) for number in numbers]
-        for source, pipe in self.teacher.pipeline:
-            heads = self._heads_of.get(source, {})
+        for place, (source, pipe) in enumerate(self.teacher.pipeline):
+            heads = self._heads_of[source]
             for name, head in heads.items():
                 if not head.reads_annotation:
                     records[name] = head.record(docs)
             if self._decisions is not None and source in self._decisions.sources:
-                if self._runs:
+                if place < self._last:
                     docs = self._decisions.apply(source, docs, numbers)
                 else:
                     docs = self._decisions.docs(source, numbers, self.teacher.vocab)
-            elif self._runs:
+            elif place <= self._last:
                 docs = self._calls.annotate(source, pipe, docs, numbers)
             for name, head in heads.items():
                 if head.reads_annotation:

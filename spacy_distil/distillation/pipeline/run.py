@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,6 +47,7 @@ from spacy_distil.distillation.pipeline.distiller import (
 from spacy_distil.distillation.pipeline.evaluation import check_development
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
 from spacy_distil.distillation.pipeline.heads import Pairing
+from spacy_distil.distillation.pipeline.heads.pairs import others_before_models
 from spacy_distil.distillation.pipeline.labels import tree_strings
 from spacy_distil.distillation.pipeline.language import (
     compare_tokenizers,
@@ -203,7 +204,8 @@ class PipelineRun:
         gold = [each.example for each in transfer_set.gold]
         if pairing.decisions:
             pairs = {name: pairing.sources[name] for name in pairing.decisions}
-            self.decisions = self._record(DECISIONS, transfer_set.docs, pairs)
+            sources = [*pairs.values(), *others_before_models(self.teacher, pairing)]
+            self.decisions = self._record(DECISIONS, transfer_set.docs, sources)
             given = student.config.interpolate()["initialize"]["components"]
             new = {n: s for n, s in pairs.items() if given.get(n, {}).get("labels") is None}
             docs, pipes = transfer_set.docs, self.settings.pipes
@@ -212,12 +214,12 @@ class PipelineRun:
         self.words = frozenset(student.vocab.strings) - before
         return examples
 
-    def _record(self, name: str, docs: list[Doc], pairs: Mapping[str, str]) -> Decisions:
-        """Record docs after the teacher's pipes in pairs, in a cache inside the cache."""
+    def _record(self, name: str, docs: list[Doc], sources: Iterable[str]) -> Decisions:
+        """Record docs after pipes of the teacher, in a cache inside the cache."""
         return record_decisions(
             self.teacher,
             docs,
-            list(dict.fromkeys(pairs.values())),
+            list(dict.fromkeys(sources)),
             self.calls,
             cache_directory(self.settings, self.output) / name,
             fingerprint={
@@ -277,7 +279,7 @@ class PipelineRun:
     def _annotate(self, docs: list[Doc]) -> list[Example]:
         """Let the teacher annotate the documents that the student is scored on."""
         sources, pipes = self.pairing.sources, self.settings.pipes
-        annotated = self._record(DEVELOPMENT, docs, sources)
+        annotated = self._record(DEVELOPMENT, docs, sources.values())
         msg.info(
             f"Scores are agreement with the teacher, on {len(docs):,} documents that are held out"
         )

@@ -101,6 +101,15 @@ class Service:
         return zero_shot(doc)
 
 
+@Language.component("tests_counts")
+def counts(doc: Doc) -> Doc:
+    """Counts as the service does. What it leaves cannot be saved."""
+    with Service.calls.open("a", encoding="utf8") as file:
+        file.write("again\n")
+    doc.user_data["anything"] = lambda: doc
+    return doc
+
+
 def asked() -> list[str]:
     return Service.calls.read_text(encoding="utf8").splitlines()
 

@@ -314,15 +314,18 @@ def test_a_component_among_models_is_asked_once_and_the_models_are_recorded_as_e
     for name in ("transformer", "tagger"):
         both.add_pipe(name, source=teacher)
     both.add_pipe("tests_service", after="transformer")
+    # No pipe learns from this one, but it stands before one that teaches.
+    both.add_pipe("tests_counts", after="transformer")
     write_corpus(tmp_path, teacher)
     config = student_config(bert_dir, tmp_path, ["tagger", "ner"])
     config["training"]["max_steps"] = 6
     spacy_distil.distil_pipeline(both, config, tmp_path / "both")
-    assert len(asked()) == 12 + 10
+    assert len(asked()) == 2 * (12 + 10)
     tagger_config = student_config(bert_dir, tmp_path, ["tagger"])
     tagger_config["training"]["score_weights"] = {"tag_acc": 1.0}
     tagger_config["training"]["max_steps"] = 6
     both.remove_pipe("tests_service")
+    both.remove_pipe("tests_counts")
     spacy_distil.distil_pipeline(both, tagger_config, tmp_path / "tagger")
     shards = [
         load_file(tmp_path / run / "cache" / "shard-00000.safetensors")

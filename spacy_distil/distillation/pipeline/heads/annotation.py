@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -320,19 +321,23 @@ class Lemmas(_TokenLabels):
         self, pipe: Any, labels: Sequence[str], strings: StringStore, settings: PipeSettings
     ) -> None:
         super().__init__(pipe, (), strings, settings)
-        # A copy, because looking for a tree adds it.
-        self._trees = EditTrees(pipe.vocab.strings)
-        self._trees.from_bytes(pipe.trees.to_bytes())
+
+    @cached_property
+    def _copies(self) -> Any:
+        """The trees of the pipe. Looking for a tree adds it, so the pipe keeps its own."""
+        trees = EditTrees(self._pipe.vocab.strings)
+        trees.from_bytes(self._pipe.trees.to_bytes())
+        return trees
 
     def _read(self, doc: Doc) -> list[int]:
         known = set(self._pipe.tree2label)
-        trees = (self._trees.add(t.text, t.lemma_) if t.lemma else MISSING for t in doc)
+        trees = (self._copies.add(t.text, t.lemma_) if t.lemma else MISSING for t in doc)
         return [tree if tree in known else MISSING for tree in trees]
 
     def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
         column: Any = np.zeros((len(doc), 1), dtype=np.uint64)
         for token, tree in zip(doc, rows["labels"][:, 0].tolist(), strict=True):
-            lemma = self._trees.apply(tree, token.text) if tree != MISSING else None
+            lemma = self._pipe.trees.apply(tree, token.text) if tree != MISSING else None
             column[token.i] = doc.vocab.strings.add(lemma) if lemma else 0
         doc.from_array([LEMMA], column)
 

@@ -134,6 +134,20 @@ def possible_targets(student: type | None, teacher: type | None) -> list[Target]
     return targets
 
 
+def others_before_models(teacher: Language, pairing: Pairing) -> list[str]:
+    """List the teacher's pipes of no known kind in front of the last pipe whose model teaches.
+
+    They have to run for it, whether a pipe learns from them or not.
+    """
+    models = {name: s for name, s in pairing.sources.items() if name not in pairing.decisions}
+    last = max(map(teacher.pipe_names.index, models.values()), default=0)
+    return [
+        name
+        for name, pipe in teacher.pipeline[:last]
+        if kind_of(pipe) is None and not is_encoder(pipe)
+    ]
+
+
 def quoted(names: Collection[str]) -> str:
     """List names for a message."""
     return ", ".join(map(repr, names)) or "none"
