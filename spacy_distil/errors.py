@@ -30,6 +30,10 @@ class CorpusError(DistilError, ValueError):
     """Text or annotations cannot be read."""
 
 
+class TeacherError(DistilError, RuntimeError):
+    """A component of the teacher fails on a document."""
+
+
 class DamagedError(DistilError, ValueError):
     """A file does not have the content that was written."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from spacy_distil.cli import (
     adapt,
+    annotate,
     benchmark,
     compare,
     convert,
@@ -22,6 +23,7 @@ from spacy_distil.cli.app import distil_cli
 
 __all__ = [
     "adapt",
+    "annotate",
     "benchmark",
     "compare",
     "convert",

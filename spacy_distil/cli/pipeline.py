@@ -41,7 +41,8 @@ def pipeline_cli(
     CONFIG is a config of 'spacy train' with a section [distillation]. The student learns from the
     teacher's distributions over labels (soft targets), from the hidden states of its encoder, and
     from annotation, in stages. It learns on the training corpus, and on any amount of text without
-    annotation. If possible, it starts as the teacher's first layers and pipes.
+    annotation. If possible, it starts as the teacher's first layers and pipes. Components of any
+    kind teach by what they decide. Without --paths.train and --paths.dev, text alone is enough.
 
     The command computes the teacher's outputs once, and keeps them in DIR/cache. Evaluation,
     patience, loggers, model-best and model-last work as in 'spacy train'. Any setting is an option,

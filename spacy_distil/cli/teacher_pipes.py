@@ -148,7 +148,10 @@ def read_teacher_pipes(pipeline: str, lang: str | None = None) -> TeacherPipes:
             if factory == "distil_ner" and "scheme" in settings:
                 teacher.schemes[name] = settings["scheme"]
         else:
-            teacher.left_out[name] = f"pipes of the kind {factory!r} cannot learn from a teacher"
+            teacher.left_out[name] = (
+                f"pipes of the kind {factory!r} cannot learn from a teacher. To learn what it "
+                "decides, give the student a pipe for it with --pipeline, such as ner"
+            )
     teacher.names.extend(
         name for name in config["nlp"]["pipeline"] if name in {*teacher.pipes, *teacher.rules}
     )

@@ -66,8 +66,9 @@ def distil_pipeline(
 ) -> DistilledPipeline:
     """Distil a trained pipeline into a student pipeline.
 
-    teacher: a pipeline, or its directory or package. Any spaCy pipeline can be the teacher. The
-        student can learn its hidden states if its encoder is a `distil_transformer`.
+    teacher: a pipeline, or its directory or package. Any spaCy pipeline can be the teacher, with
+        components of any kind. The student can learn its hidden states if its encoder is a
+        `distil_transformer`.
     config: path of a config file, or its sections as nested dicts: a config for `spacy train` with
         a section [distillation]. `configs/pipeline.cfg` is an example with comments.
     output: directory for the student. As `spacy train` does, the run writes `model-best` and

@@ -190,9 +190,8 @@ def test_a_missing_path_is_named(
     assert f"There is no path to {message.format(file=file)}" in " ".join(result.output.split())
     assert "E913" not in result.output
     # In a config without such a variable, the setting itself is named.
-    result = distil(
-        "pipeline", teacher, config, "--output", tmp_path / "out", "--corpora.dev.path", "null"
-    )
+    options = ["--corpora.dev.path", "null", "--distillation.corpus", "null"]
+    result = distil("pipeline", teacher, config, "--output", tmp_path / "out", *options)
     assert "such as --corpora.dev.path dev.spacy" in " ".join(result.output.split())
 
 

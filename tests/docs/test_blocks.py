@@ -63,6 +63,9 @@ NOT_RUN = {
         "docs/results.md",
         "benchmarks.pipeline_distillation.rows",
     ): "needs corpora and takes half an hour",
+    ("docs/recipes.md", "gliner_spacy"): "needs gliner-spacy: tests/docs/test_teachers.py runs it",
+    ("docs/recipes.md", "llm"): "needs spacy-llm: tests/docs/test_teachers.py runs it",
+    ("docs/pipeline-distillation.md", "my_zero_shot_component"): "tests/docs/test_teachers.py does",
     ("docs/recipes.md", "spacy distil benchmark"): (
         "starts a process for each figure: tests/cli/test_benchmark.py runs the command"
     ),

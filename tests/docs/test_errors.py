@@ -24,7 +24,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from spacy.language import Language
-from spacy.tokens import DocBin, Span
+from spacy.tokens import Doc, DocBin, Span
 from thinc.api import Config
 
 from spacy_distil.distillation import distil_encoder, distil_pipeline
@@ -608,6 +608,40 @@ def with_a_pipe_that_nobody_knows(setup: PipelineDistillation) -> None:
     setup.distil(config=config)
 
 
+def with_a_component(
+    setup: PipelineDistillation, component: Callable[[Doc], Doc], pipe: str, **settings: Any
+) -> None:
+    """Distil from a component, which sets the annotation of a pipe, on text alone."""
+    Language.component("tests_of_the_page", func=component)
+    teacher = spacy.blank("en")
+    teacher.add_pipe("tests_of_the_page")
+    config = setup.config()
+    config["nlp"]["pipeline"] = ["transformer", pipe]
+    config["components"] = {name: config["components"][name] for name in config["nlp"]["pipeline"]}
+    config["paths"].update(train=None, dev=None, encoder=str(setup.data / "encoder"))
+    settings = {"teacher": "tests_of_the_page", **settings}
+    setup.distil(config=config, teacher=teacher, **{f"distillation__pipes__{pipe}": settings})
+
+
+def set_cats(doc: Doc) -> Doc:
+    doc.cats = {"a": 3.0, "b": -1.0}
+    return doc
+
+
+def set_spans(doc: Doc) -> Doc:
+    doc.spans["sc"] = [doc[:1]]
+    return doc
+
+
+def fail(doc: Doc) -> Doc:
+    raise OSError("the service is busy")
+
+
+def with_one_text(setup: PipelineDistillation) -> None:
+    (setup.path / "one.txt").write_text("Ann visited Rome.")
+    setup.distil(paths__train=None, paths__dev=None, paths__text=str(setup.path / "one.txt"))
+
+
 def with_a_tokenizer_of_code(setup: PipelineDistillation) -> None:
     teacher = from_a_cnn(setup)
     teacher.tokenizer = partial(teacher.tokenizer)
@@ -617,7 +651,15 @@ def with_a_tokenizer_of_code(setup: PipelineDistillation) -> None:
 PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "The config has no section": without_section,
     "has no path.": lambda s: s.distil(paths__text=None),
-    "There is no path": lambda s: s.distil(paths__train=None),
+    "There is no path": lambda s: s.distil(paths__train=None, paths__text=None),
+    "learns from annotation alone, but": lambda s: s.distil(
+        paths__train=None, distillation__stages__gold__share=0.5
+    ),
+    "has no second document": with_one_text,
+    "has set nothing on": lambda s: with_a_component(s, lambda doc: doc, "ner"),
+    "after 0 retries": lambda s: with_a_component(s, fail, "ner"),
+    "expected a probability": lambda s: with_a_component(s, set_cats, "textcat"),
+    "has no attrs": lambda s: with_a_component(s, set_spans, "ner", spans_key="sc", threshold=0.5),
     "The training corpus has": lambda s: s.distil(paths__train=str(s.data / "empty.spacy")),
     "The development documents have": with_bare_dev,
     "so they have nothing": with_a_pipe_that_nobody_knows,

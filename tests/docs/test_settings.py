@@ -30,6 +30,7 @@ from spacy_distil.distillation.encoder.objectives import (
     SoftTargets,
     distil_objectives,
 )
+from spacy_distil.distillation.pipeline.calls import TeacherSettings as PipelineTeacherSettings
 from spacy_distil.distillation.pipeline.config import (
     FREE_ON_RESUME as PIPELINE_FREE_ON_RESUME,
 )
@@ -75,7 +76,11 @@ def section_defaults(section: type[Section]) -> dict[str, Any]:
 def distillation_defaults() -> dict[str, Any]:
     """Return the settings of [distillation] that are not blocks of their own."""
     settings = section_defaults(DistillationSettings)
-    return {k: v for k, v in settings.items() if k not in ("student", "hidden", "stages", "pipes")}
+    return {
+        k: v
+        for k, v in settings.items()
+        if k not in ("teacher", "student", "hidden", "stages", "pipes")
+    }
 
 
 @pytest.mark.parametrize(
@@ -95,6 +100,11 @@ def distillation_defaults() -> dict[str, Any]:
         (ENCODER, "\n`[stages.NAME]`:", partial(section_defaults, StageSettings)),
         (ENCODER, "\n`[training]`:", partial(section_defaults, TrainingSettings)),
         (PIPELINE, "\n`[distillation]`:", distillation_defaults),
+        (
+            PIPELINE,
+            "\n`[distillation.teacher]`",
+            partial(section_defaults, PipelineTeacherSettings),
+        ),
         (
             PIPELINE,
             "\n`[distillation.student]`:",

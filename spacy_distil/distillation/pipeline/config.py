@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from confection import Config
+from pydantic import Field
 from spacy.schemas import ConfigSchemaTraining
 from spacy.util import registry
 
+from spacy_distil.distillation.pipeline.calls import TeacherSettings
 from spacy_distil.distillation.pipeline.heads.base import PipeSettings, Temperature, Weight
 from spacy_distil.distillation.pipeline.language import TokenizerChoice
 from spacy_distil.errors import ConfigError
@@ -21,7 +23,10 @@ from spacy_distil.runs.settings import Count, Section, read_config, read_section
 from spacy_distil.runs.stages import split_steps
 
 SECTION = "distillation"
-BLOCKS = ("student", "hidden", "stages", "pipes")
+BLOCKS = ("teacher", "student", "hidden", "stages", "pipes")
+
+
+HeldOut = Annotated[int, Field(ge=2)]
 
 
 class StudentSettings(Section):
@@ -67,11 +72,15 @@ class DistillationSettings(Section):
 
     corpus: dotted name of a reader of unlabelled text, or None.
     cache: directory of the cache. None puts it into the output directory.
+    held_out: without a development corpus, one of so many documents without annotation is held out
+        for scores.
     """
 
     corpus: str | None = None
     cache: str | None = None
     temperature: Temperature = 1.0
+    held_out: HeldOut = 50
+    teacher: Any = None
     student: Any = None
     hidden: Any = None
     stages: Any = None
@@ -120,6 +129,8 @@ class PipelineDistilConfig:
     corpus: str | None
     cache: str | None
     temperature: float
+    held_out: int
+    teacher: TeacherSettings
     student: StudentSettings
     hidden: HiddenSettings
     stages: tuple[PipelineStage, ...]
@@ -135,7 +146,13 @@ class PipelineDistilConfig:
 
 
 # A resumed run may change these settings, because they do not change the student.
-FREE_ON_RESUME = frozenset({f"{SECTION}.cache", "training.logger"})
+FREE_ON_RESUME = frozenset(
+    {
+        f"{SECTION}.cache",
+        *(f"{SECTION}.teacher.{name}" for name in ("batch_size", "rate_limit", "retries")),
+        "training.logger",
+    }
+)
 
 
 def load_config(
@@ -175,6 +192,8 @@ def load_config(
         corpus=top.corpus,
         cache=top.cache,
         temperature=top.temperature,
+        held_out=top.held_out,
+        teacher=read_section(f"{SECTION}.teacher", TeacherSettings, blocks["teacher"]),
         student=read_section(f"{SECTION}.student", StudentSettings, blocks["student"]),
         hidden=read_section(f"{SECTION}.hidden", HiddenSettings, blocks["hidden"]),
         stages=_stages(blocks["stages"], training.get("max_steps")),

@@ -7,7 +7,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 Reader = Callable[[Language], Iterable[Example]]
 
+TEXTS = "spacy-distil.Texts.v1"
+MAX_HELD_OUT = 1000
 _CORPORA = {"train": "training", "dev": "development"}
 _VARIABLE = re.compile(r"\$\{([\w.:]+)\}")
 _ENDS = frozenset(Sentencizer.default_punct_chars)
@@ -77,10 +79,12 @@ class TransferSet:
     """All documents of a run: first the annotated ones, then text without annotation.
 
     n_gold: number of annotated documents.
+    held_out: documents without annotation that nobody learns from, for scores.
     """
 
     all: list[TransferExample]
     n_gold: int
+    held_out: list[Doc] = field(default_factory=list)
 
     @property
     def gold(self) -> list[TransferExample]:
@@ -100,25 +104,35 @@ class TransferSet:
         return sum(map(len, self.all))
 
 
-def check_paths(config: Config) -> None:
+def check_paths(config: Config, *, corpus: str | None = None) -> None:
     """Raise ConfigError if the training or the development corpus of a student has no path.
 
     config: the student's, not interpolated.
+    corpus: name of the corpus of text without annotation. If it has a path, both may be missing.
     """
+    missing = _missing_paths(config)
+    text = _find_block(config.interpolate(), corpus)
+    has_text = corpus and not (text.get("@readers") == TEXTS and text.get("path") is None)
+    if missing and not has_text:
+        names = " and ".join(f"the {_CORPORA[name]} corpus" for name in missing)
+        options = " ".join(f"--{option} {name}.spacy" for name, option in missing.items())
+        raise ConfigError(
+            f"There is no path to {names}: give a .spacy file or a directory of them, such as "
+            f"{options}. Or give text for the teacher to annotate, such as --paths.text texts/"
+        )
+
+
+def _missing_paths(config: Config) -> dict[str, str]:
+    """Return the corpora of annotated documents without a path, with the option that sets it."""
     training = config.interpolate().get("training", {})
-    missing: dict[str, str] = {}
-    for name in ("train", "dev"):
+    missing = {}
+    for name in _CORPORA:
         corpus = training.get(f"{name}_corpus", f"corpora.{name}")
         block, values = (_find_block(each, corpus) for each in (config, config.interpolate()))
         if values.get("@readers") == "spacy.Corpus.v1" and values.get("path") is None:
             variable = _VARIABLE.fullmatch(str(block.get("path")))
-            option = variable[1].replace(":", ".") if variable else f"{corpus}.path"
-            missing[f"the {_CORPORA[name]} corpus"] = f"--{option} {name}.spacy"
-    if missing:
-        raise ConfigError(
-            f"There is no path to {' and '.join(missing)}: give a .spacy file or a directory of "
-            f"them, such as {' '.join(missing.values())}"
-        )
+            missing[name] = variable[1].replace(":", ".") if variable else f"{corpus}.path"
+    return missing
 
 
 def _find_block(config: Mapping[str, Any], name: Any) -> Mapping[str, Any]:
@@ -131,17 +145,22 @@ def _find_block(config: Mapping[str, Any], name: Any) -> Mapping[str, Any]:
 
 def resolve_corpora(
     nlp: Language, settings: PipelineDistilConfig
-) -> tuple[Reader, Reader, Reader | None]:
+) -> tuple[Reader | None, Reader | None, Reader | None]:
     """Make the readers of the training, the development and the unlabelled documents.
 
     nlp: the student. Its config has the corpora.
+    RETURNS: None for each that the config does not have.
     """
+    missing = _missing_paths(nlp.config)
     config = nlp.config.interpolate()
-    names = [config["training"]["train_corpus"], config["training"]["dev_corpus"]]
-    train, dev = resolve_dot_names(config, names)
-    if settings.corpus is None:
-        return train, dev, None
-    return train, dev, resolve_dot_names(config, [settings.corpus])[0]
+    names = {name: config["training"][f"{name}_corpus"] for name in _CORPORA}
+    for name in missing:
+        section, _, key = names.pop(name).rpartition(".")
+        del _find_block(config, section)[key]  # type: ignore[attr-defined]
+    if settings.corpus is not None:
+        names["text"] = settings.corpus
+    readers = dict(zip(names, resolve_dot_names(config, list(names.values())), strict=True))
+    return readers.get("train"), readers.get("dev"), readers.get("text")
 
 
 def read_annotated(nlp: Language, reader: Reader, *, which: str, path: str) -> list[Example]:
@@ -165,21 +184,38 @@ def read_annotated(nlp: Language, reader: Reader, *, which: str, path: str) -> l
     return examples
 
 
-def read_transfer_set(nlp: Language, train: Reader, text: Reader | None) -> TransferSet:
-    """Read the training corpus and the text without annotation, if there is any.
+def read_transfer_set(
+    nlp: Language, train: Reader | None, text: Reader | None, *, held_out: int = 0
+) -> TransferSet:
+    """Read the training corpus and the text without annotation, as far as there are any.
 
     nlp: the student. It tokenizes the documents.
+    held_out: one of so many documents without annotation is held out, MAX_HELD_OUT at most, and so
+        are all others of the same text. 0 holds out none.
     """
-    gold = read_annotated(nlp, train, which="training", path="train")
+    gold = [] if train is None else read_annotated(nlp, train, which="training", path="train")
     unlabelled = list(text(nlp)) if text is not None else []
     if text is not None and not unlabelled:
         raise CorpusError(
             "The corpus of [distillation] has no documents in it. Give other files, or set corpus "
             "to null to learn from the training corpus alone."
         )
+    development: list[Doc] = []
+    if held_out:
+        n = min(MAX_HELD_OUT, max(1, len(unlabelled) // held_out))
+        places = range(0, n * (len(unlabelled) // n), len(unlabelled) // n)
+        development = [unlabelled[place].predicted for place in places]
+        texts = {doc.text for doc in development}
+        unlabelled = [each for each in unlabelled if each.predicted.text not in texts]
+        if not gold and not unlabelled:
+            raise CorpusError(
+                "The corpus of [distillation] has no second document: one is held out for the "
+                "scores, and none is left to learn from. Give more text, or annotated documents in "
+                "[paths] dev."
+            )
     examples = gold + unlabelled
     return TransferSet(
-        [TransferExample(i, example) for i, example in enumerate(examples)], len(gold)
+        [TransferExample(i, example) for i, example in enumerate(examples)], len(gold), development
     )
 
 

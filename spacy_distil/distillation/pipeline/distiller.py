@@ -14,12 +14,14 @@ from wasabi import msg
 
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.cache import TeacherCache, open_cache
+from spacy_distil.distillation.pipeline.calls import TeacherCalls, annotate
 from spacy_distil.distillation.pipeline.config import (
     SECTION,
     PipelineDistilConfig,
     PipelineStage,
 )
 from spacy_distil.distillation.pipeline.corpus import TransferExample, TransferSet
+from spacy_distil.distillation.pipeline.decisions import Decisions, warn_of_unknown_labels
 from spacy_distil.distillation.pipeline.heads import (
     Head,
     LearningPlan,
@@ -35,7 +37,7 @@ from spacy_distil.distillation.pipeline.hidden import (
     find_encoder,
     teacher_encoder,
 )
-from spacy_distil.distillation.pipeline.recorder import HIDDEN, TeacherRecorder, annotate
+from spacy_distil.distillation.pipeline.recorder import HIDDEN, TeacherRecorder
 from spacy_distil.errors import ConfigError
 from spacy_distil.students.layer_map import layer_map
 
@@ -144,6 +146,7 @@ def make_distiller(
     inputs: Mapping[str, str],
     output: Path,
     *,
+    decisions: Decisions | None = None,
     force: bool = False,
 ) -> PipelineDistiller:
     """Prepare a student to learn. This runs the teacher, unless the cache has all its records.
@@ -152,6 +155,7 @@ def make_distiller(
     training: [training], resolved.
     inputs: fingerprints of "the teacher" and "the documents".
     output: receives the cache, unless the config names another directory for it.
+    decisions: of all documents, for pipes that learn from a teacher of no known kind.
     force: replace a cache of other inputs.
     """
     frozen = training["frozen_components"]
@@ -159,20 +163,29 @@ def make_distiller(
     hidden = _make_hidden(nlp, teacher, settings, frozen)
     _describe(plan, teacher, hidden, transfer_set)
     heads = plan.heads if any(stage.soft for stage in settings.stages) else {}
-    recorder = TeacherRecorder(teacher, transfer_set, heads, hidden)
+    if decisions is not None:
+        warn_of_unknown_labels(heads, decisions, nlp.vocab)
+    calls = TeacherCalls(settings.teacher)
+    recorder = TeacherRecorder(teacher, transfer_set, heads, hidden, calls, decisions)
     cache = None
     if recorder.fields:
         cache = open_cache(
-            Path(settings.cache) if settings.cache else output / "cache",
+            cache_directory(settings, output),
             fingerprint={key: inputs[key] for key in ("the teacher", "the documents")},
             fields=recorder.fields,
             sources=recorder.sources,
             lengths=[len(example) for example in transfer_set.all],
             record=recorder.record,
             force=force,
+            shard_tokens=settings.teacher.shard_tokens,
         )
     annotating = training["annotating_components"]
     return PipelineDistiller(nlp, plan.heads, plan.gold, hidden, cache, frozen, annotating)
+
+
+def cache_directory(settings: PipelineDistilConfig, output: Path) -> Path:
+    """Return the directory of the teacher's cache for a run that writes to `output`."""
+    return Path(settings.cache) if settings.cache else output / "cache"
 
 
 def _make_plan(
@@ -226,7 +239,8 @@ def _describe(
 ) -> None:
     """Tell the user who learns what, and in yellow what may be missing by mistake."""
     for name, head in plan.heads.items():
-        target = "decisions" if isinstance(head, SilverHead) else "distribution"
+        is_silver = isinstance(head, SilverHead) or head.settings.target == "silver"
+        target = "decisions" if is_silver else "distribution"
         source = head.settings.source(name)
         msg.info(f"{name} learns the teacher's {target}{f' ({source})' if source != name else ''}")
     if plan.gold:

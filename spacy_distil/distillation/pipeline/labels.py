@@ -43,6 +43,8 @@ KINDS: Mapping[str, type] = {
     "textcat": TextCategorizer,
     "textcat_multilabel": MultiLabel_TextCategorizer,
 }
+# Factories of pipes that are initialized with the names of their labels.
+_NAMED = ("tagger", "distil_ner", "textcat", "textcat_multilabel", "spancat")
 ENTITY_KINDS = (EntityRecognizer, DistilNER)
 # The parser writes it between two labels of an arc that it has made projective.
 _DECORATION = "||"
@@ -52,6 +54,11 @@ def kind_of(pipe: object) -> type | None:
     """Return the most special of the KINDS that a pipe is an instance of, or None."""
     kinds = [kind for kind in KINDS.values() if isinstance(pipe, kind)]
     return max(kinds, key=lambda kind: len(kind.__mro__), default=None)
+
+
+def is_encoder(pipe: object) -> bool:
+    """Tell whether a pipe is a layer that others listen to: spaCy's, ours or another plugin's."""
+    return hasattr(pipe, "listeners") or hasattr(pipe, "listener_map")
 
 
 def match_labels(name: str, student: Sequence[str], teacher: Sequence[str]) -> NDArray[np.int64]:
@@ -101,9 +108,14 @@ def labels_for(factory: str, teacher: Language, name: str) -> Any:
         types = list(pipe.labels)
         if student_kind is DistilNER:
             return types
-        moves: Any = EntityRecognizer.TransitionSystem
-        return moves.get_actions(entity_types=types)
+        return _entity_moves(types)
     return None
+
+
+def _entity_moves(types: Sequence[str]) -> Any:
+    """Return the labels of an EntityRecognizer for types of entities."""
+    moves: Any = EntityRecognizer.TransitionSystem
+    return moves.get_actions(entity_types=types)
 
 
 def output_names(pipe: Any) -> list[Any]:
@@ -121,6 +133,29 @@ def output_names(pipe: Any) -> list[Any]:
     if isinstance(pipe, DistilNER):
         return pipe.tag_names
     return list(getattr(pipe, "labels", ()))
+
+
+def declared_labels(factory: str, pipe: Any) -> Any:
+    """Return the labels that a teacher's pipe of no known kind declares, as `labels_for` does.
+
+    RETURNS: None if it declares none, or the student's pipe takes more than their names.
+    """
+    labels = getattr(pipe, "labels", ())
+    names = list(labels) if isinstance(labels, list | tuple | set | frozenset) else []
+    if not names or not all(isinstance(label, str) for label in names):
+        return None
+    names = sorted(names) if isinstance(labels, set | frozenset) else names
+    if KINDS.get(factory) is EntityRecognizer:
+        return _entity_moves(names)
+    return names if factory in _NAMED else None
+
+
+def tree_strings(nlp: Language) -> set[str]:
+    """Return the strings in the edit trees of lemmatizers, which are not among their labels."""
+    trees = (p.label_data["trees"] for _, p in nlp.pipeline if isinstance(p, EditTreeLemmatizer))
+    return {
+        value for each in trees for tree in each for value in tree.values() if type(value) is str
+    }
 
 
 # From gold annotation
@@ -169,18 +204,23 @@ def _tags(pipe: Any, docs: Sequence[Doc]) -> set[str]:
 
 
 def _morphology(pipe: Any, docs: Sequence[Doc]) -> set[str]:
-    if not docs:
-        return set()
-    strings, morphology = docs[0].vocab.strings, pipe.vocab.morphology
-    labels = set()
-    rows = np.concatenate([doc.to_array([POS, MORPH]) for doc in docs])
-    # If both are unset, the annotation is missing.
-    for pos, morph in np.unique(rows[rows.any(axis=1)], axis=0).tolist():
+    return {label for doc in docs for label in morphology_labels(doc) if label}
+
+
+def morphology_labels(doc: Doc) -> list[str]:
+    """Return for each token the label of a morphologizer: features and part of speech.
+
+    It is "" for a token that has neither: the annotation is missing.
+    """
+    strings, morphology = doc.vocab.strings, doc.vocab.morphology
+    rows, places = np.unique(doc.to_array([POS, MORPH]), axis=0, return_inverse=True)
+    labels = []
+    for pos, morph in rows.tolist():
         features = Morphology.feats_to_dict(strings[morph])
         if pos:
             features[Morphologizer.POS_FEAT] = POS_NAMES[pos]
-        labels.add(pipe.vocab.strings[morphology.add(features)])
-    return labels
+        labels.append(strings[morphology.add(features)] if pos or morph else "")
+    return [labels[place] for place in places.ravel().tolist()]
 
 
 def _entity_types(pipe: Any, docs: Sequence[Doc]) -> set[str]:

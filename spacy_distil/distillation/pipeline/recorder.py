@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 from spacy.language import Language
-from spacy.tokens import Doc
 
+from spacy_distil.distillation.pipeline.calls import TeacherCalls, TeacherSettings
 from spacy_distil.distillation.pipeline.corpus import TransferSet
+from spacy_distil.distillation.pipeline.decisions import Decisions
 from spacy_distil.distillation.pipeline.heads.base import Array, Field, Head
 from spacy_distil.distillation.pipeline.hidden import HiddenStates
 from spacy_distil.text.docs import same_tokens
@@ -25,6 +25,8 @@ class TeacherRecorder:
     transfer_set: the documents. The teacher runs over their tokens.
     heads: the heads that record, by the student's names of the pipes.
     hidden: records hidden states. None for no hidden states.
+    calls: runs the pipes. None for a teacher that is neither slow nor paid.
+    decisions: the docs after the pipes of no known kind. These do not run again.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class TeacherRecorder:
         transfer_set: TransferSet,
         heads: Mapping[str, Head],
         hidden: HiddenStates | None,
+        calls: TeacherCalls | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         self.teacher = teacher
         self.hidden = hidden
@@ -41,9 +45,24 @@ class TeacherRecorder:
         if hidden is not None:
             self.fields[HIDDEN], self.sources[HIDDEN] = hidden.fields, hidden.source
         self._examples = transfer_set.all
+        self._decisions = decisions
+        self._calls = TeacherCalls(TeacherSettings()) if calls is None else calls
+        if decisions is not None:  # the rate limit was kept when they were recorded
+            settings = self._calls.settings.model_copy(update={"rate_limit": None})
+            self._calls = TeacherCalls(settings)
         self._heads_of: dict[str, dict[str, Head]] = defaultdict(dict)  # by pipe of the teacher
         for name, head in heads.items():
             self._heads_of[head.settings.source(name)][name] = head
+        # Pipes run up to the last one whose model teaches, -1 for none.
+        self._last = max(
+            (
+                place
+                for place, (source, pipe) in enumerate(teacher.pipeline)
+                if (hidden is not None and pipe is hidden.teacher)
+                or not all(h.reads_annotation for h in self._heads_of[source].values())
+            ),
+            default=-1,
+        )
 
     def record(self, numbers: range) -> dict[str, dict[str, list[Array]]]:
         """Record documents.
@@ -51,20 +70,35 @@ class TeacherRecorder:
         numbers: of the documents in the transfer set.
         RETURNS: by head and field, an array per document.
         """
-        vocab = self.teacher.vocab
-        docs = [same_tokens(self._examples[number].predicted, vocab) for number in numbers]
+        records: dict[str, dict[str, list[Array]]] = {}
+        for batch in self._calls.batches(numbers):
+            for name, fields in self._record(batch).items():
+                for field, arrays in fields.items():
+                    records.setdefault(name, {}).setdefault(field, []).extend(arrays)
+        return records
+
+    def _record(self, numbers: range) -> dict[str, dict[str, list[Array]]]:
+        """Record a batch, which the teacher gets at once."""
         records = {}
-        for source, pipe in self.teacher.pipeline:
-            for name, head in self._heads_of.get(source, {}).items():
-                records[name] = head.record(docs)
-            docs = annotate(pipe, docs)
+        docs = []
+        if self._last >= 0:
+            vocab = self.teacher.vocab
+            docs = [same_tokens(self._examples[number].predicted, vocab) for number in numbers]
+        for place, (source, pipe) in enumerate(self.teacher.pipeline):
+            heads = self._heads_of[source]
+            for name, head in heads.items():
+                if not head.reads_annotation:
+                    records[name] = head.record(docs)
+            if self._decisions is not None and source in self._decisions.sources:
+                if place < self._last:
+                    docs = self._decisions.apply(source, docs, numbers)
+                else:
+                    docs = self._decisions.docs(source, numbers, self.teacher.vocab)
+            elif place <= self._last:
+                docs = self._calls.annotate(source, pipe, docs, numbers)
+            for name, head in heads.items():
+                if head.reads_annotation:
+                    records[name] = head.record(docs)
             if self.hidden is not None and pipe is self.hidden.teacher:
                 records[HIDDEN] = self.hidden.record(docs)
         return records
-
-
-def annotate(pipe: Any, docs: list[Doc]) -> list[Doc]:
-    """Annotate docs with a pipe, in a single batch."""
-    if hasattr(pipe, "pipe"):
-        return list(pipe.pipe(docs, batch_size=max(1, len(docs))))
-    return [pipe(doc) for doc in docs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,9 +11,13 @@ from typing import Any
 from confection import ConfigValidationError
 from spacy.cli._util import setup_gpu
 from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example
 from spacy.training.loop import DIR_MODEL_BEST, DIR_MODEL_LAST, create_evaluation_callback
 from wasabi import msg
 
+from spacy_distil.distillation.pipeline.cache import DECISIONS, DEVELOPMENT
+from spacy_distil.distillation.pipeline.calls import TeacherCalls
 from spacy_distil.distillation.pipeline.checkpoint import Checkpoints
 from spacy_distil.distillation.pipeline.config import (
     FREE_ON_RESUME,
@@ -29,9 +33,22 @@ from spacy_distil.distillation.pipeline.corpus import (
     read_transfer_set,
     resolve_corpora,
 )
-from spacy_distil.distillation.pipeline.distiller import PipelineDistiller, make_distiller
+from spacy_distil.distillation.pipeline.decisions import (
+    Decisions,
+    agreement_examples,
+    record_decisions,
+    silver_examples,
+)
+from spacy_distil.distillation.pipeline.distiller import (
+    PipelineDistiller,
+    cache_directory,
+    make_distiller,
+)
 from spacy_distil.distillation.pipeline.evaluation import check_development
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
+from spacy_distil.distillation.pipeline.heads import Pairing
+from spacy_distil.distillation.pipeline.heads.pairs import others_before_models
+from spacy_distil.distillation.pipeline.labels import tree_strings
 from spacy_distil.distillation.pipeline.language import (
     compare_tokenizers,
     warn_of_differences,
@@ -39,7 +56,7 @@ from spacy_distil.distillation.pipeline.language import (
 )
 from spacy_distil.distillation.pipeline.loop import Progress, TrainingLoop
 from spacy_distil.distillation.pipeline.student import check_gold_labels, make_student
-from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.errors import ConfigError, CorpusError, DistilError
 from spacy_distil.hugging_face import is_hugging_face, load_classifier
 from spacy_distil.pipelines import load_pipeline, loading_problem
 from spacy_distil.runs.directory import RunDirectory
@@ -66,14 +83,17 @@ class PipelineRun:
     inputs: fingerprints of everything that the run reads, by name.
     student, start: see `make_student`.
     training: [training] of the student, resolved.
-    readers: of the training, the development and the unlabelled documents.
+    readers: of the training, the development and the unlabelled documents. None for missing ones.
+    development: the documents that the student is scored on.
+    decisions: of teachers of no known kind, if the student learns from any.
     """
 
     inputs: dict[str, str]
     student: Language
     start: dict[str, str]
     training: dict[str, Any]
-    readers: tuple[Reader, Reader, Reader | None]
+    readers: tuple[Reader | None, Reader | None, Reader | None]
+    development: list[Example]
 
     def __init__(
         self,
@@ -102,10 +122,14 @@ class PipelineRun:
         )
         self.checkpoints = Checkpoints(output / "checkpoints")
         self.directory.check(resume=resume, force=force)
-        check_paths(self.settings.spacy)
+        check_paths(self.settings.spacy, corpus=self.settings.corpus)
         setup_gpu(gpu_id)
         self.teacher = teacher if isinstance(teacher, Language) else self._load(str(teacher))
         self.inputs = {"the teacher": fingerprint_pipeline(self.teacher)}
+        self.calls = TeacherCalls(self.settings.teacher)
+        self.decisions: Decisions | None = None
+        self.pairing = Pairing({}, [], {}, [])
+        self.words: frozenset[str] = frozenset()  # that reading the documents early has added
 
     def _load(self, teacher: str) -> Language:
         """Load a teacher. A model of transformers becomes a pipeline in the student's language."""
@@ -154,10 +178,11 @@ class PipelineRun:
         """Make the student and the readers of its documents. output: see `make_student`."""
         try:
             self.student, self.start = make_student(
-                self.settings, self.teacher, output, self.gpu_id
+                self.settings, self.teacher, output, self.gpu_id, self._read_initial
             )
             # Reading texts adds their words, which no pipe needs.
-            self.strings = frozenset(self.student.vocab.strings)
+            strings = frozenset(self.student.vocab.strings) - self.words
+            self.strings = strings | tree_strings(self.student)
             self.training = resolve_training(self.student.config)
             self.readers = resolve_corpora(self.student, self.settings)
         except ConfigValidationError as error:
@@ -171,11 +196,55 @@ class PipelineRun:
             problem = loading_problem("The student's config", type(error).__name__, message)
             raise ConfigError(problem) from error
 
+    def _read_initial(self, student: Language, pairing: Pairing) -> list[Example]:
+        """Read the documents that the student is initialized with.
+
+        If pipes learn the decisions of a teacher, it makes them now: they show the labels.
+        """
+        self.pairing = pairing
+        train, dev, text = resolve_corpora(student, self.settings)
+        if train is not None and not pairing.decisions:
+            return read_annotated(student, train, which="training", path="train")
+        before = frozenset(student.vocab.strings)
+        held_out = self.settings.held_out if dev is None else 0
+        transfer_set = read_transfer_set(student, train, text, held_out=held_out)
+        gold = [each.example for each in transfer_set.gold]
+        if pairing.decisions:
+            pairs = {name: pairing.sources[name] for name in pairing.decisions}
+            sources = [*pairs.values(), *others_before_models(self.teacher, pairing)]
+            self.decisions = self._record(DECISIONS, transfer_set.docs, sources)
+            given = student.config.interpolate()["initialize"]["components"]
+            new = {n: s for n, s in pairs.items() if given.get(n, {}).get("labels") is None}
+            docs, pipes = transfer_set.docs, self.settings.pipes
+            gold += silver_examples(student, docs, self.decisions, new, pipes)
+        examples = gold or [each.example for each in transfer_set.all]
+        self.words = frozenset(student.vocab.strings) - before
+        return examples
+
+    def _record(self, name: str, docs: list[Doc], sources: Iterable[str]) -> Decisions:
+        """Record docs after pipes of the teacher, in a cache inside the cache."""
+        return record_decisions(
+            self.teacher,
+            docs,
+            list(dict.fromkeys(sources)),
+            self.calls,
+            cache_directory(self.settings, self.output) / name,
+            fingerprint={
+                "the teacher": self.inputs["the teacher"],
+                "the documents": fingerprint_docs(docs),
+            },
+            force=self.force,
+        )
+
     def _read_documents(self) -> TransferSet:
         """Read and check the documents, and add their fingerprints to the inputs."""
         train, dev, text = self.readers
-        transfer_set = read_transfer_set(self.student, train, text)
+        held_out = self.settings.held_out if dev is None else 0
+        transfer_set = read_transfer_set(self.student, train, text, held_out=held_out)
         docs = transfer_set.docs
+        if train is None:
+            self._check_stages()
+            msg.info("No training corpus: the student learns what the teacher says about text")
         warn_of_differences(compare_tokenizers(self.student, self.teacher, docs))
         n_gold, lang = transfer_set.n_gold, str(self.student.lang)
         for part, name in (
@@ -188,10 +257,40 @@ class PipelineRun:
         check_gold_labels(self.student, gold, frozen=self.training["frozen_components"])
         self.inputs["the documents"] = fingerprint_docs(docs)
         self.inputs["their annotation"] = fingerprint_annotation(gold)
-        development = read_annotated(self.student, dev, which="development", path="dev")
-        check_development(self.student, development, self.training["score_weights"])
-        self.inputs["the development documents"] = fingerprint_annotation(development)
+        if (
+            self.decisions is not None
+            and self.decisions.fingerprint != self.inputs["the documents"]
+        ):
+            raise CorpusError(
+                "The documents are not the same when they are read twice, so what the teacher said "
+                "about them cannot be learned. Leave out augmenters of the training corpus, and "
+                'set distillation.student.tokenizer = "teacher".'
+            )
+        if dev is None:
+            self.development = self._annotate(transfer_set.held_out)
+        else:
+            self.development = read_annotated(self.student, dev, which="development", path="dev")
+        check_development(self.student, self.development, self.training["score_weights"])
+        self.inputs["the development documents"] = fingerprint_annotation(self.development)
         return transfer_set
+
+    def _check_stages(self) -> None:
+        """Raise ConfigError for a stage that learns from annotation, of which there is none."""
+        for stage in self.settings.stages:
+            if not stage.uses_text:
+                raise ConfigError(
+                    f"[distillation.stages.{stage.name}] learns from annotation alone, but there "
+                    "is no training corpus. Give one in [paths] train, or set its share to 0."
+                )
+
+    def _annotate(self, docs: list[Doc]) -> list[Example]:
+        """Let the teacher annotate the documents that the student is scored on."""
+        sources, pipes = self.pairing.sources, self.settings.pipes
+        annotated = self._record(DEVELOPMENT, docs, sources.values())
+        msg.info(
+            f"Scores are agreement with the teacher, on {len(docs):,} documents that are held out"
+        )
+        return agreement_examples(self.student, docs, annotated, sources, pipes)
 
     def _announce(self, earlier: Mapping[str, Any] | None) -> None:
         """Tell the user how the run begins."""
@@ -210,13 +309,16 @@ class PipelineRun:
             transfer_set,
             self.inputs,
             self.output,
+            decisions=self.decisions,
             force=self.force,
         )
 
     def _train(self, distiller: PipelineDistiller, transfer_set: TransferSet) -> Progress:
         _, dev, _ = self.readers
         weights = self.training["score_weights"]
-        evaluate = create_evaluation_callback(self.student, dev, weights)
+        evaluate = create_evaluation_callback(
+            self.student, dev or (lambda nlp: self.development), weights
+        )
         loop = TrainingLoop(
             distiller,
             transfer_set,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,9 @@ from spacy_distil.distillation.pipeline.heads import Pairing, find_pairs
 from spacy_distil.distillation.pipeline.heads.pairs import is_learner
 from spacy_distil.distillation.pipeline.hidden import find_encoder
 from spacy_distil.distillation.pipeline.labels import (
+    declared_labels,
     has_annotation,
+    kind_of,
     labels_for,
     list_labels,
     output_names,
@@ -50,11 +52,17 @@ from spacy_distil.errors import ConfigError
 
 
 def make_student(
-    settings: PipelineDistilConfig, teacher: Language, output: Path, gpu_id: int
+    settings: PipelineDistilConfig,
+    teacher: Language,
+    output: Path,
+    gpu_id: int,
+    read: Callable[[Language, Pairing], list[Example]] | None = None,
 ) -> tuple[Language, dict[str, str]]:
     """Make and initialize the student.
 
     output: receives the teacher's labels, and the encoder that the student starts from.
+    read: reads the documents that the student is initialized with, and whose annotation shows the
+        labels of pipes that have none yet. None reads the training corpus.
     RETURNS (student, start): the latter describes the start of the encoder and of each pipe that
         has a teacher. It is empty if the student starts as its config says.
     """
@@ -83,7 +91,7 @@ def make_student(
     student.config = save_labels(teacher, student.config, output / "labels", new)
     take_state(student, teacher, tokenizer=takes_tokenizer)
     with keep_tokenizer(student) if takes_tokenizer else nullcontext():
-        initialize(student, get_sourced_components(config.interpolate()), pairing)
+        initialize(student, get_sourced_components(config.interpolate()), pairing, read)
     start: dict[str, str] = {}
     if takes_tokenizer:
         start["the tokenizer"] = "the teacher's"
@@ -124,24 +132,33 @@ def prepare_process(config: Config, gpu_id: int) -> None:
         set_gpu_allocator(training["gpu_allocator"])
 
 
-def initialize(student: Language, sourced: Collection[str], pairing: Pairing) -> None:
+def initialize(
+    student: Language,
+    sourced: Collection[str],
+    pairing: Pairing,
+    read: Callable[[Language, Pairing], list[Example]] | None = None,
+) -> None:
     """Initialize a student, as spaCy's `init_nlp` does.
 
     sourced: names of the components from other pipelines. They keep their weights.
     pairing: the pipes that learn from the teacher.
+    read: see `make_student`.
     Raises CorpusError if the training documents cannot be read, and ConfigError if no annotation
         shows a pipe its labels.
     """
     config = student.config.interpolate()
     training = resolve_training(config)
     frozen = training["frozen_components"]
-    (train,) = resolve_dot_names(config, [training["train_corpus"]])
     resumed = [name for name in sourced if name not in frozen]
     if resumed:
         with student.select_pipes(enable=resumed):
             student.resume_training(sgd=training["optimizer"])
     student._link_components()
-    examples = read_annotated(student, train, which="training", path="train")
+    if read is not None:
+        examples = read(student, pairing)
+    else:
+        (train,) = resolve_dot_names(config, [training["train_corpus"]])
+        examples = read_annotated(student, train, which="training", path="train")
     with student.select_pipes(disable=[*frozen, *resumed]):
         check_annotation(student, examples, pairing)
         try:
@@ -184,6 +201,8 @@ def save_labels(
         if initialize.get("labels") is not None:
             continue
         labels = labels_for(component["factory"], teacher, source)
+        if labels is None and kind_of(teacher.get_pipe(source)) is None:
+            labels = declared_labels(component["factory"], teacher.get_pipe(source))
         if labels is None:
             continue
         directory.mkdir(parents=True, exist_ok=True)

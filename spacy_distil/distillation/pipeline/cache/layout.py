@@ -32,10 +32,11 @@ class Layout:
     bounds: list[int]
 
     @classmethod
-    def of(cls, fields: Fields, lengths: Sequence[int]) -> Layout:
+    def of(cls, fields: Fields, lengths: Sequence[int], shard_tokens: int | None = None) -> Layout:
         """Lay out a cache.
 
         lengths: number of tokens of each doc.
+        shard_tokens: the most tokens in a shard. None for SHARD_TOKENS.
         """
         for head, name, field in each_field(fields):
             if not format_code(field.dtype):
@@ -46,7 +47,7 @@ class Layout:
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
         per_token, per_doc = _sizes(fields)
         sizes = per_token * starts + per_doc * np.arange(len(starts))
-        limits = [(starts, SHARD_TOKENS), (sizes, SHARD_BYTES)]
+        limits = [(starts, shard_tokens or SHARD_TOKENS), (sizes, SHARD_BYTES)]
         return cls(fields, starts, cut_at_limits(range(len(lengths)), limits))
 
     @property

@@ -20,6 +20,8 @@ from spacy_distil.runs.files import UNFINISHED, write_text
 State = Mapping[str, Any]
 
 STATE = "cache.json"
+# Caches of their own that may lie inside: of whole docs, see `decisions`.
+DECISIONS, DEVELOPMENT = "decisions", "development"
 DIGEST = "digest"  # its entry with the digest of all others
 FORMAT = "spacy-distil teacher cache"
 VERSION = 4  # raise it if the same inputs are cut or written differently
@@ -64,7 +66,8 @@ def read_state(directory: Path) -> State | None:
     """
     if not directory.exists():
         return None
-    if directory.is_dir() and all(name.startswith(UNFINISHED) for name in os.listdir(directory)):
+    names = os.listdir(directory) if directory.is_dir() else [directory.name]
+    if all(name.startswith(UNFINISHED) or name in (DECISIONS, DEVELOPMENT) for name in names):
         return None
     try:
         state = json.loads((directory / STATE).read_text(encoding="utf8"))

@@ -41,6 +41,7 @@ def open_cache(
     record: Record,
     sources: Mapping[str, str] | None = None,
     force: bool = False,
+    shard_tokens: int | None = None,
 ) -> TeacherCache:
     """Open the cache in `directory`, and compute all shards that it lacks.
 
@@ -53,13 +54,15 @@ def open_cache(
         layers, or the order of labels. "" for heads that are not named.
     force: replace a cache of other contents, and damaged shards. A cache that fits is used, even if
         it has more heads than `fields`.
+    shard_tokens: the most tokens in a shard, None for the default. Work on a shard is lost if the
+        process is killed.
 
     Several processes may fill the same cache at once. Each computes the shards that it missed.
 
     Raises ConfigError if the directory has a cache of other contents or is not a cache, or if the
     disk is too small.
     """
-    layout = Layout.of(fields, lengths)
+    layout = Layout.of(fields, lengths, shard_tokens)
     state = make_state(layout, fingerprint, sources or {})
     cache = TeacherCache(directory, layout, identity_of(state))
     if layout.is_empty:

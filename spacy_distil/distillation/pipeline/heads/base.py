@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import isfinite
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from spacy_distil.runs.settings import Section
 Target = Literal["auto", "soft", "silver", "gold"]
 Weight = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Temperature = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 Array = NDArray[Any]
 # The records of some docs: for each field an array per doc, (rows, width).
@@ -59,12 +60,18 @@ class PipeSettings(Section):
     target: what the pipe learns from.
     temperature: of teacher and student, for the soft targets.
     weight: factor on the pipe's gradient in every stage.
+    spans_key: the teacher's span group to learn from. None means the group of a spancat's own name,
+        and for entities doc.ents.
+    threshold: score of spans and independent categories below which the teacher has decided against
+        them. None means no threshold for spans, and 0.5 for categories.
     """
 
     teacher: str | None = None
     target: Target = "auto"
     temperature: Temperature = 1.0
     weight: Weight = 1.0
+    spans_key: str | None = None
+    threshold: Probability | None = None
 
     def source(self, name: str) -> str:
         """Return the teacher's name of the pipe.
@@ -91,6 +98,8 @@ class Head(ABC):
 
     # The fields of the records. Without a teacher there are none.
     fields: Mapping[str, Field]
+    # Whether `record` takes docs that the teacher's pipe has annotated, and does not run it itself.
+    reads_annotation: ClassVar[bool] = False
 
     def __init__(
         self, student: TrainablePipe, teacher: TrainablePipe | None, settings: PipeSettings
@@ -119,7 +128,8 @@ class Head(ABC):
     def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
         """Run the teacher's pipe and return what it predicts, by field: an array per doc.
 
-        docs: of the teacher's vocab, annotated by all pipes before this one. They do not change.
+        docs: of the teacher's vocab, annotated by all pipes before this one, and by this one if
+            `reads_annotation`. They do not change.
         RETURNS: arrays of the shapes in `fields`. The cache converts floats to its own format.
         """
 

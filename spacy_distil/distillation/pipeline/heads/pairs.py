@@ -9,8 +9,14 @@ from typing import Any
 from spacy.language import Language
 from spacy.pipeline import DependencyParser
 
+from spacy_distil.distillation.pipeline.heads.annotation import (
+    Annotation,
+    Cats,
+    annotation_of,
+    declares,
+)
 from spacy_distil.distillation.pipeline.heads.base import PipeSettings, Target
-from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, kind_of
+from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, is_encoder, kind_of
 from spacy_distil.errors import ConfigError
 
 
@@ -19,12 +25,15 @@ class Pairing:
     """Which pipe of the teacher each pipe of the student learns from.
 
     sources: the teacher's name of a pipe, by the student's.
+    decisions: names in the student of the pairs whose teacher is of no known kind: it teaches by
+        what it leaves on docs.
     alone: for pipes of the student that are in no pair, though pipes of the teacher would suit
         them: why they are not, and the setting that joins them.
     unused: the teacher's pipes that no pipe of the student learns from or is a copy of.
     """
 
     sources: dict[str, str]
+    decisions: list[str]
     alone: dict[str, str]
     unused: list[str]
 
@@ -39,7 +48,8 @@ def find_pairs(
     """Find the teacher's pipe for each pipe of the student that learns from the teacher.
 
     It is the pipe that the settings name, or that has the same name and a kind that suits.
-    Otherwise it is the only pipe of the teacher whose kind suits, if it suits no other pipe.
+    Otherwise it is the only pipe of the teacher whose kind suits, if it suits no other pipe. If no
+    kind suits, it is the only pipe of any other kind that declares the annotation in question.
 
     pipes: settings by the student's name of the pipe. The other pipes have the default settings.
     frozen: names of the student's pipes that do not learn.
@@ -69,12 +79,24 @@ def find_pairs(
         if len(suitable) == len(rivals) == 1:
             sources[name] = suitable[0]
         elif suitable:
-            alone[name] = (
-                f"several pipes suit: {quoted(suitable)} of the teacher, {quoted(rivals)} of the "
-                f"student. Set teacher in [distillation.pipes.{name}]"
-            )
+            alone[name] = _too_many(name, suitable, rivals)
+    deciding = {
+        name: _deciding(student, teacher, name, learners[name])
+        for name, suitable in candidates.items()
+        if not suitable
+    }
+    for name, suitable in deciding.items():
+        kind = _annotation(student, name)
+        rivals = [other for other in deciding if _annotation(student, other) is kind]
+        if len(suitable) == len(rivals) == 1:
+            sources[name] = suitable[0]
+        elif suitable:
+            alone[name] = _too_many(name, suitable, rivals)
     sources = {name: sources[name] for name in learners if name in sources}
-    return Pairing(sources, alone, _unused(student, teacher, sources))
+    decisions = [
+        name for name, source in sources.items() if _is_deciding(student, teacher, name, source)
+    ]
+    return Pairing(sources, decisions, alone, _unused(student, teacher, sources))
 
 
 def is_learner(pipe: Any) -> bool:
@@ -84,11 +106,22 @@ def is_learner(pipe: Any) -> bool:
 
 def teaching_pipes(teacher: Language) -> list[str]:
     """List the teacher's pipes that a pipe can learn from."""
-    return [name for name, pipe in teacher.pipeline if kind_of(pipe) is not None]
+    return [name for name, pipe in teacher.pipeline if not is_encoder(pipe)]
+
+
+def targets_between(student: Any, teacher: Any) -> list[Target]:
+    """List the targets that two pipes allow, the best one first."""
+    kind = kind_of(teacher)
+    if kind is not None or is_encoder(teacher):
+        return possible_targets(kind_of(student), kind)
+    annotation = annotation_of(student)
+    if annotation is None:
+        return []
+    return ["soft", "silver"] if annotation is Cats else ["silver"]
 
 
 def possible_targets(student: type | None, teacher: type | None) -> list[Target]:
-    """List the targets that two kinds of pipes allow, the best one first."""
+    """List the targets that two known kinds of pipes allow, the best one first."""
     targets: list[Target] = []
     if student is None or teacher is None:
         return targets
@@ -101,9 +134,55 @@ def possible_targets(student: type | None, teacher: type | None) -> list[Target]
     return targets
 
 
+def others_before_models(teacher: Language, pairing: Pairing) -> list[str]:
+    """List the teacher's pipes of no known kind in front of the last pipe whose model teaches.
+
+    They have to run for it, whether a pipe learns from them or not.
+    """
+    models = {name: s for name, s in pairing.sources.items() if name not in pairing.decisions}
+    last = max(map(teacher.pipe_names.index, models.values()), default=0)
+    return [
+        name
+        for name, pipe in teacher.pipeline[:last]
+        if kind_of(pipe) is None and not is_encoder(pipe)
+    ]
+
+
 def quoted(names: Collection[str]) -> str:
     """List names for a message."""
     return ", ".join(map(repr, names)) or "none"
+
+
+def _too_many(name: str, suitable: Collection[str], rivals: Collection[str]) -> str:
+    return (
+        f"several pipes suit: {quoted(suitable)} of the teacher, {quoted(rivals)} of the "
+        f"student. Set teacher in [distillation.pipes.{name}]"
+    )
+
+
+def _annotation(
+    student: Language, name: str, settings: PipeSettings | None = None
+) -> type[Annotation] | None:
+    return annotation_of(student.get_pipe(name), settings)
+
+
+def _is_deciding(student: Language, teacher: Language, name: str, source: str) -> bool:
+    """Tell whether a pipe learns the decisions of a pipe of no known kind."""
+    pipe = teacher.get_pipe(source)
+    is_other = kind_of(pipe) is None and not is_encoder(pipe)
+    return is_other and _annotation(student, name) is not None
+
+
+def _deciding(student: Language, teacher: Language, name: str, settings: PipeSettings) -> list[str]:
+    """List the teacher's pipes of no known kind that declare the annotation of a pipe."""
+    kind = _annotation(student, name, settings)
+    return [
+        each
+        for each in teacher.pipe_names
+        if kind is not None
+        and _is_deciding(student, teacher, name, each)
+        and declares(teacher, each, kind)
+    ]
 
 
 def _check_name(
@@ -139,6 +218,8 @@ def _same_name_suits(
 ) -> bool:
     """Tell whether the teacher's pipe of the same name can teach a pipe, as far as is known."""
     kind = kind_of(student.get_pipe(name))
+    if _is_deciding(student, teacher, name, name):
+        return name in _deciding(student, teacher, name, settings)
     if kind is None or settings.target != "auto":  # the plan refuses a target that does not suit
         return True
     return bool(possible_targets(kind, kind_of(teacher.get_pipe(name))))
@@ -174,8 +255,5 @@ def _unused(student: Language, teacher: Language, sources: Mapping[str, str]) ->
     return [
         name
         for name, pipe in teacher.pipeline
-        if not hasattr(pipe, "listeners")
-        and not hasattr(pipe, "listener_map")
-        and name not in sources.values()
-        and not has_itself(name)
+        if not is_encoder(pipe) and name not in sources.values() and not has_itself(name)
     ]

@@ -15,12 +15,13 @@ from spacy.pipeline import (
 )
 
 from spacy_distil.distillation.pipeline.heads.base import Head, PipeSettings, Target, UnsuitedError
+from spacy_distil.distillation.pipeline.heads.decisions import decision_head
 from spacy_distil.distillation.pipeline.heads.pairs import (
     Pairing,
     find_pairs,
     is_learner,
-    possible_targets,
     quoted,
+    targets_between,
     teaching_pipes,
 )
 from spacy_distil.distillation.pipeline.heads.silver import SilverHead
@@ -107,23 +108,31 @@ def _plan_head(
         return None
     student_pipe, teacher_pipe = student.get_pipe(name), teacher.get_pipe(source)
     kind = kind_of(student_pipe)
-    possible = possible_targets(kind, kind_of(teacher_pipe))
+    possible = targets_between(student_pipe, teacher_pipe)
     is_auto = settings.target == "auto"
     targets = possible if is_auto else [settings.target]
     if (settings.teacher and not targets) or not set(targets) <= set(possible):
-        setting, value = ("teacher", source) if is_auto else ("target", settings.target)
+        setting, chosen = ("teacher", source) if is_auto else ("target", settings.target)
         raise ConfigError(
-            f"{section}.{setting} = {value!r}: {name!r} of the student is a "
+            f"{section}.{setting} = {chosen!r}: {name!r} of the student is a "
             f"{student.get_pipe_meta(name).factory!r}, {source!r} of the teacher a "
             f"{teacher.get_pipe_meta(source).factory!r}, so target can only be "
             f"{' or '.join(map(repr, (*possible, 'gold')))}."
         )
+    is_deciding = name in pairing.decisions
+    for each in ("spans_key", "threshold"):
+        value = getattr(settings, each)
+        if value is not None and not is_deciding:
+            raise ConfigError(
+                f"{section}.{each} = {value!r}: the model of the teacher's {source!r} teaches, and "
+                "the setting has no effect. Leave it out."
+            )
     reason: UnsuitedError | None = None
     for target in targets:
+        head_class = decision_head if is_deciding else _head_class(target, kind)
+        own = settings.model_copy(update={"teacher": source, "target": target})
         try:
-            return _head_class(target, kind)(
-                student_pipe, teacher_pipe, settings.model_copy(update={"teacher": source})
-            )
+            return head_class(student_pipe, teacher_pipe, own)
         except UnsuitedError as error:
             reason = error
     if reason is not None:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from spacy.attrs import (  # type: ignore[import-not-found]
-    DEP,
-    ENT_IOB,
-    ENT_TYPE,
-    HEAD,
-)
 from spacy.pipeline import DependencyParser, TrainablePipe
 from spacy.strings import StringStore
 from spacy.tokens import Doc
 from spacy.training import Example
 
+from spacy_distil.distillation.pipeline.heads.annotation import (
+    Annotation,
+    Dependencies,
+    Entities,
+)
 from spacy_distil.distillation.pipeline.heads.base import (
     Array,
-    Field,
     Head,
     PipeSettings,
     Records,
@@ -29,17 +24,12 @@ from spacy_distil.distillation.pipeline.heads.base import (
 )
 from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, match_labels
 from spacy_distil.errors import ConfigError
-from spacy_distil.ner.decoding import MISSING, OUTSIDE, B, I, L, U
 from spacy_distil.text.docs import same_tokens
-
-Hashes = NDArray[np.uint64]
-
-# Values of token.ent_iob.
-_UNSET, _INSIDE, _OUTSIDE, _BEGIN = range(4)
 
 
 class SilverHead(Head):
-    """A `ner` or `distil_ner` that learns from either of them, or a `parser` from a `parser`.
+    """A pipe that learns decisions: a `ner` or `distil_ner` from either of them, or a `parser` from
+    a `parser`. `DecisionHead` is for teachers of any other kind.
 
     The student's own `update` does the learning. An example that is annotated for the pipe keeps
     its annotation if `gold` is 1. All other examples get the teacher's if `soft` is 1. Decisions
@@ -54,11 +44,23 @@ class SilverHead(Head):
         self, student: TrainablePipe, teacher: TrainablePipe, settings: PipeSettings
     ) -> None:
         super().__init__(student, teacher, settings)
-        self._kind: type[_Annotation]
+        self._kind, self._labels = self._choose()
+        if settings.weight != 1:
+            raise ConfigError(
+                f"distillation.pipes.{student.name}.weight = {settings.weight}: silver annotation "
+                "is learned like any other, at the weight 1. Leave the setting out, or set "
+                'target = "soft" if pipes of the same kind are on both sides.'
+            )
+        self.fields = self._annotation(student.vocab.strings).fields
+
+    def _choose(self) -> tuple[type[Annotation], Sequence[str]]:
+        """Choose the kind of annotation and the order of its labels. Raises as `Head` says."""
+        student, teacher = self.student, self.teacher
+        kind: type[Annotation]
         if isinstance(student, ENTITY_KINDS) and isinstance(teacher, ENTITY_KINDS):
-            self._kind = _Entities
+            kind = Entities
         elif isinstance(student, DependencyParser) and isinstance(teacher, DependencyParser):
-            self._kind = _Dependencies
+            kind = Dependencies
         else:
             raise UnsuitedError(
                 f"The student's {student.name!r} is a {type(student).__name__}, the teacher's "
@@ -66,43 +68,51 @@ class SilverHead(Head):
                 "'distil_ner' on both sides, or a 'parser' on both sides. Set target = "
                 f'"gold" in [distillation.pipes.{student.name}].'
             )
-        if self._kind is _Dependencies and self.teacher.cfg["learn_tokens"]:
+        if kind is Dependencies and teacher.cfg["learn_tokens"]:
             raise UnsuitedError(
                 f"The teacher's {teacher.name!r} has learn_tokens = true and merges tokens, but "
                 "the student's docs keep theirs. Use a teacher with learn_tokens = false, or set "
                 f'target = "gold" in [distillation.pipes.{student.name}].'
             )
-        if settings.weight != 1:
-            raise ConfigError(
-                f"distillation.pipes.{student.name}.weight = {settings.weight}: silver annotation "
-                "is learned like any other, at the weight 1. Leave the setting out, or set "
-                'target = "soft" if pipes of the same kind are on both sides.'
-            )
-        self._labels = sorted(self.teacher.labels)
-        match_labels(self.name, self.student.labels, self._labels)
-        self.fields = self._kind.fields
+        labels = sorted(teacher.labels)
+        match_labels(self.name, student.labels, labels)
+        return kind, labels
+
+    def _annotation(self, strings: StringStore) -> Annotation:
+        """Make the kind of annotation for docs with these strings."""
+        return self._kind(self.student, self._labels, strings, self.settings)
 
     def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
+        if not docs:
+            return {name: [] for name in self.fields}
+        annotation = self._annotation(docs[0].vocab.strings)
+        rows = [annotation.read(doc) for doc in self._decide(docs)]
+        return {name: [row[name] for row in rows] for name in self.fields}
+
+    def _decide(self, docs: Sequence[Doc]) -> Sequence[Doc]:
+        """Return docs with the teacher's decisions."""
         # Listeners read the encoder's vectors from the docs themselves, not from copies.
         predictions = self.teacher.predict(list(docs))
         copies = [doc.copy() for doc in docs]
         self.teacher.set_annotations(copies, predictions)
-        annotation = self._kind(self._labels, self.teacher.vocab.strings)
-        rows = [annotation.read(doc) for doc in copies]
-        return {name: [row[name] for row in rows] for name in self.fields}
+        return copies
 
     def _learn(
         self, examples: Sequence[Example], records: Records, soft: float, gold: float, drop: float
     ) -> float:
         self.check_weights(soft, gold)
+        annotation = self._annotation(self.student.vocab.strings)
         batch = list(examples)
-        if soft:
-            annotation = self._kind(self._labels, self.student.vocab.strings)
-            for i, example in enumerate(examples):
-                if not (gold and self._has_gold(example)):
-                    reference = same_tokens(example.predicted, example.predicted.vocab)
-                    annotation.write(reference, {name: records[name][i] for name in self.fields})
-                    batch[i] = Example(example.predicted, reference)
+        for i, example in enumerate(examples):
+            is_gold = bool(gold) and annotation.is_annotated(example.reference)
+            if soft and not is_gold:
+                reference = same_tokens(example.predicted, example.predicted.vocab)
+                annotation.write(reference, {name: records[name][i] for name in self.fields})
+                batch[i] = Example(example.predicted, reference)
+        return self._update(batch, drop)
+
+    def _update(self, batch: Sequence[Example], drop: float) -> float:
+        """Let the pipe learn annotation. RETURNS: the loss."""
         losses: dict[str, float] = {}
         self.student.update(batch, drop=drop, losses=losses)
         return float(losses[self.name])
@@ -116,106 +126,3 @@ class SilverHead(Head):
                     "learns from silver annotation, which cannot be weighted. Set it to 0 or 1, or "
                     f'target = "soft" or "gold" in [distillation.pipes.{self.name}].'
                 )
-
-    def _has_gold(self, example: Example) -> bool:
-        """Tell whether any token is annotated for the pipe."""
-        return example.reference.has_annotation(self._kind.attribute)
-
-
-class _Annotation(ABC):
-    """One kind of annotation: how it is recorded from docs, and written to docs.
-
-    labels: the teacher's labels in the order of their numbers.
-    strings: the store that gives the labels their hashes.
-
-    fields: the fields of the records.
-    attribute: name of a token attribute that every annotated token has.
-    """
-
-    fields: ClassVar[Mapping[str, Field]]
-    attribute: ClassVar[str]
-
-    def __init__(self, labels: Sequence[str], strings: StringStore) -> None:
-        self._hashes: Hashes = np.array([strings.add(label) for label in labels], dtype=np.uint64)
-
-    @abstractmethod
-    def read(self, doc: Doc) -> dict[str, Array]:
-        """Return an array for each field, (n_tokens, width)."""
-
-    @abstractmethod
-    def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
-        """Replace the annotation of a doc.
-
-        rows: as `read` returns them.
-        """
-
-    def _numbers_of(self, hashes: Hashes) -> NDArray[np.int64]:
-        """Return the numbers of labels, -1 for unknown ones.
-
-        hashes: (n_tokens,).
-        RETURNS: (n_tokens,).
-        """
-        if not len(self._hashes):
-            return np.full(len(hashes), -1)
-        order = np.argsort(self._hashes)
-        places = np.searchsorted(self._hashes, hashes, sorter=order)
-        numbers = order[np.minimum(places, len(order) - 1)]
-        return np.where(self._hashes[numbers] == hashes, numbers, -1)
-
-
-class _Entities(_Annotation):
-    """BILUO tags, as `ner.decoding` numbers them.
-
-    Blocked tokens are MISSING, and so are entities whose labels are not the pipe's: other pipes of
-    the teacher's pipeline have set them.
-    """
-
-    fields: ClassVar[Mapping[str, Field]] = {"tags": Field("token", 1, "int16")}
-    attribute = "ENT_IOB"
-
-    def read(self, doc: Doc) -> dict[str, Array]:
-        iob, types = doc.to_array([ENT_IOB, ENT_TYPE]).T
-        labels = self._numbers_of(types)
-        starts = iob == _BEGIN
-        ends = np.ones(len(doc), dtype=bool)
-        ends[:-1] = iob[1:] != _INSIDE
-        move = np.select([starts & ends, starts, ends], [U, B, L], I)
-        tags = np.where(iob == _OUTSIDE, OUTSIDE, 1 + 4 * labels + move)
-        tags[(iob == _UNSET) | ((iob != _OUTSIDE) & (labels < 0))] = MISSING
-        return {"tags": tags.astype(np.int16)[:, None]}
-
-    def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
-        tags = rows["tags"][:, 0]
-        # The attributes of each tag. MISSING is -1, so it takes the last row.
-        attributes: Any = np.zeros((1 + 4 * len(self._hashes) + 1, 2), dtype=np.uint64)
-        attributes[OUTSIDE, 0] = _OUTSIDE
-        attributes[1:-1, 0] = [_BEGIN, _INSIDE, _INSIDE, _BEGIN] * len(self._hashes)
-        attributes[1:-1, 1] = np.repeat(self._hashes, 4)
-        doc.from_array([ENT_IOB, ENT_TYPE], attributes[tags])
-
-
-class _Dependencies(_Annotation):
-    """Syntactic heads, relative to their children, and dependencies.
-
-    Sentences follow from the heads.
-    """
-
-    fields: ClassVar[Mapping[str, Field]] = {
-        "heads": Field("token", 1, "int32"),
-        "deps": Field("token", 1, "int16"),
-    }
-    attribute = "DEP"
-
-    def read(self, doc: Doc) -> dict[str, Array]:
-        heads, deps = doc.to_array([HEAD, DEP]).T
-        return {
-            # Negative numbers are stored as two's complement.
-            "heads": heads.astype(np.int64).astype(np.int32)[:, None],
-            "deps": self._numbers_of(deps).astype(np.int16)[:, None],
-        }
-
-    def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
-        columns: Any = np.zeros((len(doc), 2), dtype=np.uint64)
-        columns[:, 0] = rows["heads"][:, 0].astype(np.int64).astype(np.uint64)
-        columns[:, 1] = np.append(self._hashes, np.uint64(0))[rows["deps"][:, 0]]
-        doc.from_array([HEAD, DEP], columns)

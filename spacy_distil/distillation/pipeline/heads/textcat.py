@@ -76,8 +76,12 @@ class TextcatHead(Head):
                 "Set no_output_layer = false if it has this setting, use another of spaCy's "
                 f'architectures, or set target = "gold" in [distillation.pipes.{student.name}].'
             )
-        self._numbers = match_labels(student.name, self._labels, self.teacher.labels)
+        self._match()
         self.fields = {"scores": Field("doc", len(self._labels), "float32")}
+
+    def _match(self) -> None:
+        """Find the numbers of the teacher's labels among the student's."""
+        self._numbers = match_labels(self.name, self._labels, self.teacher.labels)
 
     @property
     def source(self) -> str:
@@ -94,9 +98,11 @@ class TextcatHead(Head):
             scores = self.teacher.predict([docs[i] for i in filled])
             probs = self.teacher.model.ops.to_numpy(scores)
             self._check_probabilities(probs)
-            to_scores = safe_log if self._is_exclusive else to_log_odds
-            recorded[np.array(filled)[:, None], self._numbers] = to_scores(probs)
+            recorded[np.array(filled)[:, None], self._numbers] = self._to_scores(probs)
         return {"scores": list(recorded[:, None])}
+
+    def _to_scores(self, probs: Any) -> Any:
+        return safe_log(probs) if self._is_exclusive else to_log_odds(probs)
 
     def _check_probabilities(self, probs: Array) -> None:
         least, most = float(probs.min()), float(probs.max())
@@ -120,9 +126,11 @@ class TextcatHead(Head):
         scores, backprop = model.begin_update(docs)
         loss = 0.0
         d_scores = model.ops.xp.zeros_like(scores)
-        if soft:
-            targets = model.ops.asarray_f(np.concatenate([records["scores"][i] for i in filled]))
-            rows = model.ops.asarray1i(filled)
+        # A teacher may have said nothing about a doc.
+        taught = [i for i in filled if not np.isnan(records["scores"][i]).any()] if soft else []
+        if taught:
+            targets = model.ops.asarray_f(np.concatenate([records["scores"][i] for i in taught]))
+            rows = model.ops.asarray1i(taught)
             soft_loss, d_soft = self._soft_loss(scores[rows], targets)
             loss += soft * soft_loss
             d_scores[rows] += (weight * soft) * d_soft
