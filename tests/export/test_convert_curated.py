@@ -131,8 +131,11 @@ def random_texts(n: int = 150) -> list[str]:
 
 def differences(encoder: Model, texts: Sequence[str]) -> list[str]:
     """The tokens whose pieces are not those of the piece encoder."""
+    return differences_of_docs(encoder, [NLP.make_doc(text) for text in texts])
+
+
+def differences_of_docs(encoder: Model, docs: list[Doc]) -> list[str]:
     tokenizer = PieceTokenizer.from_str(build_tokenizer(encoder).to_str())
-    docs = [NLP.make_doc(text) for text in texts]
     ids, lengths = tokenizer.pack_tokens([text.split() for text in read_docs(docs)])
     ends = np.cumsum(lengths)
     actual = [ids[end - n : end].tolist() for end, n in zip(ends, lengths, strict=True)]
@@ -187,6 +190,24 @@ def test_word_pieces_of_a_real_vocabulary_are_the_same(teacher_dir: Path, bert: 
 def real_vocabulary(teacher_dir: Path) -> list[str]:
     vocab = json.loads((teacher_dir / "tokenizer.json").read_text())["model"]["vocab"]
     return sorted(vocab, key=vocab.__getitem__)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PIECES if kind != "CharEncoder"])
+def test_long_words(kind: str) -> None:
+    words = ["a" * 900, "ab☃" * 300, "ʰ" * 900 + "Σ", "." * 900, "'" * 900 + "Σ"]
+    if "piece" in kind and "Word" not in kind:
+        words.append("▁" * 5000 + "a")
+    docs = [Doc(NLP.vocab, [word]) for word in words]
+    assert differences_of_docs(PIECES[kind](), docs) == []
+
+
+def test_too_long_words_are_unknown() -> None:
+    encoder = wordpiece()
+    assert differences_of_docs(encoder, [Doc(NLP.vocab, ["a" * 1000])]) == []
+    (wrong,) = differences_of_docs(encoder, [Doc(NLP.vocab, ["a" * 1001])])
+    tokenizer = build_tokenizer(encoder)
+    unknown = encoder.attrs["wordpiece_processor"].get_initial("[UNK]")
+    assert tokenizer.encode(wrong, add_special_tokens=False).ids == [unknown]
 
 
 def test_a_word_that_cannot_be_completed_is_noted() -> None:
@@ -594,6 +615,15 @@ def test_a_student_starts_from_its_layers(kind: str, tmp_path: Path, converted: 
     np.testing.assert_array_equal(lengths, new_lengths)
     assert tokenizers[0].prefix == tokenizers[1].prefix
     assert tokenizers[0].suffix == tokenizers[1].suffix
+
+
+def test_the_config_of_a_student_reads_tokens_too(trf: Path, tmp_path: Path) -> None:
+    convert(trf, tmp_path / "ours")
+    arguments = ["init-config", "pipeline", tmp_path / "s.cfg", "--teacher", tmp_path / "ours"]
+    result = CliRunner().invoke(distil_cli, [str(each) for each in arguments])
+    assert result.exit_code == 0, result.output
+    config = Config().from_disk(tmp_path / "s.cfg", interpolate=False)
+    assert config["components"]["transformer"]["model"]["pieces_from"] == "tokens"
 
 
 def test_pieces_that_are_taken_for_padding(tmp_path: Path, converted: Any) -> None:

@@ -45,9 +45,10 @@ FAIRSEQ_PAD = 1
 SPACE = "▁"
 
 _SPECIAL = re.compile(r"\[\w+\]|<\w+>")
-# A sigma that ends a word. `tokenizers` lowercases each character by itself.
+# A sigma that ends a word. `tokenizers` lowercases each character by itself. The limits keep the
+# time for hostile text linear.
 _FINAL_SIGMA = normalizers.Replace(
-    Regex(r"\p{Cased}\p{Case_Ignorable}*\KΣ(?!\p{Case_Ignorable}*\p{Cased})"), "ς"
+    Regex(r"\p{Cased}\p{Case_Ignorable}{0,30}\KΣ(?!\p{Case_Ignorable}{0,30}\p{Cased})"), "ς"
 )
 
 
@@ -238,7 +239,7 @@ def _sentencepiece(encoder: Model) -> Tokenizer:
         ]
     steps.append(normalizers.Replace(" ", SPACE))
     if spec.remove_extra_whitespaces:
-        steps.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))
+        steps.append(normalizers.Replace(Regex(rf"(?<!{SPACE}){SPACE}+\z"), ""))
     tokenizer.normalizer = normalizers.Sequence(steps)
     names = [processor.id_to_piece(i) for i in (processor.bos_id(), processor.eos_id())]
     return _with_ends(tokenizer, *names, vocab=dict(zip(names, ids, strict=False)))
