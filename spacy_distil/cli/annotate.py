@@ -52,7 +52,10 @@ def annotate_cli(
     ] = 0,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", help="Documents that the pipeline gets at once."),
+        typer.Option(
+            "--batch-size",
+            help="Documents processed at a time. Default: 256, or 1 with --rate-limit.",
+        ),
     ] = None,
     rate_limit: Annotated[
         float | None, typer.Option("--rate-limit", help="Most documents per minute.")

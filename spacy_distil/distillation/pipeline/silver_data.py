@@ -41,6 +41,7 @@ STATE = "silver.json"
 FORMAT = "spacy-distil silver data"
 PART = "silver-*.spacy"
 PART_DOCS = 500  # of an output that is one file
+BATCH_DOCS = 256
 # A category without a threshold of its own applies from here on.
 LIKELY = 0.5
 # A doc that is parsed gets its sentences from the heads, and any other from this attribute.
@@ -92,7 +93,8 @@ def annotate_texts(
     exclusive_cats: whether the categories of components other than spaCy's exclude each other.
     limit: number of documents to annotate. 0 means all.
     max_words: greatest number of tokens in a document. Longer ones are cut. 0 means no limit.
-    batch_size, rate_limit, retries: see `TeacherSettings`.
+    batch_size, rate_limit, retries: see `TeacherSettings`. The batch size is BATCH_DOCS if there is
+        no rate limit.
     txt_documents: see `TxtDocuments`.
     gpu_id: GPU for the layers of spaCy, or -1 for the CPU.
     force: replace silver data of another pipeline, other texts or other settings.
@@ -107,6 +109,8 @@ def annotate_texts(
         )
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise ConfigError(f"min_confidence = {min_confidence}: expected a number from 0 to 1.")
+    if batch_size is None and rate_limit is None:
+        batch_size = BATCH_DOCS
     values = {"batch_size": batch_size, "rate_limit": rate_limit, "retries": retries}
     calls = TeacherCalls(read_section("annotate", TeacherSettings, values))
     txt = TxtFiles(txt_documents)
@@ -207,6 +211,7 @@ def _annotate(
         for doc, sure in zip(annotated, confidence.tolist(), strict=True):
             if min_confidence is None or not sure < min_confidence:  # NaN: nothing has a score
                 doc.cats = _decide(nlp, doc, exclusive_cats)
+                doc.tensor, doc.user_data = np.zeros((0,), dtype="f"), {}  # they are not written
                 kept.append(doc)
     if min_confidence is not None and not has_scores:
         raise ConfigError(
