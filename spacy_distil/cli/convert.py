@@ -155,11 +155,11 @@ def convert_cli(
             "log": msg.info,
         }
         if is_hugging_face(pipeline):
-            _refuse_options(ctx, _PIPELINE_OPTIONS, "a spacy-transformers pipeline")
+            _refuse_options(ctx, _PIPELINE_OPTIONS, "pipelines")
             settings |= {"lang": lang, "scheme": scheme}
             convert_model(pipeline, output, batch_size if quantize else None, settings)
         else:
-            _refuse_options(ctx, _MODEL_OPTIONS, "a model of transformers")
+            _refuse_options(ctx, _MODEL_OPTIONS, "models of transformers")
             settings |= {"private_copies": private_copies, "trf_data": trf_data}
             convert_pipeline(pipeline, output, batch_size, settings, quantizes=quantize)
     if corpus is None:
@@ -180,7 +180,7 @@ def _refuse_options(ctx: typer.Context, options: Mapping[str, str], source: str)
 def convert_pipeline(
     pipeline: str, output: Path, batch_size: int, settings: Mapping[str, Any], *, quantizes: bool
 ) -> None:
-    """Convert a spacy-transformers pipeline, and print the results.
+    """Convert a pipeline, and print the results.
 
     settings: more arguments of `convert`.
     """

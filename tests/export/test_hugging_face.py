@@ -254,8 +254,8 @@ def test_the_command(corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--trf-data", "--lang", "en"], "--trf-data: only for a spacy-transformers pipeline"),
-        (["--no-private-copies", "--lang", "en"], "only for a spacy-transformers pipeline"),
+        (["--trf-data", "--lang", "en"], "--trf-data: only for pipelines"),
+        (["--no-private-copies", "--lang", "en"], "only for pipelines"),
         (["--lang", "en", "--scheme", "BILUO"], "fit IOB2 or IOB1"),
         (["--lang", "en", "--min-agreement", 2], "expected 0 to 1"),
         (["--lang", "en", "--window", 500], "at most 72 pieces"),
@@ -273,7 +273,7 @@ def test_options_of_models_do_not_fit_pipelines(tmp_path: Path) -> None:
     nlp = load_classifier(write_model(tmp_path, "bert", TEXTS, CLASSES), "en")
     nlp.to_disk(tmp_path / "pipeline")
     code, output = run(tmp_path / "pipeline", tmp_path / "new", "--lang", "en")
-    assert (code, "--lang: only for a model of transformers" in output) == (1, True)
+    assert (code, "--lang: only for models of transformers" in output) == (1, True)
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
