@@ -152,7 +152,8 @@ def check_pipeline(pipeline: str) -> None:
         )
     raise ConfigError(
         f"No pipeline {pipeline!r}: expected the directory of a saved spaCy pipeline, "
-        "or the name of an installed pipeline package."
+        "or the name of an installed pipeline package. (A model on the Hugging Face hub is named "
+        "with its owner, as owner/model.)"
     )
 
 

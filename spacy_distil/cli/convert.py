@@ -22,7 +22,7 @@ from spacy_distil.cli.options import (
     is_given,
 )
 from spacy_distil.errors import ConfigError, friendly_errors
-from spacy_distil.pipelines import import_code
+from spacy_distil.pipelines import check_pipeline, import_code
 
 if TYPE_CHECKING:
     from spacy_distil.export.quantize import Quantization
@@ -65,8 +65,8 @@ def convert_cli(
         Path | None,
         typer.Option(
             "--corpus",
-            help="Documents to compare both pipelines on: .spacy (annotated ones are scored), .txt "
-            "or .jsonl. Default: a few sentences.",
+            help="Documents to compare both on: .spacy (pipelines are scored on annotated ones), "
+            ".txt or .jsonl. Default: a few sentences.",
         ),
     ] = None,
     limit: Annotated[
@@ -159,6 +159,7 @@ def convert_cli(
             settings |= {"lang": lang, "scheme": scheme}
             convert_model(pipeline, output, batch_size if quantize else None, settings)
         else:
+            check_pipeline(pipeline)  # before options, which may belong to a model of that name
             _refuse_options(ctx, _MODEL_OPTIONS, "a model of transformers")
             settings |= {"private_copies": private_copies, "trf_data": trf_data}
             convert_pipeline(pipeline, output, batch_size, settings, quantizes=quantize)
