@@ -17,7 +17,7 @@ from wasabi import msg
 from spacy_distil.component.nlp_config import set_requirement
 from spacy_distil.component.shim import EncoderShim, get_encoder
 from spacy_distil.encoding import to_ops
-from spacy_distil.encoding.language import describe_foreign
+from spacy_distil.encoding.language import describe_case, describe_foreign
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.hugging_face.description import TEXT_HEADS, Description, describe
 from spacy_distil.hugging_face.tags import MISSING, EntityTags
@@ -102,8 +102,7 @@ def load_model(
     notes = _describe_labels(description)
     tokenizer = get_encoder(encoder.model).loaded.tokenizer
     foreign = describe_foreign(tokenizer, name, description.lang)
-    if foreign is not None:
-        notes.append(foreign)
+    notes += filter(None, (foreign, describe_case(tokenizer, name)))
     if description.pipe is not None:
         head = read_head(description, load_head_model(description))
         settings: dict[str, Any] = {}
