@@ -1,5 +1,5 @@
-"""`spacy distil convert`: make a pipeline of ours from a spacy-transformers pipeline, or from a
-fine-tuned model of transformers.
+"""`spacy distil convert`: make a pipeline of ours from a transformer pipeline of another package,
+or from a fine-tuned model of transformers.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def convert_cli(
         str,
         typer.Argument(
             metavar="PIPELINE",
-            help="Trained spacy-transformers pipeline: directory or package. Or a fine-tuned model "
-            "of transformers: directory or hub name.",
+            help="Trained pipeline of spacy-transformers or spacy-curated-transformers: directory "
+            "or package. Or a fine-tuned model of transformers: directory or hub name.",
         ),
     ],
     output: PipelineOutput,
@@ -155,7 +155,7 @@ def convert_cli(
             "log": msg.info,
         }
         if is_hugging_face(pipeline):
-            _refuse_options(ctx, _PIPELINE_OPTIONS, "a spacy-transformers pipeline")
+            _refuse_options(ctx, _PIPELINE_OPTIONS, "a spaCy pipeline")
             settings |= {"lang": lang, "scheme": scheme}
             convert_model(pipeline, output, batch_size if quantize else None, settings)
         else:
@@ -181,7 +181,7 @@ def _refuse_options(ctx: typer.Context, options: Mapping[str, str], source: str)
 def convert_pipeline(
     pipeline: str, output: Path, batch_size: int, settings: Mapping[str, Any], *, quantizes: bool
 ) -> None:
-    """Convert a spacy-transformers pipeline, and print the results.
+    """Convert a pipeline of another package, and print the results.
 
     settings: more arguments of `convert`.
     """

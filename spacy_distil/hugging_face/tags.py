@@ -88,7 +88,7 @@ def read_tags(names: Sequence[str]) -> EntityTags | None:
             raise ConfigError(
                 f"The labels {_first(set(others) - set(found))} are no tags of entities, but "
                 f"others are, such as {_first(found)}. Rename the former in id2label of "
-                "config.json, or take another model."
+                "config.json (to B-UNUSED, if the model never predicts it), or take another model."
             )
         if {"B", "I"} <= {*others} <= {"B", "I", "L", "E", "M", "U", "S"}:
             raise ConfigError(
@@ -100,7 +100,10 @@ def read_tags(names: Sequence[str]) -> EntityTags | None:
     tags = [spelled.get(name, "O") for name in names]
     twice = [tag for tag in dict.fromkeys(tags) if tags.count(tag) > 1]
     if twice:
-        raise ConfigError(f"Several labels of the model are the same tag: {_first(twice)}.")
+        raise ConfigError(
+            f"Several labels of the model are the same tag: {_first(twice)}. Rename them in "
+            "id2label of config.json."
+        )
     if not pairs:
         raise ConfigError("The only label of the model is O: it finds no entities.")
     labels = tuple(dict.fromkeys(label for _, label in pairs))

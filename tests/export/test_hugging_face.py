@@ -254,8 +254,8 @@ def test_the_command(corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--trf-data", "--lang", "en"], "--trf-data: only for a spacy-transformers pipeline"),
-        (["--no-private-copies", "--lang", "en"], "only for a spacy-transformers pipeline"),
+        (["--trf-data", "--lang", "en"], "--trf-data: only for a spaCy pipeline"),
+        (["--no-private-copies", "--lang", "en"], "only for a spaCy pipeline"),
         (["--lang", "en", "--scheme", "BILUO"], "fit IOB2 or IOB1"),
         (["--lang", "en", "--min-agreement", 2], "expected 0 to 1"),
         (["--lang", "en", "--window", 500], "at most 72 pieces"),

@@ -26,6 +26,8 @@ from spacy_distil.ner.schemes import tag_names
         (["O", "B-PER", "I-PER", "E-PER", "S-PER"], "BILUO", False),
         (["B-PER", "M-PER", "E-PER", "S-PER", "O", "S-LOC"], "BILUO", False),
         (["B-A-B", "I-A-B", "O"], "IOB2", True),
+        # As the error advises for a label such as [PAD].
+        (["B-UNUSED", "O", "B-PER", "I-PER"], "IOB2", False),
     ],
 )
 def test_schemes(names: list[str], scheme: str, ambiguous: bool) -> None:
@@ -75,7 +77,7 @@ def test_other_labels(names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["O", "B-PER", "I-PER", "[CLS]"], r"'\[CLS\]' are no tags.*'B-PER'"),
+        (["O", "B-PER", "I-PER", "[CLS]"], r"'\[CLS\]' are no tags.*'B-PER'.*B-UNUSED"),
         (["O", "B-PER", "I-PER", "S-PER"], "fit no scheme"),
         (["O", "L-PER", "E-PER", "S-PER"], "same tag: 'L-PER'"),
         (["O", "o", "B-PER"], "same tag: 'O'"),
