@@ -78,6 +78,11 @@ def test_pipes(kind: str, labels: list[str], settings: Any, pipe: str, tmp_path:
     assert description.encoding["pooling"] == ("first" if kind == TOKENS else "cls")
 
 
+def test_labels_are_in_the_order_of_their_numbers(text_model: Path) -> None:
+    change_config(text_model, id2label={"2": "neither", "0": "bad", "1": "good"})
+    assert describe(str(text_model), "en").labels == ("bad", "good", "neither")
+
+
 def test_the_window_is_the_one_of_the_training(token_model: Path) -> None:
     assert describe(str(token_model), "en").encoding["window"] is None
     path = token_model / "tokenizer_config.json"
