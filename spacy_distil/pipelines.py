@@ -145,6 +145,11 @@ def check_pipeline(pipeline: str) -> None:
     """Raise ConfigError if `pipeline` is neither a saved pipeline nor an installed package."""
     if is_package(pipeline) or (Path(pipeline) / "meta.json").is_file():
         return
+    if (Path(pipeline) / "config.json").is_file():
+        raise ConfigError(
+            f"{pipeline} is a model of transformers, and no spaCy pipeline. "
+            "'spacy distil convert' makes one of a classifier."
+        )
     if Path(pipeline).exists():
         raise ConfigError(
             f"{pipeline} is not a saved spaCy pipeline: it has no meta.json. "
@@ -152,7 +157,8 @@ def check_pipeline(pipeline: str) -> None:
         )
     raise ConfigError(
         f"No pipeline {pipeline!r}: expected the directory of a saved spaCy pipeline, "
-        "or the name of an installed pipeline package."
+        "or the name of an installed pipeline package. (A model on the Hugging Face hub is named "
+        "with its owner, as owner/model.)"
     )
 
 

@@ -1,5 +1,5 @@
-"""`spacy distil convert`: make a pipeline of ours from a spacy-transformers pipeline, or from a
-fine-tuned model of transformers.
+"""`spacy distil convert`: make a pipeline of ours from a transformer pipeline of another package,
+or from a fine-tuned model of transformers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spacy_distil.cli.options import (
     is_given,
 )
 from spacy_distil.errors import ConfigError, friendly_errors
-from spacy_distil.pipelines import import_code
+from spacy_distil.pipelines import check_pipeline, import_code
 
 if TYPE_CHECKING:
     from spacy_distil.export.quantize import Quantization
@@ -42,8 +42,8 @@ def convert_cli(
         str,
         typer.Argument(
             metavar="PIPELINE",
-            help="Trained spacy-transformers pipeline: directory or package. Or a fine-tuned model "
-            "of transformers: directory or hub name.",
+            help="Trained pipeline of spacy-transformers or spacy-curated-transformers: directory "
+            "or package. Or a fine-tuned model of transformers: directory or hub name.",
         ),
     ],
     output: PipelineOutput,
@@ -65,8 +65,8 @@ def convert_cli(
         Path | None,
         typer.Option(
             "--corpus",
-            help="Documents to compare both pipelines on: .spacy (annotated ones are scored), .txt "
-            "or .jsonl. Default: a few sentences.",
+            help="Documents to compare both on: .spacy (pipelines are scored on annotated ones), "
+            ".txt or .jsonl. Default: a few sentences.",
         ),
     ] = None,
     limit: Annotated[
@@ -155,11 +155,12 @@ def convert_cli(
             "log": msg.info,
         }
         if is_hugging_face(pipeline):
-            _refuse_options(ctx, _PIPELINE_OPTIONS, "pipelines")
+            _refuse_options(ctx, _PIPELINE_OPTIONS, "a spaCy pipeline")
             settings |= {"lang": lang, "scheme": scheme}
             convert_model(pipeline, output, batch_size if quantize else None, settings)
         else:
-            _refuse_options(ctx, _MODEL_OPTIONS, "models of transformers")
+            check_pipeline(pipeline)  # before options, which may belong to a model of that name
+            _refuse_options(ctx, _MODEL_OPTIONS, "a model of transformers")
             settings |= {"private_copies": private_copies, "trf_data": trf_data}
             convert_pipeline(pipeline, output, batch_size, settings, quantizes=quantize)
     if corpus is None:
@@ -180,7 +181,7 @@ def _refuse_options(ctx: typer.Context, options: Mapping[str, str], source: str)
 def convert_pipeline(
     pipeline: str, output: Path, batch_size: int, settings: Mapping[str, Any], *, quantizes: bool
 ) -> None:
-    """Convert a pipeline, and print the results.
+    """Convert a pipeline of another package, and print the results.
 
     settings: more arguments of `convert`.
     """

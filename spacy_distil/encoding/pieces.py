@@ -118,7 +118,11 @@ class PieceTokenizer:
     @cached_property
     def largest_id(self) -> int:
         """The largest id of a piece, added ones included; -1 if there is none."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        return max(self.read_vocabulary().values(), default=-1)
+
+    def read_vocabulary(self) -> dict[str, int]:
+        """Return the ids of all pieces, added ones included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
 
     @property
     def n_special(self) -> int:

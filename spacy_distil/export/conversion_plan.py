@@ -11,7 +11,6 @@ from spacy.language import Language
 from spacy.pipeline.tok2vec import Tok2Vec, Tok2VecListener
 from thinc.api import Model
 
-from spacy_distil.encoding import POOLINGS
 from spacy_distil.export.sources.source import REDUCTIONS, Reader, Source
 
 
@@ -181,7 +180,7 @@ def _problems_of_pipe(
         yield from refused
         return
     readers = source.find_readers(model)
-    unknown = {reader.pooling for reader in readers} - set(POOLINGS)
+    unknown = {reader.pooling for reader in readers} - {*REDUCTIONS.values()}
     for pooling in unknown:
         yield (
             f"'{name}' has the pooling {pooling!r}; expected one of "

@@ -85,7 +85,7 @@ def convert(
         result = convert("en_core_web_trf", "training/converted", corpus="corpus/dev.spacy")
         nlp = spacy.load("training/converted")
 
-    pipeline: directory or package of a pipeline of spacy-transformers or of
+    pipeline: directory or package of a pipeline of spacy-transformers, or of
         spacy-curated-transformers.
     output: directory of the new pipeline.
     corpus: documents to compare the pipelines on: .spacy (scored too), .txt or .jsonl; `None` for a

@@ -24,6 +24,7 @@ CLASSIFIERS: dict[str, Kind] = {
     "ForTokenClassification": "tokens",
     "ForSequenceClassification": "texts",
 }
+_TWO_TEXTS = "it compares two texts, and a pipe of spaCy sees one at a time"
 # Other endings, and why such a model becomes no pipeline.
 REFUSED = {
     "ForMaskedLM": "it predicts pieces, not labels",
@@ -32,9 +33,11 @@ REFUSED = {
     "ForCausalLM": "it predicts pieces, not labels",
     "ForQuestionAnswering": "it marks the answer to a question, and spaCy has no pipe for that",
     "ForMultipleChoice": "it compares several texts, and a pipe of spaCy sees one at a time",
-    "ForNextSentencePrediction": "it compares two texts, and a pipe of spaCy sees one at a time",
+    "ForNextSentencePrediction": _TWO_TEXTS,
     "ForConditionalGeneration": "it has a decoder",
 }
+# Labels of models that compare two texts, such as those for zero-shot classification.
+_PAIR_LABELS = ("entailment", "contradiction", "entail", "contradict")
 # The activation of the hidden layer in text classifiers, by family, and the names of this layer and
 # of the output layer. DeBERTa's config has an activation.
 TEXT_HEADS: dict[str, tuple[str | None, str, str]] = {
@@ -145,9 +148,12 @@ def describe(name: str, lang: str | None, *, window: int | None = None) -> Descr
     Raises ConfigError for a model that becomes no pipeline.
     """
     if lang is None:
+        model = f"{name} is a model of transformers"
+        if not Path(name).is_dir():
+            model = f"There is no directory {name} here. If it is a model on the Hugging Face hub"
         raise ConfigError(
-            f"{name} is a model of transformers, which does not say how its language is split "
-            "into tokens. Name the language with --lang, as in --lang de, or --lang xx for many."
+            f"{model}, which does not say how its language is split into tokens. Name the language "
+            "with --lang, as in --lang de, or --lang xx for many."
         )
     lang = check_language(lang)
     require_all(TRAINING, purpose="A model of transformers")
@@ -279,12 +285,19 @@ def _read_labels(name: str, config: Any) -> tuple[str, ...]:
 
 
 def _find_textcat(name: str, config: Any, labels: tuple[str, ...]) -> Factory:
+    if pair := [label for label in labels if label.lower() in _PAIR_LABELS]:
+        raise ConfigError(
+            f"{name} cannot become a pipeline: by its label {pair[0]!r}, {_TWO_TEXTS}. (So do "
+            "zero-shot classifiers: the second text names a class.)"
+        )
     if config.problem_type == "multi_label_classification":
         return "textcat_multilabel"
     if config.problem_type == "regression" or len(labels) == 1:
         raise ConfigError(
-            f"{name} cannot become a pipeline: it has one output, which is a number of any size "
-            "(regression), and spaCy's text categorizers give probabilities."
+            f"{name} cannot become a pipeline: its outputs are numbers of any size (regression), "
+            "and spaCy's text categorizers give probabilities. If it was trained to give the "
+            'probability of each label, set "problem_type" to "multi_label_classification" in '
+            "config.json."
         )
     return "textcat"
 

@@ -17,11 +17,12 @@ from wasabi import msg
 from spacy_distil.component.nlp_config import set_requirement
 from spacy_distil.component.shim import EncoderShim, get_encoder
 from spacy_distil.encoding import to_ops
-from spacy_distil.encoding.language import describe_foreign
+from spacy_distil.encoding.language import describe_case, describe_foreign
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.hugging_face.description import TEXT_HEADS, Description, describe
 from spacy_distil.hugging_face.tags import MISSING, EntityTags
 from spacy_distil.ner.schemes import Scheme
+from spacy_distil.pipelines import one_line
 from spacy_distil.text.documents import example_documents
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def load_classifier(
     lang: str | None,
     scheme: str | None = None,
     *,
-    tell: Callable[[str], Any] = msg.info,
+    tell: Callable[[str], Any] = msg.warn,
 ) -> Language:
     """Make a pipeline with the weights of a fine-tuned model of transformers.
 
@@ -90,7 +91,7 @@ def load_model(
             f"scheme = {scheme!r}: {name} has no tags of entities, its labels are "
             f"{', '.join(description.labels[:6]) or 'none'}. Leave --scheme out."
         )
-    nlp = spacy.blank(description.lang)
+    nlp = _blank(description.lang)
     model = {
         "@architectures": "spacy-distil.DistilTransformer.v1",
         "name": name,
@@ -101,8 +102,7 @@ def load_model(
     notes = _describe_labels(description)
     tokenizer = get_encoder(encoder.model).loaded.tokenizer
     foreign = describe_foreign(tokenizer, name, description.lang)
-    if foreign is not None:
-        notes.append(foreign)
+    notes += filter(None, (foreign, describe_case(tokenizer, name)))
     if description.pipe is not None:
         head = read_head(description, load_head_model(description))
         settings: dict[str, Any] = {}
@@ -180,9 +180,11 @@ def load_head_model(description: Description) -> PreTrainedModel:
     missing = info["missing_keys"] if description.kind != "encoder" else ()
     wrong = [*missing, *(str(key) for key in info["mismatched_keys"])]
     if wrong:
+        n_labels = len(description.labels)
+        labels = f" Its id2label must have all labels (now {n_labels})." if n_labels else ""
         raise WeightsError(
             f"The weights of {name} do not fit its config.json: {', '.join(sorted(wrong)[:5])} "
-            "missing or of another shape. Save or copy the model again."
+            f"missing or of another shape.{labels} Correct it, or save or copy the model again."
         )
     check_values(name, model.state_dict())
     return model.float().eval()
@@ -245,6 +247,17 @@ def _add_pipe(
         layer.set_param("b", to_ops(ops, head.hidden[1].copy()))
 
 
+def _blank(lang: str) -> Language:
+    """Make an empty pipeline. Raises ConfigError if its tokenizer needs another package."""
+    try:
+        return spacy.blank(lang)
+    except ImportError as error:  # spaCy names the package
+        raise ConfigError(
+            f"lang = {lang!r}: spaCy's tokenizer of this language is not installed. "
+            f"{one_line(str(error))}"
+        ) from error
+
+
 # Labels
 
 
@@ -287,5 +300,6 @@ def _choose_scheme(
     chosen: Scheme = "IOB1" if n_i > n_b else "IOB2"
     return chosen, [
         f"The tags fit IOB1 and IOB2. In {len(docs):,} documents the model begins {n_b:,} entities "
-        f"with B and {n_i:,} with I, so they are read as {chosen}. If that is wrong, give --scheme"
+        f"with B and {n_i:,} with I, so they are read as {chosen}. If that is wrong, convert the "
+        "model with --scheme"
     ]

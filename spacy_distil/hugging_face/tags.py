@@ -11,8 +11,12 @@ import numpy as np
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner.schemes import SCHEMES, Scheme, tag_names
 
-# A tag such as B-PER or I_LOC.
-_TAG = re.compile(r"([BIMLEUS])[-_](.+)", re.DOTALL)
+# A tag such as B-PER or I_LOC; the same in small letters; and with the letter at the end, as PER-B.
+_SPELLINGS = (
+    re.compile(r"(?P<letter>[BIMLEUS])[-_](?P<label>.+)", re.DOTALL),
+    re.compile(r"(?P<letter>[bimleus])[-_](?P<label>.+)", re.DOTALL),
+    re.compile(r"(?P<label>.+)[-_](?P<letter>[BIMLEUS])", re.DOTALL),
+)
 # Other letters for the same: BIOES has End and Single, BMES has Middle.
 _LETTERS = {"E": "L", "S": "U", "M": "I"}
 MISSING = -1
@@ -76,7 +80,7 @@ def read_tags(names: Sequence[str]) -> EntityTags | None:
     """
     outside = [name for name in names if name.upper() == "O"]
     others = [name for name in names if name.upper() != "O"]
-    found = {name: match for name in others if (match := _TAG.fullmatch(name))}
+    found = _match(others)
     if len(found) < len(others):
         if not outside:
             return None
@@ -84,14 +88,22 @@ def read_tags(names: Sequence[str]) -> EntityTags | None:
             raise ConfigError(
                 f"The labels {_first(set(others) - set(found))} are no tags of entities, but "
                 f"others are, such as {_first(found)}. Rename the former in id2label of "
-                "config.json, or take another model."
+                "config.json (to B-UNUSED, if the model never predicts it), or take another model."
+            )
+        if {"B", "I"} <= {*others} <= {"B", "I", "L", "E", "M", "U", "S"}:
+            raise ConfigError(
+                f"The labels {_first(others)} are tags of entities without a label. Rename them in "
+                "id2label of config.json, such as B-ENTITY and I-ENTITY."
             )
     pairs = list(_letters(others, found))
     spelled = {name: "-".join(pair) for name, pair in zip(others, pairs, strict=True)}
     tags = [spelled.get(name, "O") for name in names]
     twice = [tag for tag in dict.fromkeys(tags) if tags.count(tag) > 1]
     if twice:
-        raise ConfigError(f"Several labels of the model are the same tag: {_first(twice)}.")
+        raise ConfigError(
+            f"Several labels of the model are the same tag: {_first(twice)}. Rename them in "
+            "id2label of config.json."
+        )
     if not pairs:
         raise ConfigError("The only label of the model is O: it finds no entities.")
     labels = tuple(dict.fromkeys(label for _, label in pairs))
@@ -100,12 +112,28 @@ def read_tags(names: Sequence[str]) -> EntityTags | None:
     return EntityTags(labels, numbers, schemes, is_ambiguous)
 
 
+def _match(names: Sequence[str]) -> dict[str, re.Match]:
+    """Match names with tags. RETURNS: the matches by name.
+
+    Unusual spellings count if all names have them, and some tags begin and others go on.
+    """
+    usual, *others = (
+        {name: match for name in names if (match := spelling.fullmatch(name))}
+        for spelling in _SPELLINGS
+    )
+    for found in () if usual else others:
+        letters = {match["letter"].upper() for match in found.values()}
+        if len(found) == len(names) and letters >= {"B", "I"}:
+            return found
+    return usual
+
+
 def _letters(names: Sequence[str], found: Mapping[str, re.Match]) -> Iterator[tuple[str, str]]:
     """Yield letter and label of each tag. A label without a letter is Inside."""
     for name in names:
         if name in found:
-            letter, label = found[name].groups()
-            yield _LETTERS.get(letter, letter), label
+            letter = found[name]["letter"].upper()
+            yield _LETTERS.get(letter, letter), found[name]["label"]
         else:
             yield "I", name
 
@@ -127,8 +155,8 @@ def _find_schemes(
     begun, inside = ({label for each, label in pairs if each == letter} for letter in "BI")
     if inside - begun:  # entities of these labels begin with I
         return ("IOB1", "IOB2"), False
-    # A model without any I has entities of one token only.
-    return ("IOB2", "IOB1"), bool(inside)
+    # In IOB1 no label has B alone, because B follows I. Without any I, all entities have one token.
+    return ("IOB2", "IOB1"), inside == begun
 
 
 def _first(names: Collection[str]) -> str:

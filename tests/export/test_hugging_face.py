@@ -236,7 +236,7 @@ def test_the_command(corpus: Path, tmp_path: Path) -> None:
     assert "documents 5" in output
     assert "the same label 100.00%" in output
     assert "ner (distil_ner)" in output
-    assert "give --scheme" in output
+    assert "convert the model with" in output
     code, output = run(model, tmp_path / "new", "--lang", "en")
     assert (code, "--force" in output) == (1, True)
     code, output = run(
@@ -245,7 +245,7 @@ def test_the_command(corpus: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert code == 0, output
     assert "== Quantized ==" in output
-    assert "give --scheme" not in output
+    assert "convert the model with" not in output
     nlp = spacy.load(tmp_path / "new")
     assert nlp.get_pipe("ner").scheme == "IOB1"  # type: ignore[attr-defined]
     assert encoder_of(nlp).loaded.window == 32
@@ -254,8 +254,8 @@ def test_the_command(corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--trf-data", "--lang", "en"], "--trf-data: only for pipelines"),
-        (["--no-private-copies", "--lang", "en"], "only for pipelines"),
+        (["--trf-data", "--lang", "en"], "--trf-data: only for a spaCy pipeline"),
+        (["--no-private-copies", "--lang", "en"], "only for a spaCy pipeline"),
         (["--lang", "en", "--scheme", "BILUO"], "fit IOB2 or IOB1"),
         (["--lang", "en", "--min-agreement", 2], "expected 0 to 1"),
         (["--lang", "en", "--window", 500], "at most 72 pieces"),
@@ -273,7 +273,9 @@ def test_options_of_models_do_not_fit_pipelines(tmp_path: Path) -> None:
     nlp = load_classifier(write_model(tmp_path, "bert", TEXTS, CLASSES), "en")
     nlp.to_disk(tmp_path / "pipeline")
     code, output = run(tmp_path / "pipeline", tmp_path / "new", "--lang", "en")
-    assert (code, "--lang: only for models of transformers" in output) == (1, True)
+    assert (code, "--lang: only for a model of transformers" in output) == (1, True)
+    code, output = run("bert-base-sentiment", tmp_path / "new", "--lang", "en")
+    assert (code, "owner/model" in output) == (1, True)
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:

@@ -495,7 +495,7 @@ def test_what_is_no_pipeline_of_ours_is_refused(
             _not_ours(tmp_path / "splitter"),
             r"no encoder of spacy-distil \(its pipes: sentencizer\)",
         ),
-        (torch_pipeline / "transformer", "is not a saved spaCy pipeline"),
+        (torch_pipeline / "transformer", "is a model of transformers, and no spaCy pipeline"),
         (tmp_path / "none", "No pipeline"),
     ]
     for pipeline, message in cases:

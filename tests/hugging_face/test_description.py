@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def test_pipes(kind: str, labels: list[str], settings: Any, pipe: str, tmp_path:
     assert description.encoding["pooling"] == ("first" if kind == TOKENS else "cls")
 
 
+def test_labels_are_in_the_order_of_their_numbers(text_model: Path) -> None:
+    change_config(text_model, id2label={"2": "neither", "0": "bad", "1": "good"})
+    assert describe(str(text_model), "en").labels == ("bad", "good", "neither")
+
+
 def test_the_window_is_the_one_of_the_training(token_model: Path) -> None:
     assert describe(str(token_model), "en").encoding["window"] is None
     path = token_model / "tokenizer_config.json"
@@ -101,7 +107,8 @@ def test_the_window_is_the_one_of_the_training(token_model: Path) -> None:
         ({"id2label": {"0": "A", "2": "B"}}, "numbers its labels"),
         ({"model_type": "own", "auto_map": {"AutoModel": "own.Model"}}, "code of its own"),
         ({"problem_type": "regression"}, "regression"),
-        ({"id2label": {"0": "score"}}, "regression"),
+        ({"id2label": {"0": "score"}}, r"regression.*multi_label_classification"),
+        ({"id2label": {"0": "no", "1": "Entailment"}}, "'Entailment', it compares two texts"),
         ({"model_type": "roberta-prelayernorm"}, "'roberta-prelayernorm' is not known"),
     ],
 )
@@ -116,6 +123,24 @@ def test_a_language_is_needed(token_model: Path) -> None:
         describe(str(token_model), None)
     with pytest.raises(ConfigError, match="no such language"):
         describe(str(token_model), "zz")
+    with pytest.raises(ConfigError, match=r"no directory trainng/model-best here.*--lang"):
+        describe("trainng/model-best", None)
+
+
+def test_a_tokenizer_of_spacy_is_needed(token_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pythainlp.tokenize", None)
+    with pytest.raises(ConfigError, match=r"lang = 'th'.*PyThaiNLP"):
+        load_classifier(token_model, "th")
+
+
+def test_labels_that_the_config_lacks(tmp_path: Path) -> None:
+    """transformers then takes two for granted."""
+    model = write_model(tmp_path, "distilbert", TEXTS, ["a", "b", "c"])
+    path = model / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in config.items() if "2" not in k}))
+    with pytest.raises(WeightsError, match=r"classifier\.bias.*id2label .* \(now 2\)"):
+        load_classifier(model, "en")
 
 
 def test_heads_that_are_refused(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -256,6 +258,39 @@ def test_nameless_labels_are_told(tmp_path: Path) -> None:
     assert "no names for its labels" in notes[0]
 
 
+@pytest.mark.parametrize(
+    ("letters", "lowers", "message"),
+    [
+        (string.ascii_letters, None, "set do_lower_case to false"),
+        (string.ascii_letters, True, "set do_lower_case to false"),
+        (string.ascii_letters, False, None),
+        (string.ascii_lowercase, None, None),
+        (string.ascii_lowercase, False, "set do_lower_case to true"),
+    ],
+)
+def test_capitals_that_the_vocabulary_is_not_made_for_are_told(
+    letters: str, lowers: bool | None, message: str | None, tmp_path: Path
+) -> None:
+    """In a folder with the vocabulary alone, transformers makes letters small."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    config = transformers.BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        id2label={0: "bad", 1: "good"},
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    if lowers is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowers}))
+    notes: list[str] = []
+    load_classifier(tmp_path, "en", tell=notes.append)
+    assert [note for note in notes if message and message in note] == notes
+    assert len(notes) == (message is not None)
+
+
 @pytest.mark.parametrize("lang", ["de", "en"])
 def test_another_language_is_told(lang: str, tmp_path: Path) -> None:
     tokenizer = transformers.PreTrainedTokenizerFast(
@@ -274,4 +309,4 @@ def test_another_language_is_told(lang: str, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     notes: list[str] = []
     load_classifier(tmp_path, lang, tell=notes.append)
-    assert ["made for English" in note for note in notes] == [True] * (lang == "de")
+    assert any("made for English" in note for note in notes) == (lang == "de")

@@ -21,11 +21,13 @@ from spacy_distil.ner.schemes import tag_names
         (["O", "PER", "LOC"], "IO", False),
         (["PER", "o", "geo-political"], "IO", False),
         (["O", "B-PER", "B-LOC"], "IOB2", False),
-        (["O", "B-PER", "B-LOC", "I-LOC"], "IOB2", True),
+        (["O", "B-PER", "B-LOC", "I-LOC"], "IOB2", False),
         (["U-PER", "L-PER", "I-PER", "B-PER", "O"], "BILUO", False),
         (["O", "B-PER", "I-PER", "E-PER", "S-PER"], "BILUO", False),
         (["B-PER", "M-PER", "E-PER", "S-PER", "O", "S-LOC"], "BILUO", False),
         (["B-A-B", "I-A-B", "O"], "IOB2", True),
+        # As the error advises for a label such as [PAD].
+        (["B-UNUSED", "O", "B-PER", "I-PER"], "IOB2", False),
     ],
 )
 def test_schemes(names: list[str], scheme: str, ambiguous: bool) -> None:
@@ -44,6 +46,29 @@ def test_schemes(names: list[str], scheme: str, ambiguous: bool) -> None:
             assert tag in (name, f"I-{name}")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["O", "b-PER", "i-PER", "b-LOC"],
+        ["O", "PER-B", "PER-I", "LOC-B"],
+        ["o", "PER_B", "PER_I", "LOC_B"],
+    ],
+)
+def test_other_spellings(names: list[str]) -> None:
+    tags = read_tags(names)
+    assert tags is not None
+    assert tags.numbers == {"O": 0, "B-PER": 1, "I-PER": 2, "B-LOC": 3}
+
+
+def test_names_that_end_like_tags() -> None:
+    """They are labels."""
+    for names in (["O", "HEPATITIS_B", "VITAMIN_B"], ["O", "PER-B", "PER-I", "LOC"]):
+        tags = read_tags(names)
+        assert tags is not None
+        assert tags.labels == tuple(names[1:])
+        assert tags.schemes[0] == "IO"
+
+
 @pytest.mark.parametrize("names", [["NOUN", "VERB"], ["NN", "B-X"], ["LABEL_0", "LABEL_1"]])
 def test_other_labels(names: list[str]) -> None:
     assert read_tags(names) is None
@@ -52,11 +77,13 @@ def test_other_labels(names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["O", "B-PER", "I-PER", "[CLS]"], r"'\[CLS\]' are no tags.*'B-PER'"),
+        (["O", "B-PER", "I-PER", "[CLS]"], r"'\[CLS\]' are no tags.*'B-PER'.*B-UNUSED"),
         (["O", "B-PER", "I-PER", "S-PER"], "fit no scheme"),
         (["O", "L-PER", "E-PER", "S-PER"], "same tag: 'L-PER'"),
         (["O", "o", "B-PER"], "same tag: 'O'"),
         (["O"], "finds no entities"),
+        (["B", "I", "O"], r"'B', 'I' are tags of entities without a label.*B-ENTITY"),
+        (["O", "S", "B", "I", "E"], "tags of entities without a label"),
     ],
 )
 def test_labels_that_are_refused(names: list[str], message: str) -> None:

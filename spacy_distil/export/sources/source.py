@@ -14,10 +14,10 @@ from thinc import api
 from thinc.api import Model, get_ops
 from thinc.types import Ragged
 
-from spacy_distil.encoding import POOLINGS
+from spacy_distil.encoding import pooling
 
 # Layers that pool pieces to tokens, to the names of poolings.
-REDUCTIONS = {f"reduce_{pooling}": pooling for pooling in POOLINGS}
+REDUCTIONS = {f"reduce_{name}": name for name in pooling.REDUCTIONS}
 
 # The pooling, the factor of the gradient and the upstream component: they identify a reader in
 # config and model.
