@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,27 @@ def test_components_that_change_tokens_or_lose_documents_are_refused() -> None:
     two = [Doc(teacher.vocab, words=[word]) for word in ("a", "b")]
     with pytest.raises(TeacherError, match="returned 1 documents for 2"):
         run("loses", Loses(), two, range(2))
+    with pytest.raises(TeacherError, match="'forgets' returned None for 'a ': expected the doc"):
+        run("forgets", lambda doc: None, two, range(2))
+
+
+def test_user_data_need_not_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A component before this one may leave anything on a document, such as a lock."""
+    nlp = spacy.blank("en")
+    doc = nlp.make_doc("Ann left")
+    lock = threading.Lock()
+    doc.user_data["lock"] = lock
+    monkeypatch.setattr(calls_module.time, "sleep", lambda seconds: None)
+    fails = [True]
+
+    def busy(doc: Doc) -> Doc:
+        doc.user_data["mine"] = 1
+        if fails:
+            raise OSError(fails.pop())
+        return doc
+
+    (again,) = TeacherCalls(TeacherSettings(retries=1)).annotate("busy", busy, [doc], range(1))
+    assert again.user_data == {"lock": lock, "mine": 1}
 
 
 # Labels
