@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
@@ -94,15 +95,29 @@ def _own_code(component: Any) -> str | None:
     while isinstance(component, partial):
         component = component.func
     code = component if inspect.isroutine(component) else type(component)
+    # Of a class from a file of --code, Python knows no file: of its methods it does.
+    methods = filter(inspect.isfunction, vars(code).values()) if inspect.isclass(code) else ()
+    files = [_file_of(code), *map(_file_of, methods)]
+    path = next(filter(None, files), None)
+    if path is None or {"site-packages", "dist-packages"} & {*path.parts}:
+        return None
+    source = path.read_text(encoding="utf8")
+    if code.__module__ == "__main__":
+        with suppress(OSError):  # it has no lines of its own
+            source = inspect.getsource(code)
+    try:
+        return ast.dump(ast.parse(dedent(source)))
+    except SyntaxError:  # lines that do not stand by themselves, such as a lambda's
+        return source
+
+
+def _file_of(code: Any) -> Path | None:
+    """Return the Python file of a function or a class, if there is one."""
     try:
         path = Path(inspect.getsourcefile(code) or "")
-        if not path.is_file() or {"site-packages", "dist-packages"} & {*path.parts}:
-            return None
-        is_program = code.__module__ == "__main__"
-        source = inspect.getsource(code) if is_program else path.read_text(encoding="utf8")
-        return ast.dump(ast.parse(dedent(source)))
-    except (OSError, TypeError, SyntaxError):  # no file, or lines that do not stand by themselves
+    except (OSError, TypeError):
         return None
+    return path if path.is_file() else None
 
 
 def _learned(model: Model) -> dict[str, Any]:
