@@ -125,6 +125,24 @@ def test_text_alone_teaches_what_a_component_decides(
     assert [doc.text for doc in docs] == ODD
 
 
+def test_what_is_missing_is_named(
+    bert_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A component that declares nothing, and held-out documents in which nothing is found."""
+    config = text_config(bert_dir, tmp_path, "tagger", steps=4)
+    nlp = deciders("tests_tokens")
+    with pytest.raises(ConfigError, match=r"name it: teacher in \[distillation\.pipes\.tagger\]"):
+        spacy_distil.distil_pipeline(nlp, config, tmp_path / "out")
+    texts = [{"text": f"Ann saw Oslo {i} ." if i else "Nothing here ."} for i in range(12)]
+    config = text_config(bert_dir, tmp_path, "ner", steps=4)
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    config["distillation"]["held_out"] = 50
+    with pytest.raises(CorpusError, match=r"give distillation\.held_out a smaller number"):
+        spacy_distil.distil_pipeline(deciders("tests_zero_shot"), config, tmp_path / "out")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "So few documents tell little about a student" in output
+
+
 # Slow or paid teachers
 
 
