@@ -30,6 +30,7 @@ from spacy_distil.distillation.pipeline.corpus import split_doc
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
 from spacy_distil.distillation.pipeline.heads.annotation import Entities, declares
 from spacy_distil.distillation.pipeline.heads.softmax import output_layer
+from spacy_distil.distillation.pipeline.labels import is_encoder
 from spacy_distil.distillation.pipeline.losses import log_softmax, safe_log
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.hugging_face import is_hugging_face, load_classifier
@@ -123,6 +124,12 @@ def annotate_texts(
     _check_apart(output, paths, files)
     setup_gpu(gpu_id)
     nlp = _load(pipeline, lang)
+    if all(is_encoder(pipe) for _, pipe in nlp.pipeline):
+        names = ", ".join(map(repr, nlp.pipe_names)) or "none"
+        raise ConfigError(
+            f"The pipeline has no component that annotates documents (its components: {names}). "
+            "Give a pipeline with one, or a classifier of transformers."
+        )
     part_docs = shard_docs or PART_DOCS
     settings = {
         "shard_docs": part_docs,

@@ -27,6 +27,7 @@ from tests.distillation.pipeline import deciders as stand_ins
 from tests.distillation.pipeline.deciders import Service, asked, deciders
 from tests.distillation.pipeline.test_decisions import ODD, write_texts
 from tests.hugging_face.models import write_model
+from tests.util import write_encoder
 
 ALL = ("tests_zero_shot", "tests_spans", "tests_tokens", "tests_cats")
 
@@ -189,6 +190,11 @@ def test_outputs_and_texts_that_are_refused(texts: Path, tmp_path: Path) -> None
     for force in (False, True):
         with pytest.raises(ConfigError, match="no silver data"):
             annotate_texts(nlp, [texts], tmp_path / "full", shard_docs=3, force=force)
+    with pytest.raises(ConfigError, match=r"no component that annotates .* components: none\)"):
+        annotate_texts(spacy.blank("en"), [texts], tmp_path / "a.spacy")
+    encoder = write_encoder(tmp_path / "encoder", "bert")
+    with pytest.raises(ConfigError, match="no component that annotates .* 'transformer'"):
+        annotate_texts(encoder, [texts], tmp_path / "a.spacy", lang="en")
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
     with pytest.raises(CorpusError, match="no document with text"):
