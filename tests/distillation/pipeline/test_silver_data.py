@@ -193,7 +193,7 @@ def test_outputs_and_texts_that_are_refused(texts: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"no component that annotates .* components: none\)"):
         annotate_texts(spacy.blank("en"), [texts], tmp_path / "a.spacy")
     encoder = write_encoder(tmp_path / "encoder", "bert")
-    with pytest.raises(ConfigError, match="no component that annotates .* 'transformer'"):
+    with pytest.raises(ConfigError, match=r"no component that annotates .* 'transformer'"):
         annotate_texts(encoder, [texts], tmp_path / "a.spacy", lang="en")
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
