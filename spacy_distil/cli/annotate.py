@@ -17,7 +17,12 @@ from spacy_distil.pipelines import import_code
 @distil_cli.command("annotate", no_args_is_help=True)
 def annotate_cli(
     pipeline: Annotated[
-        str, typer.Argument(metavar="TEACHER", help="Pipeline: directory or package.")
+        str,
+        typer.Argument(
+            metavar="TEACHER",
+            help="Pipeline: directory or package. Or a fine-tuned model of transformers: directory "
+            "or hub name.",
+        ),
     ],
     texts: Annotated[
         list[Path],
@@ -64,6 +69,12 @@ def annotate_cli(
         int, typer.Option("--retries", help="Times that a document is tried again after an error.")
     ] = 0,
     txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
+    lang: Annotated[
+        str | None,
+        typer.Option(
+            "--lang", "-l", help="Model of transformers: code of the language, 'xx' for many."
+        ),
+    ] = None,
     gpu_id: Annotated[
         int, typer.Option("--gpu-id", "-g", help="GPU for spaCy's own layers; -1 for the CPU.")
     ] = -1,
@@ -97,6 +108,7 @@ def annotate_cli(
             rate_limit=rate_limit,
             retries=retries,
             txt_documents=txt_documents.value,
+            lang=lang,
             gpu_id=gpu_id,
             force=force,
             log=msg.info,

@@ -27,7 +27,7 @@ class TeacherSettings(Section):
         there is a rate limit.
     rate_limit: documents per minute, None for any number.
     retries: how many times a document is tried again after an error of a pipe of no known kind.
-    shard_tokens: tokens in a shard of the cache, None for 50,000. A killed run loses one shard at
+    shard_tokens: tokens in a shard of a new cache, None for 50,000. A killed run loses one shard at
         most.
     """
 
@@ -66,7 +66,7 @@ class TeacherCalls:
         if kind_of(pipe) is not None or is_encoder(pipe):
             return annotate(pipe, docs)
         # A pipe that fails may leave some docs annotated.
-        before = [doc.copy() for doc in docs]
+        before = list(map(_copy, docs))
         try:
             annotated = annotate(pipe, docs)
         except DistilError:
@@ -94,14 +94,14 @@ class TeacherCalls:
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT)
             try:
-                (annotated,) = annotate(pipe, [doc.copy()])
+                (annotated,) = annotate(pipe, [_copy(doc)])
                 return annotated
             except Exception as again:
                 error = again
         raise TeacherError(
             f"The teacher's {name!r} failed on {_quote(number, doc)}, after "
-            f"{self.settings.retries} retries: {_reason(error)}. What is recorded is kept: correct "
-            "the cause, or set more retries, and start again."
+            f"{self.settings.retries} retries: {_reason(error)}. What the same teacher has said is "
+            "kept: remove the cause, or set more retries, and start again."
         ) from error
 
 
@@ -124,6 +124,18 @@ def run_pipeline(
         yield name, pipe, docs
 
 
+def _copy(doc: Doc) -> Doc:
+    """Copy a doc, which keeps the user data: it may be large, or of a kind that has no copy."""
+    data = doc.user_data
+    doc.user_data = {}
+    try:
+        copy = doc.copy()
+    finally:
+        doc.user_data = data
+    copy.user_data = {**data}
+    return copy
+
+
 def _check_tokens(name: str, before: list[Doc], after: list[Doc]) -> None:
     """Raise TeacherError if a pipe does not return the same docs, token by token."""
     if len(before) != len(after):
@@ -132,7 +144,12 @@ def _check_tokens(name: str, before: list[Doc], after: list[Doc]) -> None:
             "one for each. Remove it from the teacher."
         )
     for old, new in zip(before, after, strict=True):
-        if not isinstance(new, Doc) or [t.orth for t in old] != [t.orth for t in new]:
+        if not isinstance(new, Doc):
+            raise TeacherError(
+                f"The teacher's {name!r} returned {new!r} for {old.text[:60]!r}: expected the "
+                "document. Let it return that."
+            )
+        if [t.orth for t in old] != [t.orth for t in new]:
             raise TeacherError(
                 f"The teacher's {name!r} changes the tokens of {old.text[:60]!r}, and the student "
                 "has other ones. Remove it from the teacher, or let it set annotation alone."

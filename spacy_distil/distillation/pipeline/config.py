@@ -149,7 +149,7 @@ class PipelineDistilConfig:
 FREE_ON_RESUME = frozenset(
     {
         f"{SECTION}.cache",
-        *(f"{SECTION}.teacher.{name}" for name in ("batch_size", "rate_limit", "retries")),
+        *(f"{SECTION}.teacher.{name}" for name in TeacherSettings.model_fields),
         "training.logger",
     }
 )

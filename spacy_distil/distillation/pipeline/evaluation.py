@@ -54,7 +54,8 @@ def check_development(
             f"so the best student could not be told from the others. Scores of "
             f"[training.score_weights]: {names}. Give annotated documents in [paths] dev, or "
             "documents that the teacher has annotated, or weights to the scores of what they are "
-            "annotated with."
+            "annotated with. If they are held out of the text, hold out more: give "
+            "distillation.held_out a smaller number."
         )
 
 

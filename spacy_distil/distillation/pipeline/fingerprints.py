@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import inspect
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -13,6 +19,7 @@ from spacy.tokens import Doc
 from thinc.api import Model
 from thinc.util import is_xp_array, to_numpy
 
+from spacy_distil.distillation.pipeline.labels import is_encoder, kind_of
 from spacy_distil.distillation.pipeline.language import tokenizer_to_bytes
 from spacy_distil.errors import ConfigError
 
@@ -28,8 +35,9 @@ def fingerprint_pipeline(nlp: Language) -> str:
 
     It covers the active pipes in their order, with names, configs and everything that they have
     learned, the tokenizer, and the vectors and tables of the vocab. Of a tokenizer that cannot be
-    saved, it covers the class alone. Saving, loading and using a
-    pipeline do not change it. A change of any weight does.
+    saved, it covers the class alone. Of components of no known kind it covers the code, too, if
+    that is the user's own. Saving, loading and using a pipeline do not change it. A change of any
+    weight does.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     configs = nlp.config["components"]
@@ -42,6 +50,8 @@ def fingerprint_pipeline(nlp: Language) -> str:
             _feed(digest, _learned(model))
         if hasattr(pipe, "to_bytes"):
             _feed(digest, pipe.to_bytes(exclude=["vocab", "model"]))
+        if kind_of(pipe) is None and not is_encoder(pipe):
+            _feed(digest, _own_code(pipe))
     vectors = nlp.vocab.vectors
     _feed(digest, vectors.to_bytes(exclude=["strings", "vectors"]))
     _feed(digest, getattr(vectors, "data", None))  # `to_bytes` would copy all of it
@@ -73,6 +83,41 @@ def _tokenizer(nlp: Language) -> Any:
     except ConfigError:
         kind = type(nlp.tokenizer)
         return [kind.__module__, kind.__qualname__]
+
+
+def _own_code(component: Any) -> str | None:
+    """Return the code of a component without comments: the file that it is in.
+
+    Word lists and rules may stand anywhere in the file. A program that is running has other things
+    in it, so there the component's own lines count.
+    RETURNS: None if the code is part of an installed package, or is in no file.
+    """
+    while isinstance(component, partial):
+        component = component.func
+    code = component if inspect.isroutine(component) else type(component)
+    # Of a class from a file of --code, Python knows no file: of its methods it does.
+    methods = filter(inspect.isfunction, vars(code).values()) if inspect.isclass(code) else ()
+    files = [_file_of(code), *map(_file_of, methods)]
+    path = next(filter(None, files), None)
+    if path is None or {"site-packages", "dist-packages"} & {*path.parts}:
+        return None
+    source = path.read_text(encoding="utf8")
+    if code.__module__ == "__main__":
+        with suppress(OSError):  # it has no lines of its own
+            source = inspect.getsource(code)
+    try:
+        return ast.dump(ast.parse(dedent(source)))
+    except SyntaxError:  # lines that do not stand by themselves, such as a lambda's
+        return source
+
+
+def _file_of(code: Any) -> Path | None:
+    """Return the Python file of a function or a class, if there is one."""
+    try:
+        path = Path(inspect.getsourcefile(code) or "")
+    except (OSError, TypeError):
+        return None
+    return path if path.is_file() else None
 
 
 def _learned(model: Model) -> dict[str, Any]:

@@ -61,6 +61,8 @@ from spacy_distil.hugging_face import is_hugging_face, load_classifier
 from spacy_distil.pipelines import load_pipeline, loading_problem
 from spacy_distil.runs.directory import RunDirectory
 
+FEW_HELD_OUT = 20  # the user is told
+
 
 @dataclass(frozen=True)
 class DistilledPipeline:
@@ -290,6 +292,12 @@ class PipelineRun:
         msg.info(
             f"Scores are agreement with the teacher, on {len(docs):,} documents that are held out"
         )
+        if len(docs) < FEW_HELD_OUT:
+            msg.warn(
+                "So few documents tell little about a student. Give more text, annotated documents "
+                "in [paths] dev, or distillation.held_out a smaller number than "
+                f"{self.settings.held_out}"
+            )
         return agreement_examples(self.student, docs, annotated, sources, pipes)
 
     def _announce(self, earlier: Mapping[str, Any] | None) -> None:

@@ -28,9 +28,12 @@ from wasabi import msg
 from spacy_distil.distillation.pipeline.calls import TeacherCalls, TeacherSettings
 from spacy_distil.distillation.pipeline.corpus import split_doc
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
+from spacy_distil.distillation.pipeline.heads.annotation import Entities, declares
 from spacy_distil.distillation.pipeline.heads.softmax import output_layer
+from spacy_distil.distillation.pipeline.labels import is_encoder
 from spacy_distil.distillation.pipeline.losses import log_softmax, safe_log
 from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.hugging_face import is_hugging_face, load_classifier
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.runs.files import atomic_file, write_text
 from spacy_distil.runs.outputs import check_file, check_writable
@@ -78,13 +81,14 @@ def annotate_texts(
     rate_limit: float | None = None,
     retries: int = 0,
     txt_documents: TxtDocuments = "auto",
+    lang: str | None = None,
     gpu_id: int = -1,
     force: bool = False,
     log: Callable[[str], object] = lambda message: None,
 ) -> SilverData:
     """Run a pipeline over texts, and write its annotation.
 
-    pipeline: a pipeline, or its directory or package.
+    pipeline: a pipeline, or its directory or package. Or a fine-tuned model of transformers.
     paths: files or directories of text: .txt, .jsonl and .spacy, whose annotation is not read.
         Documents without text are left out.
     output: a .spacy file, or with `shard_docs` a directory.
@@ -96,6 +100,7 @@ def annotate_texts(
     batch_size, rate_limit, retries: see `TeacherSettings`. The batch size is BATCH_DOCS if there is
         no rate limit.
     txt_documents: see `TxtDocuments`.
+    lang: code of the language, for a model of transformers.
     gpu_id: GPU for the layers of spaCy, or -1 for the CPU.
     force: replace silver data of another pipeline, other texts or other settings.
     log: is told how the work goes on.
@@ -116,8 +121,15 @@ def annotate_texts(
     txt = TxtFiles(txt_documents)
     files = find_files(paths, setting="TEXTS")
     _check_output(output, is_directory=shard_docs > 0, force=force)
+    _check_apart(output, paths, files)
     setup_gpu(gpu_id)
-    nlp = pipeline if isinstance(pipeline, Language) else load_pipeline(str(pipeline))
+    nlp = _load(pipeline, lang)
+    if all(is_encoder(pipe) for _, pipe in nlp.pipeline):
+        names = ", ".join(map(repr, nlp.pipe_names)) or "none"
+        raise ConfigError(
+            f"The pipeline has no component that annotates documents (its components: {names}). "
+            "Give a pipeline with one, or a classifier of transformers."
+        )
     part_docs = shard_docs or PART_DOCS
     settings = {
         "shard_docs": part_docs,
@@ -137,20 +149,54 @@ def annotate_texts(
             continue
         if not annotated and number:
             log(f"Going on after {start:,} documents")
-        kept = _annotate(nlp, part, start, calls, min_confidence, exclusive_cats)
-        parts.write(number, digest, len(part), kept)
+        kept, n_scored = _annotate(nlp, part, start, calls, min_confidence, exclusive_cats)
+        parts.write(number, digest, len(part), n_scored, kept)
         annotated += len(part)
         log(f"{start + len(part):,} documents")
     parts.finish(n_parts)
     txt.tell(log)
     if not shard_docs:
         _merge(parts, output)
-    total = {key: sum(part[key] for part in parts.entries) for key in ("read", "kept", "words")}
+    counts = ("read", "scored", "kept", "words")
+    total = {key: sum(part[key] for part in parts.entries) for key in counts}
+    if min_confidence is not None and not total["scored"]:
+        msg.warn(
+            f"min_confidence = {min_confidence} leaves out nothing: no component leaves scores "
+            '(probabilities of labels, doc.cats, or attrs["scores"] of a span group)'
+        )
     if not total["kept"]:
         msg.warn(f"{output} has no documents: none is as sure as min_confidence")
     return SilverData(
         output, total["kept"], total["words"], total["read"] - total["kept"], annotated
     )
+
+
+def _load(pipeline: Language | str | Path, lang: str | None) -> Language:
+    """Load a pipeline, or make one of a model of transformers."""
+    is_model = not isinstance(pipeline, Language) and is_hugging_face(pipeline)
+    if lang is not None and not is_model:
+        raise ConfigError(
+            f"lang = {lang!r}: the pipeline has a language of its own, and lang is for models of "
+            "transformers. Leave it out."
+        )
+    if isinstance(pipeline, Language):
+        return pipeline
+    return load_classifier(pipeline, lang) if is_model else load_pipeline(pipeline)
+
+
+def _check_apart(output: Path, paths: Sequence[str | Path], files: Sequence[Path]) -> None:
+    """Raise ConfigError if the output would be text to read, now or in the next call.
+
+    files: in the paths. Files in a directory are text, but not those in directories inside it.
+    """
+    place = output.resolve()
+    directories = {Path(path).resolve() for path in paths if Path(path).is_dir()}
+    texts = {file.resolve() for file in files}
+    is_inside = output.suffix == ".spacy" and place.parent in directories
+    if is_inside or place in texts | directories | {text.parent for text in texts}:
+        raise ConfigError(
+            f"{output} is among the texts, and would be read as text. Give another output."
+        )
 
 
 def _check_output(output: Path, *, is_directory: bool, force: bool) -> None:
@@ -191,13 +237,16 @@ def _annotate(
     calls: TeacherCalls,
     min_confidence: float | None,
     exclusive_cats: bool,
-) -> list[Doc]:
-    """Annotate docs. RETURNS: those that are sure enough, with categories of 0 and 1.
+) -> tuple[list[Doc], int]:
+    """Annotate docs.
 
     start: number of the first doc, for errors.
+    RETURNS (kept, n_scored): the docs that are sure enough, with categories of 0 and 1, and the
+        number of docs that have a confidence.
     """
     kept = []
-    has_scores = False
+    n_scored = 0
+    declares_entities = any(declares(nlp, name, Entities) for name in nlp.pipe_names)
     for batch in calls.batches(range(start, start + len(docs))):
         annotated = docs[batch.start - start : batch.stop - start]
         confidence = np.full(len(annotated), np.nan)
@@ -206,19 +255,17 @@ def _annotate(
                 confidence = np.fmin(confidence, _token_confidence(pipe, annotated))
             annotated = calls.annotate(name, pipe, annotated, batch)
         if min_confidence is not None:
-            confidence = np.fmin(confidence, [_doc_confidence(nlp, doc) for doc in annotated])
-            has_scores |= not np.isnan(confidence).all()
+            sure_of_docs = [_doc_confidence(nlp, doc, exclusive_cats) for doc in annotated]
+            confidence = np.fmin(confidence, sure_of_docs)
+            n_scored += int((~np.isnan(confidence)).sum())
         for doc, sure in zip(annotated, confidence.tolist(), strict=True):
             if min_confidence is None or not sure < min_confidence:  # NaN: nothing has a score
                 doc.cats = _decide(nlp, doc, exclusive_cats)
+                if declares_entities and not doc.has_annotation("ENT_IOB"):
+                    doc.ents = []  # to spaCy, entities that nobody has set are unknown
                 doc.tensor, doc.user_data = np.zeros((0,), dtype="f"), {}  # they are not written
                 kept.append(doc)
-    if min_confidence is not None and not has_scores:
-        raise ConfigError(
-            f"min_confidence = {min_confidence}, but no component leaves scores: probabilities of "
-            'labels, doc.cats, or attrs["scores"] of a span group. Leave it out.'
-        )
-    return kept
+    return kept, n_scored
 
 
 def _token_confidence(pipe: Any, docs: Sequence[Doc]) -> Any:
@@ -244,10 +291,17 @@ def _token_confidence(pipe: Any, docs: Sequence[Doc]) -> Any:
     return confidence
 
 
-def _doc_confidence(nlp: Language, doc: Doc) -> float:
+def _doc_confidence(nlp: Language, doc: Doc, exclusive_cats: bool) -> float:
     """Return the lowest confidence of categories and spans, NaN if there are none."""
-    sure = [1.0 * min(map(float, g.attrs["scores"])) for g in doc.spans.values() if _is_scored(g)]
-    for labels, is_exclusive in _groups(nlp, doc, exclusive_cats=False):
+    sure = [min(map(float, g.attrs["scores"])) for g in doc.spans.values() if _is_scored(g)]
+    for label, score in doc.cats.items():
+        if not 0 <= score <= 1 + 1e-4:
+            raise ConfigError(
+                f"doc.cats[{label!r}] = {score:.4g} on the document {doc.text[:60]!r}: expected a "
+                "probability from 0 to 1, which is all that min_confidence can be compared with. "
+                "Leave min_confidence out."
+            )
+    for labels, is_exclusive in _groups(nlp, doc, exclusive_cats=exclusive_cats):
         scores = [doc.cats[label] for label in labels]
         if is_exclusive:
             sure.append(max(scores))
@@ -297,7 +351,7 @@ class _Parts:
     """The parts in a directory.
 
     entries: of the parts, in their order: digest of the documents, numbers of documents that were
-        read and kept, their words, and SHA-256 of the file.
+        read, have scores and were kept, their words, and SHA-256 of the file.
     """
 
     def __init__(
@@ -353,13 +407,19 @@ class _Parts:
     def path(self, number: int) -> Path:
         return self.directory / PART.replace("*", f"{number:05}")
 
-    def write(self, number: int, digest: str, n_docs: int, docs: Sequence[Doc]) -> None:
-        """Write a part. n_docs: how many documents were read for it."""
+    def write(
+        self, number: int, digest: str, n_docs: int, n_scored: int, docs: Sequence[Doc]
+    ) -> None:
+        """Write a part.
+
+        n_docs, n_scored: how many documents were read for it, and how many of them have scores.
+        """
         path = self.path(number)
         _write(DocBin(attrs=ATTRIBUTES, docs=docs), path)
         entry = {
             "documents": digest,
             "read": n_docs,
+            "scored": n_scored,
             "kept": len(docs),
             "words": sum(map(len, docs)),
             "sha256": sha256(path.read_bytes()).hexdigest(),

@@ -222,8 +222,14 @@ def check_annotation(student: Language, examples: Sequence[Example], pairing: Pa
     pairing: the pipes that learn from the teacher.
     """
     given = student.config.interpolate()["initialize"]["components"]
+    nobody = "the teacher has no pipe that could teach it"
+    if pairing.unused:
+        nobody += (
+            ", as far as its components declare what they set. If one of them sets it, name it: "
+            "teacher in [distillation.pipes.{}]"
+        )
     problems = [
-        f"{name!r}: {pairing.alone.get(name, 'the teacher has no pipe that could teach it')}"
+        f"{name!r}: {pairing.alone.get(name, nobody.format(name))}"
         for name, pipe in student.pipeline
         if is_learner(pipe)
         and name not in pairing.sources

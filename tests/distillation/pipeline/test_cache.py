@@ -347,6 +347,23 @@ def test_a_cache_of_other_sources_is_refused(tmp_path: Path) -> None:
     assert idle.seen == fewer.seen == []
 
 
+def test_shards_of_another_size_are_kept(tmp_path: Path) -> None:
+    """Whatever the setting is now: the teacher may be paid."""
+    lengths = [3, 4, 5, 6, 2, 1]
+    open_with(Teacher(lengths), tmp_path, shard_tokens=7)
+    names = sorted(path.name for path in tmp_path.glob("shard-*"))
+    assert len(names) > 2
+    (tmp_path / names[1]).unlink()
+    teacher = Teacher(lengths)
+    cache = open_with(teacher, tmp_path, shard_tokens=100)
+    assert sorted(path.name for path in tmp_path.glob("shard-*")) == names
+    assert teacher.seen == [2]
+    assert_reads(cache, teacher, range(len(lengths)))
+    idle = Teacher(lengths)
+    assert_reads(open_with(idle, tmp_path, shard_tokens=1), idle, range(len(lengths)))
+    assert idle.seen == []
+
+
 def test_another_version_is_refused(tmp_path: Path) -> None:
     open_with(Teacher([3, 4]), tmp_path)
     state = tmp_path / "cache.json"

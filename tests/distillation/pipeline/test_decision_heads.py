@@ -332,6 +332,9 @@ def test_the_source_of_records_names_labels_and_settings() -> None:
             settings = PipeSettings(target="silver", teacher="t", threshold=threshold)
             sources.add(decision_head(pipe, None, settings).source)
     assert len(sources) == 4
+    pipe.cfg["spans_key"] = "other"  # the teacher's group, too, without a setting
+    sources.add(decision_head(pipe, None, settings).source)
+    assert len(sources) == 5
 
 
 def test_every_kind_of_pipe_has_a_kind_of_annotation() -> None:

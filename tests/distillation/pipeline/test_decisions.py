@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,24 @@ def test_text_alone_teaches_what_a_component_decides(
     assert [doc.text for doc in docs] == ODD
 
 
+def test_what_is_missing_is_named(
+    bert_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A component that declares nothing, and held-out documents in which nothing is found."""
+    config = text_config(bert_dir, tmp_path, "tagger", steps=4)
+    nlp = deciders("tests_tokens")
+    with pytest.raises(ConfigError, match=r"name it: teacher in \[distillation\.pipes\.tagger\]"):
+        spacy_distil.distil_pipeline(nlp, config, tmp_path / "out")
+    texts = [{"text": f"Ann saw Oslo {i} ." if i else "Nothing here ."} for i in range(12)]
+    config = text_config(bert_dir, tmp_path, "ner", steps=4)
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    config["distillation"]["held_out"] = 50
+    with pytest.raises(CorpusError, match=r"give distillation\.held_out a smaller number"):
+        spacy_distil.distil_pipeline(deciders("tests_zero_shot"), config, tmp_path / "out")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "So few documents tell little about a student" in output
+
+
 # Slow or paid teachers
 
 
@@ -242,6 +261,27 @@ def test_components_that_change_tokens_or_lose_documents_are_refused() -> None:
     two = [Doc(teacher.vocab, words=[word]) for word in ("a", "b")]
     with pytest.raises(TeacherError, match="returned 1 documents for 2"):
         run("loses", Loses(), two, range(2))
+    with pytest.raises(TeacherError, match="'forgets' returned None for 'a ': expected the doc"):
+        run("forgets", lambda doc: None, two, range(2))
+
+
+def test_user_data_need_not_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A component before this one may leave anything on a document, such as a lock."""
+    nlp = spacy.blank("en")
+    doc = nlp.make_doc("Ann left")
+    lock = threading.Lock()
+    doc.user_data["lock"] = lock
+    monkeypatch.setattr(calls_module.time, "sleep", lambda seconds: None)
+    fails = [True]
+
+    def busy(doc: Doc) -> Doc:
+        doc.user_data["mine"] = 1
+        if fails:
+            raise OSError(fails.pop())
+        return doc
+
+    (again,) = TeacherCalls(TeacherSettings(retries=1)).annotate("busy", busy, [doc], range(1))
+    assert again.user_data == {"lock": lock, "mine": 1}
 
 
 # Labels

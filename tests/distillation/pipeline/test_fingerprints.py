@@ -21,6 +21,7 @@ from spacy.util import fix_random_seed
 from thinc.api import set_dropout_rate
 
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
+from spacy_distil.pipelines import import_code
 from tests.util import head_config, torch_model_of
 
 TEXTS = ["We like Rome. Ann went there, somehow.", "We", "Bob"]
@@ -243,6 +244,61 @@ def test_pipes_that_learn_nothing() -> None:
     prints = {fingerprint_pipeline(nlp) for nlp in (blank, sentencizer, merger, german)}
     assert len(prints) == 4
     assert fingerprint_pipeline(spacy.blank("en")) in prints
+
+
+CODE = """
+from functools import partial
+from spacy.language import Language
+
+NAMES = ["Ann"]
+
+@Language.component("tests_own_function")
+def own_function(doc):
+    return doc
+
+class Own:
+    def __call__(self, doc):
+        return doc
+
+@Language.factory("tests_own_class")
+def make_own(nlp, name):
+    return Own()
+
+@Language.factory("tests_own_partial")
+def make_partial(nlp, name):
+    return partial(partial(own_function))
+"""
+
+
+def test_own_code_counts(tmp_path: Path) -> None:
+    """All of its file, but for comments."""
+    prints = []
+    for code in (CODE, "# Names" + CODE, CODE.replace("Ann", "Bob")):
+        (tmp_path / "code.py").write_text(code)
+        import_code(tmp_path / "code.py")
+        own = []
+        for name in ("tests_own_function", "tests_own_class", "tests_own_partial"):
+            nlp = spacy.blank("en")
+            nlp.add_pipe(name)
+            own.append(fingerprint_pipeline(nlp))
+        prints.append(own)
+    assert prints[0] == prints[1]
+    assert not {*prints[0]} & {*prints[2]}
+
+
+@pytest.mark.slow
+def test_the_own_code_of_a_program_counts_without_the_rest(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    end = "def main():\n    nlp = spacy.blank('en')\n    nlp.add_pipe('tests_own_class')\n"
+    end += "    print(fingerprint_pipeline(nlp), {steps})\n"
+    start = "import spacy\nfrom spacy_distil.distillation.pipeline.fingerprints import "
+    start += "fingerprint_pipeline\n"
+    prints = []
+    for steps, code in ((1, CODE), (2, CODE), (1, CODE.replace("__call__(self", "__call__(this"))):
+        program.write_text(start + code + end.format(steps=steps) + "main()\n")
+        done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+        prints.append(done.stdout.split()[0])
+    assert prints[0] == prints[1] != prints[2]
 
 
 # Documents

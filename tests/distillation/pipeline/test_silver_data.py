@@ -22,9 +22,12 @@ from typer.testing import CliRunner
 from spacy_distil.cli import distil_cli
 from spacy_distil.distillation.pipeline.silver_data import annotate_texts
 from spacy_distil.errors import ConfigError, CorpusError, TeacherError
+from spacy_distil.hugging_face import load_classifier
 from tests.distillation.pipeline import deciders as stand_ins
 from tests.distillation.pipeline.deciders import Service, asked, deciders
 from tests.distillation.pipeline.test_decisions import ODD, write_texts
+from tests.hugging_face.models import write_model
+from tests.util import write_encoder
 
 ALL = ("tests_zero_shot", "tests_spans", "tests_tokens", "tests_cats")
 
@@ -65,7 +68,10 @@ def test_the_file_has_the_pipelines_annotation(texts: Path, tmp_path: Path) -> N
     nlp = deciders(*ALL)
     silver = annotate_texts(nlp, [texts], tmp_path / "silver.spacy", exclusive_cats=True)
     docs = read(tmp_path / "silver.spacy")
-    assert [annotation(doc) for doc in docs] == expected(nlp, texts)
+    given = list(map(nlp, _given(texts)))
+    for doc in given:
+        doc.ents = doc.ents  # a component that declares entities has found none
+    assert list(map(annotation, docs)) == list(map(annotation, given))
     assert (
         len(docs)
         == silver.documents
@@ -161,7 +167,7 @@ def test_an_error_of_the_pipeline_names_the_document_and_keeps_the_rest(
         ({"shard_docs": -1}, "shard_docs = -1"),
         ({"min_confidence": 1.5}, r"min_confidence = 1\.5"),
         ({"rate_limit": 0.0}, r"annotate\.rate_limit = 0\.0"),
-        ({"min_confidence": 0.5}, "no component leaves scores"),
+        ({"lang": "en"}, "lang = 'en': the pipeline has a language of its own"),
     ],
 )
 def test_settings_that_cannot_work(
@@ -184,6 +190,11 @@ def test_outputs_and_texts_that_are_refused(texts: Path, tmp_path: Path) -> None
     for force in (False, True):
         with pytest.raises(ConfigError, match="no silver data"):
             annotate_texts(nlp, [texts], tmp_path / "full", shard_docs=3, force=force)
+    with pytest.raises(ConfigError, match=r"no component that annotates .* components: none\)"):
+        annotate_texts(spacy.blank("en"), [texts], tmp_path / "a.spacy")
+    encoder = write_encoder(tmp_path / "encoder", "bert")
+    with pytest.raises(ConfigError, match=r"no component that annotates .* 'transformer'"):
+        annotate_texts(encoder, [texts], tmp_path / "a.spacy", lang="en")
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
     with pytest.raises(CorpusError, match="no document with text"):
@@ -231,6 +242,67 @@ def test_confidence_of_cats_and_spans(texts: Path, tmp_path: Path) -> None:
     assert {sum(doc.cats.values()) for doc in read(tmp_path / "c.spacy")} == {1.0}
 
 
+def test_documents_without_scores_stay(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some documents have no span, so that a whole part may be without scores."""
+    spans = deciders("tests_spans")
+    whole = annotate_texts(spans, [texts], tmp_path / "whole.spacy", min_confidence=0.5)
+    parts = annotate_texts(spans, [texts], tmp_path / "out", shard_docs=1, min_confidence=0.5)
+    assert (parts.documents, parts.left_out) == (whole.documents, whole.left_out)
+    assert "leaves out nothing" not in capsys.readouterr().out
+    rules = deciders("tests_zero_shot")
+    silver = annotate_texts(rules, [texts], tmp_path / "out2", shard_docs=5, min_confidence=0.5)
+    assert silver.left_out == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "min_confidence = 0.5 leaves out nothing: no component leaves scores" in output
+
+
+def test_confidence_of_categories_that_exclude_each_other(texts: Path, tmp_path: Path) -> None:
+    """It is the highest, 0.8 or 0.9 here: half of that at this scale."""
+    half = deciders("tests_cats", tests_cats={"scale": 0.5})
+    out = tmp_path / "a.spacy"
+    silver = annotate_texts(half, [texts], out, exclusive_cats=True, min_confidence=0.42)
+    docs = read(out)
+    assert silver.left_out > 3
+    assert len(docs) > 3
+    assert not {token.text for doc in docs for token in doc} & stand_ins.PEOPLE
+    wild = deciders("tests_cats", tests_cats={"scale": 20.0})
+    with pytest.raises(ConfigError, match=r"= 2 on the document .* Leave min_confidence out"):
+        annotate_texts(wild, [texts], tmp_path / "b.spacy", exclusive_cats=True, min_confidence=0.5)
+
+
+def test_no_entities_are_not_unknown_entities(texts: Path, tmp_path: Path) -> None:
+    """The component declares entities, and leaves documents without any as they are."""
+    annotate_texts(deciders("tests_zero_shot"), [texts], tmp_path / "silver.spacy")
+    docs = read(tmp_path / "silver.spacy")
+    assert sum(not doc.ents for doc in docs) > 3
+    assert all(token.ent_iob_ in "BIO" and token.ent_iob_ for doc in docs for token in doc)
+    annotate_texts(deciders("tests_cats"), [texts], tmp_path / "cats.spacy")
+    assert not any(doc.has_annotation("ENT_IOB") for doc in read(tmp_path / "cats.spacy"))
+
+
+def test_outputs_among_the_texts_are_refused(texts: Path, tmp_path: Path) -> None:
+    """The next call would annotate its own output, or lose the annotation that it replaces."""
+    nlp = deciders("tests_zero_shot")
+    gold = tmp_path / "gold.spacy"
+    annotate_texts(nlp, [texts], gold)
+    before = gold.read_bytes()
+    (tmp_path / "link.spacy").symlink_to(gold)
+    for paths, output, options in [
+        ([gold], gold, {"force": True}),
+        ([tmp_path / "link.spacy"], gold, {"force": True}),
+        ([tmp_path], tmp_path / "silver.spacy", {}),
+        ([tmp_path], tmp_path, {"shard_docs": 3}),
+        ([gold], tmp_path, {"shard_docs": 3}),
+    ]:
+        with pytest.raises(ConfigError, match="is among the texts"):
+            annotate_texts(nlp, paths, output, **options)
+    assert gold.read_bytes() == before
+    annotate_texts(nlp, [tmp_path], tmp_path / "silver", shard_docs=50)
+    annotate_texts(nlp, [tmp_path], tmp_path / "elsewhere" / "silver.spacy")
+
+
 def test_confidence_of_softmax_is_that_of_the_model(
     teacher: Language, texts: Path, tmp_path: Path
 ) -> None:
@@ -255,6 +327,24 @@ def test_confidence_of_softmax_is_that_of_the_model(
 def _given(path: Path) -> list[str]:
     given = [json.loads(line)["text"] for line in path.read_text(encoding="utf8").splitlines()]
     return [text for text in given if text.strip()]
+
+
+def test_a_model_of_transformers(texts: Path, tmp_path: Path) -> None:
+    labels = ["O", "B-PER", "I-PER"]
+    model = str(write_model(tmp_path / "bert", "bert", "TokenClassification", labels))
+    words = ["annotate", model, str(texts), "--output", str(tmp_path / "out"), "--shard-docs", "4"]
+    result = CliRunner().invoke(distil_cli, words)
+    assert result.exit_code == 1
+    assert "Name the language with --lang" in " ".join(result.output.split())
+    result = CliRunner().invoke(distil_cli, [*words, "--lang", "en"])
+    assert result.exit_code == 0, result.output
+    nlp = load_classifier(model, "en")
+    docs = read(tmp_path / "out")
+    assert [annotation(doc) for doc in docs] == expected(nlp, texts)
+    assert sum(len(doc.ents) for doc in docs) > 3
+    # Another process knows that they are done.
+    again = annotate_texts(model, [texts], tmp_path / "out", shard_docs=4, lang="en")
+    assert (again.annotated, again.documents) == (0, len(docs))
 
 
 def test_the_command(texts: Path, tmp_path: Path) -> None:

@@ -101,8 +101,6 @@ def differences(existing: State, needed: State) -> list[str]:
     recorded = existing["recorded"]
     if any(recorded.get(head) != fields for head, fields in needed["recorded"].items()):
         changed.append("what is recorded")
-    if not changed and recorded == needed["recorded"] and existing["shards"] != needed["shards"]:
-        changed.append("the format of the cache")
     return list(dict.fromkeys(changed))
 
 

@@ -73,14 +73,17 @@ def open_cache(
     if existing is not None and not changed:
         existing_layout = replace(layout, bounds=existing["shards"])
         usable = TeacherCache(directory, existing_layout, identity_of(existing))
-        missing = _missing(usable, force)
-        if not missing:
+        unusable = _missing(usable, force)
+        if not unusable:
             summary = _summary(layout, usable.n_bytes)
             msg.info(f"Using the teacher's cache in {directory}: {summary}")
             return usable
-        if existing["recorded"] != state["recorded"]:
+        if existing["recorded"] == state["recorded"]:
+            # Its shards may be of another size.
+            cache, layout, state, missing = usable, existing_layout, existing, unusable
+        else:
             # It has more heads than needed. This run cannot record them, so it cannot fill it.
-            changed, missing = ["what is recorded"], list(range(layout.n_shards))
+            changed = ["what is recorded"]
     if changed and not force:
         raise ConfigError(
             f"The teacher's cache in {directory} has other contents. Changed since it was made: "

@@ -8,6 +8,7 @@ from typing import Any
 from spacy.pipeline import (
     MultiLabel_TextCategorizer,
     SentenceRecognizer,
+    SpanCategorizer,
     TrainablePipe,
 )
 from spacy.tokens import Doc
@@ -33,7 +34,7 @@ class DecisionHead(SilverHead):
 
     @property
     def source(self) -> str:
-        return f"{super().source}, {_describe(self.settings)}"
+        return f"{super().source}, {_describe(self.student, self.settings)}"
 
     def _decide(self, docs: Sequence[Doc]) -> Sequence[Doc]:
         return docs
@@ -58,7 +59,7 @@ class CatsHead(TextcatHead):
 
     @property
     def source(self) -> str:
-        return f"{super().source}, {_describe(self.settings)}"
+        return f"{super().source}, {_describe(self.student, self.settings)}"
 
     def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
         rows: list[Array] = []
@@ -98,6 +99,9 @@ def check_settings(student: TrainablePipe, settings: PipeSettings) -> None:
         )
 
 
-def _describe(settings: PipeSettings) -> str:
+def _describe(student: TrainablePipe, settings: PipeSettings) -> str:
     """Describe the settings that records depend on."""
-    return f"{settings.target}, spans {settings.spans_key!r}, threshold {settings.threshold}"
+    key = settings.spans_key
+    if key is None and isinstance(student, SpanCategorizer):
+        key = student.key
+    return f"{settings.target}, spans {key!r}, threshold {settings.threshold}"
