@@ -5,8 +5,8 @@
 
 Agreement with the teacher is scored on text that the student has not seen, annotated by the teacher
 (`spacy distil annotate`). A column tells how far the teacher agrees with itself on the same text in
-lower case, which is all that a student on an uncased encoder sees. Words/s of both are measured from
-raw text on one core, as they are, and without their parsers.
+lower case, which is all that a student on an uncased encoder sees. Words/s of both are measured
+from raw text on one core, as they are, and without their parsers.
 """
 
 from __future__ import annotations
