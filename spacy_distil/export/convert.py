@@ -107,6 +107,7 @@ def convert(
     agreement is too low.
     """
     pipeline, output = str(pipeline), Path(output)
+    check_output(output, force=force, source=Path(pipeline))
     package = find_package(pipeline)
     require_all({package.module: "interop", **TRAINING}, purpose="Converting a pipeline")
     from spacy_distil.export.conversion_check import check_conversion, read_check_documents
@@ -114,7 +115,6 @@ def convert(
 
     if not 0 <= min_agreement <= 1:
         raise ConfigError(f"min_agreement = {min_agreement}: expected 0 to 1.")
-    check_output(output, force=force, source=Path(pipeline))
     log(f"Loading {pipeline}")
     original = load_pipeline(pipeline)
     plan = make_plan(original, package.load(), private_copies=private_copies)
@@ -174,9 +174,9 @@ def convert_and_quantize(
     Raises ConfigError, and writes nothing, if one of them fails.
     """
     pipeline, output = str(pipeline), Path(output)
+    check_output(output, force=force, source=Path(pipeline))
     needs = {find_package(pipeline).module: "interop", **TRAINING, **QUANTIZING}
     require_all(needs, purpose="Converting and quantizing a pipeline")
-    check_output(output, force=force, source=Path(pipeline))
     checked: dict[str, Any] = {
         "corpus": corpus,
         "limit": limit,

@@ -17,6 +17,7 @@ from spacy_distil.cli.configs import encoder_config
 # torch and transformers cannot be imported, as where the extra "train" is not installed.
 BLOCKED = """
 import importlib.abc, sys
+from importlib import metadata
 
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -24,6 +25,11 @@ class Block(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Block())
+# It imports torch where spaCy starts.
+installed = metadata.distributions
+metadata.distributions = lambda **kwargs: (
+    each for each in installed(**kwargs) if each.name != "spacy-curated-transformers"
+)
 from spacy.cli import setup_cli
 setup_cli()
 """

@@ -39,7 +39,9 @@ def test_docs_keep_to_themselves(family: str, texts: list[str], window: int, ove
     alone = []
     for doc in docs:
         one = encode_docs([doc], tokenizer, window=10_000, overlap=0, pooling="mean")
-        ids: Any = tokenizer([doc.text])[0].ids
+        # The space after the last token is no part of it.
+        text = doc.text[:-1] if len(doc) and doc[-1].whitespace_ else doc.text
+        ids: Any = tokenizer([text])[0].ids
         assert [window.tolist() for window in one.windows] == ([ids.tolist()] if len(ids) else [])
         alone.append(one.pooling.forward(OPS, ids[:, None].astype("f"))[0])
     np.testing.assert_allclose(together, np.concatenate([*alone, np.zeros((0, 1))]), rtol=1e-4)

@@ -28,7 +28,7 @@ sys.meta_path.insert(0, Block())
 installed = metadata.distributions
 metadata.distributions = lambda **kwargs: (
     each for each in installed(**kwargs)
-    if each.name not in ("spacy-distil", "spacy-transformers", *GONE)
+    if each.name not in ("spacy-distil", "spacy-transformers", "spacy-curated-transformers", *GONE)
 )
 sys.argv = sys.argv[1:]
 sys.path[0] = os.path.dirname(sys.argv[0])
