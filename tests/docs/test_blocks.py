@@ -59,6 +59,7 @@ NOT_RUN = {
     ("docs/results.md", "--vars.dataset ewt"): "downloads corpora and takes two hours",
     ("docs/results.md", "--vars.dataset custom"): "needs a corpus and takes an hour",
     ("docs/results.md", "benchmarks.stages"): "needs trained pipelines",
+    ("docs/results.md", "benchmarks.any_model"): "needs published models and takes an hour",
     (
         "docs/results.md",
         "benchmarks.pipeline_distillation.rows",
