@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from spacy_distil.component.nlp_config import set_requirement
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.quantize import NEEDS as QUANTIZING
-from spacy_distil.export.quantize import Quantization, quantize
+from spacy_distil.export.quantize import Quantization, quantize_converted
 from spacy_distil.export.sources.packages import Package, find_package
 from spacy_distil.export.sources.source import Source
 from spacy_distil.pipelines import load_pipeline
@@ -183,18 +184,13 @@ def convert_and_quantize(
         "txt_documents": txt_documents,
         "batch_size": batch_size,
     }
-    with scratch_directory(output.parent) as scratch:
-        converted = scratch / "converted"
-        conversion = convert(pipeline, converted, log=log, **checked, **settings)
-        log("Quantizing the converted pipeline")
-        try:
-            quantization = quantize(converted, output, force=force, log=log, **checked)
-        except ConfigError as error:
-            raise ConfigError(
-                f"The converted pipeline cannot be quantized: {error} Convert it without "
-                "quantizing, and then try 'spacy distil quantize' with other settings."
-            ) from error
-    return conversion, quantization
+    return quantize_converted(
+        partial(convert, pipeline, log=log, **checked, **settings),
+        output,
+        force=force,
+        log=log,
+        **checked,
+    )
 
 
 def write_converted(

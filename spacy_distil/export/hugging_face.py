@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from spacy.language import Language
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.hugging_face_check import ModelCheck, check_model
 from spacy_distil.export.quantize import NEEDS as QUANTIZING
-from spacy_distil.export.quantize import Quantization, quantize
+from spacy_distil.export.quantize import Quantization, quantize_converted
 from spacy_distil.hugging_face.load import load_model
 from spacy_distil.pipelines import load_pipeline
-from spacy_distil.runs.files import atomic_directory, scratch_directory
+from spacy_distil.runs.files import atomic_directory
 from spacy_distil.runs.outputs import check_output
 from spacy_distil.text.documents import Documents, example_documents, read_documents
 from spacy_distil.text.plain_text import TxtDocuments
@@ -138,17 +139,11 @@ def convert_model_and_quantize(
     )
     check_output(output, force=force, source=Path(name))
     checked: dict[str, Any] = {"corpus": corpus, "limit": limit, "txt_documents": txt_documents}
-    with scratch_directory(output.parent) as scratch:
-        converted = scratch / "converted"
-        conversion = convert_model(name, converted, log=log, **checked, **settings)
-        log("Quantizing the pipeline")
-        try:
-            quantization = quantize(
-                converted, output, batch_size=batch_size, force=force, log=log, **checked
-            )
-        except ConfigError as error:
-            raise ConfigError(
-                f"The converted model cannot be quantized: {error} Convert it without quantizing, "
-                "and then try 'spacy distil quantize' with other settings."
-            ) from error
-    return conversion, quantization
+    return quantize_converted(
+        partial(convert_model, name, log=log, **checked, **settings),
+        output,
+        batch_size=batch_size,
+        force=force,
+        log=log,
+        **checked,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import srsly
 from spacy.language import Language
@@ -19,7 +19,7 @@ from spacy_distil.engines.files import TOKENIZER
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
 from spacy_distil.pipelines import check_pipeline, load_pipeline
-from spacy_distil.runs.files import atomic_directory
+from spacy_distil.runs.files import atomic_directory, scratch_directory
 from spacy_distil.runs.outputs import check_output
 from spacy_distil.text.documents import Documents, example_documents, read_documents
 from spacy_distil.text.plain_text import TxtDocuments
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from spacy_distil.export.graph import Precision
     from spacy_distil.students.vocabulary import PruningLoss
 
+T = TypeVar("T")
 PrecisionName = Literal["int8", "fp32"]
 PRECISIONS: tuple[str, ...] = get_args(PrecisionName)
 ARCHITECTURE = "spacy-distil.DistilTransformer.v1"
@@ -221,6 +222,34 @@ def quantize(
         documents="spaCy's example sentences" if corpus is None else str(corpus),
         agreement=agreement,
     )
+
+
+def quantize_converted(
+    convert: Callable[[Path], T],
+    output: Path,
+    *,
+    force: bool,
+    log: Callable[[str], Any],
+    **settings: Any,
+) -> tuple[T, Quantization]:
+    """Quantize what a conversion writes. Only the quantized pipeline stays.
+
+    convert: writes a pipeline into a directory, and returns what it has found.
+    settings: more arguments of `quantize`. For the others see there.
+    RETURNS: the results of both steps.
+    Raises ConfigError, and writes nothing, if one of them fails.
+    """
+    with scratch_directory(output.parent) as scratch:
+        converted = scratch / "converted"
+        conversion = convert(converted)
+        log("Quantizing the converted pipeline")
+        try:
+            return conversion, quantize(converted, output, force=force, log=log, **settings)
+        except ConfigError as error:
+            raise ConfigError(
+                f"The converted pipeline cannot be quantized: {error} Convert it without "
+                "quantizing, and then try 'spacy distil quantize' with other settings."
+            ) from error
 
 
 def _read_encoders(pipeline: str, nlp: Language) -> dict[str, SourceEncoder]:
