@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,19 @@ from wasabi import msg
 from spacy_distil.distillation.pipeline.calls import TeacherCalls, TeacherSettings
 from spacy_distil.distillation.pipeline.corpus import split_doc
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
-from spacy_distil.distillation.pipeline.heads.annotation import Entities, declares
+from spacy_distil.distillation.pipeline.heads.annotation import (
+    LIKELY,
+    Entities,
+    check_probability,
+    declares,
+)
 from spacy_distil.distillation.pipeline.heads.softmax import output_layer
 from spacy_distil.distillation.pipeline.labels import is_encoder
 from spacy_distil.distillation.pipeline.losses import log_softmax, safe_log
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.hugging_face import is_hugging_face, load_classifier
 from spacy_distil.pipelines import load_pipeline
+from spacy_distil.runs.digests import digest_file
 from spacy_distil.runs.files import atomic_file, write_text
 from spacy_distil.runs.outputs import check_file, check_writable
 from spacy_distil.runs.settings import read_section
@@ -45,8 +50,6 @@ FORMAT = "spacy-distil silver data"
 PART = "silver-*.spacy"
 PART_DOCS = 500  # of an output that is one file
 BATCH_DOCS = 256
-# A category without a threshold of its own applies from here on.
-LIKELY = 0.5
 # A doc that is parsed gets its sentences from the heads, and any other from this attribute.
 ATTRIBUTES = (*ALL_ATTRS, "SENT_START")
 
@@ -295,12 +298,12 @@ def _doc_confidence(nlp: Language, doc: Doc, exclusive_cats: bool) -> float:
     """Return the lowest confidence of categories and spans, NaN if there are none."""
     sure = [min(map(float, g.attrs["scores"])) for g in doc.spans.values() if _is_scored(g)]
     for label, score in doc.cats.items():
-        if not 0 <= score <= 1 + 1e-4:
-            raise ConfigError(
-                f"doc.cats[{label!r}] = {score:.4g} on the document {doc.text[:60]!r}: expected a "
-                "probability from 0 to 1, which is all that min_confidence can be compared with. "
-                "Leave min_confidence out."
-            )
+        check_probability(
+            doc,
+            label,
+            score,
+            "Nothing else can be compared with min_confidence: leave it out.",
+        )
     for labels, is_exclusive in _groups(nlp, doc, exclusive_cats=exclusive_cats):
         scores = [doc.cats[label] for label in labels]
         if is_exclusive:
@@ -334,12 +337,9 @@ def _decide(nlp: Language, doc: Doc, exclusive_cats: bool) -> dict[str, float]:
         best = max(labels, key=lambda label: doc.cats[label])
         for label in labels:
             score = doc.cats[label]
-            if not is_exclusive and not 0 <= score <= 1 + 1e-4:
-                raise ConfigError(
-                    f"doc.cats[{label!r}] = {score:.4g} on the document {doc.text[:60]!r}: "
-                    "expected a probability from 0 to 1. If the categories exclude each other, "
-                    "give --exclusive-cats."
-                )
+            if not is_exclusive:
+                advice = "If the categories exclude each other, give --exclusive-cats."
+                check_probability(doc, label, score, advice)
             decided[label] = float(label == best if is_exclusive else score >= LIKELY)
     return decided
 
@@ -393,7 +393,7 @@ class _Parts:
         entry = self.entries[number]
         if entry["documents"] == digest:
             path = self.path(number)
-            return path.is_file() and sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+            return path.is_file() and digest_file(path) == entry["sha256"]
         is_continued = number == len(self.entries) - 1 and entry["read"] < n_docs
         if not (is_continued or self._force):
             raise ConfigError(
@@ -422,7 +422,7 @@ class _Parts:
             "scored": n_scored,
             "kept": len(docs),
             "words": sum(map(len, docs)),
-            "sha256": sha256(path.read_bytes()).hexdigest(),
+            "sha256": digest_file(path),
         }
         self.entries[number:] = [entry, *self.entries[number + 1 :]]
         self._save()

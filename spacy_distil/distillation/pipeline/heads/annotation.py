@@ -55,8 +55,8 @@ Hashes = NDArray[np.uint64]
 
 # Values of token.ent_iob.
 _UNSET, _INSIDE, _OUTSIDE, _BEGIN = range(4)
-# Above it, a category of a textcat_multilabel without a threshold applies.
-_LIKELY = 0.5
+# From here on, a category of a textcat_multilabel without a threshold applies.
+LIKELY = 0.5
 
 
 class Annotation(ABC):
@@ -415,13 +415,10 @@ class Cats(Annotation):
                 is_known = best in self._labels
                 return self._one_hot(self._labels.index(best)) if is_known else missing
             return (scores >= self._threshold).astype(np.float32)
+        section = f"distillation.pipes.{self._pipe.name}"
         for label, score in doc.cats.items():
-            if not 0 <= score <= 1 + 1e-4:
-                raise ConfigError(
-                    f"doc.cats[{label!r}] = {score:.4g} in the teacher's document "
-                    f"{doc.text[:60]!r}: expected a probability from 0 to 1. Set target = "
-                    f'"silver" in [distillation.pipes.{self._pipe.name}] to learn the decisions.'
-                )
+            advice = f'Set target = "silver" in [{section}] to learn the decisions.'
+            check_probability(doc, label, score, advice)
         if self._is_exclusive:
             return (scores / scores.sum()).astype(np.float32) if scores.any() else missing
         return scores.clip(max=1).astype(np.float32)
@@ -431,7 +428,7 @@ class Cats(Annotation):
 
     @property
     def _threshold(self) -> float:
-        return _LIKELY if self._settings.threshold is None else self._settings.threshold
+        return LIKELY if self._settings.threshold is None else self._settings.threshold
 
     def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
         """Write decisions, since spaCy takes 0 and 1 alone."""
@@ -449,6 +446,18 @@ class Cats(Annotation):
 
     def is_annotated(self, doc: Doc) -> bool:
         return not doc.cats.keys().isdisjoint(self._labels)
+
+
+def check_probability(doc: Doc, label: str, score: float, advice: str) -> None:
+    """Raise ConfigError if the score of a doc's category is no probability.
+
+    advice: what to do, a sentence.
+    """
+    if not 0 <= score <= 1 + 1e-4:
+        raise ConfigError(
+            f"doc.cats[{label!r}] = {score:.4g} on the document {doc.text[:60]!r}: expected a "
+            f"probability from 0 to 1. {advice}"
+        )
 
 
 def _scored_spans(doc: Doc, key: str, threshold: float | None) -> list[tuple[Span, float]]:
