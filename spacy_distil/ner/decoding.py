@@ -12,6 +12,7 @@ tokens that no entity crosses, such as the end of a doc.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -118,11 +119,44 @@ def decode(
     if not _find_faults(tags, cuts).any():
         return tags
     cuts = cuts | find_cuts(scores, cuts)
-    faulty = _find_faults(tags, cuts)
-    starts = np.flatnonzero(cuts)
-    stretches = np.unique(np.searchsorted(starts, np.flatnonzero(faulty), side="right") - 1)
-    _search(scores, starts[stretches], starts[stretches + 1], tags)
+    _search(scores, Stretches.around(_find_faults(tags, cuts), cuts), tags)
     return tags
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Stretches of tokens that are searched side by side, the longest one first.
+
+    starts: (n_stretches,) the first token of each.
+    lengths: (n_stretches,) number of tokens of each.
+    """
+
+    starts: Ints
+    lengths: Ints
+
+    @classmethod
+    def around(cls, faulty: Bools, cuts: Bools) -> Stretches:
+        """Find the stretches between two cuts that have a faulty token.
+
+        faulty: (n_tokens,), True for at least one token.
+        cuts: (n_tokens + 1,).
+        """
+        bounds = np.flatnonzero(cuts)
+        chosen = np.unique(np.searchsorted(bounds, np.flatnonzero(faulty), side="right") - 1)
+        starts, ends = bounds[chosen], bounds[chosen + 1]
+        order = np.argsort(starts - ends, kind="stable")
+        return cls(starts[order], (ends - starts)[order])
+
+    @property
+    def rows(self) -> Ints:
+        """The number of tokens of the stretches before each one, (n_stretches,)."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def n_active(self) -> Ints:
+        """The number of stretches that have a token at each step, (n_steps,). They come first."""
+        steps = np.arange(int(self.lengths[0]))
+        return np.searchsorted(-self.lengths, -steps, side="left")
 
 
 def _find_faults(tags: Ints, cuts: Bools) -> Bools:
@@ -168,23 +202,18 @@ def find_cuts(scores: Floats, cuts: Bools) -> Bools:
     return new_cuts
 
 
-def _search(scores: Floats, starts: Ints, ends: Ints, tags: Ints) -> None:
+def _search(scores: Floats, stretches: Stretches, tags: Ints) -> None:
     """Search stretches of tokens by the Viterbi algorithm, side by side, and write their tags.
 
     Between two tokens, an entity of one of the labels is open, or no entity is. The state of the
     search is the best score of each of these 1 + n_labels cases.
 
     scores: (n_tokens, 1 + 4 * n_labels).
-    starts, ends: of the stretches, (n_stretches,).
     tags: (n_tokens,). The search overwrites the tags of the stretches.
     """
-    # The longest stretch comes first, so the stretches that reach a step are the first ones.
-    order = np.argsort(starts - ends, kind="stable")
-    starts, lengths = starts[order], (ends - starts)[order]
-    n_labels = scores.shape[1] // 4
-    first = np.cumsum(lengths) - lengths
-    n_steps = int(lengths[0])
-    n_active = np.searchsorted(-lengths, -np.arange(n_steps), side="left")
+    starts, lengths = stretches.starts, stretches.lengths
+    first, n_active = stretches.rows, stretches.n_active
+    n_labels, n_steps = scores.shape[1] // 4, len(n_active)
     closed = np.zeros(len(starts))
     opened = np.full((len(starts), n_labels), -np.inf)
     # The best tag into each case. Closed: 0 for O, 1 + k for U-k, 1 + n_labels + k for L-k. Open:

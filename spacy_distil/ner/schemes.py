@@ -28,6 +28,7 @@ from spacy_distil.ner.decoding import (
     Bools,
     Floats,
     Ints,
+    Stretches,
     U,
     decode,
     find_cuts,
@@ -186,32 +187,27 @@ def _decode(scores: Floats, scheme: Scheme, cuts: Bools, fixed: Bools) -> Ints:
     faulty = (label >= 0) & ((tags - 1) % n == dependent) & (_before(label, cuts, -1) != label)
     if not faulty.any():
         return tags
-    cuts = cuts | find_cuts(scores, cuts)
-    starts = np.flatnonzero(cuts)
-    stretches = np.unique(np.searchsorted(starts, np.flatnonzero(faulty), side="right") - 1)
-    _search(scores, dependent, starts[stretches], starts[stretches + 1], tags)
+    stretches = Stretches.around(faulty, cuts | find_cuts(scores, cuts))
+    _search(scores, dependent, stretches, tags)
     return tags
 
 
-def _search(scores: Floats, dependent: int, starts: Ints, ends: Ints, tags: Ints) -> None:
+def _search(scores: Floats, dependent: int, stretches: Stretches, tags: Ints) -> None:
     """Search stretches of tokens by the Viterbi algorithm, side by side, and write their tags.
 
     scores: (n_tokens, 1 + 2 * n_labels).
     dependent: which of a label's two tags must follow a tag of the same label.
-    starts, ends: of the stretches, (n_stretches,). Nothing is open where one begins.
+    stretches: nothing is open where one begins.
     tags: (n_tokens,). The search overwrites the tags of the stretches.
     """
-    # The longest stretch comes first, so the stretches that reach a step are the first ones.
-    order = np.argsort(starts - ends, kind="stable")
-    starts, lengths = starts[order], (ends - starts)[order]
-    n_steps, n_columns = int(lengths[0]), scores.shape[1]
-    n_active = np.searchsorted(-lengths, -np.arange(n_steps), side="left")
+    starts, lengths = stretches.starts, stretches.lengths
+    first, n_active = stretches.rows, stretches.n_active
+    n_steps, n_columns = len(n_active), scores.shape[1]
     columns = np.arange(n_columns)
     bound = (columns > OUTSIDE) & ((columns - 1) % 2 == dependent)
     mates = 1 + 2 * ((columns[bound] - 1) // 2)  # the first tag of the same label
     best = np.full((len(starts), n_columns), -np.inf)
     best[:, OUTSIDE] = 0
-    first = np.cumsum(lengths) - lengths
     # The best tag of the token before each token, by the token's own tag.
     came_from = np.empty((int(lengths.sum()), n_columns), dtype=np.int32)
     for step in range(n_steps):
