@@ -6,6 +6,6 @@ but that.
 """
 
 from spacy_distil.hugging_face.description import Description, describe, is_hugging_face
-from spacy_distil.hugging_face.load import load_classifier
+from spacy_distil.hugging_face.load import load_classifier, load_teacher
 
-__all__ = ["Description", "describe", "is_hugging_face", "load_classifier"]
+__all__ = ["Description", "describe", "is_hugging_face", "load_classifier", "load_teacher"]

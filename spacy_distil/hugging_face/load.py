@@ -19,10 +19,15 @@ from spacy_distil.component.shim import EncoderShim, get_encoder
 from spacy_distil.encoding import to_ops
 from spacy_distil.encoding.language import describe_case, describe_foreign
 from spacy_distil.errors import ConfigError, WeightsError
-from spacy_distil.hugging_face.description import TEXT_HEADS, Description, describe
+from spacy_distil.hugging_face.description import (
+    TEXT_HEADS,
+    Description,
+    describe,
+    is_hugging_face,
+)
 from spacy_distil.hugging_face.tags import MISSING, EntityTags
 from spacy_distil.ner.schemes import Scheme
-from spacy_distil.pipelines import one_line
+from spacy_distil.pipelines import load_pipeline, one_line
 from spacy_distil.text.documents import example_documents
 
 if TYPE_CHECKING:
@@ -69,6 +74,15 @@ def load_classifier(
     for note in loaded.notes:
         tell(f"{note}.")
     return loaded.nlp
+
+
+def load_teacher(name: str, lang: str | None) -> Language:
+    """Load a pipeline, or make one of a model of transformers.
+
+    name: directory or package of the pipeline; directory or hub name of the model.
+    lang: code of the model's language. A pipeline has a language of its own.
+    """
+    return load_classifier(name, lang) if is_hugging_face(name) else load_pipeline(name)
 
 
 def load_model(

@@ -57,8 +57,8 @@ from spacy_distil.distillation.pipeline.language import (
 from spacy_distil.distillation.pipeline.loop import Progress, TrainingLoop
 from spacy_distil.distillation.pipeline.student import check_gold_labels, make_student
 from spacy_distil.errors import ConfigError, CorpusError, DistilError
-from spacy_distil.hugging_face import is_hugging_face, load_classifier
-from spacy_distil.pipelines import load_pipeline, loading_problem
+from spacy_distil.hugging_face import load_teacher
+from spacy_distil.pipelines import loading_problem
 from spacy_distil.runs.directory import RunDirectory
 
 FEW_HELD_OUT = 20  # the user is told
@@ -126,18 +126,16 @@ class PipelineRun:
         self.directory.check(resume=resume, force=force)
         check_paths(self.settings.spacy, corpus=self.settings.corpus)
         setup_gpu(gpu_id)
-        self.teacher = teacher if isinstance(teacher, Language) else self._load(str(teacher))
+        if not isinstance(teacher, Language):
+            # A model of transformers becomes a pipeline in the student's language.
+            lang = self.settings.spacy.interpolate().get("nlp", {}).get("lang")
+            teacher = load_teacher(str(teacher), lang)
+        self.teacher = teacher
         self.inputs = {"the teacher": fingerprint_pipeline(self.teacher)}
         self.calls = TeacherCalls(self.settings.teacher)
         self.decisions: Decisions | None = None
         self.pairing = Pairing({}, [], {}, [])
         self.words: frozenset[str] = frozenset()  # that reading the documents early has added
-
-    def _load(self, teacher: str) -> Language:
-        """Load a teacher. A model of transformers becomes a pipeline in the student's language."""
-        if not is_hugging_face(teacher):
-            return load_pipeline(teacher)
-        return load_classifier(teacher, self.settings.spacy.interpolate()["nlp"]["lang"])
 
     def run(self) -> DistilledPipeline:
         """Distil the student, or finish an earlier run that did not."""

@@ -37,8 +37,7 @@ from spacy_distil.distillation.pipeline.heads.softmax import output_layer
 from spacy_distil.distillation.pipeline.labels import is_encoder
 from spacy_distil.distillation.pipeline.losses import log_softmax, safe_log
 from spacy_distil.errors import ConfigError, CorpusError
-from spacy_distil.hugging_face import is_hugging_face, load_classifier
-from spacy_distil.pipelines import load_pipeline
+from spacy_distil.hugging_face import is_hugging_face, load_teacher
 from spacy_distil.runs.digests import digest_file
 from spacy_distil.runs.files import atomic_file, write_text
 from spacy_distil.runs.outputs import check_file, check_writable
@@ -176,15 +175,12 @@ def annotate_texts(
 
 def _load(pipeline: Language | str | Path, lang: str | None) -> Language:
     """Load a pipeline, or make one of a model of transformers."""
-    is_model = not isinstance(pipeline, Language) and is_hugging_face(pipeline)
-    if lang is not None and not is_model:
+    if lang is not None and (isinstance(pipeline, Language) or not is_hugging_face(pipeline)):
         raise ConfigError(
             f"lang = {lang!r}: the pipeline has a language of its own, and lang is for models of "
             "transformers. Leave it out."
         )
-    if isinstance(pipeline, Language):
-        return pipeline
-    return load_classifier(pipeline, lang) if is_model else load_pipeline(pipeline)
+    return pipeline if isinstance(pipeline, Language) else load_teacher(str(pipeline), lang)
 
 
 def _check_apart(output: Path, paths: Sequence[str | Path], files: Sequence[Path]) -> None:
@@ -302,7 +298,7 @@ def _doc_confidence(nlp: Language, doc: Doc, exclusive_cats: bool) -> float:
             doc,
             label,
             score,
-            "Nothing else can be compared with min_confidence: leave it out.",
+            "Nothing else can be compared with it. Leave min_confidence out.",
         )
     for labels, is_exclusive in _groups(nlp, doc, exclusive_cats=exclusive_cats):
         scores = [doc.cats[label] for label in labels]
