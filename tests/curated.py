@@ -61,7 +61,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 VOCAB_SIZE = 1100
-# What piece encoders read in different ways: marks, full-width letters, signs of several scripts,
+# Piece encoders read these in different ways: marks, full-width letters, signs of several scripts,
 # white space, control characters, emoji, special pieces, capital letters with two small forms.
 ODD_TEXTS = (
     "",

@@ -23,7 +23,7 @@ from thinc.api import fix_random_seed
 from tokenizers import ByteLevelBPETokenizer
 from wasabi import msg
 
-from benchmarks.any_model.timing import limit_threads, make_table, measure
+from benchmarks.any_model.timing import describe_threads, limit_threads, make_table, measure
 from benchmarks.common.options import BatchSize, Docs, Limit, OptionalOutput, Repeats, Threads
 from benchmarks.common.results import report_results, timestamp
 from spacy_distil.errors import ConfigError, friendly_errors
@@ -155,7 +155,7 @@ def main(
         }
         n_words = sum(len(curated.make_doc(text)) for text in texts)
         rounds = measure(sides, texts, n_words, repeats=repeats)
-    where = "1 core" if threads == 1 else f"{threads} threads"
+    where = describe_threads(threads)
     table = make_table(
         f"RoBERTa-base with tagger, parser and ner, {where}", rounds, "spacy-accelerate"
     )

@@ -26,7 +26,7 @@ from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from wasabi import msg
 
-from benchmarks.any_model.timing import limit_threads, make_table, measure
+from benchmarks.any_model.timing import describe_threads, limit_threads, make_table, measure
 from benchmarks.common.options import BatchSize, Encoder, Limit, OptionalOutput, Repeats, Threads
 from benchmarks.common.results import report_results, timestamp
 from benchmarks.pipeline_distillation.btc import read_tweets
@@ -178,7 +178,7 @@ def main(
             sides[f"{name}, one by one"] = lambda texts, nlp=nlp: [nlp(text) for text in texts]
         n_words = sum(len(pipelines["converted, int8"].make_doc(text)) for text in texts)
         rounds = measure(sides, texts, n_words, repeats=repeats)
-    where = "1 core" if threads == 1 else f"{threads} threads"
+    where = describe_threads(threads)
     table = make_table(f"A token classifier of 6 layers, 384 wide, {where}", rounds, REFERENCE)
     about = (
         f"{n_words:,} spaCy tokens in {len(texts)} tweets; median and range of {repeats} rounds in "

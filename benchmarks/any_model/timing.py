@@ -27,6 +27,10 @@ def limit_threads(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
 
 
+def describe_threads(threads: int) -> str:
+    return "1 core" if threads == 1 else f"{threads} threads"
+
+
 def measure(
     sides: Mapping[str, Side], texts: Sequence[str], n_words: int, *, repeats: int
 ) -> Rounds:

@@ -15,7 +15,7 @@ from spacy_distil.encoding.pieces import PieceTokenizer
 from spacy_distil.encoding.pooling import Pooling, PoolingName
 from spacy_distil.encoding.windows import split_windows
 
-# What the tokenizer of pieces reads: the text of a doc, or each of its tokens by itself.
+# The tokenizer of pieces reads the text of a doc, or each of its tokens by itself.
 PiecesFrom = Literal["text", "tokens"]
 PIECES_FROM: tuple[str, ...] = get_args(PiecesFrom)
 

@@ -90,7 +90,7 @@ class Pooling:
         piece.
 
         The window of a token is the first one that has its first piece. A token without pieces
-        is in the window of the token before it, or else in the first window of its doc.
+        is in the window of the token before it. Without such a token it is in the first one.
 
         first, last, row_pieces: as in `from_alignment`; special pieces have no place in them.
         window_sizes: (n_windows,) pieces of each window, without special ones.

@@ -207,13 +207,13 @@ def _with_special(window: np.ndarray, tokenizer: PieceTokenizer) -> np.ndarray:
     return np.concatenate([tokenizer.prefix, window, tokenizer.suffix]).astype(np.int64)
 
 
-# Each returns the outputs of the pipeline, and those of transformers.
+# Each returns the outputs of the pipeline, and of transformers.
 _Pair = tuple[np.ndarray, np.ndarray]
 
 
 def _compare_tokens(nlp: Language, description: Description, case: _Case) -> _Pair:
-    """Compare the logits at the first piece of each token. Those of transformers are put into the
-    order of the pipe's outputs.
+    """Compare the logits at the first piece of each token. The logits of transformers
+    are put into the order of the pipe's outputs.
     """
     pipe: Any = nlp.get_pipe(str(description.pipe_name))
     logits = pipe.model.ops.to_numpy(pipe.model.predict([case.doc])[0])

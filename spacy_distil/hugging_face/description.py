@@ -1,4 +1,4 @@
-"""What a model of transformers becomes in a pipeline, by its config. Its weights are not loaded."""
+"""Decide by its config what a model of transformers becomes in a pipeline, without its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spacy_distil.text.languages import check_language
 Kind = Literal["tokens", "texts", "encoder"]
 Factory = Literal["distil_ner", "tagger", "morphologizer", "textcat", "textcat_multilabel"]
 
-# What the names of classes end with.
+# The endings of the names of classes.
 CLASSIFIERS: dict[str, Kind] = {
     "ForTokenClassification": "tokens",
     "ForSequenceClassification": "texts",

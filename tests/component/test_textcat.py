@@ -161,7 +161,7 @@ def test_the_head_against_torch(hidden: Any, exclusive: bool) -> None:
     own, backprop = head.begin_update(docs)
     np.testing.assert_allclose(own, probs.detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(head.predict(docs), own, atol=1e-6)
-    # The softmax takes the gradient of its logits, the logistic function that of probabilities.
+    # The softmax takes the gradient of logits, the logistic function the gradient of probabilities.
     d_out = rng.normal(size=own.shape).astype("f")
     (logits if exclusive else probs).backward(torch.tensor(d_out))
     backprop(d_out)

@@ -85,7 +85,7 @@ def test_cls_is_the_first_row_of_the_window(
     assert encoded.special
     sizes = [len(ids) + n_special for ids in encoded.windows]
     assert encoded.pooling.n_rows == sum(sizes)
-    # The windows are those of the other poolings, and one for a doc that has no pieces.
+    # The windows are the same as with other poolings, and one more for a doc without pieces.
     others = encode_docs(docs, tokenizer, window=window, overlap=overlap, pooling="mean")
     kept = [ids.tolist() for ids in encoded.windows if len(ids)]
     assert kept == [ids.tolist() for ids in others.windows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +93,6 @@ def make_trf(
         shape = "tagger" if pipe == "senter" else pipe
         nlp.add_pipe(pipe, config=head_config(shape, listener(pooling)))
     return train(nlp)
-
-
-@pytest.fixture
-def converted(tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
-    """Saves a pipeline, converts it, and returns the conversion and what spacy.load loads."""
-
-    def save_and_convert(nlp: Any, **settings: Any) -> tuple[Any, Any]:
-        nlp.to_disk(tmp_path / "trf")
-        conversion = convert(tmp_path / "trf", tmp_path / "ours", **settings)
-        return conversion, spacy.load(tmp_path / "ours")
-
-    return save_and_convert
 
 
 def reference_vectors(nlp: Any, docs: Sequence[Doc], pooling: str) -> list[np.ndarray]:

@@ -71,18 +71,6 @@ SHORT = [*SENTENCES, "Ann visited Rome in spring.", "We like pizza in Oslo"]
 NLP = spacy.blank("en")
 
 
-@pytest.fixture
-def converted(tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
-    """Saves a pipeline, converts it, and returns the conversion and what spacy.load loads."""
-
-    def save_and_convert(nlp: Any, **settings: Any) -> tuple[Any, Any]:
-        nlp.to_disk(tmp_path / "trf")
-        conversion = convert(tmp_path / "trf", tmp_path / "ours", **settings)
-        return conversion, spacy.load(tmp_path / "ours")
-
-    return save_and_convert
-
-
 def reference_vectors(nlp: Any, docs: Sequence[Doc], pooling: str) -> list[np.ndarray]:
     """Token vectors as a head of spacy-curated-transformers sees them."""
     block = Config({"model": listener(pooling)})
@@ -130,7 +118,7 @@ def random_texts(n: int = 150) -> list[str]:
 
 
 def differences(encoder: Model, texts: Sequence[str]) -> list[str]:
-    """The tokens whose pieces are not those of the piece encoder."""
+    """The tokens whose pieces differ from the piece encoder's."""
     return differences_of_docs(encoder, [NLP.make_doc(text) for text in texts])
 
 

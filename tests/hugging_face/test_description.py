@@ -1,4 +1,4 @@
-"""What becomes of a model, by its config."""
+"""A model and the pipeline that its config makes of it."""
 
 from __future__ import annotations
 

@@ -100,8 +100,8 @@ class TeacherCalls:
                 error = again
         raise TeacherError(
             f"The teacher's {name!r} failed on {_quote(number, doc)}, after "
-            f"{self.settings.retries} retries: {_reason(error)}. What the same teacher has said is "
-            "kept: remove the cause, or set more retries, and start again."
+            f"{self.settings.retries} retries: {_reason(error)}. Its answers so far "
+            "are kept: remove the cause, or set more retries, and start again."
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 Teachers of no known kind teach by what they leave on docs, and may be slow or paid. So whole docs
 are recorded, before the student's labels are known. They are kept in a cache of their own, as
-bytes: shards, digests and resuming are those of any other record.
+bytes, with the shards, digests and resuming of any other record.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def warn_of_unknown_labels(heads: Mapping[str, Head], decisions: Decisions, voca
 
 
 def _in_order(student: Language, pairs: Mapping[str, str]) -> list[tuple[str, str]]:
-    """List pairs, those of sentence starts first: a parser's sentences replace theirs."""
+    """List pairs, sentence starts first: a parser's sentences replace theirs."""
     return sorted(
         pairs.items(), key=lambda pair: annotation_of(student.get_pipe(pair[0])) != SentenceStarts
     )

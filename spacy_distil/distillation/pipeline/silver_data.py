@@ -55,7 +55,7 @@ ATTRIBUTES = (*ALL_ATTRS, "SENT_START")
 
 @dataclass(frozen=True)
 class SilverData:
-    """What `annotate_texts` has written.
+    """The files that `annotate_texts` has written.
 
     documents, words: in the files.
     left_out: number of documents whose confidence is too low.

@@ -1,1 +1,1 @@
-"""What `convert` knows of other packages: one file for each."""
+"""The packages whose pipelines `convert` reads: one file for each."""

@@ -1,4 +1,4 @@
-"""Pipelines of spacy-curated-transformers. The functions are those of `Source`."""
+"""Pipelines of spacy-curated-transformers. The module has the functions of `Source`."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def problems_of_encoder(name: str, encoder: Model) -> Iterator[str]:
             f"{families}"
         )
     if not any(node.name == SPANS for node in encoder.walk()):
-        yield f"'{name}' has other windows than those of WithStridedSpans"
+        yield f"'{name}' makes its windows without WithStridedSpans"
     try:
         build_tokenizer(encoder.get_ref("piece_encoder"))
     except UnknownPieces as error:

@@ -1,7 +1,7 @@
 """The piece encoders of spacy-curated-transformers as `tokenizer.json`.
 
 They read each token by itself, and only ByteBpeEncoder reads the space before it. The tokenizers
-made here are for `pieces_from = "tokens"`; those of the other encoders drop the space. Text as a
+made here are for `pieces_from = "tokens"`. For the other encoders they drop the space. Text as a
 whole gets the pieces of its words, so that pieces can be counted in it.
 """
 
@@ -208,7 +208,7 @@ def _sentencepiece(encoder: Model) -> Tokenizer:
         raise UnknownPieces("has a SentencePiece model without <s>, </s> or <unk>")
     number = np.arange(len(model.pieces))
     for layer in encoder.layers[1:]:
-        # Changes the ids to those of fairseq.
+        # Changes SentencePiece's ids to fairseq's.
         ragged = Ragged(number, np.ones(len(number), dtype="i"))  # type: ignore[arg-type]
         number = layer.predict([ragged])[0].dataXd
     # A piece with a space is never found, because spaces are replaced.

@@ -1,4 +1,4 @@
-"""What `convert` asks of a package whose pipelines it converts."""
+"""The functions that `convert` asks of a package whose pipelines it converts."""
 
 from __future__ import annotations
 

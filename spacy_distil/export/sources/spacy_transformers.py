@@ -1,4 +1,4 @@
-"""Pipelines of spacy-transformers. The functions are those of `Source`."""
+"""Pipelines of spacy-transformers. The module has the functions of `Source`."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _settings(factory: str) -> dict[str, Any]:
 
 
 def hand_made(factory: str, words: Sequence[str], vocab: Any) -> Doc:
-    """What the teacher decides, in a doc that spaCy's own constructor makes."""
+    """The teacher's decisions, in a doc that spaCy's own constructor makes."""
     types = {**dict.fromkeys(("Ann", "Bob", "Zoë"), "PER")}
     types |= dict.fromkeys(("Rome", "Oslo", "Zürich"), "LOC")
     given: dict[str, Any] = {}
