@@ -60,6 +60,10 @@ SOURCES_OF = {
         Source("common_voice_fr_sentences", 1 / 2, sentences=True),
         Source("eltec_fra_novels", 1 / 2),
     ),
+    "de": (
+        Source("common_voice_de_sentences", 1 / 2, sentences=True),
+        Source("eltec_deu_novels", 1 / 2),
+    ),
 }
 
 

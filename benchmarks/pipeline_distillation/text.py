@@ -1,4 +1,4 @@
-"""Sample unlabelled English or French text to distil a pipeline on.
+"""Sample unlabelled English, French or German text to distil a pipeline on.
 
     python -m benchmarks.pipeline_distillation.text DIR OUT.jsonl --words 300000 \\
         --held-out dev.spacy
@@ -29,7 +29,7 @@ def main(
         list[Path] | None,
         typer.Option(help=".spacy file whose sentences must not be in the sample", exists=True),
     ] = None,
-    lang: Annotated[str, typer.Option(help=f"Language: {' or '.join(SOURCES_OF)}")] = "en",
+    lang: Annotated[str, typer.Option(help=f"Language: {', '.join(SOURCES_OF)}")] = "en",
     seed: Seed = 0,
 ) -> None:
     """Write a sample of unlabelled text and print the number of words of each source."""
