@@ -54,11 +54,16 @@ class PrunedVocabulary:
     def missing_share(self) -> float:
         """Estimated share of the pieces of similar text that are dropped.
 
-        The share in the corpus, and for pieces that it happens not to have the share of those that
-        it has once (Good 1953).
+        Pieces that occur r times in the corpus make up (r + 1) n(r + 1) / n of other text, where
+        n(r) pieces occur r times, and n is the size of the corpus (Good 1953, with r = 0 for the
+        pieces that it happens not to have). Pieces are taken to be dropped by their frequency.
         """
-        n_once = int((self.counts[self.kept_ids] == 1).sum())
-        return (sum(self.dropped.values()) + n_once) / max(int(self.counts.sum()), 1)
+        dropped = np.array([*self.dropped.values()], dtype=np.int64)
+        most = int(dropped.max(initial=0))
+        n = np.bincount(self.counts[self.counts > 0], minlength=most + 2)
+        share = (dropped == most).sum() / n[most] if most else 1.0
+        mass = (n[: most + 1] * np.arange(most + 1)).sum() + share * n[most + 1] * (most + 1)
+        return float(mass / max(int(self.counts.sum()), 1))
 
     def describe(self) -> str:
         """Say in a line what stays and what is lost."""
