@@ -15,7 +15,7 @@ from thinc.api import Config
 from spacy_distil.component.nlp_config import set_requirement
 from spacy_distil.cpu import cpu_model, has_vnni
 from spacy_distil.encoding import PieceTokenizer, read_docs
-from spacy_distil.engines.files import TOKENIZER
+from spacy_distil.engines.files import TOKENIZER, parse_config
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
 from spacy_distil.pipelines import check_pipeline, load_pipeline
@@ -169,7 +169,7 @@ def quantize(
     if prune_vocab is not None:
         log(f"Pruning the vocabulary to {prune_vocab}")
         counted = read_texts(
-            Path(prune_vocab), setting="--prune-vocab", txt_documents=txt_documents
+            Path(prune_vocab), setting="--prune-vocab", txt_documents=txt_documents, log=log
         )
         encoders, pruning = _prune(encoders, original, counted, documents, vocab_size=vocab_size)
     plan = Int8Plan(encoders, reduced_range=reduced_range, embedding_bits=embedding_bits)
@@ -282,7 +282,12 @@ def _prune(
 ) -> tuple[dict[str, SourceEncoder], Pruning]:
     """Prune the encoders' vocabulary to the pieces of `counted`. For the rest see `quantize`."""
     from spacy_distil.export.encoders import SourceEncoder
-    from spacy_distil.students.vocabulary import prune_encoder, prune_vocabulary, pruning_loss
+    from spacy_distil.students.vocabulary import (
+        prune_encoder,
+        prune_vocabulary,
+        pruning_loss,
+        special_config_ids,
+    )
 
     ways = {
         (encoder.files[TOKENIZER].decode(), encoder.shim.settings.pieces_from)
@@ -299,7 +304,9 @@ def _prune(
     if pieces_from == "tokens":
         counts = (read_docs([nlp.make_doc(text)])[0].split() for text in counted)
         compared = [doc.split() for doc in read_docs(corpus.docs)]
-    pruned = prune_vocabulary(old, counts, keep=vocab_size)
+    configs = [parse_config(encoder.files) for encoder in encoders.values()]
+    special = {i for config in configs for i in special_config_ids(config)}
+    pruned = prune_vocabulary(old, counts, keep=vocab_size, special=special)
     loss = pruning_loss(
         PieceTokenizer.from_str(old), PieceTokenizer.from_str(pruned.tokenizer_json), compared
     )

@@ -98,14 +98,16 @@ def read_texts(
     *,
     setting: str,
     txt_documents: TxtDocuments = "auto",
+    log: Callable[[str], object] = lambda message: None,
 ) -> Iterator[str]:
     """Read all texts of a corpus.
 
-    path, setting, txt_documents: as in `read_blocks`.
+    path, setting, txt_documents, log: as in `read_blocks`.
     """
-    files = find_files([path], setting=setting)
-    for part in _read_files(files, TxtFiles(txt_documents)):
+    files, txt = find_files([path], setting=setting), TxtFiles(txt_documents)
+    for part in _read_files(files, txt):
         yield part.text
+    txt.tell(log)
 
 
 def _read_start(files: Iterable[Path], n_characters: int, txt: TxtFiles) -> Iterator[Part]:

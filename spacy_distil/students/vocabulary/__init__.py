@@ -8,6 +8,7 @@ embeddings, `loss` measures the effect on text.
 from spacy_distil.students.vocabulary.encoders import prune_encoder, prune_model, prune_teacher
 from spacy_distil.students.vocabulary.loss import PruningLoss, pruning_loss
 from spacy_distil.students.vocabulary.pruning import PrunedVocabulary, prune_vocabulary
+from spacy_distil.students.vocabulary.renumbering import special_config_ids
 from spacy_distil.students.vocabulary.settings import VocabularySettings
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "prune_teacher",
     "prune_vocabulary",
     "pruning_loss",
+    "special_config_ids",
 ]

@@ -14,7 +14,7 @@ from spacy_distil.engines.files import CONFIG, TOKENIZER, WEIGHTS, dump_config, 
 from spacy_distil.errors import WeightsError
 from spacy_distil.students.vocabulary.kinds import Text
 from spacy_distil.students.vocabulary.pruning import PrunedVocabulary, prune_vocabulary
-from spacy_distil.students.vocabulary.renumbering import renumber_config
+from spacy_distil.students.vocabulary.renumbering import renumber_config, special_config_ids
 from spacy_distil.students.vocabulary.settings import VocabularySettings
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def prune_teacher(
         texts,
         min_count=settings.min_count or 1,
         keep=settings.size,
+        special=special_config_ids(teacher.model.config.to_dict()),
     )
     model, tokenizer = prune_model(teacher.model, teacher.tokenizer, pruned)
     return replace(teacher, model=model, tokenizer=tokenizer), pruned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -80,7 +80,12 @@ class PrunedVocabulary:
 
 
 def prune_vocabulary(
-    tokenizer_json: str, texts: Iterable[Text], *, min_count: int = 1, keep: int | None = None
+    tokenizer_json: str,
+    texts: Iterable[Text],
+    *,
+    min_count: int = 1,
+    keep: int | None = None,
+    special: Collection[int] = (),
 ) -> PrunedVocabulary:
     """Drop pieces that do not occur in texts.
 
@@ -96,6 +101,7 @@ def prune_vocabulary(
     keep: number of pieces to keep, including those that always stay. It keeps the most frequent
         pieces, and replaces `min_count`. If fewer pieces occur, others that can occur in text fill
         up in the order of their ids, which is the order of frequency in most vocabularies.
+    special: ids of special pieces of which the tokenizer does not know, see `special_config_ids`.
     Raises ConfigError for impossible settings and for other models, CorpusError for a corpus
     without text.
     """
@@ -108,7 +114,7 @@ def prune_vocabulary(
         )
     kind = read_kind(tokenizer_json)
     counts = _count(kind, texts)
-    kept, dropped_characters = _always_kept(kind, counts)
+    kept, dropped_characters = _always_kept(kind, counts, special)
     if keep is not None and keep < len(kept):
         raise ConfigError(
             f"keep = {keep}: expected at least {len(kept)}. This vocabulary has as many special "
@@ -140,12 +146,14 @@ def _count(kind: Kind, texts: Iterable[Text]) -> np.ndarray:
     return counts
 
 
-def _always_kept(kind: Kind, counts: np.ndarray) -> tuple[set[int], dict[str, int]]:
+def _always_kept(
+    kind: Kind, counts: np.ndarray, special: Collection[int]
+) -> tuple[set[int], dict[str, int]]:
     """Choose the pieces that stay whatever their frequency.
 
     RETURNS: their ids, and the numbers of dropped characters by script.
     """
-    required = special_ids(kind) | kind.required()
+    required = special_ids(kind) | {*special} & kind.pieces.keys() | kind.required()
     characters: Counter[str] = Counter()
     for i in counts.nonzero()[0].tolist():
         if i not in required:

@@ -28,6 +28,15 @@ def special_ids(kind: Kind) -> set[int]:
     return ids
 
 
+def special_config_ids(config: Mapping[str, Any]) -> set[int]:
+    """Collect the ids of special pieces in a `config.json`."""
+    return {
+        value
+        for setting, value in config.items()
+        if setting.endswith("_token_id") and isinstance(value, int)
+    }
+
+
 def renumber(kind: Kind, new_ids: Mapping[int, int]) -> dict[str, Any]:
     """Renumber a tokenizer.json to the kept ids. new_ids: new id by old id, ascending."""
     content = kind.content
