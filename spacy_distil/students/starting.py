@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import srsly
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +21,9 @@ from spacy_distil.students.teachers import load_teacher
 from spacy_distil.students.vocabulary import PrunedVocabulary, VocabularySettings, prune_teacher
 from spacy_distil.students.vocabulary.kinds import Text
 from spacy_distil.students.vocabulary.settings import WHOLE
+
+# Names of the pieces for masked and for unknown text, which a config does not tell.
+MASKS, UNKNOWNS = ("[MASK]", "<mask>"), ("[UNK]", "<unk>")
 
 
 def family_obstacle(encoder: EncoderShim) -> str | None:
@@ -52,13 +56,17 @@ def save_student(
     """
     with scratch_directory(directory) as scratch, atomic_directory(directory) as new:
         encoder.to_disk(scratch / "teacher")
+        # The tokenizer class of a family would change the tokenizer to its own defaults, such as
+        # lower case, or "[CLS]" where this one has "<s>". The general class saves it as it is.
+        pieces = Tokenizer.from_str(encoder.loaded.tokenizer.to_str())
+        roles = _special_pieces(encoder)
+        if roles:
+            general = {"tokenizer_class": PreTrainedTokenizerFast.__name__, **roles}
+            srsly.write_json(scratch / "teacher" / "tokenizer_config.json", general)
         teacher = load_teacher(str(scratch / "teacher"))
         chosen = choose_layers(layers, n_layers, available=teacher.n_layers)
-        # The tokenizer class of a family would change the tokenizer to its own defaults, such as
-        # lower case. The general class saves it as it is.
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(encoder.loaded.tokenizer.to_str()),
-            **teacher.tokenizer.special_tokens_map,
+            tokenizer_object=pieces, **teacher.tokenizer.special_tokens_map
         )
         teacher = replace(teacher, tokenizer=tokenizer)
         pruned = None
@@ -80,3 +88,21 @@ def save_pruned(
         teacher, pruned = prune_teacher(load_teacher(name), texts, vocabulary)
         save_encoder(teacher.model, teacher.tokenizer, new)
         return pruned
+
+
+def _special_pieces(encoder: EncoderShim) -> dict[str, str]:
+    """Find the special pieces of an encoder by their roles. Empty if one cannot be told."""
+    tokenizer = encoder.loaded.tokenizer
+    vocabulary = tokenizer.read_vocabulary()
+    pieces = {i: piece for piece, i in vocabulary.items()}
+    ids = {
+        "cls_token": next(iter(tokenizer.prefix), None),
+        "sep_token": next(iter(tokenizer.suffix), None),
+        "pad_token": encoder.loaded.config.get("pad_token_id"),
+        "mask_token": next((vocabulary[p] for p in MASKS if p in vocabulary), None),
+    }
+    roles = {role: pieces[i] for role, i in ids.items() if i in pieces}
+    unknown = next((piece for piece in UNKNOWNS if piece in vocabulary), None)
+    if len(roles) < len(ids) or unknown is None:
+        return {}
+    return {**roles, "unk_token": unknown}

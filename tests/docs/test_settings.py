@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from spacy_distil.runs.settings import Section
 from spacy_distil.students.families import CUTTABLE, FAMILIES
 from spacy_distil.students.flops import encoder_flops, mlm_head_flops
 from spacy_distil.students.layer_choice import choose_layers
+from spacy_distil.students.vocabulary import VocabularySettings
 from tests.docs.configs import encoder_config
 from tests.docs.pages import COMPONENT, ENCODER, PIPELINE, ROOT, in_backticks, table_after
 
@@ -64,12 +65,14 @@ def factory_defaults(name: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "model"}
 
 
-def section_defaults(section: type[Section]) -> dict[str, Any]:
+def section_defaults(section: type[Section], blocks: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the settings of a section without its blocks, which have tables of their own."""
     return {
         name: inspect.Parameter.empty
         if field.is_required()
         else field.get_default(call_default_factory=True)
         for name, field in section.model_fields.items()
+        if name not in blocks
     }
 
 
@@ -95,7 +98,12 @@ def distillation_defaults() -> dict[str, Any]:
         ),
         (COMPONENT, "of the factory `distil_ner`", partial(factory_defaults, "distil_ner")),
         (ENCODER, "\n`[teacher]`:", partial(section_defaults, TeacherSettings)),
-        (ENCODER, "\n`[student]`:", partial(section_defaults, StudentSettings)),
+        (
+            ENCODER,
+            "\n`[student]`:",
+            partial(section_defaults, StudentSettings, blocks=("vocabulary",)),
+        ),
+        (ENCODER, "\n`[student.vocabulary]`:", partial(section_defaults, VocabularySettings)),
         (ENCODER, "\n`[corpus]`:", partial(section_defaults, CorpusSettings)),
         (ENCODER, "\n`[stages.NAME]`:", partial(section_defaults, StageSettings)),
         (ENCODER, "\n`[training]`:", partial(section_defaults, TrainingSettings)),
@@ -108,7 +116,12 @@ def distillation_defaults() -> dict[str, Any]:
         (
             PIPELINE,
             "\n`[distillation.student]`:",
-            partial(section_defaults, PipelineStudentSettings),
+            partial(section_defaults, PipelineStudentSettings, blocks=("vocabulary",)),
+        ),
+        (
+            PIPELINE,
+            "\n`[distillation.student.vocabulary]`:",
+            partial(section_defaults, VocabularySettings),
         ),
         (
             PIPELINE,
