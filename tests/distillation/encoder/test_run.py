@@ -691,3 +691,32 @@ def test_offline_teacher(text_file: Path, config: Path, tmp_path: Path) -> None:
     student_weights = load_file(result.path / "model.safetensors")
     assert set(student_weights) < set(teacher_weights)
     assert AutoModel.from_pretrained(result.path).config.num_hidden_layers == 2
+
+
+def test_a_student_with_a_part_of_the_vocabulary(
+    teacher_dir: TeacherDir,
+    text_file: Path,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The teacher reads and predicts the same pieces. A finished run is found again."""
+    teacher = teacher_dir("bert", head=True)
+    whole = AutoTokenizer.from_pretrained(teacher)
+    size = len(whole) - 10
+    overrides = settings(teacher, text_file, max_steps=4, eval_frequency=2)
+    overrides["student.vocabulary.size"] = size
+    result = distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    assert f"Vocabulary: {size} of {len(whole)} pieces" in " ".join(capsys.readouterr().out.split())
+    tokenizer = AutoTokenizer.from_pretrained(result.path)
+    model = AutoModelForMaskedLM.from_pretrained(result.path)
+    assert len(tokenizer) == model.config.vocab_size == size
+    assert model.get_output_embeddings().weight.shape[0] == size
+    kept = [whole.get_vocab()[piece] for piece in sorted(tokenizer.get_vocab())]
+    assert len({*kept}) == size
+    assert 0 <= result.scores["teacher_accuracy"] <= 1
+    again = distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1, resume=True)
+    assert again == result
+    overrides["student.vocabulary.size"] = size - 1
+    with pytest.raises(ConfigError, match=r"student\.vocabulary\.size"):
+        distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1, resume=True)
