@@ -1,8 +1,8 @@
 """Treebanks and entities of several languages, as one corpus.
 
 They are UD French Sequoia and German GSD (UPOS), Universal NER Swedish Talbanken and Portuguese
-Bosque (entities), and English EWT (both). What a language lacks is missing in its documents, so they
-train the other pipes. XPOS tags are left out: each language has a set of its own.
+Bosque (entities), and English EWT (both). What a language lacks is missing in its documents, so
+they train the other pipes. XPOS tags are left out: each language has a set of its own.
 """
 
 from __future__ import annotations
