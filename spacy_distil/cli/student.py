@@ -63,22 +63,36 @@ def student_cli(
     width: Annotated[
         int | None, typer.Option("--width", help="Hidden size. Default: the teacher's.")
     ] = None,
+    prune_vocab: Annotated[
+        Path | None,
+        typer.Option(
+            "--prune-vocab",
+            help="Keep only the pieces of the vocabulary that occur in these documents: a .txt, "
+            ".jsonl or .spacy file, or a directory of them.",
+        ),
+    ] = None,
     vocab_size: Annotated[
         int | None,
         typer.Option(
             "--vocab-size",
             min=1,
-            help="Pieces of the vocabulary: the most frequent ones of the corpus. Only for "
-            "WordPiece. Default: all of the teacher's.",
+            help="With --prune-vocab: keep this number of pieces, the most frequent ones.",
+        ),
+    ] = None,
+    min_count: Annotated[
+        int | None,
+        typer.Option(
+            "--min-count",
+            min=1,
+            help="With --prune-vocab: keep the pieces that occur this often. Default: once.",
         ),
     ] = None,
     corpus: Annotated[
         Path | None,
         typer.Option(
             "--corpus",
-            help="Text to measure the importance of heads, neurons and dimensions on, and to count "
-            "pieces in: a .txt, .jsonl or .spacy file, or a directory of them. Importance is "
-            "measured on a few blocks of it.",
+            help="Text to measure the importance of heads, neurons and dimensions on, in the same "
+            "formats. A few blocks of it are read.",
         ),
     ] = None,
     txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
@@ -103,14 +117,14 @@ def student_cli(
 
     \b
       python -m spacy distil student TEACHER --layers 3 --heads 6 --ffn 768
-      python -m spacy distil student TEACHER --layers 0,2,5 --width 256 \\
-          --vocab-size 10000 --corpus texts/ --output student
+      python -m spacy distil student TEACHER --layers 0,2,5 --width 256 --corpus texts/ \\
+          --prune-vocab texts/ --vocab-size 10000 --output student
 
     The output is an ordinary Hugging Face model directory. Without --corpus, the command cannot
-    save a student with smaller layers or fewer pieces, and measures random weights, which cost the
-    same. It measures the speed of the encoder alone, on this machine, in float32, on batches of
-    full blocks. It computes words/s from pieces/s with the teacher's pieces per word of the corpus,
-    or of English example sentences.
+    save a student with smaller layers, and measures random weights, which cost the same. It
+    measures the speed of the encoder alone, on this machine, in float32, on batches of full blocks.
+    It computes words/s from pieces/s with the teacher's pieces per word of the corpus, or of
+    English example sentences.
     """
     with friendly_errors():
         require_all(TRAINING, purpose="Making a student")
@@ -126,7 +140,9 @@ def student_cli(
             heads=heads,
             ffn=ffn,
             width=width,
+            prune_vocab=prune_vocab,
             vocab_size=vocab_size,
+            min_count=min_count,
             corpus=corpus,
             revision=revision,
             threads=threads,

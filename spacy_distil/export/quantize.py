@@ -14,7 +14,7 @@ from thinc.api import Config
 
 from spacy_distil.component.nlp_config import set_requirements
 from spacy_distil.cpu import cpu_model, has_vnni
-from spacy_distil.encoding import PieceTokenizer
+from spacy_distil.encoding import PieceTokenizer, read_docs
 from spacy_distil.engines.files import TOKENIZER
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
@@ -166,9 +166,7 @@ def quantize(
     pruning = None
     if prune_vocab is not None:
         log(f"Pruning the vocabulary to {prune_vocab}")
-        counted = read_documents(
-            Path(prune_vocab), original, txt_documents=txt_documents, log=log
-        ).texts
+        counted = read_documents(Path(prune_vocab), original, txt_documents=txt_documents, log=log)
         encoders, pruning = _prune(encoders, counted, documents, vocab_size=vocab_size)
     plan = Int8Plan(encoders, reduced_range=reduced_range, embedding_bits=embedding_bits)
     with atomic_directory(output) as directory:
@@ -272,31 +270,34 @@ def _read_encoders(pipeline: str, nlp: Language) -> dict[str, SourceEncoder]:
 
 def _prune(
     encoders: dict[str, SourceEncoder],
-    texts: list[str],
+    counted: Documents,
     corpus: Documents,
     *,
     vocab_size: int | None,
 ) -> tuple[dict[str, SourceEncoder], Pruning]:
-    """Prune the encoders' vocabulary to the pieces of `texts`. For the rest see `quantize`."""
+    """Prune the encoders' vocabulary to the pieces of `counted`. For the rest see `quantize`."""
     from spacy_distil.export.encoders import SourceEncoder
     from spacy_distil.students.vocabulary import prune_encoder, prune_vocabulary, pruning_loss
 
-    for name, encoder in encoders.items():
-        if encoder.shim.settings.pieces_from == "tokens":
-            raise ConfigError(
-                f"The encoder of {name!r} has pieces_from = 'tokens', but pruning counts the "
-                "pieces of text, which may be others. Leave pruning out."
-            )
-    tokenizers = {encoder.files[TOKENIZER].decode() for encoder in encoders.values()}
-    if len(tokenizers) > 1:
+    ways = {
+        (encoder.files[TOKENIZER].decode(), encoder.shim.settings.pieces_from)
+        for encoder in encoders.values()
+    }
+    if len(ways) > 1:
         raise ConfigError(
-            "The pipeline's encoders have different vocabularies, which cannot be pruned together. "
-            "Leave pruning out."
+            "The pipeline's encoders have different vocabularies, or read text in different ways, "
+            "so their pieces cannot be counted together. Leave pruning out."
         )
-    old = tokenizers.pop()
-    pruned = prune_vocabulary(old, texts, keep=vocab_size)
+    old, pieces_from = ways.pop()
+
+    def texts(documents: Documents) -> list[str] | list[list[str]]:
+        if pieces_from == "tokens":
+            return [doc.split() for doc in read_docs(documents.docs)]
+        return documents.texts
+
+    pruned = prune_vocabulary(old, texts(counted), keep=vocab_size)
     loss = pruning_loss(
-        PieceTokenizer.from_str(old), PieceTokenizer.from_str(pruned.tokenizer_json), corpus.texts
+        PieceTokenizer.from_str(old), PieceTokenizer.from_str(pruned.tokenizer_json), texts(corpus)
     )
     return {
         name: SourceEncoder(encoder.shim, prune_encoder(encoder.files, pruned))

@@ -31,22 +31,28 @@ def read_section(name: str, kind: type[S], values: Mapping[str, Any]) -> S:
         return kind.model_validate(dict(values))
     except ValidationError as error:
         problems: dict[str, list[str]] = {}
+        shown: dict[str, Any] = {}
         for problem in error.errors():
-            # A setting of several types has one problem per type; its name comes first.
-            key = str(problem["loc"][0])
+            # A setting of several types has one problem per type; its name comes first. In a block
+            # within the section, the block's name does.
+            key, value = str(problem["loc"][0]), values.get(str(problem["loc"][0]))
+            for inner in problem["loc"][1:]:
+                if isinstance(value, Mapping) and inner in value:
+                    key, value = f"{key}.{inner}", value[inner]
+            shown[key] = value
             problems.setdefault(key, []).append(problem["msg"])
         lines = []
         for key, reasons in problems.items():
-            if key not in kind.model_fields:
+            if key.split(".")[0] not in kind.model_fields:
                 lines.append(
-                    f"{name}.{key} = {values[key]!r}: no such setting. Settings of [{name}]: "
+                    f"{name}.{key} = {shown[key]!r}: no such setting. Settings of [{name}]: "
                     f"{', '.join(kind.model_fields)}"
                 )
-            elif key not in values:
+            elif key.split(".")[0] not in values:
                 lines.append(f"{name}.{key} is missing")
             else:
                 reason = ", or ".join(dict.fromkeys(reasons))
-                lines.append(f"{name}.{key} = {values[key]!r}: {reason}")
+                lines.append(f"{name}.{key} = {shown[key]!r}: {reason}")
         raise ConfigError("\n".join(lines)) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,12 +25,12 @@ from spacy_distil.students.making import make_student
 from spacy_distil.students.sample_text import pieces_per_word, read_blocks, read_texts
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import load_teacher
-from spacy_distil.students.vocabulary import prune_model
+from spacy_distil.students.vocabulary import VocabularySettings, prune_teacher
 from spacy_distil.tables import Table
 from spacy_distil.text.plain_text import TxtDocuments
 
 # Options of the command, for errors.
-PREFIX, CORPUS, OUTPUT = "--", "--corpus", "--output"
+PREFIX, CORPUS, OUTPUT, PRUNE_VOCAB = "--", "--corpus", "--output", "--prune-vocab"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def build_student(
     heads: int | None = None,
     ffn: int | None = None,
     width: int | None = None,
+    prune_vocab: Path | None = None,
     vocab_size: int | None = None,
+    min_count: int | None = None,
     corpus: Path | None = None,
     revision: str | None = None,
     threads: int | None = None,
@@ -75,10 +77,12 @@ def build_student(
     teacher: directory or hub name of an encoder.
     output: directory for a Hugging Face model with a card; None saves nothing.
     layers, n_layers, heads, ffn, width: shape of the student, see `choose_shape`.
-    vocab_size: number of pieces that the student keeps, those that are most frequent in the corpus;
-        None for all. A student with fewer pieces has no masked-LM head.
-    corpus: file or directory of text to measure importance on, and to count pieces in. Needed to
-        save a student that has fewer heads, neurons, dimensions or pieces than the teacher.
+    prune_vocab: file or directory of text; the student has the pieces that occur in it. None keeps
+        all.
+    vocab_size: number of pieces to keep with `prune_vocab`, the most frequent ones; None for all
+        that occur `min_count` times, or once.
+    corpus: file or directory of text to measure importance on. Needed to save a student that has
+        fewer heads, neurons or dimensions than the teacher.
     revision: branch, tag or commit on the hub.
     threads: of the CPU while speed is measured; None is torch's own choice.
     txt_documents: how .txt files of the corpus are divided into documents, see `TxtDocuments`.
@@ -98,10 +102,14 @@ def build_student(
             f"{', '.join(PREFIX + name for name in shape.cuts)}, and needs text to choose the "
             f"parts that it keeps. Name some with {CORPUS}"
         )
-    if vocab_size is not None and corpus is None:
+    vocabulary = VocabularySettings(
+        size=vocab_size, min_count=min_count or (1 if prune_vocab and not vocab_size else None)
+    )
+    if vocabulary.is_pruned and prune_vocab is None:
+        option = "vocab-size" if vocab_size else "min-count"
         raise ConfigError(
-            f"{PREFIX}vocab-size {vocab_size}: the most frequent pieces are kept, and there is no "
-            f"text to count them in. Name some with {CORPUS}"
+            f"{PREFIX}{option} {vocab_size or min_count} says which pieces to keep of the ones "
+            f"that {PRUNE_VOCAB} counts: name text with that option, too"
         )
     importance = None
     if corpus is not None and shape.cuts:
@@ -113,12 +121,14 @@ def build_student(
     student = make_student(
         loaded, shape, importance, start="random" if is_random else "teacher"
     ).eval()
-    tokenizer = loaded.tokenizer
-    if vocab_size is not None and corpus is not None:
-        log(f"Counting the pieces of {corpus}")
-        texts = read_texts(corpus, setting=CORPUS, txt_documents=txt_documents)
-        student, tokenizer = prune_model(student, tokenizer, texts, keep=vocab_size)
     words = pieces_per_word(corpus, loaded, setting=CORPUS, txt_documents=txt_documents)
+    tokenizer = loaded.tokenizer
+    if prune_vocab is not None:
+        log(f"Counting the pieces of {prune_vocab}")
+        texts = read_texts(prune_vocab, setting=PRUNE_VOCAB, txt_documents=txt_documents)
+        smaller, pruned = prune_teacher(replace(loaded, model=student), texts, vocabulary)
+        student, tokenizer = smaller.model, smaller.tokenizer
+        log(f"Vocabulary: {pruned.describe()}")
     costs = cost_table(loaded.model, student, pieces_per_word=words, threads=threads)
     if output is not None:
         card = cut_student_card(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,9 @@ from spacy_distil.students.families import FAMILIES
 from spacy_distil.students.layer_choice import choose_layers
 from spacy_distil.students.making import make_student
 from spacy_distil.students.teachers import load_teacher
+from spacy_distil.students.vocabulary import PrunedVocabulary, VocabularySettings, prune_teacher
+from spacy_distil.students.vocabulary.kinds import Text
+from spacy_distil.students.vocabulary.settings import WHOLE
 
 
 def family_obstacle(encoder: EncoderShim) -> str | None:
@@ -34,12 +38,17 @@ def save_student(
     directory: Path,
     layers: Literal["first", "even"] | Sequence[int] = "first",
     n_layers: int | None = None,
-) -> None:
+    *,
+    texts: Iterable[Text] = (),
+    vocabulary: VocabularySettings = WHOLE,
+) -> PrunedVocabulary | None:
     """Save a student encoder that has some of the layers of a trained encoder.
 
     encoder: runs on torch and is of one of the `FAMILIES`.
     directory: becomes a Hugging Face model directory with the encoder's tokenizer.
     layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
+    texts, vocabulary: which pieces it has, and the texts that they are counted in.
+    RETURNS: the smaller vocabulary, or None if it is whole.
     """
     with scratch_directory(directory) as scratch, atomic_directory(directory) as new:
         encoder.to_disk(scratch / "teacher")
@@ -51,4 +60,23 @@ def save_student(
             tokenizer_object=Tokenizer.from_str(encoder.loaded.tokenizer.to_str()),
             **teacher.tokenizer.special_tokens_map,
         )
-        save_encoder(make_student(teacher, chosen), tokenizer, new)
+        teacher = replace(teacher, tokenizer=tokenizer)
+        pruned = None
+        if vocabulary.is_pruned:
+            teacher, pruned = prune_teacher(teacher, texts, vocabulary)
+        save_encoder(make_student(teacher, chosen), teacher.tokenizer, new)
+        return pruned
+
+
+def save_pruned(
+    name: str, directory: Path, texts: Iterable[Text], vocabulary: VocabularySettings
+) -> PrunedVocabulary:
+    """Save an encoder with a smaller vocabulary.
+
+    name: directory or hub name of an encoder of one of the `FAMILIES`.
+    For the rest see `save_student`.
+    """
+    with atomic_directory(directory) as new:
+        teacher, pruned = prune_teacher(load_teacher(name), texts, vocabulary)
+        save_encoder(teacher.model, teacher.tokenizer, new)
+        return pruned

@@ -93,7 +93,7 @@ def test_a_student_with_fewer_pieces(
     assert run(teacher, *options, "--output", whole)[0] == 0
     old = AutoTokenizer.from_pretrained(whole)
     size = len(old) - 3
-    arguments = ("--vocab-size", str(size), "--corpus", text_file, "--output", small)
+    arguments = ("--vocab-size", str(size), "--prune-vocab", text_file, "--output", small)
     status, output = run(teacher, *options, *arguments)
     assert status == 0, output
     new = AutoTokenizer.from_pretrained(small)
@@ -112,7 +112,10 @@ def test_a_student_with_fewer_pieces(
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     (dropped, *_) = old.get_vocab().keys() - new.get_vocab().keys()
     assert new.tokenize(dropped.removeprefix("##"))
-    assert not load_teacher(str(small)).has_mlm_head  # it would predict pieces that are gone
+    assert load_teacher(str(small)).has_mlm_head
+    status, output = run(teacher, *options, "--min-count", "2")
+    assert status == 1
+    assert "--prune-vocab counts: name text with that option, too" in " ".join(output.split())
 
 
 def test_student_of_whole_layers_needs_no_corpus(teacher: Path, tmp_path: Path) -> None:
@@ -162,7 +165,7 @@ def test_the_same_call_makes_the_same_student(
         (["--layers", ","], "--layers = []"),
         (["--width", "8", "--output", "new"], "Name some with --corpus"),
         (["--corpus", "none.txt", "--ffn", "20"], "--corpus: none.txt does not exist"),
-        (["--vocab-size", "50"], "there is no text to count them in. Name some with --corpus"),
+        (["--vocab-size", "50"], "--prune-vocab counts: name text with that option, too"),
     ],
 )
 def test_what_cannot_be_is_refused(teacher: Path, arguments: list[str], message: str) -> None:

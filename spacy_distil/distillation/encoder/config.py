@@ -21,6 +21,7 @@ from spacy_distil.distillation.encoder.objectives import Objective, make_objecti
 from spacy_distil.distillation.encoder.schedules import Schedule
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.settings import Count, Paths, Section, read_config, read_section
+from spacy_distil.students.vocabulary.settings import WHOLE, VocabularySettings
 from spacy_distil.text.plain_text import TxtDocuments
 
 
@@ -38,6 +39,7 @@ class StudentSettings(Section):
     heads, ffn, width: attention heads and feed-forward neurons of a layer, and hidden size. `None`
         is the teacher's number. With a lower number, the most important ones stay.
     importance_blocks: number of blocks of the corpus to measure importance on.
+    vocabulary: which of the teacher's pieces the student gets, see `VocabularySettings`.
     """
 
     # A tagger on layers 0-2 of a 6-layer encoder reached UPOS 96.1, on layers 0, 2 and 4 95.4.
@@ -48,6 +50,7 @@ class StudentSettings(Section):
     ffn: Count | None = None
     width: Count | None = None
     importance_blocks: Count = 64
+    vocabulary: VocabularySettings = WHOLE
 
 
 class CorpusSettings(Section):
@@ -182,7 +185,7 @@ def load_config(
     config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> EncoderDistilConfig:
     """Read and validate a config. See `distil_encoder` for the arguments."""
-    _, raw = read_config(config, overrides, kind="encoder")
+    _, raw = read_config(config, overrides, kind="encoder", complete=_add_blocks)
     for name in raw:
         if name not in (*_SECTIONS, *_BLOCK_SECTIONS):
             raise ConfigError(
@@ -207,6 +210,11 @@ def load_config(
     validated = EncoderDistilConfig(objectives=active, stages=stages, source=source, **sections)
     _check(validated)
     return validated
+
+
+def _add_blocks(config: Config) -> None:
+    """Add the blocks that a config may leave out, for overrides to set."""
+    config.setdefault("student", {}).setdefault("vocabulary", {})
 
 
 def _active_stages(

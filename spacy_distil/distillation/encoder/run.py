@@ -58,13 +58,14 @@ from spacy_distil.students.masked_lm_heads import add_masked_lm_head
 from spacy_distil.students.masking import Masking
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher
+from spacy_distil.students.vocabulary import prune_teacher
 from spacy_distil.text.languages import (
     MIN_PIECES,
     guess_language,
     guess_tokenizer_language,
     language_name,
 )
-from spacy_distil.text.plain_text import TxtFiles, read_parts
+from spacy_distil.text.plain_text import TxtFiles, find_files, read_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -151,6 +152,7 @@ class EncoderRun:
         precision = self.accelerator.mixed_precision
         self.printer.info(f"Training on {self.device}, mixed precision: {precision}")
         self.load_teacher()
+        self.prune_vocabulary()
         self.plan()
         if self.open_output():
             self.accelerator.end_training()
@@ -189,6 +191,18 @@ class EncoderRun:
             width=student.width,
         )
         _check_head(self.settings, self.teacher)
+
+    def prune_vocabulary(self) -> None:
+        """Give teacher and student a smaller vocabulary, if the settings say so."""
+        vocabulary = self.settings.student.vocabulary
+        if not vocabulary.is_pruned:
+            return
+        corpus = self.settings.corpus
+        files = find_files(corpus.train, setting="corpus.train")
+        txt = TxtFiles(corpus.txt_documents)
+        texts = (part.text for path in files for part in read_parts(path, txt))
+        self.teacher, pruned = prune_teacher(self.teacher, texts, vocabulary)
+        self.printer.info(f"Vocabulary: {pruned.describe()}")
 
     def plan(self) -> None:
         """Find the files of the corpus, and fingerprint all inputs of the run."""

@@ -21,6 +21,7 @@ from spacy_distil.distillation.pipeline.language import TokenizerChoice
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.settings import Count, Section, read_config, read_section
 from spacy_distil.runs.stages import split_steps
+from spacy_distil.students.vocabulary.settings import WHOLE, VocabularySettings
 
 SECTION = "distillation"
 BLOCKS = ("teacher", "student", "hidden", "stages", "pipes")
@@ -37,12 +38,14 @@ class StudentSettings(Section):
     layers, n_layers: which of the teacher's layers, and how many.
     tokenizer: "teacher", as the teacher's; "config", as the config says; "auto", as the teacher's
         unless the config names another one than the default of the language.
+    vocabulary: which of the encoder's pieces the student gets, see `VocabularySettings`.
     """
 
     start: Literal["auto", "teacher", "config"] = "auto"
     layers: Literal["first", "even"] | list[int] = "first"
     n_layers: Count | None = None
     tokenizer: TokenizerChoice = "auto"
+    vocabulary: VocabularySettings = WHOLE
 
 
 class HiddenSettings(Section):
@@ -216,6 +219,8 @@ def _add_blocks(config: Config) -> None:
     section = config[SECTION]
     for name in BLOCKS:
         section.setdefault(name, {})
+    if isinstance(section["student"], dict):
+        section["student"].setdefault("vocabulary", {})
     for parent, names in (("stages", STAGES), ("pipes", config.get("components", {}))):
         for name in names if isinstance(section[parent], dict) else ():
             section[parent].setdefault(name, {})

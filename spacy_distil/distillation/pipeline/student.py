@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from spacy_distil.distillation.pipeline.config import (
     StudentSettings,
     resolve_training,
 )
-from spacy_distil.distillation.pipeline.corpus import read_annotated
+from spacy_distil.distillation.pipeline.corpus import read_annotated, resolve_corpora
 from spacy_distil.distillation.pipeline.heads import Pairing, find_pairs
 from spacy_distil.distillation.pipeline.heads.pairs import is_learner
 from spacy_distil.distillation.pipeline.hidden import find_encoder
@@ -48,7 +48,10 @@ from spacy_distil.distillation.pipeline.language import (
     take_language,
     take_state,
 )
+from spacy_distil.encoding import read_docs
 from spacy_distil.errors import ConfigError
+from spacy_distil.students.vocabulary.kinds.base import Text
+from spacy_distil.students.vocabulary.settings import WHOLE, VocabularySettings
 
 
 def make_student(
@@ -68,9 +71,23 @@ def make_student(
     """
     config, takes_tokenizer = take_language(settings.spacy, teacher, settings.student.tokenizer)
     starts_from_teacher = _check_start(settings.student, teacher, config)
+    vocabulary = settings.student.vocabulary
+    texts: Iterable[Text] = ()
+    if vocabulary.is_pruned:
+        texts = read_vocabulary_texts(settings, config, teacher, tokenizer=takes_tokenizer)
     if starts_from_teacher:
         layers, n_layers = settings.student.layers, settings.student.n_layers
-        config = start_from_teacher(config, teacher, output / "start", layers, n_layers)
+        config = start_from_teacher(
+            config,
+            teacher,
+            output / "start",
+            layers,
+            n_layers,
+            texts=texts,
+            vocabulary=vocabulary,
+        )
+    elif vocabulary.is_pruned:
+        config = start_pruned(config, output / "start", texts, vocabulary)
     else:
         # A run that was replaced may have left one.
         shutil.rmtree(output / "start", ignore_errors=True)
@@ -310,12 +327,16 @@ def start_from_teacher(
     directory: Path,
     layers: Literal["first", "even"] | Sequence[int] = "first",
     n_layers: int | None = None,
+    *,
+    texts: Iterable[Text] = (),
+    vocabulary: VocabularySettings = WHOLE,
 ) -> Config:
     """Make the student's encoder of layers of the teacher's trained encoder.
 
     config: the student's, not interpolated. All settings of its encoder but `name` stay.
     directory: becomes a Hugging Face model directory with the encoder and its tokenizer.
     layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
+    texts, vocabulary: which pieces it has, and the texts that they are counted in.
     RETURNS: the config, with the encoder's `name` set to the directory.
     """
     obstacle = find_obstacle(teacher, config)
@@ -327,7 +348,61 @@ def start_from_teacher(
         )
     from spacy_distil.students.starting import save_student
 
-    save_student(_encoders(teacher)[0], directory, layers, n_layers)
+    pruned = save_student(
+        _encoders(teacher)[0], directory, layers, n_layers, texts=texts, vocabulary=vocabulary
+    )
+    if pruned is not None:
+        msg.info(f"The student's vocabulary: {pruned.describe()}")
+    return _with_encoder(config, directory)
+
+
+def start_pruned(
+    config: Config, directory: Path, texts: Iterable[Text], vocabulary: VocabularySettings
+) -> Config:
+    """Give the encoder that a student's config names a smaller vocabulary.
+
+    For the arguments see `start_from_teacher`.
+    """
+    from spacy_distil.students.starting import save_pruned
+
+    names = _encoder_names(config)
+    if len(names) != 1:
+        raise ConfigError(
+            f"[{SECTION}.student.vocabulary] is the vocabulary of one encoder, but the student "
+            f"has {len(names) or 'no'} new components 'distil_transformer'. Set its size and "
+            "min_count to null."
+        )
+    encoder = config.interpolate()["components"][names[0]].get("model", {}).get("name")
+    pruned = save_pruned(str(encoder), directory, texts, vocabulary)
+    msg.info(f"The student's vocabulary: {pruned.describe()}")
+    return _with_encoder(config, directory)
+
+
+def read_vocabulary_texts(
+    settings: PipelineDistilConfig, config: Config, teacher: Language, *, tokenizer: bool
+) -> Iterator[Text]:
+    """Read all documents of a run, annotated or not, to count pieces in.
+
+    config, tokenizer: the student's config, and whether it takes the teacher's tokenizer.
+    RETURNS: texts, or lists of tokens if the student's encoder reads token by token.
+    """
+    config = config.copy()
+    models = [config["components"][name].get("model", {}) for name in _encoder_names(config)]
+    config["nlp"]["pipeline"], config["components"] = [], {}
+    config.setdefault("training", {}).update(frozen_components=[], annotating_components=[])
+    nlp = load_model_from_config(config, auto_fill=True)
+    take_state(nlp, teacher, tokenizer=tokenizer)
+    train, _, text = resolve_corpora(nlp, settings)
+    for reader in (train, text):
+        for example in reader(nlp) if reader is not None else ():
+            if any(model.get("pieces_from") == "tokens" for model in models):
+                yield read_docs([example.predicted])[0].split()
+            else:
+                yield example.predicted.text
+
+
+def _with_encoder(config: Config, directory: Path) -> Config:
+    """Return the config with another encoder. It has one new `distil_transformer`."""
     config = config.copy()
     component = config["components"][_encoder_names(config)[0]]
     component.setdefault("model", {})["name"] = str(directory)
