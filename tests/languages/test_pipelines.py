@@ -95,7 +95,7 @@ def test_a_pipeline_of_the_language(
     spacy.cli.package(
         tmp_path / "int8", tmp_path / "packages", name="p", create_sdist=False, create_wheel=False
     )
-    (meta,) = (tmp_path / "packages").glob("*/*/meta.json")
+    (meta,) = (tmp_path / "packages").glob("*/meta.json")
     required = [str(each).lower() for each in srsly.read_json(meta)["requirements"]]
     for package in language.packages:
         assert sum(each.startswith(package) for each in required) == 1, required
