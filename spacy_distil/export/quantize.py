@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spacy_distil.export.encoders import SourceEncoder
     from spacy_distil.export.graph import Precision
     from spacy_distil.students.vocabulary import PruningLoss
+    from spacy_distil.students.vocabulary.kinds import Text
 
 T = TypeVar("T")
 PrecisionName = Literal["int8", "fp32"]
@@ -134,6 +135,7 @@ def quantize(
     require_all(NEEDS, purpose="Making an ONNX graph")
     from spacy_distil.export.fallback import Int8Plan
     from spacy_distil.export.graph import Precision
+    from spacy_distil.students.sample_text import read_texts
 
     if precision not in PRECISIONS:
         raise ConfigError(f"precision = {precision!r}: expected one of {', '.join(PRECISIONS)}.")
@@ -166,8 +168,10 @@ def quantize(
     pruning = None
     if prune_vocab is not None:
         log(f"Pruning the vocabulary to {prune_vocab}")
-        counted = read_documents(Path(prune_vocab), original, txt_documents=txt_documents, log=log)
-        encoders, pruning = _prune(encoders, counted, documents, vocab_size=vocab_size)
+        counted = read_texts(
+            Path(prune_vocab), setting="--prune-vocab", txt_documents=txt_documents
+        )
+        encoders, pruning = _prune(encoders, original, counted, documents, vocab_size=vocab_size)
     plan = Int8Plan(encoders, reduced_range=reduced_range, embedding_bits=embedding_bits)
     with atomic_directory(output) as directory:
         while True:
@@ -270,7 +274,8 @@ def _read_encoders(pipeline: str, nlp: Language) -> dict[str, SourceEncoder]:
 
 def _prune(
     encoders: dict[str, SourceEncoder],
-    counted: Documents,
+    nlp: Language,
+    counted: Iterable[str],
     corpus: Documents,
     *,
     vocab_size: int | None,
@@ -289,15 +294,14 @@ def _prune(
             "so their pieces cannot be counted together. Leave pruning out."
         )
     old, pieces_from = ways.pop()
-
-    def texts(documents: Documents) -> list[str] | list[list[str]]:
-        if pieces_from == "tokens":
-            return [doc.split() for doc in read_docs(documents.docs)]
-        return documents.texts
-
-    pruned = prune_vocabulary(old, texts(counted), keep=vocab_size)
+    counts: Iterable[Text] = counted
+    compared: Iterable[Text] = corpus.texts
+    if pieces_from == "tokens":
+        counts = (read_docs([nlp.make_doc(text)])[0].split() for text in counted)
+        compared = [doc.split() for doc in read_docs(corpus.docs)]
+    pruned = prune_vocabulary(old, counts, keep=vocab_size)
     loss = pruning_loss(
-        PieceTokenizer.from_str(old), PieceTokenizer.from_str(pruned.tokenizer_json), texts(corpus)
+        PieceTokenizer.from_str(old), PieceTokenizer.from_str(pruned.tokenizer_json), compared
     )
     return {
         name: SourceEncoder(encoder.shim, prune_encoder(encoder.files, pruned))

@@ -691,11 +691,24 @@ def test_quantized_and_without_torch(trf: Path, tmp_path: Path) -> None:
     assert out.splitlines() == [str(expected), "[]"]
 
 
-def test_pruning_the_vocabulary_is_refused(trf: Path, tmp_path: Path) -> None:
+def test_pruning_counts_the_pieces_of_tokens(trf: Path, tmp_path: Path) -> None:
+    """The tokens of the texts have the same pieces as before, so predictions are the same."""
     convert(trf, tmp_path / "ours")
-    (tmp_path / "texts.txt").write_text("\n".join(SENTENCES))
-    with pytest.raises(ConfigError, match=r"'transformer' has pieces_from = 'tokens'"):
-        quantize(tmp_path / "ours", tmp_path / "int8", prune_vocab=tmp_path / "texts.txt")
+    (tmp_path / "texts.txt").write_text("\n".join(SENTENCES[:2]))
+    result = quantize(
+        tmp_path / "ours",
+        tmp_path / "fp32",
+        corpus=tmp_path / "texts.txt",
+        precision="fp32",
+        prune_vocab=tmp_path / "texts.txt",
+    )
+    assert result.pruning is not None
+    assert result.pruning.n_after < result.pruning.n_before
+    assert result.pruning.loss.changed == 0
+    assert {measure.agreement for measure in result.agreement.measures} == {1.0}
+    original, pruned = spacy.load(tmp_path / "ours"), spacy.load(tmp_path / "fp32")
+    for text in SENTENCES[:2]:
+        np.testing.assert_allclose(pruned(text).tensor, original(text).tensor, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

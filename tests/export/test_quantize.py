@@ -544,7 +544,7 @@ def test_a_pipeline_is_replaced_by_force_alone(
         ({"limit": -1, "corpus": Path("none.txt")}, ConfigError, "limit = -1"),
         ({"corpus": Path("none.txt")}, CorpusError, r"No documents at none\.txt"),
         ({"corpus": Path("none.spacy")}, CorpusError, r"none\.spacy"),
-        ({"prune_vocab": Path("none.txt")}, CorpusError, r"No documents at none\.txt"),
+        ({"prune_vocab": Path("none.txt")}, CorpusError, r"--prune-vocab: none\.txt does not exist"),
     ],
 )
 def test_settings_that_cannot_work_are_named(

@@ -1,0 +1,8 @@
+"""The commands of this benchmark:
+
+    python -m benchmarks.languages.corpora      convert treebanks and entities of five languages
+    python -m benchmarks.languages.rows         train teachers and students, and quantize them
+    python -m benchmarks.languages.scores       score pipelines on the tokens of a test set
+
+Each has a --help. `spacy distil compare` makes the tables of one language.
+"""
