@@ -9,7 +9,7 @@ from typing import Any
 
 import spacy
 from confection import ConfigValidationError
-from spacy.util import load_config
+from spacy.util import get_lang_class, load_config
 from thinc.api import Config
 
 from spacy_distil.errors import ConfigError, CorpusError
@@ -68,7 +68,7 @@ def configure(
             "no part of speech, no tag, no entity, no category"
         )
     config = template.copy()
-    config["nlp"]["lang"] = lang or summary["lang"]
+    set_language(config, lang or summary["lang"])
     factories = [each.get("factory") for each in config["components"].values()]
     if ner == "distil_ner" and "distil_transformer" in factories:
         use_distil_ner(config)
@@ -95,6 +95,15 @@ def configure(
     except ConfigValidationError as error:
         raise ConfigError(f"The config refers to a block that was removed: {error}") from error
     return config
+
+
+def set_language(config: Config, lang: str) -> None:
+    """Change the language, and with it a tokenizer that is the default of the old one."""
+    old, new = (get_lang_class(code).default_config for code in (config["nlp"]["lang"], lang))
+    config["nlp"]["lang"] = lang
+    for section in ("nlp", "initialize"):
+        if config.get(section, {}).get("tokenizer") == old[section]["tokenizer"]:
+            config[section]["tokenizer"] = new[section]["tokenizer"]
 
 
 def remove(config: Config, name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from spacy.language import Language
@@ -245,27 +246,35 @@ class NamedSentence:
     """Words with IOB2 tags, as an entity file has them.
 
     notes: what was repaired or left out.
+    document: the name of its document, "" outside of all.
+    text: the sentence with its spacing, "" if the file lacks it.
     """
 
     words: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     notes: Notes = field(default_factory=Notes)
+    document: str = ""
+    text: str = ""
 
 
 def read_iob2(path: Path) -> dict[str, NamedSentence]:
     """Sentences of a Universal NER file by `sent_id`: columns index, word, tag and more."""
     sentences: dict[str, NamedSentence] = {}
-    sent_id = ""
+    document = sent_id = ""
     for number, line in read_lines(path):
         if not line.strip():
             sent_id = ""
         elif line.startswith("#"):
             key, value = _comment(line)
-            if key == "sent_id":
+            if key.startswith("newdoc"):
+                document = value or f"line-{number}"
+            elif key == "sent_id":
                 if value in sentences:
                     raise CorpusError(f"{path}:{number}: sent_id '{value}' occurs twice")
                 sent_id = value
-                sentences[sent_id] = NamedSentence()
+                sentences[sent_id] = NamedSentence(document=document)
+            elif key == "text" and sent_id:
+                sentences[sent_id].text = value
         else:
             columns = line.split("\t")
             if not sent_id or len(columns) < 3:
@@ -284,6 +293,41 @@ def read_iob2(path: Path) -> dict[str, NamedSentence]:
     for sent_id, sentence in sentences.items():
         sentence.tags = repair_iob(sentence.tags, sent_id, sentence.notes)
     return sentences
+
+
+def named_documents(
+    named: dict[str, NamedSentence], path: Path
+) -> Iterator[tuple[Document, list[str]]]:
+    """Documents of an entity file that stands alone, with their tags. They have no other tags.
+
+    path: of the file, for messages.
+    """
+    for name, group in groupby(named.items(), key=lambda item: item[1].document or item[0]):
+        document, tags = Document(name), []
+        for sent_id, source in group:
+            try:
+                spaces = find_spaces(source.words, source.text)
+            except ValueError as error:
+                raise CorpusError(f"{path}: sentence '{sent_id}': {error}") from error
+            blank = [""] * len(source.words)
+            misc: list[dict[str, str]] = [{} for _ in blank]
+            sentence = Sentence(sent_id, source.words, spaces, blank, blank, misc)
+            document.sentences.append(sentence)
+            document.notes.merge(source.notes)
+            tags.extend(source.tags)
+        yield document, tags
+
+
+def find_spaces(words: Sequence[str], text: str) -> list[bool]:
+    """Tell after which words of a sentence a space follows. One follows the last word."""
+    spaces, rest = [], text.lstrip()
+    for word in words:
+        if not rest.startswith(word):
+            raise ValueError(f"expected the word '{word}' in '# text' before '{rest[:20]}'")
+        after = rest[len(word) :]
+        rest = after.lstrip()
+        spaces.append(after != rest or not rest)
+    return spaces
 
 
 def released_tag(tag: str, place: str, notes: Notes) -> str:

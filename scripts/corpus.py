@@ -1,9 +1,11 @@
 """Turn a dataset into the files that the project trains on.
 
-    python -m scripts.corpus {sample,ewt,custom} OUT_DIR [...]
+    python -m scripts.corpus {sample,ewt,languages,custom} OUT_DIR [...]
 
 writes `train.spacy`, `dev.spacy`, `test.spacy`, `unlabelled.txt` (one paragraph per line, a blank
 line between documents) and `corpus.json`, with counts of the annotation and of what was left out.
+If documents know their language (`doc.user_data["lang"]`), there is a `test-LANG.spacy` of each,
+too.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from wasabi import msg
 
-from scripts._conllu import join_entities, misc_tags, read_conllu, read_iob2, treebank_doc
-from scripts._custom import SUFFIXES, Noted, read_docs
+from scripts._conllu import misc_tags, read_conllu, treebank_doc
+from scripts._custom import LANG, SUFFIXES, Noted, read_docs
+from scripts._languages import EWT, TREEBANKS, forget_xpos, read_treebank
 from scripts._notes import Notes
 from spacy_distil.distillation.pipeline.language import warn_of_foreign_text
 from spacy_distil.errors import ConfigError, CorpusError, friendly_errors
@@ -47,6 +50,7 @@ T = TypeVar("T")
 class Dataset(str, Enum):
     sample = "sample"
     ewt = "ewt"
+    languages = "languages"
     custom = "custom"
 
 
@@ -78,23 +82,43 @@ def read_ewt(assets: Path, nlp: Language, *, limit: int = 0) -> Corpus:
     corpus = Corpus(docs={}, notes={})
     for split in SPLITS:
         notes = corpus.notes[split] = Notes()
-        path = assets / f"en_ewt-ud-{split}.conllu"
-        documents = read_conllu(path, notes)
-        entities = path.with_suffix(".iob2")
-        tags = join_entities(documents, read_iob2(entities), entities, notes)
         docs = []
-        for document, document_tags in spread(list(zip(documents, tags, strict=True)), limit):
+        read = list(read_treebank(EWT, split, assets, notes))
+        for document, tags in spread(read, limit):
             notes.merge(document.notes)
             genre = document.name.split("-")[0]
             if genre not in GENRES:
                 raise CorpusError(
-                    f"{path}: document '{document.name}' has genre '{genre}', "
-                    f"expected one of {', '.join(GENRES)}"
+                    f"{assets / EWT.files(split)[0]}: document '{document.name}' has genre "
+                    f"'{genre}', expected one of {', '.join(GENRES)}"
                 )
-            docs.append(treebank_doc(document, document_tags, one_hot(genre, GENRES), nlp))
+            docs.append(treebank_doc(document, tags, one_hot(genre, GENRES), nlp))
             if split == "train":
                 corpus.unlabelled.append(document.paragraphs())
         corpus.docs[split] = docs
+    return corpus
+
+
+def read_languages(assets: Path, nlp: Language, *, limit: int = 0) -> Corpus:
+    """Read the treebanks of all languages as one corpus, see `_languages`.
+
+    assets: directory of their files.
+    limit: most documents of a split, an even share of them for each language.
+    """
+    corpus = Corpus(docs={split: [] for split in SPLITS}, notes={})
+    share = max(1, limit // len(TREEBANKS)) if limit else 0
+    for split in SPLITS:
+        notes = corpus.notes[split] = Notes()
+        for treebank in TREEBANKS:
+            read = list(read_treebank(treebank, split, assets, notes))
+            for document, tags in spread(read, share):
+                notes.merge(document.notes)
+                forget_xpos(document)
+                doc = treebank_doc(document, tags, {}, nlp)
+                doc.user_data[LANG] = treebank.lang
+                corpus.docs[split].append(doc)
+                if split == "train":
+                    corpus.unlabelled.append(document.paragraphs())
     return corpus
 
 
@@ -270,8 +294,18 @@ def count(docs: Sequence[Doc]) -> dict[str, Any]:
         "tokens_without_entity_annotation": sum(not t.ent_iob for doc in docs for t in doc),
         "entities": dict(sorted(entities.items())),
         "cats": dict(sorted(cats.items())),
+        "languages": {lang: len(own) for lang, own in by_language(docs).items()},
         "layers": layers(docs),
     }
+
+
+def by_language(docs: Sequence[Doc]) -> dict[str, list[Doc]]:
+    """Sort the docs that know their language, see `LANG`."""
+    found: dict[str, list[Doc]] = {}
+    for doc in docs:
+        if LANG in doc.user_data:
+            found.setdefault(doc.user_data[LANG], []).append(doc)
+    return dict(sorted(found.items()))
 
 
 def write(
@@ -280,7 +314,11 @@ def write(
     """Write a corpus to `out_dir` and return the contents of `corpus.json`."""
     out_dir.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        DocBin(attrs=ATTRS, docs=corpus.docs[split]).to_disk(out_dir / f"{split}.spacy")
+        write_docs(corpus.docs[split], out_dir / f"{split}.spacy")
+    for old in out_dir.glob("test-*.spacy"):
+        old.unlink()
+    for code, docs in by_language(corpus.docs["test"]).items():
+        write_docs(docs, out_dir / f"test-{code}.spacy")
 
     unlabelled, more = _TextCounts(), _TextCounts()
     txt = TxtFiles()
@@ -305,6 +343,12 @@ def write(
         json.dump(summary, file, indent=2, ensure_ascii=False)
         file.write("\n")
     return summary
+
+
+def write_docs(docs: Sequence[Doc], path: Path) -> None:
+    """Write the annotation that is stored, and the docs' languages."""
+    know_language = bool(by_language(docs))
+    DocBin(attrs=ATTRS, docs=docs, store_user_data=know_language).to_disk(path)
 
 
 def check(corpus: Corpus) -> None:
@@ -363,10 +407,16 @@ def report(summary: dict[str, Any]) -> None:
     rows: list[tuple[Any, ...]] = []
     for key in ("docs", "sentences", "tokens"):
         rows.append((key, *(_number(splits[split][key]) for split in SPLITS)))
+        if key == "docs":
+            for lang in sorted({lang for split in SPLITS for lang in splits[split]["languages"]}):
+                of_lang = [splits[split]["languages"].get(lang, 0) for split in SPLITS]
+                rows.append((f"  {lang}", *map(_number, of_lang)))
     if any(splits[split]["sentences"] for split in SPLITS):
         unmarked = [splits[split]["docs_without_sentences"] for split in SPLITS]
         if any(unmarked):
-            rows.insert(2, ("  docs without sentence boundaries", *map(_number, unmarked)))
+            rows.insert(
+                len(rows) - 1, ("  docs without sentence boundaries", *map(_number, unmarked))
+            )
     unknown = [splits[split]["tokens_without_entity_annotation"] for split in SPLITS]
     rows.append(("tokens without entity annotation", *map(_number, unknown)))
     for kind in ("entities", "cats"):
@@ -408,9 +458,23 @@ def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def make_tokenizer(lang: str) -> Language:
-    """Make a blank pipeline. Raises ConfigError if spaCy or a package has no such language."""
+def check_dataset(dataset: Dataset, lang: str) -> None:
+    """Check the language of a pipeline.
+
+    Raises ConfigError if spaCy has no such language, or the dataset is in several languages and
+        `lang` is one of them.
+    """
     check_language(lang)
+    if dataset is Dataset.languages and lang != "xx":
+        codes = ", ".join(treebank.lang for treebank in TREEBANKS)
+        raise ConfigError(
+            f"lang = {lang!r}, but dataset = '{dataset.value}' is in several languages ({codes}). "
+            "Expected 'xx', spaCy's code for many languages: --vars.lang xx"
+        )
+
+
+def make_tokenizer(lang: str) -> Language:
+    """Make a blank pipeline. Raises ConfigError if a package of the language is missing."""
     try:
         return spacy.blank(lang)
     except ImportError as error:  # it names the packages
@@ -431,9 +495,12 @@ def make_corpus(
     """Convert a dataset and return the contents of its `corpus.json`."""
     if limit < 0:
         raise CorpusError(f"limit = {limit}, expected a number of documents, or 0 for all")
+    check_dataset(dataset, lang)
     nlp = make_tokenizer(lang)
     if dataset is Dataset.ewt:
         corpus = read_ewt(assets, nlp, limit=limit)
+    elif dataset is Dataset.languages:
+        corpus = read_languages(assets, nlp, limit=limit)
     elif dataset is Dataset.sample:
         corpus = read_sample(sample, nlp, limit=limit)
     else:
@@ -446,7 +513,7 @@ def make_corpus(
 def main(
     dataset: Annotated[Dataset, typer.Argument(help="Dataset to convert")],
     out_dir: Annotated[Path, typer.Argument(help="Directory for the corpus")],
-    assets: Annotated[Path, typer.Option(help="ewt: directory of the downloads")] = Path("assets"),
+    assets: Annotated[Path, typer.Option(help="Directory of the downloads")] = Path("assets"),
     train: Annotated[
         str, typer.Option(help=f"custom: file to train on ({', '.join(SUFFIXES)})")
     ] = "",

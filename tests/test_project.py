@@ -162,6 +162,14 @@ def test_the_first_step_knows_the_language() -> None:
     assert " --lang en " in COMMANDS["assets"]["script"][0]
 
 
+def test_the_vocabulary_is_pruned_in_both_distillations() -> None:
+    for name, setting in (
+        ("distil-encoder", "--student.vocabulary.size"),
+        ("distil-pipeline", "--distillation.student.vocabulary.size"),
+    ):
+        assert f" {setting} null" in COMMANDS[name]["script"][-1]
+
+
 def test_every_training_is_long_enough_for_small_data() -> None:
     for name in ("train-teacher", "train-student", "distil-pipeline", "train-cnn"):
         assert f" --min-steps {PROJECT['vars']['min_steps']} " in COMMANDS[name]["script"][-1]

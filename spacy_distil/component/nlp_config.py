@@ -17,6 +17,18 @@ from spacy_distil.runs.schedules import count_rising
 
 # A requirement of this package, with or without extras and versions.
 _REQUIREMENT = re.compile(r"spacy[-_.]distil\s*($|[\[<>=!~;,@ ])", re.IGNORECASE)
+# Packages that spaCy's tokenizers of some languages import, as in the extras of spaCy.
+TOKENIZERS: dict[str, tuple[str, ...]] = {
+    "spacy.ja.JapaneseTokenizer": ("sudachipy>=0.5.2,!=0.6.1", "sudachidict_core>=20211220"),
+    "spacy.ko.KoreanTokenizer": ("natto-py>=0.9.0",),
+    "spacy.th.ThaiTokenizer": ("pythainlp>=2.0",),
+    "spacy.vi.VietnameseTokenizer": ("pyvi",),
+}
+# The same for the setting `segmenter` of the Chinese one. By characters, it needs none.
+CHINESE_SEGMENTERS: dict[str, tuple[str, ...]] = {
+    "jieba": ("jieba",),
+    "pkuseg": ("spacy-pkuseg>=0.0.27",),
+}
 
 
 def fill_in_optimizer(nlp: Language) -> None:
@@ -66,12 +78,36 @@ def _count_steps(training: Mapping[str, Any], get_examples: Callable[[], Iterabl
     return n_steps
 
 
-def set_requirement(meta: dict[str, Any], engine: EngineName) -> None:
-    """Write the requirement of a pipeline's encoder into its meta, extra included.
+def set_requirements(meta: dict[str, Any], engine: EngineName, config: Mapping[str, Any]) -> None:
+    """Write into a pipeline's meta what its encoder and its tokenizer need.
 
-    `spacy package` finds out that a pipeline needs spacy-distil, but not which extra.
+    `spacy package` finds out that a pipeline needs spacy-distil, but not which extra, nor which
+    packages spaCy's tokenizers of some languages import. A requirement of such a package that the
+    meta has stays as it is.
+
+    config: of the pipeline.
     """
     extra = "[train]" if engine == "torch" else ""
     others = [req for req in meta.get("requirements", []) if not _REQUIREMENT.match(req)]
+    named = {_name(req) for req in others}
+    needed = [req for req in _tokenizer_packages(config["nlp"]) if _name(req) not in named]
     own = f"spacy-distil{extra}{get_minor_version_range(__version__)}"
-    meta["requirements"] = [*others, own]
+    meta["requirements"] = [*others, *needed, own]
+
+
+def _tokenizer_packages(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the packages that the tokenizer of an [nlp] section imports."""
+    tokenizer = settings.get("tokenizer", {})
+    match tokenizer.get("@tokenizers"):
+        case "spacy.zh.ChineseTokenizer":
+            return CHINESE_SEGMENTERS.get(str(tokenizer.get("segmenter")), ())
+        case "spacy.vi.VietnameseTokenizer" if not tokenizer.get("use_pyvi", True):
+            return ()
+        case name:
+            return TOKENIZERS.get(str(name), ())
+
+
+def _name(requirement: str) -> str:
+    """Return the normalized name of the package in a requirement."""
+    name = re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -32,7 +32,7 @@ from spacy_distil.component.listener import (
     listeners_in,
     overwritten_message,
 )
-from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirement, warn_of_warmup
+from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirements, warn_of_warmup
 from spacy_distil.component.open_batch import HIDDEN_STATES, OpenBatch
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.encoding import DocText, read_docs, split_docs
@@ -398,7 +398,7 @@ class DistilTransformerPipe(Tok2Vec):
             )
             if foreign is not None:
                 msg.warn(foreign)
-            set_requirement(nlp.meta, encoder.settings.engine)
+            set_requirements(nlp.meta, encoder.settings.engine, nlp.config)
             fill_in_optimizer(nlp)
             warn_of_warmup(nlp, get_examples)
 

@@ -29,7 +29,7 @@ from thinc.api import Config, Model
 
 from spacy_distil.component.architectures import DistilTransformer
 from spacy_distil.component.listener import Listener
-from spacy_distil.component.nlp_config import set_requirement
+from spacy_distil.component.nlp_config import set_requirements
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.quantize import NEEDS as QUANTIZING
@@ -270,7 +270,7 @@ def write_converted(
     _check_config(config, package)
     config.to_disk(directory / "config.cfg")
     meta = srsly.read_json(directory / "meta.json")
-    srsly.write_json(directory / "meta.json", _convert_meta(meta, package))
+    srsly.write_json(directory / "meta.json", _convert_meta(meta, package, config))
 
 
 class _Encoders:
@@ -333,7 +333,7 @@ def _check_config(config: Config, package: Package) -> None:
         )
 
 
-def _convert_meta(meta: dict[str, Any], package: Package) -> dict[str, Any]:
+def _convert_meta(meta: dict[str, Any], package: Package, config: Config) -> dict[str, Any]:
     """Replace the requirements, which `spacy package` reads."""
     name = package.name.replace("-", "[-_.]+")
     others = [
@@ -342,5 +342,5 @@ def _convert_meta(meta: dict[str, Any], package: Package) -> dict[str, Any]:
         if not re.match(rf"{name}(?![-_.\w])", requirement, re.IGNORECASE)
     ]
     converted = {**meta, "requirements": others}
-    set_requirement(converted, "torch")
+    set_requirements(converted, "torch", config)
     return converted

@@ -12,7 +12,7 @@ import srsly
 from spacy.language import Language
 from thinc.api import Config
 
-from spacy_distil.component.nlp_config import set_requirement
+from spacy_distil.component.nlp_config import set_requirements
 from spacy_distil.cpu import cpu_model, has_vnni
 from spacy_distil.encoding import PieceTokenizer, read_docs
 from spacy_distil.engines.files import TOKENIZER, parse_config
@@ -335,7 +335,7 @@ def _write(
         block["engine"] = "onnx"
     config.to_disk(directory / "config.cfg")
     meta = srsly.read_json(directory / "meta.json")
-    set_requirement(meta, "onnx")
+    set_requirements(meta, "onnx", config)
     srsly.write_json(directory / "meta.json", meta)
 
 

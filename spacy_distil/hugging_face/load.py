@@ -14,7 +14,7 @@ from spacy.tokens import Doc
 from thinc.api import NumpyOps
 from wasabi import msg
 
-from spacy_distil.component.nlp_config import set_requirement
+from spacy_distil.component.nlp_config import set_requirements
 from spacy_distil.component.shim import EncoderShim, get_encoder
 from spacy_distil.encoding import to_ops
 from spacy_distil.encoding.language import describe_case, describe_foreign
@@ -129,7 +129,7 @@ def load_model(
             notes += why
             head = head.select(description.tags.columns(chosen))
         _add_pipe(nlp, description, head, settings)
-    set_requirement(nlp.meta, "torch")
+    set_requirements(nlp.meta, "torch", nlp.config)
     return LoadedModel(nlp, description, notes)
 
 

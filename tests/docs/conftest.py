@@ -35,6 +35,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("docs")
     for name in ("distilbert-base-uncased", "distilbert-base-german-cased"):
         write_encoder(path / name, "distilbert", positions=512)
+    write_encoder(path / "xlm-roberta-base", "xlm-roberta", positions=512)
     write_bert(path / "bert-base-uncased", transformers.BertForMaskedLM)
     minilm = path / "sentence-transformers" / "all-MiniLM-L6-v2"
     write_bert(minilm, transformers.BertModel, heads=12, width=48, neurons=1536)

