@@ -120,6 +120,11 @@ class PipelineStage:
         """Whether the stage learns from documents without annotation."""
         return self.hidden > 0 or self.vectors > 0 or self.soft > 0
 
+    @property
+    def is_vectors(self) -> bool:
+        """Whether the stage learns nothing but vectors of docs."""
+        return not (self.hidden or self.soft or self.gold)
+
 
 @dataclass(frozen=True)
 class PipelineDistilConfig:

@@ -260,7 +260,7 @@ def _texts(doc: Doc) -> set[str]:
 
 
 def fingerprint_annotation(examples: Iterable[Example]) -> str:
-    """Return a digest of texts and their gold annotation."""
+    """Return a digest of texts, their originals, and their gold annotation."""
     digest = hashlib.blake2b(digest_size=12)
     for example in examples:
         doc = example.reference
@@ -273,6 +273,8 @@ def fingerprint_annotation(examples: Iterable[Example]) -> str:
         cats = {label: float(value) for label, value in doc.cats.items()}
         links = [(ent.start, ent.kb_id_, ent.ent_id_) for ent in doc.ents]
         digest.update(json.dumps([cats, spans, links], sort_keys=True).encode())
+        if (original := original_of(example.predicted)) is not None:
+            digest.update(json.dumps(original).encode())
     return digest.hexdigest()
 
 

@@ -59,13 +59,12 @@ class TeacherRecorder:
         self._heads_of: dict[str, dict[str, Head]] = defaultdict(dict)  # by pipe of the teacher
         for name, head in heads.items():
             self._heads_of[head.settings.source(name)][name] = head
-        encoders = [each.teacher for each in (hidden, vectors) if each is not None]
         # Pipes run up to the last one whose model teaches, -1 for none.
         self._last = max(
             (
                 place
                 for place, (source, pipe) in enumerate(teacher.pipeline)
-                if any(pipe is each for each in encoders)
+                if (hidden is not None and pipe is hidden.teacher)
                 or not all(h.reads_annotation for h in self._heads_of[source].values())
             ),
             default=-1,
@@ -88,7 +87,7 @@ class TeacherRecorder:
         """Record a batch, which the teacher gets at once."""
         records = {}
         docs = []
-        if self._last >= 0:
+        if self._last >= 0 or self.vectors is not None:
             vocab = self.teacher.vocab
             docs = [same_tokens(self._examples[number].predicted, vocab) for number in numbers]
         for place, (source, pipe) in enumerate(self.teacher.pipeline):

@@ -32,6 +32,7 @@ from spacy_distil.distillation.pipeline.corpus import (
     check_paths,
     fingerprint_annotation,
     language_of,
+    original_of,
     read_annotated,
     read_transfer_set,
     resolve_corpora,
@@ -260,11 +261,13 @@ class PipelineRun:
             warn_of_differences(compare_tokenizers(self.student, self.teacher, docs))
         # Their start is enough, so not all texts are made at once.
         warn_of_foreign_text((doc.text for doc in docs[:n_gold]), "The training corpus", lang)
-        languages = by_language(docs[n_gold:], lang)
-        for code, part in languages.items():
+        for code, part in by_language(docs[n_gold:], lang).items():
             name = f"The text without annotation{f' ({code})' if code != lang else ''}"
             warn_of_foreign_text((doc.text for doc in part), name, code)
-        warn_of_unknown_languages(self.teacher, dict.fromkeys([lang, *languages]))
+        # Of a translation, the teacher reads the original if only vectors are learned.
+        alone = all(stage.is_vectors for stage in self.settings.stages)
+        read = (doc for doc in docs if not (alone and original_of(doc)))
+        warn_of_unknown_languages(self.teacher, by_language(read, lang))
         gold = [each.example for each in transfer_set.gold]
         check_gold_labels(self.student, gold, frozen=self.training["frozen_components"])
         self.inputs["the documents"] = fingerprint_docs(docs)

@@ -1,0 +1,1 @@
+"""Benchmarks of pipelines for other languages than their teacher's."""
