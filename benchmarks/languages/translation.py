@@ -41,6 +41,9 @@ def main(
     teacher: Annotated[Path, typer.Option(help="English encoder of sentences", exists=True)],
     student: Annotated[Path, typer.Option(help="Multilingual encoder", exists=True)],
     languages: Annotated[str, typer.Option(help="Beside English, separated by commas")] = "de,es",
+    paragraphs: Annotated[
+        bool, typer.Option(help="Learn paragraphs, too, or questions alone")
+    ] = True,
     layers: Annotated[int, typer.Option(help="Lowest layers that the student has", min=1)] = 6,
     steps: Annotated[int, typer.Option(help="Steps of the student", min=1)] = 300,
     words: Annotated[int, typer.Option(help="Words in a step", min=1)] = 600,
@@ -52,7 +55,7 @@ def main(
     with friendly_errors():
         date = timestamp()
         others = languages.split(",")
-        tests = write_texts(data, work, others)
+        tests = write_texts(data, work, others, paragraphs)
         english = make_pipeline("en", teacher)
         full, before = make_pipeline("xx", student), make_pipeline("xx", student, layer=layers)
         config = student_config(before, work, others, steps, words, rate, seed)
@@ -97,14 +100,16 @@ def read_xquad(path: Path) -> tuple[list[str], list[str], list[str]]:
     return questions, paragraphs, test
 
 
-def write_texts(data: Path, work: Path, others: list[str]) -> dict[str, list[str]]:
+def write_texts(
+    data: Path, work: Path, others: list[str], with_paragraphs: bool
+) -> dict[str, list[str]]:
     """Write a file of training texts for each language. RETURNS: test questions by language."""
     work.mkdir(parents=True, exist_ok=True)
     tests = {}
     originals: list[str] = []
     for lang in ("en", *others):
         questions, paragraphs, tests[lang] = read_xquad(data / f"xquad.{lang}.json")
-        texts = questions + paragraphs
+        texts = questions + (paragraphs if with_paragraphs else [])
         originals = originals or texts
         lines = [
             json.dumps({"text": text, **({"original": original} if lang != "en" else {})})
