@@ -414,9 +414,10 @@ def test_a_student_of_another_language_has_its_own_tokenizer(
         assert own == [(token.text, token.norm_) for token in plain(text)]
     assert "own_table" not in student.vocab.lookups.tables
     output = " ".join(capsys.readouterr().out.split())
-    assert (
-        "lookup tables are for English (lang = 'en'). The student does not get own_table" in output
+    told = (
+        r"lookup tables are for English \(lang = 'en'\). The student does not get [\w, ]*own_table"
     )
+    assert re.search(told, output)
     assert "tokenizes otherwise" not in output
     assert "seems to be in" not in output
     assert "the tokenizer starts from" not in output
@@ -483,11 +484,11 @@ def test_rules_for_another_language_are_named(
     teacher.add_pipe("sentencizer")
     for name in ("attribute_ruler", "sentencizer"):
         student.add_pipe(name, source=teacher)
-    teacher.vocab.lookups.add_table("lexeme_norm")
+    teacher.vocab.lookups.add_table("own_table")
     warn_of_rules(student, teacher, ["attribute_ruler", "sentencizer"])
     output = " ".join(capsys.readouterr().out.split())
     assert "from another pipeline: attribute_ruler. If" in output
-    assert "does not get lexeme_norm" in output
+    assert re.search(r"does not get [\w, ]*own_table", output)
     for other in (spacy.blank("en"), spacy.blank("xx")):  # a teacher for many languages suits all
         pair = (other, teacher) if other.lang == "en" else (student, other)
         warn_of_rules(*pair, [])
@@ -510,6 +511,7 @@ def test_an_encoder_that_does_not_know_the_language(
     encoder._loaded = replace(
         encoder.loaded, tokenizer=PieceTokenizer.from_str(json.dumps(raw).encode())
     )
+    capsys.readouterr()
     warn_of_unknown_languages(nlp, ["en", "xx"])
     assert not capsys.readouterr().out
     warn_of_unknown_languages(nlp, ["en", "de"])

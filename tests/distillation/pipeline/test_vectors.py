@@ -18,8 +18,13 @@ from spacy.training import Example
 from tokenizers import Tokenizer
 
 import spacy_distil
-from spacy_distil.distillation.pipeline.corpus import Texts, read_transfer_set
+from spacy_distil.distillation.pipeline.corpus import (
+    Texts,
+    fingerprint_annotation,
+    read_transfer_set,
+)
 from spacy_distil.distillation.pipeline.distiller import make_vectors
+from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs
 from spacy_distil.distillation.pipeline.heads.base import Field
 from spacy_distil.distillation.pipeline.hidden import HiddenStates, update_encoder
 from spacy_distil.distillation.pipeline.recorder import VECTORS, TeacherRecorder
@@ -340,15 +345,25 @@ def test_a_resumed_run_ends_with_the_same_student(
     spacy_distil.distil_pipeline(teacher, config, tmp_path / "whole")
     first, second = (spacy.load(tmp_path / name / "model-last") for name in ("out", "whole"))
     assert same(weights_of(first), weights_of(second), atol=0)
-    # Other originals are other documents, of those held out, too.
+    # Another original of a held-out text is another development document.
     path = tmp_path / "de.jsonl"
-    lines = path.read_text().splitlines()
-    for place, named in ((0, "contents of the development documents"), (1, "of the documents")):
-        changed = [*lines]
-        changed[place] = json.dumps({**json.loads(lines[place]), "original": "Something else."})
-        path.write_text("\n".join(changed))
-        with pytest.raises(ConfigError, match=named):
-            spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", resume=True)
+    first, *rest = path.read_text().splitlines()
+    first = json.dumps({**json.loads(first), "original": "Something else."})
+    path.write_text("\n".join([first, *rest]))
+    with pytest.raises(ConfigError, match="contents of the development documents"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out", resume=True)
+
+
+def test_originals_are_in_the_fingerprints() -> None:
+    nlp = spacy.blank("en")
+    examples = examples_of(nlp, ["a", "b"])
+    found = set()
+    for original in (None, "c", "d"):
+        if original is not None:
+            examples[0].predicted.user_data["spacy_distil.original"] = original
+        docs = [example.predicted for example in examples]
+        found |= {fingerprint_docs(docs), fingerprint_annotation(examples)}
+    assert len(found) == 6
 
 
 def test_a_stage_of_pipes_needs_pipes(config: Any, other_dir: Path, tmp_path: Path) -> None:
