@@ -24,7 +24,7 @@ from spacy_distil.runs.schedules import (
     fit_encoder,
     fit_training,
 )
-from spacy_distil.text.languages import check_language, language_name
+from spacy_distil.text.languages import check_language
 
 Optimize = Literal["efficiency", "accuracy"]
 
@@ -150,7 +150,8 @@ def pipeline_config(
 ) -> str:
     """Write a config of `spacy distil pipeline` with every setting, as text with comments.
 
-    lang: two-letter code of the language; None for the teacher's, or English without a teacher.
+    lang: two-letter code of the language; None for the teacher's, or English without a teacher. If
+        it is given, `teacher` was read for it.
     pipes: names of the student's pipes, in the order of the pipeline. A pipe of the teacher gives a
         pipe of the same kind; any other name is one of PIPES. None for all of the teacher's pipes,
         or for DEFAULT_PIPES without a teacher.
@@ -171,12 +172,6 @@ def pipeline_config(
     names = list(pipes)
     factories = {name: known.get(name, name) for name in names if name not in rules}
     check_pipes(factories, names)
-    if teacher and lang and lang != teacher.lang and "xx" not in (lang, teacher.lang):
-        raise ConfigError(
-            f"lang = {lang!r}: the teacher {teacher.name} is a pipeline for "
-            f"{language_name(teacher.lang)} ({teacher.lang!r}), and its student would be one for "
-            f"{language_name(lang)}. Leave --lang out to take the teacher's language."
-        )
     lang = lang or (teacher.lang if teacher else "en")
     code, encoder = resolve_encoder(lang, encoder, "efficiency")
     options = ["--teacher", teacher.name] if teacher else []

@@ -11,6 +11,7 @@ from spacy.util import get_lang_class, registry
 
 from spacy_distil.errors import ConfigError
 from spacy_distil.pipelines import read_config
+from spacy_distil.text.languages import check_language, language_name
 
 if TYPE_CHECKING:
     from spacy_distil.hugging_face import Description
@@ -38,7 +39,7 @@ class TeacherPipes:
     schemes: of the tags of each `distil_ner`, by name, if it is known without its weights.
     left_out: the others, by name, with the reason.
     encoding: the settings ENCODING of a `distil_transformer`; otherwise empty.
-    tokenizer, initialize_tokenizer: [nlp.tokenizer] and [initialize.tokenizer].
+    tokenizer, initialize_tokenizer: [nlp.tokenizer] and [initialize.tokenizer] of the student.
     """
 
     name: str
@@ -116,20 +117,25 @@ def read_teacher_pipes(pipeline: str, lang: str | None = None) -> TeacherPipes:
     loaded.
 
     pipeline: directory or package, or a hub name.
-    lang: language of a model of transformers, see `describe`.
+    lang: language of the student, and of a model of transformers, see `describe`. None for the
+        teacher's. A student of another language has a tokenizer of its own, and no rules.
     Raises ConfigError if there is no such pipeline.
     """
     from spacy_distil.distillation.pipeline.labels import KINDS
+    from spacy_distil.distillation.pipeline.language import LANGUAGE_RULES, MULTILINGUAL
     from spacy_distil.hugging_face import describe, is_hugging_face
 
     if is_hugging_face(pipeline):
         return _describe_teacher(describe(pipeline, lang))
     config = read_config(pipeline)
+    own = config["nlp"]["lang"]
+    is_foreign = lang is not None and check_language(lang) != own != MULTILINGUAL
+    tokenizers = get_lang_class(lang).default_config if lang and is_foreign else config
     teacher = TeacherPipes(
         pipeline,
-        config["nlp"]["lang"],
-        tokenizer=config["nlp"]["tokenizer"],
-        initialize_tokenizer=config.get("initialize", {}).get("tokenizer", {}),
+        own,
+        tokenizer=tokenizers["nlp"]["tokenizer"],
+        initialize_tokenizer=tokenizers.get("initialize", {}).get("tokenizer", {}),
     )
     for name in config["nlp"]["pipeline"]:
         settings = config["components"][name]
@@ -140,6 +146,8 @@ def read_teacher_pipes(pipeline: str, lang: str | None = None) -> TeacherPipes:
                 teacher.encoding.update((key, model[key]) for key in ENCODING if key in model)
         elif name in config["nlp"]["disabled"]:
             teacher.left_out[name] = "it is disabled in the teacher"
+        elif is_foreign and factory in LANGUAGE_RULES:
+            teacher.left_out[name] = f"its rules are for {language_name(own)}"
         elif settings.get("model") is None:
             teacher.rules[name] = factory
         elif factory in KINDS:

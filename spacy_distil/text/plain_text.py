@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -41,10 +42,12 @@ class Part(NamedTuple):
 
     text: its text.
     ends: whether the document ends with it.
+    original: the text that the document is a translation of, if that is asked for and known.
     """
 
     text: str
     ends: bool
+    original: str | None = None
 
 
 @dataclass
@@ -174,12 +177,19 @@ def file_size(path: Path) -> int:
         raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def read_parts(path: Path, txt: TxtFiles | None = None) -> Iterator[Part]:
+def read_parts(
+    path: Path, txt: TxtFiles | None = None, *, original: bool = False
+) -> Iterator[Part]:
     """Yield the documents of one file in parts. A CorpusError names the file and the line.
 
     txt: for `.txt` files. `None` divides them as "auto" does.
+    original: read the originals of translations, which `.jsonl` files may have.
     """
-    readers = {".txt": (txt or TxtFiles()).read, ".jsonl": _read_jsonl, ".spacy": _read_spacy}
+    readers: dict[str, Callable[[Path], Iterator[Part]]] = {
+        ".txt": (txt or TxtFiles()).read,
+        ".jsonl": partial(_read_jsonl, original=original),
+        ".spacy": _read_spacy,
+    }
     try:
         yield from readers[path.suffix](path)
     except OSError as error:
@@ -196,10 +206,14 @@ def read_texts(path: Path, txt: TxtFiles | None = None) -> Iterator[str]:
             texts = []
 
 
-def _read_jsonl(path: Path) -> Iterator[Part]:
+def _read_jsonl(path: Path, *, original: bool) -> Iterator[Part]:
     """Read one document per line, with a replacement character for each half of a character."""
-    for text in read_jsonl(path):
-        yield from _to_parts(SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text))
+    for text, source in read_jsonl(path, original):
+        yield from _to_parts(_whole(text), source and _whole(source))
+
+
+def _whole(text: str) -> str:
+    return SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _read_spacy(path: Path) -> Iterator[Part]:
@@ -219,8 +233,8 @@ def _read_spacy(path: Path) -> Iterator[Part]:
         yield from _to_parts(doc.text)
 
 
-def _to_parts(text: str) -> Iterator[Part]:
+def _to_parts(text: str, original: str | None = None) -> Iterator[Part]:
     """Cut a whole document."""
     *pieces, last = cut_text(text, PART_CHARACTERS)
-    yield from (Part(piece, ends=False) for piece in pieces)
-    yield Part(last, ends=True)
+    yield from (Part(piece, False, original) for piece in pieces)
+    yield Part(last, True, original)

@@ -36,8 +36,13 @@ def read_paragraphs(path: Path, max_characters: int) -> Iterator[tuple[str, bool
         raise
 
 
-def read_jsonl(path: Path) -> Iterator[str]:
-    """Yield the text of each line, {"text": "..."}. Other keys and empty lines are ignored."""
+def read_jsonl(path: Path, original: bool = False) -> Iterator[tuple[str, str | None]]:
+    """Yield the text of each line, {"text": "..."}, and what it is a translation of.
+
+    Other keys and empty lines are ignored.
+
+    original: read the key "original", too. None for lines that have none, or null.
+    """
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -54,7 +59,13 @@ def read_jsonl(path: Path) -> Iterator[str]:
                 f'{path}, line {number}: no "text" in {line.strip()[:80]!r}. '
                 f'Each line must be an object such as {{"text": "..."}}'
             )
-        yield text
+        source = record.get("original") if original else None
+        if source is not None and not (isinstance(source, str) and source.strip()):
+            raise CorpusError(
+                f'{path}, line {number}: "original" is {source!r}. Expected the text that "text" '
+                "is a translation of, or null."
+            )
+        yield text, source
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

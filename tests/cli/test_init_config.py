@@ -406,11 +406,22 @@ def test_options_go_before_the_teacher(teacher: Path) -> None:
     assert "No pipe to train" in refused.output
 
 
-def test_another_language_than_the_teachers_is_refused(teacher: Path) -> None:
-    refused = init_config("pipeline", "-", "--teacher", teacher, "-l", "en")
-    assert refused.exit_code == 1
-    output = " ".join(refused.output.split())
-    assert "is a pipeline for German ('de'), and its student would be one for English" in output
+def test_another_language_than_the_teachers(teacher: Path, tmp_path: Path) -> None:
+    """The student's own tokenizer, and none of the teacher's rules."""
+    path = tmp_path / "student.cfg"
+    result = init_config("pipeline", path, "--teacher", teacher, "-l", "zh")
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.output.split())
+    for name in ("rules", "lemmas"):
+        assert f"'{name}' is left out: its rules are for German" in output
+    config = load_config(path)
+    assert config["nlp"]["lang"] == "zh"
+    assert config["nlp"]["pipeline"] == ["transformer", "tags", "entities", "topics"]
+    assert config["nlp"]["tokenizer"]["@tokenizers"] == "spacy.zh.ChineseTokenizer"
+    text = path.read_text()
+    assert rewritten("pipeline", text) == text
+    named = init_config("pipeline", "-", "--teacher", teacher, "-l", "zh", "-p", "tags,rules")
+    assert "this command knows no pipe 'rules'" in " ".join(named.output.split())
 
 
 def test_the_tokenizer_is_the_teachers(teacher: Path, tmp_path: Path) -> None:

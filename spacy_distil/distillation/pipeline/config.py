@@ -37,7 +37,7 @@ class StudentSettings(Section):
         config; "auto", from the teacher if possible.
     layers, n_layers: which of the teacher's layers, and how many.
     tokenizer: "teacher", as the teacher's; "config", as the config says; "auto", as the teacher's
-        unless the config names another one than the default of the language.
+        unless the config names another one than the default of the language, or another language.
     vocabulary: which of the encoder's pieces the student gets, see `VocabularySettings`.
     """
 
@@ -61,11 +61,13 @@ class StageSettings(Section):
     """How much a stage learns, and of what.
 
     share: of the steps.
-    hidden, soft, gold: weights of hidden states, soft targets and gold annotation.
+    hidden, vectors, soft, gold: weights of hidden states, vectors of docs, soft targets and gold
+        annotation.
     """
 
     share: Weight = 0.0
     hidden: Weight = 0.0
+    vectors: Weight = 0.0
     soft: Weight = 0.0
     gold: Weight = 0.0
 
@@ -93,6 +95,7 @@ class DistillationSettings(Section):
 # In the order of the run.
 STAGES: dict[str, StageSettings] = {
     "hidden": StageSettings(share=0.0, hidden=1.0),
+    "vectors": StageSettings(share=0.0, vectors=1.0),
     "soft": StageSettings(share=1.0, soft=1.0),
     "gold": StageSettings(share=0.0, gold=1.0),
 }
@@ -103,20 +106,27 @@ class PipelineStage:
     """A part of the run's steps, and what it learns.
 
     start, end: the first step, and the one after the last.
-    hidden, soft, gold: weights of hidden states, soft targets and gold annotation.
+    hidden, vectors, soft, gold: weights of hidden states, vectors of docs, soft targets and gold
+        annotation.
     """
 
     name: str
     start: int
     end: int
     hidden: float
+    vectors: float
     soft: float
     gold: float
 
     @property
     def uses_text(self) -> bool:
         """Whether the stage learns from documents without annotation."""
-        return self.hidden > 0 or self.soft > 0
+        return self.hidden > 0 or self.vectors > 0 or self.soft > 0
+
+    @property
+    def is_vectors(self) -> bool:
+        """Whether the stage learns nothing but vectors of docs."""
+        return not (self.hidden or self.soft or self.gold)
 
 
 @dataclass(frozen=True)
@@ -262,11 +272,11 @@ def _stages(blocks: Mapping[str, Any], max_steps: Any) -> tuple[PipelineStage, .
     for name, default in STAGES.items():
         values = {**default.model_dump(), **_block(blocks, name)}
         stage = read_section(f"{SECTION}.stages.{name}", StageSettings, values)
-        if stage.share and not (stage.hidden or stage.soft or stage.gold):
+        if stage.share and not (stage.hidden or stage.vectors or stage.soft or stage.gold):
             raise ConfigError(
-                f"[{SECTION}.stages.{name}] has a share of {stage.share}, but hidden, soft and "
-                "gold are all 0: it would learn nothing. Give one of them a weight, or set share "
-                "to 0"
+                f"[{SECTION}.stages.{name}] has a share of {stage.share}, but hidden, vectors, "
+                "soft and gold are all 0: it would learn nothing. Give one of them a weight, or "
+                "set share to 0"
             )
         settings[name] = stage
     if not any(each.share for each in settings.values()):
@@ -275,7 +285,7 @@ def _stages(blocks: Mapping[str, Any], max_steps: Any) -> tuple[PipelineStage, .
         )
     steps = split_steps({name: each.share for name, each in settings.items()}, max_steps)
     return tuple(
-        PipelineStage(name, part.start, part.stop, each.hidden, each.soft, each.gold)
+        PipelineStage(name, part.start, part.stop, each.hidden, each.vectors, each.soft, each.gold)
         for name, part in steps.items()
         for each in [settings[name]]
     )

@@ -6,9 +6,11 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import accumulate, chain, islice, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
@@ -35,7 +37,15 @@ from wasabi import msg
 from spacy_distil.errors import ConfigError, CorpusError, DistilError
 from spacy_distil.pipelines import one_line
 from spacy_distil.text.docs import same_tokens
-from spacy_distil.text.plain_text import TxtDocuments, TxtFiles, find_files, read_parts
+from spacy_distil.text.languages import check_language
+from spacy_distil.text.plain_text import (
+    PART_CHARACTERS,
+    TxtDocuments,
+    TxtFiles,
+    file_size,
+    find_files,
+    read_parts,
+)
 
 if TYPE_CHECKING:
     from spacy_distil.distillation.pipeline.config import PipelineDistilConfig
@@ -47,6 +57,8 @@ MAX_HELD_OUT = 1000
 _CORPORA = {"train": "training", "dev": "development"}
 _VARIABLE = re.compile(r"\$\{([\w.:]+)\}")
 _ENDS = frozenset(Sentencizer.default_punct_chars)
+# Keys of the user data of a doc: the text that it is a translation of, and its language.
+_ORIGINAL, _LANGUAGE = "spacy_distil.original", "spacy_distil.language"
 _ANNOTATION = [TAG, POS, MORPH, LEMMA, HEAD, DEP, SENT_START, ENT_IOB, ENT_TYPE]
 
 
@@ -102,6 +114,29 @@ class TransferSet:
     @property
     def n_tokens(self) -> int:
         return sum(map(len, self.all))
+
+
+def original_of(doc: Doc) -> str | None:
+    """Return the text that a doc is a translation of, or None if it is none."""
+    original: str | None = doc.user_data.get(_ORIGINAL)
+    return original
+
+
+def language_of(doc: Doc) -> str | None:
+    """Return the code of the language that the settings give for the file of a doc, or None."""
+    lang: str | None = doc.user_data.get(_LANGUAGE)
+    return lang
+
+
+def by_language(docs: Iterable[Doc], default: str) -> dict[str, list[Doc]]:
+    """Group docs by their language.
+
+    default: the language of docs whose files have none in the settings.
+    """
+    groups: dict[str, list[Doc]] = defaultdict(list)
+    for doc in docs:
+        groups[language_of(doc) or default].append(doc)
+    return dict(groups)
 
 
 def check_paths(config: Config, *, corpus: str | None = None) -> None:
@@ -191,7 +226,7 @@ def read_transfer_set(
 
     nlp: the student. It tokenizes the documents.
     held_out: one of so many documents without annotation is held out, MAX_HELD_OUT at most, and so
-        are all others of the same text. 0 holds out none.
+        are all others of the same text or original. 0 holds out none.
     """
     gold = [] if train is None else read_annotated(nlp, train, which="training", path="train")
     unlabelled = list(text(nlp)) if text is not None else []
@@ -205,8 +240,8 @@ def read_transfer_set(
         n = min(MAX_HELD_OUT, max(1, len(unlabelled) // held_out))
         places = range(0, n * (len(unlabelled) // n), len(unlabelled) // n)
         development = [unlabelled[place].predicted for place in places]
-        texts = {doc.text for doc in development}
-        unlabelled = [each for each in unlabelled if each.predicted.text not in texts]
+        texts = set().union(*map(_texts, development))
+        unlabelled = [each for each in unlabelled if not texts & _texts(each.predicted)]
         if not gold and not unlabelled:
             raise CorpusError(
                 "The corpus of [distillation] has no second document: one is held out for the "
@@ -219,8 +254,13 @@ def read_transfer_set(
     )
 
 
+def _texts(doc: Doc) -> set[str]:
+    """Return the text of a doc, and its original."""
+    return {doc.text, original_of(doc) or doc.text}
+
+
 def fingerprint_annotation(examples: Iterable[Example]) -> str:
-    """Return a digest of texts and their gold annotation."""
+    """Return a digest of texts, their originals, and their gold annotation."""
     digest = hashlib.blake2b(digest_size=12)
     for example in examples:
         doc = example.reference
@@ -233,47 +273,118 @@ def fingerprint_annotation(examples: Iterable[Example]) -> str:
         cats = {label: float(value) for label, value in doc.cats.items()}
         links = [(ent.start, ent.kb_id_, ent.ent_id_) for ent in doc.ents]
         digest.update(json.dumps([cats, spans, links], sort_keys=True).encode())
+        if (original := original_of(example.predicted)) is not None:
+            digest.update(json.dumps(original).encode())
     return digest.hexdigest()
 
 
 def Texts(
-    path: str | list[str] | None,
+    path: str | list[str] | dict[str, str | list[str]] | None,
     max_words: int = 200,
     limit: int = 0,
+    alpha: float = 0.5,
     txt_documents: TxtDocuments = "auto",
 ) -> Reader:
     """Reader `spacy-distil.Texts.v1`: documents without annotation.
 
     path: files or directories, of .txt, .jsonl (one document per line, {"text": "..."}) or .spacy,
-        whose annotation is dropped.
+        whose annotation is dropped. Or these by the code of their language.
     max_words: greatest number of tokens in a document. Longer documents are cut, between sentences
-        if their punctuation shows where these end.
+        if their punctuation shows where these end. Translations with an original are not cut.
     limit: number of documents to read. 0 means all.
+    alpha: with `limit` and languages, a language whose files have n bytes has a share of n ** alpha
+        of the documents, as in XLM (Conneau and Lample 2019). If a language has fewer, the others
+        have more. 1: as much of each as there is; 0: all languages alike.
     txt_documents: how .txt files are divided into documents, see `TxtDocuments`.
     """
     if max_words < 1 or limit < 0:
         raise ConfigError(
             f"max_words = {max_words}, limit = {limit}: expected at least 1, and 0 or more."
         )
+    if not 0 <= alpha <= 1:
+        raise ConfigError(
+            f"alpha = {alpha}: expected a number from 0 (all languages alike) to 1 (as much of "
+            "each as there is)."
+        )
     TxtFiles(txt_documents)  # raises an error for any other word
+    languages: dict[str, list[str]] = {}
+    if isinstance(path, dict):
+        languages = {check_language(lang): _as_list(each) for lang, each in path.items()}
 
     def read(nlp: Language) -> Iterator[Example]:
-        if path is None:
+        if not path:
             raise ConfigError(
                 "The unlabelled text has no path. Give one, such as --paths.text texts/, or set "
                 "corpus = null in [distillation] to learn from the training corpus alone."
             )
-        paths = [path] if isinstance(path, str) else path
         txt = TxtFiles(txt_documents)
-        files = find_files(paths, setting="The unlabelled text")
-        parts = chain.from_iterable(read_parts(file, txt) for file in files)
-        docs = (doc for part in parts for doc in split_doc(nlp.make_doc(part.text), max_words))
-        with_text = (doc for doc in docs if not all(token.is_space for token in doc))
-        for doc in islice(with_text, limit or None):
+        if isinstance(path, dict):
+            files = {
+                lang: find_files(each, setting=f"The unlabelled text ({lang})")
+                for lang, each in languages.items()
+            }
+            docs = {lang: _with_language(_docs(nlp, files[lang], txt), lang) for lang in files}
+            sizes = {lang: sum(map(file_size, files[lang])) for lang in files}
+            chosen = _share(docs, sizes, alpha, limit) if limit else chain(*docs.values())
+        else:
+            found = find_files(_as_list(path), setting="The unlabelled text")
+            chosen = islice(_docs(nlp, found, txt), limit or None)
+        for doc in chosen:
             yield Example(doc, same_tokens(doc, doc.vocab))
         txt.tell(msg.info)
 
+    def _docs(nlp: Language, files: Sequence[Path], txt: TxtFiles) -> Iterator[Doc]:
+        for file in files:
+            for part in read_parts(file, txt, original=True):
+                doc = nlp.make_doc(part.text)
+                if part.original is None:
+                    docs = split_doc(doc, max_words)
+                elif part.ends:
+                    doc.user_data[_ORIGINAL] = part.original
+                    docs = iter([doc])
+                else:
+                    raise CorpusError(
+                        f'{file}: a document with an "original" has more than '
+                        f"{PART_CHARACTERS:,} characters. Cut both into sentences or paragraphs."
+                    )
+                yield from (each for each in docs if not all(token.is_space for token in each))
+
     return read
+
+
+def _as_list(path: str | list[str]) -> list[str]:
+    return [path] if isinstance(path, str) else path
+
+
+def _with_language(docs: Iterable[Doc], lang: str) -> Iterator[Doc]:
+    for doc in docs:
+        doc.user_data[_LANGUAGE] = lang
+        yield doc
+
+
+def _share(
+    docs: Mapping[str, Iterator[Doc]], sizes: Mapping[str, int], alpha: float, limit: int
+) -> Iterator[Doc]:
+    """Yield the first documents of each language, `limit` in all.
+
+    docs, sizes: by language. A language has a share of size ** alpha, and what it lacks is shared
+        among the others.
+    """
+    weights = {lang: size**alpha for lang, size in sizes.items() if size}
+    while limit and weights:
+        total = sum(weights.values())
+        # Rounded sums, so that the numbers add up to the limit.
+        sums = [round(limit * each / total) for each in accumulate(weights.values())]
+        taken = 0
+        for lang, (start, stop) in zip([*weights], pairwise([0, *sums]), strict=True):
+            found = 0
+            for doc in islice(docs[lang], stop - start):
+                found += 1
+                yield doc
+            taken += found
+            if found < stop - start:
+                del weights[lang]
+        limit -= taken
 
 
 def split_doc(doc: Doc, max_words: int) -> Iterator[Doc]:

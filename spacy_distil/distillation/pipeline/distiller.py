@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spacy.language import Language
 from spacy.training import Example
 from thinc.api import Model, Optimizer
 from wasabi import msg
 
+from spacy_distil.component.pipe import DistilTransformerPipe
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.cache import TeacherCache, open_cache
 from spacy_distil.distillation.pipeline.calls import TeacherCalls, annotate
@@ -30,14 +31,18 @@ from spacy_distil.distillation.pipeline.heads import (
     plan_heads,
 )
 from spacy_distil.distillation.pipeline.heads.base import Records
+from spacy_distil.distillation.pipeline.heads.pairs import is_learner
 from spacy_distil.distillation.pipeline.heads.silver import SilverHead
 from spacy_distil.distillation.pipeline.hidden import (
     SETTING,
+    EncoderTarget,
     HiddenStates,
     find_encoder,
     teacher_encoder,
+    update_encoder,
 )
-from spacy_distil.distillation.pipeline.recorder import HIDDEN, TeacherRecorder
+from spacy_distil.distillation.pipeline.recorder import HIDDEN, VECTORS, TeacherRecorder
+from spacy_distil.distillation.pipeline.vectors import DocVectors
 from spacy_distil.errors import ConfigError
 from spacy_distil.students.layer_map import layer_map
 
@@ -50,6 +55,7 @@ class PipelineDistiller:
     heads: the pipes that learn from the teacher, by their names in the student.
     gold: the pipes that learn from annotation alone. See `LearningPlan`.
     hidden: how the encoder learns from the teacher's. None if it does not.
+    vectors: how the encoder learns the teacher's vectors of docs. None if it does not.
     cache: the teacher's records of all documents. None if nothing is learned from the teacher.
     frozen, annotating: as in [training].
     """
@@ -61,6 +67,7 @@ class PipelineDistiller:
     cache: TeacherCache | None = None
     frozen: Sequence[str] = ()
     annotating: Sequence[str] = ()
+    vectors: DocVectors | None = None
 
     def update(
         self,
@@ -111,8 +118,13 @@ class PipelineDistiller:
         drop: float,
         losses: dict[str, float],
     ) -> None:
+        targets: list[tuple[EncoderTarget, Records, float]] = []
         if self.hidden is not None and stage.hidden and pipe is self.hidden.student:
-            self.hidden.update(examples, records[HIDDEN], weight=stage.hidden, losses=losses)
+            targets.append((self.hidden, records[HIDDEN], stage.hidden))
+        if self.vectors is not None and stage.vectors and pipe is self.vectors.student:
+            targets.append((self.vectors, records[VECTORS], stage.vectors))
+        if targets:
+            update_encoder(pipe, examples, targets, losses)
         elif not (stage.soft or stage.gold):
             pass
         elif (head := self.heads.get(name)) is not None:
@@ -161,12 +173,14 @@ def make_distiller(
     frozen = training["frozen_components"]
     plan = _make_plan(nlp, teacher, settings, transfer_set, frozen)
     hidden = _make_hidden(nlp, teacher, settings, frozen)
+    vectors = make_vectors(nlp, teacher, settings, frozen)
+    _check_learners(nlp, settings, frozen)
     _describe(plan, teacher, hidden, transfer_set)
     heads = plan.heads if any(stage.soft for stage in settings.stages) else {}
     if decisions is not None:
         warn_of_unknown_labels(heads, decisions, nlp.vocab)
     calls = TeacherCalls(settings.teacher)
-    recorder = TeacherRecorder(teacher, transfer_set, heads, hidden, calls, decisions)
+    recorder = TeacherRecorder(teacher, transfer_set, heads, hidden, calls, decisions, vectors)
     cache = None
     if recorder.fields:
         cache = open_cache(
@@ -180,7 +194,7 @@ def make_distiller(
             shard_tokens=settings.teacher.shard_tokens,
         )
     annotating = training["annotating_components"]
-    return PipelineDistiller(nlp, plan.heads, plan.gold, hidden, cache, frozen, annotating)
+    return PipelineDistiller(nlp, plan.heads, plan.gold, hidden, cache, frozen, annotating, vectors)
 
 
 def cache_directory(settings: PipelineDistilConfig, output: Path) -> Path:
@@ -212,18 +226,7 @@ def _make_hidden(
     """Pair the layers of the encoders, or return None if no stage learns hidden states."""
     if not any(stage.hidden for stage in settings.stages):
         return None
-    student = find_encoder(nlp)
-    advice = f"Give no stage of [{SECTION}.stages] a weight for hidden: set its share to 0."
-    if student is None:
-        raise ConfigError(
-            "The student has no component 'distil_transformer', whose hidden states could be "
-            f"learned. {advice}"
-        )
-    if student.name in frozen or not get_encoder(student.model).is_trainable:
-        raise ConfigError(
-            f"The student's encoder {student.name!r} is frozen, and cannot learn hidden states. "
-            f"{advice}"
-        )
+    student = _learning_encoder(nlp, frozen, "hidden")
     source = teacher_encoder(teacher)
     layers = layer_map(
         settings.hidden.layers,
@@ -232,6 +235,51 @@ def _make_hidden(
         name=SETTING,
     )
     return HiddenStates(student, source, layers)
+
+
+def make_vectors(
+    nlp: Language, teacher: Language, settings: PipelineDistilConfig, frozen: Collection[str]
+) -> DocVectors | None:
+    """Pair the encoders for vectors of docs, or return None if no stage learns them."""
+    if not any(stage.vectors for stage in settings.stages):
+        return None
+    return DocVectors(_learning_encoder(nlp, frozen, "vectors"), teacher)
+
+
+def _learning_encoder(
+    nlp: Language, frozen: Collection[str], weight: Literal["hidden", "vectors"]
+) -> DistilTransformerPipe:
+    """Return the student's encoder.
+
+    weight: the name of the weight that it learns by.
+    Raises ConfigError if there is none, or if it does not learn.
+    """
+    what = {"hidden": "hidden states", "vectors": "doc vectors"}[weight]
+    advice = f"Give no stage of [{SECTION}.stages] a weight for {weight}: set its share to 0."
+    student = find_encoder(nlp)
+    if student is None:
+        raise ConfigError(
+            f"The student has no component 'distil_transformer', whose {what} could be learned. "
+            f"{advice}"
+        )
+    if student.name in frozen or not get_encoder(student.model).is_trainable:
+        raise ConfigError(
+            f"The student's encoder {student.name!r} is frozen, and cannot learn {what}. {advice}"
+        )
+    return student
+
+
+def _check_learners(nlp: Language, settings: PipelineDistilConfig, frozen: Collection[str]) -> None:
+    """Raise ConfigError for a stage that only pipes learn in, if the student has none."""
+    if any(is_learner(pipe) for name, pipe in nlp.pipeline if name not in frozen):
+        return
+    for stage in settings.stages:
+        if not (stage.hidden or stage.vectors):
+            raise ConfigError(
+                f"[{SECTION}.stages.{stage.name}] learns soft targets or annotation, but the "
+                "student has no pipe that learns them. Set its share to 0. The encoder alone "
+                "learns in the stages hidden and vectors."
+            )
 
 
 def _describe(

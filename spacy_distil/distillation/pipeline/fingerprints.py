@@ -19,6 +19,7 @@ from spacy.tokens import Doc
 from thinc.api import Model
 from thinc.util import is_xp_array, to_numpy
 
+from spacy_distil.distillation.pipeline.corpus import original_of
 from spacy_distil.distillation.pipeline.labels import is_encoder, kind_of
 from spacy_distil.distillation.pipeline.language import tokenizer_to_bytes
 from spacy_distil.errors import ConfigError
@@ -62,7 +63,8 @@ def fingerprint_pipeline(nlp: Language) -> str:
 def fingerprint_docs(docs: Iterable[Doc]) -> str:
     """Return a digest of the words of each doc, their norms, and the spaces between them.
 
-    It changes with the tokenization of the same text, and with the docs that the words are in.
+    It changes with the tokenization of the same text, and with the docs that the words are in, and
+    covers the originals of translations.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     for doc in docs:
@@ -70,6 +72,8 @@ def fingerprint_docs(docs: Iterable[Doc]) -> str:
         digest.update(
             np.ascontiguousarray(doc.to_array(["ORTH", "NORM", "SPACY"]), dtype="<u8").data
         )
+        if (original := original_of(doc)) is not None:
+            _feed(digest, original)
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import srsly
@@ -57,6 +57,24 @@ def teacher_encoder(nlp: Language) -> DistilTransformerPipe:
     return encoder
 
 
+def last_states(encoder: DistilTransformerPipe, docs: Sequence[Doc]) -> list[Any]:
+    """Take the tensors of docs, or encode docs whose tensor is missing. A doc_cleaner may have
+    removed it.
+    """
+    shim = get_encoder(encoder.model)
+    vectors: list[Any] = [doc.tensor for doc in docs]
+    missing = [
+        i
+        for i, doc in enumerate(docs)
+        if getattr(vectors[i], "shape", None) != (len(doc), shim.width)
+    ]
+    if missing:
+        computed = shim.predict_docs([docs[i] for i in missing], encoder.model.ops)
+        for i, each in zip(missing, computed, strict=True):
+            vectors[i] = each
+    return vectors
+
+
 def make_projections(
     n_pairs: int, student_width: int, teacher_width: int
 ) -> list[Model[Floats2d, Floats2d]]:
@@ -70,6 +88,65 @@ def make_projections(
     for each in projections:
         each.initialize()
     return projections
+
+
+class EncoderTarget(Protocol):
+    """Something that a student's encoder learns from the teacher's encoder.
+
+    student: the encoder that learns.
+    student_layers: the layers of it that learn, 0 for the embeddings.
+    """
+
+    student: DistilTransformerPipe
+    student_layers: list[int]
+
+    def compare(
+        self, hidden: Floats2d, lengths: Sequence[int], records: Records, weight: float
+    ) -> tuple[float, Callable[[], Floats2d]]:
+        """Compare hidden states of a batch with what is recorded of the teacher.
+
+        hidden: (n_tokens of all docs, len(student_layers) * width).
+        lengths: number of tokens of each doc.
+        records: of the docs, by field.
+        weight: factor on loss and gradient.
+        RETURNS (loss, differentiate): the latter returns the gradient of `hidden`. Call it once.
+        """
+
+
+def update_encoder(
+    student: DistilTransformerPipe,
+    examples: Sequence[Example],
+    targets: Sequence[tuple[EncoderTarget, Records, float]],
+    losses: dict[str, float],
+) -> None:
+    """Encode a batch for the listeners, as `DistilTransformerPipe.update` does, and learn.
+
+    examples: their predicted docs are of the student's vocab.
+    targets: what the encoder learns, with the records of the docs, in the order of the examples,
+        and a factor on loss and gradient.
+    losses: receives the loss, summed over tokens or docs, added under the name of the student's
+        component. The component adds the squared gradients of its listeners under the same name,
+        since the table of `spacy train` has one column per component. If no pipe learns in a stage,
+        no listener reports, and the column shows the loss.
+
+    Raises spaCy's ValueError before the backward pass if the loss is not finite.
+    """
+    layers = [layer for target, _, _ in targets for layer in target.student_layers]
+    hidden, backprop = student.update_hidden(examples, layers, losses=losses)
+    width = get_encoder(student.model).width
+    lengths = [len(example.predicted) for example in examples]
+    total, start, differentiate = 0.0, 0, []
+    for target, records, weight in targets:
+        stop = start + width * len(target.student_layers)
+        loss, gradient = target.compare(hidden[:, start:stop], lengths, records, weight)
+        total += loss
+        differentiate.append(gradient)
+        start = stop
+    if not isfinite(total):
+        raise ValueError(Errors.E910.format(name=student.name))
+    ops = student.model.ops
+    backprop(ops.xp.concatenate([each() for each in differentiate], axis=1))
+    losses[student.name] += total
 
 
 class HiddenStates:
@@ -129,28 +206,11 @@ class HiddenStates:
         if self._records_inner_layers:
             packed = encoder.predict_packed(docs, ops, self.recorded_layers)
         else:
-            packed = ops.xp.concatenate(self._last_states(docs))
+            packed = ops.xp.concatenate(last_states(self.teacher, docs))
         halves = ops.to_numpy(ops.xp.clip(packed, -LARGEST, LARGEST).astype("float16"))
         # Copies, because a view would keep the vectors of all docs in memory.
         parts: list[Any] = split_docs(halves, [len(doc) for doc in docs])
         return {VECTORS: [part.copy() for part in parts]}
-
-    def _last_states(self, docs: Sequence[Doc]) -> list[Any]:
-        """Take the tensors of docs, or encode docs whose tensor is missing. A doc_cleaner may have
-        removed it.
-        """
-        vectors: list[Any] = [doc.tensor for doc in docs]
-        missing = [
-            i
-            for i, doc in enumerate(docs)
-            if getattr(vectors[i], "shape", None) != (len(doc), self.width)
-        ]
-        if missing:
-            encoder = get_encoder(self.teacher.model)
-            computed = encoder.predict_docs([docs[i] for i in missing], self.teacher.model.ops)
-            for i, each in zip(missing, computed, strict=True):
-                vectors[i] = each
-        return vectors
 
     @property
     def _records_inner_layers(self) -> bool:
@@ -169,64 +229,16 @@ class HiddenStates:
 
     # The student
 
-    def update(
-        self,
-        examples: Sequence[Example],
-        records: Records,
-        *,
-        weight: float,
-        losses: dict[str, float],
-    ) -> None:
-        """Encode a batch for the listeners, as `DistilTransformerPipe.update` does, and learn.
+    def compare(
+        self, hidden: Floats2d, lengths: Sequence[int], records: Records, weight: float
+    ) -> tuple[float, Callable[[], Floats2d]]:
+        """Compare hidden states with their targets. See `EncoderTarget`.
 
         The loss of a token is the squared difference, averaged over width and pairs of layers. The
-        loss of a token without a piece, in the teacher or in the student, is 0.
-
-        examples: their predicted docs are of the student's vocab.
-        records: the records of the docs, in the order of the examples.
-        weight: factor on loss and gradient.
-        losses: receives the loss, summed over tokens, added under the name of the student's
-            component. The component adds the squared gradients of its listeners under the same
-            name, since the table of `spacy train` has one column per component. In a stage that
-            learns hidden states alone, no listener reports, and the column shows the loss.
-
-        Raises spaCy's ValueError before the backward pass if the loss is not finite.
+        loss of a token without a piece, in the teacher or in the student, is 0. The gradients of
+        the projections are gathered with that of `hidden`.
         """
-        targets = self._pack(examples, records)
-        hidden, backprop = self.student.update_hidden(examples, self.student_layers, losses=losses)
-        loss, differentiate = self._compare(hidden, targets, weight)
-        if not isfinite(loss):
-            raise ValueError(Errors.E910.format(name=self.student.name))
-        backprop(differentiate())
-        losses[self.student.name] += loss
-
-    def finish_update(self, optimizer: Optimizer) -> None:
-        """Take an optimizer step of the projections. The encoder takes its own step."""
-        for projection in self.projections:
-            projection.finish_update(optimizer)
-
-    def _pack(self, examples: Sequence[Example], records: Records) -> Any:
-        """Join the records of a batch: (n_tokens of all docs, n_recorded_layers * width)."""
-        n_tokens = [len(example.predicted) for example in examples]
-        vectors = records[VECTORS]
-        if [len(each) for each in vectors] != n_tokens:
-            raise ValueError(
-                f"The recorded hidden states are of docs of {[len(each) for each in vectors]} "
-                f"tokens, but the examples have {n_tokens}: the docs or their tokens differ."
-            )
-        empty = np.zeros((0, self.fields[VECTORS].width), dtype="float16")
-        return to_ops(self.student.model.ops, np.concatenate([empty, *vectors]))
-
-    def _compare(
-        self, hidden: Floats2d, targets: Any, weight: float
-    ) -> tuple[float, Callable[[], Floats2d]]:
-        """Compare hidden states with their targets.
-
-        hidden: (n_tokens of all docs, n_pairs * width of the student).
-        targets: (n_tokens of all docs, n_recorded_layers * width of the teacher).
-        RETURNS (loss, differentiate): the latter gathers the gradients of the projections, and
-            returns the gradient of `hidden`. Call it once.
-        """
+        targets = self._pack(lengths, records)
         ops = self.student.model.ops
         n_pairs = len(self.student_layers)
         counts = (targets.any(axis=1) & ops.xp.any(hidden, axis=1))[:, None]
@@ -254,6 +266,22 @@ class HiddenStates:
             return d_hidden
 
         return scale * float(total), differentiate
+
+    def finish_update(self, optimizer: Optimizer) -> None:
+        """Take an optimizer step of the projections. The encoder takes its own step."""
+        for projection in self.projections:
+            projection.finish_update(optimizer)
+
+    def _pack(self, lengths: Sequence[int], records: Records) -> Any:
+        """Join the records of a batch: (n_tokens of all docs, n_recorded_layers * width)."""
+        vectors = records[VECTORS]
+        if [len(each) for each in vectors] != [*lengths]:
+            raise ValueError(
+                f"The recorded hidden states are of docs of {[len(each) for each in vectors]} "
+                f"tokens, but the examples have {[*lengths]}: the docs or their tokens differ."
+            )
+        empty = np.zeros((0, self.fields[VECTORS].width), dtype="float16")
+        return to_ops(self.student.model.ops, np.concatenate([empty, *vectors]))
 
     # Serialization
 

@@ -2,6 +2,8 @@
 
 A pipeline reads tokens as its own tokenizer makes them. The student predicts as it was taught only
 on tokens that are made in the same way, with the same norms.
+
+A student of another language has a tokenizer of its own. The teacher reads the student's tokens.
 """
 
 from __future__ import annotations
@@ -18,11 +20,18 @@ from spacy.util import get_lang_class
 from thinc.api import Model
 from wasabi import msg
 
+from spacy_distil.component.shim import get_encoder
+from spacy_distil.distillation.pipeline.hidden import find_encoder
 from spacy_distil.errors import ConfigError
-from spacy_distil.text.languages import guess_language, language_name
+from spacy_distil.text.languages import (
+    guess_language,
+    guess_tokenizer_language,
+    language_name,
+)
 
 # "teacher": the tokenizer of the teacher. "config": the one that the student's config names.
-# "auto": the teacher's, unless the config names another one than the default of the language.
+# "auto": the teacher's, unless the config names another one than the default of the language, or
+# the student is a pipeline for another language.
 TokenizerChoice = Literal["auto", "teacher", "config"]
 
 SETTING = "distillation.student.tokenizer"
@@ -30,6 +39,8 @@ SETTING = "distillation.student.tokenizer"
 CALLBACKS = ("before_creation", "after_creation")
 # The language of pipelines for many languages.
 MULTILINGUAL = "xx"
+# Factories of components whose rules are made for a language.
+LANGUAGE_RULES = ("attribute_ruler", "lemmatizer", "entity_ruler", "span_ruler")
 # Documents that the tokenizers are compared on, at most.
 N_COMPARED = 1000
 
@@ -41,10 +52,18 @@ def take_language(
 
     config: the student's, not interpolated.
     RETURNS (config, taken): whether the student takes the tokenizer. See `take_state`.
-    Raises ConfigError if teacher and student are of different languages.
     """
-    _check_lang(config, teacher, choice)
-    taken = choice == "teacher" or (choice == "auto" and not _names_tokenizer(config, teacher))
+    lang = config.interpolate()["nlp"]["lang"]
+    foreign = is_foreign(lang, teacher)
+    taken = choice == "teacher" or (
+        choice == "auto" and not foreign and not _names_tokenizer(config, teacher)
+    )
+    if foreign and taken:
+        msg.warn(
+            f"The student is a pipeline for {describe_lang(lang)}, and tokenizes by the rules of "
+            f'its teacher for {describe_lang(str(teacher.lang))}. {SETTING} = "auto" takes the '
+            "tokenizer of the student's own language"
+        )
     if not taken:
         return config, False
     config, theirs = config.copy(), teacher.config.interpolate()
@@ -61,6 +80,7 @@ def take_state(student: Language, teacher: Language, *, tokenizer: bool) -> None
 
     These are the rules of the tokenizer, the lookup tables (such as norms), and the vectors if a
     pipe of the student reads them. Tables and vectors that the student's config names stay its own.
+    A student of another language gets no tables, see `warn_of_rules`.
 
     student: made, but not initialized.
     tokenizer: whether the student takes the tokenizer. Its config has the teacher's block.
@@ -68,7 +88,8 @@ def take_state(student: Language, teacher: Language, *, tokenizer: bool) -> None
     """
     settings = student.config.interpolate()["initialize"]
     vocab = teacher.vocab
-    if settings["lookups"] is None and len(vocab.lookups):
+    is_own = not is_foreign(str(student.lang), teacher)
+    if settings["lookups"] is None and len(vocab.lookups) and is_own:
         # This also forgets lexemes that had other norms.
         student.vocab.from_bytes(
             vocab.to_bytes(exclude=["strings", "vectors"]), exclude=["strings", "vectors"]
@@ -143,22 +164,60 @@ def reads_vectors(nlp: Language) -> bool:
     )
 
 
-def _check_lang(config: Config, teacher: Language, choice: TokenizerChoice) -> None:
-    lang = config.interpolate()["nlp"]["lang"]
-    if lang in (teacher.lang, MULTILINGUAL) or teacher.lang == MULTILINGUAL:
+def is_foreign(lang: str, teacher: Language) -> bool:
+    """Tell whether a language is not the teacher's. A teacher for many languages knows all."""
+    return lang != teacher.lang != MULTILINGUAL
+
+
+def warn_of_rules(student: Language, teacher: Language, sourced: Iterable[str]) -> None:
+    """Tell the user in yellow what a teacher of another language has that does not suit.
+
+    sourced: names of the student's components from other pipelines.
+    """
+    if not is_foreign(str(student.lang), teacher):
         return
-    problem = (
-        f"The student is a pipeline for {describe_lang(lang)}, its teacher one for "
-        f"{describe_lang(str(teacher.lang))}"
-    )
-    if choice == "config":
-        msg.warn(problem)
+    language = describe_lang(str(teacher.lang))
+    if tables := teacher.vocab.lookups.tables:
+        msg.warn(
+            f"The teacher's lookup tables are for {language}. The student does not get "
+            f"{', '.join(sorted(tables))}: name tables of its own in [initialize] lookups"
+        )
+    rules = [name for name in sourced if student.get_pipe_meta(name).factory in LANGUAGE_RULES]
+    if rules:
+        msg.warn(
+            f"Components with rules that come from another pipeline: {', '.join(rules)}. If their "
+            f"rules are for {language}, remove them from [nlp] pipeline and from [components]"
+        )
+
+
+def warn_of_unknown_languages(teacher: Language, langs: Iterable[str]) -> None:
+    """Tell the user in yellow of languages that the teacher's encoder does not seem to know.
+
+    langs: codes of the languages of the documents.
+    """
+    foreign = [lang for lang in langs if is_foreign(lang, teacher) and lang != MULTILINGUAL]
+    encoder = find_encoder(teacher)
+    if encoder is None:
+        if foreign:
+            msg.warn(
+                f"The teacher is a pipeline for {describe_lang(str(teacher.lang))}, and has no "
+                "distil_transformer. Only an encoder for many languages knows "
+                f"{', '.join(map(describe_lang, foreign))}"
+            )
         return
-    raise ConfigError(
-        f"{problem}. Set nlp.lang = {teacher.lang!r}, or write the config with 'init-config "
-        f"pipeline --teacher', which takes the teacher's language. If the languages are meant to "
-        f'differ, set {SETTING} = "config".'
-    )
+    tokenizer = get_encoder(encoder.model).loaded.tokenizer
+    for lang in foreign:
+        own = guess_tokenizer_language(
+            lambda texts: [pieces.ids.tolist() for pieces in tokenizer(texts)],
+            tokenizer.largest_id + 1,
+            lang,
+        )
+        if own is not None:
+            msg.warn(
+                f"The teacher's encoder seems to be made for {language_name(own)}: its tokenizer "
+                f"splits the most frequent words of {describe_lang(lang)}, so the teacher hardly "
+                "knows the language. Train a teacher on an encoder for many languages"
+            )
 
 
 def warn_of_foreign_text(texts: Iterable[str], name: str, lang: str) -> None:

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from spacy.language import Language
 
 from spacy_distil.distillation.pipeline.calls import TeacherCalls, TeacherSettings
-from spacy_distil.distillation.pipeline.corpus import TransferSet
+from spacy_distil.distillation.pipeline.corpus import TransferSet, original_of
 from spacy_distil.distillation.pipeline.decisions import Decisions
 from spacy_distil.distillation.pipeline.heads.base import Array, Field, Head
 from spacy_distil.distillation.pipeline.hidden import HiddenStates
+from spacy_distil.distillation.pipeline.vectors import DocVectors
 from spacy_distil.text.docs import same_tokens
 
-# Name of the hidden states among the records. No pipe can have it.
-HIDDEN = "[hidden]"
+# Names of the hidden states and of the vectors of docs among the records. No pipe can have them.
+HIDDEN, VECTORS = "[hidden]", "[vectors]"
 
 
 class TeacherRecorder:
@@ -25,6 +26,7 @@ class TeacherRecorder:
     transfer_set: the documents. The teacher runs over their tokens.
     heads: the heads that record, by the student's names of the pipes.
     hidden: records hidden states. None for no hidden states.
+    vectors: records vectors of docs. None for no vectors.
     calls: runs the pipes. None for a teacher that is neither slow nor paid.
     decisions: the docs after the pipes of no known kind. These do not run again.
     """
@@ -37,13 +39,17 @@ class TeacherRecorder:
         hidden: HiddenStates | None,
         calls: TeacherCalls | None = None,
         decisions: Decisions | None = None,
+        vectors: DocVectors | None = None,
     ) -> None:
         self.teacher = teacher
         self.hidden = hidden
+        self.vectors = vectors
         self.fields: dict[str, Mapping[str, Field]] = {n: h.fields for n, h in heads.items()}
         self.sources = {name: head.source for name, head in heads.items()}
         if hidden is not None:
             self.fields[HIDDEN], self.sources[HIDDEN] = hidden.fields, hidden.source
+        if vectors is not None:
+            self.fields[VECTORS], self.sources[VECTORS] = vectors.fields, vectors.source
         self._examples = transfer_set.all
         self._decisions = decisions
         self._calls = TeacherCalls(TeacherSettings()) if calls is None else calls
@@ -81,7 +87,7 @@ class TeacherRecorder:
         """Record a batch, which the teacher gets at once."""
         records = {}
         docs = []
-        if self._last >= 0:
+        if self._last >= 0 or self.vectors is not None:
             vocab = self.teacher.vocab
             docs = [same_tokens(self._examples[number].predicted, vocab) for number in numbers]
         for place, (source, pipe) in enumerate(self.teacher.pipeline):
@@ -101,4 +107,7 @@ class TeacherRecorder:
                     records[name] = head.record(docs)
             if self.hidden is not None and pipe is self.hidden.teacher:
                 records[HIDDEN] = self.hidden.record(docs)
+            if self.vectors is not None and pipe is self.vectors.teacher:
+                originals = [original_of(self._examples[number].predicted) for number in numbers]
+                records[VECTORS] = self.vectors.record(docs, originals)
         return records

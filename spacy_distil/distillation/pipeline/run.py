@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,11 @@ from spacy_distil.distillation.pipeline.config import (
 from spacy_distil.distillation.pipeline.corpus import (
     Reader,
     TransferSet,
+    by_language,
     check_paths,
     fingerprint_annotation,
+    language_of,
+    original_of,
     read_annotated,
     read_transfer_set,
     resolve_corpora,
@@ -43,6 +47,7 @@ from spacy_distil.distillation.pipeline.distiller import (
     PipelineDistiller,
     cache_directory,
     make_distiller,
+    make_vectors,
 )
 from spacy_distil.distillation.pipeline.evaluation import check_development
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_docs, fingerprint_pipeline
@@ -51,15 +56,19 @@ from spacy_distil.distillation.pipeline.heads.pairs import others_before_models
 from spacy_distil.distillation.pipeline.labels import tree_strings
 from spacy_distil.distillation.pipeline.language import (
     compare_tokenizers,
+    is_foreign,
     warn_of_differences,
     warn_of_foreign_text,
+    warn_of_unknown_languages,
 )
 from spacy_distil.distillation.pipeline.loop import Progress, TrainingLoop
 from spacy_distil.distillation.pipeline.student import check_gold_labels, make_student
+from spacy_distil.distillation.pipeline.vectors import ACCURACY, COSINE, DocVectors
 from spacy_distil.errors import ConfigError, CorpusError, DistilError
 from spacy_distil.hugging_face import load_teacher
 from spacy_distil.pipelines import loading_problem
 from spacy_distil.runs.directory import RunDirectory
+from spacy_distil.text.languages import language_name
 
 FEW_HELD_OUT = 20  # the user is told
 
@@ -88,6 +97,7 @@ class PipelineRun:
     readers: of the training, the development and the unlabelled documents. None for missing ones.
     development: the documents that the student is scored on.
     decisions: of teachers of no known kind, if the student learns from any.
+    vectors: scores the student by its doc vectors, if it learns them.
     """
 
     inputs: dict[str, str]
@@ -96,6 +106,7 @@ class PipelineRun:
     training: dict[str, Any]
     readers: tuple[Reader | None, Reader | None, Reader | None]
     development: list[Example]
+    vectors: DocVectors | None
 
     def __init__(
         self,
@@ -245,14 +256,18 @@ class PipelineRun:
         if train is None:
             self._check_stages()
             msg.info("No training corpus: the student learns what the teacher says about text")
-        warn_of_differences(compare_tokenizers(self.student, self.teacher, docs))
         n_gold, lang = transfer_set.n_gold, str(self.student.lang)
-        for part, name in (
-            (docs[:n_gold], "The training corpus"),
-            (docs[n_gold:], "The text without annotation"),
-        ):
-            # Their start is enough, so not all texts are made at once.
-            warn_of_foreign_text((doc.text for doc in part), name, lang)
+        if not is_foreign(lang, self.teacher):  # its tokenizer is meant to differ
+            warn_of_differences(compare_tokenizers(self.student, self.teacher, docs))
+        # Their start is enough, so not all texts are made at once.
+        warn_of_foreign_text((doc.text for doc in docs[:n_gold]), "The training corpus", lang)
+        for code, part in by_language(docs[n_gold:], lang).items():
+            name = f"The text without annotation{f' ({code})' if code != lang else ''}"
+            warn_of_foreign_text((doc.text for doc in part), name, code)
+        # Of a translation, the teacher reads the original if only vectors are learned.
+        alone = all(stage.is_vectors for stage in self.settings.stages)
+        read = (doc for doc in docs if not (alone and original_of(doc)))
+        warn_of_unknown_languages(self.teacher, by_language(read, lang))
         gold = [each.example for each in transfer_set.gold]
         check_gold_labels(self.student, gold, frozen=self.training["frozen_components"])
         self.inputs["the documents"] = fingerprint_docs(docs)
@@ -270,6 +285,7 @@ class PipelineRun:
             self.development = self._annotate(transfer_set.held_out)
         else:
             self.development = read_annotated(self.student, dev, which="development", path="dev")
+        self._prepare_vectors()
         check_development(self.student, self.development, self.training["score_weights"])
         self.inputs["the development documents"] = fingerprint_annotation(self.development)
         return transfer_set
@@ -298,6 +314,21 @@ class PipelineRun:
             )
         return agreement_examples(self.student, docs, annotated, sources, pipes)
 
+    def _prepare_vectors(self) -> None:
+        """If doc vectors are learned, let the student be scored by them."""
+        frozen = self.training["frozen_components"]
+        self.vectors = make_vectors(self.student, self.teacher, self.settings, frozen)
+        if self.vectors is None:
+            return
+        self.vectors.prepare(self.development)
+        weights = self.training["score_weights"]
+        for score in (COSINE, ACCURACY):
+            weights.setdefault(score, 0.0)
+        if not any(weights.values()):
+            msg.info(f"The best student is chosen by {COSINE}: no score has a weight")
+            weights[COSINE] = 1.0
+        self.student.config["training"]["score_weights"] = dict(weights)  # for the logger
+
     def _announce(self, earlier: Mapping[str, Any] | None) -> None:
         """Tell the user how the run begins."""
         has_checkpoint = self.checkpoints.newest() is not None
@@ -322,9 +353,12 @@ class PipelineRun:
     def _train(self, distiller: PipelineDistiller, transfer_set: TransferSet) -> Progress:
         _, dev, _ = self.readers
         weights = self.training["score_weights"]
-        evaluate = create_evaluation_callback(
-            self.student, dev or (lambda nlp: self.development), weights
-        )
+        if dev is None or self.vectors is not None:  # these have what the teacher says
+            evaluate = create_evaluation_callback(
+                self.student, lambda nlp: self.development, weights
+            )
+        else:
+            evaluate = create_evaluation_callback(self.student, dev, weights)
         loop = TrainingLoop(
             distiller,
             transfer_set,
@@ -339,6 +373,7 @@ class PipelineRun:
     def _finish(self, progress: Progress, distiller: PipelineDistiller) -> DistilledPipeline:
         """Write the results and remove the checkpoints."""
         score, step = progress.best()
+        languages = self._score_languages()
         results = {
             "finished": True,
             "inputs": self.inputs,
@@ -346,6 +381,7 @@ class PipelineRun:
             "steps": progress.step,
             "step": step,
             "score": score,
+            "languages": languages,
             "improved": step > 0,
             "words": progress.words,
             "seconds": round(progress.seconds, 1),
@@ -353,10 +389,49 @@ class PipelineRun:
         }
         self.directory.write_results(results)
         self.checkpoints.remove()
+        self._tell_languages(languages)
         msg.good(f"Saved the best student, of step {step}, to {self.output / DIR_MODEL_BEST}")
         if step == 0:
             _warn_of_no_gain(progress)
         return self._distilled(results)
+
+    def _score_languages(self) -> dict[str, dict[str, float]]:
+        """Score the best student on the development documents of each language.
+
+        RETURNS: scores that have a weight, by language, and the number of documents. Nothing if the
+            settings do not say the languages of documents.
+        """
+        examples = defaultdict(list)
+        for example in self.development:
+            if (lang := language_of(example.predicted)) is not None:
+                examples[lang].append(example)
+        if not examples:
+            return {}
+        # Without the vocab, which knows the words of the documents.
+        self.student.from_disk(self.output / DIR_MODEL_BEST, exclude=["vocab", "tokenizer"])
+        weights = self.training["score_weights"]
+        shown = [score for score, weight in weights.items() if weight is not None]
+        scores = {}
+        for lang, own in examples.items():
+            found = self.student.evaluate(own)
+            numbers = {each: found[each] for each in shown if found.get(each) is not None}
+            scores[lang] = {"documents": len(own), **numbers}
+        return scores
+
+    @staticmethod
+    def _tell_languages(scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Show a table of scores by language."""
+        if not scores:
+            return
+        columns = list(dict.fromkeys(score for own in scores.values() for score in own))
+        rows = []
+        for lang, own in scores.items():
+            numbers = [
+                f"{own.get(each, 0.0):.4f}" if each != "documents" else f"{own[each]:,}"
+                for each in columns
+            ]
+            rows.append((language_name(lang), *numbers))
+        msg.table(rows, header=("", *columns), divider=True, aligns=("l", *"r" * len(columns)))
 
     def _distilled(self, results: Mapping[str, Any]) -> DistilledPipeline:
         return DistilledPipeline(

@@ -47,6 +47,7 @@ from spacy_distil.distillation.pipeline.language import (
     keep_tokenizer,
     take_language,
     take_state,
+    warn_of_rules,
 )
 from spacy_distil.encoding import read_docs
 from spacy_distil.errors import ConfigError
@@ -107,8 +108,10 @@ def make_student(
     }
     student.config = save_labels(teacher, student.config, output / "labels", new)
     take_state(student, teacher, tokenizer=takes_tokenizer)
+    sourced = get_sourced_components(config.interpolate())
+    warn_of_rules(student, teacher, sourced)
     with keep_tokenizer(student) if takes_tokenizer else nullcontext():
-        initialize(student, get_sourced_components(config.interpolate()), pairing, read)
+        initialize(student, sourced, pairing, read)
     start: dict[str, str] = {}
     if takes_tokenizer:
         start["the tokenizer"] = "the teacher's"

@@ -17,6 +17,8 @@ from spacy.training import Corpus, Example
 from spacy_distil.distillation.pipeline.corpus import (
     Texts,
     fingerprint_annotation,
+    language_of,
+    original_of,
     read_annotated,
     read_transfer_set,
     split_doc,
@@ -96,6 +98,91 @@ def test_cutting_loses_nothing(text: str, max_words: int) -> None:
 def test_wrong_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         Texts("a.txt", **settings)
+
+
+def write_lines(path: Path, word: str, n: int) -> str:
+    path.write_text("\n".join(f"{word} {i:03}" for i in range(n)))
+    return str(path)
+
+
+def languages(path: dict[str, str | list[str]], **settings: Any) -> list[tuple[str | None, str]]:
+    examples = Texts(path, **settings)(NLP)
+    return [(language_of(each.predicted), each.predicted.text) for each in examples]
+
+
+def test_text_of_several_languages(tmp_path: Path) -> None:
+    german, english = (write_lines(tmp_path / f"{w}.txt", w, 3) for w in ("wort", "word"))
+    found = languages({"de": german, "en": [english, german]})
+    assert [lang for lang, _ in found] == ["de"] * 3 + ["en"] * 6
+    assert found[0] == ("de", "wort 000")
+    assert found[-1] == ("en", "wort 002")
+    with pytest.raises(ConfigError, match="lang = 'klingon'"):
+        Texts({"klingon": german})
+    with pytest.raises(CorpusError, match=r"The unlabelled text \(de\): nowhere"):
+        languages({"de": "nowhere"})
+    with pytest.raises(ConfigError, match=r"alpha = 1\.5"):
+        Texts({"de": german}, alpha=1.5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("limit", [1, 10, 57, 110, 160, 1000])
+def test_a_limit_is_shared_by_alpha(tmp_path: Path, alpha: float, limit: int) -> None:
+    sizes = {"de": 100, "en": 40, "fr": 20}  # lines of the same length
+    paths: dict[str, str | list[str]] = {
+        lang: write_lines(tmp_path / f"{lang}.txt", lang, n) for lang, n in sizes.items()
+    }
+    found = languages(paths, limit=limit, alpha=alpha)
+    assert len(found) == len(set(found)) == min(limit, 160)
+    counts = {lang: sum(own == lang for own, _ in found) for lang in sizes}
+    for lang, n in counts.items():  # the first ones
+        assert sorted(text for own, text in found if own == lang) == [
+            f"{lang} {i:03}" for i in range(n)
+        ]
+    # Who has fewer than its share is read whole, and the others share the rest.
+    expected, left, open_ = {}, float(min(limit, 160)), dict(sizes)
+    while open_:
+        total = sum(n**alpha for n in open_.values())
+        full = [lang for lang, n in open_.items() if left * n**alpha / total > n]
+        if not full:
+            expected |= {lang: left * n**alpha / total for lang, n in open_.items()}
+            break
+        for lang in full:
+            expected[lang] = float(open_.pop(lang))
+            left -= expected[lang]
+    for lang, n in expected.items():
+        assert abs(counts[lang] - n) <= 2.0
+
+
+def test_originals(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    half = json.dumps({"text": "a", "original": "?"}).replace("?", "\\ud800")
+    path.write_text(half)
+    (example,) = Texts(str(path))(NLP)
+    assert original_of(example.predicted) == "\N{REPLACEMENT CHARACTER}"
+    assert original_of(example.predicted.copy()) == "\N{REPLACEMENT CHARACTER}"
+    for value in (3, "", " \n", ["a"]):
+        path.write_text(
+            json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "b", "original": value})
+        )
+        with pytest.raises(CorpusError, match='line 2: "original" is'):
+            texts(str(path))
+    path.write_text(json.dumps({"text": "word " * 30_000, "original": "a"}))
+    with pytest.raises(CorpusError, match="more than 100,000 characters"):
+        texts(str(path))
+
+
+def test_no_translation_of_a_held_out_original_is_learned(tmp_path: Path) -> None:
+    lines = [
+        {"text": text, "original": original}
+        for i in range(20)
+        for text, original in ((f"Satz {i}", f"line {i}"), (f"frase {i}", f"line {i}"))
+    ] + [{"text": f"line {i}"} for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    transfer_set = read_transfer_set(NLP, None, Texts(str(tmp_path)), held_out=10)
+    assert len(transfer_set.held_out) == 6
+    sources = {original_of(doc) or doc.text for doc in transfer_set.held_out}
+    assert {original_of(doc) or doc.text for doc in transfer_set.docs}.isdisjoint(sources)
+    assert transfer_set.n_text == 60 - 3 * len(sources)
 
 
 def test_a_path_that_nobody_gave(tmp_path: Path) -> None:

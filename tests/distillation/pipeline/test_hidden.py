@@ -22,6 +22,7 @@ from spacy_distil.distillation.pipeline.hidden import (
     find_encoder,
     make_projections,
     teacher_encoder,
+    update_encoder,
 )
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.export.encoders import SourceEncoder
@@ -216,7 +217,7 @@ def test_gradients_are_those_of_autograd(
     examples = examples_of(student)
     docs = [example.predicted for example in examples]
     losses = {"transformer": 1.0}
-    hidden.update(examples, records, weight=0.7, losses=losses)
+    update_encoder(hidden.student, examples, [(hidden, records, 0.7)], losses)
     loss = losses["transformer"] - 1
     d_logits = torch.zeros(0)
     if head == "active":
@@ -271,7 +272,9 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(bert_dir: Path) -> 
     hidden = HiddenStates(component(student), component(teacher), [(1, 1), (2, 2)])
     vectors = encoder_of(teacher).predict_docs(docs_of(teacher), hidden.student.model.ops, [1, 2])
     losses: dict[str, float] = {}
-    hidden.update(examples_of(student), {"vectors": vectors}, weight=1.0, losses=losses)
+    update_encoder(
+        hidden.student, examples_of(student), [(hidden, {"vectors": vectors}, 1.0)], losses
+    )
     assert losses["transformer"] == pytest.approx(0, abs=1e-9)
     for parameter in torch_model_of(student).parameters():
         np.testing.assert_allclose(parameter.grad, 0, atol=1e-5)
@@ -287,7 +290,9 @@ def test_a_token_without_a_piece_counts_nothing(bert_dir: Path, other_dir: Path)
     vectors: Any = np.random.default_rng(0).normal(size=(4, WIDTH)).astype("float16")
     vectors[2] = 0
     losses: dict[str, float] = {}
-    hidden.update([Example(doc, doc.copy())], {"vectors": [vectors]}, weight=1.0, losses=losses)
+    update_encoder(
+        hidden.student, [Example(doc, doc.copy())], [(hidden, {"vectors": [vectors]}, 1.0)], losses
+    )
     expected = sum(float(((own[i] - vectors[i]) ** 2).mean()) for i in (0, 3))
     assert losses["transformer"] == pytest.approx(expected, rel=1e-4)
 
@@ -299,7 +304,7 @@ def test_docs_without_pieces(bert_dir: Path, wide_dir: Path, texts: list[str]) -
     before, projections = weights_of(student), hidden.to_bytes()
     losses: dict[str, float] = {}
     records = hidden.record(docs_of(teacher, texts))
-    hidden.update(examples_of(student, texts), records, weight=1.0, losses=losses)
+    update_encoder(hidden.student, examples_of(student, texts), [(hidden, records, 1.0)], losses)
     component(student).finish_update(adam())
     hidden.finish_update(adam())
     assert losses == {"transformer": 0.0}
@@ -320,7 +325,7 @@ def test_a_loss_that_is_not_finite_is_an_error(
     records["vectors"][0][3, 5] = value
     losses: dict[str, float] = {}
     with pytest.raises(ValueError, match=r"E910.*'transformer'"):
-        hidden.update(examples_of(student), records, weight=1.0, losses=losses)
+        update_encoder(hidden.student, examples_of(student), [(hidden, records, 1.0)], losses)
     assert losses == {"transformer": 0.0}
     component(student).finish_update(adam())
     hidden.finish_update(adam())
@@ -333,7 +338,9 @@ def test_records_of_other_docs_are_an_error(bert_dir: Path) -> None:
     hidden = HiddenStates(component(student), component(teacher), [(2, 2)])
     records = hidden.record(docs_of(teacher, SENTENCES[:2]))
     with pytest.raises(ValueError, match=r"of docs of \[14, 12\] tokens.*have \[12, 14\]"):
-        hidden.update(examples_of(student, SENTENCES[1::-1]), records, weight=1.0, losses={})
+        update_encoder(
+            hidden.student, examples_of(student, SENTENCES[1::-1]), [(hidden, records, 1.0)], {}
+        )
 
 
 def test_a_student_learns(bert_dir: Path, wide_dir: Path) -> None:
@@ -344,7 +351,9 @@ def test_a_student_learns(bert_dir: Path, wide_dir: Path) -> None:
     history = []
     for _ in range(30):
         losses: dict[str, float] = {}
-        hidden.update(examples_of(student, SENTENCES), records, weight=1.0, losses=losses)
+        update_encoder(
+            hidden.student, examples_of(student, SENTENCES), [(hidden, records, 1.0)], losses
+        )
         component(student).finish_update(optimizer)
         hidden.finish_update(optimizer)
         history.append(losses["transformer"])

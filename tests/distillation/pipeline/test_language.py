@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,17 @@ import spacy_distil
 from spacy_distil.distillation.pipeline.corpus import read_transfer_set
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_pipeline
 from spacy_distil.distillation.pipeline.heads import plan_heads
-from spacy_distil.distillation.pipeline.language import compare_tokenizers, keep_tokenizer
+from spacy_distil.distillation.pipeline.language import (
+    compare_tokenizers,
+    keep_tokenizer,
+    warn_of_rules,
+    warn_of_unknown_languages,
+)
 from spacy_distil.distillation.pipeline.recorder import TeacherRecorder
+from spacy_distil.encoding.pieces import PieceTokenizer
 from spacy_distil.errors import ConfigError
 from tests.distillation.pipeline.util import CNN, student_config
-from tests.util import adam, registry
+from tests.util import adam, encoder_of, make_nlp, registry, write_encoder
 
 TEXT = "AcmeCorp sold a_b/c, but didn't say."
 TOKENS = ["Acme", "Corp", "sold", "a", "_", "b", "/", "c", ",", "but", "did", "n't", "say", "."]
@@ -388,16 +395,168 @@ def test_a_resumed_run_has_the_tokenizer(teacher: Language, tmp_path: Path) -> N
 # Languages
 
 
-def test_languages_that_differ_are_refused(
+GERMAN = "Das ist z.B. ein Test in der Stadt, und wir haben nicht viel Zeit."
+
+
+@pytest.mark.parametrize("lang", ["de", "xx"])
+def test_a_student_of_another_language_has_its_own_tokenizer(
+    teacher: Language, tmp_path: Path, capsys: pytest.CaptureFixture[str], lang: str
+) -> None:
+    """The teacher reads the student's tokens."""
+    config = cnn_student(tmp_path, teacher, lang)
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": f"{GERMAN}\u00a0 " * 10}))
+    teacher.vocab.lookups.add_table("own_table", {"a": "b"})
+    path = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out").path
+    student, plain = spacy.load(path), spacy.blank(lang)
+    assert student.lang == lang
+    for text in (GERMAN, TEXT, "  ", "👩🏽\u200d🚀 e\u0301\n北京"):
+        own = [(token.text, token.norm_) for token in student(text)]
+        assert own == [(token.text, token.norm_) for token in plain(text)]
+    assert "own_table" not in student.vocab.lookups.tables
+    output = " ".join(capsys.readouterr().out.split())
+    told = (
+        r"lookup tables are for English \(lang = 'en'\). The student does not get [\w, ]*own_table"
+    )
+    assert re.search(told, output)
+    assert "tokenizes otherwise" not in output
+    assert "seems to be in" not in output
+    assert "the tokenizer starts from" not in output
+    told = "has no distil_transformer. Only an encoder for many languages knows German"
+    assert (told in output) is (lang == "de")
+
+
+def test_the_teachers_tokenizer_for_another_language(
     teacher: Language, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = cnn_student(tmp_path, teacher, lang="de")
-    message = r"pipeline for German \(lang = 'de'\), its teacher one for English \(lang = 'en'\)"
-    with pytest.raises(ConfigError, match=message):
-        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
-    config["distillation"]["student"]["tokenizer"] = "config"
+    config = cnn_student(tmp_path, teacher, "de")
+    config["distillation"]["student"]["tokenizer"] = "teacher"
+    path = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out").path
+    assert [token.text for token in spacy.load(path)(TEXT)] == TOKENS
+    output = " ".join(capsys.readouterr().out.split())
+    assert "tokenizes by the rules of its teacher for English" in output
+
+
+def test_a_teacher_of_another_language_is_recorded_on_the_students_tokens(
+    teacher: Language,
+) -> None:
+    """Row by row, as it predicts for these words and spaces."""
+    student = spacy.blank("de")
+    model = {"@architectures": "spacy.Tagger.v2", "tok2vec": CNN}
+    student.add_pipe("tagger", config={"model": model})
+    pipe: Any = teacher.get_pipe("tagger")
+    own: Any = student.get_pipe("tagger")
+    own.initialize(lambda: [Example.from_dict(student.make_doc("a"), {})], labels=pipe.labels)
+    texts = [
+        GERMAN,
+        "",
+        "  ",
+        TEXT,
+        "a\u00a0b  c\n\n👩🏽\u200d🚀 e\u0301 \x07 北京",
+        "Wort z.B. " * 120,
+    ]
+
+    def text(nlp: Language) -> Iterator[Example]:
+        for each in texts:
+            yield Example(nlp.make_doc(each), nlp.make_doc(each))
+
+    transfer_set = read_transfer_set(student, None, text)
+    recorder = TeacherRecorder(teacher, transfer_set, plan_heads(student, teacher, {}).heads, None)
+    records = recorder.record(range(len(texts)))["tagger"]
+    german = [token.text for token in transfer_set.docs[0]]
+    assert german != [token.text for token in teacher.make_doc(GERMAN)]
+    for number, each in enumerate(texts):
+        doc = transfer_set.docs[number]
+        words, spaces = [token.text for token in doc], [bool(token.whitespace_) for token in doc]
+        given = Doc(teacher.vocab, words=words, spaces=spaces)
+        for token, mine in zip(given, doc, strict=True):
+            token.norm_ = mine.norm_
+        assert given.text == each
+        expected = [token.tag_ for token in pipe(given)]
+        best = records["labels"][number][:, 0]
+        assert [own.labels[label] for label in best] == expected
+
+
+def test_rules_for_another_language_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, student = spacy.blank("en"), spacy.blank("de")
+    teacher.add_pipe("attribute_ruler")
+    teacher.add_pipe("sentencizer")
+    for name in ("attribute_ruler", "sentencizer"):
+        student.add_pipe(name, source=teacher)
+    teacher.vocab.lookups.add_table("own_table")
+    warn_of_rules(student, teacher, ["attribute_ruler", "sentencizer"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "from another pipeline: attribute_ruler. If" in output
+    assert re.search(r"does not get [\w, ]*own_table", output)
+    for other in (spacy.blank("en"), spacy.blank("xx")):  # a teacher for many languages suits all
+        pair = (other, teacher) if other.lang == "en" else (student, other)
+        warn_of_rules(*pair, [])
+    assert not capsys.readouterr().out
+
+
+def test_an_encoder_that_does_not_know_the_language(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in sorted(English.Defaults.stop_words) if word.isalpha()]
+    letters = [chr(i) for i in range(ord("a"), ord("z") + 1)]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    pieces += [*letters, *(f"##{letter}" for letter in letters)]
+    pieces += [f"[unused{i}]" for i in range(2500)]
+    path = write_encoder(tmp_path / "encoder", "bert")
+    raw = json.loads((path / "tokenizer.json").read_text())
+    nlp = make_nlp(path)
+    raw["model"]["vocab"] = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    encoder = encoder_of(nlp)
+    encoder._loaded = replace(
+        encoder.loaded, tokenizer=PieceTokenizer.from_str(json.dumps(raw).encode())
+    )
+    capsys.readouterr()
+    warn_of_unknown_languages(nlp, ["en", "xx"])
+    assert not capsys.readouterr().out
+    warn_of_unknown_languages(nlp, ["en", "de"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "teacher's encoder seems to be made for English" in output
+    assert "words of German (lang = 'de'), so the teacher hardly knows" in output
+
+
+def test_text_of_several_languages_is_compared_with_its_own(
+    teacher: Language, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the best student is scored on the held-out documents of each."""
+    config = cnn_student(tmp_path, teacher)
+    (tmp_path / "de.jsonl").write_text((json.dumps({"text": f"{GERMAN} " * 9}) + "\n") * 3)
+    (tmp_path / "fr.jsonl").write_text((json.dumps({"text": f"{GERMAN}! " * 9}) + "\n") * 3)
+    paths = {lang: str(tmp_path / f"{lang}.jsonl") for lang in ("de", "fr")}
+    config["corpora"]["text"] = {"@readers": "spacy-distil.Texts.v1", "path": paths}
     spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
-    assert "its teacher one for English" in " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
+    assert "The text without annotation (fr) seems to be in German, but" in output
+    assert "annotation (de) seems" not in output
+    assert json.loads((tmp_path / "out" / "distil.json").read_text())["languages"] == {}
+    for lang in paths:
+        lines = [
+            json.dumps({"text": f"{lang} {i} {sentence}"})
+            for i in range(6)
+            for sentence in SENTENCES
+        ]
+        (tmp_path / f"{lang}.jsonl").write_text("\n".join(lines))
+    for name in ("train", "dev"):
+        config["corpora"][name]["path"] = None
+    config["distillation"] |= {"held_out": 6}
+    distilled = spacy_distil.distil_pipeline(teacher, config, tmp_path / "alone")
+    scores = json.loads((tmp_path / "alone" / "distil.json").read_text())["languages"]
+    assert {lang: own["documents"] for lang, own in scores.items()} == {"de": 5, "fr": 5}
+    student = spacy.load(distilled.path)
+    for lang, own in scores.items():
+        held_out = [f"{lang} {i} {sentence}" for i in range(6) for sentence in SENTENCES][::6][:5]
+        right = [
+            one.tag_ == other.tag_
+            for text in held_out
+            for one, other in zip(student(text), teacher(text), strict=True)
+        ]
+        assert own["tag_acc"] == pytest.approx(np.mean(right))
+    assert "German 5 " in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_multilingual_teacher_suits_any_student(tmp_path: Path) -> None:
