@@ -444,7 +444,7 @@ GERMAN_TEXT, ENGLISH_TEXT = "\n\n".join([GERMAN] * 5), "\n\n".join([ENGLISH] * 5
         (
             {"books": ENGLISH_TEXT, "mails": GERMAN_TEXT},
             ["Text seems to be in German"],
-            ["corpus."],
+            ["corpus.languages."],
         ),
         ({"mails": GERMAN_TEXT}, ["The corpus seems to be in German, but the teacher"], []),
         (
