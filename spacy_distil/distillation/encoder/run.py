@@ -294,8 +294,8 @@ class EncoderRun:
             listed = (f"{s.language} {s.repeats:.0f} times" for s in often)
             self.printer.warn(
                 f"An epoch repeats small languages very often: {', '.join(listed)}. The student "
-                f"may learn their text by heart. Give it more of it, or raise corpus.alpha (now "
-                f"{alpha:g}; with 1 no language is repeated)"
+                f"may learn their text by heart. Give more text of these languages, or raise "
+                f"corpus.alpha (now {alpha:g}; with 1 no language is repeated)"
             )
 
     def check_languages(self) -> None:
