@@ -215,7 +215,8 @@ def measure(
     build_seconds = perf_counter() - begun
     built = ProcessSample.take("built")
     msg.info(f"Reading {len(corpus.train):,} blocks")
-    epoch, read_seconds = read_epoch(corpus.train, batch_size=batch_size, seed=seed)
+    blocks = corpus.train.languages[""]
+    epoch, read_seconds = read_epoch(blocks, batch_size=batch_size, seed=seed)
     return CorpusMemory(
         text_bytes=sum(path.stat().st_size for path in files),
         disk_bytes=sum(path.stat().st_size for path in cache.rglob("*.npy")),

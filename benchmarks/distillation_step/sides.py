@@ -25,7 +25,7 @@ from benchmarks.distillation_step.plain_loop import (
 from benchmarks.distillation_step.rows import OURS, Device, Positions, Shape, Size, StepRow
 from benchmarks.distillation_step.text import Packed, Text
 from spacy_distil.distillation.encoder.config import EncoderDistilConfig, load_config
-from spacy_distil.distillation.encoder.corpus import Blocks
+from spacy_distil.distillation.encoder.corpus import Blocks, Mixture
 from spacy_distil.distillation.encoder.devices import prepare_models
 from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.divergence import Divergence
@@ -212,12 +212,12 @@ def make_sides(
     return sides
 
 
-def write_blocks(packed: Packed, directory: Path) -> Blocks:
+def write_blocks(packed: Packed, directory: Path) -> Mixture:
     """Write the blocks of the text to shards."""
     length = len(packed.blocks[0])
     dtype = piece_type(packed.text.vocabulary - 1)
     counts = write_shards(packed.blocks, directory, block_size=length, dtype=dtype)
-    return Blocks(Shards(directory, *counts), np.arange(len(packed.blocks)))
+    return Mixture({"": Blocks(Shards(directory, *counts), np.arange(len(packed.blocks)))})
 
 
 def make_settings(
@@ -253,7 +253,7 @@ def make_settings(
 def make_ours(
     teacher: Any,
     student: Any,
-    blocks: Blocks,
+    blocks: Mixture,
     packed: Packed,
     config: EncoderDistilConfig,
     device: Device,

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,13 @@ def run_config(block: Block, namespace: dict[str, Any]) -> None:
 def run_encoder_config(block: Block) -> None:
     """Distil an encoder with the block in place of the same parts of `init-config encoder`."""
     config = encoder_config(teacher="bert-base-uncased", text="texts").merge(parse_part(block.code))
+    languages = config["corpus"].get("languages", {})
+    if languages:  # instead of the text
+        del config["corpus"]["train"]
+    for path in map(Path, chain.from_iterable(languages.values())):
+        (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
+        text = Path("texts.jsonl" if path.suffix == ".jsonl" else "texts/more.txt")
+        shutil.copy(text, path)
     distil_encoder(config, f"from-line-{block.line}", gpu_id=-1)
 
 

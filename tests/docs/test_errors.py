@@ -423,6 +423,14 @@ WRONG: dict[str, Callable[[Distillation], Any]] = {
     "a teacher must be one of": unknown_family,
     "cannot be loaded": lambda s: s.distil(teacher={"name": "nobody/nothing"}),
     "corpus.train is empty": lambda s: s.distil(corpus={"train": []}),
+    "expected one of the two": lambda s: s.distil(corpus={"languages": {"de": ["a.txt"]}}),
+    "name held-out text by language": lambda s: s.distil(
+        corpus={"train": [], "dev": ["a.txt"], "languages": {"de": ["b.txt"]}}
+    ),
+    "expected one of the names": lambda s: s.distil(corpus={"dev_languages": {"de": ["a.txt"]}}),
+    "in the name of a language": lambda s: s.distil(
+        corpus={"train": [], "languages": {"de at": ["a.txt"]}}
+    ),
     "the teacher has positions": lambda s: s.distil(corpus={"block_size": 512}),
     "nothing is left": lambda s: s.distil(corpus={"max_blocks": 1}),
     "its blocks need about": little_room,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -43,6 +43,8 @@ class CorpusPlan:
     limit: maximum number of blocks; `None` is no limit.
     fingerprint: see `Source`.
     txt_documents: how .txt files are divided into documents.
+    kind: whether to train on them.
+    language: name of their language; empty if the config does not tell languages apart.
     """
 
     setting: str
@@ -50,6 +52,13 @@ class CorpusPlan:
     limit: int | None
     fingerprint: str
     txt_documents: plain_text.TxtDocuments = "auto"
+    kind: Literal["train", "dev"] = "train"
+    language: str = ""
+
+    @property
+    def name(self) -> str:
+        """The kind and the language."""
+        return f"{self.kind} {self.language}".rstrip()
 
 
 def build(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wasabi import MarkdownRenderer
 
 from spacy_distil.distillation.encoder.config import EncoderDistilConfig
-from spacy_distil.distillation.encoder.corpus import Source
+from spacy_distil.distillation.encoder.corpus import Corpus, LanguageShare, Source
+from spacy_distil.distillation.encoder.evaluation import scores_by_language
 from spacy_distil.distillation.encoder.steps import plan_stages
 from spacy_distil.students.card import (
     Cells,
@@ -30,7 +31,7 @@ def student_card(
     licence: Licence,
     shape: StudentShape,
     n_parameters: int,
-    sources: Mapping[str, Source],
+    corpus: Corpus,
     steps: int,
     scores: Mapping[str, float],
     device: str,
@@ -41,7 +42,6 @@ def student_card(
 
     licence: the teacher's.
     n_parameters: the student's.
-    sources: of the corpus, by "train" and "dev".
     scores: see `evaluation.evaluate`.
     """
     name = config.teacher.name
@@ -66,14 +66,22 @@ def student_card(
     card.add(card.title(2, "Licence"))
     card.add(licence.describe())
     card.add(card.title(2, "Data"))
-    card.add(markdown_table(("", "file", "bytes"), _files(sources), numbers=1))
+    card.add(markdown_table(("", "file", "bytes"), _files(corpus.sources), numbers=1))
     card.add(
         card.list(
             f"{kind}: {source.blocks:,} blocks of up to {config.corpus.block_size} pieces, "
             f"{source.pieces:,} pieces; fingerprint `{source.fingerprint}`"
-            for kind, source in sources.items()
+            for kind, source in corpus.sources.items()
         )
     )
+    shares = corpus.train.shares()
+    if len(shares) > 1:
+        card.add(
+            f"A language with n blocks was read in proportion to n to the power of "
+            f"{config.corpus.alpha:g}:"
+        )
+        header = ("language", "blocks to train on", "share of an epoch, %", "times in an epoch")
+        card.add(markdown_table(header, _shares(shares), numbers=3))
     card.add(card.title(2, "Objectives"))
     card.add(markdown_table(("", "objective", "weight", "settings"), _objectives(config)))
     card.add(f"Share of pieces masked: {config.mask_probability:g}")
@@ -85,8 +93,14 @@ def student_card(
         f"seed {config.training.seed}. Every setting: `distil.cfg`. Losses on the way: `log.jsonl`."
     )
     card.add(card.title(2, "Held-out scores"))
+    means, *by_language = scores_by_language(scores).items()
     no_scores = "Nothing was held out."
-    card.add(markdown_table(("", ""), _scores(scores), numbers=1) if scores else no_scores)
+    card.add(markdown_table(("", ""), _scores(means[1]), numbers=1) if scores else no_scores)
+    if by_language:
+        card.add("These are means in which each language counts the same:")
+        names = ("language", *(row[0] for row in _scores(by_language[0][1])))
+        rows = [(name, *(row[1] for row in _scores(own))) for name, own in by_language]
+        card.add(markdown_table(names, rows, numbers=len(names) - 1))
     return f"{card.text}\n"
 
 
@@ -106,6 +120,12 @@ def _describe_start(config: EncoderDistilConfig, teacher: Teacher, shape: Studen
 def _files(sources: Mapping[str, Source]) -> list[Cells]:
     return [
         (kind, path, f"{size:,}") for kind, source in sources.items() for path, size in source.files
+    ]
+
+
+def _shares(shares: Sequence[LanguageShare]) -> list[Cells]:
+    return [
+        (s.language, f"{s.blocks:,}", f"{100 * s.share:.1f}", f"{s.repeats:.3g}") for s in shares
     ]
 
 

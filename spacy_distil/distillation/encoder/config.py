@@ -6,6 +6,7 @@ Each section is a pydantic model whose fields are the settings. An error in a co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 import catalogue
 import torch
 from confection import Config, ConfigValidationError
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from spacy.util import registry
 
 from spacy_distil.distillation.encoder.objectives import Objective, make_objective
@@ -23,6 +24,9 @@ from spacy_distil.errors import ConfigError
 from spacy_distil.runs.settings import Count, Paths, Section, read_config, read_section
 from spacy_distil.students.vocabulary.settings import WHOLE, VocabularySettings
 from spacy_distil.text.plain_text import TxtDocuments
+
+# Sorted, so that a run does not depend on the order in which its config names languages.
+Languages = Annotated[dict[str, Paths], AfterValidator(lambda paths: dict(sorted(paths.items())))]
 
 
 class TeacherSettings(Section):
@@ -56,17 +60,23 @@ class StudentSettings(Section):
 class CorpusSettings(Section):
     """train, dev: files or directories.
 
-    dev_fraction: share of `train` to hold out if `dev` is empty.
+    languages, dev_languages: the same by name of a language, instead of `train` and `dev`.
+    alpha: a language with n blocks is read in proportion to n ** alpha, see `text.sampling`.
+    dev_fraction: share to hold out of the text, or of each language, that has no held-out files.
     txt_documents: how .txt files are divided into documents, see `TxtDocuments`.
     block_size: pieces in a block.
-    max_blocks, max_dev_blocks: maximum numbers of blocks; `None` is no limit.
+    max_blocks, max_dev_blocks: maximum numbers of blocks, of each language if there are several;
+        `None` is no limit.
     mask_probability: share of pieces to predict. "auto" is 0.15 if an objective predicts pieces,
         and 0 otherwise.
     cache: directory of the tokenized corpus; `None` is `cache` in the output directory.
     """
 
-    train: Paths
+    train: Paths = Field(default_factory=list)
     dev: Paths = Field(default_factory=list)
+    languages: Languages = Field(default_factory=dict)
+    dev_languages: Languages = Field(default_factory=dict)
+    alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
     dev_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
     txt_documents: TxtDocuments = "auto"
     block_size: Annotated[int, Field(ge=8)] = 512
@@ -269,8 +279,39 @@ def _blocks(raw: Config, section: str) -> dict[str, dict[str, Any]]:
     return {name: dict(block) for name, block in raw.get(section, {}).items()}
 
 
+def _check_corpus(corpus: CorpusSettings) -> None:
+    """Check that text is named once, as one corpus or by language. Raises `ConfigError`."""
+    for name in (*corpus.languages, *corpus.dev_languages):
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ConfigError(
+                f"corpus.languages.{name}: expected letters, digits, - and _ in the name of a "
+                "language, because it stands in the names of its scores"
+            )
+    if corpus.train and corpus.languages:
+        raise ConfigError(
+            f"corpus.train = {corpus.train}, and corpus.languages names {_list(corpus.languages)}: "
+            "expected one of the two. Give the text of corpus.train to a language, or set it to []"
+        )
+    if corpus.dev and corpus.languages:
+        raise ConfigError(
+            f"corpus.dev = {corpus.dev}, but corpus.languages names {_list(corpus.languages)}: "
+            "name held-out text by language in [corpus.dev_languages], or set corpus.dev to []"
+        )
+    unknown = [name for name in corpus.dev_languages if name not in corpus.languages]
+    if unknown:
+        raise ConfigError(
+            f"corpus.dev_languages.{unknown[0]}: expected one of the names in [corpus.languages] "
+            f"({_list(corpus.languages) or 'there are none'}). Name its text to train on there, too"
+        )
+
+
+def _list(names: Collection[str]) -> str:
+    return ", ".join(names)
+
+
 def _check(config: EncoderDistilConfig) -> None:
     """Check the settings against each other. Raises `ConfigError`."""
+    _check_corpus(config.corpus)
     config.training.batch_sizes()  # raises, before any file is read, if the schedule is not valid
     if not config.objectives:
         raise ConfigError(
@@ -281,10 +322,11 @@ def _check(config: EncoderDistilConfig) -> None:
             "training.epochs and training.max_steps are both null: set at least one of them"
         )
     for name, objective in config.objectives.items():
-        if name in RESERVED_NAMES or hasattr(torch.nn.ModuleDict(), name):
+        # A slash divides a language from the name of its score.
+        if name in RESERVED_NAMES or "/" in name or hasattr(torch.nn.ModuleDict(), name):
             raise ConfigError(
                 f"[objectives.{name}]: {name!r} stands for something else in the log or in torch. "
-                f"Choose another name, such as {name}_loss"
+                f"Choose another name, such as {name.replace('/', '_')}_loss"
             )
         if objective.needs.masking and config.mask_probability == 0:
             raise ConfigError(

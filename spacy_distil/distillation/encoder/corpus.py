@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from wasabi import msg
@@ -18,8 +18,10 @@ from spacy_distil.distillation.encoder.shards import Shards
 from spacy_distil.errors import ConfigError, CorpusError, DamagedError
 from spacy_distil.runs.digests import check_directory
 from spacy_distil.runs.files import STALE_AFTER, remove_unfinished
+from spacy_distil.students.masking import seed_for
 from spacy_distil.tables import megabytes
 from spacy_distil.text import plain_text
+from spacy_distil.text.sampling import count_reads, epoch_units, temperature_repeats
 
 if TYPE_CHECKING:
     from spacy_distil.distillation.encoder.config import CorpusSettings
@@ -32,7 +34,7 @@ FORMAT = 3
 class Blocks:
     """Some blocks of a corpus, read from its shards on demand.
 
-    shards: of the whole corpus.
+    shards: of the whole corpus, or language.
     rows: (n,) int64, the rows of these blocks, in order.
     """
 
@@ -58,6 +60,92 @@ class Blocks:
         return self.rows[np.asarray(places, dtype=np.int64)]
 
 
+class LanguageShare(NamedTuple):
+    """What an epoch has of a language.
+
+    blocks: how many there are. repeats: how often an epoch reads each of them, on average.
+    share: of all blocks that an epoch reads, 0 to 1.
+    """
+
+    language: str
+    blocks: int
+    repeats: float
+    share: float
+
+
+class Mixture:
+    """The blocks of all languages, numbered one language after the other.
+
+    languages: blocks by name of a language; "" is the name of text whose language is not told.
+    repeats: how often an epoch reads each language, at least once. By default once.
+    """
+
+    def __init__(
+        self, languages: Mapping[str, Blocks], repeats: Sequence[float] | None = None
+    ) -> None:
+        self.languages = dict(languages)
+        self.repeats = [1.0] * len(languages) if repeats is None else [*map(float, repeats)]
+        self._blocks = [*self.languages.values()]
+        self._ends = np.cumsum([0, *map(len, self._blocks)])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def lengths(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Numbers of pieces of some blocks, without reading them: (n,) int64."""
+        lengths = np.empty(len(numbers), dtype=np.int64)
+        for blocks, where, places in self._divide(numbers):
+            lengths[where] = blocks.lengths(places)
+        return lengths
+
+    def __getitem__(self, numbers: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """Read some blocks, in any order: ids of pieces, (length,) uint16 or int32 each."""
+        read: dict[int, np.ndarray] = {}
+        for blocks, where, places in self._divide(numbers):
+            read.update(zip(where.tolist(), blocks[places], strict=True))
+        return [read[place] for place in range(len(numbers))]
+
+    @property
+    def epoch_length(self) -> int:
+        """Number of blocks that an epoch reads."""
+        return sum(map(count_reads, map(len, self._blocks), self.repeats))
+
+    def epoch(self, epoch: int, *, seed: int) -> np.ndarray:
+        """List the numbers of the blocks that an epoch reads, language after language.
+
+        epoch: from 0. seed: of the run.
+        RETURNS: (epoch_length,) int64. It depends on the arguments alone.
+        """
+        units = [
+            start + epoch_units(len(blocks), times, epoch=epoch, seed=seed_for(seed, language))
+            for start, (language, blocks), times in zip(
+                self._ends[:-1], self.languages.items(), self.repeats, strict=True
+            )
+        ]
+        return np.concatenate(units)
+
+    def shares(self) -> list[LanguageShare]:
+        """List what an epoch has of each language."""
+        reads = [*map(count_reads, map(len, self._blocks), self.repeats)]
+        return [
+            LanguageShare(language, len(blocks), n / len(blocks), n / sum(reads))
+            for (language, blocks), n in zip(self.languages.items(), reads, strict=True)
+        ]
+
+    def _divide(
+        self, numbers: Sequence[int] | np.ndarray
+    ) -> Iterator[tuple[Blocks, np.ndarray, np.ndarray]]:
+        """Yield blocks of a language, their indices in `numbers`, and their places in the language.
+
+        Raises IndexError if there is no such block.
+        """
+        numbers = np.asarray(numbers, dtype=np.int64)
+        languages = np.searchsorted(self._ends, numbers, side="right") - 1
+        for language in np.unique(languages):
+            where = np.flatnonzero(languages == language)
+            yield self._blocks[language], where, numbers[where] - self._ends[language]
+
+
 @dataclass(frozen=True)
 class Source:
     """The origin and the size of the blocks of a corpus, as the model card reports them.
@@ -77,28 +165,27 @@ class Source:
 class Corpus:
     """Blocks to train on and held-out blocks.
 
-    held_out: may be empty.
-    sources: by "train" and, if the corpus has its own held-out files, "dev".
+    held_out: has only languages of which some blocks are held out, so it may be empty.
+    sources: by `CorpusPlan.name`. "dev" is there if the corpus has its own held-out files.
     """
 
-    train: Blocks
-    held_out: Blocks
+    train: Mixture
+    held_out: Mixture
     sources: dict[str, Source]
 
 
-def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, CorpusPlan]:
-    """Find the files of "train" and, if the settings name some, of "dev". Nothing is written."""
+def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> list[CorpusPlan]:
+    """Find the files to train on and, if the settings name some, the held-out files. Each language
+    has its own plan. Nothing is written.
+    """
     if settings.block_size > teacher.longest_block:
         raise ConfigError(
             f"corpus.block_size = {settings.block_size}: the teacher has positions for blocks of "
             f"at most {teacher.longest_block} pieces"
         )
-    parts = {"train": (settings.train, settings.max_blocks)}
-    if settings.dev:
-        parts["dev"] = (settings.dev, settings.max_dev_blocks)
-    plans = {}
-    for name, (paths, limit) in parts.items():
-        setting = f"corpus.{name}"
+    plans = []
+    for setting, kind, language, paths in settings_of_text(settings):
+        limit = settings.max_blocks if kind == "train" else settings.max_dev_blocks
         files = plain_text.find_files(paths, setting=setting)
         if not files:
             raise CorpusError(
@@ -108,12 +195,28 @@ def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> dict[str, CorpusP
         fingerprint = _fingerprint(
             files, teacher, settings.block_size, limit, settings.txt_documents
         )
-        plans[name] = CorpusPlan(setting, files, limit, fingerprint, settings.txt_documents)
+        plans.append(
+            CorpusPlan(setting, files, limit, fingerprint, settings.txt_documents, kind, language)
+        )
     return plans
 
 
+def settings_of_text(
+    settings: CorpusSettings,
+) -> Iterator[tuple[str, Literal["train", "dev"], str, list[str]]]:
+    """Yield setting, kind, language and paths of all text."""
+    if not settings.languages:
+        yield "corpus.train", "train", "", settings.train
+        if settings.dev:
+            yield "corpus.dev", "dev", "", settings.dev
+    for language, paths in settings.languages.items():
+        yield f"corpus.languages.{language}", "train", language, paths
+    for language, paths in settings.dev_languages.items():
+        yield f"corpus.dev_languages.{language}", "dev", language, paths
+
+
 def load_corpus(
-    plans: Mapping[str, CorpusPlan],
+    plans: Sequence[CorpusPlan],
     settings: CorpusSettings,
     teacher: Teacher,
     *,
@@ -122,25 +225,36 @@ def load_corpus(
 ) -> Corpus:
     """Read, tokenize and pack the files, unless the cache has their blocks.
 
-    cache: directory with a subdirectory for each corpus. Several processes may call this at once,
+    cache: directory with a subdirectory for each plan. Several processes may call this at once,
         but each would do all the work: let one go first.
     checks: whether to check the digests of the blocks, which reads all of them. One of
         the processes on a machine does it for all.
     Raises CorpusError if there is no text, or the cache is damaged.
     """
     remove_unfinished(cache, older_than=STALE_AFTER)
-    loaded = {name: _load(plan, settings, teacher, cache, checks) for name, plan in plans.items()}
-    sources = {name: source for name, (_, source) in loaded.items()}
-    data, source = loaded["train"]
-    rows = np.arange(source.blocks)
-    if "dev" in loaded:
-        dev, dev_source = loaded["dev"]
-        return Corpus(Blocks(data, rows), Blocks(dev, np.arange(dev_source.blocks)), sources)
-    held_out = _held_out_rows(source.blocks, settings.dev_fraction, settings.max_dev_blocks)
-    return Corpus(Blocks(data, np.setdiff1d(rows, held_out)), Blocks(data, held_out), sources)
+    train: dict[str, Blocks] = {}
+    held_out: dict[str, Blocks] = {}
+    sources = {}
+    own_files = {plan.language for plan in plans if plan.kind == "dev"}
+    for plan in plans:
+        data, sources[plan.name] = _load(plan, settings, teacher, cache, checks)
+        rows = np.arange(len(data))
+        if plan.kind == "dev":
+            held_out[plan.language] = Blocks(data, rows)
+        elif plan.language in own_files:
+            train[plan.language] = Blocks(data, rows)
+        else:
+            dev = _held_out_rows(plan, len(data), settings.dev_fraction, settings.max_dev_blocks)
+            train[plan.language] = Blocks(data, np.setdiff1d(rows, dev))
+            held_out[plan.language] = Blocks(data, dev)
+    repeats = temperature_repeats([*map(len, train.values())], settings.alpha)
+    scored = {language: held_out[language] for language in train if len(held_out[language])}
+    return Corpus(Mixture(train, [*repeats]), Mixture(scored), sources)
 
 
-def _held_out_rows(n_blocks: int, fraction: float, limit: int | None) -> np.ndarray:
+def _held_out_rows(
+    plan: CorpusPlan, n_blocks: int, fraction: float, limit: int | None
+) -> np.ndarray:
     """Choose evenly spaced blocks, so that each part of a sorted corpus is held out in proportion.
 
     fraction: of the blocks; 0 chooses none, any other fraction at least one.
@@ -151,7 +265,7 @@ def _held_out_rows(n_blocks: int, fraction: float, limit: int | None) -> np.ndar
     count = count if limit is None else min(count, limit)
     if count >= n_blocks:
         raise CorpusError(
-            f"corpus.train makes {n_blocks} blocks, and corpus.dev_fraction = {fraction} holds "
+            f"{plan.setting} makes {n_blocks} blocks, and corpus.dev_fraction = {fraction} holds "
             f"{count} of them out: nothing is left to train on. Give more text, a smaller "
             f"corpus.block_size, or set corpus.dev_fraction to 0"
         )

@@ -16,7 +16,7 @@ from spacy_distil.distillation.encoder.checkpoint import Checkpoints
 from spacy_distil.distillation.encoder.config import TrainingSettings
 from spacy_distil.distillation.encoder.corpus import Corpus
 from spacy_distil.distillation.encoder.divergence import Divergence
-from spacy_distil.distillation.encoder.evaluation import evaluate
+from spacy_distil.distillation.encoder.evaluation import evaluate, scores_by_language
 from spacy_distil.distillation.encoder.meter import Meter
 from spacy_distil.distillation.encoder.processes import on_main
 from spacy_distil.distillation.encoder.progress import Display, RunLog
@@ -31,7 +31,7 @@ from spacy_distil.distillation.encoder.trainer import Trainer
 from spacy_distil.errors import DistilError
 from spacy_distil.runs.files import write_text
 from spacy_distil.runs.interruption import Interruption, RunInterrupted
-from spacy_distil.students.masking import seed_for
+from spacy_distil.students.masking import MaskedBatch, seed_for
 
 
 class TrainingLoop:
@@ -168,48 +168,58 @@ class TrainingLoop:
 
     def evaluate(self) -> None:
         """Score the held-out blocks. Show and log the scores, unless an earlier run has done so."""
-        batches = held_out_batches(
-            self.corpus.held_out,
-            size=self.blocks.micro_batch,
-            masking=self.trainer.masking,
-            pad_id=self.blocks.pad_id,
-            process=self.blocks.process,
-            n_processes=self.blocks.n_processes,
-        )
-        device = self.accelerator.device
         self.scores = evaluate(
             self.distiller,
-            (self.trainer.masking(batch.to(device), "held out") for batch in batches),
+            {language: self.held_out(language) for language in self.corpus.held_out.languages},
             self.accelerator,
             self.stage.objectives,
             step=max(0, self.step - 1),
         )
         if self.is_main and self.step not in self.logged_scores:
             self.logged_scores[self.step] = self.scores
-            epoch = self.blocks.starts[self.step] / len(self.corpus.train)
+            epoch = self.blocks.starts[self.step] / self.corpus.train.epoch_length
             self.display.scores(self.step, epoch, self.speed, self.losses.get("total"), self.scores)
             self.log.write(self.step, "held_out", self.scores)
             self.accelerator.log(
                 {f"held_out/{k}": v for k, v in self.scores.items()}, step=self.step
             )
 
-    def rise(self) -> tuple[float, float] | None:
-        """Compare the held-out total of the last stage's objectives with that of the start.
+    def held_out(self, language: str) -> Iterator[MaskedBatch]:
+        """Mask and yield this process's held-out batches of a language."""
+        masking, device = self.trainer.masking, self.accelerator.device
+        batches = held_out_batches(
+            self.corpus.held_out.languages[language],
+            size=self.blocks.micro_batch,
+            masking=masking,
+            pad_id=self.blocks.pad_id,
+            process=self.blocks.process,
+            n_processes=self.blocks.n_processes,
+        )
+        # The masks of a language do not depend on which other languages there are.
+        kind = f"held out {language}".rstrip()
+        return (masking(batch.to(device), kind) for batch in batches)
 
-        RETURNS (start, end): the totals, if the student is no better than at its start. None if
-            the weights of all objectives have fallen to 0, which makes every total 0.
+    def rises(self) -> dict[str, tuple[float, float]]:
+        """Compare the held-out totals of the last stage's objectives with those of the start.
+
+        RETURNS (start, end): the totals by language, where the student is no better than at its
+            start. Under "" is the total over all languages. Empty if the weights of all objectives
+            have fallen to 0, which makes every total 0.
         """
         start, end = self.logged_scores.get(0), self.scores
         if start is None or not end:
-            return None
+            return {}
         names, last = self.stages[-1].objectives, self.n_steps - 1
         if not any(self.distiller.objective(name).weight.at(last) for name in names):
-            return None
-        before, after = (
-            float(self.distiller.total({name: torch.tensor(s[name]) for name in names}, last))
-            for s in (start, end)
-        )
-        return None if after < before else (before, after)
+            return {}
+
+        def total(scores: Mapping[str, float]) -> float:
+            summed = {name: torch.tensor(scores[name]) for name in names}
+            return float(self.distiller.total(summed, last))
+
+        before, after = scores_by_language(start), scores_by_language(end)
+        totals = {language: (total(before[language]), total(after[language])) for language in after}
+        return {language: both for language, both in totals.items() if not both[1] < both[0]}
 
     def save_checkpoint(self) -> None:
         """Save the state of the training after this step, unless it has diverged."""

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm  # type: ignore[import-untyped]
 from wasabi import row
 
+from spacy_distil.distillation.encoder.evaluation import scores_by_language
 from spacy_distil.errors import DistilError
 from spacy_distil.runs.files import explain_write_errors, write_text
 
@@ -107,7 +108,7 @@ class Display:
         loss: float | None,
         scores: Mapping[str, float],
     ) -> None:
-        """Add a row to the table.
+        """Add a row to the table, and below it the total of each language if there are several.
 
         epoch: how often the run has gone through the corpus.
         speed: in pieces per second; `None` at the start of a run.
@@ -119,6 +120,10 @@ class Display:
         cells += [f"{scores[name]:.4f}" for name in (*self.objectives, "total")]
         cells += [f"{100 * scores[a]:.2f}" if a in scores else "-" for a in ACCURACIES]
         self._line(cells)
+        languages = [(name, own) for name, own in scores_by_language(scores).items() if name]
+        if languages and self.shown:
+            totals = ", ".join(f"{name} {own['total']:.4f}" for name, own in languages)
+            self.bar.write(f"Total by language: {totals}")
 
     def close(self) -> None:
         """Remove the bar."""

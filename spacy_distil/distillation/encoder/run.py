@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,7 +22,12 @@ from spacy_distil.distillation.encoder.config import (
     EncoderDistilConfig,
     load_config,
 )
-from spacy_distil.distillation.encoder.corpus import Corpus, load_corpus, plan_corpus
+from spacy_distil.distillation.encoder.corpus import (
+    Corpus,
+    LanguageShare,
+    load_corpus,
+    plan_corpus,
+)
 from spacy_distil.distillation.encoder.devices import (
     describe_devices,
     find_unused_parameters,
@@ -60,12 +65,13 @@ from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher
 from spacy_distil.students.vocabulary import prune_teacher
 from spacy_distil.text.languages import (
-    MIN_PIECES,
     guess_language,
     guess_tokenizer_language,
     language_name,
+    stop_words,
 )
 from spacy_distil.text.plain_text import TxtFiles, find_files, read_parts
+from spacy_distil.text.sampling import MANY_REPEATS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,7 +111,7 @@ class EncoderRun:
 
     teacher: Teacher
     shape: StudentShape
-    corpus_plans: dict[str, CorpusPlan]
+    corpus_plans: list[CorpusPlan]
     inputs: dict[str, str]
     earlier: dict[str, Any] | None
     results: dict[str, Any]
@@ -165,14 +171,28 @@ class EncoderRun:
         self.save()
         self.close()
         self.printer.good(f"Encoder saved to {self.output}")
-        if self.rise is not None:
-            before, after = self.rise
+        self.tell_rises()
+        return self.result()
+
+    def tell_rises(self) -> None:
+        """Say in yellow if the student is no better than at its start, in all or in one language.
+
+        If the mean over languages is no better, it alone is told.
+        """
+        if "" in self.rises:
+            before, after = self.rises[""]
             self.printer.warn(
                 f"The encoder is no better than at its start: its held-out total was {before:.4g} "
                 f"before the first step, and is {after:.4g} after the last. Give it more text or "
                 f"steps, a lower training.learn_rate, or other objectives"
             )
-        return self.result()
+        elif self.rises:
+            totals = (f"{name} {a:.4g}, then {b:.4g}" for name, (a, b) in self.rises.items())
+            self.printer.warn(
+                f"The encoder is better than at its start on the mean of the languages, but not in "
+                f"{', '.join(self.rises)}. Held-out totals before the first step and after the "
+                f"last: {'; '.join(totals)}. Give it more text of these, or a lower corpus.alpha"
+            )
 
     def load_teacher(self) -> None:
         """Load the teacher, choose the student's shape, and check that the teacher has a head if an
@@ -198,9 +218,14 @@ class EncoderRun:
         if not vocabulary.is_pruned:
             return
         corpus = self.settings.corpus
-        files = find_files(corpus.train, setting="corpus.train")
         txt = TxtFiles(corpus.txt_documents)
-        texts = (part.text for path in files for part in read_parts(path, txt))
+        texts = (
+            part.text
+            for setting, kind, _, paths in settings_of_text(corpus)
+            if kind == "train"
+            for path in find_files(paths, setting=setting)
+            for part in read_parts(path, txt)
+        )
         self.teacher, pruned = prune_teacher(self.teacher, texts, vocabulary)
         self.printer.info(f"Vocabulary: {pruned.describe()}")
 
@@ -209,7 +234,7 @@ class EncoderRun:
         self.corpus_plans = plan_corpus(self.settings.corpus, self.teacher)
         self.inputs = {
             "teacher": self.teacher.fingerprint,
-            **{plan.setting: plan.fingerprint for plan in self.corpus_plans.values()},
+            **{plan.setting: plan.fingerprint for plan in self.corpus_plans},
             # The comparison of settings ignores order, but here it matters.
             "the order of objectives and stages": repr(
                 [[*self.settings.objectives], [*self.settings.stages]]
@@ -263,42 +288,76 @@ class EncoderRun:
                 f"precision: {precision}"
             )
         self.results |= {"inputs": self.inputs, "mixed_precision": precision}
-        language = self._foreign_language()
-        if language is not None:
-            self.printer.warn(language)
-        if not len(self.corpus.held_out):
+        self.check_languages()
+        shares = self.corpus.train.shares()
+        if len(shares) > 1:
+            self.tell_shares(shares)
+        unseen = [s.language for s in shares if s.language not in self.corpus.held_out.languages]
+        if unseen:
+            dev = "corpus.dev_languages" if corpus.languages else "corpus.dev"
+            of = f" of {', '.join(unseen)}" if len(shares) > 1 else ""
             self.printer.warn(
-                "Nothing is held out: set corpus.dev or corpus.dev_fraction to see scores"
+                f"Nothing is held out{of}: set {dev} or corpus.dev_fraction to see scores"
             )
 
-    def _foreign_language(self) -> str | None:
-        """Say that the corpus is in another language than the teacher's, or return None."""
+    def tell_shares(self, shares: Sequence[LanguageShare]) -> None:
+        """Say what share of an epoch each language has, and in yellow if one is repeated often."""
+        alpha = self.settings.corpus.alpha
+        listed = (
+            f"{s.language} {100 * s.share:.1f} % ({s.blocks:,} blocks x {s.repeats:.3g})"
+            for s in shares
+        )
+        self.printer.info(f"Languages in an epoch, corpus.alpha = {alpha:g}: {', '.join(listed)}")
+        often = [s for s in shares if s.repeats > MANY_REPEATS]
+        if often:
+            listed = (f"{s.language} {s.repeats:.0f} times" for s in often)
+            self.printer.warn(
+                f"An epoch repeats small languages very often: {', '.join(listed)}. The student "
+                f"may learn their text by heart. Give more text of these languages, or raise "
+                f"corpus.alpha (now {alpha:g}; with 1 no language is repeated)"
+            )
+
+    def check_languages(self) -> None:
+        """Say in yellow if text is in another language than its name says, or than the teacher's.
+
+        A name counts if it is the code of a language that spaCy has stop words of.
+        """
         tokenizer = self.teacher.tokenizer
-        if len(tokenizer) < MIN_PIECES:
-            return None
-        plan = self.corpus_plans["train"]
-        txt = TxtFiles(plan.txt_documents)
-        first = (part.text for path in plan.files for part in read_parts(path, txt))
-        lang = guess_language(islice(first, LANGUAGE_PARTS))
-        if lang is None:
-            return None
-        own = guess_tokenizer_language(
-            lambda texts: tokenizer(list(texts), add_special_tokens=False)["input_ids"],
-            len(tokenizer),
-            lang,
-        )
-        if own is None:
-            return None
-        return (
-            f"The corpus seems to be in {language_name(lang)}, but the teacher "
-            f"{self.teacher.name} is made for {language_name(own)}: its tokenizer splits the "
-            "most frequent words of the corpus' language"
-        )
+        foreign: dict[str, list[str]] = {}
+        for plan in self.corpus_plans:
+            if plan.kind == "dev":
+                continue
+            named = plan.language if plan.language and stop_words(plan.language) else None
+            txt = TxtFiles(plan.txt_documents)
+            first = (part.text for path in plan.files for part in read_parts(path, txt))
+            guessed = guess_language(islice(first, LANGUAGE_PARTS), named)
+            if named and guessed:
+                self.printer.warn(
+                    f"{plan.setting} seems to be in {language_name(guessed)}, not in "
+                    f"{language_name(named)}: look whether it names the right files"
+                )
+            lang = guessed or named
+            if lang is None:
+                continue
+            own = guess_tokenizer_language(
+                lambda texts: tokenizer(list(texts), add_special_tokens=False)["input_ids"],
+                len(tokenizer),
+                lang,
+            )
+            if own is not None:
+                foreign.setdefault(own, []).append(lang)
+        for own, langs in foreign.items():
+            names = [*dict.fromkeys(map(language_name, langs))]
+            where = "The corpus seems" if len(self.corpus.train.languages) == 1 else "Text seems"
+            self.printer.warn(
+                f"{where} to be in {', '.join(names)}, but the teacher {self.teacher.name} is made "
+                f"for {language_name(own)}: its tokenizer splits the most frequent words there"
+            )
 
     def plan_steps(self) -> None:
         """Plan the blocks, stages and masks of each step."""
         self.starts = plan_steps(
-            self.training, len(self.corpus.train), self.accelerator.num_processes
+            self.training, self.corpus.train.epoch_length, self.accelerator.num_processes
         )
         self.n_steps = len(self.starts) - 1
         self.stages = plan_stages(self.settings, self.n_steps)
@@ -335,9 +394,10 @@ class EncoderRun:
         """Measure the importance of the teacher's parts, if the student leaves some of them out."""
         if not self.shape.cuts:
             return None
-        n_train = len(self.corpus.train)
-        count = min(self.settings.student.importance_blocks, n_train)
-        blocks = self.corpus.train[np.linspace(0, n_train - 1, count).astype(int)]
+        # Of an epoch, so that each language counts as much as in training.
+        numbers = self.corpus.train.epoch(0, seed=self.training.seed)
+        count = min(self.settings.student.importance_blocks, len(numbers))
+        blocks = self.corpus.train[numbers[np.linspace(0, len(numbers) - 1, count).astype(int)]]
         importance = measure_importance(self.teacher, importance_batches(blocks, self.teacher))
         if self.is_main:
             model_type = self.teacher.model.config.model_type
@@ -410,7 +470,7 @@ class EncoderRun:
         try:
             with compiling() if self.training.compile else nullcontext():
                 self.scores = loop.run()
-            self.rise = loop.rise()
+            self.rises = loop.rises()
         except DistilError:
             # The group of processes has to stay: the traceback holds modules that use it.
             for tracker in self.accelerator.trackers:
@@ -456,7 +516,7 @@ class EncoderRun:
             licence=find_licence(self.teacher.name, revision=self.settings.teacher.revision),
             shape=self.shape,
             n_parameters=self.student.num_parameters(),
-            sources=self.corpus.sources,
+            corpus=self.corpus,
             steps=self.n_steps,
             scores=self.scores,
             device=self.device,

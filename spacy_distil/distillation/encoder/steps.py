@@ -16,7 +16,7 @@ from spacy_distil.students.masking import BlockBatch, Masking, batch_blocks, see
 
 if TYPE_CHECKING:
     from spacy_distil.distillation.encoder.config import EncoderDistilConfig, TrainingSettings
-    from spacy_distil.distillation.encoder.corpus import Blocks
+    from spacy_distil.distillation.encoder.corpus import Blocks, Mixture
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def plan_stages(config: EncoderDistilConfig, n_steps: int) -> list[EncoderStage]
 def plan_steps(settings: TrainingSettings, n_blocks: int, n_processes: int = 1) -> np.ndarray:
     """Compute the first block of each step.
 
-    n_blocks: in the training corpus.
+    n_blocks: in an epoch.
     RETURNS: (steps + 1,) int64, the number of blocks before each step, from 0; the last entry is
         the number of blocks in the run.
     """
@@ -116,7 +116,7 @@ class StepBlocks:
 
     def __init__(
         self,
-        blocks: Blocks,
+        blocks: Mixture,
         starts: np.ndarray,
         *,
         masking: Masking,
@@ -136,6 +136,7 @@ class StepBlocks:
         self.process = process
         self.n_processes = n_processes
         self.pin = pin
+        self._epoch_length = blocks.epoch_length
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def block_numbers(self, step: int) -> list[int]:
@@ -164,11 +165,12 @@ class StepBlocks:
 
     def _block_number(self, place: int) -> int:
         """The block at a place in the run."""
-        epoch, index = divmod(place, len(self.blocks))
+        epoch, index = divmod(place, self._epoch_length)
         order = self._order  # another thread may be in another epoch
         if order[0] != epoch:
             generator = torch.Generator().manual_seed(seed_for(self.seed, "order", epoch))
-            order = epoch, torch.randperm(len(self.blocks), generator=generator).numpy()
+            shuffled = torch.randperm(self._epoch_length, generator=generator).numpy()
+            order = epoch, self.blocks.epoch(epoch, seed=self.seed)[shuffled]
             self._order = order
         return int(order[1][index])
 

@@ -12,14 +12,14 @@ from huggingface_hub import ModelCard
 from spacy_distil.cli.configs import adapt_config, encoder_config
 from spacy_distil.distillation.encoder.card import student_card
 from spacy_distil.distillation.encoder.config import load_config
-from spacy_distil.distillation.encoder.corpus import Source
+from spacy_distil.distillation.encoder.corpus import Corpus, Mixture, Source
 from spacy_distil.students.licence import Licence
 from spacy_distil.students.shapes import choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher
 
 TeacherDir = Callable[..., Path]
 UNKNOWN = Licence({})
-SOURCES = {
+SOURCES = {  # without blocks, which the card does not read
     "train": Source([("text/a|b.txt", 12345), ("text/c.txt", 6)], 1200, 150000, "f1f1"),
     "dev": Source([("text/d.txt", 7)], 20, 2500, "d2d2"),
 }
@@ -39,6 +39,7 @@ def make_card(
     licence: Licence = UNKNOWN,
     scores: dict[str, float] = SCORES,
     config: dict[str, Any] | None = None,
+    corpus: Corpus | None = None,
 ) -> str:
     path = tmp_path / "distil.cfg"
     path.write_text(encoder_config())
@@ -58,7 +59,7 @@ def make_card(
         licence=licence,
         shape=shape,
         n_parameters=1234,
-        sources=SOURCES,
+        corpus=corpus or Corpus(Mixture({}), Mixture({}), SOURCES),
         steps=100,
         scores=scores,
         device="2 x CPU",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def test_every_setting_is_in_the_template(path: Path) -> None:
     for name in ("teacher", "student", "corpus", "training"):
         block = encoder_config().split(f"[{name}]")[1].split("\n[")[0]
         keys = {line.split(" = ")[0] for line in block.splitlines() if " = " in line[:30]}
-        blocks = {key for key, value in sections[name].items() if isinstance(value, dict)}
-        assert set(sections[name]) - blocks <= keys
+        blocks = set(re.findall(rf"^\[{name}\.(\w+)\]", encoder_config(), re.MULTILINE))
+        assert set(sections[name]) <= keys | blocks
         for inner in blocks:
             block = encoder_config().split(f"[{name}.{inner}]")[1].split("\n[")[0]
             assert all(f"\n{key} = " in block for key in sections[name][inner])
@@ -92,6 +93,26 @@ def test_a_single_path_stands_for_a_list(path: Path) -> None:
         ({"training.dropout": 1.0}, r"training\.dropout = 1\.0: .*less than 1"),
         ({"student.n_layers": 0}, r"student\.n_layers = 0"),
         ({"corpus.dev_fraction": 1}, r"corpus\.dev_fraction = 1: .*less than 1"),
+        ({"corpus.alpha": -0.5}, r"corpus\.alpha = -0\.5: .*greater than or equal to 0"),
+        ({"corpus.alpha": 1.5}, r"corpus\.alpha = 1\.5: .*less than or equal to 1"),
+        ({"corpus.languages.de": 3}, r"corpus\.languages = \{'de': 3\}: .*valid list"),
+        ({"corpus.languages.de/at": "a"}, r"corpus\.languages\.de/at: expected letters, digits"),
+        (
+            {"corpus.languages.de": "a", "corpus.train": "b"},
+            r"corpus\.train = \['b'\], and corpus\.languages names de: expected one of the two",
+        ),
+        (
+            {"corpus.languages.de": "a", "corpus.dev": "b"},
+            r"corpus\.dev = \['b'\], but .*names de: .*in \[corpus\.dev_languages\]",
+        ),
+        (
+            {"corpus.languages.de": "a", "corpus.dev_languages.fr": "b"},
+            r"corpus\.dev_languages\.fr: expected one of the names .*\(de\)",
+        ),
+        (
+            {"corpus.train": "a", "corpus.dev_languages.fr": "b"},
+            r"corpus\.dev_languages\.fr: expected .*\(there are none\)",
+        ),
         ({"corpus.mask_probability": "some"}, r"corpus\.mask_probability = 'some'"),
         ({"corpus.mask_probability": 0}, r"mask_probability = 0, but objectives\.soft_targets"),
         ({"teacher.nam": "x"}, r"teacher\.nam = 'x': no such setting.*name, revision"),
@@ -121,8 +142,8 @@ def test_errors_of_whole_sections(path: Path, tmp_path: Path) -> None:
     sections = dict(load_config(path).source)
     with pytest.raises(ConfigError, match=r"\[trainer\] is not a section"):
         load_config({**sections, "trainer": {"seed": 1}})
-    with pytest.raises(ConfigError, match=r"corpus\.train is missing"):
-        load_config({**sections, "corpus": {"block_size": 16}})
+    with pytest.raises(ConfigError, match=r"teacher\.name is missing"):
+        load_config({**sections, "teacher": {"revision": "main"}})
     with pytest.raises(ConfigError, match=r"\[objectives\.mine\] does not say which objective"):
         load_config({**sections, "objectives": {"mine": {"weight": 1.0}}})
     with pytest.raises(ConfigError, match=r"distil\.cfg does not exist.*init-config encoder"):
@@ -137,6 +158,24 @@ def test_saved_config_reads_back(path: Path, tmp_path: Path) -> None:
     first.source.to_disk(tmp_path / "again.cfg")
     second = load_config(tmp_path / "again.cfg")
     assert changed_settings(first.source, second.source) == []
+
+
+def test_languages_are_read_in_any_order(path: Path, tmp_path: Path) -> None:
+    """The command line may name them, one path or several."""
+    names = {"corpus.languages.fr": ["a.txt", "b.txt"], "corpus.languages.de": "c.txt"}
+    found = load_config(path, names)
+    assert list(found.corpus.languages.items()) == [("de", ["c.txt"]), ("fr", ["a.txt", "b.txt"])]
+    found.source.to_disk(tmp_path / "again.cfg")
+    again = load_config(tmp_path / "again.cfg")
+    assert again.corpus == found.corpus
+    assert changed_settings(found.source, again.source) == []
+
+
+def test_an_objective_is_no_score_of_a_language(path: Path) -> None:
+    sections = load_config(path).source
+    objectives = {"de/total": {"@distil_objectives": "spacy-distil.Cosine.v1"}}
+    with pytest.raises(ConfigError, match=r"Choose another name, such as de_total_loss"):
+        load_config({**sections, "objectives": objectives})
 
 
 def test_changed_settings_are_named_except_free_ones(path: Path) -> None:

@@ -31,7 +31,13 @@ from transformers import PreTrainedTokenizerFast
 from spacy_distil.distillation.encoder import building, shards
 from spacy_distil.distillation.encoder.building import COUNTS, CorpusPlan, build
 from spacy_distil.distillation.encoder.config import CorpusSettings
-from spacy_distil.distillation.encoder.corpus import Blocks, Corpus, load_corpus, plan_corpus
+from spacy_distil.distillation.encoder.corpus import (
+    Blocks,
+    Corpus,
+    Mixture,
+    load_corpus,
+    plan_corpus,
+)
 from spacy_distil.distillation.encoder.shards import Shards
 from spacy_distil.errors import ConfigError, CorpusError, WriteError
 from spacy_distil.runs import digests
@@ -57,7 +63,7 @@ def load(teacher: Teacher, cache: Path, *, checks: bool = True, **settings: obje
     return load_corpus(plans, corpus, teacher, cache=cache, checks=checks)
 
 
-def all_blocks(blocks: Blocks) -> list[list[int]]:
+def all_blocks(blocks: Blocks | Mixture) -> list[list[int]]:
     return [block.tolist() for block in blocks[range(len(blocks))]]
 
 
@@ -630,10 +636,10 @@ def test_held_out_blocks_are_spread_and_not_trained_on(
     whole = load(teacher, tmp_path, train=str(text_file))
     split = load(teacher, tmp_path, train=str(text_file), dev_fraction=0.1)
     n = len(whole.train)
-    held_out = split.held_out.rows
+    held_out = split.held_out.languages[""].rows
     assert len(held_out) == round(n / 10)
     assert np.diff(held_out).min() >= 9
-    assert sorted([*held_out, *split.train.rows]) == list(range(n))
+    assert sorted([*held_out, *split.train.languages[""].rows]) == list(range(n))
     few = load(teacher, tmp_path, train=str(text_file), dev_fraction=0.1, max_dev_blocks=3)
     assert len(few.held_out) == 3
 

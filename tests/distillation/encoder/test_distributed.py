@@ -136,6 +136,23 @@ def test_two_processes_equal_one_without_unused_parameters(
     assert_two_equal_one(*one, tmp_path)
 
 
+def test_two_processes_equal_one_on_several_languages(
+    teacher_dir: TeacherDir, text_file: Path, tmp_path: Path
+) -> None:
+    """A language has one held-out block, so the second process scores none of it."""
+    small = tmp_path / "small.txt"
+    small.write_text(text_file.read_text()[:400])
+    config = tmp_path / "distil.cfg"
+    text = CONFIG.format(teacher=teacher_dir("bert", head=True), text="", micro_batch=7, stages="")
+    languages = f'[corpus.languages]\na = "{text_file}"\nb = "{small}"\n\n[objectives]\n'
+    text = text.replace('train = ""', "alpha = 0.3").replace("[objectives]\n", languages, 1)
+    config.write_text(text)
+    distil_encoder(config, tmp_path / "alone", gpu_id=-1)
+    entries = log_of(tmp_path / "alone", "held_out")
+    assert all(entry["a/total"] != entry["b/total"] for entry in entries)
+    assert_two_equal_one(config, tmp_path / "alone", tmp_path)
+
+
 def assert_two_equal_one(config: Path, expected: Path, tmp_path: Path) -> None:
     arguments = command(config, tmp_path / "out", "--training.micro_batch", "3")
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, env=environment())

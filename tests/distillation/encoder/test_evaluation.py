@@ -82,7 +82,9 @@ def test_scores_are_means_over_positions_for_any_size_of_batches(
         teacher,
         {"soft": SoftTargets([9.0, 5.0], temperature=2.0), "mlm": MaskedLM(2.0), "cos": Cosine()},
     )
-    found = evaluate(distiller, batches(teacher, size), accelerator, distiller.objectives, step=1)
+    found = evaluate(
+        distiller, {"": batches(teacher, size)}, accelerator, distiller.objectives, step=1
+    )
     assert distiller.training  # as before
 
     names = ("soft", "mlm", "cos", "student_accuracy", "teacher_accuracy")
@@ -113,28 +115,32 @@ def test_accuracy_needs_masked_pieces_and_a_head(
 ) -> None:
     unmasked = batches(teacher, 4, probability=0.0)
     distiller = make_distiller(teacher, {"cos": Cosine()})
-    assert set(evaluate(distiller, unmasked, accelerator, distiller.objectives, step=0)) == {
+    assert set(evaluate(distiller, {"": unmasked}, accelerator, distiller.objectives, step=0)) == {
         "cos",
         "total",
     }
     bare = load_teacher(str(teacher_dir("bert", head=False)))
     distiller = make_distiller(bare, {"cos": Cosine()})
     assert set(
-        evaluate(distiller, batches(bare, 4), accelerator, distiller.objectives, step=0)
+        evaluate(distiller, {"": batches(bare, 4)}, accelerator, distiller.objectives, step=0)
     ) == {"cos", "total"}
     # A teacher that does not run has no score.
     distiller = make_distiller(teacher, {"mlm": MaskedLM()})
-    scores = evaluate(distiller, batches(teacher, 4), accelerator, distiller.objectives, step=0)
+    scores = evaluate(
+        distiller, {"": batches(teacher, 4)}, accelerator, distiller.objectives, step=0
+    )
     assert set(scores) == {"mlm", "total", "student_accuracy"}
 
 
 def test_mixed_precision_is_near(teacher: Teacher, accelerator: Accelerator) -> None:
     distiller = make_distiller(teacher, {"mlm": MaskedLM(), "cos": Cosine()})
-    exact = evaluate(distiller, batches(teacher, 4), accelerator, distiller.objectives, step=0)
+    exact = evaluate(
+        distiller, {"": batches(teacher, 4)}, accelerator, distiller.objectives, step=0
+    )
     AcceleratorState._reset_state(reset_partial_state=True)
     mixed = Accelerator(cpu=True, mixed_precision="bf16")
     teacher.model.to(torch.bfloat16)
-    found = evaluate(distiller, batches(teacher, 4), mixed, distiller.objectives, step=0)
+    found = evaluate(distiller, {"": batches(teacher, 4)}, mixed, distiller.objectives, step=0)
     assert found != exact
     for name in ("mlm", "cos", "total"):
         assert found[name] == pytest.approx(exact[name], rel=0.05)

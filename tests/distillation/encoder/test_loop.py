@@ -21,7 +21,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.encoder.checkpoint import Checkpoints
 from spacy_distil.distillation.encoder.config import TrainingSettings, load_config
-from spacy_distil.distillation.encoder.corpus import Blocks, Corpus
+from spacy_distil.distillation.encoder.corpus import Blocks, Corpus, Mixture
 from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.loop import TrainingLoop
 from spacy_distil.distillation.encoder.meter import Meter
@@ -211,7 +211,7 @@ def prepare(
     directory.mkdir()
     counts = write_shards(pieces, directory, block_size=BLOCK_SIZE, dtype=piece_type(64))
     blocks = StepBlocks(
-        Blocks(Shards(directory, *counts), np.arange(N_BLOCKS)),
+        Mixture({"": Blocks(Shards(directory, *counts), np.arange(N_BLOCKS))}),
         np.arange(0, 5 * PER_STEP + 1, PER_STEP),
         masking=masking,
         pad_id=0,
@@ -278,10 +278,9 @@ def test_a_run_in_stages_equals_plain_torch_and_logs_its_means(
 ) -> None:
     """Parameters of an objective do not change in a stage without it."""
     trainer, plain, blocks = prepare(teacher_dir, tmp_path / "blocks", torch.float64)
-    nothing = Blocks(blocks.blocks.shards, np.arange(0))
     loop = TrainingLoop(
         trainer,
-        Corpus(blocks.blocks, nothing, {}),
+        Corpus(blocks.blocks, Mixture({}), {}),
         blocks,
         STAGES,
         SETTINGS,

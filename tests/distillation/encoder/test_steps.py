@@ -15,6 +15,7 @@ from spacy_distil.distillation.encoder.config import (
     TrainingSettings,
     load_config,
 )
+from spacy_distil.distillation.encoder.corpus import Mixture
 from spacy_distil.distillation.encoder.steps import (
     StepBatches,
     StepBlocks,
@@ -55,7 +56,7 @@ class Numbered:
 
 def step_blocks(n: int, starts: Sequence[int], **settings: Any) -> StepBlocks:
     return StepBlocks(
-        Numbered(n),  # type: ignore[arg-type]
+        Mixture({"": Numbered(n)}),  # type: ignore[dict-item]
         np.array(starts),
         **{"masking": MASKING, "pad_id": 0, "seed": 1, "micro_batch": 2, **settings},
     )
