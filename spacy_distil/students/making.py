@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from spacy_distil.students.albert import albert_config, as_albert, random_albert
 from spacy_distil.students.families import CUTTABLE, FAMILIES
 from spacy_distil.students.pruning import choose_units, cut_weights
 from spacy_distil.students.shapes import StudentShape, albert_groups, choose_shape, student_config
@@ -27,6 +28,8 @@ def make_student(
 ) -> PreTrainedModel:
     """Make a model of the teacher's class and of another shape, without pooler.
 
+    With shared layers or factorized embeddings, it is an ALBERT instead, see `as_albert`.
+
     Embeddings, layers and masked-LM head (if the teacher has one) start as copies of the teacher's
     parts. The student shares no memory with the teacher.
 
@@ -42,6 +45,8 @@ def make_student(
         shape = choose_shape(teacher.model.config, list(shape))
     config = student_config(teacher.model.config, shape)
     model_class = type(teacher.model)
+    if shape.is_albert and start == "random":
+        return random_albert(albert_config(config, shape), head=teacher.has_mlm_head)
     takes_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
     options = {"add_pooling_layer": False} if takes_pooler else {}
     student: PreTrainedModel = model_class(config, **options)
@@ -63,4 +68,4 @@ def make_student(
         weights = cut_weights(weights, student, shape, kept)
     student.load_state_dict(weights)
     student.tie_weights()
-    return student
+    return as_albert(student, shape) if shape.is_albert else student
