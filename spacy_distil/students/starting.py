@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -13,9 +15,13 @@ from spacy_distil.component.shim import EncoderShim
 from spacy_distil.engines.pretrained import save_encoder
 from spacy_distil.runs.files import atomic_directory, scratch_directory
 from spacy_distil.students.families import FAMILIES
-from spacy_distil.students.layer_choice import choose_layers
 from spacy_distil.students.making import make_student
+from spacy_distil.students.sample_text import count_pieces
+from spacy_distil.students.shapes import choose_shape
 from spacy_distil.students.teachers import load_teacher
+
+# Texts to count pieces in.
+N_COUNTED_TEXTS = 5000
 
 
 def family_obstacle(encoder: EncoderShim) -> str | None:
@@ -34,21 +40,39 @@ def save_student(
     directory: Path,
     layers: Literal["first", "even"] | Sequence[int] = "first",
     n_layers: int | None = None,
+    *,
+    share_layers: bool = False,
+    embedding_size: int | None = None,
+    texts: Iterable[str] = (),
 ) -> None:
     """Save a student encoder that has some of the layers of a trained encoder.
 
     encoder: runs on torch and is of one of the `FAMILIES`.
     directory: becomes a Hugging Face model directory with the encoder's tokenizer.
     layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
+    share_layers, embedding_size: see `choose_shape`.
+    texts: to count pieces in for factorized embeddings. Up to N_COUNTED_TEXTS are read.
     """
     with scratch_directory(directory) as scratch, atomic_directory(directory) as new:
         encoder.to_disk(scratch / "teacher")
         teacher = load_teacher(str(scratch / "teacher"))
-        chosen = choose_layers(layers, n_layers, available=teacher.n_layers)
+        shape = choose_shape(
+            teacher.model.config,
+            layers,
+            n_layers,
+            share_layers=share_layers,
+            embedding_size=embedding_size,
+        )
         # The tokenizer class of a family would change the tokenizer to its own defaults, such as
         # lower case. The general class saves it as it is.
+        pieces = Tokenizer.from_str(encoder.loaded.tokenizer.to_str())
+        counts = None
+        if embedding_size is not None:
+            counted = pieces.encode_batch([*islice(texts, N_COUNTED_TEXTS)])
+            ids = (np.array(each.ids, dtype=np.int64) for each in counted)
+            counts = count_pieces(ids, int(teacher.model.config.vocab_size))
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(encoder.loaded.tokenizer.to_str()),
+            tokenizer_object=pieces,
             **teacher.tokenizer.special_tokens_map,
         )
-        save_encoder(make_student(teacher, chosen), tokenizer, new)
+        save_encoder(make_student(teacher, shape, counts=counts), tokenizer, new)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import spacy
 import srsly
 from confection import Config
 from spacy.errors import Warnings
@@ -30,7 +31,7 @@ from spacy_distil.distillation.pipeline.config import (
     StudentSettings,
     resolve_training,
 )
-from spacy_distil.distillation.pipeline.corpus import read_annotated
+from spacy_distil.distillation.pipeline.corpus import read_annotated, resolve_corpora
 from spacy_distil.distillation.pipeline.heads import Pairing, find_pairs
 from spacy_distil.distillation.pipeline.heads.pairs import is_learner
 from spacy_distil.distillation.pipeline.hidden import find_encoder
@@ -69,8 +70,7 @@ def make_student(
     config, takes_tokenizer = take_language(settings.spacy, teacher, settings.student.tokenizer)
     starts_from_teacher = _check_start(settings.student, teacher, config)
     if starts_from_teacher:
-        layers, n_layers = settings.student.layers, settings.student.n_layers
-        config = start_from_teacher(config, teacher, output / "start", layers, n_layers)
+        config = start_from_teacher(config, teacher, output / "start", settings)
     else:
         # A run that was replaced may have left one.
         shutil.rmtree(output / "start", ignore_errors=True)
@@ -98,10 +98,20 @@ def make_student(
     if starts_from_teacher:
         encoder = find_encoder(student)
         assert encoder is not None
-        start[encoder.name] = f"{get_encoder(encoder.model).n_layers} of the teacher's layers"
+        start[encoder.name] = _describe_encoder(settings.student, get_encoder(encoder.model))
         for name, outcome in copy_heads(student, teacher, new).items():
             start[name] = "the teacher's" if outcome == "copied" else f"random weights: {outcome}"
     return student, start
+
+
+def _describe_encoder(settings: StudentSettings, encoder: EncoderShim) -> str:
+    """Say what the student's encoder starts from."""
+    words = f"{encoder.n_layers} of the teacher's layers"
+    if settings.share_layers:
+        words = f"the lowest of them, applied {encoder.n_layers} times"
+    if settings.embedding_size is not None:
+        words += f", with embeddings factorized to {settings.embedding_size} dimensions"
+    return words
 
 
 def _check_start(settings: StudentSettings, teacher: Language, config: Config) -> bool:
@@ -109,11 +119,22 @@ def _check_start(settings: StudentSettings, teacher: Language, config: Config) -
 
     Raises ConfigError if it should, but cannot.
     """
-    if settings.start == "config":
-        return False
-    obstacle = find_obstacle(teacher, config)
+    obstacle = (
+        'start = "config" starts from another encoder'
+        if settings.start == "config"
+        else find_obstacle(teacher, config)
+    )
     if obstacle is None:
         return True
+    for name in ("share_layers", "embedding_size"):
+        value = getattr(settings, name)
+        if value:
+            raise ConfigError(
+                f"{SECTION}.student.{name} = {srsly.json_dumps(value)}: it changes the teacher's "
+                f"layers, but the student does not start from them: {obstacle}. Leave it out"
+            )
+    if settings.start == "config":
+        return False
     if settings.start == "teacher":
         raise ConfigError(
             f'{SECTION}.student.start = "teacher": {obstacle}. Set it to "config", to start '
@@ -308,14 +329,13 @@ def start_from_teacher(
     config: Config,
     teacher: Language,
     directory: Path,
-    layers: Literal["first", "even"] | Sequence[int] = "first",
-    n_layers: int | None = None,
+    settings: PipelineDistilConfig,
 ) -> Config:
     """Make the student's encoder of layers of the teacher's trained encoder.
 
     config: the student's, not interpolated. All settings of its encoder but `name` stay.
     directory: becomes a Hugging Face model directory with the encoder and its tokenizer.
-    layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
+    settings: which layers, and how they and the embeddings change.
     RETURNS: the config, with the encoder's `name` set to the directory.
     """
     obstacle = find_obstacle(teacher, config)
@@ -327,11 +347,33 @@ def start_from_teacher(
         )
     from spacy_distil.students.starting import save_student
 
-    save_student(_encoders(teacher)[0], directory, layers, n_layers)
+    chosen = settings.student
+    save_student(
+        _encoders(teacher)[0],
+        directory,
+        chosen.layers,
+        chosen.n_layers,
+        share_layers=chosen.share_layers,
+        embedding_size=chosen.embedding_size,
+        texts=_read_texts(config, settings),
+    )
     config = config.copy()
     component = config["components"][_encoder_names(config)[0]]
     component.setdefault("model", {})["name"] = str(directory)
     return config
+
+
+def _read_texts(config: Config, settings: PipelineDistilConfig) -> Iterator[str]:
+    """Read the texts of the student's corpora, before there is a student.
+
+    config: the student's, not interpolated.
+    """
+    nlp = spacy.blank(config.interpolate()["nlp"]["lang"])
+    nlp.config = nlp.config.merge(config)
+    train, _, text = resolve_corpora(nlp, settings)
+    for reader in (train, text):
+        for example in reader(nlp) if reader is not None else ():
+            yield example.reference.text
 
 
 def _encoders(nlp: Language) -> list[EncoderShim]:
