@@ -90,8 +90,8 @@ def student_cli(
         typer.Option(
             "--corpus",
             help="Text to measure the importance of heads, neurons and dimensions on, and to count "
-            "pieces in: a .txt, .jsonl or .spacy file, or a directory of them. Importance is "
-            "measured on a few blocks of it.",
+            "pieces in, for --vocab-size and --embedding-size: a .txt, .jsonl or .spacy file, or a "
+            "directory of them. Importance is measured on a few blocks of it.",
         ),
     ] = None,
     txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
@@ -120,10 +120,10 @@ def student_cli(
           --vocab-size 10000 --corpus texts/ --output student
 
     The output is an ordinary Hugging Face model directory. Without --corpus, the command cannot
-    save a student with smaller layers or fewer pieces, and measures random weights, which cost the
-    same. It measures the speed of the encoder alone, on this machine, in float32, on batches of
-    full blocks. It computes words/s from pieces/s with the teacher's pieces per word of the corpus,
-    or of English example sentences.
+    save a student with smaller layers, fewer pieces or factorized embeddings, and measures random
+    weights, which cost the same. It measures the speed of the encoder alone, on this machine, in
+    float32, on batches of full blocks. It computes words/s from pieces/s with the teacher's pieces
+    per word of the corpus, or of English example sentences.
     """
     with friendly_errors():
         require_all(TRAINING, purpose="Making a student")
@@ -152,10 +152,11 @@ def student_cli(
         if built.importance is not None:
             print_importance(built.importance, built.shape, model_type=built.model_type)
     print(built.costs.to_text())
-    layers_text = describe_layers(built.shape, f" of the teacher's {built.shape.teacher.layers}")
+    parts = describe_layers(built.shape, f" of the teacher's {built.shape.teacher.layers}")
+    counted = "the corpus" if corpus else "English example sentences"
     msg.info(
-        f"{layers_text[:1].upper()}{layers_text[1:]}; 0 is the lowest. {built.pieces_per_word:.2f} pieces a word "
-        f"in {'the corpus' if corpus else 'English example sentences'}"
+        f"{parts[:1].upper()}{parts[1:]}; 0 is the lowest. "
+        f"{built.pieces_per_word:.2f} pieces a word in {counted}"
     )
     if output is not None:
         msg.good(f"Saved the student to {output}")

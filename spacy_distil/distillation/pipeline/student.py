@@ -70,7 +70,8 @@ def make_student(
     config, takes_tokenizer = take_language(settings.spacy, teacher, settings.student.tokenizer)
     starts_from_teacher = _check_start(settings.student, teacher, config)
     if starts_from_teacher:
-        config = start_from_teacher(config, teacher, output / "start", settings)
+        texts = _read_texts(config, settings)
+        config = start_from_teacher(config, teacher, output / "start", settings.student, texts)
     else:
         # A run that was replaced may have left one.
         shutil.rmtree(output / "start", ignore_errors=True)
@@ -108,7 +109,7 @@ def _describe_encoder(settings: StudentSettings, encoder: EncoderShim) -> str:
     """Say what the student's encoder starts from."""
     words = f"{encoder.n_layers} of the teacher's layers"
     if settings.share_layers:
-        words = f"the lowest of them, applied {encoder.n_layers} times"
+        words = f"the lowest of the teacher's layers, applied {encoder.n_layers} times"
     if settings.embedding_size is not None:
         words += f", with embeddings factorized to {settings.embedding_size} dimensions"
     return words
@@ -329,13 +330,15 @@ def start_from_teacher(
     config: Config,
     teacher: Language,
     directory: Path,
-    settings: PipelineDistilConfig,
+    settings: StudentSettings,
+    texts: Iterable[str] = (),
 ) -> Config:
     """Make the student's encoder of layers of the teacher's trained encoder.
 
     config: the student's, not interpolated. All settings of its encoder but `name` stay.
     directory: becomes a Hugging Face model directory with the encoder and its tokenizer.
     settings: which layers, and how they and the embeddings change.
+    texts: to count pieces in for factorized embeddings. They are read only for these.
     RETURNS: the config, with the encoder's `name` set to the directory.
     """
     obstacle = find_obstacle(teacher, config)
@@ -347,15 +350,14 @@ def start_from_teacher(
         )
     from spacy_distil.students.starting import save_student
 
-    chosen = settings.student
     save_student(
         _encoders(teacher)[0],
         directory,
-        chosen.layers,
-        chosen.n_layers,
-        share_layers=chosen.share_layers,
-        embedding_size=chosen.embedding_size,
-        texts=_read_texts(config, settings),
+        settings.layers,
+        settings.n_layers,
+        share_layers=settings.share_layers,
+        embedding_size=settings.embedding_size,
+        texts=texts,
     )
     config = config.copy()
     component = config["components"][_encoder_names(config)[0]]

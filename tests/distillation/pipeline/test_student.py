@@ -16,6 +16,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 
+from spacy_distil.distillation.pipeline.config import StudentSettings
 from spacy_distil.distillation.pipeline.student import (
     check_gold_labels,
     copy_heads,
