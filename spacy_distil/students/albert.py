@@ -152,7 +152,7 @@ def factorize(embeddings: Embeddings, size: int, counts: np.ndarray | None = Non
         table.double() - table.double().mean(dim=1, keepdim=True) for table in embeddings[:3]
     )
     # A piece that the text does not have counts, too, since other texts may have it.
-    shares = torch.ones(len(pieces)) if counts is None else torch.from_numpy(counts) + 1
+    shares = torch.ones(len(pieces)) if counts is None else torch.from_numpy(counts).double() + 1
     shares = (shares / shares.sum()).to(pieces)
     mean = shares @ pieces + positions.mean(dim=0) + types[0]
     # Of the sum of a piece and a position, drawn independently.
