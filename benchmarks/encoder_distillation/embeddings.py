@@ -48,8 +48,9 @@ def main(
 ) -> None:
     date = timestamp()
     loaded = load_teacher(str(teacher))
+    length = min(LENGTH, loaded.longest_block)
     encoded = [
-        np.array(loaded.tokenizer(text, truncation=True, max_length=LENGTH)["input_ids"])
+        np.array(loaded.tokenizer(text, truncation=True, max_length=length)["input_ids"])
         for text in islice(read_texts(texts, setting="TEXTS"), compared + counted)
     ]
     held_out, train = encoded[-compared:], encoded[:-compared]
@@ -90,7 +91,7 @@ def measure_losses(
     for size in sizes:
         small = factorize(whole, size, counts).pieces * (centred.shape[1] / size) ** 0.5
         # The basis is orthonormal, so the rest of a row's length lies outside.
-        lost = squares - small.square().sum(dim=1)
+        lost = (squares - small.square().sum(dim=1)).clamp(min=0)
         shape = choose_shape(teacher.model.config, "all", embedding_size=size)
         cosines = [
             F.cosine_similarity(
