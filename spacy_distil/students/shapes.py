@@ -224,12 +224,12 @@ def _check_family(config: PretrainedConfig, shape: StudentShape, prefix: str) ->
 
 def _check_albert(config: PretrainedConfig, shape: StudentShape, prefix: str) -> None:
     """Raise ConfigError for a teacher or a size that ALBERT's form is not possible with."""
-    names = ["share_layers", "embedding_size"]
-    if prefix == "--":
-        names = [name.replace("_", "-") for name in names]
-    settings = [f"{prefix}{names[0]}"] if shape.share_layers else []
+    shared, size = "share_layers = true", f"embedding_size = {shape.embedding_size}"
+    if prefix == "--":  # options of a command
+        shared, size = "share-layers", size.replace("_", "-")
+    settings = [f"{prefix}{shared}"] if shape.share_layers else []
     if shape.embedding_size is not None:
-        settings.append(f"{prefix}{names[1]} = {shape.embedding_size}")
+        settings.append(f"{prefix}{size}")
     positions = getattr(config, "position_embedding_type", "absolute")
     if config.model_type not in BERT_FORM or positions != "absolute":
         kind = f"of type {config.model_type!r}"

@@ -235,6 +235,7 @@ def test_costs_count_a_shared_layer_once() -> None:
         ("electra", {"embedding_size": 11}, r"^student\.embedding_size = 11: .*from 2 to 10, "),
         ("bert", {"embedding_size": 20, "width": 16}, r"20: must be from 2 to 16"),
         ("bert", {"embedding_size": 25, "prefix": "--"}, r"^--embedding-size = 25: "),
+        ("mpnet", {"share_layers": True, "prefix": "--"}, r"^--share-layers: a student of"),
     ],
 )
 def test_impossible_forms_are_refused(family: str, settings: dict[str, Any], message: str) -> None:
