@@ -209,7 +209,7 @@ def _embedding_weights(embeddings: Embeddings) -> dict[str, Tensor]:
 def _layer_weights(encoder: PreTrainedModel, n_groups: int) -> dict[str, Tensor]:
     """Copy the weights of the lowest `n_groups` layers."""
     family = FAMILIES[encoder.config.model_type]
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for group in range(n_groups):
         for part, name in vars(family.layer).items():
             module = encoder.get_submodule(f"{family.layers}.{group}.{name}")
