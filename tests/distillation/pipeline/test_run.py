@@ -438,8 +438,17 @@ def test_a_student_of_alberts_form(
     assert same(
         distilled.path, spacy_distil.distil_pipeline(teacher, config, tmp_path / "again").path
     )
-    texts = [doc.text for doc in nlp.pipe(["Ann visited Rome.", "", "  ", "\U0001f600 e\u0301"])]
-    assert texts[0] == "Ann visited Rome."
+    spacy_distil.quantize(distilled.path, tmp_path / "int8", min_agreement=0.0)
+    texts = [
+        "Ann visited Rome.",
+        "",
+        " \n ",
+        "\U0001f600 e\u0301",
+        "\u6771\u4eac \x07",
+        "Rome " * 300,
+    ]
+    for own, int8 in zip(nlp.pipe(texts), spacy.load(tmp_path / "int8").pipe(texts), strict=True):
+        np.testing.assert_allclose(int8.tensor, own.tensor, atol=0.3)
 
 
 def test_a_form_without_the_teachers_layers_is_refused(
