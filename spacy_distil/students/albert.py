@@ -139,7 +139,7 @@ def factorize(embeddings: Embeddings, size: int, counts: np.ndarray | None = Non
     Layer normalization ignores the mean of a row, so rows are centred first. They are then written
     in an orthonormal basis of size - 1 directions, those with the largest mean square over pairs of
     a piece and a position. Pieces count as often as they occur: of MiniLM, with half of the size,
-    hidden states then had a cosine of 0.96 to the teacher's, against 0.76. The basis is turned so
+    hidden states then had a cosine of 0.97 to the teacher's, against 0.73. The basis is turned so
     that coordinates have a mean of zero, too. So a row of coordinates has the mean and the length
     of the row that it stands for, and both normalizations agree, up to a factor and to what lies
     outside the basis. With `size` equal to the size before, nothing does.
