@@ -4,6 +4,10 @@
     python -m benchmarks.encoder_distillation.rows     distil and train the students
     python -m benchmarks.encoder_distillation.table    make the table of their scores
 
+And one by itself:
+
+    python -m benchmarks.encoder_distillation.embeddings   factorized embeddings before training
+
 Each has a --help.
 """
 

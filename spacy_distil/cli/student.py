@@ -63,6 +63,19 @@ def student_cli(
     width: Annotated[
         int | None, typer.Option("--width", help="Hidden size. Default: the teacher's.")
     ] = None,
+    share_layers: Annotated[
+        bool,
+        typer.Option(
+            "--share-layers", help="Let all layers share the weights of one, as in ALBERT."
+        ),
+    ] = False,
+    embedding_size: Annotated[
+        int | None,
+        typer.Option(
+            "--embedding-size",
+            help="Width of factorized embeddings, as in ALBERT. Default: not factorized.",
+        ),
+    ] = None,
     prune_vocab: Annotated[
         Path | None,
         typer.Option(
@@ -91,8 +104,8 @@ def student_cli(
         Path | None,
         typer.Option(
             "--corpus",
-            help="Text to measure the importance of heads, neurons and dimensions on, in the same "
-            "formats. A few blocks of it are read.",
+            help="Text to measure the importance of heads, neurons and dimensions on, and to count "
+            "pieces in for --embedding-size, in the same formats. A few blocks of it are read.",
         ),
     ] = None,
     txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
@@ -121,14 +134,15 @@ def student_cli(
           --prune-vocab texts/ --vocab-size 10000 --output student
 
     The output is an ordinary Hugging Face model directory. Without --corpus, the command cannot
-    save a student with smaller layers, and measures random weights, which cost the same. It
-    measures the speed of the encoder alone, on this machine, in float32, on batches of full blocks.
-    It computes words/s from pieces/s with the teacher's pieces per word of the corpus, or of
-    English example sentences.
+    save a student with smaller layers or factorized embeddings, and measures random weights, which
+    cost the same. It measures the speed of the encoder alone, on this machine, in float32, on
+    batches of full blocks. It computes words/s from pieces/s with the teacher's pieces per word of
+    the corpus, or of English example sentences.
     """
     with friendly_errors():
         require_all(TRAINING, purpose="Making a student")
         from spacy_distil.students.build import build_student
+        from spacy_distil.students.card import describe_layers
         from spacy_distil.students.heat_map import print_importance
 
         chosen, n_layers = _parse_layers(layers, choice)
@@ -140,6 +154,8 @@ def student_cli(
             heads=heads,
             ffn=ffn,
             width=width,
+            share_layers=share_layers,
+            embedding_size=embedding_size,
             prune_vocab=prune_vocab,
             vocab_size=vocab_size,
             min_count=min_count,
@@ -152,10 +168,11 @@ def student_cli(
         if built.importance is not None:
             print_importance(built.importance, built.shape, model_type=built.model_type)
     print(built.costs.to_text())
+    parts = describe_layers(built.shape, f" of the teacher's {built.shape.teacher.layers}")
+    counted = "the corpus" if corpus else "English example sentences"
     msg.info(
-        f"Layers {', '.join(map(str, built.shape.layers))} of the teacher's "
-        f"{built.shape.teacher.layers}; 0 is the lowest. {built.pieces_per_word:.2f} pieces a word "
-        f"in {'the corpus' if corpus else 'English example sentences'}"
+        f"{parts[:1].upper()}{parts[1:]}; 0 is the lowest. "
+        f"{built.pieces_per_word:.2f} pieces a word in {counted}"
     )
     if output is not None:
         msg.good(f"Saved the student to {output}")

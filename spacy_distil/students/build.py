@@ -22,7 +22,13 @@ from spacy_distil.students.importance import (
 from spacy_distil.students.layer_choice import Layers
 from spacy_distil.students.licence import find_licence
 from spacy_distil.students.making import make_student
-from spacy_distil.students.sample_text import pieces_per_word, read_blocks, read_texts
+from spacy_distil.students.sample_text import (
+    N_COUNTED_BLOCKS,
+    count_pieces,
+    pieces_per_word,
+    read_blocks,
+    read_texts,
+)
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import load_teacher
 from spacy_distil.students.vocabulary import VocabularySettings, prune_teacher
@@ -38,7 +44,7 @@ class BuiltStudent:
     """A student, and how it compares with its teacher.
 
     shape: of the student, with the teacher's.
-    model_type: family of both.
+    model_type: family of the teacher.
     importance: of the teacher's parts; None if it was not measured.
     is_random: whether the weights are random, because some parts had to be left out and there was
         no text to choose them on.
@@ -63,6 +69,8 @@ def build_student(
     heads: int | None = None,
     ffn: int | None = None,
     width: int | None = None,
+    share_layers: bool = False,
+    embedding_size: int | None = None,
     prune_vocab: Path | None = None,
     vocab_size: int | None = None,
     min_count: int | None = None,
@@ -76,13 +84,15 @@ def build_student(
 
     teacher: directory or hub name of an encoder.
     output: directory for a Hugging Face model with a card; None saves nothing.
-    layers, n_layers, heads, ffn, width: shape of the student, see `choose_shape`.
+    layers, n_layers, heads, ffn, width, share_layers, embedding_size: shape of the student, see
+        `choose_shape`.
     prune_vocab: file or directory of text; the student has the pieces that occur in it. None keeps
         all.
     vocab_size: number of pieces to keep with `prune_vocab`, the most frequent ones; None for all
         that occur `min_count` times, or once.
-    corpus: file or directory of text to measure importance on. Needed to save a student that has
-        fewer heads, neurons or dimensions than the teacher.
+    corpus: file or directory of text to measure importance on, and to count pieces in for
+        factorized embeddings. Needed to save a student with these, or with fewer heads, neurons or
+        dimensions than the teacher.
     revision: branch, tag or commit on the hub.
     threads: of the CPU while speed is measured; None is torch's own choice.
     txt_documents: how .txt files of the corpus are divided into documents, see `TxtDocuments`.
@@ -95,7 +105,17 @@ def build_student(
     loaded = load_teacher(teacher, revision=revision)
     config = loaded.model.config
     _check_layers(layers, n_layers, available=loaded.n_layers)
-    shape = choose_shape(config, layers, n_layers, heads=heads, ffn=ffn, width=width, prefix=PREFIX)
+    shape = choose_shape(
+        config,
+        layers,
+        n_layers,
+        heads=heads,
+        ffn=ffn,
+        width=width,
+        share_layers=share_layers,
+        embedding_size=embedding_size,
+        prefix=PREFIX,
+    )
     if output is not None and shape.cuts and corpus is None:
         raise ConfigError(
             f"{OUTPUT} {output}: the student is smaller than the teacher in "
@@ -111,15 +131,30 @@ def build_student(
             f"{PREFIX}{option} {vocab_size or min_count} says which pieces to keep of the ones "
             f"that {PRUNE_VOCAB} counts: name text with that option, too"
         )
-    importance = None
+    if output is not None and embedding_size is not None and corpus is None:
+        raise ConfigError(
+            f"{PREFIX}embedding-size {embedding_size}: the embeddings keep what the most frequent "
+            f"pieces need, and there is no text to count them in. Name some with {CORPUS}"
+        )
+    importance = counts = None
+    if corpus is not None and embedding_size is not None:
+        counted = read_blocks(
+            corpus, loaded, setting=CORPUS, n_blocks=N_COUNTED_BLOCKS, txt_documents=txt_documents
+        )
+        counts = count_pieces(counted, int(config.vocab_size))
     if corpus is not None and shape.cuts:
         blocks = read_blocks(corpus, loaded, setting=CORPUS, txt_documents=txt_documents, log=log)
         log(f"Measuring importance on {len(blocks)} blocks of {corpus}")
         importance = measure_importance(loaded, importance_batches(blocks, loaded))
-    is_random = bool(shape.cuts) and importance is None
+    cuts_blindly = bool(shape.cuts) and importance is None
+    is_random = cuts_blindly or (embedding_size is not None and counts is None)
     torch.manual_seed(0)  # larger heads get new weights
     student = make_student(
-        loaded, shape, importance, start="random" if is_random else "teacher"
+        loaded,
+        shape,
+        importance,
+        start="random" if is_random else "teacher",
+        counts=counts,
     ).eval()
     words = pieces_per_word(corpus, loaded, setting=CORPUS, txt_documents=txt_documents)
     tokenizer = loaded.tokenizer

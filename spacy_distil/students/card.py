@@ -47,9 +47,20 @@ def short_name(teacher: str) -> str:
 
 
 def describe_parts(shape: StudentShape) -> str:
-    """Name the layers of the teacher that a student consists of, for a sentence."""
-    kept = ", of which the most important parts were kept" if shape.cuts else ""
-    return f"layers {', '.join(map(str, shape.layers))} (0 is the lowest){kept}"
+    """Name the parts of the teacher that a student consists of, for a sentence."""
+    parts = describe_layers(shape, " (0 is the lowest)")
+    if shape.cuts:
+        parts += ", of which the most important parts were kept"
+    if shape.embedding_size is not None:
+        parts += f", and its embeddings, factorized to {shape.embedding_size} dimensions"
+    return parts
+
+
+def describe_layers(shape: StudentShape, note: str) -> str:
+    """Name the layers of the teacher that a student consists of. note: follows their numbers."""
+    if shape.share_layers:
+        return f"layer {shape.layers[0]}{note}, applied {len(shape.layers)} times"
+    return f"layers {', '.join(map(str, shape.layers))}{note}"
 
 
 def metadata_block(teacher: str, licence: Licence, *, tags: list[str]) -> str:
@@ -67,6 +78,8 @@ def metadata_block(teacher: str, licence: Licence, *, tags: list[str]) -> str:
 
 def shapes_table(teacher: Teacher, shape: StudentShape, n_parameters: int) -> str:
     """Compare the sizes of both models. n_parameters: the student's."""
+    config = teacher.model.config
+    embeddings = int(getattr(config, "embedding_size", config.hidden_size))
     pairs = {
         "layers": (shape.teacher.layers, len(shape.layers)),
         "attention heads in a layer": (shape.teacher.heads, shape.heads),
@@ -74,6 +87,10 @@ def shapes_table(teacher: Teacher, shape: StudentShape, n_parameters: int) -> st
         "width": (shape.teacher.width, shape.width),
         "parameters": (teacher.model.num_parameters(), n_parameters),
     }
+    if shape.share_layers:
+        pairs["layers with weights of their own"] = (shape.teacher.layers, 1)
+    if shape.embedding_size is not None:
+        pairs["width of the embeddings"] = (embeddings, shape.embedding_size)
     rows = [(size, f"{a:,}", f"{b:,}") for size, (a, b) in pairs.items()]
     return markdown_table(("", "teacher", "student"), rows, numbers=2)
 

@@ -12,6 +12,7 @@ import torch
 
 from spacy_distil.engines.files import longest_window
 from spacy_distil.students.flops import encoder_flops
+from spacy_distil.students.masked_lm_heads import embedding_projection
 from spacy_distil.students.sample_text import BLOCK_SIZE
 from spacy_distil.students.shapes import shape_of
 from spacy_distil.tables import Table, megabytes
@@ -29,7 +30,8 @@ class EncoderSize(NamedTuple):
     embeddings, layers: parameters. Parameters outside the embeddings count as the layers'.
     n_bytes: of all parameters in float32.
     int8_bytes: estimate for the ONNX graph that `spacy distil quantize` makes. It has int8 products
-        and piece embeddings, with a float32 scale for each column and piece.
+        and piece embeddings, with a float32 scale for each column and piece. The map from narrower
+        embeddings to the hidden states stays in float32.
     """
 
     embeddings: int
@@ -46,6 +48,8 @@ def encoder_size(model: PreTrainedModel) -> EncoderSize:
     encoder = model.base_model
     pieces = encoder.get_input_embeddings().weight
     embedding_ids = {id(parameter) for parameter in encoder.embeddings.parameters()}
+    projection = embedding_projection(encoder)
+    in_float32 = embedding_ids | ({id(projection.weight)} if projection is not None else set())
     embeddings = layers = int8_bytes = 0
     for parameter in encoder.parameters():
         in_embeddings = id(parameter) in embedding_ids
@@ -53,7 +57,7 @@ def encoder_size(model: PreTrainedModel) -> EncoderSize:
             embeddings += parameter.numel()
         else:
             layers += parameter.numel()
-        if parameter is pieces or (parameter.dim() == 2 and not in_embeddings):
+        if parameter is pieces or (parameter.dim() == 2 and id(parameter) not in in_float32):
             int8_bytes += parameter.numel() + 4 * len(parameter)
         else:
             int8_bytes += 4 * parameter.numel()

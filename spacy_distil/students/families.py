@@ -192,6 +192,10 @@ FAMILIES: dict[str, Family] = {
 CUTTABLE: dict[str, Family] = {
     model_type: family for model_type, family in FAMILIES.items() if not family.shares_layers
 }
+# The families whose students can become an ALBERT. It has no bias by distance, as MPNet has.
+BERT_FORM: dict[str, Family] = {
+    model_type: family for model_type, family in CUTTABLE.items() if model_type != "mpnet"
+}
 
 
 def ffn_setting(model_type: str) -> str:

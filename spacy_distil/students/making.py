@@ -7,11 +7,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from spacy_distil.students.albert import albert_config, as_albert, random_albert
 from spacy_distil.students.families import CUTTABLE, FAMILIES
 from spacy_distil.students.pruning import choose_units, cut_weights
 from spacy_distil.students.shapes import StudentShape, albert_groups, choose_shape, student_config
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel
 
     from spacy_distil.students.importance import Importance
@@ -24,8 +26,12 @@ def make_student(
     importance: Importance | None = None,
     *,
     start: Literal["teacher", "random"] = "teacher",
+    counts: np.ndarray | None = None,
 ) -> PreTrainedModel:
     """Make a model of the teacher's class and of another shape, without pooler.
+
+    With shared layers or factorized embeddings, it is an ALBERT instead, see `as_albert`. With
+    factorized embeddings, it has no masked-LM head.
 
     Embeddings, layers and masked-LM head (if the teacher has one) start as copies of the teacher's
     parts. The student shares no memory with the teacher.
@@ -37,11 +43,16 @@ def make_student(
     shape: see `choose_shape`. Or a list of the teacher's layers, which are kept whole.
     importance: of the teacher's units. Required if the shape cuts layers.
     start: "teacher" copies weights from the teacher, "random" initializes a new model.
+    counts: (n_pieces,), how often each piece occurs in text, for factorized embeddings. `None`
+        counts all alike, which is a much worse start.
     """
     if not isinstance(shape, StudentShape):
         shape = choose_shape(teacher.model.config, list(shape))
     config = student_config(teacher.model.config, shape)
     model_class = type(teacher.model)
+    has_head = teacher.has_mlm_head and shape.embedding_size is None
+    if shape.is_albert and start == "random":
+        return random_albert(albert_config(config, shape), head=has_head)
     takes_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
     options = {"add_pooling_layer": False} if takes_pooler else {}
     student: PreTrainedModel = model_class(config, **options)
@@ -63,4 +74,4 @@ def make_student(
         weights = cut_weights(weights, student, shape, kept)
     student.load_state_dict(weights)
     student.tie_weights()
-    return student
+    return as_albert(student, shape, counts) if shape.is_albert else student

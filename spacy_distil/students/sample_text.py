@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Pieces in a block, and blocks in a sample.
 BLOCK_SIZE, N_BLOCKS = 128, 64
+# Blocks to count pieces in.
+N_COUNTED_BLOCKS = 2000
 # Characters to read for a block: more than a block has in any language.
 _BLOCK_CHARACTERS = 16 * BLOCK_SIZE
 # Characters to read for counting pieces per word.
@@ -61,6 +63,14 @@ def read_blocks(
         raise CorpusError(f"{setting}: no text in {path}")
     txt.tell(log)
     return blocks
+
+
+def count_pieces(blocks: Iterable[np.ndarray], n_pieces: int) -> np.ndarray:
+    """Count how often each piece occurs in blocks of piece ids: (n_pieces,) int64."""
+    counts = np.zeros(n_pieces, dtype=np.int64)
+    for block in blocks:
+        counts += np.bincount(block, minlength=n_pieces)
+    return counts
 
 
 def pieces_per_word(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.students.families import CUTTABLE, ffn_setting
+from spacy_distil.students.families import BERT_FORM, CUTTABLE, ffn_setting
 from spacy_distil.students.layer_choice import Layers, choose_layers
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class StudentShape:
     layers: the teacher's layers that it consists of, in ascending order; 0 is the lowest.
     heads, ffn, width: see `Shape`.
     teacher: the teacher's shape.
+    share_layers: whether all layers share the weights of one.
+    embedding_size: width of factorized embeddings; `None` keeps them whole.
     """
 
     layers: tuple[int, ...]
@@ -49,6 +51,13 @@ class StudentShape:
     ffn: int
     width: int
     teacher: Shape
+    share_layers: bool = False
+    embedding_size: int | None = None
+
+    @property
+    def is_albert(self) -> bool:
+        """Whether a student of a teacher of BERT's form becomes a model of ALBERT's."""
+        return self.share_layers or self.embedding_size is not None
 
     @property
     def shape(self) -> Shape:
@@ -72,7 +81,7 @@ def shape_of(config: PretrainedConfig) -> Shape:
 
 
 def student_config(teacher: PretrainedConfig, shape: StudentShape) -> PretrainedConfig:
-    """Make the config of a student from its teacher's."""
+    """Make the config of a student of the teacher's family from its teacher's."""
     config = deepcopy(teacher)
     # ELECTRA has no projection if its embeddings are as wide as the hidden states.
     if getattr(teacher, "embedding_size", None) == shape.teacher.width:
@@ -100,6 +109,8 @@ def choose_shape(
     heads: int | None = None,
     ffn: int | None = None,
     width: int | None = None,
+    share_layers: bool = False,
+    embedding_size: int | None = None,
     prefix: str = "student.",
 ) -> StudentShape:
     """Choose the shape of a student.
@@ -110,6 +121,8 @@ def choose_shape(
         they start as the teacher's and have room to learn.
     ffn: feed-forward neurons per layer; `None` keeps the teacher's number.
     width: width of the hidden states; `None` keeps the teacher's.
+    share_layers: whether all layers share the weights of one, as in ALBERT.
+    embedding_size: width of ALBERT's factorized embeddings; `None` keeps them whole.
     prefix: of these settings as the user wrote them, for errors: "student." or "--".
     Raises ConfigError for an impossible shape. The message names possible ones.
     """
@@ -124,8 +137,18 @@ def choose_shape(
     n_heads = new_width // full.head_size if heads is None else heads
     if n_heads not in possible or (heads is None and new_width % full.head_size):
         raise ConfigError(_explain_misfit(heads, width, full, possible, prefix))
-    shape = StudentShape(chosen, n_heads, full.ffn if ffn is None else ffn, new_width, full)
+    shape = StudentShape(
+        chosen,
+        n_heads,
+        full.ffn if ffn is None else ffn,
+        new_width,
+        full,
+        share_layers=share_layers,
+        embedding_size=embedding_size,
+    )
     _check_family(teacher, shape, prefix)
+    if shape.is_albert:
+        _check_albert(teacher, shape, prefix)
     return shape
 
 
@@ -197,3 +220,28 @@ def _check_family(config: PretrainedConfig, shape: StudentShape, prefix: str) ->
                 f"groups {groups}, but an ALBERT with as many layers and groups has {spread}. "
                 f"Choose other layers"
             )
+
+
+def _check_albert(config: PretrainedConfig, shape: StudentShape, prefix: str) -> None:
+    """Raise ConfigError for a teacher or a size that ALBERT's form is not possible with."""
+    shared, size = "share_layers = true", f"embedding_size = {shape.embedding_size}"
+    if prefix == "--":  # options of a command
+        shared, size = "share-layers", size.replace("_", "-")
+    settings = [f"{prefix}{shared}"] if shape.share_layers else []
+    if shape.embedding_size is not None:
+        settings.append(f"{prefix}{size}")
+    positions = getattr(config, "position_embedding_type", "absolute")
+    if config.model_type not in BERT_FORM or positions != "absolute":
+        kind = f"of type {config.model_type!r}"
+        if positions != "absolute":
+            kind += f" with {positions!r} position embeddings"
+        raise ConfigError(
+            f"{' and '.join(settings)}: a student of a teacher {kind} cannot become an ALBERT. "
+            f"Leave out these settings, or choose a teacher of one of these types, with absolute "
+            f"positions: {', '.join(BERT_FORM)}"
+        )
+    whole = int(getattr(student_config(config, shape), "embedding_size", shape.width))
+    if shape.embedding_size is not None and not 2 <= shape.embedding_size <= whole:
+        raise ConfigError(
+            f"{settings[-1]}: must be from 2 to {whole}, the width of the embeddings without it"
+        )

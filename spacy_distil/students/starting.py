@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import srsly
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -15,15 +17,18 @@ from spacy_distil.component.shim import EncoderShim
 from spacy_distil.engines.pretrained import save_encoder
 from spacy_distil.runs.files import atomic_directory, scratch_directory
 from spacy_distil.students.families import FAMILIES
-from spacy_distil.students.layer_choice import choose_layers
 from spacy_distil.students.making import make_student
+from spacy_distil.students.shapes import choose_shape
 from spacy_distil.students.teachers import load_teacher
 from spacy_distil.students.vocabulary import PrunedVocabulary, VocabularySettings, prune_teacher
-from spacy_distil.students.vocabulary.kinds import Text
+from spacy_distil.students.vocabulary.kinds import Text, read_kind
 from spacy_distil.students.vocabulary.settings import WHOLE
 
 # Names of the pieces for masked and for unknown text, which a config does not tell.
 MASKS, UNKNOWNS = ("[MASK]", "<mask>"), ("[UNK]", "<unk>")
+
+# Texts to count pieces in.
+N_COUNTED_TEXTS = 5000
 
 
 def family_obstacle(encoder: EncoderShim) -> str | None:
@@ -43,6 +48,8 @@ def save_student(
     layers: Literal["first", "even"] | Sequence[int] = "first",
     n_layers: int | None = None,
     *,
+    share_layers: bool = False,
+    embedding_size: int | None = None,
     texts: Iterable[Text] = (),
     vocabulary: VocabularySettings = WHOLE,
 ) -> PrunedVocabulary | None:
@@ -51,7 +58,10 @@ def save_student(
     encoder: runs on torch and is of one of the `FAMILIES`.
     directory: becomes a Hugging Face model directory with the encoder's tokenizer.
     layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
-    texts, vocabulary: which pieces it has, and the texts that they are counted in.
+    share_layers, embedding_size: see `choose_shape`.
+    vocabulary: which pieces it has.
+    texts: to count pieces in, all for the vocabulary, and N_COUNTED_TEXTS for factorized
+        embeddings.
     RETURNS: the smaller vocabulary, or None if it is whole.
     """
     with scratch_directory(directory) as scratch, atomic_directory(directory) as new:
@@ -64,15 +74,26 @@ def save_student(
             general = {"tokenizer_class": PreTrainedTokenizerFast.__name__, **roles}
             srsly.write_json(scratch / "teacher" / "tokenizer_config.json", general)
         teacher = load_teacher(str(scratch / "teacher"))
-        chosen = choose_layers(layers, n_layers, available=teacher.n_layers)
+        shape = choose_shape(
+            teacher.model.config,
+            layers,
+            n_layers,
+            share_layers=share_layers,
+            embedding_size=embedding_size,
+        )
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=pieces, **teacher.tokenizer.special_tokens_map
         )
         teacher = replace(teacher, tokenizer=tokenizer)
-        pruned = None
+        pruned, counts = None, None
         if vocabulary.is_pruned:
             teacher, pruned = prune_teacher(teacher, texts, vocabulary)
-        save_encoder(make_student(teacher, chosen), teacher.tokenizer, new)
+            counts = pruned.counts[pruned.kept_ids]
+        elif embedding_size is not None:
+            counts = read_kind(pieces.to_str()).count([*islice(texts, N_COUNTED_TEXTS)])
+            n_more = int(teacher.model.config.vocab_size) - len(counts)
+            counts = np.pad(counts, (0, n_more))
+        save_encoder(make_student(teacher, shape, counts=counts), teacher.tokenizer, new)
         return pruned
 
 

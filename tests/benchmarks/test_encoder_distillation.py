@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from benchmarks.common.commands import Command, choose
 from benchmarks.common.sampling import SOURCES
-from benchmarks.encoder_distillation import rows, table, text
+from benchmarks.encoder_distillation import embeddings, rows, table, text
 from benchmarks.encoder_distillation.rows import ADAPTED, ROWS, EncoderInputs
 from project.finished import FINISHED
 from spacy_distil.cli import distil_cli
@@ -326,3 +326,26 @@ def test_tables_are_written(made: tuple[Path, Path], tmp_path: Path) -> None:
 def test_a_table_needs_a_finished_row(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no finished row"):
         table.collect(tmp_path, tmp_path / "test.spacy")
+
+
+def test_factorized_embeddings_lose_less_with_more_width(
+    inputs: EncoderInputs, teacher: Path, tmp_path: Path
+) -> None:
+    embeddings.main(
+        teacher,
+        inputs.text / text.TRAIN,
+        sizes="8,16,32",
+        compared=5,
+        counted=15,
+        pieces=40,
+        output=tmp_path / "results",
+    )
+    found = json.loads((tmp_path / "results" / "embeddings.json").read_text())
+    small, middle, whole = (found["losses"][size] for size in ("8", "16", "32"))
+    for column, exact in enumerate((0, 0, 1, 1)):  # two errors and two cosines
+        assert abs(small[column] - exact) > abs(middle[column] - exact) > 1e-3
+        assert whole[column] == pytest.approx(exact, abs=2e-3)
+    assert found["sizes"]["int8"] == 40 * (32 + 4)
+    assert found["sizes"]["width 16, int8, with the map"] == 40 * (16 + 4) + 4 * 32 * 17
+    with pytest.raises(ConfigError, match="expected more than 20"):
+        embeddings.main(teacher, inputs.text / text.TRAIN, compared=20)

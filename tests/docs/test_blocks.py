@@ -88,6 +88,7 @@ def shorten(text: str) -> str:
     """Set a command or a config to two steps of training and an evaluation after them."""
     if "distil student my_teacher" in text:  # which is smaller than a reader's
         text = re.sub(r"--ffn \d+", "--ffn 20", text)
+    text = re.sub(r"--embedding-size \d+", "--embedding-size 16", text)
     names = "max_steps|total_steps|eval_frequency"
     return re.sub(rf"\b({names})( = | )(\d+|null)\b", r"\1\g<2>2", text)
 

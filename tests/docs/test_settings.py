@@ -46,7 +46,7 @@ from spacy_distil.distillation.pipeline.corpus import Texts
 from spacy_distil.distillation.pipeline.heads import PipeSettings, softmax
 from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, KINDS
 from spacy_distil.runs.settings import Section
-from spacy_distil.students.families import CUTTABLE, FAMILIES
+from spacy_distil.students.families import BERT_FORM, CUTTABLE, FAMILIES
 from spacy_distil.students.flops import encoder_flops, mlm_head_flops
 from spacy_distil.students.layer_choice import choose_layers
 from spacy_distil.students.vocabulary import VocabularySettings
@@ -201,9 +201,17 @@ def test_layers_and_families_are_those_of_the_code() -> None:
         n_layers = 4 if isinstance(value, str) else None
         assert choose_layers(value, n_layers, available=12) == chosen[layers]
     assert len(chosen) == 5
-    can, cannot = (in_backticks(row[:1]) for row in table_after("Compare numbers", ENCODER))
-    assert set(can) == set(CUTTABLE)
-    assert {*can, *cannot} == set(FAMILIES)
+    rows = table_after("Compare numbers", ENCODER)
+    names = [in_backticks(row[:1]) for row in rows]
+    assert {name for each in names for name in each} == set(FAMILIES)
+    for column, families in ((2, CUTTABLE), (3, BERT_FORM)):
+        can = [
+            name
+            for row, each in zip(rows, names, strict=True)
+            for name in each
+            if row[column] == "yes"
+        ]
+        assert set(can) == set(families)
 
 
 def test_what_may_change_on_resume_is_what_the_code_lets_change() -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, ElectraConfig, MPNetConfig, PretrainedConfig
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    BertConfig,
+    ElectraConfig,
+    MPNetConfig,
+    PretrainedConfig,
+)
 
 from spacy_distil.export.families import build_graph, read_weights
 from spacy_distil.export.graph import Precision
@@ -32,8 +39,14 @@ def teacher(teacher_dir: Callable[..., Path]) -> Teacher:
 
 @pytest.mark.parametrize(
     "config",
-    [BertConfig(**SIZES), ElectraConfig(**SIZES, embedding_size=32), MPNetConfig(**SIZES)],
-    ids=["bert", "electra", "mpnet"],
+    [
+        BertConfig(**SIZES),
+        ElectraConfig(**SIZES, embedding_size=32),
+        MPNetConfig(**SIZES),
+        # Shared layers count once, in the graph, too.
+        AlbertConfig(**SIZES, embedding_size=64),
+    ],
+    ids=["bert", "electra", "mpnet", "albert"],
 )
 def test_size_matches_files_and_graphs(config: PretrainedConfig, tmp_path: Path) -> None:
     bare = {} if config.model_type == "electra" else {"add_pooling_layer": False}

@@ -107,14 +107,13 @@ def student_card(
 def _describe_start(config: EncoderDistilConfig, teacher: Teacher, shape: StudentShape) -> str:
     if config.student.start == "random":
         return "It started from random weights."
-    is_whole = len(shape.layers) == shape.teacher.layers and not shape.cuts
+    is_whole = len(shape.layers) == shape.teacher.layers and not shape.cuts and not shape.is_albert
     start = f"It started from its {describe_parts(shape)}."
     if is_whole:
         start = "It started as the whole of it."
     needs_head = any(objective.needs.student_head for objective in config.objectives.values())
-    return (
-        start if teacher.has_mlm_head or not needs_head else f"{start} Its masked-LM head is new."
-    )
+    keeps_head = teacher.has_mlm_head and shape.embedding_size is None
+    return start if keeps_head or not needs_head else f"{start} Its masked-LM head is new."
 
 
 def _files(sources: Mapping[str, Source]) -> list[Cells]:

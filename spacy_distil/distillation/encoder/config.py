@@ -43,6 +43,8 @@ class StudentSettings(Section):
     heads, ffn, width: attention heads and feed-forward neurons of a layer, and hidden size. `None`
         is the teacher's number. With a lower number, the most important ones stay.
     importance_blocks: number of blocks of the corpus to measure importance on.
+    share_layers: whether all layers share the weights of one, as in ALBERT.
+    embedding_size: width of ALBERT's factorized embeddings; `None` keeps them whole.
     vocabulary: which of the teacher's pieces the student gets, see `VocabularySettings`.
     """
 
@@ -54,6 +56,8 @@ class StudentSettings(Section):
     ffn: Count | None = None
     width: Count | None = None
     importance_blocks: Count = 64
+    share_layers: bool = False
+    embedding_size: Count | None = None
     vocabulary: VocabularySettings = WHOLE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from spacy_distil.distillation.encoder.corpus import (
     LanguageShare,
     load_corpus,
     plan_corpus,
+    settings_of_text,
 )
 from spacy_distil.distillation.encoder.devices import (
     describe_devices,
@@ -51,6 +52,7 @@ from spacy_distil.runs.digests import SUMS
 from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.runs.files import atomic_contents
 from spacy_distil.runs.interruption import explain_stop
+from spacy_distil.students.card import describe_layers
 from spacy_distil.students.heat_map import print_importance
 from spacy_distil.students.importance import (
     Importance,
@@ -59,8 +61,9 @@ from spacy_distil.students.importance import (
 )
 from spacy_distil.students.licence import find_licence
 from spacy_distil.students.making import make_student
-from spacy_distil.students.masked_lm_heads import add_masked_lm_head
+from spacy_distil.students.masked_lm_heads import add_masked_lm_head, masked_lm_head
 from spacy_distil.students.masking import Masking
+from spacy_distil.students.sample_text import N_COUNTED_BLOCKS, count_pieces
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher
 from spacy_distil.students.vocabulary import prune_teacher
@@ -209,6 +212,8 @@ class EncoderRun:
             heads=student.heads,
             ffn=student.ffn,
             width=student.width,
+            share_layers=student.share_layers,
+            embedding_size=student.embedding_size,
         )
         _check_head(self.settings, self.teacher)
 
@@ -373,31 +378,43 @@ class EncoderRun:
         start = "random" if self.has_checkpoint else self.settings.student.start
         importance = self.measure_importance() if start == "teacher" else None
         teacher = self.teacher
-        needs_head = any(o.needs.student_head for o in self.settings.objectives.values())
-        if needs_head and not teacher.has_mlm_head:
-            teacher = replace(teacher, model=add_masked_lm_head(teacher.model), has_mlm_head=True)
         # The student copies the dropout of the teacher's config, which must not change itself.
         dropouts = _dropouts(teacher.model)
         dropout = self.training.dropout
         EncoderChanges(dropout=dropout, attention_dropout=dropout).apply(teacher.model.config)
-        self.student = make_student(teacher, self.shape, importance, start=start)
-        _set_dropouts(teacher.model, dropouts)
+        self.student = make_student(
+            teacher, self.shape, importance, start=start, counts=self.count_pieces()
+        )
+        dropouts.apply(teacher.model.config)
+        needs_head = any(o.needs.student_head for o in self.settings.objectives.values())
+        if needs_head and masked_lm_head(self.student) is None:
+            self.student = add_masked_lm_head(self.student)
         prepare_objectives(self.settings.objectives, self.teacher.model.config, self.student.config)
         self.printer.info(
-            f"Student: layers {', '.join(map(str, self.shape.layers))} of "
-            f"{self.teacher.n_layers}, {self.student.num_parameters():,} of "
+            f"Student: {describe_layers(self.shape, f' of {self.teacher.n_layers}')}, "
+            f"{self.student.num_parameters():,} of "
             f"{self.teacher.model.num_parameters():,} parameters. Blocks: "
             f"{len(self.corpus.train):,} to train on, {len(self.corpus.held_out):,} held out"
         )
+
+    def count_pieces(self) -> np.ndarray | None:
+        """Count the pieces of some blocks, if the student factorizes its embeddings."""
+        if self.shape.embedding_size is None:
+            return None
+        blocks = self.sample_blocks(N_COUNTED_BLOCKS)
+        return count_pieces(blocks, int(self.teacher.model.config.vocab_size))
+
+    def sample_blocks(self, most: int) -> list[np.ndarray]:
+        """Read blocks of an epoch at equal distances. Each language counts as in training."""
+        numbers = self.corpus.train.epoch(0, seed=self.training.seed)
+        places = np.linspace(0, len(numbers) - 1, min(most, len(numbers))).astype(int)
+        return self.corpus.train[numbers[places]]
 
     def measure_importance(self) -> Importance | None:
         """Measure the importance of the teacher's parts, if the student leaves some of them out."""
         if not self.shape.cuts:
             return None
-        # Of an epoch, so that each language counts as much as in training.
-        numbers = self.corpus.train.epoch(0, seed=self.training.seed)
-        count = min(self.settings.student.importance_blocks, len(numbers))
-        blocks = self.corpus.train[numbers[np.linspace(0, len(numbers) - 1, count).astype(int)]]
+        blocks = self.sample_blocks(self.settings.student.importance_blocks)
         importance = measure_importance(self.teacher, importance_batches(blocks, self.teacher))
         if self.is_main:
             model_type = self.teacher.model.config.model_type
@@ -509,7 +526,7 @@ class EncoderRun:
     def write_model(self) -> None:
         """Write the student, its tokenizer and its model card."""
         # Whoever trains the student further gets the teacher's dropout.
-        _set_dropouts(self.student, _dropouts(self.teacher.model))
+        _dropouts(self.teacher.model).apply(self.student.config)
         card = student_card(
             self.settings,
             teacher=self.teacher,
@@ -540,15 +557,13 @@ class EncoderRun:
         return DistilledEncoder(self.output, results["steps"], results["scores"], results["device"])
 
 
-def _dropouts(model: PreTrainedModel) -> dict[str, float]:
-    """The dropout settings of a model, by the names that its family has for them."""
-    names = (*DROPOUTS, *ATTENTION_DROPOUTS)
-    return {name: getattr(model.config, name) for name in names if hasattr(model.config, name)}
-
-
-def _set_dropouts(model: PreTrainedModel, dropouts: Mapping[str, float]) -> None:
-    for name, value in dropouts.items():
-        setattr(model.config, name, value)
+def _dropouts(model: PreTrainedModel) -> EncoderChanges:
+    """The dropout of a model, for its own config or one of another family."""
+    dropout, attention_dropout = (
+        next(getattr(model.config, name) for name in names if hasattr(model.config, name))
+        for names in (DROPOUTS, ATTENTION_DROPOUTS)
+    )
+    return EncoderChanges(dropout=dropout, attention_dropout=attention_dropout)
 
 
 def _check_head(settings: EncoderDistilConfig, teacher: Teacher) -> None:

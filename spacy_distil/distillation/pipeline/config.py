@@ -36,6 +36,8 @@ class StudentSettings(Section):
     start: "teacher", from the teacher's trained layers and heads; "config", from the encoder in the
         config; "auto", from the teacher if possible.
     layers, n_layers: which of the teacher's layers, and how many.
+    share_layers: whether all layers share the weights of one, as in ALBERT.
+    embedding_size: width of ALBERT's factorized embeddings; None keeps them whole.
     tokenizer: "teacher", as the teacher's; "config", as the config says; "auto", as the teacher's
         unless the config names another one than the default of the language, or another language.
     vocabulary: which of the encoder's pieces the student gets, see `VocabularySettings`.
@@ -44,6 +46,8 @@ class StudentSettings(Section):
     start: Literal["auto", "teacher", "config"] = "auto"
     layers: Literal["first", "even"] | list[int] = "first"
     n_layers: Count | None = None
+    share_layers: bool = False
+    embedding_size: Count | None = None
     tokenizer: TokenizerChoice = "auto"
     vocabulary: VocabularySettings = WHOLE
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import srsly
 from confection import Config
@@ -52,7 +52,7 @@ from spacy_distil.distillation.pipeline.language import (
 from spacy_distil.encoding import read_docs
 from spacy_distil.errors import ConfigError
 from spacy_distil.students.vocabulary.kinds.base import Text
-from spacy_distil.students.vocabulary.settings import WHOLE, VocabularySettings
+from spacy_distil.students.vocabulary.settings import VocabularySettings
 
 
 def make_student(
@@ -73,20 +73,9 @@ def make_student(
     config, takes_tokenizer = take_language(settings.spacy, teacher, settings.student.tokenizer)
     starts_from_teacher = _check_start(settings.student, teacher, config)
     vocabulary = settings.student.vocabulary
-    texts: Iterable[Text] = ()
-    if vocabulary.is_pruned:
-        texts = read_vocabulary_texts(settings, config, teacher, tokenizer=takes_tokenizer)
+    texts = read_counted_texts(settings, config, teacher, tokenizer=takes_tokenizer)
     if starts_from_teacher:
-        layers, n_layers = settings.student.layers, settings.student.n_layers
-        config = start_from_teacher(
-            config,
-            teacher,
-            output / "start",
-            layers,
-            n_layers,
-            texts=texts,
-            vocabulary=vocabulary,
-        )
+        config = start_from_teacher(config, teacher, output / "start", settings.student, texts)
     elif vocabulary.is_pruned:
         config = start_pruned(config, output / "start", texts, vocabulary)
     else:
@@ -118,10 +107,20 @@ def make_student(
     if starts_from_teacher:
         encoder = find_encoder(student)
         assert encoder is not None
-        start[encoder.name] = f"{get_encoder(encoder.model).n_layers} of the teacher's layers"
+        start[encoder.name] = _describe_encoder(settings.student, get_encoder(encoder.model))
         for name, outcome in copy_heads(student, teacher, new).items():
             start[name] = "the teacher's" if outcome == "copied" else f"random weights: {outcome}"
     return student, start
+
+
+def _describe_encoder(settings: StudentSettings, encoder: EncoderShim) -> str:
+    """Say what the student's encoder starts from."""
+    words = f"{encoder.n_layers} of the teacher's layers"
+    if settings.share_layers:
+        words = f"the lowest of the teacher's layers, applied {encoder.n_layers} times"
+    if settings.embedding_size is not None:
+        words += f", with embeddings factorized to {settings.embedding_size} dimensions"
+    return words
 
 
 def _check_start(settings: StudentSettings, teacher: Language, config: Config) -> bool:
@@ -129,11 +128,22 @@ def _check_start(settings: StudentSettings, teacher: Language, config: Config) -
 
     Raises ConfigError if it should, but cannot.
     """
-    if settings.start == "config":
-        return False
-    obstacle = find_obstacle(teacher, config)
+    obstacle = (
+        'start = "config" starts from another encoder'
+        if settings.start == "config"
+        else find_obstacle(teacher, config)
+    )
     if obstacle is None:
         return True
+    for name in ("share_layers", "embedding_size"):
+        value = getattr(settings, name)
+        if value:
+            raise ConfigError(
+                f"{SECTION}.student.{name} = {srsly.json_dumps(value)}: it changes the teacher's "
+                f"layers, but the student does not start from them: {obstacle}. Leave it out"
+            )
+    if settings.start == "config":
+        return False
     if settings.start == "teacher":
         raise ConfigError(
             f'{SECTION}.student.start = "teacher": {obstacle}. Set it to "config", to start '
@@ -328,18 +338,15 @@ def start_from_teacher(
     config: Config,
     teacher: Language,
     directory: Path,
-    layers: Literal["first", "even"] | Sequence[int] = "first",
-    n_layers: int | None = None,
-    *,
+    settings: StudentSettings,
     texts: Iterable[Text] = (),
-    vocabulary: VocabularySettings = WHOLE,
 ) -> Config:
     """Make the student's encoder of layers of the teacher's trained encoder.
 
     config: the student's, not interpolated. All settings of its encoder but `name` stay.
     directory: becomes a Hugging Face model directory with the encoder and its tokenizer.
-    layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
-    texts, vocabulary: which pieces it has, and the texts that they are counted in.
+    settings: which layers and pieces, and how layers and embeddings change.
+    texts: to count pieces in. They are read only if the settings need it.
     RETURNS: the config, with the encoder's `name` set to the directory.
     """
     obstacle = find_obstacle(teacher, config)
@@ -352,7 +359,14 @@ def start_from_teacher(
     from spacy_distil.students.starting import save_student
 
     pruned = save_student(
-        _encoders(teacher)[0], directory, layers, n_layers, texts=texts, vocabulary=vocabulary
+        _encoders(teacher)[0],
+        directory,
+        settings.layers,
+        settings.n_layers,
+        share_layers=settings.share_layers,
+        embedding_size=settings.embedding_size,
+        texts=texts,
+        vocabulary=settings.vocabulary,
     )
     if pruned is not None:
         msg.info(f"The student's vocabulary: {pruned.describe()}")
@@ -381,7 +395,7 @@ def start_pruned(
     return _with_encoder(config, directory)
 
 
-def read_vocabulary_texts(
+def read_counted_texts(
     settings: PipelineDistilConfig, config: Config, teacher: Language, *, tokenizer: bool
 ) -> Iterator[Text]:
     """Read all documents of a run, annotated or not, to count pieces in.

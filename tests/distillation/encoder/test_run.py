@@ -37,6 +37,7 @@ from tests.teachers import log_of, tiny_config
 from tests.text.test_languages import ENGLISH, GERMAN
 
 TeacherDir = Callable[..., Path]
+ALBERT = {"student.share_layers": True, "student.embedding_size": 6}
 HIDDEN_ONLY = {"objectives.soft_targets.weight": 0, "objectives.masked_lm.weight": 0}
 
 
@@ -324,6 +325,57 @@ def test_unused_head_stays_and_is_saved(
     assert saved["architectures"] == ["BertForMaskedLM"]
 
 
+@pytest.mark.parametrize(
+    ("family", "size"), [("bert", 6), ("distilbert", None), ("roberta", 6), ("electra", None)]
+)
+def test_student_of_alberts_form_learns_every_objective(
+    teacher_dir: TeacherDir,
+    text_file: Path,
+    config: Path,
+    tmp_path: Path,
+    family: str,
+    size: int | None,
+) -> None:
+    overrides = {
+        **settings(teacher_dir(family, head=True), text_file, learn_rate=5e-3, max_steps=30),
+        "student.share_layers": True,
+        "student.embedding_size": size,
+        "objectives.hidden.weight": 1.0,
+        "objectives.relations.weight": 1.0,
+    }
+    output = tmp_path / "out"
+    result = distil_encoder(config, output, overrides=overrides, gpu_id=-1)
+    first, *_, last = log_of(output, "held_out")
+    losses = ("soft_targets", "masked_lm", "cosine", "hidden", "relations")
+    assert {*losses} < set(result.scores)
+    # The teacher is random, so its targets lead away from the true pieces.
+    for name in {*losses, "total"} - {"masked_lm"}:
+        assert last[name] < first[name], name
+    loaded = AutoModelForMaskedLM.from_pretrained(output, output_loading_info=True)
+    assert not loaded[1]["missing_keys"]
+    saved = loaded[0].config
+    assert (saved.model_type, saved.num_hidden_layers, saved.num_hidden_groups) == ("albert", 2, 1)
+    assert saved.embedding_size == (size or (8 if family == "electra" else 16))
+    assert saved.hidden_dropout_prob == 0.1  # the teacher's
+    card = (output / "README.md").read_text()
+    assert "its layer 0 (0 is the lowest), applied 2 times" in card
+    assert "| layers with weights of their own |" in card
+    factorized = size is not None
+    assert ("embeddings, factorized to 6 dimensions" in card) == factorized
+    assert ("Its masked-LM head is new." in card) == factorized
+    assert ("| width of the embeddings |" in card) == factorized
+
+
+def test_head_that_nothing_would_train_is_left_out(
+    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+) -> None:
+    """A student with factorized embeddings cannot keep the teacher's."""
+    overrides = {**settings(teacher_dir("bert", head=True), text_file), **HIDDEN_ONLY, **ALBERT}
+    result = distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1)
+    saved = json.loads((result.path / "config.json").read_text())
+    assert saved["architectures"] == ["AlbertModel"]
+
+
 # Killed and resumed
 
 # Kills itself in step 11: after the checkpoint of step 9, and after the log entries of step 10.
@@ -347,8 +399,13 @@ distil_encoder(config, output, overrides=json.loads(overrides), gpu_id=-1)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", [{}, ALBERT], ids=["bert", "albert"])
 def test_killed_run_resumes_to_the_same_student(
-    teacher_dir: TeacherDir, text_file: Path, config: Path, tmp_path: Path
+    teacher_dir: TeacherDir,
+    text_file: Path,
+    config: Path,
+    tmp_path: Path,
+    form: dict[str, Any],
 ) -> None:
     """Dropout, optimizer, schedule, order and masking all continue from the checkpoint."""
     overrides = settings(
@@ -360,6 +417,7 @@ def test_killed_run_resumes_to_the_same_student(
         checkpoint_frequency=3,
         eval_frequency=5,
     )
+    overrides |= form
     whole = tmp_path / "whole"
     distil_encoder(config, whole, overrides=overrides, gpu_id=-1)
 

@@ -414,6 +414,52 @@ def test_a_sourced_pipe_gets_no_labels(
     assert not (tmp_path / "out" / "labels").exists()
 
 
+@pytest.mark.parametrize("size", [None, 8])
+def test_a_student_of_alberts_form(
+    teacher: Language, config: Config, tmp_path: Path, size: int | None
+) -> None:
+    config["training"]["max_steps"] = 8
+    config["distillation"]["student"] = {
+        "layers": [0, 1],
+        "n_layers": None,
+        "share_layers": True,
+        "embedding_size": size,
+    }
+    distilled = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    nlp = spacy.load(distilled.path)
+    encoder = get_encoder(nlp.get_pipe("transformer").model).loaded.config
+    assert (encoder["model_type"], encoder["num_hidden_groups"]) == ("albert", 1)
+    assert (encoder["num_hidden_layers"], encoder["embedding_size"]) == (2, size or 32)
+    results = json.loads((tmp_path / "out" / "distil.json").read_text())
+    start = results["start"]["transformer"]
+    assert start.startswith("the lowest of the teacher's layers, applied 2 times")
+    assert ("factorized to 8 dimensions" in start) == (size is not None)
+    # The same run again ends with the same weights.
+    assert same(
+        distilled.path, spacy_distil.distil_pipeline(teacher, config, tmp_path / "again").path
+    )
+    spacy_distil.quantize(distilled.path, tmp_path / "int8", min_agreement=0.0)
+    texts = [
+        "Ann visited Rome.",
+        "",
+        " \n ",
+        "\U0001f600 e\u0301",
+        "\u6771\u4eac \x07",
+        "Rome " * 300,
+    ]
+    for own, int8 in zip(nlp.pipe(texts), spacy.load(tmp_path / "int8").pipe(texts), strict=True):
+        error = np.linalg.norm(int8.tensor - own.tensor)
+        assert error <= 0.05 * np.linalg.norm(own.tensor)
+
+
+def test_a_form_without_the_teachers_layers_is_refused(
+    teacher: Language, tagger_config: Config, tmp_path: Path
+) -> None:
+    tagger_config["distillation"]["student"] |= {"start": "config", "share_layers": True}
+    with pytest.raises(ConfigError, match=r"student\.share_layers = true: .*start = \"config\""):
+        spacy_distil.distil_pipeline(teacher, tagger_config, tmp_path / "out")
+
+
 def test_a_teacher_that_cleans_up_after_itself(
     teacher: Language, config: Config, tmp_path: Path
 ) -> None:

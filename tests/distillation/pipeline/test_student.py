@@ -16,6 +16,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 
+from spacy_distil.distillation.pipeline.config import StudentSettings
 from spacy_distil.distillation.pipeline.student import (
     check_gold_labels,
     copy_heads,
@@ -258,7 +259,9 @@ def test_encoder_is_made_of_the_trained_layers(
     config["components"]["transformer"]["model"].update({"pooling": "last", "overlap": 8})
     assert find_obstacle(teacher, config) is None
     directory = tmp_path / "encoder"
-    started = start_from_teacher(config, teacher, directory, layers, n_layers)
+    started = start_from_teacher(
+        config, teacher, directory, StudentSettings(layers=layers, n_layers=n_layers)
+    )
     assert config["components"]["transformer"]["model"]["name"] == "${paths.encoder}"
     student = initialized(started)
     settings = student.config["components"]["transformer"]["model"]
@@ -289,7 +292,9 @@ def test_pieces_of_the_student_are_the_teachers(
     teacher = build_pipeline(cased, ["tagger"])
     teacher.initialize(lambda: annotated_examples(teacher))
     config = student_config(cased, ["tagger"])
-    student = initialized(start_from_teacher(config, teacher, tmp_path / "start", "first", 1))
+    student = initialized(
+        start_from_teacher(config, teacher, tmp_path / "start", StudentSettings(n_layers=1))
+    )
     own, other = (
         json.loads(encoder_of(nlp).loaded.tokenizer.to_str()) for nlp in (student, teacher)
     )
@@ -313,7 +318,7 @@ def test_when_the_teacher_has_no_layers_to_give(
     assert "the student has no components" in (find_obstacle(teacher, config) or "")
     config["nlp"]["pipeline"].insert(0, "transformer")
     with pytest.raises(ConfigError, match=r"start from the teacher's layers: .* 'modernbert'"):
-        start_from_teacher(config, modernbert, tmp_path / "encoder")
+        start_from_teacher(config, modernbert, tmp_path / "encoder", StudentSettings())
     assert not (tmp_path / "encoder").exists()
 
 
@@ -333,7 +338,7 @@ def scores_of(nlp: Language, name: str, docs: list[Doc]) -> np.ndarray:
 def whole_student(teacher: Language, bert_dir: Path, tmp_path: Path) -> Language:
     """A student of all the teacher's layers, before its heads are copied."""
     config = save_labels(teacher, student_config(bert_dir, PIPES), tmp_path / "labels", SAME)
-    config = start_from_teacher(config, teacher, tmp_path / "encoder", "first", 2)
+    config = start_from_teacher(config, teacher, tmp_path / "encoder", StudentSettings(n_layers=2))
     return initialized(config)
 
 
