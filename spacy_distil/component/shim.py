@@ -28,9 +28,9 @@ from spacy_distil.encoding import (
     to_ops,
 )
 from spacy_distil.engines import Backprop, Engine, StepSettings, TokenEngine, TrainableEngine
-from spacy_distil.engines.files import read_files, write_files
+from spacy_distil.engines.files import join_parts, read_files, write_files
 from spacy_distil.errors import ConfigError, OutOfMemoryError, WeightsError
-from spacy_distil.runs.digests import add_sums, check_sums
+from spacy_distil.runs.digests import Content, add_sums, check_sums
 
 
 class EncoderShim(Shim):
@@ -297,7 +297,7 @@ class EncoderShim(Shim):
 
     def to_disk(self, path: str | Path) -> None:
         """Write the encoder's three files and their digests into a directory."""
-        write_files(Path(path), self.to_files())
+        write_files(Path(path), self.loaded.to_parts())
 
     def from_disk(self, path: str | Path) -> EncoderShim:
         """Read the encoder's three files from a directory."""
@@ -319,9 +319,9 @@ class EncoderShim(Shim):
 
     def to_files(self) -> dict[str, bytes]:
         """Return the content of each file of the saved encoder, by name."""
-        return self.loaded.to_files()
+        return join_parts(self.loaded.to_parts())
 
-    def from_files(self, files: Mapping[str, bytes]) -> EncoderShim:
+    def from_files(self, files: Mapping[str, Content]) -> EncoderShim:
         """Load what `to_files` returned. Raises WeightsError if it cannot be used."""
         self._fill(load_files(files, self.settings))
         return self
@@ -397,7 +397,7 @@ class EncoderShim(Shim):
         return engine
 
 
-def _unpack(data: bytes) -> dict[str, bytes]:
+def _unpack(data: bytes) -> dict[str, Content]:
     """Unpack what `EncoderShim.to_bytes` returned. Raises WeightsError if it has changed since."""
     try:
         files = srsly.msgpack_loads(data)
