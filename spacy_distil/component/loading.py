@@ -17,13 +17,12 @@ from spacy_distil.engines.config_check import require_settings
 from spacy_distil.engines.files import (
     CONFIG,
     TOKENIZER,
-    Parts,
     check_engine,
     longest_window,
     parse_config,
 )
 from spacy_distil.errors import TRAINING, ConfigError, WeightsError, require_all
-from spacy_distil.runs.digests import Content
+from spacy_distil.runs.digests import Content, Parts
 
 if TYPE_CHECKING:
     from spacy_distil.engines.torch import TorchEngine
@@ -60,7 +59,7 @@ class LoadedEncoder:
         pieces[[*vocab.values()]] = [*vocab]
         return pieces
 
-    def to_parts(self) -> Parts:
+    def to_parts(self) -> dict[str, Parts]:
         """Return the parts of each file of the saved encoder, by name. They share the memory of the
         weights.
         """

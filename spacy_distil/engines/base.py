@@ -10,7 +10,7 @@ from thinc.api import Ops
 from thinc.types import Floats2d
 
 from spacy_distil.encoding import Batch, Pooling, RaggedBatch
-from spacy_distil.engines.files import Parts
+from spacy_distil.runs.digests import Parts
 
 # Takes the gradient of the rows that `begin_update` returned, of the same shape. Call it once. If
 # several layers were requested, it also accepts the gradient of the first of them alone. Weights
@@ -47,7 +47,7 @@ class Engine(Protocol):
         RETURNS: (n_rows, width) float32, an array of `ops`.
         """
 
-    def to_parts(self) -> Parts:
+    def to_parts(self) -> dict[str, Parts]:
         """Return the parts of `config.json` and of the weights' file, by name. They share the
         memory of the weights.
         """

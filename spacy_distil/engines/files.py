@@ -6,14 +6,22 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from spacy_distil.engines.config_check import check_settings
 from spacy_distil.errors import DamagedError, WeightsError
-from spacy_distil.runs.digests import SUMS, Content, check_directory, check_sums, write_with_sums
+from spacy_distil.runs.digests import (
+    SUMS,
+    Content,
+    Parts,
+    add_sums,
+    as_parts,
+    check_directory,
+    check_sums,
+)
 from spacy_distil.runs.files import atomic_contents
 
 CONFIG = "config.json"
@@ -43,8 +51,6 @@ PADDED_POSITIONS = frozenset(
 )
 
 EngineName = Literal["torch", "onnx"]
-# The content of each file of an encoder, in parts, by name.
-Parts: TypeAlias = Mapping[str, Iterable[Content]]
 # git-lfs leaves a small pointer in the place of a file that it has not fetched.
 _POINTER, _POINTER_SIZE = b"version https://git-lfs.github.com/spec/", 1024
 # The model file of each engine, beside config and tokenizer.
@@ -153,7 +159,7 @@ def check_engine(names: Collection[str], engine: EngineName) -> None:
         )
 
 
-def write_files(directory: Path, files: Mapping[str, bytes] | Parts) -> None:
+def write_files(directory: Path, files: Mapping[str, bytes | Parts]) -> None:
     """Write an encoder's files, by name, and their digests into a directory, which is created if it
     is missing. See `atomic_contents`.
 
@@ -162,12 +168,14 @@ def write_files(directory: Path, files: Mapping[str, bytes] | Parts) -> None:
     """
     own = {CONFIG, TOKENIZER, SUMS, *MODELS.values()}
     with atomic_contents(directory, own=own, last=SUMS) as new:
-        write_with_sums(new, files)
+        for name, content in add_sums(files).items():
+            with (new / name).open("wb") as file:
+                file.writelines(as_parts(content))
 
 
-def join_parts(parts: Parts) -> dict[str, bytes]:
+def join_parts(files: Mapping[str, Parts]) -> dict[str, bytes]:
     """Return the content of each file, by name."""
-    return {name: b"".join(content) for name, content in parts.items()}
+    return {name: b"".join(content) for name, content in files.items()}
 
 
 def dump_config(config: Mapping[str, Any]) -> bytes:

@@ -20,7 +20,6 @@ from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.files import (
     CONFIG,
     GRAPH,
-    Parts,
     dump_config,
     forget_pages,
     join_parts,
@@ -28,7 +27,7 @@ from spacy_distil.engines.files import (
 )
 from spacy_distil.engines.onnx_file import check_tensors
 from spacy_distil.errors import ConfigError, WeightsError
-from spacy_distil.runs.digests import Content
+from spacy_distil.runs.digests import Content, Parts
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -76,7 +75,7 @@ class FrozenEngine:
     def length_multiple(self) -> int:
         return 1
 
-    def to_parts(self) -> Parts:
+    def to_parts(self) -> dict[str, Parts]:
         return {CONFIG: [dump_config(self._config)], GRAPH: [self._graph]}
 
     def to_files(self) -> dict[str, bytes]:

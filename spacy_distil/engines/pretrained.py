@@ -121,14 +121,16 @@ def load_saved_encoder(
 ) -> transformers.PreTrainedModel:
     """Load an encoder, in float32, from the files that `TorchEngine.to_files` returned.
 
-    Its weights are the memory of `model.safetensors` itself, if that can be written to.
+    Embeddings, which are by far the largest weights, are the memory of `model.safetensors` itself
+    if that can be written to. Each text reads a few rows of them. The others are copied, because
+    products read all of them, and aligned memory is a little faster.
 
     Raises WeightsError if config and weights are damaged or do not belong together.
     """
     content = files[WEIGHTS]
     if isinstance(content, bytes) or content.readonly:
         content = memoryview(bytearray(content))  # the weights of the model may learn
-    weights = {name: _load(weight) for name, weight in read_weights_file(content).items()}
+    weights = {name: load_weight(weight) for name, weight in read_weights_file(content).items()}
     settings = parse_config(files)
     try:
         config_class = transformers.CONFIG_MAPPING[settings["model_type"]]
@@ -186,6 +188,12 @@ def load_saved_encoder(
             "floating-point numbers. Take the model before it was quantized."
         )
     check_values(WEIGHTS, weights)
+    embeddings = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding)
+    }
+    weights = {k: weight if k in embeddings else weight.clone() for k, weight in weights.items()}
     forget_pages(content)
     model.load_state_dict(weights, assign=True)
     return model.float()
@@ -261,8 +269,9 @@ def save_encoder(
 
 def load_tokenizer(name: str) -> PieceTokenizer:
     """Load the tokenizer of a Hugging Face model, by directory or hub name, for encoding."""
-    tokenizer = load_fast_tokenizer(name, setting="name")
-    return PieceTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    # As it will be saved. The tokenizer of transformers is gone before another one is made.
+    content = load_fast_tokenizer(name, setting="name").backend_tokenizer.to_str()
+    return PieceTokenizer.from_str(content)
 
 
 def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
@@ -285,9 +294,9 @@ def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
                 # Its class needs a newer transformers, but tokenizer.json is enough.
                 tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, **version)
             if file is not None and tokenizer.is_fast and _may_differ_from_file(name, tokenizer):
-                tokenizer = transformers.PreTrainedTokenizerFast(
-                    tokenizer_file=file, **tokenizer.special_tokens_map
-                )
+                special = tokenizer.special_tokens_map
+                del tokenizer  # a large one takes hundreds of megabytes
+                tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=file, **special)
     except Exception as error:  # it tries several formats, and each fails in its own way
         raise loading_error(
             f"No tokenizer could be loaded from {setting} = {name!r}",
@@ -414,7 +423,7 @@ def store_weight(weight: torch.Tensor) -> StoredWeight:
     return StoredWeight(_KINDS[weight.dtype], tuple(weight.shape), flat.numpy().data)
 
 
-def _load(weight: StoredWeight) -> torch.Tensor:
+def load_weight(weight: StoredWeight) -> torch.Tensor:
     """Return a weight that shares the memory of its file."""
     dtype = _TYPES[weight.kind]
     if not weight.data:  # torch takes no empty memory

@@ -20,14 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.base import Backprop, StepSettings
 from spacy_distil.engines.changes import EncoderChanges
-from spacy_distil.engines.files import CONFIG, WEIGHTS, Parts, dump_config, join_parts
+from spacy_distil.engines.files import CONFIG, WEIGHTS, dump_config, join_parts
 from spacy_distil.engines.onednn import is_faster, use_onednn
 from spacy_distil.engines.optimizer import EncoderOptimizer
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.engines.pretrained import load_encoder, load_saved_encoder, store_weight
 from spacy_distil.engines.weights_file import dump_weights_file
 from spacy_distil.errors import ConfigError, OutOfMemoryError
-from spacy_distil.runs.digests import Content
+from spacy_distil.runs.digests import Content, Parts
 
 # Larger batches only cost memory on a CPU. A GPU needs them to be busy.
 CPU_BATCH_PIECES = 1536
@@ -171,13 +171,13 @@ class TorchEngine:
     def optimizer_from_bytes(self, data: bytes) -> None:
         self._optimizer.from_bytes(data)
 
-    def to_parts(self) -> Parts:
+    def to_parts(self) -> dict[str, Parts]:
         config = json.loads(self._model.config.to_json_string())
         config["architectures"] = [type(self._model).__name__]
-        weights = self._model.state_dict().items()
+        weights = {k: store_weight(weight) for k, weight in self._model.state_dict().items()}
         return {
             CONFIG: [dump_config(config)],
-            WEIGHTS: dump_weights_file((name, store_weight(weight)) for name, weight in weights),
+            WEIGHTS: dump_weights_file(weights),
         }
 
     def to_files(self) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ https://huggingface.co/docs/safetensors describes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -80,13 +80,13 @@ def _read(content: memoryview) -> Iterator[tuple[str, StoredWeight]]:
         raise ValueError(f"its weights end at byte {begin + end:,}")
 
 
-def dump_weights_file(weights: Iterable[tuple[str, StoredWeight]]) -> Iterator[Content]:
-    """Yield the content of a `model.safetensors` in parts, which share the memory of the weights.
+def dump_weights_file(weights: Mapping[str, StoredWeight]) -> list[Content]:
+    """Return the content of a `model.safetensors` in parts, which share the memory of the weights.
 
     They are the bytes that the package `safetensors` writes.
     """
     kinds = [*SIZES]
-    ordered = sorted(weights, key=lambda item: (-kinds.index(item[1].kind), item[0]))
+    ordered = sorted(weights.items(), key=lambda item: (-kinds.index(item[1].kind), item[0]))
     # transformers reads only files that name the framework that wrote them.
     header: dict[str, Any] = {_METADATA: {"format": "pt"}}
     end = 0
@@ -99,6 +99,5 @@ def dump_weights_file(weights: Iterable[tuple[str, StoredWeight]]) -> Iterator[C
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH)
-    yield len(text).to_bytes(_LENGTH, "little") + text
-    for _, weight in ordered:
-        yield weight.data
+    length = len(text).to_bytes(_LENGTH, "little")
+    return [length, text, *(weight.data for _, weight in ordered)]

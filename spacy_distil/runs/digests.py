@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -20,35 +20,20 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 # How the names of text files end. spaCy's pipes save settings as `cfg`.
 _TEXT = (".json", ".txt", "/cfg")
 _CHUNK = 1 << 20
-# What a file holds, in one piece.
+# What a file holds, in one piece and in several.
 Content: TypeAlias = bytes | memoryview
+Parts: TypeAlias = Sequence[Content]
 
 
-def add_sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def add_sums(files: Mapping[str, bytes | Parts]) -> dict[str, bytes | Parts]:
     """Return files, by name, with their `SHA256SUMS`."""
-    digests = {name: digest(name, content) for name, content in files.items()}
+    digests = {name: digest(name, *as_parts(content)) for name, content in files.items()}
     return {**files, SUMS: _dump(digests)}
 
 
-def write_with_sums(directory: Path, files: Mapping[str, bytes | Iterable[Content]]) -> None:
-    """Write files, by name, and their `SHA256SUMS` into a directory.
-
-    files: the content of each, or the parts of it, which are written one by one.
-    """
-    digests = {}
-    for name, content in files.items():
-        if _is_text(name) or isinstance(content, bytes):
-            whole = content if isinstance(content, bytes) else b"".join(content)
-            (directory / name).write_bytes(whole)
-            digests[name] = digest(name, whole)
-            continue
-        found = hashlib.sha256()
-        with (directory / name).open("wb") as file:
-            for part in content:
-                found.update(part)
-                file.write(part)
-        digests[name] = found.hexdigest()
-    (directory / SUMS).write_bytes(_dump(digests))
+def as_parts(content: bytes | Parts) -> Parts:
+    """Return the content of a file in parts."""
+    return [content] if isinstance(content, bytes) else content
 
 
 def check_sums(files: Mapping[str, Content]) -> dict[str, Content]:
@@ -130,14 +115,17 @@ def check_seal(path: Path) -> None:
             raise DamagedError(_describe(str(path), True))
 
 
-def digest(name: str, content: Content) -> str:
+def digest(name: str, *parts: Content) -> str:
     """Return the digest of a file's content.
 
-    git may write text with the line ends of Windows, which mean the same: they count as "\\n".
+    git may write text with the line ends of Windows, which mean the same: they count as "\n".
     """
     if _is_text(name):
-        content = bytes(content).replace(b"\r\n", b"\n")
-    return hashlib.sha256(content).hexdigest()
+        parts = (b"".join(parts).replace(b"\r\n", b"\n"),)
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
 
 
 def digest_file(path: Path) -> str:

@@ -170,7 +170,7 @@ def _drop(files: Files) -> Files:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_truncate, r"model\.safetensors cannot be read"),
+        (_truncate, r"model\.safetensors \([\d,]+ bytes\) cannot be read"),
         (_drop, r"'encoder\.layer\.1\.output\.dense\.bias' is missing"),
         (
             lambda files: with_config(files, num_hidden_layers=3),
