@@ -57,6 +57,6 @@ def test_a_step_in_a_process_of_its_own(
     torch_pipeline: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert len(run_step(("torch", str(torch_pipeline)))) == 4
-    with pytest.raises(ConfigError, match="benchmarks.load.steps torch .* failed, see above"):
+    with pytest.raises(ConfigError, match=r"benchmarks\.load\.steps torch .* failed, see above"):
         run_step(("torch", str(tmp_path / "none")))
     assert "Can't find model" in capfd.readouterr().err
