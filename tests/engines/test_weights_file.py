@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from spacy_distil.engines.pretrained import load_weight, store_weight
-from spacy_distil.engines.weights_file import SIZES, dump_weights_file, read_weights_file
+from spacy_distil.engines.weights_file import dump_weights_file, read_weights_file
 from spacy_distil.errors import WeightsError
 
 SHAPES = ((), (0, 3), (3, 5), (7,), (2, 0), (1, 1, 4))
@@ -34,9 +34,9 @@ def make_weights(kinds: list[str], seed: int = 0) -> dict[str, torch.Tensor]:
     weights = {}
     for kind in kinds:
         for shape in SHAPES:
-            n_bytes = SIZES[kind] * int(np.prod(shape))
-            data = rng.integers(0, 2 if kind == "BOOL" else 256, n_bytes).astype(np.uint8)
-            weight = torch.from_numpy(data).view(KINDS[kind]).reshape(shape)
+            weight = torch.empty(shape, dtype=KINDS[kind])
+            data = rng.integers(0, 2 if kind == "BOOL" else 256, weight.nbytes)
+            weight.view(-1).view(torch.uint8)[:] = torch.from_numpy(data)
             weights[f'Größe "{kind}" \\{shape}'] = weight
     return weights
 
