@@ -98,7 +98,7 @@ class TorchEngine:
         attention_dropout: float | None = None,
         **settings: Any,
     ) -> TorchEngine:
-        """Load what `to_files` returned. A mapped file stays mapped: see `map_file`."""
+        """Load what `to_files` returned. A mapped file becomes its memory: map it anew for each."""
         changes = EncoderChanges(layer, dropout, attention_dropout)
         return cls(load_saved_encoder(files, changes), **settings)
 

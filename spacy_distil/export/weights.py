@@ -10,10 +10,14 @@ import numpy as np
 
 from spacy_distil.engines.files import WEIGHTS
 from spacy_distil.engines.weights_file import read_weights_file
+from spacy_distil.errors import WeightsError
 from spacy_distil.runs.digests import Content
 
-# The types of weights that the torch engine writes.
-_TYPES = {"F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
+# The types of numbers in a file that numpy has.
+_TYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2"},
+    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"},
+}
 # By transformers' names.
 Weights = Mapping[str, np.ndarray]
 
@@ -44,10 +48,16 @@ def load_weights(files: Mapping[str, Content]) -> Weights:
     files: `model.safetensors`, by its name.
     Raises WeightsError if it is damaged.
     """
-    return {
-        name: np.asarray(np.frombuffer(weight.data, _TYPES[weight.kind]).reshape(weight.shape), "f")
-        for name, weight in read_weights_file(files[WEIGHTS]).items()
-    }
+    weights = {}
+    for name, weight in read_weights_file(files[WEIGHTS]).items():
+        if weight.kind not in _TYPES:
+            raise WeightsError(
+                f"{WEIGHTS} has {name} of type {weight.kind}, expected one of {', '.join(_TYPES)}. "
+                "Load and save the pipeline once: that writes F32."
+            )
+        numbers = np.frombuffer(weight.data, _TYPES[weight.kind])
+        weights[name] = np.asarray(numbers.reshape(weight.shape), "f")
+    return weights
 
 
 def count_parameters(files: Mapping[str, Content]) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from safetensors.numpy import load, save
 
 from spacy_distil.engines.files import CONFIG, WEIGHTS
@@ -121,6 +123,16 @@ def test_weights_of_half_precision_are_read_as_float32(files: Files) -> None:
     weights = read_bert({**files, WEIGHTS: save(halves)})
     assert weights.pieces.dtype == weights.layers[0].up.weight.dtype == np.float32
     np.testing.assert_allclose(weights.pieces, read_weights(files).pieces, rtol=1e-3, atol=1e-3)
+
+
+def test_a_type_that_numpy_lacks_is_named(files: Files) -> None:
+    halves = {
+        name: torch.from_numpy(value.copy()).bfloat16()
+        for name, value in load(files[WEIGHTS]).items()
+    }
+    content = safetensors.torch.save(halves)
+    with pytest.raises(WeightsError, match=r"of type BF16, expected one of F64, F32, .* once"):
+        read_weights({**files, WEIGHTS: content})
 
 
 @pytest.mark.parametrize(
