@@ -22,6 +22,7 @@ from spacy_distil.engines.files import (
     parse_config,
 )
 from spacy_distil.errors import TRAINING, ConfigError, WeightsError, require_all
+from spacy_distil.runs.digests import Content, Parts
 
 if TYPE_CHECKING:
     from spacy_distil.engines.torch import TorchEngine
@@ -51,18 +52,18 @@ class LoadedEncoder:
     @cached_property
     def pieces(self) -> np.ndarray:
         """The text of each piece, by id: (n_vocab,) str."""
-        from tokenizers import Tokenizer
-
-        vocab = Tokenizer.from_str(self.tokenizer.to_str()).get_vocab(with_added_tokens=True)
+        vocab = self.tokenizer.read_vocabulary()
         # The encoder may have more pieces than the tokenizer.
         n_vocab = max(self.config["vocab_size"], max(vocab.values(), default=-1) + 1)
         pieces = np.full(n_vocab, "", dtype=object)
         pieces[[*vocab.values()]] = [*vocab]
         return pieces
 
-    def to_files(self) -> dict[str, bytes]:
-        """Return the content of each file of the saved encoder, by name."""
-        return {**self.engine.to_files(), TOKENIZER: self.tokenizer.to_str().encode("utf8")}
+    def to_parts(self) -> dict[str, Parts]:
+        """Return the parts of each file of the saved encoder, by name. They share the memory of the
+        weights.
+        """
+        return {**self.engine.to_parts(), TOKENIZER: [self.tokenizer.to_str().encode("utf8")]}
 
 
 def load_by_name(settings: EncoderSettings) -> LoadedEncoder:
@@ -75,8 +76,8 @@ def load_by_name(settings: EncoderSettings) -> LoadedEncoder:
     return _check(engine, load_tokenizer(settings.name), config, settings)
 
 
-def load_files(files: Mapping[str, bytes], settings: EncoderSettings) -> LoadedEncoder:
-    """Load an encoder from what `LoadedEncoder.to_files` returned.
+def load_files(files: Mapping[str, Content], settings: EncoderSettings) -> LoadedEncoder:
+    """Load an encoder from its files, by name, as `read_files` returns them.
 
     Raises WeightsError if it cannot be used.
     """
@@ -90,7 +91,7 @@ def load_files(files: Mapping[str, bytes], settings: EncoderSettings) -> LoadedE
         engine = load_frozen(files, **settings.for_engine)
     else:
         engine = _torch_engine().from_files(files, **settings.for_engine)
-    return _check(engine, PieceTokenizer.from_str(files[TOKENIZER]), config, settings)
+    return _check(engine, PieceTokenizer.from_str(bytes(files[TOKENIZER])), config, settings)
 
 
 def _check(

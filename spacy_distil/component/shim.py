@@ -28,9 +28,9 @@ from spacy_distil.encoding import (
     to_ops,
 )
 from spacy_distil.engines import Backprop, Engine, StepSettings, TokenEngine, TrainableEngine
-from spacy_distil.engines.files import read_files, write_files
+from spacy_distil.engines.files import join_parts, read_files, write_files
 from spacy_distil.errors import ConfigError, OutOfMemoryError, WeightsError
-from spacy_distil.runs.digests import add_sums, check_sums
+from spacy_distil.runs.digests import Content, Parts, add_sums, as_parts, check_sums
 
 
 class EncoderShim(Shim):
@@ -297,7 +297,7 @@ class EncoderShim(Shim):
 
     def to_disk(self, path: str | Path) -> None:
         """Write the encoder's three files and their digests into a directory."""
-        write_files(Path(path), self.to_files())
+        write_files(Path(path), self.loaded.to_parts())
 
     def from_disk(self, path: str | Path) -> EncoderShim:
         """Read the encoder's three files from a directory."""
@@ -310,7 +310,7 @@ class EncoderShim(Shim):
         """Serialize the encoder's three files and their digests; an encoder without weights as
         none.
         """
-        return srsly.msgpack_dumps(add_sums(self.to_files()) if self.is_loaded else {})
+        return _pack(add_sums(self.loaded.to_parts()) if self.is_loaded else {})
 
     def from_bytes(self, data: bytes) -> EncoderShim:
         """Load what `to_bytes` returned. Raises WeightsError if it has changed since."""
@@ -319,16 +319,17 @@ class EncoderShim(Shim):
 
     def to_files(self) -> dict[str, bytes]:
         """Return the content of each file of the saved encoder, by name."""
-        return self.loaded.to_files()
+        return join_parts(self.loaded.to_parts())
 
-    def from_files(self, files: Mapping[str, bytes]) -> EncoderShim:
+    def from_files(self, files: Mapping[str, Content]) -> EncoderShim:
         """Load what `to_files` returned. Raises WeightsError if it cannot be used."""
         self._fill(load_files(files, self.settings))
         return self
 
     def copy(self) -> EncoderShim:
         """Copy the encoder. The copy has weights of its own."""
-        return EncoderShim(self.settings).from_bytes(self.to_bytes())
+        copied = EncoderShim(self.settings)
+        return copied.from_files(self.to_files()) if self.is_loaded else copied
 
     def to_device(self, device_type: str, device_id: int) -> None:
         """Do nothing: the encoder's device is a setting. thinc moves only its own arrays."""
@@ -397,7 +398,17 @@ class EncoderShim(Shim):
         return engine
 
 
-def _unpack(data: bytes) -> dict[str, bytes]:
+def _pack(files: Mapping[str, bytes | Parts]) -> bytes:
+    """Serialize files as msgpack does, which would copy them several times."""
+    packed: list[Content] = [bytes([0x80 | len(files)])]  # a map
+    for name, content in files.items():
+        parts = as_parts(content)
+        n_bytes = sum(map(len, parts))
+        packed += [srsly.msgpack_dumps(name), b"\xc6" + n_bytes.to_bytes(4, "big"), *parts]
+    return b"".join(packed)
+
+
+def _unpack(data: bytes) -> dict[str, Content]:
     """Unpack what `EncoderShim.to_bytes` returned. Raises WeightsError if it has changed since."""
     try:
         files = srsly.msgpack_loads(data)

@@ -118,6 +118,9 @@ class PieceTokenizer:
     @cached_property
     def largest_id(self) -> int:
         """The largest id of a piece, added ones included; -1 if there is none."""
+        if type(self._tokenizer.model).__name__ == "Unigram":  # numbers its pieces without gaps
+            n_pieces = self._tokenizer.get_vocab_size(with_added_tokens=False)
+            return max([n_pieces - 1, *self._tokenizer.get_added_tokens_decoder()])
         return max(self.read_vocabulary().values(), default=-1)
 
     def read_vocabulary(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ from thinc.api import Ops
 from thinc.types import Floats2d
 
 from spacy_distil.encoding import Batch, Pooling, RaggedBatch
+from spacy_distil.runs.digests import Parts
 
 # Takes the gradient of the rows that `begin_update` returned, of the same shape. Call it once. If
 # several layers were requested, it also accepts the gradient of the first of them alone. Weights
@@ -46,8 +47,13 @@ class Engine(Protocol):
         RETURNS: (n_rows, width) float32, an array of `ops`.
         """
 
+    def to_parts(self) -> dict[str, Parts]:
+        """Return the parts of `config.json` and of the weights' file, by name. They share the
+        memory of the weights.
+        """
+
     def to_files(self) -> dict[str, bytes]:
-        """Return the content of `config.json` and of the weights' file, by name."""
+        """Return a copy of `config.json` and of the weights' file, by name."""
 
 
 @runtime_checkable

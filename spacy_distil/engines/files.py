@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +13,15 @@ from typing import Any, Literal
 
 from spacy_distil.engines.config_check import check_settings
 from spacy_distil.errors import DamagedError, WeightsError
-from spacy_distil.runs.digests import SUMS, add_sums, check_directory, check_sums
+from spacy_distil.runs.digests import (
+    SUMS,
+    Content,
+    Parts,
+    add_sums,
+    as_parts,
+    check_directory,
+    check_sums,
+)
 from spacy_distil.runs.files import atomic_contents
 
 CONFIG = "config.json"
@@ -47,15 +57,15 @@ _POINTER, _POINTER_SIZE = b"version https://git-lfs.github.com/spec/", 1024
 MODELS: dict[EngineName, str] = {"torch": WEIGHTS, "onnx": GRAPH}
 
 
-def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
-    """Read the files of an encoder for `engine` as bytes, by name.
+def read_files(directory: Path, engine: EngineName) -> dict[str, Content]:
+    """Read the files of an encoder for `engine`, by name. The model's is mapped, see `map_file`.
 
     If the directory has digests, the files must have them. A plain Hugging Face model has none.
 
     Raises WeightsError if the directory or a file is missing, or has changed.
     """
     _check_pointers(directory)
-    files = {}
+    files: dict[str, Content] = {}
     for name in (CONFIG, MODELS[engine], TOKENIZER):
         path = directory / name
         if not path.is_file():
@@ -64,12 +74,36 @@ def read_files(directory: Path, engine: EngineName) -> dict[str, bytes]:
                 f"{path} is missing. A saved encoder is the three files "
                 f"{CONFIG}, {MODELS[engine]} and {TOKENIZER}; save or copy the pipeline again."
             )
-        files[name] = path.read_bytes()
+        files[name] = map_file(path) if name == MODELS[engine] else path.read_bytes()
     sums = directory / SUMS
     if not sums.is_file():
         return files
     with _explain_damage(directory):
         return check_sums({**files, SUMS: sums.read_bytes()})
+
+
+def map_file(path: Path) -> Content:
+    """Map a file into memory, where it takes no space of its own.
+
+    Processes that map the same file share its memory. A page that is written to becomes private:
+    neither the file nor another process changes. The file itself may be replaced or deleted, but
+    must not be written to or cut short.
+    """
+    # Windows refuses to replace a file that is mapped, and no system maps an empty one.
+    if os.name == "nt" or not path.stat().st_size:
+        return path.read_bytes()
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def forget_pages(content: Content) -> None:
+    """Give the memory of a mapped file back after it was read as a whole, for checks.
+
+    What is used later comes back from the file, and what was written to it is lost.
+    """
+    mapped = content.obj if isinstance(content, memoryview) else None
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def check_folder(directory: Path) -> None:
@@ -125,7 +159,7 @@ def check_engine(names: Collection[str], engine: EngineName) -> None:
         )
 
 
-def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+def write_files(directory: Path, files: Mapping[str, bytes | Parts]) -> None:
     """Write an encoder's files, by name, and their digests into a directory, which is created if it
     is missing. See `atomic_contents`.
 
@@ -135,7 +169,13 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     own = {CONFIG, TOKENIZER, SUMS, *MODELS.values()}
     with atomic_contents(directory, own=own, last=SUMS) as new:
         for name, content in add_sums(files).items():
-            (new / name).write_bytes(content)
+            with (new / name).open("wb") as file:
+                file.writelines(as_parts(content))
+
+
+def join_parts(files: Mapping[str, Parts]) -> dict[str, bytes]:
+    """Return the content of each file, by name."""
+    return {name: b"".join(content) for name, content in files.items()}
 
 
 def dump_config(config: Mapping[str, Any]) -> bytes:
@@ -143,14 +183,14 @@ def dump_config(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("utf8")
 
 
-def parse_config(files: Mapping[str, bytes]) -> dict[str, Any]:
+def parse_config(files: Mapping[str, Content]) -> dict[str, Any]:
     """Parse the `config.json` among an encoder's files.
 
     Raises WeightsError if it is not a JSON object with a "model_type", or has values that cannot be
     right.
     """
     try:
-        config = json.loads(files[CONFIG])
+        config = json.loads(bytes(files[CONFIG]))
     except ValueError as error:
         raise WeightsError(f"{CONFIG} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):

@@ -11,7 +11,7 @@ from thinc.api import Ops
 from thinc.types import Floats2d
 
 from spacy_distil.encoding import Batch, Pooling, RaggedBatch, split_docs, to_ops
-from spacy_distil.engines.files import GRAPH
+from spacy_distil.engines.files import GRAPH, forget_pages
 from spacy_distil.engines.fused import FusedEncoder, sum_rows
 from spacy_distil.engines.onnx import (
     SECTION,
@@ -22,6 +22,7 @@ from spacy_distil.engines.onnx import (
     count_cores,
     count_threads,
 )
+from spacy_distil.runs.digests import Content
 
 # The encoder takes care of the caches itself, and large batches have fewer arrays to make.
 BATCH_PIECES = 4096
@@ -30,7 +31,7 @@ FUSED_SETTING = "SPACY_DISTIL_FUSED"
 
 
 def load_frozen(
-    files: Mapping[str, bytes], *, threads: int | None = None
+    files: Mapping[str, Content], *, threads: int | None = None
 ) -> OnnxEngine | FusedEngine:
     """Load what `FrozenEngine.to_files` returned, as a `FusedEngine` if that can run it.
 
@@ -41,6 +42,7 @@ def load_frozen(
         encoder = FusedEncoder.from_graph(files[GRAPH], GRAPH)
         if encoder is not None:
             check_width(encoder.width, config[SECTION]["width"])
+            forget_pages(files[GRAPH])
             return FusedEngine(config, files[GRAPH], encoder, threads=threads)
     return OnnxEngine.from_files(files, threads=threads)
 
@@ -53,7 +55,7 @@ class FusedEngine(FrozenEngine):
     def __init__(
         self,
         config: Mapping[str, Any],
-        graph: bytes,
+        graph: Content,
         encoder: FusedEncoder,
         *,
         threads: int | None,

@@ -17,9 +17,17 @@ from thinc.types import Floats2d
 
 from spacy_distil import __version__
 from spacy_distil.encoding import Batch, to_ops
-from spacy_distil.engines.files import CONFIG, GRAPH, dump_config, parse_config
+from spacy_distil.engines.files import (
+    CONFIG,
+    GRAPH,
+    dump_config,
+    forget_pages,
+    join_parts,
+    parse_config,
+)
 from spacy_distil.engines.onnx_file import check_tensors
 from spacy_distil.errors import ConfigError, WeightsError
+from spacy_distil.runs.digests import Content, Parts
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -34,14 +42,14 @@ FORMAT = 2
 
 
 class FrozenEngine:
-    """The base of the engines for a graph. It keeps the bytes of the graph, to save it.
+    """The base of the engines for a graph. It keeps the content of its file, to save it.
 
     runtime: who runs the encoder, for users to read.
     """
 
     runtime: ClassVar[Literal["onnxruntime", "fused"]]
 
-    def __init__(self, config: Mapping[str, Any], graph: bytes, *, threads: int | None) -> None:
+    def __init__(self, config: Mapping[str, Any], graph: Content, *, threads: int | None) -> None:
         """config: contents of `config.json`.
 
         graph: a serialized model, built by `spacy_distil.export.families`.
@@ -67,8 +75,11 @@ class FrozenEngine:
     def length_multiple(self) -> int:
         return 1
 
+    def to_parts(self) -> dict[str, Parts]:
+        return {CONFIG: [dump_config(self._config)], GRAPH: [self._graph]}
+
     def to_files(self) -> dict[str, bytes]:
-        return {CONFIG: dump_config(self._config), GRAPH: self._graph}
+        return join_parts(self.to_parts())
 
 
 class OnnxEngine(FrozenEngine):
@@ -81,14 +92,14 @@ class OnnxEngine(FrozenEngine):
     runtime = "onnxruntime"
     _alive: ClassVar[WeakSet[OnnxEngine]] = WeakSet()
 
-    def __init__(self, config: Mapping[str, Any], graph: bytes, *, threads: int | None) -> None:
+    def __init__(self, config: Mapping[str, Any], graph: Content, *, threads: int | None) -> None:
         super().__init__(config, graph, threads=threads)
         self._opened: InferenceSession | None = None
         self._lock = threading.Lock()
         self._alive.add(self)
 
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes], *, threads: int | None = None) -> OnnxEngine:
+    def from_files(cls, files: Mapping[str, Content], *, threads: int | None = None) -> OnnxEngine:
         """Load what `to_files` returned.
 
         Raises WeightsError if it is damaged or has another format.
@@ -97,6 +108,7 @@ class OnnxEngine(FrozenEngine):
         engine = cls(config, files[GRAPH], threads=threads)
         # Open the session now, so that a graph that cannot run is found while loading.
         _check_graph(engine._session(), config[SECTION]["width"])
+        forget_pages(files[GRAPH])  # the session has a copy
         return engine
 
     @property
@@ -142,7 +154,7 @@ class OnnxEngine(FrozenEngine):
         options.log_severity_level = 3
         try:
             return onnxruntime.InferenceSession(
-                self._graph, options, providers=["CPUExecutionProvider"]
+                bytes(self._graph), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's errors have no base class
             raise WeightsError(
@@ -152,7 +164,7 @@ class OnnxEngine(FrozenEngine):
             ) from error
 
 
-def check_files(files: Mapping[str, bytes]) -> dict[str, Any]:
+def check_files(files: Mapping[str, Content]) -> dict[str, Any]:
     """Check the files of an engine, apart from what only running the graph shows.
 
     RETURNS: the content of `config.json`.

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from spacy_distil.errors import WeightsError
+from spacy_distil.runs.digests import Content
 
 # The fields of each message that hold messages with tensors, by their numbers.
 _PARTS = {
@@ -29,7 +30,7 @@ _FLOAT, _UINT8, _INT8, _FLOAT16, _DOUBLE = 1, 2, 3, 10, 11
 _FORMATS = {_FLOAT: "<f4", _FLOAT16: "<f2", _DOUBLE: "<f8"}
 
 
-def check_tensors(graph: bytes, source: str) -> None:
+def check_tensors(graph: Content, source: str) -> None:
     """Raise WeightsError for a tensor that is not in the file, or has values that are not finite.
 
     ONNX Runtime reads tensors outside of the file from the directory that the program runs in.
@@ -57,7 +58,7 @@ def check_tensors(graph: bytes, source: str) -> None:
             )
 
 
-def read_metadata(graph: bytes, key: str) -> str | None:
+def read_metadata(graph: Content, key: str) -> str | None:
     """Read an entry of the metadata of an ONNX file; `None` if it has none of this key."""
     for number, entry in _fields(memoryview(graph)):
         if number == _METADATA and isinstance(entry, memoryview):
@@ -68,7 +69,7 @@ def read_metadata(graph: bytes, key: str) -> str | None:
     return None
 
 
-def read_tensors(graph: bytes) -> dict[str, np.ndarray]:
+def read_tensors(graph: Content) -> dict[str, np.ndarray]:
     """Read the weights of an ONNX file, by name: float32, int8 and uint8, which share its memory.
 
     Raises ValueError if the shape of one does not fit.

@@ -13,8 +13,6 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from huggingface_hub.utils import logging as hub_logging
-from safetensors import SafetensorError
-from safetensors import torch as safetensors
 from transformers.activations import ACT2FN
 from transformers.utils import cached_file, logging
 
@@ -22,10 +20,18 @@ from spacy_distil.encoding import PieceTokenizer
 from spacy_distil.encoding.pieces import probe_patterns
 from spacy_distil.engines.changes import UNCHANGED, EncoderChanges, fix_runtime_choices
 from spacy_distil.engines.config_check import ACTIVATIONS, check_settings, require_settings
-from spacy_distil.engines.files import CONFIG, LAYER_NUMBER, WEIGHTS, check_folder, parse_config
+from spacy_distil.engines.files import (
+    CONFIG,
+    LAYER_NUMBER,
+    WEIGHTS,
+    check_folder,
+    forget_pages,
+    parse_config,
+)
 from spacy_distil.engines.probe import check_kind, check_outputs, find_class
+from spacy_distil.engines.weights_file import StoredWeight, read_weights_file
 from spacy_distil.errors import ConfigError, WeightsError
-from spacy_distil.runs.digests import write_sums
+from spacy_distil.runs.digests import Content, write_sums
 
 PICKLES = (
     "Pickled weights (pytorch_model.bin) are never read, because they can run code. If you trust "
@@ -33,6 +39,29 @@ PICKLES = (
     "v.clone() for k, v in torch.load('pytorch_model.bin', 'cpu', weights_only=True).items()}, "
     "'model.safetensors', {'format': 'pt'})\""
 )
+
+# The types that a file of weights names.
+_TYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "C64": torch.complex64,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+}
+_KINDS = {dtype: kind for kind, dtype in _TYPES.items()}
+# Numbers that are checked at once, so that the check takes no memory to speak of.
+_CHECKED = 1 << 20
 
 
 def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers.PreTrainedModel:
@@ -49,7 +78,8 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
         check_config(name, config)
         changes.apply(config)
         with quiet_transformers():
-            model, info = transformers.AutoModel.from_pretrained(
+            # AutoModel would import the configs of all families, which takes a second.
+            model, info = find_class(config).from_pretrained(
                 name,
                 config=config,
                 # The other format is a pickle, which can run code.
@@ -87,19 +117,20 @@ def load_encoder(name: str, changes: EncoderChanges = UNCHANGED) -> transformers
 
 
 def load_saved_encoder(
-    files: Mapping[str, bytes], changes: EncoderChanges
+    files: Mapping[str, Content], changes: EncoderChanges
 ) -> transformers.PreTrainedModel:
     """Load an encoder, in float32, from the files that `TorchEngine.to_files` returned.
 
+    Embeddings, which are by far the largest weights, are the memory of `model.safetensors` itself
+    if that can be written to. Each text reads a few rows of them. The others are copied, because
+    products read all of them, and aligned memory is a little faster.
+
     Raises WeightsError if config and weights are damaged or do not belong together.
     """
-    try:
-        weights = safetensors.load(files[WEIGHTS])
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{WEIGHTS} ({len(files[WEIGHTS]):,} bytes) cannot be read: {error}. "
-            "It is truncated or not a safetensors file; save or copy the pipeline again."
-        ) from error
+    content = files[WEIGHTS]
+    if isinstance(content, bytes) or content.readonly:
+        content = memoryview(bytearray(content))  # the weights of the model may learn
+    weights = {name: load_weight(weight) for name, weight in read_weights_file(content).items()}
     settings = parse_config(files)
     try:
         config_class = transformers.CONFIG_MAPPING[settings["model_type"]]
@@ -115,10 +146,17 @@ def load_saved_encoder(
     _check_family(config, settings)
     fix_runtime_choices(config)
     changes.apply(config)
+    model_class = find_class(config)
+    if model_class is None:
+        raise WeightsError(
+            f"{CONFIG} has model_type {settings['model_type']!r}, of which transformers "
+            f"{transformers.__version__} has no encoder. Save or copy the pipeline again."
+        )
     try:
         # Random weights would cost memory and time, and the saved ones replace them.
         with init_empty_weights(include_buffers=False):
-            model = transformers.AutoModel.from_config(config, **_build_arguments(config))
+            # Not by AutoModel: see above.
+            model = model_class._from_config(config, **_build_arguments(config))
     except Exception as error:  # each version and family of transformers raises its own
         raise WeightsError(
             f"{CONFIG} describes no encoder that transformers {transformers.__version__} can "
@@ -150,6 +188,13 @@ def load_saved_encoder(
             "floating-point numbers. Take the model before it was quantized."
         )
     check_values(WEIGHTS, weights)
+    embeddings = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding)
+    }
+    weights = {k: weight if k in embeddings else weight.clone() for k, weight in weights.items()}
+    forget_pages(content)
     model.load_state_dict(weights, assign=True)
     return model.float()
 
@@ -224,8 +269,9 @@ def save_encoder(
 
 def load_tokenizer(name: str) -> PieceTokenizer:
     """Load the tokenizer of a Hugging Face model, by directory or hub name, for encoding."""
-    tokenizer = load_fast_tokenizer(name, setting="name")
-    return PieceTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    # As it will be saved. The tokenizer of transformers is gone before another one is made.
+    content = load_fast_tokenizer(name, setting="name").backend_tokenizer.to_str()
+    return PieceTokenizer.from_str(content)
 
 
 def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
@@ -248,9 +294,9 @@ def load_fast_tokenizer(name: str, *, setting: str, **version: Any) -> Any:
                 # Its class needs a newer transformers, but tokenizer.json is enough.
                 tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name, **version)
             if file is not None and tokenizer.is_fast and _may_differ_from_file(name, tokenizer):
-                tokenizer = transformers.PreTrainedTokenizerFast(
-                    tokenizer_file=file, **tokenizer.special_tokens_map
-                )
+                special = tokenizer.special_tokens_map
+                del tokenizer  # a large one takes hundreds of megabytes
+                tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=file, **special)
     except Exception as error:  # it tries several formats, and each fails in its own way
         raise loading_error(
             f"No tokenizer could be loaded from {setting} = {name!r}",
@@ -371,13 +417,29 @@ def _check_family(config: transformers.PretrainedConfig, settings: Mapping[str, 
             )
 
 
+def store_weight(weight: torch.Tensor) -> StoredWeight:
+    """Describe a weight for a file. The data share its memory, if it is contiguous on the CPU."""
+    flat = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return StoredWeight(_KINDS[weight.dtype], tuple(weight.shape), flat.numpy().data)
+
+
+def load_weight(weight: StoredWeight) -> torch.Tensor:
+    """Return a weight that shares the memory of its file."""
+    dtype = _TYPES[weight.kind]
+    if not weight.data:  # torch takes no empty memory
+        return torch.empty(weight.shape, dtype=dtype)
+    return torch.frombuffer(weight.data, dtype=dtype).reshape(weight.shape)
+
+
 def _is_finite(weight: torch.Tensor) -> bool:
     if not weight.is_floating_point() or not weight.numel():
         return True
-    if weight.element_size() == 1:  # torch does not compare the formats of 8 bits
-        weight = weight.float()
-    # Both are NaN if any value is.
-    return all(map(math.isfinite, weight.aminmax()))
+    # torch does not compare the formats of 8 bits. Both ends are NaN if any value is.
+    return all(
+        math.isfinite(end)
+        for part in weight.flatten().split(_CHECKED)
+        for end in (part.float() if part.element_size() == 1 else part).aminmax()
+    )
 
 
 def _first(names: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import transformers
-from safetensors import torch as safetensors
 from thinc.api import Ops
 from thinc.types import Floats2d
 from thinc.util import torch2xp, xp2torch
@@ -21,12 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from spacy_distil.encoding import Batch, to_ops
 from spacy_distil.engines.base import Backprop, StepSettings
 from spacy_distil.engines.changes import EncoderChanges
-from spacy_distil.engines.files import CONFIG, WEIGHTS, dump_config
+from spacy_distil.engines.files import CONFIG, WEIGHTS, dump_config, join_parts
 from spacy_distil.engines.onednn import is_faster, use_onednn
 from spacy_distil.engines.optimizer import EncoderOptimizer
 from spacy_distil.engines.precision import has_native_bf16
-from spacy_distil.engines.pretrained import load_encoder, load_saved_encoder
+from spacy_distil.engines.pretrained import load_encoder, load_saved_encoder, store_weight
+from spacy_distil.engines.weights_file import dump_weights_file
 from spacy_distil.errors import ConfigError, OutOfMemoryError
+from spacy_distil.runs.digests import Content, Parts
 
 # Larger batches only cost memory on a CPU. A GPU needs them to be busy.
 CPU_BATCH_PIECES = 1536
@@ -90,14 +91,14 @@ class TorchEngine:
     @classmethod
     def from_files(
         cls,
-        files: Mapping[str, bytes],
+        files: Mapping[str, Content],
         *,
         layer: int | None = None,
         dropout: float | None = None,
         attention_dropout: float | None = None,
         **settings: Any,
     ) -> TorchEngine:
-        """Load what `to_files` returned."""
+        """Load what `to_files` returned. A mapped file becomes its memory: map it anew for each."""
         changes = EncoderChanges(layer, dropout, attention_dropout)
         return cls(load_saved_encoder(files, changes), **settings)
 
@@ -170,15 +171,17 @@ class TorchEngine:
     def optimizer_from_bytes(self, data: bytes) -> None:
         self._optimizer.from_bytes(data)
 
-    def to_files(self) -> dict[str, bytes]:
-        weights = {k: v.detach().cpu().contiguous() for k, v in self._model.state_dict().items()}
+    def to_parts(self) -> dict[str, Parts]:
         config = json.loads(self._model.config.to_json_string())
         config["architectures"] = [type(self._model).__name__]
+        weights = {k: store_weight(weight) for k, weight in self._model.state_dict().items()}
         return {
-            CONFIG: dump_config(config),
-            # transformers reads only files that name the framework that wrote them.
-            WEIGHTS: safetensors.save(weights, metadata={"format": "pt"}),
+            CONFIG: [dump_config(config)],
+            WEIGHTS: dump_weights_file(weights),
         }
+
+    def to_files(self) -> dict[str, bytes]:
+        return join_parts(self.to_parts())
 
     def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Move ids, mask and positions to the device."""

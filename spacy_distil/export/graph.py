@@ -39,6 +39,9 @@ GELU_MINIMUM = -0.17005
 SYMMETRIC_STEPS, SHIFTED_STEPS = 127.0, 255.0
 # Smallest scale of a column, so that a column of zeros stays zero.
 _TINY = np.float32(1e-12)
+# Pieces or columns that are rounded at once: all those of a large vocabulary would take several
+# times its memory.
+_AT_ONCE = 8192
 # Shares of a row's largest number that the largest of 4 bits may stand for.
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)
 
@@ -77,8 +80,13 @@ def quantize_columns(weight: np.ndarray, *, reduced_range: bool) -> tuple[np.nda
         approximates `weight`.
     """
     limit = 63 if reduced_range else 127
-    scales = np.maximum(np.abs(weight).max(axis=0) / limit, _TINY).astype("f")
-    return np.round(weight / scales).astype(np.int8), scales
+    rounded, scales = np.empty_like(weight, np.int8), np.empty(weight.shape[1], "f")
+    for start in range(0, weight.shape[1], _AT_ONCE):
+        own = slice(start, start + _AT_ONCE)
+        part = weight[:, own]
+        scales[own] = np.maximum(np.abs(part).max(axis=0) / limit, _TINY)
+        rounded[:, own] = np.round(part / scales[own])
+    return rounded, scales
 
 
 def quantize_to_4_bits(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,6 +103,15 @@ def quantize_to_4_bits(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             f"Embeddings of width {pieces.shape[1]} cannot be kept in 4 bits: expected an even "
             "width. Keep them in 8."
         )
+    parts = [
+        _round_to_4_bits(pieces[start : start + _AT_ONCE])
+        for start in range(0, len(pieces), _AT_ONCE)
+    ]
+    numbers, scales = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return numbers, scales
+
+
+def _round_to_4_bits(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     largest = np.maximum(np.abs(pieces).max(axis=1, keepdims=True), _TINY)
     scales, errors = largest / 7, np.full((len(pieces), 1), np.inf, "f")
     for share in _SHARES:
@@ -144,6 +161,7 @@ class GraphBuilder(ABC):
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.constant_names: dict[tuple[Any, ...], str] = {}  # by dtype, shape and digest
+        self._pieces: list[str] | None = None
 
     @abstractmethod
     def encode(self) -> str:
@@ -218,10 +236,14 @@ class GraphBuilder(ABC):
         RETURNS: names of (n_vocab, n_embedding) int8, or of the bytes that `quantize_to_4_bits`
             makes, and of their scales, (n_vocab, 1).
         """
-        if self.precision.embedding_bits == 4:
-            return [self.constant(array) for array in quantize_to_4_bits(pieces)]
-        rounded, scales = quantize_columns(pieces.T, reduced_range=False)
-        return [self.constant(rounded.T), self.constant(scales[:, None])]
+        if self._pieces is None:  # the nodes and the recipe name the same
+            if self.precision.embedding_bits == 4:
+                rounded, scales = quantize_to_4_bits(pieces)
+            else:
+                columns, by_column = quantize_columns(pieces.T, reduced_range=False)
+                rounded, scales = columns.T, by_column[:, None]
+            self._pieces = [self.constant(rounded), self.constant(scales)]
+        return self._pieces
 
     def activate(self, inner: str, bias: np.ndarray, activation: str) -> str:
         """Add activation(inner + bias). activation: one of ACTIVATIONS."""
@@ -313,7 +335,7 @@ class GraphBuilder(ABC):
     def constant(self, value: np.ndarray) -> str:
         """Add a constant, once even if shared layers repeat it. RETURNS: its name."""
         value = np.asarray(value, "f" if value.dtype == np.float64 else None, order="C")
-        key = (value.dtype.str, value.shape, hashlib.sha1(value.tobytes()).digest())
+        key = (value.dtype.str, value.shape, hashlib.sha1(value.reshape(-1).data).digest())
         if key not in self.constant_names:
             self.constant_names[key] = f"constant_{len(self.constants)}"
             self.constants.append(numpy_helper.from_array(value, self.constant_names[key]))

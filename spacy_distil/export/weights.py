@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from spacy_distil.engines.files import WEIGHTS
+from spacy_distil.engines.weights_file import read_weights_file
 from spacy_distil.errors import WeightsError
+from spacy_distil.runs.digests import Content
 
+# The types of numbers in a file that numpy has.
+_TYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2"},
+    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"},
+}
 # By transformers' names.
 Weights = Mapping[str, np.ndarray]
 
@@ -36,21 +42,27 @@ class Norm:
     bias: np.ndarray
 
 
-def load_weights(files: Mapping[str, bytes]) -> Weights:
-    """Read all weights of a saved encoder, in float32.
+def load_weights(files: Mapping[str, Content]) -> Weights:
+    """Read all weights of a saved encoder, in float32. They share the memory of the file.
 
     files: `model.safetensors`, by its name.
     Raises WeightsError if it is damaged.
     """
-    try:
-        return {name: np.asarray(array, "f") for name, array in load(files[WEIGHTS]).items()}
-    except SafetensorError as error:
-        raise WeightsError(f"{WEIGHTS} cannot be read: {error}") from error
+    weights = {}
+    for name, weight in read_weights_file(files[WEIGHTS]).items():
+        if weight.kind not in _TYPES:
+            raise WeightsError(
+                f"{WEIGHTS} has {name} of type {weight.kind}, expected one of {', '.join(_TYPES)}. "
+                "Load and save the pipeline once: that writes F32."
+            )
+        numbers = np.frombuffer(weight.data, _TYPES[weight.kind])
+        weights[name] = np.asarray(numbers.reshape(weight.shape), "f")
+    return weights
 
 
-def count_parameters(files: Mapping[str, bytes]) -> int:
+def count_parameters(files: Mapping[str, Content]) -> int:
     """Count the parameters of a saved encoder. files: see `load_weights`."""
-    return sum(array.size for array in load(files[WEIGHTS]).values())
+    return sum(prod(weight.shape) for weight in read_weights_file(files[WEIGHTS]).values())
 
 
 def linear(weights: Weights, name: str) -> Linear:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 from spacy_distil.errors import DamagedError
 from spacy_distil.runs.files import flush
@@ -20,20 +20,28 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 # How the names of text files end. spaCy's pipes save settings as `cfg`.
 _TEXT = (".json", ".txt", "/cfg")
 _CHUNK = 1 << 20
+# What a file holds, in one piece and in several.
+Content: TypeAlias = bytes | memoryview
+Parts: TypeAlias = Sequence[Content]
 
 
-def add_sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def add_sums(files: Mapping[str, bytes | Parts]) -> dict[str, bytes | Parts]:
     """Return files, by name, with their `SHA256SUMS`."""
-    digests = {name: digest(name, content) for name, content in files.items()}
+    digests = {name: digest(name, *as_parts(content)) for name, content in files.items()}
     return {**files, SUMS: _dump(digests)}
 
 
-def check_sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def as_parts(content: bytes | Parts) -> Parts:
+    """Return the content of a file in parts."""
+    return [content] if isinstance(content, bytes) else content
+
+
+def check_sums(files: Mapping[str, Content]) -> dict[str, Content]:
     """Check files against the `SHA256SUMS` among them. RETURNS: the files without it.
 
     Raises DamagedError, which names the file, if one has changed or is not listed.
     """
-    digests = parse_sums(files[SUMS], SUMS)
+    digests = parse_sums(bytes(files[SUMS]), SUMS)
     contents = {name: content for name, content in files.items() if name != SUMS}
     for name, content in contents.items():
         if digests.get(name) != digest(name, content):
@@ -107,19 +115,22 @@ def check_seal(path: Path) -> None:
             raise DamagedError(_describe(str(path), True))
 
 
-def digest(name: str, content: bytes) -> str:
+def digest(name: str, *parts: Content) -> str:
     """Return the digest of a file's content.
 
-    git may write text with the line ends of Windows, which mean the same: they count as "\\n".
+    git may write text with the line ends of Windows, which mean the same: they count as "\n".
     """
-    if f"/{name}".endswith(_TEXT) and b"\r\n" in content:
-        content = content.replace(b"\r\n", b"\n")
-    return hashlib.sha256(content).hexdigest()
+    if _is_text(name):
+        parts = (b"".join(parts).replace(b"\r\n", b"\n"),)
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
 
 
 def digest_file(path: Path) -> str:
     """Return the digest of a file, without keeping its content in memory."""
-    if f"/{path.name}".endswith(_TEXT):
+    if _is_text(path.name):
         return digest(path.name, path.read_bytes())
     with path.open("rb") as file:
         return _hash_stream(file).hexdigest()
@@ -136,6 +147,10 @@ def parse_sums(content: bytes, source: str) -> dict[str, str]:
     if not digests or len(digests) != len(lines) or end:
         raise DamagedError(f"{source} is damaged: expected a line '<SHA-256>  <name>' per file")
     return digests
+
+
+def _is_text(name: str) -> bool:
+    return f"/{name}".endswith(_TEXT)
 
 
 def _dump(digests: Mapping[str, str]) -> bytes:

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from scipy.special import erf  # type: ignore[import-untyped]
 
 from spacy_distil.encoding import make_batches
-from spacy_distil.engines.files import CONFIG, WEIGHTS
+from spacy_distil.engines.files import CONFIG, WEIGHTS, map_file
 from spacy_distil.export.families import read_weights
 from spacy_distil.export.families.post_norm import PostNormLayer
 from spacy_distil.export.graph import Precision
@@ -28,8 +28,8 @@ SHORT = [3, 9, 1, 8, 5, 9, 6, 2, 7, 9, 4, 8, 5, 1, 6, 7, 10, 3]
 
 
 def weights_in(directory: Path) -> Any:
-    """Read the weights of an encoder in a directory."""
-    return read_weights({name: (directory / name).read_bytes() for name in (CONFIG, WEIGHTS)})
+    """Read the weights of an encoder in a directory. They may be changed."""
+    return read_weights({name: map_file(directory / name) for name in (CONFIG, WEIGHTS)})
 
 
 def random_windows(n_vocab: int, lengths: Sequence[int], seed: int = 0) -> list[np.ndarray]:

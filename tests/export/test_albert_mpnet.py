@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
-from spacy_distil.engines.files import CONFIG, WEIGHTS
+from spacy_distil.engines.files import CONFIG, WEIGHTS, map_file
 from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.export.families import build_graph, read_weights
 from spacy_distil.export.families.bert import BertWeights
@@ -101,7 +101,7 @@ def files_in(directory: Path) -> dict[str, bytes]:
 
 
 def weights_in(directory: Path) -> BertWeights:
-    weights = read_weights(files_in(directory))
+    weights = read_weights({name: map_file(directory / name) for name in (CONFIG, WEIGHTS)})
     assert isinstance(weights, BertWeights)
     return weights
 

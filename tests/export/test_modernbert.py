@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf  # type: ignore[import-untyped]
 
-from spacy_distil.engines.files import parse_config
+from spacy_distil.engines.files import map_file, parse_config
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.families.modernbert import (
     ModernBertGraph,
@@ -82,7 +82,7 @@ def write(directory: Path, **changes: Any) -> Path:
 
 def files_in(directory: Path) -> tuple[dict[str, Any], Weights]:
     """Read config and weights."""
-    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    files = {path.name: map_file(path) for path in directory.iterdir()}
     return parse_config(files), load_weights(files)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from safetensors.numpy import load, save
 
 from spacy_distil.engines.files import CONFIG, WEIGHTS
@@ -123,6 +125,16 @@ def test_weights_of_half_precision_are_read_as_float32(files: Files) -> None:
     np.testing.assert_allclose(weights.pieces, read_weights(files).pieces, rtol=1e-3, atol=1e-3)
 
 
+def test_a_type_that_numpy_lacks_is_named(files: Files) -> None:
+    halves = {
+        name: torch.from_numpy(value.copy()).bfloat16()
+        for name, value in load(files[WEIGHTS]).items()
+    }
+    content = safetensors.torch.save(halves)
+    with pytest.raises(WeightsError, match=r"of type BF16, expected one of F64, F32, .* once"):
+        read_weights({**files, WEIGHTS: content})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -170,7 +182,7 @@ def _drop(files: Files) -> Files:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_truncate, r"model\.safetensors cannot be read"),
+        (_truncate, r"model\.safetensors \([\d,]+ bytes\) cannot be read"),
         (_drop, r"'encoder\.layer\.1\.output\.dense\.bias' is missing"),
         (
             lambda files: with_config(files, num_hidden_layers=3),

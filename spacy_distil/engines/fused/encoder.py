@@ -16,6 +16,7 @@ from spacy_distil.encoding import RaggedBatch
 from spacy_distil.engines.fused import library
 from spacy_distil.engines.onnx_file import read_metadata, read_tensors
 from spacy_distil.errors import WeightsError
+from spacy_distil.runs.digests import Content
 
 # The key under which a graph names its weights: see `Recipe` of `spacy_distil.export`.
 RECIPE = "spacy_distil.fused"
@@ -62,7 +63,7 @@ class FusedEncoder:
             bfloat16=bfloat16,
             embedding_bits=recipe["embedding_bits"],
             epsilon=recipe["epsilon"],
-            pieces=self._keep(pieces, pieces.dtype.type),
+            pieces=pieces.ctypes.data,  # not copied: by far the largest, and read by rows
             piece_scales=self._keep(scales, np.float32),
             positions=self._keep(positions, np.float32),
             embedding_norm=self._norm(recipe["embedding_norm"]),
@@ -70,7 +71,7 @@ class FusedEncoder:
         )
 
     @classmethod
-    def from_graph(cls, graph: bytes, source: str) -> FusedEncoder | None:
+    def from_graph(cls, graph: Content, source: str) -> FusedEncoder | None:
         """Read an encoder from a graph.
 
         source: name of the graph's file, for errors.
@@ -199,7 +200,7 @@ class FusedEncoder:
 
     def _keep(self, array: np.ndarray, dtype: type) -> int:
         """Copy an array to where the compiled part reads it. RETURNS: its address."""
-        copy = library.aligned(array.astype(dtype))
+        copy = library.aligned(array.astype(dtype, copy=False))
         self._kept.append(copy)
         return int(copy.ctypes.data)
 

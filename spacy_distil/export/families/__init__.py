@@ -12,6 +12,7 @@ from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.export.families import bert, deberta, modernbert
 from spacy_distil.export.graph import GraphBuilder, Precision
 from spacy_distil.export.weights import Weights, load_weights
+from spacy_distil.runs.digests import Content
 
 
 class EncoderWeights(Protocol):
@@ -44,8 +45,8 @@ BUILDERS: dict[type, Callable[[Any, Precision], GraphBuilder]] = {
 }
 
 
-def read_weights(files: Mapping[str, bytes]) -> EncoderWeights:
-    """Read the weights of a saved encoder.
+def read_weights(files: Mapping[str, Content]) -> EncoderWeights:
+    """Read the weights of a saved encoder. They share the memory of its file.
 
     files: `config.json` and `model.safetensors`, by name.
     Raises ConfigError for an encoder that no graph can be built for, WeightsError for damaged

@@ -18,7 +18,7 @@ from onnx import helper
 from thinc.api import NumpyOps
 
 from spacy_distil.encoding import RaggedBatch, make_batches, make_ragged_batches
-from spacy_distil.engines.files import GRAPH
+from spacy_distil.engines.files import GRAPH, forget_pages, map_file
 from spacy_distil.engines.frozen import FUSED_SETTING, load_frozen
 from spacy_distil.engines.fused import RECIPE, FusedEncoder, library
 from spacy_distil.errors import WeightsError
@@ -218,6 +218,21 @@ def test_a_forked_child(weights: BertWeights, graph: bytes) -> None:
     if not child:
         os._exit(0 if np.array_equal(run(encoder, windows, threads=3), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@needs_compiled
+def test_embeddings_of_pieces_are_the_mapped_file(graph: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(graph)
+    content = map_file(tmp_path / "model.onnx")
+    encoder = FusedEncoder.from_graph(content, "model.onnx")
+    assert encoder is not None
+    encoder._encoder.bfloat16 = False
+    start = np.frombuffer(content, np.uint8).ctypes.data
+    assert start < encoder._encoder.pieces < start + len(graph)
+    forget_pages(content)
+    (tmp_path / "model.onnx").unlink()
+    windows = [np.arange(2, 20) % encoder.n_pieces, np.arange(5)]
+    np.testing.assert_array_equal(run(encoder, windows), run(fuse(graph), windows))
 
 
 @needs_compiled

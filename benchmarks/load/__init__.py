@@ -1,0 +1,1 @@
+"""Benchmark of loading and saving an encoder."""
