@@ -34,6 +34,7 @@ class LanguageRow:
     layers: of a student; it takes the teacher's lowest.
     n_pieces: of a student's vocabulary; 0 for all.
     texts: languages of the unlabelled text of a student.
+    n_texts: documents of it, as many of each language, if there are several languages.
     steps: of 1,000 words for teachers, of 500 for students.
     """
 
@@ -43,6 +44,7 @@ class LanguageRow:
     layers: int = 4
     n_pieces: int = 0
     texts: tuple[str, ...] = ()
+    n_texts: int = 10_000
     steps: int = 1200
 
     def commands(self, output: Path, data: Path, encoder: Path, ewt: Path) -> list[Command]:
@@ -56,40 +58,31 @@ class LanguageRow:
         steps = ["--training.max_steps", str(self.steps)]
         steps += ["--training.eval_frequency", str(self.steps // 4)]
         init = ["spacy", "distil", "init-config"]
-        options = ["--cpu", "--force"]
         if self.pipes:
-            options += ["--lang", self.lang, "--pipeline", self.pipes, "--encoder", str(encoder)]
+            options = ["--lang", self.lang, "--pipeline", self.pipes, "--encoder", str(encoder)]
             return [
-                Command((*init, "train", str(config), *options)),
+                Command((*init, "train", str(config), *options, "--cpu", "--force")),
                 Command(
                     ("spacy", "train", str(config), "--output", str(path), *paths, *steps), path
                 ),
             ]
         teacher = output / f"{self.lang}-teacher" / "model-best"
-        texts = json.dumps([str(data / f"text_{lang}.jsonl") for lang in self.texts])
+        files = {lang: str(data / f"text_{lang}.jsonl") for lang in self.texts}
+        options = ["--paths.text", next(iter(files.values()))]
+        if len(files) > 1:
+            options = ["--paths.text", json.dumps(files), "--corpora.text.alpha", "0"]
+            options += ["--corpora.text.limit", str(self.n_texts)]
+        options += ["--distillation.student.n_layers", str(self.layers)]
+        if self.n_pieces:
+            options += ["--distillation.student.vocabulary.size", str(self.n_pieces)]
         cache = output / "cache" / "-".join((self.lang, *self.texts))
-        size = ["--distillation.student.vocabulary.size", str(self.n_pieces)]
+        options += ["--distillation.cache", str(cache)]
+        distil = ["spacy", "distil", "pipeline", str(teacher), str(config), "--output", str(path)]
         return [
             Command(
                 (*init, "pipeline", str(config), "--teacher", str(teacher), "--cpu", "--force")
             ),
-            Command(
-                (
-                    *(
-                        "spacy",
-                        "distil",
-                        "pipeline",
-                        str(teacher),
-                        str(config),
-                        "--resume",
-                        "--force",
-                    ),
-                    *("--output", str(path), *paths, "--paths.text", texts, *steps),
-                    *("--distillation.cache", str(cache)),
-                    *("--distillation.student.n_layers", str(self.layers)),
-                    *(size if self.n_pieces else ()),
-                )
-            ),
+            Command((*distil, "--resume", "--force", *paths, *steps, *options)),
             Command(
                 (
                     *("spacy", "distil", "quantize", str(path / "model-best")),
