@@ -57,11 +57,11 @@ class LanguageRow:
         paths = ["--paths.train", str(train), "--paths.dev", str(dev)]
         steps = ["--training.max_steps", str(self.steps)]
         steps += ["--training.eval_frequency", str(self.steps // 4)]
-        init = ["spacy", "distil", "init-config"]
+        init, cpu = ["spacy", "distil", "init-config"], ["--cpu", "--force"]
         if self.pipes:
             options = ["--lang", self.lang, "--pipeline", self.pipes, "--encoder", str(encoder)]
             return [
-                Command((*init, "train", str(config), *options, "--cpu", "--force")),
+                Command((*init, "train", str(config), *options, *cpu)),
                 Command(
                     ("spacy", "train", str(config), "--output", str(path), *paths, *steps), path
                 ),
