@@ -251,9 +251,8 @@ def test_the_default_is_distilberts_sum() -> None:
 def test_stages_are_those_of_the_code() -> None:
     documented = {}
     for name, *numbers, explanation in table_after("\n`[distillation.stages.NAME]`:", PIPELINE):
-        share, hidden, soft, gold = map(float, numbers)
-        settings = {"share": share, "hidden": hidden, "soft": soft, "gold": gold}
-        documented[name.strip("`")] = settings
+        names = ("share", "hidden", "vectors", "soft", "gold")
+        documented[name.strip("`")] = dict(zip(names, map(float, numbers), strict=True))
         assert explanation
     assert documented == {name: each.model_dump() for name, each in STAGES.items()}
     assert [*documented] == [*STAGES]

@@ -95,7 +95,7 @@ def test_a_single_path_stands_for_a_list(path: Path) -> None:
         ({"corpus.dev_fraction": 1}, r"corpus\.dev_fraction = 1: .*less than 1"),
         ({"corpus.alpha": -0.5}, r"corpus\.alpha = -0\.5: .*greater than or equal to 0"),
         ({"corpus.alpha": 1.5}, r"corpus\.alpha = 1\.5: .*less than or equal to 1"),
-        ({"corpus.languages.de": 3}, r"corpus\.languages = \{'de': 3\}: .*valid list"),
+        ({"corpus.languages.de": 3}, r"corpus\.languages\.de = 3: .*valid list"),
         ({"corpus.languages.de/at": "a"}, r"corpus\.languages\.de/at: expected letters, digits"),
         (
             {"corpus.languages.de": "a", "corpus.train": "b"},
