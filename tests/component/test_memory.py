@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
+import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,20 @@ def test_bytes_of_others_are_not_the_weights(torch_pipeline: Path) -> None:
         for parameter in model.parameters():
             parameter.add_(1.0)
     assert files[WEIGHTS] == before == (path / WEIGHTS).read_bytes()
+
+
+def test_bytes_are_not_kept_as_a_whole(torch_pipeline: Path) -> None:
+    """All weights but the embeddings would be in memory twice."""
+    path = torch_pipeline / "transformer"
+    files = {name: bytes(content) for name, content in read_files(path, "torch").items()}
+    tracemalloc.start()
+    try:
+        model = TorchEngine.from_files(files, device="cpu").model
+        traces = tracemalloc.take_snapshot().traces
+    finally:
+        tracemalloc.stop()
+    assert max(trace.size for trace in traces) < len(files[WEIGHTS])
+    assert not any(p.data_ptr() % 64 for p in model.parameters())
 
 
 def test_saved_parts_are_the_weights(torch_pipeline: Path) -> None:
@@ -136,6 +153,17 @@ def test_a_mapping_is_private(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     assert map_file(tmp_path / "empty") == b""
     forget_pages(b"no mapping")
+
+
+def test_a_file_that_cannot_be_mapped_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    (tmp_path / "file").write_bytes(b"content")
+    assert map_file(tmp_path / "file") == b"content"
 
 
 # Memory
