@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -420,7 +421,8 @@ def _check_family(config: transformers.PretrainedConfig, settings: Mapping[str, 
 def store_weight(weight: torch.Tensor) -> StoredWeight:
     """Describe a weight for a file. The data share its memory, if it is contiguous on the CPU."""
     flat = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return StoredWeight(_KINDS[weight.dtype], tuple(weight.shape), flat.numpy().data)
+    data = _little_endian(flat.numpy(), weight.dtype)
+    return StoredWeight(_KINDS[weight.dtype], tuple(weight.shape), data.data)
 
 
 def load_weight(weight: StoredWeight) -> torch.Tensor:
@@ -430,11 +432,23 @@ def load_weight(weight: StoredWeight) -> torch.Tensor:
     dtype = _TYPES[weight.kind]
     if not weight.data:  # torch takes no empty memory
         return torch.empty(weight.shape, dtype=dtype)
-    if weight.data.readonly:
-        copy = torch.empty(weight.shape, dtype=dtype)
-        copy.flatten().view(torch.uint8).numpy()[:] = np.frombuffer(weight.data, np.uint8)
-        return copy
-    return torch.frombuffer(weight.data, dtype=dtype).reshape(weight.shape)
+    data = _little_endian(np.frombuffer(weight.data, np.uint8), dtype)
+    if data.flags.writeable:
+        return torch.frombuffer(data, dtype=dtype).reshape(weight.shape)
+    copy = torch.empty(weight.shape, dtype=dtype)
+    copy.flatten().view(torch.uint8).numpy()[:] = data
+    return copy
+
+
+def _little_endian(data: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Turn numbers from the order of bytes of this machine to that of files, or back.
+
+    data: (n_bytes,) uint8.
+    """
+    if sys.byteorder == "little":
+        return data
+    size = dtype.itemsize // (1 + dtype.is_complex)
+    return np.ascontiguousarray(data.reshape(-1, size)[:, ::-1]).ravel()
 
 
 def _is_finite(weight: torch.Tensor) -> bool:

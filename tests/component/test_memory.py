@@ -19,9 +19,10 @@ import srsly
 import torch
 from safetensors.torch import load_file, save_file
 
-from spacy_distil.component.shim import EncoderShim
+from spacy_distil.component.shim import EncoderShim, _pack
 from spacy_distil.engines.files import CONFIG, WEIGHTS, forget_pages, map_file, read_files
 from spacy_distil.engines.torch import TorchEngine
+from spacy_distil.errors import WeightsError
 from spacy_distil.runs.digests import add_sums
 from tests.util import (
     SENTENCES,
@@ -97,6 +98,8 @@ def test_bytes_are_those_of_msgpack(torch_pipeline: Path, onnx_pipeline: Path) -
     for path in (torch_pipeline, onnx_pipeline):
         shim = encoder_of(spacy.load(path))
         assert srsly.msgpack_loads(shim.to_bytes()) == add_sums(shim.to_files())
+    with pytest.raises(WeightsError, match="has 4,294,967,296 bytes: .* Use to_disk"):
+        _pack({"model": [memoryview(mmap.mmap(-1, 1 << 32))]})  # takes no memory
     empty = EncoderShim(shim.settings)
     assert empty.to_bytes() == srsly.msgpack_dumps({})
     assert not empty.copy().is_loaded
