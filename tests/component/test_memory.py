@@ -98,7 +98,7 @@ def test_bytes_are_those_of_msgpack(torch_pipeline: Path, onnx_pipeline: Path) -
     for path in (torch_pipeline, onnx_pipeline):
         shim = encoder_of(spacy.load(path))
         assert srsly.msgpack_loads(shim.to_bytes()) == add_sums(shim.to_files())
-    with pytest.raises(WeightsError, match="has 4,294,967,296 bytes: .* Use to_disk"):
+    with pytest.raises(WeightsError, match=r"has 4,294,967,296 bytes: .* Use to_disk"):
         _pack({"model": [memoryview(mmap.mmap(-1, 1 << 32))]})  # takes no memory
     empty = EncoderShim(shim.settings)
     assert empty.to_bytes() == srsly.msgpack_dumps({})
