@@ -29,7 +29,7 @@ from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.export.graph import quantize_columns, quantize_to_4_bits
 from spacy_distil.students.albert import factorize, read_embeddings
 from spacy_distil.students.making import make_student
-from spacy_distil.students.sample_text import count_pieces, read_texts
+from spacy_distil.students.sample_text import count_pieces, read_corpus
 from spacy_distil.students.shapes import choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher
 from spacy_distil.tables import Table, megabytes
@@ -51,7 +51,7 @@ def main(
     length = min(LENGTH, loaded.longest_block)
     encoded = [
         np.array(loaded.tokenizer(text, truncation=True, max_length=length)["input_ids"])
-        for text in islice(read_texts(texts, setting="TEXTS"), compared + counted)
+        for text in islice(read_corpus(texts, setting="TEXTS"), compared + counted)
     ]
     held_out, train = encoded[-compared:], encoded[:-compared]
     if not train:

@@ -32,6 +32,9 @@ from spacy_distil.engines.files import join_parts, read_files, write_files
 from spacy_distil.errors import ConfigError, OutOfMemoryError, WeightsError
 from spacy_distil.runs.digests import Content, Parts, add_sums, as_parts, check_sums
 
+# The most bytes in a value of msgpack.
+_LONGEST = (1 << 32) - 1
+
 
 class EncoderShim(Shim):
     """Turns docs into token vectors with an engine.
@@ -399,11 +402,19 @@ class EncoderShim(Shim):
 
 
 def _pack(files: Mapping[str, bytes | Parts]) -> bytes:
-    """Serialize files as msgpack does, which would copy them several times."""
+    """Serialize files as msgpack does, which would copy them several times.
+
+    Raises WeightsError for a file that is longer than msgpack can say.
+    """
     packed: list[Content] = [bytes([0x80 | len(files)])]  # a map
     for name, content in files.items():
         parts = as_parts(content)
         n_bytes = sum(map(len, parts))
+        if n_bytes > _LONGEST:
+            raise WeightsError(
+                f"{name} of the encoder has {n_bytes:,} bytes: to_bytes, pickling and processes "
+                f"that are not forked take at most {_LONGEST:,}. Use to_disk and from_disk."
+            )
         packed += [srsly.msgpack_dumps(name), b"\xc6" + n_bytes.to_bytes(4, "big"), *parts]
     return b"".join(packed)
 

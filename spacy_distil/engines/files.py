@@ -7,7 +7,7 @@ import mmap
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,12 +88,15 @@ def map_file(path: Path) -> Content:
     Processes that map the same file share its memory. A page that is written to becomes private:
     neither the file nor another process changes. The file itself may be replaced or deleted, but
     must not be written to or cut short.
+
+    RETURNS: a memoryview of the mapping, or bytes where files are read.
     """
     # Windows refuses to replace a file that is mapped, and no system maps an empty one.
-    if os.name == "nt" or not path.stat().st_size:
-        return path.read_bytes()
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    if os.name != "nt" and path.stat().st_size:
+        # Some network and user-space file systems map no files.
+        with path.open("rb") as file, suppress(OSError):
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    return path.read_bytes()
 
 
 def forget_pages(content: Content) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 
@@ -18,6 +19,8 @@ HIGHEST_FIRST_RATE = 5e-4
 
 # Weights below all layers. DeBERTa's "rel_embeddings" of distances are not: each layer uses them.
 _EMBEDDING = re.compile(r"\bembedding")
+# The number of a group of layers that share their weights, in ALBERT.
+_GROUP = re.compile(r"\balbert_layer_groups\.(\d+)\.")
 
 
 class EncoderOptimizer:
@@ -83,7 +86,8 @@ class EncoderOptimizer:
 
     def _make_adamw(self) -> torch.optim.AdamW:
         """Group the weights by depth and weight decay."""
-        n_layers = int(self._model.config.num_hidden_layers)
+        config = self._model.config
+        n_layers = int(config.num_hidden_layers)
         groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
         for name, parameter in self._model.named_parameters():
             number = LAYER_NUMBER.search(name)
@@ -92,6 +96,10 @@ class EncoderOptimizer:
             depth = n_layers if _EMBEDDING.search(name) else 0
             if number:
                 depth = n_layers - 1 - int(number[1])
+            elif shared := _GROUP.search(name):
+                # That of the uppermost layer of the group.
+                first_above = (int(shared[1]) + 1) * n_layers / config.num_hidden_groups
+                depth = n_layers - math.ceil(first_above)
             groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)
         return torch.optim.AdamW(
             [

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import init_empty_weights
@@ -122,14 +124,12 @@ def load_saved_encoder(
     """Load an encoder, in float32, from the files that `TorchEngine.to_files` returned.
 
     Embeddings, which are by far the largest weights, are the memory of `model.safetensors` itself
-    if that can be written to. Each text reads a few rows of them. The others are copied, because
-    products read all of them, and aligned memory is a little faster.
+    if that can be written to, as a mapped file can. Each text reads a few rows of them. The others
+    are copied, because products read all of them, and aligned memory is a little faster.
 
     Raises WeightsError if config and weights are damaged or do not belong together.
     """
-    content = files[WEIGHTS]
-    if isinstance(content, bytes) or content.readonly:
-        content = memoryview(bytearray(content))  # the weights of the model may learn
+    content = memoryview(files[WEIGHTS])
     weights = {name: load_weight(weight) for name, weight in read_weights_file(content).items()}
     settings = parse_config(files)
     try:
@@ -188,13 +188,14 @@ def load_saved_encoder(
             "floating-point numbers. Take the model before it was quantized."
         )
     check_values(WEIGHTS, weights)
-    embeddings = {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Embedding)
-    }
-    weights = {k: weight if k in embeddings else weight.clone() for k, weight in weights.items()}
-    forget_pages(content)
+    if not content.readonly:
+        embeddings = {
+            f"{name}.weight"
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Embedding)
+        }
+        weights = {k: value if k in embeddings else value.clone() for k, value in weights.items()}
+        forget_pages(content)
     model.load_state_dict(weights, assign=True)
     return model.float()
 
@@ -420,15 +421,34 @@ def _check_family(config: transformers.PretrainedConfig, settings: Mapping[str, 
 def store_weight(weight: torch.Tensor) -> StoredWeight:
     """Describe a weight for a file. The data share its memory, if it is contiguous on the CPU."""
     flat = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return StoredWeight(_KINDS[weight.dtype], tuple(weight.shape), flat.numpy().data)
+    data = _little_endian(flat.numpy(), weight.dtype)
+    return StoredWeight(_KINDS[weight.dtype], tuple(weight.shape), data.data)
 
 
 def load_weight(weight: StoredWeight) -> torch.Tensor:
-    """Return a weight that shares the memory of its file."""
+    """Return a weight that shares the memory of its file, or is a copy if that is read-only: the
+    weights of a model may learn.
+    """
     dtype = _TYPES[weight.kind]
     if not weight.data:  # torch takes no empty memory
         return torch.empty(weight.shape, dtype=dtype)
-    return torch.frombuffer(weight.data, dtype=dtype).reshape(weight.shape)
+    data = _little_endian(np.frombuffer(weight.data, np.uint8), dtype)
+    if data.flags.writeable:
+        return torch.frombuffer(data, dtype=dtype).reshape(weight.shape)
+    copy = torch.empty(weight.shape, dtype=dtype)
+    copy.flatten().view(torch.uint8).numpy()[:] = data
+    return copy
+
+
+def _little_endian(data: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Turn numbers from the order of bytes of this machine to that of files, or back.
+
+    data: (n_bytes,) uint8.
+    """
+    if sys.byteorder == "little":
+        return data
+    size = dtype.itemsize // (1 + dtype.is_complex)
+    return np.ascontiguousarray(data.reshape(-1, size)[:, ::-1]).ravel()
 
 
 def _is_finite(weight: torch.Tensor) -> bool:

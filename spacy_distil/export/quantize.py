@@ -135,7 +135,7 @@ def quantize(
     require_all(NEEDS, purpose="Making an ONNX graph")
     from spacy_distil.export.fallback import Int8Plan
     from spacy_distil.export.graph import Precision
-    from spacy_distil.students.sample_text import read_texts
+    from spacy_distil.students.sample_text import read_corpus
 
     if precision not in PRECISIONS:
         raise ConfigError(f"precision = {precision!r}: expected one of {', '.join(PRECISIONS)}.")
@@ -168,7 +168,7 @@ def quantize(
     pruning = None
     if prune_vocab is not None:
         log(f"Pruning the vocabulary to {prune_vocab}")
-        counted = read_texts(
+        counted = read_corpus(
             Path(prune_vocab), setting="--prune-vocab", txt_documents=txt_documents, log=log
         )
         encoders, pruning = _prune(encoders, original, counted, documents, vocab_size=vocab_size)

@@ -27,7 +27,7 @@ from spacy_distil.students.sample_text import (
     count_pieces,
     pieces_per_word,
     read_blocks,
-    read_texts,
+    read_corpus,
 )
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import load_teacher
@@ -160,7 +160,7 @@ def build_student(
     tokenizer = loaded.tokenizer
     if prune_vocab is not None:
         log(f"Counting the pieces of {prune_vocab}")
-        texts = read_texts(prune_vocab, setting=PRUNE_VOCAB, txt_documents=txt_documents)
+        texts = read_corpus(prune_vocab, setting=PRUNE_VOCAB, txt_documents=txt_documents)
         smaller, pruned = prune_teacher(replace(loaded, model=student), texts, vocabulary)
         student, tokenizer = smaller.model, smaller.tokenizer
         log(f"Vocabulary: {pruned.describe()}")
@@ -171,6 +171,7 @@ def build_student(
             shape,
             licence=find_licence(teacher, revision=revision),
             n_parameters=student.num_parameters(),
+            n_pieces=int(student.config.vocab_size),
         )
         n_bytes = sum(p.numel() * p.element_size() for p in student.parameters())
         with atomic_directory(output, needed=n_bytes) as directory:

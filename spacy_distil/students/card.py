@@ -16,12 +16,12 @@ Cells = tuple[str, ...]  # of one row of a table
 
 
 def cut_student_card(
-    teacher: Teacher, shape: StudentShape, *, licence: Licence, n_parameters: int
+    teacher: Teacher, shape: StudentShape, *, licence: Licence, n_parameters: int, n_pieces: int
 ) -> str:
     """Write the README.md of a student that was cut out of a teacher and not distilled.
 
     licence: the teacher's.
-    n_parameters: the student's.
+    n_parameters, n_pieces: the student's.
     """
     card = MarkdownRenderer()
     card.add(metadata_block(teacher.name, licence, tags=["spacy-distil"]))
@@ -35,7 +35,7 @@ def cut_student_card(
         f"been trained since, and knows less than it can learn: distil it with `spacy distil "
         f"encoder`."
     )
-    card.add(shapes_table(teacher, shape, n_parameters))
+    card.add(shapes_table(teacher, shape, n_parameters, n_pieces))
     card.add(card.title(2, "Licence"))
     card.add(licence.describe())
     return f"{card.text}\n"
@@ -76,8 +76,8 @@ def metadata_block(teacher: str, licence: Licence, *, tags: list[str]) -> str:
     return f"---\n{data.to_yaml().strip()}\n---"
 
 
-def shapes_table(teacher: Teacher, shape: StudentShape, n_parameters: int) -> str:
-    """Compare the sizes of both models. n_parameters: the student's."""
+def shapes_table(teacher: Teacher, shape: StudentShape, n_parameters: int, n_pieces: int) -> str:
+    """Compare the sizes of both models. n_parameters, n_pieces: the student's."""
     config = teacher.model.config
     embeddings = int(getattr(config, "embedding_size", config.hidden_size))
     pairs = {
@@ -85,8 +85,10 @@ def shapes_table(teacher: Teacher, shape: StudentShape, n_parameters: int) -> st
         "attention heads in a layer": (shape.teacher.heads, shape.heads),
         "feed-forward neurons in a layer": (shape.teacher.ffn, shape.ffn),
         "width": (shape.teacher.width, shape.width),
-        "parameters": (teacher.model.num_parameters(), n_parameters),
+        "parameters": (teacher.n_parameters, n_parameters),
     }
+    if n_pieces != teacher.n_pieces:
+        pairs["pieces in the vocabulary"] = (teacher.n_pieces, n_pieces)
     if shape.share_layers:
         pairs["layers with weights of their own"] = (shape.teacher.layers, 1)
     if shape.embedding_size is not None:

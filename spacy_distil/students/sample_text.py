@@ -103,14 +103,14 @@ def pieces_per_word(
     return sum(len(pieces) for pieces, _ in tokenize(parts, teacher.tokenizer)) / n_words
 
 
-def read_texts(
+def read_corpus(
     path: Path,
     *,
     setting: str,
     txt_documents: TxtDocuments = "auto",
     log: Callable[[str], object] = lambda message: None,
 ) -> Iterator[str]:
-    """Read all texts of a corpus.
+    """Read all texts of a corpus, long ones in parts.
 
     path, setting, txt_documents, log: as in `read_blocks`.
     """

@@ -38,6 +38,7 @@ class Teacher:
     tokenizer: neither truncates nor pads.
     has_mlm_head: whether `model` has a masked-LM head.
     fingerprint: digest of the names and values of the weights.
+    n_parameters, n_pieces: of the checkpoint. A smaller vocabulary changes the model alone.
     """
 
     name: str
@@ -45,6 +46,8 @@ class Teacher:
     tokenizer: PreTrainedTokenizerFast
     has_mlm_head: bool
     fingerprint: str
+    n_parameters: int
+    n_pieces: int
 
     @property
     def n_layers(self) -> int:
@@ -108,6 +111,8 @@ def load_teacher(name: str, *, revision: str | None = None) -> Teacher:
         tokenizer=_load_tokenizer(name, hub_options, vocab_size=int(config.vocab_size)),
         has_mlm_head=has_mlm_head,
         fingerprint=_fingerprint(model),
+        n_parameters=model.num_parameters(),
+        n_pieces=int(config.vocab_size),
     )
 
 

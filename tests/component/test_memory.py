@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
+import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,10 @@ import srsly
 import torch
 from safetensors.torch import load_file, save_file
 
-from spacy_distil.component.shim import EncoderShim
+from spacy_distil.component.shim import EncoderShim, _pack
 from spacy_distil.engines.files import CONFIG, WEIGHTS, forget_pages, map_file, read_files
 from spacy_distil.engines.torch import TorchEngine
+from spacy_distil.errors import WeightsError
 from spacy_distil.runs.digests import add_sums
 from tests.util import (
     SENTENCES,
@@ -68,6 +72,20 @@ def test_bytes_of_others_are_not_the_weights(torch_pipeline: Path) -> None:
     assert files[WEIGHTS] == before == (path / WEIGHTS).read_bytes()
 
 
+def test_bytes_are_not_kept_as_a_whole(torch_pipeline: Path) -> None:
+    """All weights but the embeddings would be in memory twice."""
+    path = torch_pipeline / "transformer"
+    files = {name: bytes(content) for name, content in read_files(path, "torch").items()}
+    tracemalloc.start()
+    try:
+        model = TorchEngine.from_files(files, device="cpu").model
+        traces = tracemalloc.take_snapshot().traces
+    finally:
+        tracemalloc.stop()
+    assert max(trace.size for trace in traces) < len(files[WEIGHTS])
+    assert not any(p.data_ptr() % 64 for p in model.parameters())
+
+
 def test_saved_parts_are_the_weights(torch_pipeline: Path) -> None:
     nlp = spacy.load(torch_pipeline)
     model = torch_model_of(nlp)
@@ -80,6 +98,8 @@ def test_bytes_are_those_of_msgpack(torch_pipeline: Path, onnx_pipeline: Path) -
     for path in (torch_pipeline, onnx_pipeline):
         shim = encoder_of(spacy.load(path))
         assert srsly.msgpack_loads(shim.to_bytes()) == add_sums(shim.to_files())
+    with pytest.raises(WeightsError, match=r"has 4,294,967,296 bytes: .* Use to_disk"):
+        _pack({"model": [memoryview(mmap.mmap(-1, 1 << 32))]})  # takes no memory
     empty = EncoderShim(shim.settings)
     assert empty.to_bytes() == srsly.msgpack_dumps({})
     assert not empty.copy().is_loaded
@@ -136,6 +156,17 @@ def test_a_mapping_is_private(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     assert map_file(tmp_path / "empty") == b""
     forget_pages(b"no mapping")
+
+
+def test_a_file_that_cannot_be_mapped_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    (tmp_path / "file").write_bytes(b"content")
+    assert map_file(tmp_path / "file") == b"content"
 
 
 # Memory

@@ -19,6 +19,7 @@ from spacy_distil.encoding import Batch, PieceTokenizer, make_batches
 from spacy_distil.encoding.windows import split_windows
 from spacy_distil.engines import StepSettings, TrainableEngine
 from spacy_distil.engines.files import write_files
+from spacy_distil.engines.optimizer import EncoderOptimizer
 from spacy_distil.engines.precision import has_native_bf16
 from spacy_distil.engines.torch import TorchEngine, choose_device
 from spacy_distil.errors import ConfigError, WeightsError
@@ -325,6 +326,27 @@ def test_a_step_is_one_of_adamw(encoder_dir: Path) -> None:
 @pytest.mark.parametrize(("layer_decay", "grad_clip"), [(1.0, 0.0), (1.0, 0.3), (0.5, 0.0)])
 def test_a_step_is_as_it_is_set(bert_dir: Path, layer_decay: float, grad_clip: float) -> None:
     check_steps(bert_dir, layer_decay=layer_decay, grad_clip=grad_clip)
+
+
+@pytest.mark.parametrize("depths", [[0], [2, 0], [2, 1, 0], [3, 2, 1, 0]])
+def test_depths_of_layers_that_share_weights(depths: list[int]) -> None:
+    """A group is as deep as its uppermost layer. Three groups have 2, 1 and 1 of the layers."""
+    config = transformers.AlbertConfig(
+        vocab_size=9,
+        embedding_size=4,
+        hidden_size=8,
+        num_hidden_layers=4,
+        num_hidden_groups=len(depths),
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
+    model = transformers.AlbertModel(config, add_pooling_layer=False)
+    optimizer = EncoderOptimizer(model, torch.device("cpu"), scale_loss=False)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in optimizer._make_adamw().param_groups:
+        for parameter in group["params"]:
+            number = re.search(r"groups\.(\d)", names[parameter])
+            assert group["depth"] == (depths[int(number[1])] if number else 4)
 
 
 def check_steps(encoder_dir: Path, *, layer_decay: float, grad_clip: float) -> None:

@@ -87,6 +87,17 @@ def test_memory_is_shared() -> None:
     assert safetensors.load(bytes(memory))["weight"][5] == -3.0
 
 
+def test_the_order_of_bytes_is_that_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = make_weights([*KINDS])
+    content = dump(weights)
+    monkeypatch.setattr("sys.byteorder", "big")
+    assert same_bytes(read(dump(weights)), weights)
+    swapped = read(content)
+    for name, weight in weights.items():
+        if weight.dtype is torch.float32:
+            assert swapped[name].numpy().tobytes() == weight.numpy().byteswap().tobytes()
+
+
 def test_damage_is_seen_where_safetensors_sees_it() -> None:
     """Each byte of the header is changed, and the file is cut at each length."""
     weights = {"a": torch.arange(4.0), "b": torch.arange(3), "c": torch.ones(2, 2)}

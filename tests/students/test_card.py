@@ -25,7 +25,9 @@ def teacher(teacher_dir: TeacherDir) -> Teacher:
 
 def make_card(teacher: Teacher, *, licence: Licence = UNKNOWN, ffn: int | None = None) -> str:
     shape = choose_shape(teacher.model.config, [0, 3], ffn=ffn)
-    return cut_student_card(teacher, shape, licence=licence, n_parameters=1234)
+    return cut_student_card(
+        teacher, shape, licence=licence, n_parameters=1234, n_pieces=teacher.n_pieces
+    )
 
 
 def test_the_card_of_a_cut_student(teacher: Teacher) -> None:

@@ -193,6 +193,22 @@ def test_a_size_is_reached_and_unseen_text_is_covered(old: str, share: float) ->
         assert (kind.unknown_id in before) >= (new.unknown_id in after)
 
 
+def test_spaces_of_normalizers() -> None:
+    """Llama's and Gemma's normalizers write spaces as pieces have them."""
+    replace = normalizers.Replace(" ", "▁")
+    for normalizer in (replace, normalizers.Sequence([normalizers.Prepend("▁"), replace])):
+        tokenizer = sentencepiece_bpe()
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, None
+        kind = read_kind(tokenizer.to_str())
+        assert all(map(kind.can_occur, ["▁b", "b", "be", "▁"]))
+        n_pieces = len(kind.pieces)
+        assert prune_vocabulary(tokenizer.to_str(), ["a"], keep=n_pieces).n_kept == n_pieces
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), replace])
+    kind = read_kind(tokenizer.to_str())
+    assert kind.can_occur("▁b")
+    assert not kind.can_occur("▁B")
+
+
 def test_more_pieces_lose_less(old: str) -> None:
     always = prune_vocabulary(old, TRAINING, min_count=10**6).n_kept
     n_pieces = len(read_kind(old).pieces)

@@ -58,7 +58,9 @@ def student_card(
     card.add(metadata_block(name, licence, tags=tags))
     card.add(card.title(1, title))
     card.add(f"{origin}. {_describe_start(config, teacher, shape)}")
-    card.add(shapes_table(teacher, shape, n_parameters))
+    # The teacher's model has the student's vocabulary.
+    n_pieces = int(teacher.model.config.vocab_size)
+    card.add(shapes_table(teacher, shape, n_parameters, n_pieces))
     card.add(
         f"The teacher is a model of type {teacher.model.config.model_type}, revision "
         f"{config.teacher.revision or 'not given'}, fingerprint `{teacher.fingerprint}`"
@@ -107,7 +109,11 @@ def student_card(
 def _describe_start(config: EncoderDistilConfig, teacher: Teacher, shape: StudentShape) -> str:
     if config.student.start == "random":
         return "It started from random weights."
-    is_whole = len(shape.layers) == shape.teacher.layers and not shape.cuts and not shape.is_albert
+    is_whole = (
+        len(shape.layers) == shape.teacher.layers
+        and not (shape.cuts or shape.is_albert)
+        and teacher.model.config.vocab_size == teacher.n_pieces
+    )
     start = f"It started from its {describe_parts(shape)}."
     if is_whole:
         start = "It started as the whole of it."

@@ -63,7 +63,7 @@ from spacy_distil.students.licence import find_licence
 from spacy_distil.students.making import make_student
 from spacy_distil.students.masked_lm_heads import add_masked_lm_head, masked_lm_head
 from spacy_distil.students.masking import Masking
-from spacy_distil.students.sample_text import N_COUNTED_BLOCKS, count_pieces
+from spacy_distil.students.sample_text import N_COUNTED_BLOCKS, count_pieces, read_corpus
 from spacy_distil.students.shapes import StudentShape, choose_shape
 from spacy_distil.students.teachers import Teacher, load_teacher
 from spacy_distil.students.vocabulary import prune_teacher
@@ -73,7 +73,7 @@ from spacy_distil.text.languages import (
     language_name,
     stop_words,
 )
-from spacy_distil.text.plain_text import TxtFiles, find_files, read_parts
+from spacy_distil.text.plain_text import TxtFiles, read_parts
 from spacy_distil.text.sampling import MANY_REPEATS
 
 if TYPE_CHECKING:
@@ -223,13 +223,12 @@ class EncoderRun:
         if not vocabulary.is_pruned:
             return
         corpus = self.settings.corpus
-        txt = TxtFiles(corpus.txt_documents)
         texts = (
-            part.text
+            text
             for setting, kind, _, paths in settings_of_text(corpus)
             if kind == "train"
-            for path in find_files(paths, setting=setting)
-            for part in read_parts(path, txt)
+            for path in paths
+            for text in read_corpus(Path(path), setting=setting, txt_documents=corpus.txt_documents)
         )
         self.teacher, pruned = prune_teacher(self.teacher, texts, vocabulary)
         self.printer.info(f"Vocabulary: {pruned.describe()}")
@@ -393,7 +392,7 @@ class EncoderRun:
         self.printer.info(
             f"Student: {describe_layers(self.shape, f' of {self.teacher.n_layers}')}, "
             f"{self.student.num_parameters():,} of "
-            f"{self.teacher.model.num_parameters():,} parameters. Blocks: "
+            f"{self.teacher.n_parameters:,} parameters. Blocks: "
             f"{len(self.corpus.train):,} to train on, {len(self.corpus.held_out):,} held out"
         )
 

@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spacy_distil.engines.files import CONFIG, TOKENIZER, WEIGHTS, dump_config, parse_config
+from spacy_distil.engines.weights_file import (
+    StoredWeight,
+    dump_weights_file,
+    read_weights_file,
+)
 from spacy_distil.errors import WeightsError
 from spacy_distil.students.vocabulary.kinds import Text
 from spacy_distil.students.vocabulary.pruning import PrunedVocabulary, prune_vocabulary
@@ -33,14 +38,12 @@ def prune_encoder(files: Mapping[str, bytes], pruned: PrunedVocabulary) -> dict[
     RETURNS: all files by name, with these three rewritten.
     Raises WeightsError for files that do not belong together.
     """
-    from safetensors.numpy import load, save
-
     if WEIGHTS not in files:
         raise WeightsError(
             f"There is no {WEIGHTS} among {', '.join(sorted(files))}. Prune a vocabulary before "
             "you convert its encoder: start from the trained pipeline."
         )
-    weights = load(files[WEIGHTS])
+    weights = read_weights_file(files[WEIGHTS])
     ends = tuple(f".{name}" for name in _EMBEDDINGS)
     names = [name for name in weights if f".{name}".endswith(ends)]
     if len(names) != 1:
@@ -48,12 +51,16 @@ def prune_encoder(files: Mapping[str, bytes], pruned: PrunedVocabulary) -> dict[
             f"{WEIGHTS} has {len(names)} tensors {' or '.join(_EMBEDDINGS)}, expected one. "
             "Leave vocabulary pruning out."
         )
-    weights[names[0]] = _keep_rows(names[0], weights[names[0]], pruned.kept_ids)
+    embeddings = weights[names[0]]
+    rows = np.frombuffer(embeddings.data, np.uint8).reshape(embeddings.shape[0], -1)
+    kept = _keep_rows(names[0], rows, pruned.kept_ids)
+    weights[names[0]] = StoredWeight(
+        embeddings.kind, (len(kept), *embeddings.shape[1:]), kept.reshape(-1).data
+    )
     return {
         **files,
         CONFIG: dump_config(renumber_config(parse_config(files), pruned.kept_ids)),
-        # transformers refuses files that do not name their format.
-        WEIGHTS: save(weights, metadata={"format": "pt"}),
+        WEIGHTS: b"".join(dump_weights_file(weights)),
         TOKENIZER: pruned.tokenizer_json.encode(),
     }
 

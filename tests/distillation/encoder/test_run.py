@@ -773,6 +773,10 @@ def test_a_student_with_a_part_of_the_vocabulary(
     kept = [whole.get_vocab()[piece] for piece in sorted(tokenizer.get_vocab())]
     assert len({*kept}) == size
     assert 0 <= result.scores["teacher_accuracy"] <= 1
+    card = " ".join((result.path / "README.md").read_text(encoding="utf-8").split())
+    n_parameters = load_teacher(str(teacher)).model.num_parameters()
+    assert f"| parameters | {n_parameters:,} | {model.num_parameters():,} |" in card
+    assert f"| pieces in the vocabulary | {len(whole)} | {size} |" in card
     again = distil_encoder(config, tmp_path / "out", overrides=overrides, gpu_id=-1, resume=True)
     assert again == result
     overrides["student.vocabulary.size"] = size - 1
