@@ -1,15 +1,16 @@
 """Score pipelines on the tokens of test sets, with intervals.
 
-    python -m benchmarks.languages.scores --test "GSD UPOS=de_pos_test.spacy" [...] \\
-        --pipeline NAME=DIR [...] --output DIR --stem german
+    python -m benchmarks.languages.scores --tags "UPOS=de_pos_test.spacy" [...] \\
+        --entities "NER F=de_ner_test.spacy" [...] --pipeline NAME=DIR [...] --output DIR
 
 The pipelines get the tokens of the annotation, so tokenizers of different languages do not matter.
-UPOS is scored where the documents have it, entities otherwise. Intervals are of a bootstrap over
-the documents, 95 %. Retention is the share of the first pipeline's score.
+--tags scores UPOS, --entities entities. In brackets is the share of the first pipeline's score,
+with an interval of 95 % from a paired bootstrap over the documents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -30,11 +31,15 @@ from spacy_distil.tables import Table
 from spacy_distil.text.documents import read_examples
 
 
-def count(path: str, tests: dict[str, Path]) -> dict[str, Counts]:
-    """Count true positives, false positives and false negatives: (n_docs, 3) by test set."""
+def count(path: str, tests: Mapping[str, tuple[str, Path]]) -> dict[str, Counts]:
+    """Count true positives, false positives and false negatives.
+
+    tests: "pos" or "ents", and the documents, by name.
+    RETURNS: (n_docs, 3) by name.
+    """
     nlp = load_pipeline(path)
     counts = {}
-    for name, test in tests.items():
+    for name, (kind, test) in tests.items():
         examples = read_examples(nlp, test)
         docs = [
             Doc(
@@ -48,7 +53,6 @@ def count(path: str, tests: dict[str, Path]) -> dict[str, Counts]:
             Example(predicted, example.reference)
             for predicted, example in zip(nlp.pipe(docs), examples, strict=True)
         ]
-        kind = "pos" if examples[0].reference.has_annotation("POS") else "ents"
         counts[name] = count_documents(pairs, None)[kind]
     return counts
 
@@ -64,19 +68,26 @@ def cell(counts: Counts, reference: Counts) -> str:
 
 
 def main(
-    test: Annotated[list[str], typer.Option(metavar="NAME=TEST.spacy", help="A test set")],
     pipeline: Annotated[
         list[str], typer.Option(metavar="NAME=DIR", help="A pipeline; the first is the reference")
     ],
     output: Output,
+    tags: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=TEST.spacy", help="Documents to score UPOS on")
+    ] = None,
+    entities: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TEST.spacy", help="Documents to score entities on"),
+    ] = None,
     stem: Stem = "scores",
 ) -> None:
     """Score pipelines, print the table and save it."""
     date = timestamp()
     with friendly_errors():
         tests = {
-            name.strip(): Path(path.strip())
-            for name, _, path in (each.partition("=") for each in test)
+            name.strip(): (kind, Path(path.strip()))
+            for kind, values in (("pos", tags), ("ents", entities))
+            for name, _, path in (each.partition("=") for each in values or ())
         }
         counts, sizes = {}, {}
         for name, (path, *_) in group(pipeline).items():
