@@ -93,12 +93,9 @@ def test_scores(tmp_path: Path) -> None:
     nlp.to_disk(tmp_path / "nlp")
     docs = [nlp(text) for text in SENTENCES]
     DocBin(docs=docs).to_disk(tmp_path / "ents.spacy")
-    assert (
-        scores.count(str(tmp_path / "nlp"), {"ents": ("ents", tmp_path / "ents.spacy")})["ents"][
-            :, 1:
-        ].sum()
-        == 0
-    )
+    test = {"ents": ("ents", tmp_path / "ents.spacy")}
+    counts = scores.count(str(tmp_path / "nlp"), test)["ents"]
+    assert counts[:, 1:].sum() == 0
     arguments = ["--entities", f"NER={tmp_path / 'ents.spacy'}", "--output", str(tmp_path / "out")]
     arguments += [f"--pipeline={name}={tmp_path / 'nlp'}" for name in ("one", "two")]
     app = typer.Typer()
