@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spacy_distil.engines.files import CONFIG, TOKENIZER, WEIGHTS, dump_config, parse_config
-from spacy_distil.errors import WeightsError
+from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.students.vocabulary.kinds import Text
 from spacy_distil.students.vocabulary.pruning import PrunedVocabulary, prune_vocabulary
 from spacy_distil.students.vocabulary.renumbering import renumber_config, special_config_ids
@@ -65,7 +65,7 @@ def prune_teacher(
 
     Then both read the same pieces. The teacher predicts masked pieces among the kept ones.
 
-    Raises as `prune_vocabulary`.
+    Raises as `prune_vocabulary`, and ConfigError if special pieces alone would stay.
     """
     pruned = prune_vocabulary(
         teacher.tokenizer.backend_tokenizer.to_str(),
@@ -74,6 +74,17 @@ def prune_teacher(
         keep=settings.size,
         special=special_config_ids(teacher.model.config.to_dict()),
     )
+    if {*pruned.kept_ids.tolist()} <= {*teacher.tokenizer.all_special_ids}:
+        setting = (
+            f"min_count = {settings.min_count}"
+            if settings.size is None
+            else f"size = {settings.size}"
+        )
+        raise ConfigError(
+            f"With {setting}, the vocabulary would have {pruned.n_kept} special pieces and no "
+            "others: expected at least one. Set a larger size or a lower min_count, or give text "
+            "that the tokenizer has pieces for."
+        )
     model, tokenizer = prune_model(teacher.model, teacher.tokenizer, pruned)
     return replace(teacher, model=model, tokenizer=tokenizer), pruned
 

@@ -87,9 +87,15 @@ class Kind(ABC):
 
     def can_occur(self, piece: str) -> bool:
         """Whether a piece can occur in text. It cannot if text is normalized within it."""
-        text = self.text_of(piece)
         normalizer = self.raw.normalizer
-        return normalizer is None or bool(normalizer.normalize_str(text) == text)
+        if normalizer is None:
+            return True
+        # Within a text, too: some normalizers strip its ends (DeBERTa-v3), or put a space in front.
+        text = self.text_of(piece)
+        within = f"a{text}a"
+        return self.text_of(normalizer.normalize_str(text)) == text or (
+            within in self.text_of(normalizer.normalize_str(within))
+        )
 
     @abstractmethod
     def keep(self, new_ids: Mapping[int, int]) -> dict[str, Any]:
