@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.encoding import PieceTokenizer
-from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, WeightsError
 from spacy_distil.students.costs import cost_table
 from spacy_distil.students.masked_lm_heads import masked_lm_head
 from spacy_distil.students.teachers import load_teacher
@@ -261,6 +261,43 @@ def test_normalizers_of_the_ends_of_a_text(normalizer: normalizers.Normalizer) -
     pruned = prune_vocabulary(tokenizer.to_str(), ["the"])
     assert pruned.dropped == {"▁cat": 0}
     assert prune_vocabulary(tokenizer.to_str(), ["the"], keep=len(scored)).dropped == {}
+
+
+def with_gaps(added: list[str]) -> str:
+    """BPE whose ids have gaps, and pieces outside its model."""
+    vocab = {"<unk>": 0, "a": 3, "b": 4, "ab": 7, "c": 9, "abc": 12}
+    tokenizer = Tokenizer(models.BPE(vocab, [("a", "b"), ("ab", "c")], unk_token="<unk>"))
+    for piece in added:
+        tokenizer.add_tokens([piece])
+    return tokenizer.to_str()
+
+
+def test_an_added_piece_in_a_gap() -> None:
+    """`tokenizers` numbers it after all others of the smaller vocabulary."""
+    old = with_gaps(["<x>"])
+    texts = ["abc <x> ab", "d<x>"]
+    assert PieceTokenizer.from_str(old).read_vocabulary()["<x>"] == 6
+    pruned = prune_vocabulary(old, texts)
+    check_same(old, pruned.tokenizer_json, pruned.kept_ids, texts)
+    assert pruned.kept_ids.tolist() == [0, 3, 4, 7, 9, 12, 6]
+
+
+def test_ids_that_tokenizers_ignores() -> None:
+    """It numbers added pieces itself, whatever the file says."""
+    content = json.loads(unigram().to_str())
+    n = len(content["model"]["vocab"])
+    content["added_tokens"] += [{**content["added_tokens"][0], "id": 999, "content": "<x>"}]
+    old = json.dumps(content)
+    pruned = prune_vocabulary(old, ["a"])
+    assert PieceTokenizer.from_str(old).read_vocabulary()["<x>"] == n
+    assert pruned.kept_ids[-1] == n
+
+
+def test_two_pieces_with_one_id() -> None:
+    """The first added one takes 6, the next ones 7 and so on, which the model has."""
+    old = with_gaps(["<x>", "<y>"])
+    with pytest.raises(WeightsError, match=r"one id to two pieces.* Leave vocabulary pruning out"):
+        prune_vocabulary(old, ["abc"])
 
 
 def test_nothing_is_dropped(old: str) -> None:

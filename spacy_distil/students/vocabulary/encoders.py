@@ -138,9 +138,10 @@ def _keep_rows(name: str, embeddings: Any, kept_ids: np.ndarray) -> Any:
     embeddings: (n_before, n_embedding), of numpy or torch.
     Raises WeightsError if they are another tokenizer's.
     """
-    if len(embeddings) <= kept_ids[-1]:
+    last = int(kept_ids.max())
+    if len(embeddings) <= last:
         raise WeightsError(
             f"{name} has {len(embeddings):,} rows, but the tokenizer whose vocabulary was pruned "
-            f"has a piece {kept_ids[-1]:,}. They do not belong together."
+            f"has a piece {last:,}. They do not belong together."
         )
     return embeddings[kept_ids]

@@ -26,7 +26,7 @@ class PrunedVocabulary:
     """The result of pruning a vocabulary.
 
     tokenizer_json: text of the new tokenizer.json, whose ids have no gaps.
-    kept_ids: (n_kept,) int64, the old id of each new id, ascending. The new embeddings are
+    kept_ids: (n_kept,) int64, the old id of each new id, see `Kind.number`. The new embeddings are
         `old[kept_ids]`.
     counts: (n_ids,) int64, frequency of each old id in the corpus.
     dropped: frequencies of the dropped pieces in the corpus, in the order of the old ids.
@@ -129,7 +129,7 @@ def prune_vocabulary(
             kept |= missing
         if len(kept) == keep:
             break
-    new_ids = {old: new for new, old in enumerate(sorted(kept))}
+    new_ids = kind.number(kept)
     return PrunedVocabulary(
         tokenizer_json=json.dumps(renumber(kind, new_ids), ensure_ascii=False),
         kept_ids=np.array(list(new_ids), dtype=np.int64),
