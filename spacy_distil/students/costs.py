@@ -82,7 +82,8 @@ def pieces_per_second(
         for turn in range(_ROUNDS + 1):
             for name, model in models.items():
                 # The first ids of a vocabulary may be special pieces.
-                pieces = torch.randint(5, model.config.vocab_size, (_TIMED_BLOCKS, length))
+                n_pieces = model.config.vocab_size
+                pieces = torch.randint(min(5, n_pieces - 1), n_pieces, (_TIMED_BLOCKS, length))
                 start = time.perf_counter()
                 model.base_model(input_ids=pieces)
                 if turn > 0:  # the first turn warms up

@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.encoding import PieceTokenizer
-from spacy_distil.errors import CorpusError
+from spacy_distil.errors import ConfigError, CorpusError, WeightsError
+from spacy_distil.students.costs import cost_table
 from spacy_distil.students.masked_lm_heads import masked_lm_head
 from spacy_distil.students.teachers import load_teacher
 from spacy_distil.students.vocabulary import (
@@ -28,8 +29,14 @@ from spacy_distil.students.vocabulary import (
     prune_vocabulary,
     pruning_loss,
 )
-from spacy_distil.students.vocabulary.characters import LARGEST_ALPHABET, choose_characters, script
+from spacy_distil.students.vocabulary.characters import (
+    LARGEST_ALPHABET,
+    choose_characters,
+    count_dropped,
+    script,
+)
 from spacy_distil.students.vocabulary.kinds import read_kind
+from tests.teachers import write_teacher
 from tests.util import SENTENCES, make_nlp, write_encoder
 
 # Texts that the tokenizers below are trained on: several scripts, and words that share parts.
@@ -246,6 +253,80 @@ def test_the_cost_of_an_unknown_character_stays() -> None:
     assert json.loads(pruned.tokenizer_json)["model"]["vocab"][-1] == ["zz", -20.0]
 
 
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        normalizers.Strip(),  # DeBERTa-v3
+        normalizers.Strip(left=False, right=True),  # XLM-R
+        normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+    ],
+    ids=["strip", "strip_right", "prepend"],
+)
+def test_normalizers_of_the_ends_of_a_text(normalizer: normalizers.Normalizer) -> None:
+    """Pieces that begin with a space, or are one, occur in text nevertheless."""
+    scored = [
+        ("<unk>", 0.0),
+        ("▁", -2.0),
+        ("▁the", -3.0),
+        ("▁cat", -3.5),
+        *((c, -5.0) for c in "abc"),
+    ]
+    tokenizer = Tokenizer(models.Unigram(scored, unk_id=0))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    pruned = prune_vocabulary(tokenizer.to_str(), ["the"])
+    assert pruned.dropped == {"▁cat": 0}
+    assert prune_vocabulary(tokenizer.to_str(), ["the"], keep=len(scored)).dropped == {}
+
+
+def with_gaps(added: list[str]) -> str:
+    """BPE whose ids have gaps, and pieces outside its model."""
+    vocab = {"<unk>": 0, "a": 3, "b": 4, "ab": 7, "c": 9, "abc": 12}
+    tokenizer = Tokenizer(models.BPE(vocab, [("a", "b"), ("ab", "c")], unk_token="<unk>"))
+    for piece in added:
+        tokenizer.add_tokens([piece])
+    return tokenizer.to_str()
+
+
+def test_an_added_piece_in_a_gap() -> None:
+    """`tokenizers` numbers it after all others of the smaller vocabulary."""
+    old = with_gaps(["<x>"])
+    texts = ["abc <x> ab", "d<x>"]
+    assert PieceTokenizer.from_str(old).read_vocabulary()["<x>"] == 6
+    pruned = prune_vocabulary(old, texts)
+    check_same(old, pruned.tokenizer_json, pruned.kept_ids, texts)
+    assert pruned.kept_ids.tolist() == [0, 3, 4, 7, 9, 12, 6]
+
+
+def test_ids_that_tokenizers_ignores() -> None:
+    """It numbers added pieces itself, whatever the file says."""
+    content = json.loads(unigram().to_str())
+    n = len(content["model"]["vocab"])
+    content["added_tokens"] += [{**content["added_tokens"][0], "id": 999, "content": "<x>"}]
+    old = json.dumps(content)
+    pruned = prune_vocabulary(old, ["a"])
+    assert PieceTokenizer.from_str(old).read_vocabulary()["<x>"] == n
+    assert pruned.kept_ids[-1] == n
+
+
+def test_two_pieces_with_one_id() -> None:
+    """The first added one takes 6, the next ones 7 and so on, which the model has."""
+    old = with_gaps(["<x>", "<y>"])
+    with pytest.raises(WeightsError, match=r"one id to two pieces.* Leave vocabulary pruning out"):
+        prune_vocabulary(old, ["abc"])
+
+
+def test_nothing_is_dropped(old: str) -> None:
+    """Characters that fill up are not told to be missing, nor any pieces."""
+    n_pieces = len(read_kind(old).pieces)
+    pruned = prune_vocabulary(old, ["a"], keep=n_pieces)
+    if pruned.dropped:  # pieces that cannot occur
+        assert {len(piece) for piece in pruned.dropped} != {1}
+    else:
+        assert pruned.missing_share == 0
+    assert pruned.dropped_characters == {}
+
+
 def test_estimate_of_missing_pieces() -> None:
     """Good's estimate against the text that it is an estimate for."""
     rng = np.random.default_rng(0)
@@ -268,12 +349,12 @@ def test_characters_of_unused_scripts() -> None:
     han = [chr(0x4E00 + i) for i in range(LARGEST_ALPHABET + 1)]
     cyrillic = "абвгд"
     single = dict(enumerate([*"abcxyz.!", *cyrillic, *han]))
-    kept, dropped = choose_characters(single, {"a": 990, han[3]: 10, "б": 0})
+    kept = choose_characters(single, {"a": 990, han[3]: 10, "б": 0})
     assert {single[i] for i in kept} == {*"abcxyz.!", han[3]}
-    assert dropped == {"CJK": LARGEST_ALPHABET, "CYRILLIC": 5}
-    kept, _ = choose_characters(single, {"a": 990, "б": 1})
+    assert count_dropped(single, kept) == {"CJK": LARGEST_ALPHABET, "CYRILLIC": 5}
+    kept = choose_characters(single, {"a": 990, "б": 1})
     assert {*cyrillic} <= {single[i] for i in kept}
-    kept, _ = choose_characters(single, {"a": 9900, "б": 1})
+    kept = choose_characters(single, {"a": 9900, "б": 1})
     assert {*cyrillic} & {single[i] for i in kept} == {"б"}
     assert [script(c) for c in "aЖ中1!"] == ["LATIN", "CYRILLIC", "CJK", "Nd", "Po"]
 
@@ -296,6 +377,23 @@ def test_a_pruned_pipeline_gives_the_same_vectors(
         np.testing.assert_allclose(one.tensor, other.tensor, rtol=0, atol=1e-6)
     encoder = get_encoder(small.get_pipe("transformer").model)
     assert encoder.loaded.config["vocab_size"] == pruned.n_kept
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "setting"),
+    [({"size": 5}, "ba be", "size = 5"), ({"min_count": 1}, "unknown", "min_count = 1")],
+)
+def test_special_pieces_alone_are_no_vocabulary(
+    options: dict[str, int], text: str, setting: str, tmp_path: Path
+) -> None:
+    write_teacher(tmp_path, "bert", head=False, layers=1)
+    teacher = load_teacher(str(tmp_path))
+    with pytest.raises(ConfigError, match=f"With {setting}, .* 5 special pieces and no others"):
+        prune_teacher(teacher, [text], VocabularySettings(**options))
+    # A single piece is enough, also to measure the speed.
+    small, pruned = prune_teacher(teacher, ["ba"], VocabularySettings(min_count=1))
+    assert pruned.n_kept == 6
+    assert cost_table(teacher.model, small.model, pieces_per_word=1.0, threads=1)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "electra"])

@@ -201,6 +201,18 @@ def plan_corpus(settings: CorpusSettings, teacher: Teacher) -> list[CorpusPlan]:
     return plans
 
 
+def shared_files(plans: Sequence[CorpusPlan]) -> dict[Path, list[str]]:
+    """Find files that are named more than once.
+
+    RETURNS: the settings that name each of them, by path.
+    """
+    settings: dict[Path, list[str]] = {}
+    for plan in plans:
+        for path in plan.files:
+            settings.setdefault(path.resolve(), []).append(plan.setting)
+    return {path: names for path, names in settings.items() if len(names) > 1}
+
+
 def settings_of_text(
     settings: CorpusSettings,
 ) -> Iterator[tuple[str, Literal["train", "dev"], str, list[str]]]:

@@ -28,6 +28,7 @@ from spacy_distil.distillation.encoder.corpus import (
     load_corpus,
     plan_corpus,
     settings_of_text,
+    shared_files,
 )
 from spacy_distil.distillation.encoder.devices import (
     describe_devices,
@@ -292,6 +293,7 @@ class EncoderRun:
                 f"precision: {precision}"
             )
         self.results |= {"inputs": self.inputs, "mixed_precision": precision}
+        self.check_files()
         self.check_languages()
         shares = self.corpus.train.shares()
         if len(shares) > 1:
@@ -320,6 +322,19 @@ class EncoderRun:
                 f"may learn their text by heart. Give more text of these languages, or raise "
                 f"corpus.alpha (now {alpha:g}; with 1 no language is repeated)"
             )
+
+    def check_files(self) -> None:
+        """Say in yellow if files are named more than once."""
+        shared = shared_files(self.corpus_plans)
+        if not shared:
+            return
+        path, settings = next(iter(shared.items()))
+        more = f", and {len(shared) - 1:,} more files are shared" if len(shared) > 1 else ""
+        self.printer.warn(
+            f"{path} is text of {' and of '.join(settings)}{more}. The student learns such text "
+            "as often as it is named, and scores on it tell nothing if it is held out. Name each "
+            "file once"
+        )
 
     def check_languages(self) -> None:
         """Say in yellow if text is in another language than its name says, or than the teacher's.

@@ -404,7 +404,8 @@ def read_counted_texts(
     RETURNS: texts, or lists of tokens if the student's encoder reads token by token.
     """
     config = config.copy()
-    models = [config["components"][name].get("model", {}) for name in _encoder_names(config)]
+    components = config.interpolate()["components"]
+    models = [components[name].get("model", {}) for name in _encoder_names(config)]
     config["nlp"]["pipeline"], config["components"] = [], {}
     config.setdefault("training", {}).update(frozen_components=[], annotating_components=[])
     nlp = load_model_from_config(config, auto_fill=True)

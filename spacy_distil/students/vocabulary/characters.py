@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 
 # A script counts as used if it has this share of the letters of a corpus.
@@ -30,14 +30,12 @@ def is_letter(name: str) -> bool:
     return len(name) > 2
 
 
-def choose_characters(
-    single: Mapping[int, str], counts: Mapping[str, int]
-) -> tuple[set[int], dict[str, int]]:
+def choose_characters(single: Mapping[int, str], counts: Mapping[str, int]) -> set[int]:
     """Choose the pieces of one character that stay.
 
     single: the character of each such piece, by its id.
     counts: how often each character occurs in the corpus.
-    RETURNS (kept, dropped): ids, and numbers of dropped characters by script or category.
+    RETURNS: ids.
     """
     letters: Counter[str] = Counter()
     for character, count in counts.items():
@@ -53,6 +51,13 @@ def choose_characters(
         if len(characters) <= LARGEST_ALPHABET
         and (not is_letter(name) or letters[name] >= MIN_SHARE * max(n_letters, 1))
     }
-    kept = {i for i, c in single.items() if counts.get(c) or script(c) in whole}
-    dropped = Counter(script(c) for c in {c for i, c in single.items() if i not in kept})
-    return kept, dict(dropped.most_common())
+    return {i for i, c in single.items() if counts.get(c) or script(c) in whole}
+
+
+def count_dropped(single: Mapping[int, str], kept: Collection[int]) -> dict[str, int]:
+    """Count characters of which a piece is dropped, by script or category, the most first.
+
+    single: as in `choose_characters`. kept: ids of all kept pieces.
+    """
+    dropped = {c for i, c in single.items() if i not in kept}
+    return dict(Counter(map(script, sorted(dropped))).most_common())

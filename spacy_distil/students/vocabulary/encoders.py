@@ -16,7 +16,7 @@ from spacy_distil.engines.weights_file import (
     dump_weights_file,
     read_weights_file,
 )
-from spacy_distil.errors import WeightsError
+from spacy_distil.errors import ConfigError, WeightsError
 from spacy_distil.students.vocabulary.kinds import Text
 from spacy_distil.students.vocabulary.pruning import PrunedVocabulary, prune_vocabulary
 from spacy_distil.students.vocabulary.renumbering import renumber_config, special_config_ids
@@ -72,7 +72,7 @@ def prune_teacher(
 
     Then both read the same pieces. The teacher predicts masked pieces among the kept ones.
 
-    Raises as `prune_vocabulary`.
+    Raises as `prune_vocabulary`, and ConfigError if special pieces alone would stay.
     """
     pruned = prune_vocabulary(
         teacher.tokenizer.backend_tokenizer.to_str(),
@@ -81,6 +81,17 @@ def prune_teacher(
         keep=settings.size,
         special=special_config_ids(teacher.model.config.to_dict()),
     )
+    if {*pruned.kept_ids.tolist()} <= {*teacher.tokenizer.all_special_ids}:
+        setting = (
+            f"min_count = {settings.min_count}"
+            if settings.size is None
+            else f"size = {settings.size}"
+        )
+        raise ConfigError(
+            f"With {setting}, the vocabulary would have {pruned.n_kept} special pieces and no "
+            "others: expected at least one. Set a larger size or a lower min_count, or give text "
+            "that the tokenizer has pieces for."
+        )
     model, tokenizer = prune_model(teacher.model, teacher.tokenizer, pruned)
     return replace(teacher, model=model, tokenizer=tokenizer), pruned
 
@@ -134,9 +145,10 @@ def _keep_rows(name: str, embeddings: Any, kept_ids: np.ndarray) -> Any:
     embeddings: (n_before, n_embedding), of numpy or torch.
     Raises WeightsError if they are another tokenizer's.
     """
-    if len(embeddings) <= kept_ids[-1]:
+    last = int(kept_ids.max())
+    if len(embeddings) <= last:
         raise WeightsError(
             f"{name} has {len(embeddings):,} rows, but the tokenizer whose vocabulary was pruned "
-            f"has a piece {kept_ids[-1]:,}. They do not belong together."
+            f"has a piece {last:,}. They do not belong together."
         )
     return embeddings[kept_ids]

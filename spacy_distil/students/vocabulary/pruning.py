@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from spacy_distil.errors import ConfigError, CorpusError
-from spacy_distil.students.vocabulary.characters import choose_characters
+from spacy_distil.students.vocabulary.characters import choose_characters, count_dropped
 from spacy_distil.students.vocabulary.kinds import Kind, Text, read_kind
 from spacy_distil.students.vocabulary.renumbering import renumber, special_ids
 
@@ -26,7 +26,7 @@ class PrunedVocabulary:
     """The result of pruning a vocabulary.
 
     tokenizer_json: text of the new tokenizer.json, whose ids have no gaps.
-    kept_ids: (n_kept,) int64, the old id of each new id, ascending. The new embeddings are
+    kept_ids: (n_kept,) int64, the old id of each new id, see `Kind.number`. The new embeddings are
         `old[kept_ids]`.
     counts: (n_ids,) int64, frequency of each old id in the corpus.
     dropped: frequencies of the dropped pieces in the corpus, in the order of the old ids.
@@ -58,6 +58,8 @@ class PrunedVocabulary:
         n(r) pieces occur r times, and n is the size of the corpus (Good 1953, with r = 0 for the
         pieces that it happens not to have). Pieces are taken to be dropped by their frequency.
         """
+        if not self.dropped:
+            return 0.0
         dropped = np.array([*self.dropped.values()], dtype=np.int64)
         most = int(dropped.max(initial=0))
         n = np.bincount(self.counts[self.counts > 0], minlength=most + 2)
@@ -109,16 +111,17 @@ def prune_vocabulary(
         raise ConfigError(f"min_count = {min_count}: expected at least 1.")
     if keep is not None and min_count != 1:
         raise ConfigError(
-            f"min_count = {min_count} and keep = {keep}: expected one of them. keep takes the "
-            "most frequent pieces, whatever their count."
+            f"min_count = {min_count} and keep = {keep}: expected one of them. keep, the size "
+            "of the vocabulary, takes the most frequent pieces, whatever their count."
         )
     kind = read_kind(tokenizer_json)
     counts = _count(kind, texts)
-    kept, dropped_characters = _always_kept(kind, counts, special)
+    kept, single = _always_kept(kind, counts, special)
     if keep is not None and keep < len(kept):
         raise ConfigError(
             f"keep = {keep}: expected at least {len(kept)}. This vocabulary has as many special "
-            "pieces, bytes and single characters, which always stay."
+            "pieces, bytes and single characters, which always stay. Set a larger size of the "
+            "vocabulary."
         )
     for piece_id in _by_frequency(kind, counts, min_count=min_count, fill=keep is not None):
         missing = kind.parts(piece_id) - kept
@@ -126,13 +129,13 @@ def prune_vocabulary(
             kept |= missing
         if len(kept) == keep:
             break
-    new_ids = {old: new for new, old in enumerate(sorted(kept))}
+    new_ids = kind.number(kept)
     return PrunedVocabulary(
         tokenizer_json=json.dumps(renumber(kind, new_ids), ensure_ascii=False),
         kept_ids=np.array(list(new_ids), dtype=np.int64),
         counts=counts,
         dropped={kind.pieces[i]: int(counts[i]) for i in sorted(kind.pieces) if i not in kept},
-        dropped_characters=dropped_characters,
+        dropped_characters=count_dropped(single, kept),
     )
 
 
@@ -148,10 +151,10 @@ def _count(kind: Kind, texts: Iterable[Text]) -> np.ndarray:
 
 def _always_kept(
     kind: Kind, counts: np.ndarray, special: Collection[int]
-) -> tuple[set[int], dict[str, int]]:
+) -> tuple[set[int], dict[int, str]]:
     """Choose the pieces that stay whatever their frequency.
 
-    RETURNS: their ids, and the numbers of dropped characters by script.
+    RETURNS: their ids, and the character of each piece that has only one, by id.
     """
     required = special_ids(kind) | {*special} & kind.pieces.keys() | kind.required()
     characters: Counter[str] = Counter()
@@ -164,8 +167,7 @@ def _always_kept(
         for i, piece in kind.pieces.items()
         if i not in required and len(text := kind.text_of(piece)) == 1 and kind.can_occur(piece)
     }
-    chosen, dropped = choose_characters(single, characters)
-    return required | chosen, dropped
+    return required | choose_characters(single, characters), single
 
 
 def _by_frequency(kind: Kind, counts: np.ndarray, *, min_count: int, fill: bool) -> Iterator[int]:

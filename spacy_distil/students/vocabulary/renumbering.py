@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from spacy_distil.students.vocabulary.kinds import Kind
 def special_ids(kind: Kind) -> set[int]:
     """Collect the ids that other parts of the tokenizer refer to. They must stay."""
     content = kind.content
-    ids = {added["id"] for added in content["added_tokens"]}
+    ids = {*kind.added.values()}
     if kind.unknown_id is not None:
         ids.add(kind.unknown_id)
 
@@ -38,17 +39,32 @@ def special_config_ids(config: Mapping[str, Any]) -> set[int]:
 
 
 def renumber(kind: Kind, new_ids: Mapping[int, int]) -> dict[str, Any]:
-    """Renumber a tokenizer.json to the kept ids. new_ids: new id by old id, ascending."""
+    """Renumber a tokenizer.json to the kept ids. new_ids: as `Kind.number` returns them.
+
+    Raises WeightsError if it numbers two pieces alike.
+    """
+    from tokenizers import Tokenizer
+
     content = kind.content
-    return {
+    renumbered = {
         **content,
         "padding": _map_padding(content.get("padding"), new_ids.__getitem__),
         "added_tokens": [
-            {**added, "id": new_ids[added["id"]]} for added in content["added_tokens"]
+            {**added, "id": new_ids[kind.added[added["content"]]]}
+            for added in sorted(content["added_tokens"], key=lambda a: kind.added[a["content"]])
         ],
         "post_processor": _map_processor(content.get("post_processor"), new_ids.__getitem__),
         "model": kind.keep(new_ids),
     }
+    old = kind.reader.read_vocabulary()
+    expected = {piece: new_ids[i] for piece, i in old.items() if i in new_ids}
+    found = Tokenizer.from_str(json.dumps(renumbered)).get_vocab(with_added_tokens=True)
+    if wrong := sorted(dict(expected.items() ^ found.items())):
+        raise WeightsError(
+            f"{TOKENIZER} gives one id to two pieces, or none to a special piece, among them "
+            f"{wrong[0]!r}, so its pieces cannot be numbered anew. Leave vocabulary pruning out."
+        )
+    return renumbered
 
 
 def _map_padding(padding: Any, new: Callable[[int], int]) -> Any:

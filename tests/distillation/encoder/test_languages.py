@@ -24,7 +24,13 @@ from spacy_distil.distillation import distil_encoder
 from spacy_distil.distillation.encoder import corpus as corpus_module
 from spacy_distil.distillation.encoder.building import build
 from spacy_distil.distillation.encoder.config import CorpusSettings
-from spacy_distil.distillation.encoder.corpus import Corpus, Mixture, load_corpus, plan_corpus
+from spacy_distil.distillation.encoder.corpus import (
+    Corpus,
+    Mixture,
+    load_corpus,
+    plan_corpus,
+    shared_files,
+)
 from spacy_distil.distillation.encoder.distiller import Distiller
 from spacy_distil.distillation.encoder.evaluation import evaluate, scores_by_language
 from spacy_distil.distillation.encoder.objectives import Cosine, MaskedLM, prepare_objectives
@@ -243,6 +249,20 @@ def test_errors_name_the_language(teacher: Teacher, texts: dict[str, Path], tmp_
         load(teacher, tmp_path, languages={"a": [large], "b": [str(short)]})
 
 
+def test_files_that_are_named_twice(teacher: Teacher, texts: dict[str, Path]) -> None:
+    large, small = texts["large"], texts["small"]
+    again = small.parent / "." / small.name
+    languages = {"a": [str(large)], "b": [str(small), str(again)]}
+    settings = CorpusSettings(languages=languages, dev_languages={"a": [str(large)]}, block_size=24)
+    a, b = "corpus.languages.a", "corpus.languages.b"
+    assert shared_files(plan_corpus(settings, teacher)) == {
+        large.resolve(): [a, "corpus.dev_languages.a"],
+        small.resolve(): [b, b],
+    }
+    settings = CorpusSettings(languages={"a": [str(large)], "b": [str(small)]}, block_size=24)
+    assert shared_files(plan_corpus(settings, teacher)) == {}
+
+
 # Held-out scores
 
 
@@ -425,6 +445,7 @@ def test_many_repeats_are_told(
     warning = f"repeats small languages very often: short {times:.0f} times."
     assert (warning in printed) is is_told
     assert "Nothing is held out of short: set corpus.dev_languages or" in printed
+    assert "is text of corpus.languages.short and of corpus.dev_languages.large." in printed
 
 
 GERMAN_TEXT, ENGLISH_TEXT = "\n\n".join([GERMAN] * 5), "\n\n".join([ENGLISH] * 5)

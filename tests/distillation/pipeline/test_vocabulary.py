@@ -15,7 +15,7 @@ from thinc.api import Config
 from spacy_distil import distil_pipeline
 from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.config import load_config
-from spacy_distil.distillation.pipeline.student import make_student
+from spacy_distil.distillation.pipeline.student import make_student, read_counted_texts
 from spacy_distil.errors import ConfigError
 from tests.distillation.pipeline.util import student_config, train_pipeline, write_corpus
 
@@ -58,6 +58,18 @@ def test_the_documents_are_encoded_as_before(
             nlp.get_pipe("transformer")(nlp.make_doc(text)) for nlp in (whole, small)
         )
         np.testing.assert_allclose(found.tensor, expected.tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pieces_from", "kind"), [("text", str), ("tokens", list)])
+def test_a_variable_says_what_the_encoder_reads(
+    pieces_from: str, kind: type, teacher: Language, bert_dir: Path, corpus: Path
+) -> None:
+    config = student_config(bert_dir, corpus, PIPES)
+    config["paths"]["pieces_from"] = pieces_from
+    config["components"]["transformer"]["model"]["pieces_from"] = "${paths.pieces_from}"
+    settings = load_config(config)
+    texts = read_counted_texts(settings, settings.spacy, teacher, tokenizer=True)
+    assert {type(text) for text in texts} == {kind}
 
 
 def test_a_run(

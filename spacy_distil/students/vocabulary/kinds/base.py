@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,21 @@ class Kind(ABC):
         """All pieces by id, added ones included."""
         return {i: piece for piece, i in self.reader.read_vocabulary().items()}
 
+    @cached_property
+    def added(self) -> dict[str, int]:
+        """The ids of the added pieces. `content` may have others, which `tokenizers` ignores."""
+        ids = self.reader.read_vocabulary()
+        return {added["content"]: ids[added["content"]] for added in self.content["added_tokens"]}
+
+    def number(self, kept: Collection[int]) -> dict[int, int]:
+        """Number kept pieces anew, in the order of their ids. RETURNS: new id by old id.
+
+        Added pieces that the model does not have come last: `tokenizers` numbers them so, even if
+        the old ids had a gap for them.
+        """
+        own = {*self.vocab.values()}
+        return {old: new for new, old in enumerate(sorted(kept, key=lambda i: (i not in own, i)))}
+
     @property
     @abstractmethod
     def vocab(self) -> Mapping[str, int]:
@@ -90,11 +105,13 @@ class Kind(ABC):
         normalizer = self.raw.normalizer
         if normalizer is None:
             return True
+        # Within a text, too: some normalizers strip its ends (DeBERTa-v3), or put a space in front.
         text = self.text_of(piece)
-        # Some normalizers write spaces as pieces have them, and put one in front of all text.
-        normal = self.text_of(normalizer.normalize_str(text))
-        return text in (normal, normal.removeprefix(" "))
+        within = f"a{text}a"
+        return self.text_of(normalizer.normalize_str(text)) == text or (
+            within in self.text_of(normalizer.normalize_str(within))
+        )
 
     @abstractmethod
     def keep(self, new_ids: Mapping[int, int]) -> dict[str, Any]:
-        """Return the model with the kept pieces alone. new_ids: new id by old id, ascending."""
+        """Return the model with the kept pieces alone. new_ids: as `number` returns them."""
