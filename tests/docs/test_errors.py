@@ -656,6 +656,31 @@ def with_a_tokenizer_of_code(setup: PipelineDistillation) -> None:
     setup.distil(teacher=teacher)
 
 
+def with_vectors_of_another_width(setup: PipelineDistillation) -> None:
+    encoder = write_encoder(setup.path / "narrow", "distilbert", positions=512, width=16)
+    setup.distil(
+        paths__encoder=str(encoder),
+        distillation__student__start="config",
+        distillation__stages__vectors__share=0.5,
+    )
+
+
+def without_pipes(setup: PipelineDistillation) -> None:
+    config = setup.config()
+    config["nlp"]["pipeline"] = ["transformer"]
+    config["components"] = {"transformer": config["components"]["transformer"]}
+    config["training"]["score_weights"] = {}
+    setup.distil(config=config, paths__train=None, paths__dev=None)
+
+
+def with_a_long_original(setup: PipelineDistillation) -> None:
+    setup.path.mkdir(exist_ok=True)
+    line = {"text": "Hallo Welt " * 30_000, "original": "hello world"}
+    path = setup.path / "texts.jsonl"
+    path.write_text(json.dumps(line), encoding="utf8")
+    setup.distil(paths__text=str(path), distillation__stages__vectors__share=0.5)
+
+
 PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "The config has no section": without_section,
     "has no path.": lambda s: s.distil(paths__text=None),
@@ -671,7 +696,9 @@ PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "The training corpus has": lambda s: s.distil(paths__train=str(s.data / "empty.spacy")),
     "The development documents have": with_bare_dev,
     "so they have nothing": with_a_pipe_that_nobody_knows,
-    "The student is a pipeline": lambda s: s.distil(nlp__lang="de"),
+    "so doc.vector of one": with_vectors_of_another_width,
+    "the student has no pipe that learns": without_pipes,
+    "Cut both into sentences": with_a_long_original,
     "The teacher's tokenizer is a": with_a_tokenizer_of_code,
     "The development corpus": lambda s: s.distil(paths__dev=str(s.data / "empty.spacy")),
     "expected a whole number above 0, the steps of": lambda s: s.distil(training__max_steps=0),

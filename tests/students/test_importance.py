@@ -38,7 +38,8 @@ def random_teacher(family: str, *, head: bool) -> Teacher:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
-    return Teacher("tiny", model.double().eval().requires_grad_(False), tokenizer, head, "")
+    model = model.double().eval().requires_grad_(False)
+    return Teacher("tiny", model, tokenizer, head, "", model.num_parameters(), len(tokenizer))
 
 
 def random_blocks() -> list[np.ndarray]:

@@ -56,7 +56,8 @@ def random_teacher(family: str, *, head: bool, **changes: Any) -> Teacher:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     tokenizer = tiny_tokenizer(family)
-    return Teacher("tiny", model.eval().requires_grad_(False), tokenizer, head, "")
+    model = model.eval().requires_grad_(False)
+    return Teacher("tiny", model, tokenizer, head, "", model.num_parameters(), len(tokenizer))
 
 
 def random_importance(seed: int = 0) -> Importance:
