@@ -665,14 +665,6 @@ def with_vectors_of_another_width(setup: PipelineDistillation) -> None:
     )
 
 
-def without_pipes(setup: PipelineDistillation) -> None:
-    config = setup.config()
-    config["nlp"]["pipeline"] = ["transformer"]
-    config["components"] = {"transformer": config["components"]["transformer"]}
-    config["training"]["score_weights"] = {}
-    setup.distil(config=config, paths__train=None, paths__dev=None)
-
-
 def with_a_long_original(setup: PipelineDistillation) -> None:
     setup.path.mkdir(exist_ok=True)
     line = {"text": "Hallo Welt " * 30_000, "original": "hello world"}
@@ -697,7 +689,6 @@ PIPELINE_CASES: dict[str, Callable[[PipelineDistillation], Any]] = {
     "The development documents have": with_bare_dev,
     "so they have nothing": with_a_pipe_that_nobody_knows,
     "so doc.vector of one": with_vectors_of_another_width,
-    "the student has no pipe that learns": without_pipes,
     "Cut both into sentences": with_a_long_original,
     "The teacher's tokenizer is a": with_a_tokenizer_of_code,
     "The development corpus": lambda s: s.distil(paths__dev=str(s.data / "empty.spacy")),
