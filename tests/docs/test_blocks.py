@@ -68,6 +68,7 @@ NOT_RUN = {
     ("docs/recipes.md", "llm"): "needs spacy-llm: tests/docs/test_teachers.py runs it",
     ("docs/encoder-distillation.md", "vocabulary.size"): "distillation/encoder/test_run.py does",
     ("docs/encoder-distillation.md", "--prune-vocab"): "tests/cli/test_student.py runs the command",
+    ("docs/pipeline-distillation.md", '"original"'): "distillation/pipeline/test_corpus.py does",
     ("docs/pipeline-distillation.md", "texts/de.txt"): "distillation/pipeline/test_corpus.py does",
     ("docs/pipeline-distillation.md", "my_zero_shot_component"): "tests/docs/test_teachers.py does",
     ("docs/recipes.md", "spacy distil benchmark"): (
