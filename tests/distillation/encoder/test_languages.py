@@ -390,6 +390,7 @@ def test_a_run_tells_of_each_language(
     assert (found.step, found.value) == (12, pytest.approx(small["total"]))
 
 
+@pytest.mark.slow  # and its outcome needs the random weights of transformers 4
 def test_a_language_that_becomes_worse_is_told(
     teacher_dir: TeacherDir,
     texts: dict[str, Path],
