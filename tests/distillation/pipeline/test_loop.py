@@ -31,7 +31,7 @@ SOFTMAX_PIPES = ("tagger", "morphologizer", "senter", "distil_ner", "textcat")
 
 
 def make_stage(*, hidden: float = 0.0, soft: float = 0.0, gold: float = 0.0) -> PipelineStage:
-    return PipelineStage("only", 0, 1, hidden, soft, gold)
+    return PipelineStage("only", 0, 1, hidden, 0.0, soft, gold)
 
 
 def make_pair(bert_dir: Path) -> tuple[Language, Language]:
