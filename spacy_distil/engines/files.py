@@ -102,7 +102,7 @@ def map_file(path: Path) -> Content:
 def forget_pages(content: Content) -> None:
     """Give the memory of a mapped file back after it was read as a whole, for checks.
 
-    What is used later comes back from the file, and what was written to it is lost.
+    Later use reads it from the file again. Numbers that were written to the memory are lost.
     """
     mapped = content.obj if isinstance(content, memoryview) else None
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

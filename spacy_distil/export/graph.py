@@ -39,8 +39,8 @@ GELU_MINIMUM = -0.17005
 SYMMETRIC_STEPS, SHIFTED_STEPS = 127.0, 255.0
 # Smallest scale of a column, so that a column of zeros stays zero.
 _TINY = np.float32(1e-12)
-# Pieces or columns that are rounded at once: all those of a large vocabulary would take several
-# times its memory.
+# Pieces or columns that are rounded at once: a whole large vocabulary would take several times its
+# memory.
 _AT_ONCE = 8192
 # Shares of a row's largest number that the largest of 4 bits may stand for.
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)

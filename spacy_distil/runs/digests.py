@@ -20,7 +20,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 # How the names of text files end. spaCy's pipes save settings as `cfg`.
 _TEXT = (".json", ".txt", "/cfg")
 _CHUNK = 1 << 20
-# What a file holds, in one piece and in several.
+# The content of a file, in one piece and in several.
 Content: TypeAlias = bytes | memoryview
 Parts: TypeAlias = Sequence[Content]
 

@@ -14,7 +14,7 @@ from spacy_distil.students.shapes import StudentShape, albert_groups, choose_sha
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from spacy_distil.students.importance import Importance
     from spacy_distil.students.teachers import Teacher
@@ -49,13 +49,10 @@ def make_student(
     if not isinstance(shape, StudentShape):
         shape = choose_shape(teacher.model.config, list(shape))
     config = student_config(teacher.model.config, shape)
-    model_class = type(teacher.model)
     has_head = teacher.has_mlm_head and shape.embedding_size is None
     if shape.is_albert and start == "random":
         return random_albert(albert_config(config, shape), head=has_head)
-    takes_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
-    options = {"add_pooling_layer": False} if takes_pooler else {}
-    student: PreTrainedModel = model_class(config, **options)
+    student = new_model(teacher.model, config)
     if start == "random":
         return student
     source = teacher.model.state_dict()
@@ -75,3 +72,12 @@ def make_student(
     student.load_state_dict(weights)
     student.tie_weights()
     return as_albert(student, shape, counts) if shape.is_albert else student
+
+
+def new_model(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """Make a model of another's class with random weights, without pooler."""
+    model_class = type(model)
+    takes_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
+    options = {"add_pooling_layer": False} if takes_pooler else {}
+    made: PreTrainedModel = model_class(config, **options)
+    return made

@@ -46,7 +46,7 @@ def count_reads(size: int, repeats: float) -> int:
 def epoch_units(size: int, repeats: float, *, epoch: int, seed: int) -> np.ndarray:
     """List the units of a language that an epoch reads, each once in every full pass.
 
-    What remains is a part of a random order of the language, and the next epoch goes on where this
+    The rest is a part of a random order of the language, and the next epoch goes on where this
     one ended. So all units are read equally often in the long run.
 
     size: units of the language. repeats: at least 1, see `temperature_repeats`.

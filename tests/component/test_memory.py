@@ -218,7 +218,7 @@ def test_peaks_of_memory(large_dir: Path, tmp_path: Path) -> None:
     _, peak = peak_growth(lambda: loaded(SENTENCES[0]))
     assert peak < 0.3
     np.testing.assert_array_equal(loaded(SENTENCES[0]).tensor, nlp(SENTENCES[0]).tensor)
-    # What it returns, and nothing else.
+    # Only the bytes that it returns.
     data, peak = peak_growth(encoder_of(nlp).to_bytes)
     assert len(data) / N_BYTES < peak + 0.1
     assert peak < 1.3

@@ -37,7 +37,7 @@ IOB2 = """# sent_id = {n}
 
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
-    """Six documents in each file; those of an entity file alone have two sentences."""
+    """Six documents in each file; in an entity file alone they have two sentences."""
     directory = tmp_path / "assets"
     directory.mkdir()
     for treebank in TREEBANKS:

@@ -236,7 +236,7 @@ class HiddenStates:
 
         The loss of a token is the squared difference, averaged over width and pairs of layers. The
         loss of a token without a piece, in the teacher or in the student, is 0. The gradients of
-        the projections are gathered with that of `hidden`.
+        the projections are gathered with the one of `hidden`.
         """
         targets = self._pack(lengths, records)
         ops = self.student.model.ops

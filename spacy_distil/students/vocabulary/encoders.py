@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -107,14 +106,13 @@ def prune_model(
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+    from spacy_distil.students.making import new_model
+
     config = deepcopy(model.config)
     for name, value in renumber_config(config.to_dict(), pruned.kept_ids).items():
         if name == "vocab_size" or name.endswith("_token_id"):
             setattr(config, name, value)
-    model_class = type(model)
-    takes_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
-    options = {"add_pooling_layer": False} if takes_pooler else {}
-    smaller: PreTrainedModel = model_class(config, **options).to(model.dtype)
+    smaller = new_model(model, config).to(model.dtype)
     weights = model.state_dict()
     smaller.load_state_dict(
         {

@@ -42,17 +42,11 @@ from spacy_distil.students.masking import MaskedBatch, Masking
 from spacy_distil.students.teachers import Teacher, load_teacher
 from spacy_distil.text.sampling import temperature_repeats
 from tests.distillation.encoder.test_run import english_teacher
+from tests.distillation.encoder.test_steps import MASKING
 from tests.teachers import WORDS, log_of
 from tests.text.test_languages import ENGLISH, GERMAN
 
 TeacherDir = Callable[..., Path]
-MASKING = Masking(
-    0.15,
-    seed=0,
-    mask_id=4,
-    is_special=torch.arange(100) < 5,
-    ordinary=torch.arange(5, 100),
-)
 
 
 class Listed:

@@ -32,19 +32,10 @@ from tests.distillation.pipeline.util import (
     annotated_examples,
     student_config,
     train_pipeline,
-    write_corpus,
 )
 from tests.util import registry, write_encoder
 
 PIPES = ("morphologizer", "tagger", "ner", "textcat")
-
-
-@pytest.fixture
-def corpus(tmp_path: Path, teacher: Language) -> Path:
-    directory = tmp_path / "corpus"
-    directory.mkdir()
-    write_corpus(directory, teacher)
-    return directory
 
 
 @pytest.fixture

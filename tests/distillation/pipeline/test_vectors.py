@@ -178,7 +178,7 @@ def test_gradients_are_finite_differences(bert_dir: Path, other_dir: Path) -> No
 
 
 def test_the_encoder_gets_the_gradients_of_autograd(bert_dir: Path, other_dir: Path) -> None:
-    """Beside those of hidden states."""
+    """Beside the records of hidden states."""
     student, teacher = make_nlp(bert_dir), make_nlp(other_dir)
     vectors = DocVectors(component(student), teacher)
     hidden = HiddenStates(component(student), component(teacher), [(1, 1), (2, 0)])

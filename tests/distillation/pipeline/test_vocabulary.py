@@ -17,17 +17,9 @@ from spacy_distil.component.shim import get_encoder
 from spacy_distil.distillation.pipeline.config import load_config
 from spacy_distil.distillation.pipeline.student import make_student, read_counted_texts
 from spacy_distil.errors import ConfigError
-from tests.distillation.pipeline.util import student_config, train_pipeline, write_corpus
+from tests.distillation.pipeline.util import student_config, train_pipeline
 
 PIPES = ("tagger", "textcat")
-
-
-@pytest.fixture
-def corpus(tmp_path: Path, teacher: Language) -> Path:
-    directory = tmp_path / "corpus"
-    directory.mkdir()
-    write_corpus(directory, teacher)
-    return directory
 
 
 def texts_of(corpus: Path) -> list[str]:

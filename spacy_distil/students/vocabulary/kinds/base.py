@@ -1,4 +1,4 @@
-"""What pruning asks of a kind of tokenizer."""
+"""Kinds of tokenizers, as pruning sees them."""
 
 from __future__ import annotations
 
