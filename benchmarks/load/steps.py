@@ -39,7 +39,8 @@ def measure(step: str, do: Callable[[], Any], found: list[Measurement]) -> Any:
     before, start, cpu_start = _status("VmRSS"), time.perf_counter(), time.process_time()
     result = do()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    peak, kept = _status("VmHWM") - before, _status("VmRSS") - before
+    # Linux counts pages in batches for each thread, so the peak may come out below the start.
+    peak, kept = max(0, _status("VmHWM") - before), _status("VmRSS") - before
     found.append(Measurement(step, seconds, cpu_seconds, peak, kept))
     return result
 
