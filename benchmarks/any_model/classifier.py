@@ -43,6 +43,7 @@ Entity = tuple[int, int, str]
 
 def fine_tune(tweets: Sequence[Doc], encoder: Path, output: Path, *, epochs: float) -> None:
     """Fine-tune a token classifier on the first piece of each word, as the field does."""
+    transformers.set_seed(0)  # of the new head; the trainer sets it again
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
     model = transformers.AutoModelForTokenClassification.from_pretrained(
         encoder, id2label=dict(enumerate(TAGS)), label2id={tag: i for i, tag in enumerate(TAGS)}

@@ -51,8 +51,8 @@ def test_classifier(tmp_path: Path) -> None:
     for section in "abegfh":
         (tmp_path / "btc" / f"{section}.conll").write_text(TWEETS)
     # Enough epochs to learn the tweets: random weights need not agree in int8.
-    arguments = ["btc", "encoder", "work", "--repeats", "1", "--epochs", "200", "--output", "out"]
-    result = run("classifier", *arguments, cwd=tmp_path)
+    options = ["--repeats", "1", "--epochs", "500", "--output", "out"]
+    result = run("classifier", "btc", "encoder", "work", *options, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     data = json.loads((tmp_path / "out" / "classifier_1_threads.json").read_text())
     assert (data["tweets"], data["alike"]) == (2, 1)
