@@ -45,7 +45,7 @@ class LanguageRow:
     n_pieces: int = 0
     texts: tuple[str, ...] = ()
     n_texts: int = 10_000
-    steps: int = 400
+    steps: int = 1200
 
     def commands(self, output: Path, data: Path, encoder: Path, ewt: Path) -> list[Command]:
         """The commands that make the row in `output`."""
