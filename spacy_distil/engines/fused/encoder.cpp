@@ -44,19 +44,24 @@ struct Layer {
   Norm attention_norm, output_norm;
 };
 
-// pieces: (n_vocab, width) int8, or of 4 bits, (n_vocab, width / 2) uint8: the lower half of a byte is
-// a number of the left half of a row plus 8, its upper half one of the right half.
-// piece_scales: (n_vocab). positions: (n_positions, width).
+// n: embedding_width, a multiple of 32.
+// pieces: (n_vocab, n) int8, or of 4 bits, (n_vocab, n / 2) uint8: the lower half of a byte is a number
+// of the left half of a row plus 8, its upper half one of the right half.
+// piece_scales: (n_vocab). positions: (n_positions, n).
+// projection: from embeddings to hidden states, packed as by `pack_columns`, aligned to 64 bytes, and
+// projection_bias: (width); null if embeddings are as wide as hidden states.
 // activation: 0 for GELU, 1 for its approximation by tanh, 2 for ReLU.
 // bfloat16: whether attention multiplies numbers of bfloat16: 1 only if `supports_bfloat16`, and if
 // 32 divides the size of a head.
 struct Encoder {
-  int32_t width, n_neurons, n_heads, n_layers, activation, bfloat16, embedding_bits;
+  int32_t width, embedding_width, n_neurons, n_heads, n_layers, activation, bfloat16, embedding_bits;
   float epsilon;
   const void* pieces;
   const float* piece_scales;
   const float* positions;
   Norm embedding_norm;
+  const float* projection;
+  const float* projection_bias;
   const Layer* layers;
 };
 
@@ -70,7 +75,7 @@ struct Windows {
 };
 
 // Changes with the types and functions of the interface, as in `library.py`.
-EXPORT int32_t interface_version(void) { return 3; }
+EXPORT int32_t interface_version(void) { return 4; }
 
 #if defined(__GNUC__) && defined(__x86_64__)
 
@@ -270,9 +275,9 @@ INLINE void put_embedding(__m512i numbers, __m512 scale, const float* position, 
       out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(numbers), scale, _mm512_loadu_ps(position)));
 }
 
-// Embeddings of one window, before their normalization: (n, width).
+// Embeddings of one window, before their normalization: (n, embedding_width).
 AVX512 void embed(const Encoder& encoder, const int32_t* ids, int n, float* out) {
-  const int width = encoder.width, half = width / 2;
+  const int width = encoder.embedding_width, half = width / 2;
   const float* positions = encoder.positions;
   for (int i = 0; i < n; ++i, positions += width, out += width) {
     const __m512 scale = set(encoder.piece_scales[ids[i]]);
@@ -296,6 +301,22 @@ AVX512 void embed(const Encoder& encoder, const int32_t* ids, int n, float* out)
   }
 }
 
+// Embeddings to hidden states, in float32 as in the graph. embedded: (n, embedding_width). out:
+// (n, width).
+AVX512 void project(const Encoder& encoder, const float* embedded, int n, float* out) {
+  const int width = encoder.width, n_in = encoder.embedding_width;
+  for (int at = 0; at < width; at += GROUP) {
+    const float* packed = encoder.projection + (size_t)at * n_in;
+    multiply_columns<GROUP / 16>(embedded, n, n_in, packed, GROUP, width, out + at);
+  }
+  for (int i = 0; i < n; ++i, out += width) {
+    for (int j = 0; j < width; j += 16) {
+      const __m512 bias = _mm512_loadu_ps(encoder.projection_bias + j);
+      _mm512_storeu_ps(out + j, _mm512_add_ps(_mm512_loadu_ps(out + j), bias));
+    }
+  }
+}
+
 // Hands out parts of the caller's scratch memory, aligned to 64 bytes.
 struct Scratch {
   char* start;
@@ -310,13 +331,14 @@ struct Scratch {
 
 // The arrays of a block: see `encode`.
 struct Block {
-  float *hidden, *projected, *attended, *inner, *scales, *scores;
+  float *embedded, *hidden, *projected, *attended, *inner, *scales, *scores;
   Cell* cells;
   uint8_t* rounded;
   Block(const Encoder& encoder, int longest, Scratch& scratch) {
     const size_t n = std::max(BLOCK, longest), padded = (longest + 15) & ~15;
     const size_t width = encoder.width, n_neurons = encoder.n_neurons;
     hidden = scratch.take<float>(n * width);
+    embedded = encoder.projection ? scratch.take<float>(n * encoder.embedding_width) : hidden;
     projected = scratch.take<float>(n * 3 * width);
     attended = scratch.take<float>(n * width);
     inner = scratch.take<float>(n * n_neurons);
@@ -386,7 +408,7 @@ EXPORT uint64_t scratch_size(const Encoder* encoder, const Windows* windows) {
 // a target, (n_targets, width).
 EXPORT AVX512 void encode(const Encoder* encoder, const Windows* windows, char* scratch,
                           float* out) {
-  const int width = encoder->width;
+  const int width = encoder->width, embedding_width = encoder->embedding_width;
   Scratch memory = {scratch, 0};
   const Block block(*encoder, longest_of(*windows), memory);
   const int32_t *ids = windows->ids, *targets = windows->targets;
@@ -398,9 +420,10 @@ EXPORT AVX512 void encode(const Encoder* encoder, const Windows* windows, char* 
       n += windows->lengths[last];
     }
     for (int i = 0, row = 0; i < last - first; row += lengths[i++]) {
-      embed(*encoder, ids + row, lengths[i], block.hidden + (size_t)row * width);
+      embed(*encoder, ids + row, lengths[i], block.embedded + (size_t)row * embedding_width);
     }
-    normalize(block.hidden, n, width, encoder->embedding_norm, encoder->epsilon);
+    normalize(block.embedded, n, embedding_width, encoder->embedding_norm, encoder->epsilon);
+    if (encoder->projection) project(*encoder, block.embedded, n, block.hidden);
     for (int l = 0; l < encoder->n_layers; ++l) {
       run_layer(*encoder, encoder->layers[l], lengths, last - first, n, block);
     }

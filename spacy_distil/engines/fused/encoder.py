@@ -24,7 +24,7 @@ RECIPE = "spacy_distil.fused"
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 # Sizes are multiples of these: columns of a product, and floats in a register.
 GROUP, REGISTER = 64, 16
-# The size of a head that attends in bfloat16 is a multiple of this.
+# The size of a head that attends in bfloat16, and of an embedding, is a multiple of this.
 PAIRS = 32
 # Activations that may be negative are rounded to numbers around this one.
 ZERO_POINT = 128
@@ -48,15 +48,16 @@ class FusedEncoder:
         self._kept: list[np.ndarray] = []  # the compiled part has only their addresses
         self._local = threading.local()
         self._pools: dict[int, ThreadPoolExecutor] = {}  # by process, since a fork has no threads
-        layers = [self._layer(layer) for layer in recipe["layers"]]
+        layers = self._layers_of(recipe["layers"])
         self._layers = (library.Layer * len(layers))(*layers)
         pieces, scales = (tensors[name] for name in recipe["pieces"])
         positions = tensors[recipe["positions"]]
-        self.n_pieces, self.width = len(pieces), positions.shape[1]
-        self.n_positions = len(positions)
+        self.n_pieces, (self.n_positions, embedding_width) = len(pieces), positions.shape
+        self.width, n_neurons = tensors[recipe["layers"][0]["up"][0]].shape
         self._encoder = library.Encoder(
             width=self.width,
-            n_neurons=tensors[recipe["layers"][0]["up"][0]].shape[1],
+            embedding_width=embedding_width,
+            n_neurons=n_neurons,
             n_heads=recipe["n_heads"],
             n_layers=len(layers),
             activation=ACTIVATIONS.index(recipe["activation"]),
@@ -67,6 +68,7 @@ class FusedEncoder:
             piece_scales=self._keep(scales, np.float32),
             positions=self._keep(positions, np.float32),
             embedding_norm=self._norm(recipe["embedding_norm"]),
+            **self._projection(recipe.get("projection")),
             layers=self._layers,
         )
 
@@ -87,9 +89,9 @@ class FusedEncoder:
             if text is None:
                 return None
             recipe, tensors = json.loads(text), read_tensors(graph)
-            width, n_neurons = _check_shapes(recipe, tensors)
+            embedding_width, width, n_neurons = _check_shapes(recipe, tensors)
             head = width // recipe["n_heads"]
-            if width % GROUP or n_neurons % GROUP or head % REGISTER:
+            if width % GROUP or n_neurons % GROUP or head % REGISTER or embedding_width % PAIRS:
                 return None
             bfloat16 = not head % PAIRS and bool(compiled.supports_bfloat16())
             return cls(recipe, tensors, bfloat16=bfloat16)
@@ -161,6 +163,23 @@ class FusedEncoder:
 
     # Weights
 
+    def _layers_of(self, recipes: list[Mapping[str, Any]]) -> list[library.Layer]:
+        """Pack the weights of all layers, of shared ones once."""
+        different = {json.dumps(names): names for names in recipes}
+        packed = {key: self._layer(names) for key, names in different.items()}
+        return [packed[json.dumps(names)] for names in recipes]
+
+    def _projection(self, names: list[str] | None) -> dict[str, int]:
+        if names is None:
+            return {}
+        weight, bias = (self._tensors[name] for name in names)
+        n_in, n_out = weight.shape
+        packed = weight.reshape(n_in, n_out // REGISTER, REGISTER).transpose(1, 0, 2)
+        return {
+            "projection": self._keep(packed, np.float32),
+            "projection_bias": self._keep(bias, np.float32),
+        }
+
     def _layer(self, names: Mapping[str, Any]) -> library.Layer:
         inputs = [names[part] for part in ("query", "key", "value")]
         weight, scales = (
@@ -220,10 +239,12 @@ def _split(lengths: np.ndarray, n_parts: int) -> Iterator[tuple[int, int]]:
             begin = int(end)
 
 
-def _check_shapes(recipe: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> tuple[int, int]:
+def _check_shapes(
+    recipe: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> tuple[int, int, int]:
     """Check the weights, which the compiled part reads without looking.
 
-    RETURNS: width, and neurons of the feed-forward layers.
+    RETURNS: width of the embeddings and of the layers, and neurons of the feed-forward layers.
     Raises ValueError if a weight has another type or shape than the others demand.
     """
 
@@ -238,7 +259,7 @@ def _check_shapes(recipe: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
         for vector in vectors:
             check(vector, (n_out,))
 
-    def check_norm(names: list[str]) -> None:
+    def check_norm(names: list[str], width: int) -> None:
         for vector in names:
             check(vector, (width,))
 
@@ -246,24 +267,30 @@ def _check_shapes(recipe: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
     bits = recipe["embedding_bits"]
     if bits not in (8, 4):
         raise ValueError(f"embedding_bits = {bits!r}")
-    n_pieces, width = tensors[pieces].shape
-    width *= 8 // bits
-    n_neurons = tensors[recipe["layers"][0]["up"][0]].shape[1]
+    n_pieces, embedding_width = tensors[pieces].shape
+    embedding_width *= 8 // bits
+    width, n_neurons = tensors[recipe["layers"][0]["up"][0]].shape
     n_heads, epsilon = recipe["n_heads"], recipe["epsilon"]
     if type(n_heads) is not int or n_heads < 1 or width % n_heads:
         raise ValueError(f"{n_heads!r} heads of {width} numbers")
     if not 0 < np.float32(epsilon) < 1:
         raise ValueError(f"epsilon = {epsilon!r}")
-    check(pieces, (n_pieces, width * bits // 8), np.int8 if bits == 8 else np.uint8)
+    check(pieces, (n_pieces, embedding_width * bits // 8), np.int8 if bits == 8 else np.uint8)
     check(scales, (n_pieces, 1))
-    check(recipe["positions"], (len(tensors[recipe["positions"]]), width))
-    check_norm(recipe["embedding_norm"])
+    check(recipe["positions"], (len(tensors[recipe["positions"]]), embedding_width))
+    check_norm(recipe["embedding_norm"], embedding_width)
+    if "projection" in recipe:
+        weight, bias = recipe["projection"]
+        check(weight, (embedding_width, width))
+        check(bias, (width,))
+    elif embedding_width != width:
+        raise ValueError(f"embeddings of {embedding_width} for layers of {width}")
     for layer in recipe["layers"]:
         for part in ("query", "key", "value", "attention_out"):
             check_linear(layer[part], width, width)
         check(layer["attention_bias"], (3 * width,))
         check_linear(layer["up"], width, n_neurons)
         check_linear(layer["down"], n_neurons, width)
-        check_norm(layer["attention_norm"])
-        check_norm(layer["output_norm"])
-    return width, n_neurons
+        check_norm(layer["attention_norm"], width)
+        check_norm(layer["output_norm"], width)
+    return embedding_width, width, n_neurons

@@ -16,7 +16,7 @@ NAME = "compiled"
 # Loads of AVX-512 are fastest from multiples of this many bytes, and the products demand them.
 ALIGNMENT = 64
 # The interface that this file describes.
-VERSION = 3
+VERSION = 4
 
 
 class Linear(Structure):
@@ -48,6 +48,7 @@ class Layer(Structure):
 class Encoder(Structure):
     _fields_ = [
         ("width", c_int32),
+        ("embedding_width", c_int32),
         ("n_neurons", c_int32),
         ("n_heads", c_int32),
         ("n_layers", c_int32),
@@ -59,6 +60,8 @@ class Encoder(Structure):
         ("piece_scales", c_void_p),
         ("positions", c_void_p),
         ("embedding_norm", Norm),
+        ("projection", c_void_p),
+        ("projection_bias", c_void_p),
         ("layers", POINTER(Layer)),
     ]
 

@@ -175,14 +175,14 @@ class BertGraph(PostNormGraph):
         return hidden
 
     def recipe(self) -> dict[str, Any] | None:
-        """Name the weights, if all is in int8 and has the plain form of BERT."""
+        """Name the weights, if all is in int8 and has the form of BERT or ALBERT."""
         w, precision = self.weights, self.precision
         is_whole = precision.embeddings and precision.layers >= set(range(len(w.layers)))
-        if not is_whole or w.projection is not None or w.distance_bias is not None:
+        if not is_whole or w.distance_bias is not None:
             return None
         if not 0 < np.float32(w.epsilon) < 1:
             return None
-        return {
+        recipe = {
             "n_heads": w.n_heads,
             "activation": w.activation,
             "epsilon": w.epsilon,
@@ -192,6 +192,10 @@ class BertGraph(PostNormGraph):
             "embedding_norm": self.norm_names(w.embedding_norm),
             "layers": [self.layer_names(layer) for layer in w.layers],
         }
+        if w.projection is not None:
+            parts = w.projection.weight, w.projection.bias
+            recipe["projection"] = [self.constant(part) for part in parts]
+        return recipe
 
     def layer_names(self, layer: PostNormLayer) -> dict[str, Any]:
         def weight(linear: Linear, steps: float = SYMMETRIC_STEPS) -> list[str]:

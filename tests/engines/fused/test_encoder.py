@@ -94,7 +94,10 @@ def graph(weights: BertWeights) -> bytes:
 @needs_compiled
 @pytest.mark.parametrize(
     ("family", "width"),
-    [("bert", 64), ("bert", 192), ("roberta", 64), ("distilbert", 128), ("xlm-roberta", 64)],
+    [
+        *[("bert", 64), ("bert", 192), ("roberta", 64), ("distilbert", 128), ("xlm-roberta", 64)],
+        *[("albert", 64), ("albert", 192), ("electra", 128)],
+    ],
 )
 def test_it_is_the_rounding_that_is_documented(family: str, width: int, tmp_path: Path) -> None:
     weights = weights_in(write_encoder(tmp_path, family, width=width))
@@ -124,7 +127,9 @@ def test_reduced_range(weights: BertWeights) -> None:
 
 
 @needs_compiled
-def test_embeddings_in_4_bits(weights: BertWeights) -> None:
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_embeddings_in_4_bits(family: str, tmp_path: Path) -> None:
+    weights = weights_in(write_encoder(tmp_path, family, width=128))
     windows = random_windows(len(weights.pieces), SHORT)
     precision = replace(INT8, embedding_bits=4)
     actual = run(fuse(build_graph(weights, precision)), windows)
@@ -152,8 +157,11 @@ def test_rows_of_zeros_and_huge_numbers(tmp_path: Path) -> None:
 
 
 @needs_compiled
-def test_a_window_depends_on_itself_alone(weights: BertWeights, graph: bytes) -> None:
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_a_window_depends_on_itself_alone(family: str, tmp_path: Path) -> None:
     """To the last bit: alone, in batches of any size, and with any number of threads."""
+    weights = weights_in(write_encoder(tmp_path, family, width=128, positions=400))
+    graph = build_graph(weights, INT8)
     rng = np.random.default_rng(0)
     windows = random_windows(len(weights.pieces), [*rng.integers(1, 130, 60), 1, 1, 2, 390])
     alone = np.concatenate([run(fuse(graph), [window]) for window in windows])
@@ -253,8 +261,7 @@ def test_rows_that_are_not_there(weights: BertWeights, graph: bytes) -> None:
         ("bert", {"width": 64}, Precision(frozenset({0}), embeddings=True)),
         ("bert", {"width": 64}, Precision(frozenset({0, 1}))),
         ("bert", {"width": 32}, INT8),
-        ("electra", {"width": 64}, INT8),
-        ("albert", {"width": 64}, INT8),
+        ("albert", {"width": 128}, Precision(frozenset({0, 1}))),
         ("mpnet", {"width": 64}, INT8),
         ("deberta-v2", {"width": 64}, INT8),
         ("modernbert", {"width": 64}, INT8),
@@ -329,6 +336,40 @@ def test_names_that_do_not_fit_are_an_error(
 ) -> None:
     with pytest.raises(WeightsError, match=r"model\.onnx is damaged: the weights that it names"):
         FusedEncoder.from_graph(with_recipe(graph, change), GRAPH)
+
+
+@pytest.fixture(scope="module")
+def albert_graph(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    directory = write_encoder(tmp_path_factory.mktemp("albert"), "albert", width=128)
+    return build_graph(weights_in(directory), INT8)
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda recipe: recipe.pop("projection"),
+        lambda recipe: recipe.update(projection=None),
+        lambda recipe: recipe["projection"].reverse(),
+        lambda recipe: recipe["projection"].pop(),
+        lambda recipe: recipe["projection"].append("constant_0"),
+        lambda recipe: recipe.update(positions=recipe["projection"][0]),
+        lambda recipe: recipe.update(embedding_norm=recipe["layers"][0]["output_norm"]),
+    ],
+)
+def test_a_projection_that_does_not_fit_is_an_error(
+    change: Callable[[dict[str, Any]], Any], albert_graph: bytes
+) -> None:
+    with pytest.raises(WeightsError, match=r"model\.onnx is damaged: the weights that it names"):
+        FusedEncoder.from_graph(with_recipe(albert_graph, change), GRAPH)
+
+
+@needs_compiled
+def test_shared_layers_are_in_memory_once(graph: bytes, albert_graph: bytes) -> None:
+    addresses = [
+        [layer.up.weight for layer in fuse(each)._layers] for each in (graph, albert_graph)
+    ]
+    assert [(len(each), len({*each})) for each in addresses] == [(2, 2), (2, 1)]
 
 
 @needs_compiled
