@@ -45,7 +45,7 @@ class LanguageRow:
     n_pieces: int = 0
     texts: tuple[str, ...] = ()
     n_texts: int = 10_000
-    steps: int = 1200
+    steps: int = 400
 
     def commands(self, output: Path, data: Path, encoder: Path, ewt: Path) -> list[Command]:
         """The commands that make the row in `output`."""
@@ -97,14 +97,15 @@ _BOTH, _TAGS = "morphologizer,distil_ner", "morphologizer"
 _ROWS = (
     LanguageRow("en-teacher", "en", _BOTH, steps=1000),
     LanguageRow("de-teacher", "de", _BOTH, steps=450),
-    LanguageRow("fr-teacher", "fr", _TAGS, steps=300),
-    *(LanguageRow(f"en-{n}-layers", "en", layers=n, texts=("en",)) for n in (6, 4, 3)),
+    LanguageRow("fr-teacher", "fr", _TAGS, steps=800),
+    *(LanguageRow(f"en-{n}-layers", "en", layers=n, texts=("en",), steps=1200) for n in (6, 4, 3)),
+    LanguageRow("en-alone", "en", texts=("en",)),
     LanguageRow("en-across", "en", texts=LANGUAGES),
     *(
-        LanguageRow(f"{lang}-{n or 'whole'}", lang, n_pieces=n, texts=(lang,))
-        for lang in ("de", "fr")
+        LanguageRow(f"de-{n or 'whole'}", "de", n_pieces=n, texts=("de",))
         for n in (0, 15_000, 8_000)
     ),
+    LanguageRow("fr-15000", "fr", n_pieces=15_000, texts=("fr",), steps=1200),
 )
 ROWS = {row.name: row for row in _ROWS}
 
