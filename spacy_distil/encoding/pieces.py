@@ -72,6 +72,7 @@ class PieceTokenizer:
     A saved tokenizer may truncate, pad, and read a literal "[SEP]" in a text as the special piece.
     All three are switched off.
 
+    backend: the tokenizer of `tokenizers`, with these settings.
     prefix, suffix: ids of the special pieces around one window, e.g. [CLS] and [SEP].
     """
 
@@ -84,7 +85,7 @@ class PieceTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
+        self.backend = tokenizer
         probe_patterns(tokenizer, "The tokenizer fails on text")
         probe = tokenizer.encode("a", add_special_tokens=True)
         own = [i for i, special in enumerate(probe.special_tokens_mask) if not special]
@@ -113,19 +114,19 @@ class PieceTokenizer:
 
     def to_str(self) -> str:
         """Return the content of a `tokenizer.json`."""
-        return self._tokenizer.to_str()
+        return self.backend.to_str()
 
     @cached_property
     def largest_id(self) -> int:
         """The largest id of a piece, added ones included; -1 if there is none."""
-        if type(self._tokenizer.model).__name__ == "Unigram":  # numbers its pieces without gaps
-            n_pieces = self._tokenizer.get_vocab_size(with_added_tokens=False)
-            return max([n_pieces - 1, *self._tokenizer.get_added_tokens_decoder()])
+        if type(self.backend.model).__name__ == "Unigram":  # numbers its pieces without gaps
+            n_pieces = self.backend.get_vocab_size(with_added_tokens=False)
+            return max([n_pieces - 1, *self.backend.get_added_tokens_decoder()])
         return max(self.read_vocabulary().values(), default=-1)
 
     def read_vocabulary(self) -> dict[str, int]:
         """Return the ids of all pieces, added ones included."""
-        return self._tokenizer.get_vocab(with_added_tokens=True)
+        return self.backend.get_vocab(with_added_tokens=True)
 
     @property
     def n_special(self) -> int:
@@ -202,14 +203,14 @@ class PieceTokenizer:
         """Encode texts, or, if `is_split`, lists of tokens."""
         settings = {"is_pretokenized": is_split, "add_special_tokens": False}
         try:
-            return self._tokenizer.encode_batch(texts, **settings)
+            return self.backend.encode_batch(texts, **settings)
         except (MemoryError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # includes a panic of Rust
             for text in texts:
                 begin = ("".join(text) if is_split else text)[:60]
                 with _naming(f"The tokenizer fails on the text that begins with {begin!r}"):
-                    self._tokenizer.encode(text, **settings)
+                    self.backend.encode(text, **settings)
             raise
 
 

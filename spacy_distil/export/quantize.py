@@ -306,7 +306,7 @@ def _prune(
         compared = [doc.split() for doc in read_docs(corpus.docs)]
     configs = [parse_config(encoder.files) for encoder in encoders.values()]
     special = {i for config in configs for i in special_config_ids(config)}
-    pruned = prune_vocabulary(old, counts, keep=vocab_size, special=special)
+    pruned = prune_vocabulary(old, counts, size=vocab_size, special=special)
     loss = pruning_loss(
         PieceTokenizer.from_str(old), PieceTokenizer.from_str(pruned.tokenizer_json), compared
     )

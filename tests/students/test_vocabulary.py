@@ -188,7 +188,7 @@ def test_min_count(small: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "kept"),
+    ("size", "kept"),
     [
         # 4 special pieces, 6 characters, and 5 of them within words ("##." cannot occur).
         (15, set()),
@@ -201,16 +201,16 @@ def test_min_count(small: str) -> None:
         (99, {"ab", "abcd", "abc", "##cd", "##de", "##ab"}),
     ],
 )
-def test_keep(small: str, keep: int, kept: set[str]) -> None:
-    pruned = prune_vocabulary(small, ["abcd abcd abc ab ab ab"], keep=keep)
+def test_size(small: str, size: int, kept: set[str]) -> None:
+    pruned = prune_vocabulary(small, ["abcd abcd abc ab ab ab"], size=size)
     check_consistent(small, pruned)
-    assert pruned.n_kept == min(keep, 21)
+    assert pruned.n_kept == min(size, 21)
     assert Tokenizer.from_str(pruned.tokenizer_json).get_vocab().keys() >= kept
     assert set(pruned.dropped) == {"##.", "ab", "##cd", "abc", "##de", "abcd", "##ab"} - kept
 
 
 def test_unseen_pieces_that_fill_up_can_occur(real: str) -> None:
-    pruned = prune_vocabulary(real, ["a"], keep=5000)
+    pruned = prune_vocabulary(real, ["a"], size=5000)
     assert pruned.n_kept == 5000
     left = Tokenizer.from_str(pruned.tokenizer_json).get_vocab()
     assert "the" in left
@@ -300,9 +300,9 @@ def test_other_models_are_refused(small: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 14}, r"keep = 14: expected at least 15\."),
+        ({"size": 14}, r"size = 14: expected at least 15\."),
         ({"min_count": 0}, r"min_count = 0: expected at least 1"),
-        ({"min_count": 2, "keep": 20}, r"min_count = 2 and keep = 20: expected one of them"),
+        ({"min_count": 2, "size": 20}, r"min_count = 2 and size = 20: expected one of them"),
     ],
 )
 def test_wrong_settings(small: str, options: dict[str, int], message: str) -> None:
@@ -448,7 +448,7 @@ def test_positions_that_would_move_are_refused(bert_dir: Path) -> None:
 def test_files_that_cannot_be_pruned(bert_dir: Path, real: str) -> None:
     files = files_of(bert_dir)
     with pytest.raises(WeightsError, match="They do not belong together"):
-        prune_encoder(files, prune_vocabulary(real, ["the"], keep=20_000))
+        prune_encoder(files, prune_vocabulary(real, ["the"], size=20_000))
     pruned = prune_vocabulary(files[TOKENIZER].decode(), SENTENCES)
     weights = load(files[WEIGHTS])
     del weights["embeddings.word_embeddings.weight"]

@@ -184,12 +184,12 @@ def test_tokens_one_by_one(old: str) -> None:
 def test_a_size_is_reached_and_unseen_text_is_covered(old: str, share: float) -> None:
     """Text of the corpus' scripts has no new unknown pieces, but for whole words."""
     kind = read_kind(old)
-    smallest = prune_vocabulary(old, ["a"], keep=len(kind.pieces)).n_kept
+    smallest = prune_vocabulary(old, ["a"], size=len(kind.pieces)).n_kept
     always = prune_vocabulary(old, TRAINING, min_count=10**6).n_kept
-    keep = int(always + share * (smallest - always))
-    pruned = prune_vocabulary(old, TRAINING, keep=keep)
+    size = int(always + share * (smallest - always))
+    pruned = prune_vocabulary(old, TRAINING, size=size)
     # A piece of BPE may need several others, and then does not fit any more.
-    assert keep - 3 <= pruned.n_kept <= keep
+    assert size - 3 <= pruned.n_kept <= size
     if kind.content["model"]["type"] == "WordLevel":
         return
     new = read_kind(pruned.tokenizer_json)
@@ -209,7 +209,7 @@ def test_spaces_of_normalizers() -> None:
         kind = read_kind(tokenizer.to_str())
         assert all(map(kind.can_occur, ["▁b", "b", "be", "▁"]))
         n_pieces = len(kind.pieces)
-        assert prune_vocabulary(tokenizer.to_str(), ["a"], keep=n_pieces).n_kept == n_pieces
+        assert prune_vocabulary(tokenizer.to_str(), ["a"], size=n_pieces).n_kept == n_pieces
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), replace])
     kind = read_kind(tokenizer.to_str())
     assert kind.can_occur("▁b")
@@ -221,8 +221,8 @@ def test_more_pieces_lose_less(old: str) -> None:
     n_pieces = len(read_kind(old).pieces)
     before = PieceTokenizer.from_str(old)
     losses = []
-    for keep in np.linspace(always, n_pieces, 4).astype(int).tolist():
-        pruned = prune_vocabulary(old, TRAINING, keep=keep)
+    for size in np.linspace(always, n_pieces, 4).astype(int).tolist():
+        pruned = prune_vocabulary(old, TRAINING, size=size)
         new = PieceTokenizer.from_str(pruned.tokenizer_json)
         losses.append(pruning_loss(before, new, TRAINING).changed)
     assert losses == sorted(losses, reverse=True)
@@ -276,7 +276,7 @@ def test_normalizers_of_the_ends_of_a_text(normalizer: normalizers.Normalizer) -
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     pruned = prune_vocabulary(tokenizer.to_str(), ["the"])
     assert pruned.dropped == {"▁cat": 0}
-    assert prune_vocabulary(tokenizer.to_str(), ["the"], keep=len(scored)).dropped == {}
+    assert prune_vocabulary(tokenizer.to_str(), ["the"], size=len(scored)).dropped == {}
 
 
 def with_gaps(added: list[str]) -> str:
@@ -319,7 +319,7 @@ def test_two_pieces_with_one_id() -> None:
 def test_nothing_is_dropped(old: str) -> None:
     """Characters that fill up are not told to be missing, nor any pieces."""
     n_pieces = len(read_kind(old).pieces)
-    pruned = prune_vocabulary(old, ["a"], keep=n_pieces)
+    pruned = prune_vocabulary(old, ["a"], size=n_pieces)
     if pruned.dropped:  # pieces that cannot occur
         assert {len(piece) for piece in pruned.dropped} != {1}
     else:
@@ -337,7 +337,7 @@ def test_estimate_of_missing_pieces() -> None:
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     old = tokenizer.to_str()
-    for options in ({}, {"min_count": 3}, {"keep": 500}):
+    for options in ({}, {"min_count": 3}, {"size": 500}):
         pruned = prune_vocabulary(old, texts[:200], **options)
         new = PieceTokenizer.from_str(pruned.tokenizer_json)
         loss = pruning_loss(PieceTokenizer.from_str(old), new, texts[200:])

@@ -77,7 +77,7 @@ def prune_teacher(
         teacher.tokenizer.backend_tokenizer.to_str(),
         texts,
         min_count=settings.min_count or 1,
-        keep=settings.size,
+        size=settings.size,
         special=special_config_ids(teacher.model.config.to_dict()),
     )
     if {*pruned.kept_ids.tolist()} <= {*teacher.tokenizer.all_special_ids}:

@@ -48,7 +48,7 @@ def pruning_loss(old: PieceTokenizer, new: PieceTokenizer, texts: Iterable[Text]
     n_pieces, n_unknown = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.int64)
     for batch in batches(texts):
         encoded = [
-            kind.raw.encode_batch(
+            kind.reader.backend.encode_batch(
                 batch, is_pretokenized=not isinstance(batch[0], str), add_special_tokens=False
             )
             for kind in kinds

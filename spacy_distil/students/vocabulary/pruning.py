@@ -86,7 +86,7 @@ def prune_vocabulary(
     texts: Iterable[Text],
     *,
     min_count: int = 1,
-    keep: int | None = None,
+    size: int | None = None,
     special: Collection[int] = (),
 ) -> PrunedVocabulary:
     """Drop pieces that do not occur in texts.
@@ -100,7 +100,7 @@ def prune_vocabulary(
     texts: the corpus: texts, or lists of tokens for an encoder that reads token by token, as
         `DocText.split` makes them. Not both.
     min_count: keep pieces that occur at least this often in the corpus.
-    keep: number of pieces to keep, including those that always stay. It keeps the most frequent
+    size: number of pieces to keep, including the ones that always stay. It keeps the most frequent
         pieces, and replaces `min_count`. If fewer pieces occur, others that can occur in text fill
         up in the order of their ids, which is the order of frequency in most vocabularies.
     special: ids of special pieces of which the tokenizer does not know, see `special_config_ids`.
@@ -109,25 +109,24 @@ def prune_vocabulary(
     """
     if min_count < 1:
         raise ConfigError(f"min_count = {min_count}: expected at least 1.")
-    if keep is not None and min_count != 1:
+    if size is not None and min_count != 1:
         raise ConfigError(
-            f"min_count = {min_count} and keep = {keep}: expected one of them. keep, the size "
-            "of the vocabulary, takes the most frequent pieces, whatever their count."
+            f"min_count = {min_count} and size = {size}: expected one of them. size takes the most "
+            "frequent pieces, whatever their count."
         )
     kind = read_kind(tokenizer_json)
     counts = _count(kind, texts)
     kept, single = _always_kept(kind, counts, special)
-    if keep is not None and keep < len(kept):
+    if size is not None and size < len(kept):
         raise ConfigError(
-            f"keep = {keep}: expected at least {len(kept)}. This vocabulary has as many special "
-            "pieces, bytes and single characters, which always stay. Set a larger size of the "
-            "vocabulary."
+            f"size = {size}: expected at least {len(kept)}. This vocabulary has as many special "
+            "pieces, bytes and single characters, which always stay."
         )
-    for piece_id in _by_frequency(kind, counts, min_count=min_count, fill=keep is not None):
+    for piece_id in _by_frequency(kind, counts, min_count=min_count, fill=size is not None):
         missing = kind.parts(piece_id) - kept
-        if keep is None or len(kept) + len(missing) <= keep:
+        if size is None or len(kept) + len(missing) <= size:
             kept |= missing
-        if len(kept) == keep:
+        if len(kept) == size:
             break
     new_ids = kind.number(kept)
     return PrunedVocabulary(

@@ -7,14 +7,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from spacy_distil.encoding import PieceTokenizer
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 # The text of a document, or its tokens if the encoder reads them one by one.
 Text = str | Sequence[str]
@@ -37,17 +34,6 @@ class Kind(ABC):
     def reader(self) -> PieceTokenizer:
         """Reads text as the encoder does."""
         return PieceTokenizer.from_str(json.dumps(self.content))
-
-    @cached_property
-    def raw(self) -> Tokenizer:
-        """The tokenizer with its parts. A literal "[SEP]" in a text is text."""
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(json.dumps(self.content))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
-        return tokenizer
 
     @cached_property
     def pieces(self) -> dict[int, str]:
@@ -102,7 +88,7 @@ class Kind(ABC):
 
     def can_occur(self, piece: str) -> bool:
         """Whether a piece can occur in text. It cannot if text is normalized within it."""
-        normalizer = self.raw.normalizer
+        normalizer = self.reader.backend.normalizer
         if normalizer is None:
             return True
         # Within a text, too: some normalizers strip its ends (DeBERTa-v3), or put a space in front.

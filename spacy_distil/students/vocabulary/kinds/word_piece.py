@@ -32,7 +32,7 @@ class WordPiece(WordLevel):
         if unknown is None or not counts[unknown]:
             return counts
         is_split = not isinstance(texts[0], str)
-        encodings = self.raw.encode_batch(
+        encodings = self.reader.backend.encode_batch(
             list(texts), is_pretokenized=is_split, add_special_tokens=False
         )
         for text, encoding in zip(texts, encodings, strict=True):
@@ -56,7 +56,7 @@ class WordPiece(WordLevel):
         text = self.text_of(piece)
         if text != piece:
             text *= 2  # places the second one within a word
-        normalizer, splitter = self.raw.normalizer, self.raw.pre_tokenizer
+        normalizer, splitter = self.reader.backend.normalizer, self.reader.backend.pre_tokenizer
         normal = text if normalizer is None else normalizer.normalize_str(text)
         if splitter is None:
             return bool(normal == text)
@@ -64,8 +64,8 @@ class WordPiece(WordLevel):
 
     def _start_of_unknown(self, word: str) -> Iterator[int]:
         """Find the ids that WordPiece matches before it gives up on a word."""
-        if self.raw.normalizer is not None:
-            word = self.raw.normalizer.normalize_str(word).strip()
+        if self.reader.backend.normalizer is not None:
+            word = self.reader.backend.normalizer.normalize_str(word).strip()
         if len(word) > self.model["max_input_chars_per_word"]:
             return
         start, prefix = 0, ""
