@@ -11,7 +11,7 @@ import typer
 from spacy.tokens import Doc, DocBin
 from typer.testing import CliRunner
 
-from benchmarks.languages import corpora, rows, scores
+from benchmarks.languages import corpora, rows, scores, translation
 from tests.util import SENTENCES, make_nlp, write_encoder
 
 TREE = """# newdoc id = a
@@ -77,11 +77,11 @@ def test_commands() -> None:
     assert "--lang de" in init
     assert "--encoder encoder" in init
     assert "spacy train" in train
-    (_, distil, quantize) = map(str, rows.ROWS["fr-8000"].commands(*paths))
+    (_, distil, quantize) = map(str, rows.ROWS["fr-15000"].commands(*paths))
     assert "pipeline out/fr-teacher/model-best" in distil
-    assert "vocabulary.size 8000" in distil
+    assert "vocabulary.size 15000" in distil
     assert "--paths.text data/text_fr.jsonl" in distil
-    assert "quantize out/fr-8000/model-best out/fr-8000-int8" in quantize
+    assert "quantize out/fr-15000/model-best out/fr-15000-int8" in quantize
     (_, distil, _) = map(str, rows.ROWS["en-across"].commands(*paths))
     assert '"sv": "data/text_sv.jsonl"' in distil
     assert "vocabulary" not in distil
@@ -104,3 +104,42 @@ def test_scores(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     table = (tmp_path / "out" / "scores.md").read_text()
     assert "| 100.00 (100.0 %, 100.0 to 100.0) |" in table
+
+
+def test_translation(tmp_path: Path) -> None:
+    """The teacher finds its own vectors. Texts of test articles are left out of the training."""
+    for lang in ("en", "de"):
+        articles = [
+            {
+                "paragraphs": [
+                    {
+                        "context": f"{lang} {text}",
+                        "qas": [{"question": f"{lang} who {text} {n}"} for n in range(3)],
+                    }
+                ]
+            }
+            for text in SENTENCES[:8]
+        ]
+        (tmp_path / f"xquad.{lang}.json").write_text(json.dumps({"data": articles}))
+    teacher, student = (
+        write_encoder(tmp_path / name, "bert", positions=256, seed=seed)
+        for seed, name in enumerate(("teacher", "student"))
+    )
+    app = typer.Typer()
+    app.command()(translation.main)
+    options = ["--teacher", str(teacher), "--student", str(student), "--languages", "de"]
+    options += ["--layers", "1", "--steps", "6", "--words", "50", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [str(tmp_path), str(tmp_path / "work"), *options])
+    assert result.exit_code == 0, result.output
+    lines = (tmp_path / "work" / "de.jsonl").read_text().splitlines()
+    texts = [json.loads(line) for line in lines]
+    asked = [
+        f"{text} {n}" for i, text in enumerate(SENTENCES[:8]) if i not in (3, 7) for n in "012"
+    ]
+    learned = [text["text"].removeprefix("de ").removeprefix("who ") for text in texts]
+    assert learned[: len(asked)] == asked
+    assert all(text["original"] == text["text"].replace("de ", "en ", 1) for text in texts)
+    rows = json.loads((tmp_path / "out" / "translation.json").read_text())["rows"]
+    assert [*rows["English teacher"]] == ["en to de", "de to en", "de to teacher", "cosine x 100"]
+    assert rows["English teacher"]["de to teacher"] == rows["English teacher"]["de to en"]
+    assert "| its lowest 1 layers |" in (tmp_path / "out" / "translation.md").read_text()
