@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from spacy_distil.export.convert import convert
     from spacy_distil.export.quantize import quantize
     from spacy_distil.report import benchmark, compare
+    from spacy_distil.trust.confidence import confidence
 
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "benchmark",
     "compare",
+    "confidence",
     "convert",
     "distil_encoder",
     "distil_pipeline",
@@ -29,6 +31,7 @@ __all__ = [
 _MODULES = {
     "benchmark": "spacy_distil.report",
     "compare": "spacy_distil.report",
+    "confidence": "spacy_distil.trust.confidence",
     "convert": "spacy_distil.export.convert",
     "distil_encoder": "spacy_distil.distillation",
     "distil_pipeline": "spacy_distil.distillation",

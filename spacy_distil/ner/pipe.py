@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from spacy.attrs import (  # type: ignore[import-not-found]
-    ENT_IOB,
-    IS_SPACE,
-    SENT_START,
-)
+from spacy.attrs import ENT_IOB, IS_SPACE  # type: ignore[import-not-found]
 from spacy.errors import Errors
 from spacy.language import Language
 from spacy.pipeline import TrainablePipe
 from spacy.pipeline.tok2vec import Tok2VecListener
-from spacy.tokens import Doc, Span
+from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example, validate_examples, validate_get_examples
 from spacy.util import check_lexeme_norms
 from spacy.vocab import Vocab
@@ -33,18 +30,19 @@ from thinc.types import Floats2d
 
 from spacy_distil.engines.files import check_folder
 from spacy_distil.errors import ConfigError, DistilError
+from spacy_distil.ner.batch import UNSET, Batch, is_taken
 from spacy_distil.ner.decoding import MISSING, doc_cuts, trim_edges
 from spacy_distil.ner.schemes import (
     PREFIXES,
     SCHEMES,
     Scheme,
-    decode_entities,
     from_biluo,
     n_tags,
     tag_names,
 )
 from spacy_distil.runs.digests import SUMS, write_sums
 from spacy_distil.runs.files import atomic_contents
+from spacy_distil.softmax import predict_logits
 
 DEFAULT_MODEL = Config().from_str(
     """
@@ -63,8 +61,6 @@ subword_features = true
 """
 )["model"]
 
-# Values of token.ent_iob.
-_UNSET, _INSIDE, _BEGIN = 0, 1, 3
 # First bias of the tags of a label that is added to a trained model: low enough not to change its
 # predictions, high enough to be learned.
 _NEW_LABEL_BIAS = -10.0
@@ -76,6 +72,9 @@ _NEW_LABEL_BIAS = -10.0
     default_config={
         "model": DEFAULT_MODEL,
         "scheme": "BILUO",
+        "threshold": 0.0,
+        "spans_key": None,
+        "extension": None,
         "scorer": {"@scorers": "spacy.ner_scorer.v1"},
     },
     default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
@@ -85,14 +84,82 @@ def make_distil_ner(
     name: str,
     model: Model[list[Doc], list[Floats2d]],
     scheme: Scheme,
+    threshold: float,
+    spans_key: str | None,
+    extension: str | None,
     scorer: Callable | None,
 ) -> DistilNER:
     """Construct the component.
 
     model: returns a score per tag for each token, such as `spacy.Tagger.v2`.
     scheme: how tags spell entities, "BILUO", "IOB2", "IOB1" or "IO". See `schemes`.
+    threshold: entities whose probability is lower are left out.
+    spans_key: name of a span group, which gets the predicted entities, and their probabilities in
+        `attrs["scores"]`.
+    extension: name of an attribute `span._.NAME` for the probability of a predicted entity.
     """
-    return DistilNER(nlp.vocab, model, name, scheme=scheme, scorer=scorer)
+    return DistilNER(
+        nlp.vocab,
+        model,
+        name,
+        scheme=scheme,
+        threshold=threshold,
+        spans_key=spans_key,
+        extension=extension,
+        scorer=scorer,
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The entities of a doc.
+
+    entities: (n_entities, 3) int64: start, end (exclusive) and number of the label.
+    probabilities: (n_entities,), if a setting asks for them.
+    """
+
+    entities: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
+class Candidate(NamedTuple):
+    """An entity that may be there.
+
+    probability: of this entity.
+    start, end: probabilities that any entity of this label begins, or ends, where this one does.
+    """
+
+    span: Span
+    probability: float
+    start: float
+    end: float
+
+
+class Reading(NamedTuple):
+    """One way to divide a doc into entities, and its probability."""
+
+    probability: float
+    ents: tuple[Span, ...]
+
+
+def check_threshold(name: str, threshold: float) -> float:
+    """Return the threshold. Raises ConfigError if it is no probability."""
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold = {threshold!r} of {name!r}: expected a number from 0 to 1.")
+    return threshold
+
+
+def _set_extension(name: str, extension: str) -> None:
+    """Declare `span._.EXTENSION`, unless it is declared with a default."""
+    if Span.has_extension(extension):
+        _, method, getter, _ = Span.get_extension(extension)
+        if method or getter:
+            raise ConfigError(
+                f"extension = {extension!r} of {name!r}: span._.{extension} is a function of "
+                "another program. Choose another name."
+            )
+    else:
+        Span.set_extension(extension, default=None)
 
 
 class DistilNER(TrainablePipe):
@@ -113,6 +180,9 @@ class DistilNER(TrainablePipe):
         name: str = "ner",
         *,
         scheme: Scheme = "BILUO",
+        threshold: float = 0.0,
+        spans_key: str | None = None,
+        extension: str | None = None,
         scorer: Callable | None = None,
     ) -> None:
         if scheme not in SCHEMES:
@@ -120,8 +190,13 @@ class DistilNER(TrainablePipe):
                 f"scheme = {scheme!r} of {name!r}: expected one of {', '.join(SCHEMES)}. (BIOES is "
                 "BILUO with other letters.)"
             )
-        super().__init__(vocab, model, name, labels=[])
+        check_threshold(name, threshold)
+        super().__init__(vocab, model, name, labels=[], threshold=threshold)
         self.scheme: Scheme = scheme
+        self.spans_key = spans_key
+        self.extension = extension
+        if extension is not None:
+            _set_extension(name, extension)
         self.scorer = scorer
         self._has_warned = False  # of whitespace
 
@@ -178,29 +253,36 @@ class DistilNER(TrainablePipe):
 
     # Prediction
 
-    def predict(self, docs: Iterable[Doc]) -> list[np.ndarray]:
-        """Predict the entities of docs.
-
-        RETURNS: for each doc (n_entities, 3): start, end (exclusive) and number of the label.
-        """
+    def predict(self, docs: Iterable[Doc]) -> list[Prediction]:
+        """Predict the entities of docs."""
         docs = list(docs)
-        lengths = [len(doc) for doc in docs]
-        if not any(lengths):
-            return [np.zeros((0, 3), dtype=np.int64) for _ in docs]
+        batch = self._read(docs, keep_entities=True)
+        if batch is None:
+            return [Prediction(np.zeros((0, 3), dtype=np.int64)) for _ in docs]
+        entities = batch.decode()
+        probabilities = None
+        threshold = check_threshold(self.name, self.cfg["threshold"])  # others may set it
+        if threshold or self.spans_key or self.extension:
+            probabilities = batch.probabilities(entities)
+            kept = probabilities >= threshold
+            entities, probabilities = entities[kept], probabilities[kept]
+        rows = batch.by_doc(entities[:, 0])
+        entities[:, :2] -= np.repeat(batch.bounds[:-1], [each.stop - each.start for each in rows])[
+            :, None
+        ]
+        return [
+            Prediction(entities[own], None if probabilities is None else probabilities[own])
+            for own in rows
+        ]
+
+    def _read(self, docs: Sequence[Doc], *, keep_entities: bool) -> Batch | None:
+        """Predict scores and find constraints, None if the docs have no tokens."""
+        if not any(map(len, docs)):
+            return None
         self._check_vectors(docs)
         ops = self.model.ops
-        # The retokenizer leaves a row too many in doc.tensor when it splits a token.
-        rows = [row[:n] for row, n in zip(self.model.predict(docs), lengths, strict=True)]
-        scores = ops.to_numpy(ops.flatten(rows))
-        cuts, is_space, fixed = _constraints(docs, lengths)
-        starts, ends, labels = decode_entities(
-            scores, self.scheme, cuts, is_space=is_space, fixed=fixed
-        )
-        offsets = np.cumsum([0, *lengths])
-        bounds = np.searchsorted(starts, offsets)
-        entities = np.stack([starts, ends, labels], axis=1)
-        entities[:, :2] -= np.repeat(offsets[:-1], np.diff(bounds))[:, None]
-        return [entities[bounds[i] : bounds[i + 1]] for i in range(len(docs))]
+        scores = ops.to_numpy(ops.flatten(predict_logits(self.model, docs)))
+        return Batch.of(docs, scores, self.scheme, keep_entities=keep_entities)
 
     def _check_vectors(self, docs: Sequence[Doc]) -> None:
         """Raise ConfigError if the model listens for vectors that the docs do not have. spaCy's own
@@ -216,23 +298,142 @@ class DistilNER(TrainablePipe):
                     "or source its encoder with it, and place it behind the encoder."
                 )
 
-    def set_annotations(self, docs: Iterable[Doc], predictions: Sequence[np.ndarray]) -> None:
-        """Add entities to docs.
+    def set_annotations(self, docs: Iterable[Doc], predictions: Sequence[Prediction]) -> None:
+        """Add entities to docs, and their probabilities as the settings say.
 
         predictions: as `predict` returns them.
         """
         labels = [self.vocab.strings.add(label) for label in self.labels]
-        for doc, entities in zip(docs, predictions, strict=True):
-            ents = [Span(doc, i, j, label=labels[k]) for i, j, k in entities.tolist()]
+        for doc, predicted in zip(docs, predictions, strict=True):
+            entities = predicted.entities.tolist()
+            ents = [Span(doc, i, j, label=labels[k]) for i, j, k in entities]
+            if predicted.probabilities is not None:
+                self._set_probabilities(doc, ents, predicted.probabilities)
             iob = doc.to_array(ENT_IOB)
-            if not _is_taken(iob).any():
+            if not is_taken(iob).any():
                 doc.set_ents(ents, default="outside")
                 continue
-            free = iob == _UNSET
+            free = iob == UNSET
             for i, j, _ in entities:
                 free[i:j] = False
             outside = [doc[i : i + 1] for i in np.flatnonzero(free).tolist()]
             doc.set_ents(ents, outside=outside, default="unmodified")
+
+    def _set_probabilities(self, doc: Doc, ents: list[Span], probabilities: np.ndarray) -> None:
+        if self.spans_key is not None:
+            scores = probabilities.astype("f")
+            doc.spans[self.spans_key] = SpanGroup(
+                doc, name=self.spans_key, attrs={"scores": scores}, spans=ents
+            )
+        if self.extension is not None:
+            for ent, probability in zip(ents, probabilities.tolist(), strict=True):
+                ent._.set(self.extension, probability)
+
+    # Probabilities on request
+
+    def probabilities(self, docs: Iterable[Doc]) -> list[np.ndarray]:
+        """Compute the probability of each entity that docs have, whoever has set it.
+
+        docs: with token vectors, if the model listens for them: `nlp` has processed them.
+        RETURNS: for each doc (n_entities,), in the order of `doc.ents`. It is 0 if the label is
+            none of the pipe's.
+        """
+        docs = list(docs)
+        batch = self._read(docs, keep_entities=False)
+        if batch is None:
+            return [np.zeros(0) for _ in docs]
+        numbers = {label: i for i, label in enumerate(self.labels)}
+        entities = np.array(
+            [
+                (ent.start + offset, ent.end + offset, numbers.get(ent.label_, -1))
+                for doc, offset in zip(docs, batch.bounds.tolist()[:-1], strict=True)
+                for ent in doc.ents
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 3)
+        known = np.flatnonzero(entities[:, 2] >= 0)
+        found = np.zeros(len(entities))
+        found[known] = batch.probabilities(entities[known])
+        return [found[own] for own in batch.by_doc(entities[:, 0])]
+
+    def find_candidates(self, docs: Iterable[Doc], threshold: float = 0.1) -> list[list[Candidate]]:
+        """Find all entities that are probable enough, whether they are predicted or not.
+
+        They may overlap. Entities that the docs have do not count.
+
+        docs: as for `probabilities`.
+        threshold: the lowest probability, above 0.
+        RETURNS: for each doc, in the order of the tokens.
+        """
+        if not 0 < threshold <= 1:
+            raise ConfigError(f"threshold = {threshold!r}: expected a number above 0, at most 1.")
+        docs = list(docs)
+        batch = self._read(docs, keep_entities=False)
+        if batch is None or not self.labels:
+            return [[] for _ in docs]
+        marginals, tokens = batch.marginals(), batch.tokens
+        starts, ends, labels, probabilities = marginals.find_candidates(threshold)
+        begins, stops = marginals.begins[starts, labels], marginals.ends[ends - 1, labels]
+        first, last = tokens[starts], tokens[ends - 1]
+        found = []
+        for doc, rows, offset in zip(
+            docs, batch.by_doc(first), batch.bounds.tolist()[:-1], strict=True
+        ):
+            columns = (first - offset, last + 1 - offset, labels, probabilities, begins, stops)
+            found.append(
+                [
+                    Candidate(Span(doc, i, j, label=self.labels[k]), *own)
+                    for i, j, k, *own in zip(
+                        *(each[rows].tolist() for each in columns), strict=True
+                    )
+                ]
+            )
+        return found
+
+    def n_best(self, docs: Iterable[Doc], n: int = 5) -> list[list[Reading]]:
+        """Find the n most probable ways to divide each doc into entities, the best one first.
+
+        docs: as for `probabilities`.
+        """
+        from spacy_distil.ner.n_best import n_best  # few programs need it
+
+        if n < 1:
+            raise ConfigError(f"n = {n!r}: expected at least 1.")
+        docs = list(docs)
+        batch = self._read(docs, keep_entities=False)
+        if batch is None:
+            return [[Reading(1.0, ())] for _ in docs]
+        marginals, tokens = batch.marginals(), batch.tokens
+        bounds = np.searchsorted(tokens, batch.bounds).tolist()
+        found = []
+        for doc, begin, end, offset in zip(
+            docs, bounds[:-1], bounds[1:], batch.bounds.tolist()[:-1], strict=True
+        ):
+            readings = []
+            for probability, entities in n_best(marginals, n, begin, end):
+                places = [(int(tokens[i]), int(tokens[j - 1]) + 1, k) for i, j, k in entities]
+                ents = (
+                    Span(doc, i - offset, j - offset, label=self.labels[k]) for i, j, k in places
+                )
+                readings.append(Reading(probability, tuple(ents)))
+            found.append(readings)
+        return found
+
+    def tag_probabilities(self, docs: Iterable[Doc]) -> list[np.ndarray]:
+        """Compute the probability of each BILUO tag of each token, in valid sequences.
+
+        docs: as for `probabilities`.
+        RETURNS: for each doc (n_tokens, 1 + 4 * n_labels) float64: O, then B, I, L and U of each
+            label. In other schemes than BILUO, rows of whitespace are NaN: it has no tag.
+        """
+        docs = list(docs)
+        n_columns = 1 + 4 * len(self.labels)
+        batch = self._read(docs, keep_entities=False)
+        if batch is None:
+            return [np.zeros((0, n_columns)) for _ in docs]
+        probabilities = np.full((len(batch.scores), n_columns), np.nan)
+        probabilities[batch.tokens] = batch.marginals().tags
+        return np.split(probabilities, batch.bounds[1:-1])
 
     # Training
 
@@ -400,20 +601,3 @@ class DistilNER(TrainablePipe):
 def _find_labels(examples: Iterable[Example]) -> list[str]:
     """List the entity labels in the gold docs, sorted."""
     return sorted({ent.label_ for example in examples for ent in example.reference.ents})
-
-
-def _constraints(docs: Sequence[Doc], lengths: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Find the constraints on the entities of a batch. See `decode_entities`.
-
-    RETURNS (cuts, is_space, fixed): bool, (n_tokens + 1,), (n_tokens,) and (n_tokens,).
-    """
-    attrs = np.concatenate([doc.to_array([ENT_IOB, IS_SPACE, SENT_START]) for doc in docs])
-    iob, is_space, sent_start = attrs.T
-    cuts = doc_cuts(lengths)
-    cuts[:-1] |= sent_start == 1
-    return cuts, is_space == 1, _is_taken(iob)
-
-
-def _is_taken(iob: np.ndarray) -> np.ndarray:
-    """Find the tokens of entities, and blocked tokens, which spaCy marks as an empty entity."""
-    return (iob == _INSIDE) | (iob == _BEGIN)

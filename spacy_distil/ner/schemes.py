@@ -64,7 +64,7 @@ def from_biluo(tags: Ints, scheme: Scheme, cuts: Bools, is_space: Bools) -> Ints
         return tags
     spelled = np.full(len(tags), MISSING, dtype=np.int64)
     kept = np.flatnonzero(~is_space)
-    tags, cuts = tags[kept], _cuts_between(kept, cuts)
+    tags, cuts = tags[kept], cuts_between(kept, cuts)
     move, label = (tags - 1) % 4, (tags - 1) // 4
     inside = tags > OUTSIDE
     begins = inside & ((move == B) | (move == U))
@@ -95,7 +95,7 @@ def decode_entities(
     if not len(kept) or scores.shape[1] == 1:
         none = np.zeros(0, dtype=np.int64)
         return none, none, none
-    cuts = _cuts_between(kept, cuts)
+    cuts = cuts_between(kept, cuts)
     tags = _decode(scores[kept], scheme, cuts, fixed[kept])
     n = len(PREFIXES[scheme])
     label = np.where(tags == OUTSIDE, -1, (tags - 1) // n)
@@ -126,7 +126,7 @@ def to_biluo(probs: Floats, scheme: Scheme, cuts: Bools, is_space: Bools) -> Flo
     n_labels = (probs.shape[1] - 1) // n
     spelled = np.zeros((len(probs), 1 + 4 * n_labels), dtype=probs.dtype)
     kept = np.flatnonzero(~is_space)
-    cuts = _cuts_between(kept, cuts)
+    cuts = cuts_between(kept, cuts)
     own = probs[kept, 1:].reshape(len(kept), n_labels, n)
     inner, total = own[:, :, -1], own.sum(axis=2)
     continues = inner * _before(total, cuts, 0)
@@ -160,7 +160,7 @@ def merge_biluo(probs: Floats, scheme: Scheme) -> Floats:
     return np.concatenate([probs[:, :1], np.stack(moves, axis=2).reshape(len(probs), -1)], axis=1)
 
 
-def _cuts_between(kept: Ints, cuts: Bools) -> Bools:
+def cuts_between(kept: Ints, cuts: Bools) -> Bools:
     """Find the cuts between the kept tokens, where any boundary between two of them counts."""
     n_before = np.cumsum(cuts)[kept]
     between = np.ones(len(kept) + 1, dtype=bool)

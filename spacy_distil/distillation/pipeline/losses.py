@@ -18,11 +18,9 @@ from typing import Any, cast
 from thinc.types import Floats2d, Ints2d
 from thinc.util import get_array_module
 
-SMALLEST_PROBABILITY = 1e-30
+from spacy_distil.softmax import SMALLEST_PROBABILITY, log_softmax, safe_log
+
 _SMALLEST_LOG = math.log(SMALLEST_PROBABILITY)
-# Lower scores count as this one. It is far below any score that matters, and far enough from the
-# lowest float to be divided by a small temperature.
-_LOWEST_SCORE = -1e30
 
 
 def softmax_kl(
@@ -86,23 +84,6 @@ def bernoulli_kl(probs: Floats2d, log_odds: Floats2d, temperature: float) -> tup
     loss += no * (_softplus(student) - _softplus(teacher))
     d_logits = (_sigmoid(student) - yes) * temperature
     return float(loss.sum()) * temperature**2, d_logits
-
-
-def log_softmax(scores: Floats2d, temperature: float = 1.0) -> Floats2d:
-    """Return the log-probabilities of softened scores, both (n, n_classes).
-
-    They are finite for all scores except NaN and plus infinity.
-    """
-    xp = get_array_module(scores)
-    softened: Any = xp.maximum(scores, _LOWEST_SCORE) / temperature
-    softened -= softened.max(axis=1, keepdims=True)
-    return softened - xp.log(xp.exp(softened).sum(axis=1, keepdims=True))
-
-
-def safe_log(probs: Floats2d) -> Floats2d:
-    """Return the logarithms of probabilities that may be zero."""
-    xp = get_array_module(probs)
-    return xp.log(xp.maximum(probs, SMALLEST_PROBABILITY))
 
 
 def to_log_odds(probs: Floats2d) -> Floats2d:

@@ -33,15 +33,14 @@ from spacy_distil.distillation.pipeline.heads.annotation import (
     check_probability,
     declares,
 )
-from spacy_distil.distillation.pipeline.heads.softmax import output_layer
 from spacy_distil.distillation.pipeline.labels import is_encoder
-from spacy_distil.distillation.pipeline.losses import log_softmax, safe_log
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.hugging_face import is_hugging_face, load_teacher
 from spacy_distil.runs.digests import digest_file
 from spacy_distil.runs.files import atomic_file, write_text
 from spacy_distil.runs.outputs import check_file, check_writable
 from spacy_distil.runs.settings import read_section
+from spacy_distil.softmax import is_softmax, log_probabilities
 from spacy_distil.text.plain_text import TxtDocuments, TxtFiles, find_files, read_parts
 
 STATE = "silver.json"
@@ -275,17 +274,10 @@ def _token_confidence(pipe: Any, docs: Sequence[Doc]) -> Any:
     """
     confidence = np.full(len(docs), np.nan)
     model = getattr(pipe, "model", None)
-    if isinstance(pipe, TextCategorizer) or not isinstance(model, Model):
-        return confidence
-    layer = output_layer(model)
-    if layer.name != "softmax" or "softmax_normalize" not in layer.attrs:
+    if isinstance(pipe, TextCategorizer) or not isinstance(model, Model) or not is_softmax(model):
         return confidence
     filled = [i for i, doc in enumerate(docs) if len(doc)]
-    for i, scores in zip(filled, model.predict([docs[i] for i in filled]), strict=True):
-        if layer.attrs["softmax_normalize"]:
-            logs = safe_log(scores)
-        else:
-            logs = log_softmax(scores / layer.attrs["softmax_temperature"])
+    for i, logs in zip(filled, log_probabilities(model, [docs[i] for i in filled]), strict=True):
         confidence[i] = math.exp(float(logs.max(axis=1).min()))
     return confidence
 

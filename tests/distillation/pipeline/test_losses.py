@@ -11,12 +11,11 @@ import torch.nn.functional as F
 
 from spacy_distil.distillation.pipeline.losses import (
     bernoulli_kl,
-    log_softmax,
-    safe_log,
     scores_kl,
     softmax_kl,
     to_log_odds,
 )
+from spacy_distil.softmax import log_softmax, safe_log
 
 ROWS, LABELS, K = 7, 11, 4
 TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])

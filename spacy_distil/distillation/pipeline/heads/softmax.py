@@ -26,16 +26,12 @@ from spacy_distil.distillation.pipeline.heads.base import (
     UnsuitedError,
 )
 from spacy_distil.distillation.pipeline.labels import match_labels, output_names
-from spacy_distil.distillation.pipeline.losses import (
-    SMALLEST_PROBABILITY,
-    log_softmax,
-    safe_log,
-    softmax_kl,
-)
+from spacy_distil.distillation.pipeline.losses import softmax_kl
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner.decoding import doc_cuts
 from spacy_distil.ner.pipe import DistilNER
 from spacy_distil.ner.schemes import merge_biluo, tag_names, to_biluo
+from spacy_distil.softmax import SMALLEST_PROBABILITY, log_probabilities, output_layer
 
 # How many labels per token are recorded with their probabilities. In the distribution of a trained
 # tagger, all labels beyond the 16 most probable ones add up to nearly nothing.
@@ -61,7 +57,7 @@ class SoftmaxHead(Head):
         if teacher is None:
             return
         _softmax_layer(student, "student")
-        self._output = _softmax_layer(teacher, "teacher")
+        _softmax_layer(teacher, "teacher")
         self._numbers = _match(student, teacher)
         n_labels = len(self._numbers)
         k = min(n_labels, TOP_K)
@@ -92,12 +88,7 @@ class SoftmaxHead(Head):
                 np.zeros((0, log_probs.width), np.float32),
             )
         ops = self.teacher.model.ops
-        scores = ops.flatten(self.teacher.model.predict(list(docs)))
-        if self._output.attrs["softmax_normalize"]:
-            scores = safe_log(scores)
-        else:
-            scores = scores / self._output.attrs["softmax_temperature"]
-        logs = ops.to_numpy(log_softmax(scores))
+        logs = ops.to_numpy(ops.flatten(log_probabilities(self.teacher.model, docs)))
         if isinstance(self.teacher, DistilNER) and self.teacher.scheme != self.student.scheme:
             logs = self._respell(docs, logs)
         k = log_probs.width
@@ -183,13 +174,6 @@ class SoftmaxHead(Head):
         spaCy takes a doc of one token for annotated with its sentence start.
         """
         return any(map(example.reference.has_annotation, _annotations(self.student)))
-
-
-def output_layer(model: Model) -> Model:
-    """Return the layer that makes a model's output, inside wrappers such as `resizable`."""
-    while model.layers:
-        model = model.layers[-1]
-    return model
 
 
 def _softmax_layer(pipe: TrainablePipe, owner: str) -> Model:

@@ -20,16 +20,10 @@ from spacy_distil.distillation.pipeline.heads.base import (
     Records,
     UnsuitedError,
 )
-from spacy_distil.distillation.pipeline.heads.softmax import output_layer
 from spacy_distil.distillation.pipeline.labels import match_labels
-from spacy_distil.distillation.pipeline.losses import (
-    SMALLEST_PROBABILITY,
-    bernoulli_kl,
-    safe_log,
-    softmax_kl,
-    to_log_odds,
-)
+from spacy_distil.distillation.pipeline.losses import bernoulli_kl, softmax_kl, to_log_odds
 from spacy_distil.errors import ConfigError
+from spacy_distil.softmax import SMALLEST_PROBABILITY, output_layer, safe_log
 
 # thinc's output layers. The first expects the gradient of its logits. The others expect the
 # gradient of their probabilities, and apply their own derivative.
