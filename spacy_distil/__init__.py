@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from spacy_distil.export.convert import convert
     from spacy_distil.export.quantize import quantize
     from spacy_distil.report import benchmark, compare
+    from spacy_distil.trust.calibration import calibrate
     from spacy_distil.trust.confidence import confidence
 
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "benchmark",
+    "calibrate",
     "compare",
     "confidence",
     "convert",
@@ -30,6 +32,7 @@ __all__ = [
 
 _MODULES = {
     "benchmark": "spacy_distil.report",
+    "calibrate": "spacy_distil.trust.calibration",
     "compare": "spacy_distil.report",
     "confidence": "spacy_distil.trust.confidence",
     "convert": "spacy_distil.export.convert",

@@ -105,7 +105,7 @@ _ROWS = (
         LanguageRow(f"de-{n or 'whole'}", "de", n_pieces=n, texts=("de",))
         for n in (0, 15_000, 8_000)
     ),
-    LanguageRow("fr-15000", "fr", n_pieces=15_000, texts=("fr",), steps=1200),
+    LanguageRow("fr-15000", "fr", n_pieces=15_000, texts=("fr",), steps=600),
 )
 ROWS = {row.name: row for row in _ROWS}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -61,6 +61,14 @@ class Batch:
         cuts[:-1] |= sent_start == 1
         fixed = is_taken(iob) if keep_entities else np.zeros(len(iob), dtype=bool)
         return cls(scheme, lengths, scores, cuts, is_space == 1, fixed)
+
+    def with_scores(self, scores: Floats) -> Batch:
+        """The same docs with other scores, (n_tokens, n_tags)."""
+        return replace(self, scores=scores)
+
+    def at(self, temperature: float) -> Batch:
+        """The same docs at a temperature, which divides the scores."""
+        return self.with_scores(self.scores / temperature)
 
     def decode(self) -> Ints:
         """Find the most probable entities: (n_entities, 3), start, end and number of the label."""

@@ -256,7 +256,7 @@ class DistilNER(TrainablePipe):
     def predict(self, docs: Iterable[Doc]) -> list[Prediction]:
         """Predict the entities of docs."""
         docs = list(docs)
-        batch = self._read(docs, keep_entities=True)
+        batch = self.read(docs, keep_entities=True)
         if batch is None:
             return [Prediction(np.zeros((0, 3), dtype=np.int64)) for _ in docs]
         entities = batch.decode()
@@ -275,7 +275,7 @@ class DistilNER(TrainablePipe):
             for own in rows
         ]
 
-    def _read(self, docs: Sequence[Doc], *, keep_entities: bool) -> Batch | None:
+    def read(self, docs: Sequence[Doc], *, keep_entities: bool) -> Batch | None:
         """Predict scores and find constraints, None if the docs have no tokens."""
         if not any(map(len, docs)):
             return None
@@ -339,7 +339,7 @@ class DistilNER(TrainablePipe):
             none of the pipe's.
         """
         docs = list(docs)
-        batch = self._read(docs, keep_entities=False)
+        batch = self.read(docs, keep_entities=False)
         if batch is None:
             return [np.zeros(0) for _ in docs]
         numbers = {label: i for i, label in enumerate(self.labels)}
@@ -368,7 +368,7 @@ class DistilNER(TrainablePipe):
         if not 0 < threshold <= 1:
             raise ConfigError(f"threshold = {threshold!r}: expected a number above 0, at most 1.")
         docs = list(docs)
-        batch = self._read(docs, keep_entities=False)
+        batch = self.read(docs, keep_entities=False)
         if batch is None or not self.labels:
             return [[] for _ in docs]
         marginals, tokens = batch.marginals(), batch.tokens
@@ -400,7 +400,7 @@ class DistilNER(TrainablePipe):
         if n < 1:
             raise ConfigError(f"n = {n!r}: expected at least 1.")
         docs = list(docs)
-        batch = self._read(docs, keep_entities=False)
+        batch = self.read(docs, keep_entities=False)
         if batch is None:
             return [[Reading(1.0, ())] for _ in docs]
         marginals, tokens = batch.marginals(), batch.tokens
@@ -428,7 +428,7 @@ class DistilNER(TrainablePipe):
         """
         docs = list(docs)
         n_columns = 1 + 4 * len(self.labels)
-        batch = self._read(docs, keep_entities=False)
+        batch = self.read(docs, keep_entities=False)
         if batch is None:
             return [np.zeros((0, n_columns)) for _ in docs]
         probabilities = np.full((len(batch.scores), n_columns), np.nan)
@@ -455,7 +455,7 @@ class DistilNER(TrainablePipe):
         validate_examples(examples, "DistilNER.update")
         for label in _find_labels(examples):
             self.add_label(label)
-        truths = self._gold_tags(examples)
+        truths = self.gold_tags(examples)
         if not (truths != MISSING).any():
             return losses
         set_dropout_rate(self.model, drop)
@@ -477,7 +477,7 @@ class DistilNER(TrainablePipe):
         """
         examples = list(examples)
         validate_examples(examples, "DistilNER.get_loss")
-        return self._loss(scores, self._gold_tags(examples))
+        return self._loss(scores, self.gold_tags(examples))
 
     def rehearse(self, *args: Any, **kwargs: Any) -> None:
         raise DistilError(
@@ -501,7 +501,7 @@ class DistilNER(TrainablePipe):
         lengths = np.array([len(each) for each in scores], dtype="i")
         return loss, ops.unflatten(d_scores, lengths)
 
-    def _gold_tags(self, examples: Sequence[Example]) -> np.ndarray:
+    def gold_tags(self, examples: Sequence[Example]) -> np.ndarray:
         """Return the gold tags of all tokens of the predicted docs, (n_tokens,), or MISSING.
 
         Whitespace at the ends of entities is Outside of them, as `predict` says.

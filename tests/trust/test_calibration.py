@@ -1,0 +1,174 @@
+"""`calibrate`: probabilities change, predictions do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import spacy
+from spacy.cli._util import app
+from spacy.tokens import Doc, DocBin
+from typer.testing import CliRunner
+
+import spacy_distil
+import spacy_distil.cli  # (registers the commands)
+from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.trust.calibration import calibrate
+from tests.util import (
+    LISTENER,
+    adam,
+    add_heads,
+    initialize_nlp,
+    make_examples,
+    make_nlp,
+)
+
+PIPES = ["tagger", "morphologizer", "distil_ner", "textcat", "textcat_multilabel"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that has learned a little, with wrong temperatures."""
+    nlp = make_nlp(bert_dir, ["tagger", "morphologizer"], initialize=False)
+    model = {"@architectures": "spacy.Tagger.v2", "tok2vec": dict(LISTENER)}
+    nlp.add_pipe("distil_ner", config={"model": model})
+    add_heads(nlp, ["textcat", "textcat_multilabel", "ner"])
+    initialize_nlp(nlp)
+    examples = make_examples(nlp, 32)
+    for _ in range(5):
+        nlp.update(examples, sgd=adam(0.005))
+    path = tmp_path_factory.mktemp("pipeline") / "nlp"
+    nlp.to_disk(path)
+    return path
+
+
+def write(path: Path, n: int, start: int = 0, drop: list[str] | None = None) -> Path:
+    nlp = spacy.blank("en")
+    docs = [each.reference for each in make_examples(nlp, n, start=start, drop=drop or [])]
+    if not drop:  # in which nothing is annotated
+        docs += [Doc(nlp.vocab, words=["Ann", "likes", "Rome"]), Doc(nlp.vocab)]
+    DocBin(docs=docs).to_disk(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("corpus") / "dev.spacy", 40, start=100)
+
+
+def annotation(nlp: Any, doc: Doc) -> Any:
+    tokens = [(t.tag_, t.pos_, str(t.morph), t.ent_iob_, t.ent_type_) for t in doc]
+    # Both classifiers have the same labels, so the second one's are in doc.cats.
+    best = int(cats_of(nlp, "textcat", doc).argmax())
+    return tokens, best, (cats_of(nlp, "textcat_multilabel", doc) >= 0.5).tolist()
+
+
+def cats_of(nlp: Any, name: str, doc: Doc) -> np.ndarray:
+    return np.asarray(nlp.get_pipe(name).predict([doc])[0], dtype="d")
+
+
+def test_predictions_stay(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
+    result = calibrate(pipeline, tmp_path / "out", corpus=corpus)
+    assert [own.pipe for own in result.pipes] == PIPES
+    assert [own.what for own in result.pipes] == [
+        *("tokens", "tokens", "entities", "documents", "answers")
+    ]
+    before, after = spacy.load(pipeline), spacy.load(tmp_path / "out")
+    texts = [example.text for example in make_examples(before, 60, start=300)]
+    for old, new in zip(before.pipe(texts), after.pipe(texts), strict=True):
+        assert annotation(before, old) == annotation(after, new)
+    for own in result.pipes:
+        assert own.after.log_loss < own.before.log_loss
+        assert own.after.accuracy == own.before.accuracy
+        assert own.after.n == own.before.n > 0
+        stored = after.meta["calibration"][own.pipe]["temperatures"]
+        assert stored == pytest.approx(own.temperatures)
+    assert {*result.skipped} == {"ner"}
+    # Another time there is nothing left to do, and the temperatures add up.
+    again = calibrate(tmp_path / "out", tmp_path / "again", corpus=corpus)
+    for own, first in zip(again.pipes, result.pipes, strict=True):
+        # Far out the likelihood is flat.
+        left = [t for t, old in zip(own.temperatures, first.temperatures, strict=True) if old < 10]
+        np.testing.assert_allclose(left, 1, rtol=0.1)
+        assert own.before.log_loss == pytest.approx(first.after.log_loss, rel=1e-3)
+
+
+def test_the_temperature_is_in_the_probabilities(
+    pipeline: Path, corpus: Path, tmp_path: Path
+) -> None:
+    result = calibrate(pipeline, tmp_path / "out", corpus=corpus)
+    by_name = {own.pipe: own.temperatures for own in result.pipes}
+    before, after = spacy.load(pipeline), spacy.load(tmp_path / "out")
+    text = "Ann visited Rome in spring ."
+    old, new = before(text), after(text)
+    (temperature,) = by_name["tagger"]
+    logits = before.get_pipe("tagger").model.predict([old])[0] / temperature
+    probs = np.exp(logits - logits.max(1, keepdims=True))
+    expected = (probs / probs.sum(1, keepdims=True)).max(1)
+    found = spacy_distil.confidence(after, new)["tagger"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    (temperature,) = by_name["textcat"]
+    powers = cats_of(before, "textcat", old) ** (1 / temperature)
+    np.testing.assert_allclose(cats_of(after, "textcat", new), powers / powers.sum(), rtol=1e-3)
+    yes = cats_of(before, "textcat_multilabel", old)
+    odds = (yes / (1 - yes)) ** (1 / np.array(by_name["textcat_multilabel"]))
+    found = cats_of(after, "textcat_multilabel", new)
+    np.testing.assert_allclose(found, odds / (1 + odds), rtol=1e-3)
+
+
+def test_a_part_of_the_annotation(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
+    dev = write(tmp_path / "dev.spacy", 10, drop=["cats", "entities"])
+    result = calibrate(pipeline, tmp_path / "out", corpus=dev)
+    assert [own.pipe for own in result.pipes] == ["tagger", "morphologizer"]
+    assert result.skipped["textcat"] == "the documents have no annotation for it"
+    assert any("60 annotated tokens alone" in warning for warning in result.warnings)
+    with pytest.raises(CorpusError, match=r"dev\.spacy has no annotation for distil_ner, textcat"):
+        calibrate(pipeline, tmp_path / "new", corpus=corpus, test=dev)
+    assert not (tmp_path / "new").exists()
+    other = write(tmp_path / "test.spacy", 10, start=500)
+    tested = calibrate(pipeline, tmp_path / "new", corpus=corpus, test=other)
+    fitted = calibrate(pipeline, tmp_path / "newer", corpus=corpus)
+    assert [own.temperatures for own in tested.pipes] == [own.temperatures for own in fitted.pipes]
+    assert tested.pipes[0].before != fitted.pipes[0].before
+
+
+def test_nothing_to_calibrate(bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
+    make_nlp(bert_dir, ["ner"]).to_disk(tmp_path / "nlp")
+    with pytest.raises(ConfigError, match=r"No pipe of .* can be calibrated\. ner: it has no prob"):
+        calibrate(tmp_path / "nlp", tmp_path / "out", corpus=corpus)
+    with pytest.raises(ConfigError, match="is the pipeline itself"):
+        calibrate(tmp_path / "nlp", tmp_path / "nlp", corpus=corpus)
+    with pytest.raises(CorpusError, match=r"No documents at .*none\.spacy"):
+        calibrate(tmp_path / "nlp", tmp_path / "out", corpus=tmp_path / "none.spacy")
+
+
+def test_command(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
+    report, out = tmp_path / "report.json", tmp_path / "out"
+    arguments = ["distil", "calibrate", str(pipeline), str(out), "--corpus", str(corpus)]
+    arguments += ["--report", str(report)]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "adaptive ECE, %" in result.output
+    assert "fitted on: add --test" in result.output
+    assert "'ner' stays as it is: it has no probabilities" in result.output
+    assert [own["pipe"] for own in json.loads(report.read_text())["pipes"]] == PIPES
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "Choose another directory, or replace it with --force" in " ".join(result.output.split())
+    assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
+
+
+@pytest.mark.slow
+def test_it_stays_in_int8(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
+    from spacy_distil.export.quantize import quantize
+
+    result = calibrate(pipeline, tmp_path / "out", corpus=corpus)
+    quantize(tmp_path / "out", tmp_path / "int8", corpus=corpus, min_agreement=0.0)
+    nlp = spacy.load(tmp_path / "int8")
+    stored = nlp.meta["calibration"]["tagger"]["temperatures"]
+    assert stored == pytest.approx(result.pipes[0].temperatures)
+    again = calibrate(tmp_path / "int8", tmp_path / "again", corpus=corpus)
+    np.testing.assert_allclose(again.pipes[0].temperatures, 1, rtol=0.2)
