@@ -97,7 +97,7 @@ _BOTH, _TAGS = "morphologizer,distil_ner", "morphologizer"
 _ROWS = (
     LanguageRow("en-teacher", "en", _BOTH, steps=1000),
     LanguageRow("de-teacher", "de", _BOTH, steps=450),
-    LanguageRow("fr-teacher", "fr", _TAGS, steps=800),
+    LanguageRow("fr-teacher", "fr", _TAGS, steps=300),
     *(LanguageRow(f"en-{n}-layers", "en", layers=n, texts=("en",), steps=1200) for n in (6, 4, 3)),
     LanguageRow("en-alone", "en", texts=("en",)),
     LanguageRow("en-across", "en", texts=LANGUAGES),
@@ -105,7 +105,7 @@ _ROWS = (
         LanguageRow(f"de-{n or 'whole'}", "de", n_pieces=n, texts=("de",))
         for n in (0, 15_000, 8_000)
     ),
-    LanguageRow("fr-15000", "fr", n_pieces=15_000, texts=("fr",), steps=600),
+    LanguageRow("fr-15000", "fr", n_pieces=15_000, texts=("fr",)),
 )
 ROWS = {row.name: row for row in _ROWS}
 

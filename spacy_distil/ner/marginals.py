@@ -89,7 +89,7 @@ def find_safe_cuts(lattice: Lattice) -> Bools:
     RETURNS: (n_tokens + 1,). The lattice's own cuts are among them.
     """
     cuts, n_tokens = lattice.cuts, len(lattice.outside)
-    margin = np.clip(lattice.outside - lattice.inside, -1e3, 1e3)
+    margin = np.minimum(lattice.outside - lattice.inside, 1e3)  # infinite where none can be
     total = np.concatenate([[0.0], np.cumsum(margin)])
     # As in `decoding.find_cuts`: what is beyond a given cut is too low to count.
     step = np.abs(margin).sum() + 100.0
@@ -208,6 +208,15 @@ class Marginals:
         into = np.logaddexp(self._open_before + self.lattice.moves[:, :, L], self._by_u)
         return np.exp(into + self._closed_after)
 
+    @property
+    def crossings(self) -> Floats:
+        """Probability that an entity of a label has both a token and the one before it,
+        (n_tokens, n_labels).
+        """
+        moves = self.lattice.moves
+        on = np.logaddexp(moves[:, :, I] + self._open_after, moves[:, :, L] + self._closed_after)
+        return np.exp(self._open_before + on)
+
     def spans(self, starts: Ints, ends: Ints, labels: Ints) -> Floats:
         """Probability of entities: of both boundaries and the label.
 
@@ -232,8 +241,11 @@ class Marginals:
         # A span is at most as probable as each of its boundaries.
         by_label, first = np.nonzero(threshold <= self.begins.T)
         end_label, last = np.nonzero(threshold <= self.ends.T)
-        bounds = np.flatnonzero(self.cuts)
-        stop = bounds[np.searchsorted(bounds, first, side="right")]
+        # An entity is at most as probable as that one of its label goes on at any token inside.
+        goes_on = threshold <= self.crossings.T
+        breaks = np.flatnonzero(np.append(~goes_on, np.ones((len(goes_on), 1), bool), axis=1))
+        own = by_label * (n_tokens + 1) + first
+        stop = breaks[np.searchsorted(breaks, own, side="right")] - by_label * (n_tokens + 1)
         # Pairs of a start and each end of the same label in its stretch.
         keys = end_label * n_tokens + last
         low = np.searchsorted(keys, by_label * n_tokens + first)

@@ -149,6 +149,10 @@ def check_threshold(name: str, threshold: float) -> float:
     return threshold
 
 
+def _start(pair: tuple[Span, Any]) -> int:
+    return int(pair[0].start)
+
+
 def _set_extension(name: str, extension: str) -> None:
     """Declare `span._.EXTENSION`, unless it is declared with a default."""
     if Span.has_extension(extension):
@@ -191,6 +195,9 @@ class DistilNER(TrainablePipe):
                 "BILUO with other letters.)"
             )
         check_threshold(name, threshold)
+        for setting, value in (("spans_key", spans_key), ("extension", extension)):
+            if value == "":
+                raise ConfigError(f"{setting} = '' of {name!r}: expected a name, or null.")
         super().__init__(vocab, model, name, labels=[], threshold=threshold)
         self.scheme: Scheme = scheme
         self.spans_key = spans_key
@@ -257,19 +264,22 @@ class DistilNER(TrainablePipe):
         """Predict the entities of docs."""
         docs = list(docs)
         batch = self.read(docs, keep_entities=True)
+        threshold = check_threshold(self.name, self.cfg["threshold"])  # others may set it
+        has_probabilities = bool(threshold or self.spans_key or self.extension)
         if batch is None:
-            return [Prediction(np.zeros((0, 3), dtype=np.int64)) for _ in docs]
+            none = Prediction(
+                np.zeros((0, 3), dtype=np.int64), np.zeros(0) if has_probabilities else None
+            )
+            return [none for _ in docs]
         entities = batch.decode()
         probabilities = None
-        threshold = check_threshold(self.name, self.cfg["threshold"])  # others may set it
-        if threshold or self.spans_key or self.extension:
+        if has_probabilities:
             probabilities = batch.probabilities(entities)
             kept = probabilities >= threshold
             entities, probabilities = entities[kept], probabilities[kept]
         rows = batch.by_doc(entities[:, 0])
-        entities[:, :2] -= np.repeat(batch.bounds[:-1], [each.stop - each.start for each in rows])[
-            :, None
-        ]
+        for own, offset in zip(rows, batch.bounds.tolist()[:-1], strict=True):
+            entities[own, :2] -= offset
         return [
             Prediction(entities[own], None if probabilities is None else probabilities[own])
             for own in rows
@@ -320,12 +330,28 @@ class DistilNER(TrainablePipe):
             doc.set_ents(ents, outside=outside, default="unmodified")
 
     def _set_probabilities(self, doc: Doc, ents: list[Span], probabilities: np.ndarray) -> None:
-        if self.spans_key is not None:
-            scores = probabilities.astype("f")
+        present = {(ent.start, ent.end, ent.label) for ent in doc.ents}
+        if self.spans_key:
+            # Entities of another such pipe, or of this one before, are there to stay.
+            old = doc.spans.get(self.spans_key, [])
+            scores = getattr(old, "attrs", {}).get("scores", ())
+            pairs = [
+                (span, score)
+                for span, score in zip(old, scores, strict=False)
+                if (span.start, span.end, span.label) in present
+            ]
+            pairs = sorted([*pairs, *zip(ents, probabilities, strict=True)], key=_start)
             doc.spans[self.spans_key] = SpanGroup(
-                doc, name=self.spans_key, attrs={"scores": scores}, spans=ents
+                doc,
+                name=self.spans_key,
+                attrs={"scores": np.array([score for _, score in pairs], dtype="f")},
+                spans=[span for span, _ in pairs],
             )
-        if self.extension is not None:
+        if self.extension:
+            offsets = {(ent.start_char, ent.end_char) for ent in doc.ents}
+            for key in [*doc.user_data]:
+                if key[:2] == ("._.", self.extension) and key[2:] not in offsets:
+                    del doc.user_data[key]  # of an entity that is gone
             for ent, probability in zip(ents, probabilities.tolist(), strict=True):
                 ent._.set(self.extension, probability)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from spacy.attrs import IS_SPACE  # type: ignore[import-not-found]
 from spacy.language import Language
-from spacy.pipeline import EditTreeLemmatizer, Tagger, TextCategorizer
+from spacy.pipeline import Tagger, TextCategorizer
 from spacy.pipeline.textcat_multilabel import MultiLabel_TextCategorizer
 from spacy.training import Example
 from spacy.util import minibatch
@@ -22,14 +23,22 @@ from spacy_distil.ner.pipe import DistilNER
 from spacy_distil.pipelines import check_pipeline, load_pipeline
 from spacy_distil.runs.files import atomic_directory
 from spacy_distil.runs.outputs import check_output
-from spacy_distil.softmax import is_softmax, log_probabilities, output_layer
+from spacy_distil.softmax import (
+    SMALLEST_PROBABILITY,
+    is_softmax,
+    log_probabilities,
+    output_layer,
+)
 from spacy_distil.text.documents import read_examples
 from spacy_distil.trust.evidence import HIGHEST, LOWEST, Answers, Choices, Entities, Evidence
 from spacy_distil.trust.reliability import Reliability
 
 # Fewer tokens or documents give a temperature that is mostly chance.
 FEW = 100
-_TINY = 1e-30
+# A larger share of the annotation that is left out is worth a warning.
+MANY = 0.1
+# The threshold of a textcat_multilabel that a temperature does not touch.
+LIKELY = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Calibration:
     """Results of `calibrate`.
 
     pipes: in the order of the pipeline.
-    skipped: names of the other trainable pipes, and why each has none.
+    skipped: of each other trainable pipe, why it has none.
     warnings: what may not be as it should be.
     """
 
@@ -90,21 +99,24 @@ def calibrate(
     force: whether to replace a pipeline in `output`.
     log: callback that receives a line for each step.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size = {batch_size}: expected at least 1.")
     pipeline, output = str(pipeline), Path(output)
     check_pipeline(pipeline)
     check_output(output, force=force, source=Path(pipeline))
     nlp = load_pipeline(pipeline)
     log(f"Processing the documents of {corpus}")
-    skipped: dict[str, str] = {}
-    evidence = collect(nlp, read_examples(nlp, Path(corpus)), batch_size, skipped)
+    collected = collect(nlp, read_examples(nlp, Path(corpus)), batch_size)
+    evidence = collected.evidence
     if not evidence:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in collected.skipped.items())
         raise ConfigError(f"No pipe of {pipeline} can be calibrated. {reasons}".rstrip())
-    fitted = {name: own.fit() for name, own in evidence.items()}
+    warnings = _warnings(nlp, collected, log)
+    fitted = {name: _fit(name, own, warnings) for name, own in evidence.items()}
     tested = evidence
     if test is not None:
         log(f"Processing the documents of {test}")
-        tested = collect(nlp, read_examples(nlp, Path(test)), batch_size, {})
+        tested = collect(nlp, read_examples(nlp, Path(test)), batch_size).evidence
         missing = evidence.keys() - tested.keys()
         if missing:
             raise CorpusError(f"{test} has no annotation for {', '.join(sorted(missing))}.")
@@ -120,57 +132,109 @@ def calibrate(
     ]
     for name, temperatures in fitted.items():
         _set_temperatures(nlp.get_pipe(name), temperatures)
-    nlp.meta["calibration"] = {
-        name: {"temperatures": temperatures, "n": evidence[name].n}
-        for name, temperatures in fitted.items()
-    }
+    nlp.meta["calibration"] = _record(nlp, fitted)
     with atomic_directory(output) as directory:
         nlp.to_disk(directory)
-    return Calibration(pipes, skipped, _warnings(evidence, fitted))
+    return Calibration(pipes, collected.skipped, warnings)
 
 
-def _warnings(evidence: dict[str, Evidence], fitted: dict[str, list[float]]) -> list[str]:
+def _fit(name: str, evidence: Evidence, warnings: list[str]) -> list[float]:
+    """Fit the temperatures of a pipe. One at the end of the search becomes 1."""
+    fitted = evidence.fit()
+    if all(1.01 * LOWEST < temperature < 0.99 * HIGHEST for temperature in fitted):
+        return fitted
+    warnings.append(
+        f"The best temperature of {name!r} is beyond the range of {LOWEST} to {HIGHEST}, so it "
+        "stays as it is. The pipe is nearly always right on these documents, or no better than "
+        "chance. Has it been trained on them?"
+    )
+    return [t if 1.01 * LOWEST < t < 0.99 * HIGHEST else 1.0 for t in fitted]
+
+
+def _record(nlp: Language, fitted: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return the temperatures of all calibrations up to now, by name of the pipe."""
+    record = {**nlp.meta.get("calibration", {})}
+    for name, temperatures in fitted.items():
+        old = record.get(name, [])
+        if len(old) != len(temperatures):
+            old = [1.0] * len(temperatures)
+        record[name] = [a * b for a, b in zip(old, temperatures, strict=True)]
+    return record
+
+
+def _warnings(nlp: Language, collected: Collected, log: Callable[[str], Any]) -> list[str]:
     warnings = []
-    for name, own in evidence.items():
+    for name, own in collected.evidence.items():
+        is_of_docs = own.what in ("documents", "answers")
         if own.n < FEW:
-            unit = "documents" if isinstance(own, Answers) or own.what == "documents" else "tokens"
+            unit = "documents" if is_of_docs else "tokens"
             warnings.append(
                 f"{name!r} has {own.n:,} annotated {unit} alone, so its temperature is mostly "
                 "chance. Calibrate on more."
             )
-        if any(not 1.01 * LOWEST < t < 0.99 * HIGHEST for t in fitted[name]):
+        n = collected.left_out.get(name, 0)
+        if n:
+            kind = "in documents with" if own.what == "entities" else "with"
+            line = (
+                f"{n:,} of {n + own.n:,} tokens with annotation for {name!r} do not count: tokens "
+                f"{kind} other boundaries than the pipeline's, or with labels that it lacks."
+            )
+            if n > MANY * (n + own.n):
+                warnings.append(line)
+            else:
+                log(line)
+        neutral = {"answers": LIKELY, "entities": 0}.get(own.what)
+        threshold = getattr(nlp.get_pipe(name), "cfg", {}).get("threshold", neutral)
+        if neutral is not None and threshold != neutral:
             warnings.append(
-                f"The temperatures of {name!r} reach the end of the search, {LOWEST} to {HIGHEST}: "
-                "the pipe is nearly always right on these documents, or no better than chance. "
-                "Has it been trained on them?"
+                f"{name!r} has threshold = {threshold}. Probabilities change, and with them what "
+                "it leaves out: choose it again."
             )
     return warnings
 
 
-def collect(
-    nlp: Language, examples: Iterable[Example], batch_size: int, skipped: dict[str, str]
-) -> dict[str, Evidence]:
-    """Predict documents pipe by pipe, and keep the logits beside the truth.
+@dataclass
+class Collected:
+    """What the pipes predicted for documents.
 
-    skipped: gets the reason of each trainable pipe without evidence.
+    evidence: by name of the pipe.
+    skipped: of each other trainable pipe, why it has none.
+    left_out: number of annotated tokens that could not be compared, by name of the pipe.
     """
+
+    evidence: dict[str, Evidence]
+    skipped: dict[str, str]
+    left_out: dict[str, int]
+
+
+def collect(nlp: Language, examples: Iterable[Example], batch_size: int) -> Collected:
+    """Predict documents pipe by pipe, and keep the logits beside the truth."""
     found: dict[str, list[Any]] = {}
+    left_out: Counter[str] = Counter()
     readers = {name: reader for name, pipe in nlp.pipeline if (reader := _reader_of(pipe))}
     for batch in minibatch(examples, batch_size):
         docs = [example.predicted for example in batch]
         for name, pipe in nlp.pipeline:
             if name in readers:
-                own = readers[name](pipe, _with_predicted(batch, docs))
+                own, n_left_out = readers[name](pipe, _with_predicted(batch, docs))
+                left_out[name] += n_left_out
                 if own is not None:
                     found.setdefault(name, []).append(own)
             docs = list(pipe.pipe(docs)) if hasattr(pipe, "pipe") else [pipe(doc) for doc in docs]
+    skipped = {}
     for name, pipe in nlp.pipeline:
-        if name not in found and getattr(pipe, "is_trainable", False):
-            if name in readers:
-                skipped[name] = "the documents have no annotation for it"
-            elif getattr(pipe, "labels", ()):
-                skipped[name] = "it has no probabilities that a temperature could change"
-    return {name: _JOIN[readers[name]](parts) for name, parts in found.items()}
+        if name in found or not (
+            getattr(pipe, "is_trainable", False) and getattr(pipe, "labels", ())
+        ):
+            continue
+        if name not in readers:
+            skipped[name] = "no temperature fits its kind of model"
+        elif left_out[name]:
+            skipped[name] = "none of its annotation can be compared with predictions"
+        else:
+            skipped[name] = "the documents have no annotation for it"
+    evidence = {name: _JOIN[readers[name]](parts) for name, parts in found.items()}
+    return Collected(evidence, skipped, dict(left_out))
 
 
 def _with_predicted(batch: Sequence[Example], docs: Sequence[Any]) -> list[Example]:
@@ -180,7 +244,8 @@ def _with_predicted(batch: Sequence[Example], docs: Sequence[Any]) -> list[Examp
     ]
 
 
-Reader = Callable[[Any, list[Example]], Any]
+# Returns the parts of the evidence, None if there is none, and how many predictions are left out.
+Reader = Callable[[Any, list[Example]], tuple[Any, int]]
 
 
 def _reader_of(pipe: Any) -> Reader | None:
@@ -196,57 +261,90 @@ def _reader_of(pipe: Any) -> Reader | None:
         return None
     if isinstance(pipe, DistilNER):
         return _read_entities
-    # An edit tree is not right or wrong in itself: others may make the same lemma.
-    if isinstance(pipe, Tagger) and not isinstance(pipe, EditTreeLemmatizer):
-        return _read_tokens
-    return None
+    # An edit tree of a lemmatizer is not right or wrong: others may make the same lemma.
+    return _read_tokens if isinstance(pipe, Tagger) else None
 
 
-def _read_tokens(pipe: Any, examples: list[Example]) -> Any:
+def _read_tokens(pipe: Any, examples: list[Example]) -> tuple[Any, int]:
+    """Read the tokens that are tokens of the annotation, and have a label that the pipe knows."""
     examples = [example for example in examples if len(example.predicted)]
     if not examples:
-        return None
+        return None, 0
     ops = pipe.model.ops
-    logs = log_probabilities(pipe.model, [example.predicted for example in examples])
-    # The gradient of all zeros is -1 for the label of each annotated token.
-    _, gradients = pipe.get_loss(examples, [ops.xp.zeros_like(each) for each in logs])
-    gradient = ops.to_numpy(ops.flatten(gradients))
-    rows = np.flatnonzero(gradient.min(axis=1) < 0)
-    if not len(rows):
-        return None
-    return ops.to_numpy(ops.flatten(logs))[rows], gradient[rows].argmin(axis=1)
+    logs = ops.to_numpy(
+        ops.flatten(log_probabilities(pipe.model, [example.predicted for example in examples]))
+    )
+    truth = np.concatenate([_labels_of(pipe, example) for example in examples])
+    alike = np.concatenate([_alike(example) for example in examples])
+    rows = np.flatnonzero((truth >= 0) & alike)
+    n_left_out = int(((truth != MISSING) & ~((truth >= 0) & alike)).sum())
+    return (logs[rows], truth[rows]) if len(rows) else None, n_left_out
 
 
-def _read_entities(pipe: DistilNER, examples: list[Example]) -> Any:
-    kept = [example for example in examples if _is_possible(pipe, example)]
+_UNKNOWN = -2
+
+
+def _labels_of(pipe: Any, example: Example) -> np.ndarray:
+    """Return the numbers of the true labels, (n_tokens,): MISSING without annotation, _UNKNOWN if
+    the pipe lacks the label.
+    """
+    if type(pipe) is Tagger:
+        numbers = {label: i for i, label in enumerate(pipe.labels)}
+        tags = example.get_aligned("TAG", as_string=True)
+        return np.array([numbers.get(t, _UNKNOWN) if t else MISSING for t in tags], dtype=np.int64)
+    ops = pipe.model.ops
+    # The gradient of zeros is -1 for the true label. Its class knows how to find it.
+    zeros = ops.alloc2f(len(example.predicted), len(pipe.labels))
+    gradient = ops.to_numpy(pipe.get_loss([example], [zeros])[1][0])
+    return np.where(gradient.min(axis=1) < 0, gradient.argmin(axis=1), MISSING)
+
+
+def _alike(example: Example) -> np.ndarray:
+    """Find the tokens that are one token of the annotation, (n_tokens,)."""
+    x2y, y2x = example.alignment.x2y, example.alignment.y2x
+    single = x2y.lengths == 1
+    others = np.zeros(len(single), dtype=np.int64)
+    others[single] = y2x.lengths[x2y.data[np.cumsum(x2y.lengths)[single] - 1]]
+    return np.asarray(single & (others == 1))
+
+
+def _read_entities(pipe: DistilNER, examples: list[Example]) -> tuple[Any, int]:
+    """Read the documents whose entities are all known, and possible for the pipe."""
+    annotated = [
+        example
+        for example in examples
+        if len(example.predicted) and example.reference.has_annotation("ENT_IOB")
+    ]
+    kept = [example for example in annotated if _is_possible(pipe, example)]
     batch = pipe.read([example.predicted for example in kept], keep_entities=False)
-    return batch and (batch, pipe.gold_tags(kept))
+    parts = None if batch is None else (batch, pipe.gold_tags(kept))
+    return parts, sum(len(e.predicted) for e in annotated) - sum(len(e.predicted) for e in kept)
 
 
 def _is_possible(pipe: DistilNER, example: Example) -> bool:
-    """Whether all entities of a document are known, and the pipe could find them."""
-    doc = example.predicted
-    tags, spaces = pipe.gold_tags([example]), doc.to_array(IS_SPACE) == 1
-    if (tags[~spaces if pipe.scheme != "BILUO" else slice(None)] == MISSING).any():
+    if not {ent.label_ for ent in example.reference.ents} <= {*pipe.labels}:
+        return False
+    tags, spaces = pipe.gold_tags([example]), example.predicted.to_array(IS_SPACE) == 1
+    if (tags[~spaces | (pipe.scheme == "BILUO")] == MISSING).any():
         return False
     ents = example.get_aligned_spans_y2x(example.reference.ents)
     return not any(token.is_sent_start for ent in ents for token in ent[1:])
 
 
-def _read_category(pipe: TextCategorizer, examples: list[Example]) -> Any:
+def _read_category(pipe: TextCategorizer, examples: list[Example]) -> tuple[Any, int]:
     probs, truth, known = _read_cats(pipe, examples)
     rows = np.flatnonzero((truth & known).any(axis=1))
     if not len(rows):
-        return None
-    return np.log(np.maximum(probs[rows], _TINY)), truth[rows].argmax(axis=1)
+        return None, 0
+    return (np.log(np.maximum(probs[rows], SMALLEST_PROBABILITY)), truth[rows].argmax(axis=1)), 0
 
 
-def _read_answers(pipe: TextCategorizer, examples: list[Example]) -> Any:
+def _read_answers(pipe: TextCategorizer, examples: list[Example]) -> tuple[Any, int]:
     probs, truth, known = _read_cats(pipe, examples)
     if not known.any():
-        return None
-    probs = np.clip(probs.astype("d"), _TINY, 1 - 1e-16)
-    return np.log(probs) - np.log1p(-probs), truth, known
+        return None, 0
+    probs = np.clip(probs.astype("d"), SMALLEST_PROBABILITY, 1 - 1e-16)
+    return (np.log(probs) - np.log1p(-probs), truth, known), 0
 
 
 def _read_cats(pipe: TextCategorizer, examples: list[Example]) -> tuple[np.ndarray, ...]:

@@ -19,7 +19,7 @@ def make_table(result: Calibration) -> Table:
     for own in result.pipes:
         ts = own.temperatures
         temperature = f"{ts[0]:.2f}" if len(ts) == 1 else f"{min(ts):.2f} to {max(ts):.2f}"
-        rows.append([own.pipe, f"{own.before.n:,} {own.what}", "before", "1", *_cells(own.before)])
+        rows.append([own.pipe, f"{own.before.n:,} {own.what}", "before", "", *_cells(own.before)])
         rows.append(["", "", "after", temperature, *_cells(own.after)])
     header = ["pipe", "of", "", "temperature", "accuracy, %", "confidence, %", "ECE, %"]
     return Table("Calibration", [*header, "adaptive ECE, %", "Brier score", "log loss"], rows)

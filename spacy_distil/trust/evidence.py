@@ -25,7 +25,7 @@ class Evidence(ABC):
     """What a pipe has predicted for documents whose truth is known.
 
     what: what is predicted, in the plural.
-    n: number of tokens or documents with a truth.
+    n: number of tokens or documents with a truth. Whitespace without a vote does not count.
     """
 
     what: str
@@ -139,7 +139,7 @@ class Entities(Evidence):
 
     @property
     def n(self) -> int:
-        return sum(len(batch.scores) for batch, _ in self._batches)
+        return sum(len(batch.tokens) for batch, _ in self._batches)
 
     def fit(self) -> list[float]:
         return [minimize(self._log_loss)]

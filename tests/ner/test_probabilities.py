@@ -12,7 +12,7 @@ import pytest
 import spacy
 from spacy.cli.find_threshold import find_threshold
 from spacy.tokens import Doc, DocBin, Span
-from spacy.util import registry
+from spacy.util import fix_random_seed, registry
 from thinc.api import Model
 
 from spacy_distil.errors import ConfigError
@@ -41,6 +41,7 @@ def make(**settings: Any) -> Any:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline that has learned little, so it is not sure."""
+    fix_random_seed(0)
     nlp = make()
     examples = make_examples(nlp, 32)
     optimizer = nlp.initialize(lambda: examples)
@@ -238,6 +239,37 @@ def test_no_docs_no_tokens_no_labels(directory: Path) -> None:
     assert nlp.get_pipe("ner").n_best([doc]) == [[(pytest.approx(1.0), ())]]
 
 
+def test_a_group_of_several_pipes(directory: Path) -> None:
+    """It has the entities of all, and the ones of before as long as they stay."""
+    one, two = (load(directory, spans_key="sure", extension=NAME) for _ in range(2))
+    doc = one(TEXTS[0])
+    scores = doc.spans["sure"].attrs["scores"].tolist()
+    assert len(scores) == len(doc.ents) > 1
+    again = two(doc)
+    assert again.spans["sure"].attrs["scores"].tolist() == scores
+    assert [*again.spans["sure"]] == [*again.ents]
+    assert None not in [ent._.get(NAME) for ent in again.ents]
+    gone = doc.ents[0]
+    doc.set_ents([*doc.ents[1:]], blocked=[gone])
+    two(doc)
+    assert gone not in [*doc.spans["sure"]]
+    assert gone._.get(NAME) is None
+    assert one("").spans["sure"].attrs["scores"].tolist() == []
+
+
+def test_a_text_of_entities(directory: Path) -> None:
+    """Boundaries are certain, so the search for readings stays short."""
+    words = ["New", "York", "City", "and"] * 300
+    scores = np.full((1200, 9), -20.0)
+    scores[np.arange(1200), [1, 2, 3, 0] * 300] = 0
+    scores[::7, 4] = -2
+    ner, doc = scripted("BILUO", scores, words)
+    assert len(doc.ents) == 300
+    ((first, second, *_),) = ner.n_best([doc], 3)
+    assert [*first.ents] == [*doc.ents]
+    assert first.probability >= second.probability > 0
+
+
 def test_a_long_doc(directory: Path) -> None:
     nlp = load(directory, spans_key="sure", extension=NAME)
     doc = nlp("Ann visited Rome in spring . " * 2_000)
@@ -280,6 +312,9 @@ def test_impossible_settings(directory: Path) -> None:
     Span.set_extension(NAME, getter=lambda span: 0, force=True)
     with pytest.raises(ConfigError, match=f"extension = '{NAME}' of 'ner': span._.{NAME} is a"):
         make(extension=NAME)
+    for setting in ("extension", "spans_key"):
+        with pytest.raises(ConfigError, match=f"{setting} = '' of 'ner': expected a name"):
+            make(**{setting: ""})
     with pytest.raises(ConfigError, match="n = 0: expected at least 1"):
         load(directory).get_pipe("ner").n_best([], 0)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import spacy
 from spacy.cli._util import app
-from spacy.tokens import Doc, DocBin
+from spacy.tokens import Doc, DocBin, Span
+from spacy.util import fix_random_seed
 from typer.testing import CliRunner
 
 import spacy_distil
@@ -35,6 +36,7 @@ def pipeline(bert_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     nlp = make_nlp(bert_dir, ["tagger", "morphologizer"], initialize=False)
     model = {"@architectures": "spacy.Tagger.v2", "tok2vec": dict(LISTENER)}
     nlp.add_pipe("distil_ner", config={"model": model})
+    fix_random_seed(0)
     add_heads(nlp, ["textcat", "textcat_multilabel", "ner"])
     initialize_nlp(nlp)
     examples = make_examples(nlp, 32)
@@ -84,8 +86,7 @@ def test_predictions_stay(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
         assert own.after.log_loss < own.before.log_loss
         assert own.after.accuracy == own.before.accuracy
         assert own.after.n == own.before.n > 0
-        stored = after.meta["calibration"][own.pipe]["temperatures"]
-        assert stored == pytest.approx(own.temperatures)
+        assert after.meta["calibration"][own.pipe] == pytest.approx(own.temperatures)
     assert {*result.skipped} == {"ner"}
     # Another time there is nothing left to do, and the temperatures add up.
     again = calibrate(tmp_path / "out", tmp_path / "again", corpus=corpus)
@@ -94,6 +95,9 @@ def test_predictions_stay(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
         left = [t for t, old in zip(own.temperatures, first.temperatures, strict=True) if old < 10]
         np.testing.assert_allclose(left, 1, rtol=0.1)
         assert own.before.log_loss == pytest.approx(first.after.log_loss, rel=1e-3)
+        total = np.array(own.temperatures) * first.temperatures
+        stored = spacy.load(tmp_path / "again").meta["calibration"][own.pipe]
+        np.testing.assert_allclose(stored, total, rtol=1e-6)
 
 
 def test_the_temperature_is_in_the_probabilities(
@@ -137,10 +141,12 @@ def test_a_part_of_the_annotation(pipeline: Path, corpus: Path, tmp_path: Path) 
 
 def test_nothing_to_calibrate(bert_dir: Path, corpus: Path, tmp_path: Path) -> None:
     make_nlp(bert_dir, ["ner"]).to_disk(tmp_path / "nlp")
-    with pytest.raises(ConfigError, match=r"No pipe of .* can be calibrated\. ner: it has no prob"):
+    with pytest.raises(ConfigError, match=r"No pipe of .* can be calibrated\. ner: no temperature"):
         calibrate(tmp_path / "nlp", tmp_path / "out", corpus=corpus)
     with pytest.raises(ConfigError, match="is the pipeline itself"):
         calibrate(tmp_path / "nlp", tmp_path / "nlp", corpus=corpus)
+    with pytest.raises(ConfigError, match="batch_size = 0: expected at least 1"):
+        calibrate(tmp_path / "nlp", tmp_path / "out", corpus=corpus, batch_size=0)
     with pytest.raises(CorpusError, match=r"No documents at .*none\.spacy"):
         calibrate(tmp_path / "nlp", tmp_path / "out", corpus=tmp_path / "none.spacy")
 
@@ -153,7 +159,7 @@ def test_command(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "adaptive ECE, %" in result.output
     assert "fitted on: add --test" in result.output
-    assert "'ner' stays as it is: it has no probabilities" in result.output
+    assert "'ner' stays as it is: no temperature fits" in result.output
     assert [own["pipe"] for own in json.loads(report.read_text())["pipes"]] == PIPES
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
@@ -168,7 +174,76 @@ def test_it_stays_in_int8(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
     result = calibrate(pipeline, tmp_path / "out", corpus=corpus)
     quantize(tmp_path / "out", tmp_path / "int8", corpus=corpus, min_agreement=0.0)
     nlp = spacy.load(tmp_path / "int8")
-    stored = nlp.meta["calibration"]["tagger"]["temperatures"]
-    assert stored == pytest.approx(result.pipes[0].temperatures)
+    assert nlp.meta["calibration"]["tagger"] == pytest.approx(result.pipes[0].temperatures)
     again = calibrate(tmp_path / "int8", tmp_path / "again", corpus=corpus)
     np.testing.assert_allclose(again.pipes[0].temperatures, 1, rtol=0.2)
+
+
+def rewritten(path: Path, corpus: Path, change: Any) -> Path:
+    """A copy of a corpus whose documents have been changed."""
+    docs = [change(doc) for doc in DocBin().from_disk(corpus).get_docs(spacy.blank("en").vocab)]
+    DocBin(docs=docs).to_disk(path)
+    return path
+
+
+def test_tokens_of_others_do_not_count(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
+    """Of an annotation with longer tokens, the ones that are alike teach the same."""
+
+    def merge(doc: Doc) -> Doc:
+        with doc.retokenize() as retokenizer:
+            if len(doc) > 4:
+                retokenizer.merge(doc[1:3], attrs={"TAG": doc[1].tag_})
+        return doc
+
+    merged = rewritten(tmp_path / "merged.spacy", corpus, merge)
+    result = calibrate(pipeline, tmp_path / "out", corpus=merged)
+    whole = calibrate(pipeline, tmp_path / "whole", corpus=corpus)
+    (tagger,) = (own for own in result.pipes if own.pipe == "tagger")
+    assert tagger.before.n == whole.pipes[0].before.n - 2 * 40
+    assert any(warning.startswith("80 of 240 tokens") for warning in result.warnings)
+
+
+def test_labels_that_the_pipes_lack(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
+    def change(doc: Doc) -> Doc:
+        if len(doc) > 4:
+            doc[0].tag_ = "NEW"
+            if doc[0].text == "We":
+                doc.set_ents([Span(doc, 0, 1, "NEW")])
+        return doc
+
+    other = rewritten(tmp_path / "other.spacy", corpus, change)
+    result = calibrate(pipeline, tmp_path / "out", corpus=other)
+    assert [own.pipe for own in result.pipes] == PIPES
+    assert any("for 'tagger' do not count" in warning for warning in result.warnings)
+    assert any("for 'distil_ner' do not count" in warning for warning in result.warnings)
+    found = spacy.load(tmp_path / "out")
+    assert "NEW" not in found.get_pipe("distil_ner").labels
+
+
+def test_a_temperature_at_the_end_of_the_search(
+    pipeline: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Annotation that has nothing to do with the text: the pipe stays as it is."""
+    rng = np.random.default_rng(0)
+
+    def change(doc: Doc) -> Doc:
+        for token in doc:
+            token.tag_ = str(rng.choice(["NNP", "NN", "VBD", "IN", ".", "JJ", "PRP", "VBP"]))
+        return doc
+
+    other = rewritten(tmp_path / "other.spacy", corpus, change)
+    nlp = spacy.load(pipeline)
+    output = nlp.get_pipe("tagger").model.get_ref("softmax")
+    output.set_param("W", output.get_param("W") * 1000)
+    nlp.to_disk(tmp_path / "sure")
+    result = calibrate(tmp_path / "sure", tmp_path / "out", corpus=other)
+    assert result.pipes[0].temperatures == [1.0]
+    assert any("'tagger' is beyond the range" in warning for warning in result.warnings)
+
+
+def test_a_threshold_is_told(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
+    nlp = spacy.load(pipeline)
+    nlp.get_pipe("distil_ner").cfg["threshold"] = 0.5
+    nlp.to_disk(tmp_path / "nlp")
+    result = calibrate(tmp_path / "nlp", tmp_path / "out", corpus=corpus)
+    assert any("'distil_ner' has threshold = 0.5" in warning for warning in result.warnings)
