@@ -47,7 +47,7 @@ def main(
         bool, typer.Option(help="Learn paragraphs, too, or questions alone")
     ] = True,
     layers: Annotated[int, typer.Option(help="Lowest layers that the student has", min=1)] = 6,
-    steps: Annotated[int, typer.Option(help="Steps of the student", min=1)] = 1200,
+    steps: Annotated[int, typer.Option(help="Steps of the student", min=1)] = 1000,
     words: Annotated[int, typer.Option(help="Words in a step", min=1)] = 600,
     rate: Annotated[float, typer.Option(help="Learning rate of the student")] = 2e-4,
     seed: Seed = 0,
