@@ -114,8 +114,8 @@ def test_special_pieces_of_a_teachers_encoder(
             r"student\.vocabulary\.size = 0: .* greater than or equal to 1",
         ),
         ({"sise": 9}, r"distillation\.student\.vocabulary\.sise = 9: Extra inputs"),
-        ({"size": 300, "min_count": 2}, r"min_count = 2 and keep = 300: expected one of them"),
-        ({"size": 5}, r"keep = 5: expected at least"),
+        ({"size": 300, "min_count": 2}, r"min_count = 2 and size = 300: expected one of them"),
+        ({"size": 5}, r"size = 5: expected at least"),
     ],
 )
 def test_wrong_settings(
