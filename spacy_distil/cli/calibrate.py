@@ -9,17 +9,21 @@ import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import BatchSize, Code, Force, PipelineOutput
+from spacy_distil.cli.options import (
+    BatchSize,
+    Code,
+    Force,
+    PipelineOutput,
+    ReportFile,
+    TrainedPipeline,
+)
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import import_code
 
 
 @distil_cli.command("calibrate", no_args_is_help=True)
 def calibrate_cli(
-    pipeline: Annotated[
-        str,
-        typer.Argument(metavar="PIPELINE", help="Trained pipeline: directory or package."),
-    ],
+    pipeline: TrainedPipeline,
     output: PipelineOutput,
     corpus: Annotated[
         Path,
@@ -35,9 +39,7 @@ def calibrate_cli(
     ] = None,
     batch_size: BatchSize = 64,
     code: Code = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", help="JSON file for all measurements.")
-    ] = None,
+    report: ReportFile = None,
     force: Force = False,
 ) -> None:
     """Fit the probabilities of a pipeline to annotated documents.

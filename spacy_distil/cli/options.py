@@ -54,6 +54,12 @@ Device = Annotated[
 
 # Of pipelines that are made from others
 
+TrainedPipeline = Annotated[
+    str, typer.Argument(metavar="PIPELINE", help="Trained pipeline: directory or package.")
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", help="JSON file for all measurements.")
+]
 PipelineOutput = Annotated[
     Path, typer.Argument(metavar="OUT", help="Directory for the new pipeline.")
 ]

@@ -16,6 +16,8 @@ from spacy_distil.cli.options import (
     Code,
     Force,
     PipelineOutput,
+    ReportFile,
+    TrainedPipeline,
     TxtDocumentsChoice,
     TxtDocumentsOption,
 )
@@ -32,10 +34,7 @@ class Precision(str, Enum):
 
 @distil_cli.command("quantize", no_args_is_help=True)
 def quantize_cli(
-    pipeline: Annotated[
-        str,
-        typer.Argument(metavar="PIPELINE", help="Trained pipeline: directory or package."),
-    ],
+    pipeline: TrainedPipeline,
     output: PipelineOutput,
     precision: Annotated[
         Precision,
@@ -97,9 +96,7 @@ def quantize_cli(
     txt_documents: TxtDocumentsOption = TxtDocumentsChoice.auto,
     batch_size: BatchSize = 64,
     code: Code = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", help="JSON file for all measurements.")
-    ] = None,
+    report: ReportFile = None,
     force: Force = False,
 ) -> None:
     """Make a pipeline that runs on ONNX Runtime: several times faster on a CPU, without torch.

@@ -34,7 +34,7 @@ class PipeCalibration:
 
     what: what is predicted: "tokens", "entities", "documents" or "answers".
     temperatures: one, or of a `textcat_multilabel` one for each label.
-    before, after: reliability on the documents of `calibrate`'s `test`, or else of its `corpus`.
+    before, after: reliability on the documents of `test`; without `test`, of `corpus`.
     """
 
     pipe: str

@@ -27,7 +27,7 @@ _UNKNOWN = -2
 
 @dataclass
 class Collected:
-    """What the pipes predicted for documents.
+    """Predictions of the pipes for documents, beside the truth.
 
     evidence: by name of the pipe.
     skipped: of each other trainable pipe, why it has none.

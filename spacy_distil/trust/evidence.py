@@ -22,7 +22,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Evidence(ABC):
-    """What a pipe has predicted for documents whose truth is known.
+    """Predictions of a pipe for documents whose truth is known.
 
     what: what is predicted, in the plural.
     n: number of tokens or documents with a truth. Whitespace without a vote does not count.
