@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spacy_distil.report import benchmark, compare
     from spacy_distil.trust.calibration import calibrate
     from spacy_distil.trust.confidence import confidence
+    from spacy_distil.trust.explanations.explain import explain
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "convert",
     "distil_encoder",
     "distil_pipeline",
+    "explain",
     "quantize",
 ]
 
@@ -38,6 +40,7 @@ _MODULES = {
     "convert": "spacy_distil.export.convert",
     "distil_encoder": "spacy_distil.distillation",
     "distil_pipeline": "spacy_distil.distillation",
+    "explain": "spacy_distil.trust.explanations.explain",
     "quantize": "spacy_distil.export.quantize",
 }
 

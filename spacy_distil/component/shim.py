@@ -352,6 +352,11 @@ class EncoderShim(Shim):
 
     # From docs to batches
 
+    def prepare(self, docs: Sequence[Doc | DocText]) -> tuple[EncodedDocs, Iterator[Batch]]:
+        """Cut docs into windows of pieces, and pack these into batches for the engine."""
+        encoded = self._encode(docs)
+        return encoded, self._batches(encoded)
+
     def _encode(self, docs: Sequence[Doc | DocText], *, blank_windows: bool = False) -> EncodedDocs:
         return encode_docs(
             docs,

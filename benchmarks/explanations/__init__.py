@@ -1,0 +1,1 @@
+"""Benchmark of explanations: whether the tokens that they name matter to the pipeline."""

@@ -1,0 +1,1 @@
+"""Which tokens made a pipeline say this class, this entity, this tag."""
