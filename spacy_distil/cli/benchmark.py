@@ -12,10 +12,12 @@ from spacy_distil.cli.app import distil_cli
 from spacy_distil.cli.options import (
     Code,
     LoadRepeats,
+    NamedPipelines,
     Repeats,
     Title,
     TxtDocumentsChoice,
     TxtDocumentsOption,
+    name_pipelines,
 )
 from spacy_distil.errors import ConfigError, friendly_errors
 
@@ -25,14 +27,7 @@ if TYPE_CHECKING:
 
 @distil_cli.command("benchmark", no_args_is_help=True)
 def benchmark_cli(
-    pipeline: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PIPELINE...",
-            help="Any pipelines that spaCy loads, by directory or package. NAME=PIPELINE sets the "
-            "name in the tables.",
-        ),
-    ],
+    pipeline: NamedPipelines,
     texts: Annotated[
         Path,
         typer.Option(
@@ -44,7 +39,9 @@ def benchmark_cli(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Directory for benchmark.json, benchmark.md and benchmark.png."
+            "--output",
+            "-o",
+            help="Directory for benchmark.json, benchmark.md, benchmark.html and benchmark.png.",
         ),
     ] = None,
     batch_sizes: Annotated[
@@ -77,7 +74,8 @@ def benchmark_cli(
         typer.Option(
             "--gold",
             metavar="TEST.spacy",
-            help="Annotated documents to score on. The plot then shows accuracy against speed.",
+            help="Annotated documents to score on. The plot then shows accuracy against speed, and "
+            "the HTML page confusions of labels.",
         ),
     ] = None,
     limit: Annotated[
@@ -119,7 +117,9 @@ def benchmark_cli(
     for verdict in result.verdicts:
         msg.warn(verdict)
     if output is not None:
-        msg.good(f"Saved benchmark.json, benchmark.md and benchmark.png to {output}")
+        msg.good(
+            f"Saved benchmark.json, benchmark.md, benchmark.html and benchmark.png to {output}"
+        )
 
 
 def _sources(pipelines: list[str], pythons: list[str]) -> dict[str, PipelineSource]:
@@ -132,18 +132,10 @@ def _sources(pipelines: list[str], pythons: list[str]) -> dict[str, PipelineSour
         if not (name and equals and python):
             raise ConfigError(f"--python {value}: expected NAME=PYTHON, such as cnn=bin/python.")
         interpreters[name] = python
-    sources: dict[str, PipelineSource] = {}
-    for value in pipelines:
-        name, equals, pipeline = (part.strip() for part in value.partition("="))
-        if not equals or Path(value).exists():
-            name = pipeline = value
-        if not (name and pipeline):
-            raise ConfigError(f"{value}: expected PIPELINE or NAME=PIPELINE.")
-        if name in sources:
-            raise ConfigError(
-                f"{value}: another pipeline is named {name!r}, too. Name them NAME=PATH."
-            )
-        sources[name] = PipelineSource(pipeline, interpreters.pop(name, None))
+    sources = {
+        name: PipelineSource(pipeline, interpreters.pop(name, None))
+        for name, pipeline in name_pipelines(pipelines).items()
+    }
     if interpreters:
         raise ConfigError(
             f"--python {', '.join(interpreters)}: expected names of pipelines, "

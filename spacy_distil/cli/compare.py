@@ -37,12 +37,19 @@ def compare_cli(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Directory for compare.json, compare.md and compare.png."
+            "--output",
+            "-o",
+            help="Directory for compare.json, compare.md, compare.html and compare.png.",
         ),
     ],
     teacher: Annotated[
         str | None,
-        typer.Option("--teacher", metavar="NAME", help="Pipeline to compute retention from."),
+        typer.Option(
+            "--teacher",
+            metavar="NAME",
+            help="Pipeline to compute retention from. The HTML page then shows the documents on "
+            "which it and the others differ most.",
+        ),
     ] = None,
     repeats: Repeats = 5,
     load_repeats: LoadRepeats = 3,
@@ -71,7 +78,8 @@ def compare_cli(
     """Compare pipelines on a test set: scores, retention, speed, memory and size.
 
     Scores come from spaCy's scorer. Speed, load time and memory are measured on the CPU. Each
-    pipeline runs in its own process, and the pipelines take turns.
+    pipeline runs in its own process, and the pipelines take turns. The HTML page also shows
+    confusions of labels. It is one file that needs no network.
     """
     with friendly_errors():
         from spacy_distil.report import compare
@@ -102,7 +110,7 @@ def compare_cli(
     print(to_text(comparison))
     for verdict in comparison.verdicts:
         msg.warn(verdict)
-    msg.good(f"Saved compare.json, compare.md and compare.png to {output}")
+    msg.good(f"Saved compare.json, compare.md, compare.html and compare.png to {output}")
     if readme is not None:
         msg.good(f"Replaced section '{section}' of {readme}")
 

@@ -95,6 +95,33 @@ LoadRepeats = Annotated[
 Title = Annotated[str, typer.Option("--title", help="Heading of the tables and the plot.")]
 
 
+NamedPipelines = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PIPELINE...",
+        help="Any pipelines that spaCy loads, by directory or package. NAME=PIPELINE sets the "
+        "name in the tables.",
+    ),
+]
+
+
+def name_pipelines(values: list[str]) -> dict[str, str]:
+    """Parse arguments of the form PIPELINE or NAME=PIPELINE. RETURNS: pipelines by name."""
+    pipelines: dict[str, str] = {}
+    for value in values:
+        name, equals, pipeline = (part.strip() for part in value.partition("="))
+        if not equals or Path(value).exists():
+            name = pipeline = value
+        if not (name and pipeline):
+            raise ConfigError(f"{value}: expected PIPELINE or NAME=PIPELINE.")
+        if name in pipelines:
+            raise ConfigError(
+                f"{value}: another pipeline is named {name!r}, too. Name them NAME=PATH."
+            )
+        pipelines[name] = pipeline
+    return pipelines
+
+
 def is_given(ctx: typer.Context, name: str) -> bool:
     """Whether a parameter was set on the command line."""
     # By its name: newer versions of typer come with a click of their own.

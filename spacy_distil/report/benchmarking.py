@@ -16,7 +16,9 @@ from spacy_distil.pipelines import check_pipeline, count_bytes, import_code
 from spacy_distil.report.aggregation import aggregate
 from spacy_distil.report.benchmark_table import to_markdown
 from spacy_distil.report.machine import PACKAGES, describe_machine
-from spacy_distil.report.plot import draw_benchmark
+from spacy_distil.report.page import write_page
+from spacy_distil.report.plot import benchmark_panels, save_plot
+from spacy_distil.report.predictions import Predictions, read_references
 from spacy_distil.report.process import PipelineSource, Worker, check_pin_cores
 from spacy_distil.report.results import (
     Benchmark,
@@ -25,10 +27,11 @@ from spacy_distil.report.results import (
     check_results_directory,
     write_results,
 )
+from spacy_distil.report.results_page import benchmark_page
 from spacy_distil.report.scores import TaskScores, score_in_worker
 from spacy_distil.report.speed import LOAD_REPEATS, Speed, measure
 from spacy_distil.report.verdicts import find_verdicts
-from spacy_distil.text.documents import check_test_set, read_documents, read_examples
+from spacy_distil.text.documents import check_test_set, read_documents
 from spacy_distil.text.plain_text import TxtDocuments
 
 STEM = "benchmark"
@@ -56,7 +59,7 @@ def benchmark(
     command: str = "",
     log: Callable[[str], Any] = lambda message: None,
 ) -> Benchmark:
-    """Measure the speed of pipelines on the CPU and write benchmark.json, .md and .png.
+    """Measure the speed of pipelines on the CPU and write benchmark.json, .md, .html and .png.
 
         result = benchmark({"cnn": "en_core_web_sm", "ours": "training/int8"}, "texts.txt")
         rate = result.rows[0].speeds[1].words_per_second(256).median
@@ -110,16 +113,20 @@ def benchmark(
     documents = read_documents(
         texts, spacy.blank("xx"), limit=limit, txt_documents=txt_documents, log=log
     ).texts
-    n_gold = 0 if gold is None else len(read_examples(spacy.blank("xx"), gold, limit=limit))
+    n_gold = 0 if gold is None else len(read_references(gold, limit=limit))
 
     speeds: dict[str, dict[int, Speed]] = {name: {} for name in sources}
     scores: dict[str, list[TaskScores]] = {}
+    predictions: dict[str, Predictions] = {}
     properties: dict[str, dict[str, Any]] = {}
 
     def read_properties(name: str, worker: Worker) -> None:
         if gold is not None:
             log(f"Scores of {name}")
-            scores[name] = [score_in_worker(worker, gold, batch_size=max(batch_sizes), limit=limit)]
+            scored, predictions[name] = score_in_worker(
+                worker, gold, batch_size=max(batch_sizes), limit=limit
+            )
+            scores[name] = [scored]
         properties[name] = {
             "n_bytes": count_bytes(worker.path),
             "environment": worker.environment(PACKAGES),
@@ -169,7 +176,9 @@ def benchmark(
     if output is not None:
         plot = output / f"{STEM}.png"
         write_results(result, to_markdown(result, plot=plot.name), output, stem=STEM)
-        draw_benchmark(result, plot)
+        save_plot(benchmark_panels(result).draw(title=result.title), plot)
+        references = [] if gold is None else read_references(gold, limit=limit)
+        write_page(benchmark_page(result, predictions, references), output / f"{STEM}.html")
     return result
 
 

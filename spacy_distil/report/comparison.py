@@ -8,15 +8,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import spacy
-
 from spacy_distil.errors import ConfigError
 from spacy_distil.pipelines import check_pipeline, import_code
 from spacy_distil.report import bootstrap
 from spacy_distil.report.aggregation import aggregate, compute_retention
 from spacy_distil.report.comparison_table import to_markdown
 from spacy_distil.report.machine import describe_machine
-from spacy_distil.report.plot import draw_comparison
+from spacy_distil.report.page import write_page
+from spacy_distil.report.plot import comparison_panels, save_plot
+from spacy_distil.report.predictions import Predictions, read_references
 from spacy_distil.report.process import PipelineSource
 from spacy_distil.report.readme import check_section, replace_section
 from spacy_distil.report.results import (
@@ -26,10 +26,11 @@ from spacy_distil.report.results import (
     check_results_directory,
     write_results,
 )
-from spacy_distil.report.scores import Scores, score_pipeline
+from spacy_distil.report.results_page import comparison_page
+from spacy_distil.report.scores import Scores, score_and_predict
 from spacy_distil.report.speed import LOAD_REPEATS, measure
 from spacy_distil.report.verdicts import find_verdicts
-from spacy_distil.text.documents import check_test_set, read_examples
+from spacy_distil.text.documents import check_test_set
 
 STEM = "compare"
 
@@ -52,7 +53,7 @@ def compare(
     command: str = "",
     log: Callable[[str], Any] = lambda message: None,
 ) -> Comparison:
-    """Measure pipelines on a test set and write compare.json, .md and .png.
+    """Measure pipelines on a test set and write compare.json, .md, .html and .png.
 
         result = compare({"trf": "training/trf", "ours": "training/int8"}, "test.spacy", "metrics")
         score = result.rows[0].scores["ents_f"].mean
@@ -61,7 +62,8 @@ def compare(
         seeds: their scores are averaged, speed and size come from the first.
     gold: .spacy file of annotated documents, or a directory of them.
     output: directory for the results, created if it is missing.
-    teacher: name of the pipeline that retention refers to.
+    teacher: name of the pipeline that retention refers to, and whose documents the HTML page shows
+        beside those of the others.
     limit: only the first N documents; 0 for all.
     threads: number of CPU threads while speed is measured. Scores are computed on the device that
         the pipeline picks.
@@ -102,9 +104,7 @@ def compare(
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = describe_machine()
 
-    texts = [
-        example.reference.text for example in read_examples(spacy.blank("xx"), gold, limit=limit)
-    ]
+    texts = [doc.text for doc in read_references(gold, limit=limit)]
     # Speed first, while this process holds little memory.
     speeds = measure(
         {
@@ -119,11 +119,16 @@ def compare(
         log=log,
     )
     scores: dict[str, list[Scores]] = {}
+    predictions: dict[str, Predictions] = {}
     for name, seeds in seeds_of.items():
         scores[name] = []
         for pipeline in seeds:
             log(f"Scores of {name}: {pipeline}")
-            scores[name].append(score_pipeline(pipeline, gold, batch_size=batch_size, limit=limit))
+            scored, predicted = score_and_predict(
+                pipeline, gold, batch_size=batch_size, limit=limit
+            )
+            scores[name].append(scored)
+            predictions.setdefault(name, predicted)  # of the first seed
     teacher_scores = scores[teacher] if teacher is not None else None
     comparison = Comparison(
         title=title,
@@ -169,10 +174,12 @@ def compare(
     )
     plot = output / f"{STEM}.png"
     write_results(comparison, to_markdown(comparison, plot=plot.name), output, stem=STEM)
-    draw_comparison(comparison, plot)
+    save_plot(comparison_panels(comparison).draw(title=comparison.title), plot)
     if readme is not None:
         link = Path(os.path.relpath(plot, readme.parent)).as_posix()
         replace_section(readme, section, to_markdown(comparison, plot=link))
+    references = read_references(gold, limit=limit)
+    write_page(comparison_page(comparison, predictions, references), output / f"{STEM}.html")
     return comparison
 
 

@@ -69,7 +69,7 @@ class LabelPlacer:
         distance, box = min(candidates, key=lambda each: self._cost(each[0], each[1], x, y))
         self.labels.append(box)
         if distance > NEAR:
-            self.lines.append(_steps(x, y, *box.nearest(x, y)))
+            self.lines.append(line_steps(x, y, *box.nearest(x, y)))
         return box, distance > NEAR
 
     def _candidates(
@@ -90,12 +90,12 @@ class LabelPlacer:
         covered = sum(map(box.overlaps, self.markers))
         crossed = sum(any(map(box.overlaps, line)) for line in self.lines)
         if distance > NEAR:
-            steps = _steps(x, y, *box.nearest(x, y))
+            steps = line_steps(x, y, *box.nearest(x, y))
             crossed += sum(any(map(label.overlaps, steps)) for label in self.labels)
         return forbidden, distance + DETOUR_FOR_MARKER * covered + DETOUR_FOR_LINE * crossed
 
 
-def _steps(x: float, y: float, to_x: float, to_y: float, *, n: int = 8) -> list[Box]:
+def line_steps(x: float, y: float, to_x: float, to_y: float, *, n: int = 8) -> list[Box]:
     """A line as small boxes, of which the first is a step away from its start."""
     points = [(x + (to_x - x) * i / n, y + (to_y - y) * i / n) for i in range(1, n + 1)]
     return [Box(px - 0.5, py - 0.5, px + 0.5, py + 0.5) for px, py in points]

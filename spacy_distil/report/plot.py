@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from spacy_distil.errors import require
-from spacy_distil.report.label_placement import Box, LabelPlacer
+from spacy_distil.report.label_placement import Box, LabelPlacer, line_steps
 from spacy_distil.report.results import Benchmark, Comparison, MeanScore
 from spacy_distil.report.scores import COLUMNS, Column
 from spacy_distil.report.speed import Spread
@@ -21,6 +22,7 @@ _PER_LINE = 2
 _DPI = 160
 _MARKER = 6  # points, as the next one
 _PADDING = 2  # between axes and labels
+_TRADE_OFFS = "0.5"  # a grey for light and dark backgrounds
 
 
 @dataclass(frozen=True)
@@ -54,48 +56,53 @@ class Line:
     speeds: Mapping[int, Spread]
 
 
-def draw_comparison(comparison: Comparison, path: Path) -> None:
-    """Write the plot of a comparison to a PNG file: accuracy against speed."""
-    speeds = {
-        row.name: row.speed.words_per_second(comparison.settings.batch_size)
-        for row in comparison.rows
-    }
-    panels: dict[Column, list[Point]] = {}
-    for column in COLUMNS:
-        if not column.is_task:
-            continue
-        points = [
-            _point(row.name, speeds[row.name], score)
-            for row in comparison.rows
-            if (score := row.scores.get(column.key)) is not None
-        ]
-        if points:
-            panels[column] = points
-    names = [row.name for row in comparison.rows]
-    _save(make_score_figure(panels, names, title=comparison.title), path)
+@dataclass(frozen=True)
+class Panels:
+    """What a plot shows, before it is drawn.
 
-
-def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
-    """Write the plot of a benchmark to a PNG file.
-
-    With scores it shows accuracy against speed, for the largest number of threads and the largest
-    batches. Without scores it shows speed by batch size.
+    scores: points of each task; if there are none, `speeds` counts.
+    speeds: lines by their heading.
+    names: of the pipelines, in the order of their colours.
     """
-    names = [row.name for row in benchmark.rows]
+
+    scores: Mapping[Column, Sequence[Point]]
+    speeds: Mapping[str, Sequence[Line]]
+    names: Sequence[str]
+
+    def draw(self, *, title: str = "") -> Any:
+        """Draw all panels. RETURNS: a figure of matplotlib."""
+        if self.scores:
+            return make_score_figure(self.scores, self.names, title=title)
+        return make_speed_figure(self.speeds, self.names, title=title)
+
+    def draw_each(self) -> dict[str, Any]:
+        """Draw each panel as a figure of its own, by heading."""
+        if self.scores:
+            return {
+                column.title: make_score_figure({column: points}, self.names)
+                for column, points in self.scores.items()
+            }
+        return {
+            heading: make_speed_figure({heading: lines}, self.names)
+            for heading, lines in self.speeds.items()
+        }
+
+
+def comparison_panels(comparison: Comparison) -> Panels:
+    """Accuracy against speed."""
+    batch_size = comparison.settings.batch_size
+    return _panels(
+        {row.name: (row.speed.words_per_second(batch_size), row.scores) for row in comparison.rows}
+    )
+
+
+def benchmark_panels(benchmark: Benchmark) -> Panels:
+    """Accuracy against speed, for the largest number of threads and the largest batches.
+
+    Without scores it is speed by batch size.
+    """
     threads, batch_size = max(benchmark.settings.threads), max(benchmark.settings.batch_sizes)
-    panels: dict[Column, list[Point]] = {}
-    for column in COLUMNS:
-        points = [
-            _point(row.name, row.speeds[threads].words_per_second(batch_size), score)
-            for row in benchmark.rows
-            if (score := row.scores.get(column.key)) is not None
-        ]
-        if points and column.is_task:
-            panels[column] = points
-    if panels:
-        _save(make_score_figure(panels, names, title=benchmark.title), path)
-        return
-    lines = {
+    speeds = {
         f"threads: {n}": [
             Line(row.name, {size: speed.words_per_second(size) for size in speed.batch_sizes})
             for row in benchmark.rows
@@ -103,12 +110,36 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
         ]
         for n in benchmark.settings.threads
     }
-    _save(make_speed_figure(lines, names, title=benchmark.title), path)
+    return _panels(
+        {
+            row.name: (row.speeds[threads].words_per_second(batch_size), row.scores)
+            for row in benchmark.rows
+        },
+        speeds,
+    )
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_plot(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib to a PNG file."""
     with atomic_file(path) as unfinished:
         figure.savefig(unfinished)
+
+
+def _panels(
+    pipelines: Mapping[str, tuple[Spread, Mapping[str, MeanScore]]],
+    speeds: Mapping[str, Sequence[Line]] | None = None,
+) -> Panels:
+    """pipelines: words/s and scores of each, by its name."""
+    scores = {}
+    for column in COLUMNS:
+        points = [
+            _point(name, speed, scores_of[column.key])
+            for name, (speed, scores_of) in pipelines.items()
+            if column.key in scores_of
+        ]
+        if column.is_task and points:
+            scores[column] = points
+    return Panels(scores, speeds or {}, list(pipelines))
 
 
 def _point(name: str, speed: Spread, score: MeanScore) -> Point:
@@ -127,16 +158,25 @@ def make_score_figure(
 ) -> Any:
     """Plot accuracy against speed, with a panel for each task.
 
-    Bars are the intervals over documents and the spread of the rounds. Small dots are seeds.
+    Bars are the intervals over documents and the spread of the rounds. Small dots are seeds. A line
+    joins the best trade-offs, see `find_best`.
 
     names: of the pipelines, in the order of their colours.
     RETURNS: a figure of matplotlib.
     """
     speeds = [point.speed for points in panels.values() for point in points]
-    figure, grid = _make_figure(len(panels), title=title)
+    figure, grid = make_figure(len(panels), title=title)
     for axes, (column, points) in zip(grid, panels.items(), strict=False):
+        best = find_best(points)
+        axes.plot(
+            [point.speed.median for point in best],
+            [point.score for point in best],
+            color=_TRADE_OFFS,
+            linewidth=0.8,
+            zorder=1,
+        )
         for point in points:
-            _draw_point(axes, point, _colour(point.name, names))
+            _draw_point(axes, point, colour_of(point.name, names))
         axes.set_xscale("log")
         axes.margins(y=0.15)
         # With room for names on the right.
@@ -149,8 +189,24 @@ def make_score_figure(
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes, points in zip(grid, panels.values(), strict=False):
-        _label_points(axes, points, [_colour(point.name, names) for point in points])
+        _label_points(axes, points, [colour_of(point.name, names) for point in points])
     return figure
+
+
+def find_best(points: Sequence[Point]) -> list[Point]:
+    """Find the best trade-offs, slowest first: no other point is better in score or speed, and at
+    least as good in the other one (Pareto front).
+    """
+    best: list[Point] = []
+    # The fastest first, and of equally fast ones the most accurate.
+    for point in sorted(points, key=lambda one: (-one.speed.median, -one.score)):
+        if not best or point.score > best[-1].score or _at_same_place(point, best[-1]):
+            best.append(point)
+    return best[::-1]
+
+
+def _at_same_place(one: Point, other: Point) -> bool:
+    return (one.speed.median, one.score) == (other.speed.median, other.score)
 
 
 def make_speed_figure(
@@ -161,7 +217,7 @@ def make_speed_figure(
     names: of the pipelines, in the order of their colours.
     RETURNS: a figure of matplotlib.
     """
-    figure, grid = _make_figure(len(panels), title=title)
+    figure, grid = make_figure(len(panels), title=title)
     for axes, (heading, lines) in zip(grid, panels.items(), strict=False):
         for line in lines:
             sizes = sorted(line.speeds)
@@ -174,7 +230,7 @@ def make_speed_figure(
                     [line.speeds[size].max - line.speeds[size].median for size in sizes],
                 ],
                 fmt="o-",
-                color=_colour(line.name, names),
+                color=colour_of(line.name, names),
                 markersize=4,
                 elinewidth=1,
                 label=line.name,
@@ -191,7 +247,7 @@ def make_speed_figure(
     return figure
 
 
-def _make_figure(n: int, *, title: str) -> tuple[Any, Any]:
+def make_figure(n: int, *, title: str) -> tuple[Any, Any]:
     """Make a figure with `n` panels. RETURNS: the figure, and its axes."""
     require("matplotlib", extra="report", purpose="The plot")
     # Not pyplot, which has global state and needs a display.
@@ -212,11 +268,11 @@ def _make_figure(n: int, *, title: str) -> tuple[Any, Any]:
     for axes in grid[n:]:
         axes.set_axis_off()
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, parse_math=False)
     return figure, grid
 
 
-def _colour(name: str, names: Sequence[str]) -> str:
+def colour_of(name: str, names: Sequence[str]) -> str:
     return COLOURS[names.index(name) % len(COLOURS)]
 
 
@@ -248,7 +304,6 @@ def _draw_point(axes: Any, point: Point, colour: str) -> None:
 def _label_points(axes: Any, points: Sequence[Point], colours: Sequence[str]) -> None:
     """Write the names of the points beside them, in axes whose layout is final."""
     from matplotlib.lines import Line2D
-    from matplotlib.transforms import IdentityTransform
 
     pixels = axes.figure.dpi / 72  # for each point of 1/72 inch
 
@@ -272,6 +327,9 @@ def _label_points(axes: Any, points: Sequence[Point], colours: Sequence[str]) ->
             [box(point.speed.min, point.score, point.speed.max, point.score, 0.5)],
             [box(x, low, x, high, 0.5)],
         ]
+    for one, other in pairwise(find_best(points)):
+        start, end = place(one.speed.median, one.score), place(other.speed.median, other.score)
+        lines.append(line_steps(*start, *end, n=40))
     inside = Box(
         area.x0 / pixels + _PADDING,
         area.y0 / pixels + _PADDING,
@@ -288,6 +346,7 @@ def _label_points(axes: Any, points: Sequence[Point], colours: Sequence[str]) ->
             textcoords="offset points",
             fontsize=9,
             color=colour,
+            parse_math=False,
         )
         extent = label.get_window_extent()
         chosen, is_far = placer.place(x, y, extent.width / pixels, extent.height / pixels)
@@ -295,9 +354,9 @@ def _label_points(axes: Any, points: Sequence[Point], colours: Sequence[str]) ->
         if is_far:
             end_x, end_y = chosen.nearest(x, y)
             line = Line2D(
-                [x * pixels, end_x * pixels],
-                [y * pixels, end_y * pixels],
-                transform=IdentityTransform(),
+                [x / 72, end_x / 72],
+                [y / 72, end_y / 72],
+                transform=axes.figure.dpi_scale_trans,  # inches: an SVG has other pixels
                 color=colour,
                 linewidth=0.6,
             )

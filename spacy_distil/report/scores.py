@@ -9,14 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import spacy
 from spacy.language import Language
 from spacy.scorer import MISSING_VALUES
-from spacy.tokens import DocBin
 from spacy.training import Example
 
 from spacy_distil.pipelines import count_bytes, load_pipeline
 from spacy_distil.report.bootstrap import Counts, Floats, Metric
+from spacy_distil.report.predictions import Predictions, best_category, read_references
 from spacy_distil.report.process import Worker
 from spacy_distil.report.worker import evaluate, find_categories
 from spacy_distil.text.documents import read_examples
@@ -116,34 +115,49 @@ def score_pipeline(pipeline: str, gold: Path, *, batch_size: int = 256, limit: i
     gold, limit: see `read_examples`.
     batch_size: documents per batch.
     """
+    return score_and_predict(pipeline, gold, batch_size=batch_size, limit=limit)[0]
+
+
+def score_and_predict(
+    pipeline: str, gold: Path, *, batch_size: int = 256, limit: int = 0
+) -> tuple[Scores, Predictions]:
+    """Score a pipeline as `score_pipeline` does, and keep its predictions."""
     nlp = load_pipeline(pipeline)
     examples = read_examples(nlp, gold, limit=limit)
     full, examples = evaluate(nlp, examples, batch_size=batch_size)
     # It includes the creation of the docs, on any device. The speed table has a better number.
     full.pop("speed")
-    return Scores(
-        **vars(_score_tasks(examples, full, find_categories(nlp))),
+    categories = find_categories(nlp)
+    scores = Scores(
+        **vars(_score_tasks(examples, full, categories)),
         full=full,
         n_parameters=count_parameters(nlp),
         n_bytes=count_bytes(nlp.path),
         n_docs=len(examples),
         n_words=sum(len(example.predicted) for example in examples),
     )
+    return scores, Predictions.of(examples, categories)
 
 
-def score_in_worker(worker: Worker, gold: Path, *, batch_size: int, limit: int = 0) -> TaskScores:
-    """Score the pipeline of a worker with spaCy's scorer, on the CPU.
+def score_examples(nlp: Language, examples: Sequence[Example], *, batch_size: int) -> TaskScores:
+    """Score a loaded pipeline on examples with spaCy's scorer. batch_size: documents per batch."""
+    full, examples = evaluate(nlp, examples, batch_size=batch_size)
+    return _score_tasks(examples, full, find_categories(nlp))
+
+
+def score_in_worker(
+    worker: Worker, gold: Path, *, batch_size: int, limit: int = 0
+) -> tuple[TaskScores, Predictions]:
+    """Score the pipeline of a worker with spaCy's scorer, on the CPU, and keep its predictions.
 
     For the rest see `score_pipeline`.
     """
     with TemporaryDirectory() as directory:
-        predictions = Path(directory) / "predictions.spacy"
-        reply = worker.score(gold, predictions, batch_size=batch_size, limit=limit)
-        nlp = spacy.blank("xx")
-        references = [each.reference for each in read_examples(nlp, gold, limit=limit)]
-        predicted = DocBin().from_disk(predictions).get_docs(nlp.vocab)
-        examples = [Example(*pair) for pair in zip(predicted, references, strict=True)]
-    return _score_tasks(examples, reply["scores"], reply["categories"])
+        file = Path(directory) / "predictions.spacy"
+        reply = worker.score(gold, file, batch_size=batch_size, limit=limit)
+        predictions = Predictions(file.read_bytes(), reply["categories"])
+    examples = list(predictions.examples(read_references(gold, limit=limit)))
+    return _score_tasks(examples, reply["scores"], reply["categories"]), predictions
 
 
 def _score_tasks(
@@ -266,11 +280,7 @@ def _count_categories(example: Example, labels: Sequence[str], threshold: float)
 def _count_category(example: Example, labels: Sequence[str]) -> Counts:
     counts = np.zeros((len(labels), 3), dtype=np.int64)
     gold, predicted = (
-        max(cats, key=lambda label: cats[label]) if cats else None
-        for cats in (
-            {label: doc.cats[label] for label in doc.cats if label in labels}
-            for doc in (example.reference, example.predicted)
-        )
+        best_category(doc.cats, labels) for doc in (example.reference, example.predicted)
     )
     if gold is not None and gold == predicted:
         counts[labels.index(gold), 0] += 1

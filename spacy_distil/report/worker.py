@@ -28,7 +28,7 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -161,15 +161,11 @@ class Measurements:
         predictions: .spacy file to write the predicted docs to.
         RETURNS: "scores", and "categories" as by `find_categories`.
         """
-        from spacy.tokens import DocBin
         from spacy.training import Corpus
 
         examples = list(Corpus(gold, limit=limit)(self.nlp))
         scores, examples = evaluate(self.nlp, examples, batch_size=batch_size)
-        docs = DocBin(
-            attrs=["TAG", "POS", "ENT_IOB", "ENT_TYPE"], docs=[each.predicted for each in examples]
-        )
-        docs.to_disk(predictions)
+        collect_predictions(examples).to_disk(predictions)
         return {"scores": scores, "categories": find_categories(self.nlp)}
 
     def memory(self) -> dict[str, Any]:
@@ -203,6 +199,15 @@ def evaluate(
     scorer = KeepingScorer(nlp)
     scores = nlp.evaluate(examples, scorer=scorer, batch_size=batch_size)
     return scores, scorer.examples
+
+
+def collect_predictions(examples: Iterable[Any]) -> Any:
+    """Collect the predicted docs of examples, with what tables and pages show, in a `DocBin`."""
+    from spacy.tokens import DocBin
+
+    return DocBin(
+        attrs=["TAG", "POS", "ENT_IOB", "ENT_TYPE"], docs=[each.predicted for each in examples]
+    )
 
 
 def find_categories(nlp: Any) -> dict[str, Any] | None:

@@ -48,6 +48,7 @@ def test_benchmark_prints_and_writes(
         ("a=b", "a=b", None),
     ]
     assert (project / "out" / "benchmark.md").is_file()
+    assert (project / "out" / "benchmark.html").is_file()
     assert (project / "out" / "benchmark.png").is_file()
 
 

@@ -58,6 +58,7 @@ def test_compare_writes_prints_and_fills_the_readme(
     assert set(report["rows"][0]["scores"]) == {"tag_acc"}
     assert "XPOS acc" in (project / "README.md").read_text()
     assert (project / "metrics" / "compare.md").is_file()
+    assert (project / "metrics" / "compare.html").is_file()
     assert (project / "metrics" / "compare.png").is_file()
 
 

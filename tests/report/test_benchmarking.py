@@ -18,6 +18,7 @@ from spacy_distil.report.plot import COLOURS
 from spacy_distil.report.process import PipelineSource
 from spacy_distil.report.results import Benchmark
 from spacy_distil.report.scores import score_pipeline
+from tests.report.markup import Markup
 from tests.report.pictures import colours_of
 from tests.report.stock_pipelines import Trained
 
@@ -129,6 +130,8 @@ def test_files(result: Benchmark, output: Path) -> None:
     assert f" [{low * 100:.1f}, {high * 100:.1f}]" in scores.rows[1][5]
     assert "brackets hold the 95% bootstrap interval over documents" in markdown
     assert colours_of(output / "benchmark.png") >= set(COLOURS[:2])
+    page = Markup((output / "benchmark.html").read_text(encoding="utf-8"))
+    assert {"A title", "Speed", "Scores", "Confusions of entities", "benchmark it"} <= {*page.texts}
 
 
 @pytest.mark.slow
@@ -155,6 +158,9 @@ def test_without_gold_the_plot_is_speed_by_batch_size(
     with Image.open(tmp_path / "out" / "benchmark.png") as image:
         assert image.width > 1000, "a panel for each number of threads"
     assert colours_of(tmp_path / "out" / "benchmark.png") >= set(COLOURS[:2])
+    page = Markup((tmp_path / "out" / "benchmark.html").read_text(encoding="utf-8"))
+    assert page.values("aria-label").count("threads: 2") == 1
+    assert page.count("details") == 0, "nothing was scored"
 
 
 def test_what_cannot_work_is_said_at_once(trained: Trained, tmp_path: Path) -> None:

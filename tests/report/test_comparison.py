@@ -19,6 +19,7 @@ from spacy_distil.report.bootstrap import percentiles
 from spacy_distil.report.plot import COLOURS
 from spacy_distil.report.results import Comparison
 from spacy_distil.report.scores import Scores, score_pipeline
+from tests.report.markup import Markup
 from tests.report.pictures import colours_of
 from tests.report.stock_pipelines import Trained
 
@@ -146,6 +147,34 @@ def test_markdown_and_readme(comparison: Comparison, output: Path) -> None:
     assert section.strip() == markdown.strip().replace(
         "(compare.png)", "(metrics/sample/compare.png)"
     )
+
+
+@pytest.mark.slow
+def test_page(comparison: Comparison, output: Path) -> None:
+    page = Markup((output / "compare.html").read_text(encoding="utf-8"))
+    ids = page.values("id")
+    assert len(set(ids)) == len(ids)
+    links = {text for text in page.texts if page.texts.count(text) > 1}
+    assert links >= {
+        "Scores",
+        "Retention: score / score of teacher, %",
+        "Speed and size",
+        "Accuracy against speed",
+        "Where teacher and student differ most",
+        *(f"Confusions of {each}" for each in ("UPOS tags", "XPOS tags", "entities", "categories")),
+        "How this was measured",
+        "Command line",
+    }
+    assert "A title" in page.texts
+    assert "compare it" in page.texts
+    assert "Of teacher, it is the first seed." in page.text
+    assert set(comparison.verdicts) <= set(page.texts)
+    assert [attrs["aria-label"] for tag, attrs in page.elements if tag == "svg"] == [
+        *("UPOS acc", "XPOS acc", "NER F", "textcat macro-F")
+    ]
+    assert 1 <= page.count("article") <= 10
+    # Of the student, whose categories do not exclude each other, only the entities.
+    assert page.count("figure") == 5
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from spacy_distil.report.label_placement import Box, LabelPlacer
-from spacy_distil.report.plot import COLOURS, Point, make_score_figure
+from spacy_distil.report.plot import COLOURS, Panels, Point, find_best, make_score_figure
 from spacy_distil.report.scores import COLUMNS
 from spacy_distil.report.speed import Spread
 from tests.report.pictures import colours_of
@@ -74,6 +74,14 @@ def test_points_at_the_edges_have_their_labels_inside() -> None:
         assert area.y0 <= box.y0 < box.y1 <= area.y1
 
 
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    name = r"$\nothing$"
+    point = Point(name, Spread(9.0, 9.0, 9.0), 50.0)
+    figure = make_score_figure({COLUMNS[0]: [point]}, [name], title=name)
+    figure.savefig(tmp_path / "plot.png")
+    assert label_boxes(figure)
+
+
 def test_a_label_alone_lies_beside_its_point() -> None:
     box, is_far = LabelPlacer(AXES).place(100, 100, 40, 10)
     assert not is_far
@@ -99,3 +107,39 @@ def test_labels_avoid_markers_and_lines() -> None:
     assert not is_far
     assert not box.overlaps(marker)
     assert not box.overlaps(line)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_best_trade_offs_are_those_that_no_other_point_beats(seed: int) -> None:
+    rng = random.Random(seed)
+    # On a small grid, so that some are equal.
+    points = []
+    for i in range(rng.randint(1, 12)):
+        rate, score = float(rng.randint(1, 6)), float(rng.randint(1, 6))
+        points.append(Point(str(i), Spread(rate, rate, rate), score))
+
+    def beats(one: Point, other: Point) -> bool:
+        differences = (one.speed.median - other.speed.median, one.score - other.score)
+        return min(differences) >= 0 and max(differences) > 0
+
+    best = find_best(points)
+    assert {point.name for point in best} == {
+        point.name for point in points if not any(beats(other, point) for other in points)
+    }
+    assert [point.speed.median for point in best] == sorted(point.speed.median for point in best)
+
+
+def test_a_line_joins_the_best_trade_offs() -> None:
+    points = [
+        Point("slow", Spread(1.0, 1.0, 1.0), 90.0),
+        Point("beaten", Spread(2.0, 2.0, 2.0), 70.0),
+        Point("fast", Spread(3.0, 3.0, 3.0), 80.0),
+    ]
+    panels = Panels({COLUMNS[0]: points, COLUMNS[1]: points}, {}, ["slow", "beaten", "fast"])
+    figures = panels.draw_each()
+    assert list(figures) == ["UPOS acc", "XPOS acc"]
+    for figure in figures.values():
+        (axes,) = figure.axes
+        assert [[1.0, 3.0], [90.0, 80.0]] in [
+            [list(line.get_xdata()), list(line.get_ydata())] for line in axes.lines
+        ]
