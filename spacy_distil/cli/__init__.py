@@ -15,9 +15,11 @@ from spacy_distil.cli import (
     compare,
     convert,
     encoder,
+    explain,
     init_config,
     pipeline,
     quantize,
+    robustness,
     student,
 )
 from spacy_distil.cli.app import distil_cli
@@ -31,8 +33,10 @@ __all__ = [
     "convert",
     "distil_cli",
     "encoder",
+    "explain",
     "init_config",
     "pipeline",
     "quantize",
+    "robustness",
     "student",
 ]

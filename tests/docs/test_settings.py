@@ -32,12 +32,13 @@ from spacy_distil.distillation.encoder.objectives import (
 )
 from spacy_distil.distillation.pipeline.calls import TeacherSettings as PipelineTeacherSettings
 from spacy_distil.distillation.pipeline.config import (
-    FREE_ON_RESUME as PIPELINE_FREE_ON_RESUME,
-)
-from spacy_distil.distillation.pipeline.config import (
+    BLOCKS,
     STAGES,
     DistillationSettings,
     HiddenSettings,
+)
+from spacy_distil.distillation.pipeline.config import (
+    FREE_ON_RESUME as PIPELINE_FREE_ON_RESUME,
 )
 from spacy_distil.distillation.pipeline.config import (
     StudentSettings as PipelineStudentSettings,
@@ -45,6 +46,7 @@ from spacy_distil.distillation.pipeline.config import (
 from spacy_distil.distillation.pipeline.corpus import Texts
 from spacy_distil.distillation.pipeline.heads import PipeSettings, softmax
 from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, KINDS
+from spacy_distil.distillation.pipeline.noise import NoiseSettings
 from spacy_distil.runs.settings import Section
 from spacy_distil.students.families import BERT_FORM, CUTTABLE, FAMILIES
 from spacy_distil.students.flops import encoder_flops, mlm_head_flops
@@ -79,11 +81,7 @@ def section_defaults(section: type[Section], blocks: Sequence[str] = ()) -> dict
 def distillation_defaults() -> dict[str, Any]:
     """Return the settings of [distillation] that are not blocks of their own."""
     settings = section_defaults(DistillationSettings)
-    return {
-        k: v
-        for k, v in settings.items()
-        if k not in ("teacher", "student", "hidden", "stages", "pipes")
-    }
+    return {k: v for k, v in settings.items() if k not in BLOCKS}
 
 
 @pytest.mark.parametrize(
@@ -122,6 +120,11 @@ def distillation_defaults() -> dict[str, Any]:
             PIPELINE,
             "\n`[distillation.student.vocabulary]`:",
             partial(section_defaults, VocabularySettings),
+        ),
+        (
+            PIPELINE,
+            "\n`[distillation.noise]`",
+            partial(section_defaults, NoiseSettings),
         ),
         (
             PIPELINE,

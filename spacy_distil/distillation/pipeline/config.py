@@ -18,13 +18,14 @@ from spacy.util import registry
 from spacy_distil.distillation.pipeline.calls import TeacherSettings
 from spacy_distil.distillation.pipeline.heads.base import PipeSettings, Temperature, Weight
 from spacy_distil.distillation.pipeline.language import TokenizerChoice
+from spacy_distil.distillation.pipeline.noise import NoiseSettings
 from spacy_distil.errors import ConfigError
 from spacy_distil.runs.settings import Count, Section, read_config, read_section
 from spacy_distil.runs.stages import split_steps
 from spacy_distil.students.vocabulary.settings import WHOLE, VocabularySettings
 
 SECTION = "distillation"
-BLOCKS = ("teacher", "student", "hidden", "stages", "pipes")
+BLOCKS = ("teacher", "student", "noise", "hidden", "stages", "pipes")
 
 
 HeldOut = Annotated[int, Field(ge=2)]
@@ -91,6 +92,7 @@ class DistillationSettings(Section):
     held_out: HeldOut = 50
     teacher: Any = None
     student: Any = None
+    noise: Any = None
     hidden: Any = None
     stages: Any = None
     pipes: Any = None
@@ -149,6 +151,7 @@ class PipelineDistilConfig:
     held_out: int
     teacher: TeacherSettings
     student: StudentSettings
+    noise: NoiseSettings
     hidden: HiddenSettings
     stages: tuple[PipelineStage, ...]
     pipes: dict[str, PipeSettings]
@@ -212,6 +215,7 @@ def load_config(
         held_out=top.held_out,
         teacher=read_section(f"{SECTION}.teacher", TeacherSettings, blocks["teacher"]),
         student=read_section(f"{SECTION}.student", StudentSettings, blocks["student"]),
+        noise=read_section(f"{SECTION}.noise", NoiseSettings, blocks["noise"]),
         hidden=read_section(f"{SECTION}.hidden", HiddenSettings, blocks["hidden"]),
         stages=_stages(blocks["stages"], training.get("max_steps")),
         pipes={

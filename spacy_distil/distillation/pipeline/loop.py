@@ -25,6 +25,7 @@ from spacy_distil.distillation.pipeline.checkpoint import STUDENT, Checkpoints
 from spacy_distil.distillation.pipeline.config import PipelineDistilConfig
 from spacy_distil.distillation.pipeline.corpus import TransferExample, TransferSet
 from spacy_distil.distillation.pipeline.distiller import PipelineDistiller, trainable_pipes
+from spacy_distil.distillation.pipeline.noise import with_noise
 from spacy_distil.errors import CorpusError, WriteError
 from spacy_distil.runs.files import atomic_directory
 from spacy_distil.runs.interruption import Interruption, RunInterrupted, explain_stop
@@ -181,6 +182,8 @@ class TrainingLoop:
         # A run that is resumed at any step draws the same random numbers as one that never stopped.
         fix_random_seed((self.seed * 1_000_003 + step) % 2**32)
         stage, drop = self.config.stage_at(step), next(self._dropouts)
+        rng = random.Random(f"{self.seed} {step} noise")
+        batch = [with_noise(each, self.config.noise, rng) for each in batch]
         for part in subdivide_batch(batch, self.training["accumulate_gradient"]):
             self.distiller.update(part, stage, drop=drop, losses=self.progress.losses)
         self.distiller.finish_update(self.optimizer)
