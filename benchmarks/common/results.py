@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -36,8 +37,19 @@ def report_results(
     print_parts(parts)
     if output is not None:
         machine = describe_machine()
-        data = {**data, "command": command_line(), "machine": machine, "date": date}
+        data = {
+            **data,
+            "command": without_directories(command_line()),
+            "machine": machine,
+            "date": date,
+        }
         save_files([*parts, measured_on(machine, date)], data, output, stem)
+
+
+def without_directories(command: str) -> str:
+    """Leave of absolute paths the last part only: the others are of no use on other machines."""
+    parts = shlex.split(command)
+    return shlex.join(Path(part).name if Path(part).is_absolute() else part for part in parts)
 
 
 def print_parts(parts: Sequence[Part]) -> None:

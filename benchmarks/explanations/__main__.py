@@ -11,7 +11,6 @@ Integrated gradients and attention need an encoder on the torch engine.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,13 @@ from spacy.tokens import Doc
 from wasabi import msg
 
 from benchmarks.common.options import Limit, OptionalOutput, Seed, Stem, Test
-from benchmarks.common.results import Part, print_parts, save_files, timestamp
+from benchmarks.common.results import (
+    Part,
+    print_parts,
+    save_files,
+    timestamp,
+    without_directories,
+)
 from benchmarks.explanations.attention import Attention
 from benchmarks.explanations.curves import SHARES, Curves, draw
 from spacy_distil.errors import CorpusError, friendly_errors
@@ -108,12 +113,6 @@ def _cell(values: np.ndarray, sign: str = "") -> str:
     counts: Any = np.stack([values, np.ones(len(values))], axis=1)
     low, high = interval(lambda totals: totals[:, 0] / totals[:, 1], counts)
     return f"{values.mean():{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-
-
-def without_directories(command: str) -> str:
-    """Leave of absolute paths the last part only: the others are of no use on other machines."""
-    parts = shlex.split(command)
-    return shlex.join(Path(part).name if Path(part).is_absolute() else part for part in parts)
 
 
 def choose(nlp: Language, docs: list[Doc]) -> list[Doc]:

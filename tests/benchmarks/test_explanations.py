@@ -14,6 +14,7 @@ import typer
 from spacy.tokens import DocBin
 from typer.testing import CliRunner
 
+from benchmarks.common.results import without_directories
 from benchmarks.explanations import __main__ as benchmark
 from benchmarks.explanations.attention import Attention
 from benchmarks.explanations.curves import SHARES, Curves, draw
@@ -105,4 +106,4 @@ def test_mistakes(torch_pipeline: Path, bert_dir: Path, tmp_path: Path) -> None:
 def test_commands_name_no_directory_of_this_machine() -> None:
     command = "python -m benchmarks.explanations /home/me/a b/c.spacy --output '/x y/z'"
     expected = "python -m benchmarks.explanations a b/c.spacy --output z"
-    assert benchmark.without_directories(command) == expected
+    assert without_directories(command) == expected
