@@ -17,7 +17,7 @@ from spacy_distil.cli.options import (
     ReportFile,
     TrainedPipeline,
 )
-from spacy_distil.errors import friendly_errors
+from spacy_distil.errors import friendly_errors, require
 from spacy_distil.pipelines import import_code
 
 
@@ -40,6 +40,12 @@ def calibrate_cli(
     batch_size: BatchSize = 64,
     code: Code = None,
     report: ReportFile = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--page", help="HTML file for the table, reliability diagrams and coverage curves."
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Fit the probabilities of a pipeline to annotated documents.
@@ -56,8 +62,11 @@ def calibrate_cli(
         from spacy_distil.trust.calibration import calibrate
         from spacy_distil.trust.calibration_table import to_text
 
-        if report is not None:
-            check_file(report)
+        for file in (report, page):
+            if file is not None:
+                check_file(file)
+        if page is not None:
+            require("matplotlib", extra="report", purpose="The page of `distil calibrate`")
         import_code(code)
         result = calibrate(
             pipeline,
@@ -70,6 +79,12 @@ def calibrate_cli(
         )
         if report is not None:
             write_text(report, json.dumps(result.to_dict(), indent=2) + "\n")
+        if page is not None:
+            from spacy_distil.report.page import write_page
+            from spacy_distil.trust.calibration_page import make_page
+
+            write_page(make_page(result, measured_on=test or corpus, pipeline=pipeline), page)
+            msg.good(f"Saved {page}")
     print(to_text(result, tested=test is not None))
     for name, reason in result.skipped.items():
         msg.info(f"{name!r} stays as it is: {reason}")

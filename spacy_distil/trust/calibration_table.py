@@ -6,7 +6,7 @@ from spacy_distil.tables import Table
 from spacy_distil.trust.calibration import Calibration
 from spacy_distil.trust.reliability import N_BINS, Reliability
 
-_ABOUT = (
+ABOUT = (
     "Accuracy and confidence (the mean probability of the predictions) should be alike. ECE: "
     f"expected calibration error in {N_BINS} bins of equal width; adaptive: in bins of as many "
     "predictions. Lower is better for ECE, Brier score and log loss."
@@ -36,7 +36,7 @@ def _cells(found: Reliability) -> list[str]:
 
 def to_text(result: Calibration, *, tested: bool) -> str:
     """Format for the terminal. tested: whether other documents were measured than fitted."""
-    about = _ABOUT
+    about = ABOUT
     if not tested:
         about += " Measured on the documents that the temperatures were fitted on: add --test."
     return f"{make_table(result).to_text()}\n{about}"

@@ -11,6 +11,15 @@ N_BINS = 15
 
 
 @dataclass(frozen=True)
+class Bin:
+    """Predictions of similar probability: how many, their mean probability, their accuracy."""
+
+    n: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class Reliability:
     """How well probabilities fit what is true.
 
@@ -21,6 +30,8 @@ class Reliability:
     adaptive_ece: the same in bins of as many predictions.
     brier: Brier score.
     log_loss: mean of -log(probability of the truth), in nats.
+    bins: the bins of equal width that have predictions, for a reliability diagram.
+    coverage: pairs of a share of the predictions, the most probable ones, and their accuracy.
     """
 
     n: int
@@ -30,6 +41,8 @@ class Reliability:
     adaptive_ece: float
     brier: float
     log_loss: float
+    bins: list[Bin]
+    coverage: list[tuple[float, float]]
 
 
 def measure(
@@ -50,7 +63,45 @@ def measure(
         adaptive_ece=calibration_error(probabilities, right, adaptive=True),
         brier=brier,
         log_loss=log_loss,
+        bins=make_bins(probabilities, right),
+        coverage=coverage_curve(probabilities, right),
     )
+
+
+def make_bins(confidence: ArrayLike, correct: ArrayLike, *, n_bins: int = N_BINS) -> list[Bin]:
+    """Divide predictions into bins of equal width. Empty ones are left out."""
+    probabilities, right = np.asarray(confidence, dtype="d"), np.asarray(correct, dtype="d")
+    bins = _equal_width(probabilities, n_bins)
+    counts = np.bincount(bins, minlength=n_bins)
+    sums = [np.bincount(bins, each, minlength=n_bins) for each in (probabilities, right)]
+    return [
+        Bin(int(n), float(own / n), float(hits / n))
+        for n, own, hits in zip(counts, *sums, strict=True)
+        if n
+    ]
+
+
+def coverage_curve(
+    confidence: ArrayLike, correct: ArrayLike, *, n_points: int = 20
+) -> list[tuple[float, float]]:
+    """Compute the accuracy of the most probable predictions, for shares from 1 / n_points to 1.
+
+    It shows how much accuracy a user gains who checks the least probable ones by hand (El-Yaniv and
+    Wiener 2010, "On the Foundations of Noise-free Selective Classification").
+    """
+    probabilities, right = np.asarray(confidence, dtype="d"), np.asarray(correct, dtype="d")
+    n = len(probabilities)
+    if not n:
+        return []
+    hits = np.cumsum(right[np.argsort(-probabilities, kind="stable")])
+    sizes = sorted({max(1, round(n * i / n_points)) for i in range(1, n_points + 1)})
+    return [(size / n, float(hits[size - 1] / size)) for size in sizes]
+
+
+def _equal_width(probabilities: np.ndarray, n_bins: int) -> np.ndarray:
+    """Return the bin of each probability: (0, 1/n], (1/n, 2/n], ..."""
+    bins: np.ndarray = np.clip(np.ceil(probabilities * n_bins).astype(np.int64) - 1, 0, n_bins - 1)
+    return bins
 
 
 def calibration_error(
@@ -70,7 +121,7 @@ def calibration_error(
     if adaptive:
         bins = np.empty(n, dtype=np.int64)
         bins[np.argsort(probabilities, kind="stable")] = np.arange(n) * n_bins // n
-    else:  # (0, 1/n], (1/n, 2/n], ...
-        bins = np.clip(np.ceil(probabilities * n_bins).astype(np.int64) - 1, 0, n_bins - 1)
+    else:
+        bins = _equal_width(probabilities, n_bins)
     gaps = np.bincount(bins, probabilities - right, minlength=n_bins)
     return float(np.abs(gaps).sum() / n)

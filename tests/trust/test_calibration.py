@@ -155,9 +155,15 @@ def test_command(pipeline: Path, corpus: Path, tmp_path: Path) -> None:
     report, out = tmp_path / "report.json", tmp_path / "out"
     arguments = ["distil", "calibrate", str(pipeline), str(out), "--corpus", str(corpus)]
     arguments += ["--report", str(report)]
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}, catch_exceptions=False)
+    page = ["--page", str(tmp_path / "pages" / "calibrate.html")]
+    result = CliRunner().invoke(
+        app, [*arguments, *page], env={"COLUMNS": "200"}, catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     assert "adaptive ECE, %" in result.output
+    html = (tmp_path / "pages" / "calibrate.html").read_text()
+    assert html.count("<svg") == len(PIPES)
+    assert "no temperature fits" in html
     assert "fitted on: add --test" in result.output
     assert "'ner' stays as it is: no temperature fits" in result.output
     assert [own["pipe"] for own in json.loads(report.read_text())["pipes"]] == PIPES

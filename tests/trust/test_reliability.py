@@ -13,7 +13,12 @@ from spacy_distil.ner.batch import Batch
 from spacy_distil.ner.decoding import doc_cuts
 from spacy_distil.ner.schemes import n_tags
 from spacy_distil.trust.evidence import Answers, Choices, Entities, minimize
-from spacy_distil.trust.reliability import calibration_error, measure
+from spacy_distil.trust.reliability import (
+    calibration_error,
+    coverage_curve,
+    make_bins,
+    measure,
+)
 from tests.ner.test_marginals import by_brute_force, spell
 
 
@@ -139,3 +144,31 @@ def test_entities(scheme: Any) -> None:
 def test_minimize_ends() -> None:
     assert minimize(lambda t: t) == pytest.approx(0.05, rel=2e-3)
     assert minimize(lambda t: -t) == pytest.approx(20, rel=2e-3)
+
+
+def test_bins_and_coverage_against_a_naive_loop() -> None:
+    rng = np.random.default_rng(3)
+    probs = rng.uniform(0, 1, 400).round(2)
+    right = rng.uniform(0, 1, 400) < probs
+    found = make_bins(probs, right)
+    expected = []
+    for i in range(15):
+        inside = [
+            j for j in range(400) if i / 15 < probs[j] <= (i + 1) / 15 or (i == probs[j] == 0)
+        ]
+        if inside:
+            expected.append((len(inside), np.mean(probs[inside]), np.mean(right[inside])))
+    assert [each.n for each in found] == [n for n, _, _ in expected]
+    np.testing.assert_allclose([each.confidence for each in found], [c for _, c, _ in expected])
+    np.testing.assert_allclose([each.accuracy for each in found], [a for _, _, a in expected])
+    gaps = sum(each.n * abs(each.confidence - each.accuracy) for each in found)
+    assert calibration_error(probs, right) == pytest.approx(gaps / 400)
+
+    order = sorted(range(400), key=lambda j: -probs[j])
+    curve = coverage_curve(probs, right)
+    assert len(curve) == 20
+    assert curve[-1] == (1.0, pytest.approx(right.mean()))
+    for share, accuracy in curve:
+        assert accuracy == pytest.approx(np.mean([right[j] for j in order[: round(400 * share)]]))
+    assert coverage_curve([0.9, 0.2], [True, False]) == [(0.5, 1.0), (1.0, 0.5)]
+    assert make_bins([], []) == coverage_curve([], []) == []
