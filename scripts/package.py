@@ -1,4 +1,4 @@
-"""Build a wheel of a pipeline with `spacy package`, and say how good it is beside its rivals.
+"""Build a wheel of a pipeline and its model card, and say how good it is beside its rivals.
 
     python -m scripts.package PIPELINE PACKAGES --name NAME --version VERSION
         --compare DIR --row ROW
@@ -11,10 +11,12 @@ documents, and scores that have too few test documents behind them.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -22,16 +24,33 @@ from wasabi import msg
 
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.report.comparison import STEM
+from spacy_distil.report.pipeline_card import CardRecords, write_card
 from spacy_distil.report.scores import COLUMNS
+from spacy_distil.runs.files import write_text
 
 # Differences that are worth a warning: of two scores, and between the ends of an interval.
 MARGIN = 0.01
 WIDE = 0.1
 
 
-def build(pipeline: Path, packages: Path, *, name: str, version: str) -> Path:
-    """Build the wheel and return its path. If it fails, print what was printed, and exit."""
+def build(pipeline: Path, packages: Path, *, name: str, version: str, records: CardRecords) -> Path:
+    """Build the wheel, with a model card, and return its path.
+
+    If it fails, print what was printed, and exit.
+    """
     packages.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as directory:
+        copy = Path(directory) / "pipeline"
+        shutil.copytree(pipeline, copy)
+        meta = json.loads((copy / "meta.json").read_text(encoding="utf8"))
+        write_text(copy / "meta.json", json.dumps({**meta, "name": name, "version": version}))
+        write_card(copy, records, force=True)
+        _package(copy, packages, name=name, version=version)
+    (wheel,) = (packages / f"{meta['lang']}_{name}-{version}" / "dist").glob("*.whl")
+    return wheel
+
+
+def _package(pipeline: Path, packages: Path, *, name: str, version: str) -> None:
     command = ["spacy", "package", str(pipeline), str(packages), "--name", name]
     command += ["--version", version, "--build", "wheel", "--force"]
     done = subprocess.run(
@@ -45,9 +64,6 @@ def build(pipeline: Path, packages: Path, *, name: str, version: str) -> Path:
     if done.returncode != 0:
         print(done.stdout)
         sys.exit(done.returncode)
-    lang = json.loads((pipeline / "meta.json").read_text(encoding="utf8"))["lang"]
-    (wheel,) = (packages / f"{lang}_{name}-{version}" / "dist").glob("*.whl")
-    return wheel
 
 
 def judge(comparison: Mapping[str, Any], row: str) -> list[str]:
@@ -114,8 +130,10 @@ def main(
             raise ConfigError(
                 f"No such file: {results}. Run the project's 'compare' command first."
             )
-        warnings = judge(json.loads(results.read_text(encoding="utf8")), row)
-        wheel = build(pipeline, packages, name=name, version=version)
+        comparison = json.loads(results.read_text(encoding="utf8"))
+        warnings = judge(comparison, row)
+        records = CardRecords(comparison=comparison, row=row)
+        wheel = build(pipeline, packages, name=name, version=version, records=records)
         msg.good(f"{wheel} ({wheel.stat().st_size / 1e6:,.1f} MB)")
         for warning in warnings:
             msg.warn(warning)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import spacy
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from scripts import package
 from spacy_distil.errors import ConfigError
+from tests.report.test_pipeline_card import COMPARISON
 
 
 def comparison(scores: dict[str, tuple[float, tuple[float, float] | None]]) -> dict[str, Any]:
@@ -78,7 +80,12 @@ def run(pipeline: Path, tmp_path: Path, version: str = "0.1.0") -> Any:
     results = tmp_path / "compare"
     results.mkdir(exist_ok=True)
     rows = {"student": (0.39, None), ROW: (0.30, None)}
-    (results / "compare.json").write_text(json.dumps(comparison(rows)))
+    found = comparison(rows)
+    for row in found["rows"]:
+        row |= {key: COMPARISON["rows"][0][key] for key in ("speed", "n_bytes", "n_parameters")}
+    settings = {**COMPARISON["settings"], **found["settings"]}
+    whole = {**COMPARISON, **found, "settings": settings}
+    (results / "compare.json").write_text(json.dumps(whole))
     app = package.typer.Typer()
     app.command()(package.main)
     options = {"--name": "quiet", "--version": version, "--compare": results, "--row": ROW}
@@ -93,6 +100,11 @@ def test_the_build_is_quiet_unless_it_fails(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     wheel = tmp_path / "packages/en_quiet-0.1.0/dist/en_quiet-0.1.0-py3-none-any.whl"
     assert wheel.is_file()
+    with ZipFile(wheel) as files:
+        (card,) = [name for name in files.namelist() if name.endswith("0.1.0/README.md")]
+        assert "# en_quiet" in files.read(card).decode()
+        assert "| NER F | 30.0 |" in files.read(card).decode()
+    assert not (tmp_path / "pipeline" / "README.md").exists()
     printed = " ".join(result.output.split())
     assert "below that of student 39.0%" in printed
     assert len(result.output.splitlines()) < 10
