@@ -22,13 +22,10 @@ from benchmarks.pipeline_distillation.accuracy import group
 from spacy_distil.errors import friendly_errors
 from spacy_distil.tables import Table
 from spacy_distil.trust.calibration import Calibration, calibrate
-from spacy_distil.trust.reliability import N_BINS, Reliability
+from spacy_distil.trust.calibration_table import ABOUT
+from spacy_distil.trust.reliability import Reliability
 
-_ABOUT = (
-    f"In %, before and after calibration. ECE: expected calibration error, the distance between "
-    f"accuracy and confidence (mean probability of the predictions) in {N_BINS} bins of equal "
-    f"width; adaptive: in bins of as many predictions. Brier score and log loss (nats) as they are."
-)
+_ABOUT = f"In %, before and after calibration; Brier score and log loss (nats) as they are. {ABOUT}"
 
 
 def make_tables(results: dict[str, Calibration]) -> list[Table]:
@@ -41,14 +38,23 @@ def make_tables(results: dict[str, Calibration]) -> list[Table]:
             for own in result.pipes:
                 if own.pipe == pipe:
                     rows.append([name, *_cells(own.before, own.after)])
-        header = ["pipeline", "accuracy", "confidence", "ECE", "adaptive ECE", "Brier", "log loss"]
+        header = [
+            "pipeline",
+            "accuracy",
+            "confidence",
+            "ECE",
+            "by chance",
+            "adaptive ECE",
+            "Brier",
+            "log loss",
+        ]
         tables.append(Table(f"{pipe}: {any_own.before.n:,} {any_own.what}", header, rows))
     return tables
 
 
 def _cells(before: Reliability, after: Reliability) -> list[str]:
     cells = [f"{100 * before.accuracy:.2f}"]
-    for name in ("confidence", "ece", "adaptive_ece"):
+    for name in ("confidence", "ece", "ece_by_chance", "adaptive_ece"):
         cells.append(f"{100 * getattr(before, name):.2f}, {100 * getattr(after, name):.2f}")
     for name in ("brier", "log_loss"):
         cells.append(f"{getattr(before, name):.4f}, {getattr(after, name):.4f}")

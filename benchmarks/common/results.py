@@ -48,8 +48,12 @@ def report_results(
 
 def without_directories(command: str) -> str:
     """Leave of absolute paths the last part only: the others are of no use on other machines."""
-    parts = shlex.split(command)
-    return shlex.join(Path(part).name if Path(part).is_absolute() else part for part in parts)
+    return shlex.join(map(_without_directory, shlex.split(command)))
+
+
+def _without_directory(argument: str) -> str:
+    name, equals, path = argument.rpartition("=")
+    return f"{name}{equals}{Path(path).name}" if Path(path).is_absolute() else argument
 
 
 def print_parts(parts: Sequence[Part]) -> None:

@@ -91,6 +91,7 @@ class PipelineRow:
     hidden_layers: the layers whose hidden states the student learns, if a stage does that.
     gold_genres: weight of the loss of the genre classifier, which then learns from annotation
         alone; 0 if it learns from the teacher.
+    noisy: whether it reads half of the documents with typos in 30 % of their longer words.
     """
 
     name: str
@@ -107,6 +108,7 @@ class PipelineRow:
     target: Literal["auto", "silver"] = "auto"
     hidden_layers: Literal["last", "even"] = "last"
     gold_genres: float = 0.0
+    noisy: bool = False
 
     @property
     def is_distilled(self) -> bool:
@@ -217,6 +219,9 @@ def _with_variations(rows: Sequence[PipelineRow]) -> dict[str, PipelineRow]:
         before=(BEST,),
         gold_genres=10.0,
     )
+    noisy = replace(
+        best, name="noise-text", title=f"as '{BEST}', on noisy text", noisy=True, before=(BEST,)
+    )
     two = replace(
         best, name="two-layers", title=f"2 layers, as '{BEST}'", n_layers=2, before=(BEST,)
     )
@@ -268,7 +273,17 @@ def _with_variations(rows: Sequence[PipelineRow]) -> dict[str, PipelineRow]:
         **by_name,
         **{
             row.name: row
-            for row in (gold, two, two_gold, one, *smaller, cut_gold, smallest, smallest_gold)
+            for row in (
+                gold,
+                noisy,
+                two,
+                two_gold,
+                one,
+                *smaller,
+                cut_gold,
+                smallest,
+                smallest_gold,
+            )
         },
     }
 
@@ -362,6 +377,8 @@ def make_config(row: PipelineRow, summary: Mapping[str, Any]) -> Config:
         "stages": {name: asdict(stage) for name, stage in stages.items()},
         "pipes": pipes,
     }
+    if row.noisy:
+        config["distillation"]["noise"] = {"share": 0.5, "rate": 0.3}
     if row.hidden_layers != "last":
         config["distillation"]["hidden"] = {"layers": row.hidden_layers}
     return config

@@ -8,8 +8,9 @@ from spacy_distil.trust.reliability import N_BINS, Reliability
 
 ABOUT = (
     "Accuracy and confidence (the mean probability of the predictions) should be alike. ECE: "
-    f"expected calibration error in {N_BINS} bins of equal width; adaptive: in bins of as many "
-    "predictions. Lower is better for ECE, Brier score and log loss."
+    f"expected calibration error in {N_BINS} bins of equal width; by chance: the ECE that true "
+    "probabilities would have on so few predictions; adaptive: in bins of as many predictions. "
+    "Lower is better for ECE, Brier score and log loss."
 )
 
 
@@ -22,11 +23,13 @@ def make_table(result: Calibration) -> Table:
         rows.append([own.pipe, f"{own.before.n:,} {own.what}", "before", "", *_cells(own.before)])
         rows.append(["", "", "after", temperature, *_cells(own.after)])
     header = ["pipe", "of", "", "temperature", "accuracy, %", "confidence, %", "ECE, %"]
-    return Table("Calibration", [*header, "adaptive ECE, %", "Brier score", "log loss"], rows)
+    return Table(
+        "Calibration", [*header, "by chance, %", "adaptive ECE, %", "Brier score", "log loss"], rows
+    )
 
 
 def _cells(found: Reliability) -> list[str]:
-    shares = (found.accuracy, found.confidence, found.ece, found.adaptive_ece)
+    shares = (found.accuracy, found.confidence, found.ece, found.ece_by_chance, found.adaptive_ece)
     return [
         *(f"{100 * share:.2f}" for share in shares),
         f"{found.brier:.4f}",

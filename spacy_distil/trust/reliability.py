@@ -28,6 +28,7 @@ class Reliability:
     confidence: mean probability of the predictions, 0 to 1.
     ece: expected calibration error in bins of equal width, 0 to 1.
     adaptive_ece: the same in bins of as many predictions.
+    ece_by_chance: `ece` that probabilities without any error would have on so few predictions.
     brier: Brier score.
     log_loss: mean of -log(probability of the truth), in nats.
     bins: the bins of equal width that have predictions, for a reliability diagram.
@@ -39,6 +40,7 @@ class Reliability:
     confidence: float
     ece: float
     adaptive_ece: float
+    ece_by_chance: float
     brier: float
     log_loss: float
     bins: list[Bin]
@@ -61,11 +63,30 @@ def measure(
         confidence=float(probabilities.mean()) if n else 0.0,
         ece=calibration_error(probabilities, right),
         adaptive_ece=calibration_error(probabilities, right, adaptive=True),
+        ece_by_chance=error_by_chance(probabilities),
         brier=brier,
         log_loss=log_loss,
         bins=make_bins(probabilities, right),
         coverage=coverage_curve(probabilities, right),
     )
+
+
+def error_by_chance(confidence: ArrayLike, *, n_bins: int = N_BINS) -> float:
+    """Compute the calibration error to expect if every probability is true, 0 to 1.
+
+    The hits in a bin vary around the sum of its probabilities. Their mean distance from it is
+    sqrt(2 / pi) standard deviations, if they are normally distributed. With few predictions in a
+    bin it is a little more or less.
+    """
+    probabilities = np.asarray(confidence, dtype="d")
+    if not len(probabilities):
+        return 0.0
+    variances = np.bincount(
+        _equal_width(probabilities, n_bins),
+        probabilities * (1 - probabilities),
+        minlength=n_bins,
+    )
+    return float(np.sqrt(2 * np.maximum(variances, 0) / np.pi).sum() / len(probabilities))
 
 
 def make_bins(confidence: ArrayLike, correct: ArrayLike, *, n_bins: int = N_BINS) -> list[Bin]:

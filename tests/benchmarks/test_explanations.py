@@ -104,6 +104,6 @@ def test_mistakes(torch_pipeline: Path, bert_dir: Path, tmp_path: Path) -> None:
 
 
 def test_commands_name_no_directory_of_this_machine() -> None:
-    command = "python -m benchmarks.explanations /home/me/a b/c.spacy --output '/x y/z'"
-    expected = "python -m benchmarks.explanations a b/c.spacy --output z"
+    command = "python -m benchmarks.x /home/me/a b/c.spacy --output '/x y/z' 'my net=/d/e' n=f/g"
+    expected = "python -m benchmarks.x a b/c.spacy --output z 'my net=e' n=f/g"
     assert without_directories(command) == expected

@@ -16,6 +16,7 @@ from spacy_distil.trust.evidence import Answers, Choices, Entities, minimize
 from spacy_distil.trust.reliability import (
     calibration_error,
     coverage_curve,
+    error_by_chance,
     make_bins,
     measure,
 )
@@ -172,3 +173,11 @@ def test_bins_and_coverage_against_a_naive_loop() -> None:
         assert accuracy == pytest.approx(np.mean([right[j] for j in order[: round(400 * share)]]))
     assert coverage_curve([0.9, 0.2], [True, False]) == [(0.5, 1.0), (1.0, 0.5)]
     assert make_bins([], []) == coverage_curve([], []) == []
+
+
+def test_error_by_chance_against_simulation() -> None:
+    rng = np.random.default_rng(5)
+    probs = np.concatenate([rng.uniform(0.3, 1, 300), rng.uniform(0.95, 1, 700)])
+    simulated = [calibration_error(probs, rng.uniform(size=1000) < probs) for _ in range(1000)]
+    assert error_by_chance(probs) == pytest.approx(np.mean(simulated), rel=0.05)
+    assert error_by_chance([]) == error_by_chance([1.0, 0.0]) == 0.0
