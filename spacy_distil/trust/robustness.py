@@ -16,6 +16,7 @@ from spacy_distil.noise import CASING, KINDS, add_noise
 from spacy_distil.pipelines import check_pipeline, import_code, load_pipeline
 from spacy_distil.report import bootstrap
 from spacy_distil.report.aggregation import aggregate
+from spacy_distil.report.layout import count
 from spacy_distil.report.machine import describe_machine
 from spacy_distil.report.results import check_results_directory
 from spacy_distil.report.scores import COLUMNS, TaskScores, score_examples
@@ -141,7 +142,9 @@ def _describe(noise: Noise, scores: TaskScores, clean: TaskScores) -> NoisyScore
 def _verdicts(rows: Sequence[RobustPipeline], n_docs: int) -> list[str]:
     verdicts = []
     if n_docs < FEW:
-        verdicts.append(f"{n_docs:,} documents tell little. Take a larger test set.")
+        verdicts.append(
+            f"A test set of {count(n_docs, 'document')} tells little. Take a larger one."
+        )
     verdicts += [
         f"{row.name} has no score on these documents: they lack annotation for its pipes."
         for row in rows

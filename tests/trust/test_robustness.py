@@ -99,7 +99,7 @@ def test_command(pipeline: Path, test_set: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "robustness.png").stat().st_size > 1000
     page = (tmp_path / "out" / "robustness.html").read_text()
     assert page.count("<svg") == 2
-    assert "20 documents tell little" in page
+    assert "A test set of 20 documents tells little" in page
 
 
 @pytest.mark.parametrize(
