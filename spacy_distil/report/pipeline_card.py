@@ -244,7 +244,7 @@ def _scores(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> Table:
 
 
 def _cost(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
-    speed = row["speed"]["words_per_second"]["median"]
+    speed = row["speed"]["words_per_second"]
     return (
         f"{comparison['n_docs']:,} documents of {Path(str(comparison['test'])).name}; {speed:,.0f} "
         f"words/s on {comparison['settings']['threads']} CPU threads; "

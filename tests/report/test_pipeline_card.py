@@ -18,7 +18,7 @@ import spacy_distil.cli  # noqa: F401 (registers the commands)
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.report.pipeline_card import CardRecords, read_results, write_card
 
-SPEED = {"words_per_second": {"median": 12345.6}}
+SPEED = {"words_per_second": 12345.6}
 MACHINE = {
     "cpu": "CPU of a test",
     "cores": 2,
@@ -151,3 +151,20 @@ def test_the_command_and_the_package(pipeline: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--version", "1.0.0"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "en_small-1.0.0" / "README.md").read_text() == card
+
+
+def test_results_of_real_runs(pipeline: Path) -> None:
+    """The records above are short ones. These are whole."""
+    results = Path(__file__).parents[2] / "benchmarks"
+    comparison = read_results(results / "project" / "results", "compare")
+    card = write_card(pipeline, CardRecords(comparison, row="distilled int8")).read_text()
+    assert "| XPOS acc | 95." in card
+    assert " words/s on 2 CPU threads" in card
+    robustness = read_results(results / "noise" / "results", "robustness")
+    records = CardRecords(robustness=robustness, row="taught on noise")
+    card = write_card(pipeline, records, force=True).read_text()
+    assert "| keyboard | 15% | 94.53 (-1.7) | 93.81 (-1.7) | 71.2 (-4.0) |" in card
+    calibration = json.loads((results / "calibration" / "results" / "ewt.json").read_text())
+    records = CardRecords(calibration=calibration["pipelines"]["taught, int8"])
+    card = write_card(pipeline, records, force=True).read_text()
+    assert "| tagger | 24,653 tokens | 96.04 | 95.95 | 0.48 | 1.15 |" in card
