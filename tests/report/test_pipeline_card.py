@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import spacy
-import yaml
+from huggingface_hub import ModelCard
 from spacy.cli._util import app
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -90,8 +90,8 @@ def pipeline(tmp_path: Path) -> Path:
 
 
 def metadata(card: str) -> dict[str, Any]:
-    found = yaml.safe_load(card.split("---\n")[1])
-    assert isinstance(found, dict)
+    """Read the block at the top as the hub does."""
+    found: dict[str, Any] = ModelCard(card).data.to_dict()
     return found
 
 
