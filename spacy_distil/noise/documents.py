@@ -124,8 +124,8 @@ def _rebuild(
     for i, origin in enumerate(origins):
         if origin < 0 or texts[i] != doc[origin].text:
             rows[i, column[NORM]] = norms[i]
+    places = np.flatnonzero(is_old)  # of the old tokens
     if not is_old.all():
-        places = np.flatnonzero(is_old)  # of the old tokens
         for i in np.flatnonzero(~is_old).tolist():
             after = rows[i + 1]
             inside = after[column[ENT_IOB]] == _INSIDE
@@ -141,8 +141,6 @@ def _rebuild(
             offsets = np.full(len(texts), -1, dtype=np.int64)  # whitespace hangs on the one before
             offsets[places] = heads
             rows[:, column[HEAD]] = offsets.astype(rows.dtype)
-    else:
-        places = np.arange(len(doc))
     if len(texts):
         new = new.from_array(attrs, rows)
     new.cats = dict(doc.cats)

@@ -9,7 +9,7 @@ from spacy.scorer import MISSING_VALUES
 from spacy.training import Example
 
 from spacy_distil.report.page import Matrix
-from spacy_distil.report.predictions import best_category
+from spacy_distil.report.predictions import align_entities, best_category
 
 # (gold label, predicted label) to number of times.
 Confusion = Counter[tuple[str, str]]
@@ -57,14 +57,8 @@ def _entities(example: Example) -> Iterator[tuple[str, str]]:
     if not example.reference.has_annotation("ENT_IOB"):
         return
     gold = {(ent.start, ent.end): ent.label_ for ent in example.reference.ents}
-    for ent in example.predicted.ents:
-        aligned = example.alignment.x2y[ent.start : ent.end]
-        if not len(aligned):
-            continue
-        start, end = int(aligned[0]), int(aligned[-1]) + 1
-        if any(token.ent_iob == 0 for token in example.reference[start:end]):
-            continue
-        yield gold.pop((start, end), NONE), ent.label_
+    for predicted, start, end in align_entities(example):
+        yield gold.pop((start, end), NONE), predicted
     for label in gold.values():
         yield label, NONE
 

@@ -120,7 +120,7 @@ def make_card(
     card.add(card.title(2, "Licence"))
     card.add(
         str(meta["license"])
-        or "Nobody has stated it. It depends on those of the teacher and of the data."
+        or "Nobody has stated it. It depends on the licences of the teacher and of the data."
     )
     return f"{card.text}\n"
 

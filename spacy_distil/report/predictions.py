@@ -55,6 +55,22 @@ def read_references(gold: Path, *, limit: int = 0) -> list[Doc]:
     return [example.reference for example in read_examples(spacy.blank("xx"), gold, limit=limit)]
 
 
+def align_entities(example: Example) -> Iterator[tuple[str, int, int]]:
+    """Yield label, start and end of predicted entities, in gold tokens, as `get_ner_prf` counts.
+
+    An entity over tokens without annotation does not count.
+    """
+    if not example.reference.has_annotation("ENT_IOB"):
+        return
+    for ent in example.predicted.ents:
+        aligned = example.alignment.x2y[ent.start : ent.end]
+        if not len(aligned):
+            continue
+        start, end = int(aligned[0]), int(aligned[-1]) + 1
+        if not any(token.ent_iob == 0 for token in example.reference[start:end]):
+            yield ent.label_, start, end
+
+
 def best_category(cats: Mapping[str, float], labels: Sequence[str]) -> str | None:
     """The category with the highest score among `labels`; `None` without scores."""
     scores = {label: score for label, score in cats.items() if label in labels}

@@ -15,7 +15,12 @@ from spacy.training import Example
 
 from spacy_distil.pipelines import count_bytes, load_pipeline
 from spacy_distil.report.bootstrap import Counts, Floats, Metric
-from spacy_distil.report.predictions import Predictions, best_category, read_references
+from spacy_distil.report.predictions import (
+    Predictions,
+    align_entities,
+    best_category,
+    read_references,
+)
 from spacy_distil.report.process import Worker
 from spacy_distil.report.worker import evaluate, find_categories
 from spacy_distil.text.documents import read_examples
@@ -242,15 +247,9 @@ def _count_entities(example: Example) -> tuple[int, int, int]:
         return 0, 0, 0
     gold = {(ent.label_, ent.start, ent.end) for ent in example.reference.ents}
     hits = alarms = 0
-    for ent in example.predicted.ents:
-        aligned = example.alignment.x2y[ent.start : ent.end]
-        if not len(aligned):
-            continue
-        start, end = int(aligned[0]), int(aligned[-1]) + 1
-        if any(token.ent_iob == 0 for token in example.reference[start:end]):
-            continue
-        if (ent.label_, start, end) in gold:
-            gold.remove((ent.label_, start, end))
+    for entity in align_entities(example):
+        if entity in gold:
+            gold.remove(entity)
             hits += 1
         else:
             alarms += 1

@@ -71,7 +71,7 @@ def measure_robustness(
         for kind in dict.fromkeys(kinds)
         for rate in ([1.0] if kind in CASING else sorted(rates))
     ]
-    rows, unchanged, n_docs, n_words = [], dict.fromkeys(kinds, True), 0, 0
+    rows, n_docs, n_words = [], 0, 0
     for name, path in pipelines.items():
         nlp = load_pipeline(str(path))
         examples = read_examples(nlp, test, limit=limit)
@@ -83,11 +83,11 @@ def measure_robustness(
             noisy_examples, changed = make_noisy(nlp, examples, kind, rate, seed)
             if not changed:
                 continue
-            unchanged[kind] = False
             log(f"{name}: {kind}, {rate:.0%}")
             scores = score_examples(nlp, noisy_examples, batch_size=batch_size)
             noisy.append(_describe(Noise(kind, rate, changed), scores, clean))
         rows.append(RobustPipeline(name, str(path), aggregate([clean]), noisy))
+    changing = {each.noise.kind for row in rows for each in row.noisy}
     result = Robustness(
         title=title,
         n_words=n_words,
@@ -99,7 +99,7 @@ def measure_robustness(
         n_docs=n_docs,
         seed=seed,
         rows=rows,
-        unchanged=[kind for kind, is_unchanged in unchanged.items() if is_unchanged],
+        unchanged=[kind for kind in dict.fromkeys(kinds) if kind not in changing],
     )
     if output is not None:
         write_robustness(result, output)
