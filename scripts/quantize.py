@@ -1,4 +1,4 @@
-"""Quantize every seed of the pipeline that scores best, with `spacy distil quantize`.
+"""Quantize every seed of the pipeline that scores best, and calibrate it.
 
     python -m scripts.quantize OUT_DIR --from NAME=PIPELINES [--from NAME=PIPELINES] --packaged best
         --corpus DEV.spacy --reports DIR --seeds 0,1
@@ -6,13 +6,14 @@
 Of the pipelines, the one whose best seed scores highest on the development documents is chosen, or
 the one that --packaged names. PIPELINES/seed-N/model-best becomes OUT_DIR/seed-N/model-best: both
 directories have the same layout for the scripts that score, compare and package. The measurements
-are written to DIR/seed-N.json. The quantized seed that scores best on these documents is copied to
-OUT_DIR/best. Further options are passed to `spacy distil quantize`. A finished seed is not
-quantized again.
+are written to DIR/seed-N.json and DIR/seed-N-calibration.json. The quantized seed that scores best
+on these documents is copied to OUT_DIR/best. Further options are passed to `spacy distil quantize`.
+A finished seed is not quantized again.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,9 @@ from project.finished import finish, is_finished
 from project.training import parse_seeds
 from scripts.train import copy_best, dev_score
 from spacy_distil.errors import ConfigError, friendly_errors
+from spacy_distil.runs.files import write_text
+from spacy_distil.trust.calibration import NothingToCalibrate, calibrate
+from spacy_distil.trust.calibration_table import to_text
 
 BEST = "best"
 
@@ -76,10 +80,10 @@ def choose(sources: Mapping[str, Path], packaged: str, seeds: Sequence[int]) -> 
 def quantize_seed(
     pipeline: Path, out_dir: Path, corpus: Path, report: Path, options: Sequence[str]
 ) -> None:
-    """Quantize one pipeline, unless an earlier run did so with the same inputs.
+    """Quantize and calibrate one pipeline, unless an earlier run did so with the same inputs.
 
     pipeline: directory of a trained pipeline. The quantized one is OUT_DIR/model-best.
-    corpus: documents to compare the two on.
+    corpus: documents to compare the two on, and to calibrate on.
     report: JSON file for the measurements.
     options: of `spacy distil quantize`.
     """
@@ -92,13 +96,30 @@ def quantize_seed(
         return
     if out_dir.exists():
         shutil.rmtree(out_dir)
-    command = ["spacy", "distil", "quantize", str(pipeline), str(out_dir / "model-best")]
+    quantized, best = out_dir / "quantized", out_dir / "model-best"
+    command = ["spacy", "distil", "quantize", str(pipeline), str(quantized)]
     command += ["--corpus", str(corpus), "--report", str(report), *options]
     done = subprocess.run([sys.executable, "-m", *command])
     if done.returncode != 0:
         # The command has printed the reason. Most often the two agree too little.
         sys.exit(done.returncode)
+    _calibrate(quantized, best, corpus, report.with_stem(f"{report.stem}-calibration"))
+    shutil.rmtree(quantized)
     finish(out_dir, run)
+
+
+def _calibrate(pipeline: Path, output: Path, corpus: Path, report: Path) -> None:
+    """Calibrate a pipeline, or copy it if it has no pipe that can be calibrated."""
+    try:
+        result = calibrate(pipeline, output, corpus=corpus, log=msg.info)
+    except NothingToCalibrate as error:
+        msg.info(str(error))
+        shutil.copytree(pipeline, output)
+        return
+    write_text(report, json.dumps(result.to_dict(), indent=2) + "\n")
+    print(to_text(result, tested=False))
+    for warning in result.warnings:
+        msg.warn(warning)
 
 
 def main(
@@ -120,7 +141,7 @@ def main(
     ] = BEST,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them")] = "0",
 ) -> None:
-    """Quantize every seed of the pipeline that scores best, with `spacy distil quantize`."""
+    """Quantize every seed of the pipeline that scores best, and calibrate it."""
     with friendly_errors():
         numbers = parse_seeds(seeds)
         sources = parse_sources(source)

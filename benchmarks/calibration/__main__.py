@@ -20,16 +20,15 @@ from benchmarks.common.options import OptionalOutput, Stem
 from benchmarks.common.results import report_results, timestamp
 from benchmarks.pipeline_distillation.accuracy import group
 from spacy_distil.errors import friendly_errors
+from spacy_distil.report.reliability import table
+from spacy_distil.report.reliability.measures import Reliability
 from spacy_distil.tables import Table
 from spacy_distil.trust.calibration import Calibration, calibrate
 from spacy_distil.trust.calibration_table import ABOUT
-from spacy_distil.trust.reliability import Reliability
-
-_ABOUT = f"In %, before and after calibration; Brier score and log loss (nats) as they are. {ABOUT}"
 
 
 def make_tables(results: dict[str, Calibration]) -> list[Table]:
-    """Make a table for each pipe, with a row for each pipeline."""
+    """Make a table for each pipe, with two rows for each pipeline."""
     pipes = {own.pipe: own for result in results.values() for own in result.pipes}
     tables = []
     for pipe, any_own in pipes.items():
@@ -37,28 +36,17 @@ def make_tables(results: dict[str, Calibration]) -> list[Table]:
         for name, result in results.items():
             for own in result.pipes:
                 if own.pipe == pipe:
-                    rows.append([name, *_cells(own.before, own.after)])
-        header = [
-            "pipeline",
-            "accuracy",
-            "confidence",
-            "ECE",
-            "by chance",
-            "adaptive ECE",
-            "Brier",
-            "log loss",
-        ]
-        tables.append(Table(f"{pipe}: {any_own.before.n:,} {any_own.what}", header, rows))
+                    rows.append([name, "before", *_cells(own.before)])
+                    rows.append(["", "after", *_cells(own.after)])
+        of = f"{any_own.before.n:,} {any_own.before.what}"
+        header = ["pipeline", "", "accuracy, %", "confidence, %", *table.HEADER]
+        tables.append(Table(f"{pipe}: {of}", header, rows))
     return tables
 
 
-def _cells(before: Reliability, after: Reliability) -> list[str]:
-    cells = [f"{100 * before.accuracy:.2f}"]
-    for name in ("confidence", "ece", "ece_by_chance", "adaptive_ece"):
-        cells.append(f"{100 * getattr(before, name):.2f}, {100 * getattr(after, name):.2f}")
-    for name in ("brier", "log_loss"):
-        cells.append(f"{getattr(before, name):.4f}, {getattr(after, name):.4f}")
-    return cells
+def _cells(found: Reliability) -> list[str]:
+    shares = (found.accuracy, found.confidence)
+    return [*(f"{100 * share:.2f}" for share in shares), *table.make_cells(found)]
 
 
 def main(
@@ -78,7 +66,7 @@ def main(
             results[name] = calibrate(path, out, corpus=dev, test=test)
     data = {name: asdict(result) for name, result in results.items()}
     report_results(
-        [*make_tables(results), _ABOUT], {"pipelines": data}, output=output, stem=stem, date=date
+        [*make_tables(results), ABOUT], {"pipelines": data}, output=output, stem=stem, date=date
     )
 
 

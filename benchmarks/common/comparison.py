@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 from wasabi import msg
@@ -18,7 +18,8 @@ from weasel.util import get_checksum
 
 from spacy_distil.report import bootstrap
 from spacy_distil.report.bootstrap import Counts, Floats, Interval
-from spacy_distil.report.results import MeanScore, Retention
+from spacy_distil.report.means import MeanScore
+from spacy_distil.report.results import Retention
 from spacy_distil.report.scores import COLUMNS, Column, Scores, score_pipeline
 from spacy_distil.runs.files import write_text
 
@@ -184,13 +185,7 @@ def compare(rows: Sequence[ScoredRow]) -> tuple[list[ComparedRow], list[RowGain]
         }
 
     def summarize(row: ScoredRow, column: Column) -> MeanScore:
-        seeds = seed_scores(column, row)
-        return MeanScore(
-            mean=mean(seeds),
-            std=stdev(seeds) if len(seeds) > 1 else None,
-            seeds=seeds,
-            interval=bootstrap.percentiles(samples[row.name, column.key]),
-        )
+        return MeanScore.of(seed_scores(column, row), samples[row.name, column.key])
 
     compared, gains = [], []
     for row in rows:

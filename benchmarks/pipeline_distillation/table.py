@@ -33,7 +33,8 @@ from benchmarks.pipeline_distillation.rows import ROWS
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.pipelines import check_pipeline
 from spacy_distil.report import bootstrap
-from spacy_distil.report.results import MeanScore, Retention
+from spacy_distil.report.means import MeanScore
+from spacy_distil.report.results import Retention
 from spacy_distil.tables import Table
 from spacy_distil.text.documents import check_test_set
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 
 from spacy_distil.report import bootstrap
-from spacy_distil.report.results import MeanScore, Retention
+from spacy_distil.report.means import MeanScore
+from spacy_distil.report.results import Retention
 from spacy_distil.report.scores import COLUMNS, Column, TaskScores
 
 
@@ -19,13 +20,7 @@ def aggregate(seeds: Sequence[TaskScores]) -> dict[str, MeanScore]:
         if not all_have(column, seeds):
             continue
         values = [seed.values[column.key] for seed in seeds]
-        samples = resample(column, seeds)
-        aggregated[column.key] = MeanScore(
-            mean=mean(values),
-            std=stdev(values) if len(values) > 1 else None,
-            seeds=values,
-            interval=None if samples is None else bootstrap.percentiles(samples),
-        )
+        aggregated[column.key] = MeanScore.of(values, resample(column, seeds))
     return aggregated
 
 

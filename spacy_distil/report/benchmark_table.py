@@ -16,16 +16,20 @@ from spacy_distil.report.layout import (
     versions,
     with_range,
 )
+from spacy_distil.report.reliability import table as reliability_table
 from spacy_distil.report.results import Benchmark
 from spacy_distil.report.speed import Spread
 from spacy_distil.tables import Table
 
 
 def make_tables(benchmark: Benchmark) -> list[Table]:
-    """Make the tables of speed, of memory and size, and of scores if there is gold."""
+    """Make the tables of speed, of memory and size, and with gold of scores and calibration."""
     tables = [_speed(benchmark), _memory(benchmark)]
     if any(row.scores for row in benchmark.rows):
         tables.append(_scores(benchmark))
+    if any(row.reliability for row in benchmark.rows):
+        found = {row.name: row.reliability for row in benchmark.rows}
+        tables.append(reliability_table.make_table(found))
     return tables
 
 
@@ -56,7 +60,8 @@ def describe(benchmark: Benchmark) -> str:
     scored = (
         f" Scores in %, from spaCy's scorer, on {benchmark.gold}; brackets hold the {LEVEL:.0%} "
         f"bootstrap interval over documents; the plot shows the largest "
-        f"number of threads and the largest batches."
+        f"number of threads and the largest batches. Calibration of the pipes that have "
+        f"probabilities, of pipelines in this environment. {reliability_table.ABOUT}"
         if benchmark.gold
         else ""
     )

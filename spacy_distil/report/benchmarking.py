@@ -20,6 +20,7 @@ from spacy_distil.report.page import write_page
 from spacy_distil.report.plot import benchmark_panels, save_plot
 from spacy_distil.report.predictions import Predictions, read_references
 from spacy_distil.report.process import PipelineSource, Worker, check_pin_cores
+from spacy_distil.report.reliability.measures import Reliability, measure_pipes
 from spacy_distil.report.results import (
     Benchmark,
     BenchmarkedPipeline,
@@ -28,7 +29,7 @@ from spacy_distil.report.results import (
     write_results,
 )
 from spacy_distil.report.results_page import benchmark_page
-from spacy_distil.report.scores import TaskScores, score_in_worker
+from spacy_distil.report.scores import TaskScores, judge_in_worker, score_in_worker
 from spacy_distil.report.speed import LOAD_REPEATS, Speed, measure
 from spacy_distil.report.verdicts import find_verdicts
 from spacy_distil.text.documents import check_test_set, read_documents
@@ -118,6 +119,7 @@ def benchmark(
     speeds: dict[str, dict[int, Speed]] = {name: {} for name in sources}
     scores: dict[str, list[TaskScores]] = {}
     predictions: dict[str, Predictions] = {}
+    reliability: dict[str, dict[str, Reliability]] = {}
     properties: dict[str, dict[str, Any]] = {}
 
     def read_properties(name: str, worker: Worker) -> None:
@@ -127,10 +129,14 @@ def benchmark(
                 worker, gold, batch_size=max(batch_sizes), limit=limit
             )
             scores[name] = [scored]
+            if worker.source.python is None:
+                own = judge_in_worker(worker, gold, batch_size=max(batch_sizes), limit=limit)
+                reliability[name] = measure_pipes([own], n_gold)
         properties[name] = {
             "n_bytes": count_bytes(worker.path),
             "environment": worker.environment(PACKAGES),
             "scores": aggregate(scores[name]) if gold is not None else {},
+            "reliability": reliability.get(name, {}),
         }
 
     for n_threads in threads:

@@ -27,7 +27,9 @@ LEVEL = 0.95
 _CELLS = 4_000_000
 
 
-def resample(metric: Metric, counts: Counts, *, n: int = RESAMPLES, seed: int = SEED) -> Floats:
+def resample(
+    metric: Metric, counts: Counts | Floats, *, n: int = RESAMPLES, seed: int = SEED
+) -> Floats:
     """Score `n` test sets drawn with replacement from the documents.
 
     metric: turns totals of shape (n, ...) into scores of shape (n,).

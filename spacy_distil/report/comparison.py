@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.pipelines import check_pipeline, import_code
+from spacy_distil.pipelines import check_pipeline, import_code, load_pipeline
 from spacy_distil.report import bootstrap
 from spacy_distil.report.aggregation import aggregate, compute_retention
 from spacy_distil.report.comparison_table import to_markdown
@@ -19,6 +19,9 @@ from spacy_distil.report.plot import comparison_panels, save_plot
 from spacy_distil.report.predictions import Predictions, read_references
 from spacy_distil.report.process import PipelineSource
 from spacy_distil.report.readme import check_section, replace_section
+from spacy_distil.report.reliability.collecting import judge
+from spacy_distil.report.reliability.judged import Judged
+from spacy_distil.report.reliability.measures import measure_pipes
 from spacy_distil.report.results import (
     ComparedPipeline,
     Comparison,
@@ -30,7 +33,7 @@ from spacy_distil.report.results_page import comparison_page
 from spacy_distil.report.scores import Scores, score_and_predict
 from spacy_distil.report.speed import LOAD_REPEATS, measure
 from spacy_distil.report.verdicts import find_verdicts
-from spacy_distil.text.documents import check_test_set
+from spacy_distil.text.documents import check_test_set, read_examples
 
 STEM = "compare"
 
@@ -120,15 +123,16 @@ def compare(
     )
     scores: dict[str, list[Scores]] = {}
     predictions: dict[str, Predictions] = {}
+    judged: dict[str, list[dict[str, Judged]]] = {}
     for name, seeds in seeds_of.items():
-        scores[name] = []
+        scores[name], judged[name] = [], []
         for pipeline in seeds:
             log(f"Scores of {name}: {pipeline}")
-            scored, predicted = score_and_predict(
-                pipeline, gold, batch_size=batch_size, limit=limit
-            )
+            nlp = load_pipeline(pipeline)
+            scored, predicted = score_and_predict(nlp, gold, batch_size=batch_size, limit=limit)
             scores[name].append(scored)
             predictions.setdefault(name, predicted)  # of the first seed
+            judged[name].append(judge(nlp, read_examples(nlp, gold, limit=limit), batch_size))
     teacher_scores = scores[teacher] if teacher is not None else None
     comparison = Comparison(
         title=title,
@@ -159,6 +163,7 @@ def compare(
                 name=name,
                 pipelines=seeds,
                 scores=aggregate(scores[name]),
+                reliability=measure_pipes(judged[name], len(texts)),
                 retention=(
                     {}
                     if teacher_scores is None

@@ -16,17 +16,21 @@ from spacy_distil.report.layout import (
     score_columns,
     with_range,
 )
+from spacy_distil.report.reliability import table as reliability_table
 from spacy_distil.report.results import ComparedPipeline, Comparison, Retention
 from spacy_distil.tables import Table
 
 
 def make_tables(comparison: Comparison) -> list[Table]:
-    """Make the tables of scores, of retention if there is a teacher, and of speed and size."""
+    """Make the tables of scores, of retention if there is a teacher, of speed and size, and of the
+    calibration of pipes that have probabilities.
+    """
     tables = [_scores(comparison)]
     if comparison.teacher is not None:
         tables.append(_retention(comparison, comparison.teacher))
     tables.append(_speed(comparison))
-    return [table for table in tables if len(table.header) > 1]
+    tables.append(reliability_table.make_table({r.name: r.reliability for r in comparison.rows}))
+    return [table for table in tables if len(table.header) > 1 and table.rows]
 
 
 def to_markdown(comparison: Comparison, *, plot: str | None = None) -> str:
@@ -64,7 +68,8 @@ def describe(comparison: Comparison) -> str:
         f"rounds on the CPU, {count(settings.threads, 'thread')}, batches of "
         f"{settings.batch_size} documents. Peak memory of one pass, load time and cold start "
         f"(process start to first doc): each pipeline in a process of its own, in the environment "
-        f"named here.\n\n"
+        f"named here. Calibration of the pipes that have probabilities. {reliability_table.ABOUT}"
+        f"\n\n"
         f"{measured_on(comparison.machine, comparison.date)}"
     )
 

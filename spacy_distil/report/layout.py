@@ -7,7 +7,7 @@ from math import floor
 from typing import Any
 
 from spacy_distil.report.bootstrap import Interval
-from spacy_distil.report.results import MeanScore
+from spacy_distil.report.means import MeanScore
 from spacy_distil.report.scores import COLUMNS, Column
 from spacy_distil.report.speed import Speed, Spread
 from spacy_distil.tables import Table, megabytes_cell

@@ -16,6 +16,7 @@ from wasabi import MarkdownRenderer
 
 from spacy_distil.errors import ConfigError, CorpusError, require
 from spacy_distil.report.layout import measured_on
+from spacy_distil.report.reliability.table import ABOUT
 from spacy_distil.report.scores import COLUMNS, Column
 from spacy_distil.runs.files import write_text
 from spacy_distil.tables import Table, megabytes
@@ -100,7 +101,7 @@ def make_card(
     card.add(use or _describe_use(meta))
     card.add(card.title(2, "Limits"))
     card.add(limits or "Nobody has written down where it fails. Measure it on texts of your own.")
-    missing = _missing(records, meta)
+    missing = _missing(records, compared)
     if missing:
         card.add(f"Not measured: {', '.join(missing)}.")
     card.add(card.title(2, "Origin"))
@@ -109,9 +110,10 @@ def make_card(
         card.add(card.title(2, "Scores, speed and size"))
         card.add(_table(_scores(compared, records.comparison)))
         card.add(_cost(compared, records.comparison))
-    if records.calibration is not None or meta.get("calibration"):
+    calibration = _calibration(records, compared, meta)
+    if calibration:
         card.add(card.title(2, "Calibration"))
-        card.add(_calibration(records.calibration, meta))
+        card.add(calibration)
     if robust is not None and records.robustness is not None:
         card.add(card.title(2, "Robustness"))
         card.add(_table(_robustness(robust)))
@@ -148,10 +150,10 @@ def _find_row(results: Mapping[str, Any] | None, row: str, what: str) -> Mapping
     return found
 
 
-def _missing(records: CardRecords, meta: Mapping[str, Any]) -> list[str]:
+def _missing(records: CardRecords, compared: Mapping[str, Any] | None) -> list[str]:
     measured = {
         "scores and speed": records.comparison,
-        "calibration": records.calibration or meta.get("calibration"),
+        "calibration": records.calibration or (compared or {}).get("reliability"),
         "robustness to typos and other noise": records.robustness,
     }
     return [what for what, record in measured.items() if not record]
@@ -253,21 +255,35 @@ def _cost(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _calibration(calibration: Mapping[str, Any] | None, meta: Mapping[str, Any]) -> str:
-    if calibration is None:
+def _calibration(
+    records: CardRecords, compared: Mapping[str, Any] | None, meta: Mapping[str, Any]
+) -> str:
+    """Say how far probabilities can be believed; empty if nobody knows."""
+    parts = []
+    if meta.get("calibration"):
         pipes = ", ".join(meta["calibration"])
-        return f"Temperatures were fitted for {pipes}. How well they fit is not recorded here."
-    rows = [
-        [
-            own["pipe"],
-            f"{own['after']['n']:,} {own['what']}",
-            *(_percent(own["after"][key], 2) for key in ("accuracy", "confidence", "ece")),
-            _percent(own["before"]["ece"], 2),
+        parts.append(f"Temperatures were fitted for {pipes}.")
+    header = ["pipe", "of", "accuracy, %", "confidence, %", "ECE, %", "by chance, %"]
+    if records.calibration is not None:
+        rows = [
+            [*_reliability(own["pipe"], own["after"]), _percent(own["before"]["ece"]["mean"], 2)]
+            for own in records.calibration["pipes"]
         ]
-        for own in calibration["pipes"]
-    ]
-    header = ["pipe", "of", "accuracy, %", "confidence, %", "ECE, %", "ECE before, %"]
-    return _table(Table("Calibration", header, rows))
+        parts += [_table(Table("Calibration", [*header, "ECE before, %"], rows)), ABOUT]
+    elif compared is not None and compared.get("reliability"):
+        rows = [_reliability(name, own) for name, own in compared["reliability"].items()]
+        parts += [_table(Table("Calibration", header, rows)), ABOUT]
+    return "\n\n".join(parts)
+
+
+def _reliability(pipe: str, found: Mapping[str, Any]) -> list[str]:
+    interval = found["ece"]["interval"]
+    ece = _percent(found["ece"]["mean"], 2)
+    if interval is not None:
+        ece += f" [{_percent(interval[0], 2)}, {_percent(interval[1], 2)}]"
+    shares = (_percent(found[key], 2) for key in ("accuracy", "confidence"))
+    of = f"{found['n']:,} {found['what']}"
+    return [pipe, of, *shares, ece, _percent(found["ece_by_chance"], 2)]
 
 
 def _robustness(row: Mapping[str, Any]) -> Table:

@@ -10,7 +10,8 @@ from typing import Any
 
 from spacy_distil.errors import require
 from spacy_distil.report.label_placement import Box, LabelPlacer, line_steps
-from spacy_distil.report.results import Benchmark, Comparison, MeanScore
+from spacy_distil.report.means import MeanScore
+from spacy_distil.report.results import Benchmark, Comparison
 from spacy_distil.report.scores import COLUMNS, Column
 from spacy_distil.report.speed import Spread
 from spacy_distil.runs.files import atomic_file

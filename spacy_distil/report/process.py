@@ -156,6 +156,22 @@ class Worker:
             limit=limit,
         )
 
+    def judge(self, gold: Path, output: Path, *, batch_size: int, limit: int = 0) -> dict[str, str]:
+        """Judge the predictions of the pipeline, in the current interpreter's environment.
+
+        output: directory to write a file for each pipe to.
+        RETURNS: name of each pipe to its file, see `Judged.load`. For the other arguments see
+            `score`.
+        """
+        files: dict[str, str] = self.send_command(
+            "judge",
+            gold=str(gold.resolve()),
+            output=str(output.resolve()),
+            batch_size=batch_size,
+            limit=limit,
+        )["files"]
+        return files
+
     def peak_rss_bytes(self) -> int:
         """Peak resident memory of the process so far."""
         return int(self.send_command("memory")["peak_rss_bytes"])

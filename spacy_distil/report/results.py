@@ -10,7 +10,9 @@ from typing import Any
 
 from spacy_distil.errors import ConfigError, require
 from spacy_distil.report.bootstrap import Interval
+from spacy_distil.report.means import MeanScore
 from spacy_distil.report.process import PipelineSource
+from spacy_distil.report.reliability.measures import Reliability
 from spacy_distil.report.speed import Speed
 from spacy_distil.runs.files import write_text
 from spacy_distil.runs.outputs import check_writable
@@ -58,23 +60,6 @@ def write_results(results: Results, markdown: str, output: Path, *, stem: str) -
 
 
 @dataclass(frozen=True)
-class MeanScore:
-    """One score of a pipeline, 0 to 1.
-
-    mean: over the seeds.
-    std: sample standard deviation over the seeds; `None` for a single seed.
-    seeds: score of each seed.
-    interval: bootstrap interval of the mean over documents; `None` if the counts of the documents
-        are unknown.
-    """
-
-    mean: float
-    std: float | None
-    seeds: list[float]
-    interval: Interval | None
-
-
-@dataclass(frozen=True)
 class Retention:
     """Mean score divided by the teacher's mean score, with its paired interval over documents."""
 
@@ -87,7 +72,9 @@ class ComparedPipeline:
     """Results of one pipeline, or of several seeds of it.
 
     pipelines: path or package name of each seed.
-    scores: `Column.key` to score, for the annotations that both the pipeline and the gold have.
+    scores: `Column.key` to score (0 to 1), for the annotations that both the pipeline and the gold
+        have.
+    reliability: name of a pipe to how far its probabilities can be believed.
     retention: `Column.key` of a task to retention; empty without a teacher.
     n_parameters, n_bytes: number of weights and size on disk of the first seed.
     speed: of the first seed.
@@ -97,6 +84,7 @@ class ComparedPipeline:
     name: str
     pipelines: list[str]
     scores: dict[str, MeanScore]
+    reliability: dict[str, Reliability]
     retention: dict[str, Retention]
     n_parameters: int
     n_bytes: int
@@ -177,7 +165,8 @@ class BenchmarkedPipeline:
     n_bytes: size on disk.
     speeds: number of threads to speed.
     environment: "python" and "versions" of its interpreter.
-    scores: as in `ComparedPipeline`, of one seed; empty without gold.
+    scores, reliability: as in `ComparedPipeline`, of one seed; empty without gold. A pipeline with
+        an interpreter of its own has no reliability.
     """
 
     name: str
@@ -186,6 +175,7 @@ class BenchmarkedPipeline:
     speeds: Mapping[int, Speed]
     environment: dict[str, Any]
     scores: dict[str, MeanScore]
+    reliability: dict[str, Reliability]
 
     def to_dict(self) -> dict[str, Any]:
         """All results for JSON, raw timings included."""
@@ -195,6 +185,7 @@ class BenchmarkedPipeline:
             "n_bytes": self.n_bytes,
             "environment": self.environment,
             "scores": {key: asdict(score) for key, score in self.scores.items()},
+            "reliability": {name: asdict(each) for name, each in self.reliability.items()},
             "runs": [_run_to_dict(threads, speed) for threads, speed in self.speeds.items()],
         }
 

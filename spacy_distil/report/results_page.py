@@ -13,7 +13,14 @@ from spacy_distil.report.layout import count
 from spacy_distil.report.page import Block, Commands, Figures, Group, Page, Prose, Warnings
 from spacy_distil.report.plot import benchmark_panels, comparison_panels
 from spacy_distil.report.predictions import Predictions
-from spacy_distil.report.results import Benchmark, ComparedPipeline, Comparison
+from spacy_distil.report.reliability.figures import make_figures
+from spacy_distil.report.reliability.measures import Reliability
+from spacy_distil.report.results import (
+    Benchmark,
+    BenchmarkedPipeline,
+    ComparedPipeline,
+    Comparison,
+)
 from spacy_distil.report.scores import COLUMNS
 from spacy_distil.report.side_by_side import show_side_by_side
 
@@ -50,6 +57,7 @@ def comparison_page(
             Figures(
                 "Accuracy against speed", comparison_panels(comparison).draw_each(), _SPEED_NOTE
             ),
+            *_reliability(comparison.rows),
             *_differences(comparison, predictions, references),
             *_confusions(scored, predictions, references),
             Prose("How this was measured", comparison_table.describe(comparison)),
@@ -77,11 +85,21 @@ def benchmark_page(
             Figures("Accuracy against speed", panels.draw_each(), _SPEED_NOTE)
             if panels.scores
             else Figures("Speed by batch size", panels.draw_each()),
+            *_reliability(benchmark.rows),
             *_confusions({row.name: row.scores for row in benchmark.rows}, predictions, references),
             Prose("How this was measured", benchmark_table.describe(benchmark)),
             Commands([benchmark.command]),
         ],
     )
+
+
+def _reliability(rows: Sequence[ComparedPipeline | BenchmarkedPipeline]) -> list[Figures]:
+    """Draw the reliability of each pipe, of all pipelines that have it."""
+    pipes: dict[str, dict[str, Reliability]] = {}
+    for row in rows:
+        for pipe, found in row.reliability.items():
+            pipes.setdefault(pipe, {})[row.name] = found
+    return make_figures(pipes)
 
 
 def _differences(

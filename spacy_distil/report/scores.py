@@ -22,6 +22,7 @@ from spacy_distil.report.predictions import (
     read_references,
 )
 from spacy_distil.report.process import Worker
+from spacy_distil.report.reliability.judged import Judged
 from spacy_distil.report.worker import evaluate, find_categories
 from spacy_distil.text.documents import read_examples
 
@@ -120,14 +121,14 @@ def score_pipeline(pipeline: str, gold: Path, *, batch_size: int = 256, limit: i
     gold, limit: see `read_examples`.
     batch_size: documents per batch.
     """
-    return score_and_predict(pipeline, gold, batch_size=batch_size, limit=limit)[0]
+    nlp = load_pipeline(pipeline)
+    return score_and_predict(nlp, gold, batch_size=batch_size, limit=limit)[0]
 
 
 def score_and_predict(
-    pipeline: str, gold: Path, *, batch_size: int = 256, limit: int = 0
+    nlp: Language, gold: Path, *, batch_size: int = 256, limit: int = 0
 ) -> tuple[Scores, Predictions]:
-    """Score a pipeline as `score_pipeline` does, and keep its predictions."""
-    nlp = load_pipeline(pipeline)
+    """Score a loaded pipeline as `score_pipeline` does, and keep its predictions."""
     examples = read_examples(nlp, gold, limit=limit)
     full, examples = evaluate(nlp, examples, batch_size=batch_size)
     # It includes the creation of the docs, on any device. The speed table has a better number.
@@ -163,6 +164,15 @@ def score_in_worker(
         predictions = Predictions(file.read_bytes(), reply["categories"])
     examples = list(predictions.examples(read_references(gold, limit=limit)))
     return _score_tasks(examples, reply["scores"], reply["categories"]), predictions
+
+
+def judge_in_worker(
+    worker: Worker, gold: Path, *, batch_size: int, limit: int = 0
+) -> dict[str, Judged]:
+    """Judge the predictions of the pipeline of a worker, see `collecting.judge`."""
+    with TemporaryDirectory() as directory:
+        files = worker.judge(gold, Path(directory), batch_size=batch_size, limit=limit)
+        return {name: Judged.load(Path(file)) for name, file in files.items()}
 
 
 def _score_tasks(

@@ -127,6 +127,7 @@ class Measurements:
             "run": self.run,
             "latency": self.latency,
             "score": self.score,
+            "judge": self.judge,
             "memory": self.memory,
             "environment": self.environment,
         }
@@ -167,6 +168,24 @@ class Measurements:
         scores, examples = evaluate(self.nlp, examples, batch_size=batch_size)
         collect_predictions(examples).to_disk(predictions)
         return {"scores": scores, "categories": find_categories(self.nlp)}
+
+    def judge(self, gold: str, output: str, batch_size: int, limit: int) -> dict[str, Any]:
+        """Judge the predictions of pipes that have probabilities.
+
+        output: directory to write a file for each pipe to. For the other arguments see `score`.
+        RETURNS: "files": name of a pipe to its file.
+        """
+        # Other environments may lack this package, or have another version.
+        from spacy.training import Corpus
+
+        from spacy_distil.report.reliability.collecting import judge
+
+        files = {}
+        examples = Corpus(gold, limit=limit)(self.nlp)
+        for i, (name, judged) in enumerate(judge(self.nlp, examples, batch_size).items()):
+            files[name] = str(Path(output) / f"{i}.npz")
+            judged.save(Path(files[name]))
+        return {"files": files}
 
     def memory(self) -> dict[str, Any]:
         """Peak memory so far."""

@@ -12,13 +12,13 @@ from spacy.pipeline import TextCategorizer
 
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.pipelines import check_pipeline, load_pipeline
+from spacy_distil.report.reliability.collecting import Collected, collect, logit_layer
+from spacy_distil.report.reliability.evidence import HIGHEST, LOWEST, Evidence
+from spacy_distil.report.reliability.measures import Reliability, measure
 from spacy_distil.runs.files import atomic_directory
 from spacy_distil.runs.outputs import check_output
 from spacy_distil.softmax import output_layer
 from spacy_distil.text.documents import read_examples
-from spacy_distil.trust.collecting import Collected, collect, logit_layer
-from spacy_distil.trust.evidence import HIGHEST, LOWEST, Evidence
-from spacy_distil.trust.reliability import Reliability
 
 # Fewer tokens or documents give a temperature that is mostly chance.
 FEW = 100
@@ -28,17 +28,19 @@ MANY = 0.1
 LIKELY = 0.5
 
 
+class NothingToCalibrate(ConfigError):
+    """No pipe of the pipeline has a temperature, or annotation to fit it on."""
+
+
 @dataclass(frozen=True)
 class PipeCalibration:
     """The calibration of one pipe.
 
-    what: what is predicted: "tokens", "entities", "documents" or "answers".
     temperatures: one, or of a `textcat_multilabel` one for each label.
     before, after: reliability on the documents of `test`; without `test`, of `corpus`.
     """
 
     pipe: str
-    what: str
     temperatures: list[float]
     before: Reliability
     after: Reliability
@@ -85,6 +87,8 @@ def calibrate(
     batch_size: documents processed at a time.
     force: whether to replace a pipeline in `output`.
     log: callback that receives a line for each step.
+
+    Raises NothingToCalibrate, and writes nothing, if no pipe can be calibrated.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}: expected at least 1.")
@@ -97,23 +101,22 @@ def calibrate(
     evidence = collected.evidence
     if not evidence:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in collected.skipped.items())
-        raise ConfigError(f"No pipe of {pipeline} can be calibrated. {reasons}".rstrip())
+        raise NothingToCalibrate(f"No pipe of {pipeline} can be calibrated. {reasons}".rstrip())
     warnings = _warnings(nlp, collected, log)
     fitted = {name: _fit(name, own, warnings) for name, own in evidence.items()}
-    tested = evidence
+    tested = collected
     if test is not None:
         log(f"Processing the documents of {test}")
-        tested = collect(nlp, read_examples(nlp, Path(test)), batch_size).evidence
-        missing = evidence.keys() - tested.keys()
+        tested = collect(nlp, read_examples(nlp, Path(test)), batch_size)
+        missing = evidence.keys() - tested.evidence.keys()
         if missing:
             raise CorpusError(f"{test} has no annotation for {', '.join(sorted(missing))}.")
     pipes = [
         PipeCalibration(
             pipe=name,
-            what=tested[name].what,
             temperatures=temperatures,
-            before=tested[name].score([1.0] * len(temperatures)),
-            after=tested[name].score(temperatures),
+            before=measure([tested.evidence[name].judge()], tested.n_docs),
+            after=measure([tested.evidence[name].judge(temperatures)], tested.n_docs),
         )
         for name, temperatures in fitted.items()
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spacy_distil.report.bootstrap import Interval
-from spacy_distil.report.results import MeanScore, Results
+from spacy_distil.report.means import MeanScore
+from spacy_distil.report.results import Results
 
 
 @dataclass(frozen=True)

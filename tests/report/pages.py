@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import spacy
+
 from spacy_distil.report.aggregation import aggregate, compute_retention
 from spacy_distil.report.page import Page
 from spacy_distil.report.predictions import read_references
 from spacy_distil.report.process import Load, Pass
+from spacy_distil.report.reliability.collecting import judge
+from spacy_distil.report.reliability.measures import measure_pipes
 from spacy_distil.report.results import ComparedPipeline, Comparison, ComparisonSettings
 from spacy_distil.report.results_page import comparison_page
 from spacy_distil.report.scores import score_and_predict
 from spacy_distil.report.speed import Speed
+from spacy_distil.text.documents import read_examples
 from tests.report.test_comparison_table import MACHINE
 
 
@@ -20,7 +25,11 @@ def make_comparison_page(
     pipelines: Mapping[str, Path], gold: Path, *, teacher: str, verdicts: list[str]
 ) -> Page:
     """Score pipelines, and invent their speed. The first one is the slowest."""
-    scored = {name: score_and_predict(str(path), gold) for name, path in pipelines.items()}
+    scored, judged = {}, {}
+    for name, path in pipelines.items():
+        nlp = spacy.load(path)
+        scored[name] = score_and_predict(nlp, gold)
+        judged[name] = judge(nlp, read_examples(nlp, gold), 64)
     comparison = Comparison(
         title="A <b>title</b>",
         test=str(gold),
@@ -37,6 +46,7 @@ def make_comparison_page(
                 name=name,
                 pipelines=[str(pipelines[name])],
                 scores=aggregate([scores]),
+                reliability=measure_pipes([judged[name]], scores.n_docs),
                 retention=compute_retention([scores], [scored[teacher][0]]),
                 n_parameters=scores.n_parameters,
                 n_bytes=scores.n_bytes,

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from spacy_distil.report.comparison_table import make_tables, to_markdown, to_text
+from spacy_distil.report.means import MeanScore
 from spacy_distil.report.process import Load, Pass
 from spacy_distil.report.results import (
     ComparedPipeline,
     Comparison,
     ComparisonSettings,
-    MeanScore,
     Retention,
 )
 from spacy_distil.report.speed import Speed
@@ -39,6 +39,7 @@ def make_row(
         name=name,
         pipelines=[f"training/{name}-{i}" for i in range(seeds)],
         scores=scores,
+        reliability={},
         retention=retention,
         n_parameters=22_713_216,
         n_bytes=91_234_567,

@@ -30,7 +30,7 @@ def split(confusion: Confusion) -> tuple[int, int, int]:
 
 
 def test_confusions_agree_with_the_counts_of_the_scores(trained: Trained) -> None:
-    _, predictions = score_and_predict(str(trained.full), trained.test)
+    _, predictions = score_and_predict(spacy.load(trained.full), trained.test)
     references = read_references(trained.test)
     examples = list(predictions.examples(references))
     labels = predictions.exclusive_categories
@@ -65,7 +65,7 @@ def test_entities_by_hand() -> None:
 
 
 def test_multilabel_categories_are_not_confused(trained: Trained) -> None:
-    _, predictions = score_and_predict(str(trained.partial), trained.test)
+    _, predictions = score_and_predict(spacy.load(trained.partial), trained.test)
     assert predictions.categories is not None
     assert predictions.exclusive_categories == []
 

@@ -42,6 +42,7 @@ COMPARISON: dict[str, Any] = {
                 "tag_acc": {"mean": 0.9543, "interval": [0.95, 0.96]},
                 "ents_p": {"mean": 0.5, "interval": None},
             },
+            "reliability": {},
             "retention": {"tag_acc": {"value": 0.998, "interval": None}},
             "speed": SPEED,
             "n_bytes": 12_300_000,
@@ -65,14 +66,24 @@ ROBUSTNESS: dict[str, Any] = {
         }
     ],
 }
-RELIABILITY = {"n": 100, "accuracy": 0.9, "confidence": 0.95, "ece": 0.05}
+RELIABILITY = {
+    "what": "tokens",
+    "n": 100,
+    "accuracy": 0.9,
+    "confidence": 0.95,
+    "ece": {"mean": 0.05, "interval": None},
+    "ece_by_chance": 0.01,
+}
 CALIBRATION: dict[str, Any] = {
     "pipes": [
         {
             "pipe": "tagger",
-            "what": "tokens",
             "before": RELIABILITY,
-            "after": {**RELIABILITY, "confidence": 0.901, "ece": 0.0123},
+            "after": {
+                **RELIABILITY,
+                "confidence": 0.901,
+                "ece": {"mean": 0.0123, "interval": [0.01, 0.0149]},
+            },
         }
     ]
 }
@@ -106,7 +117,7 @@ def test_a_card_with_all_records(pipeline: Path) -> None:
     assert "| XPOS acc | 95.43 | 95.0 to 96.0 | 99.8 |" in card
     assert "12,346 words/s on 2 CPU threads; 12.3 MB on disk" in card
     assert "Measured on CPU of a test" in card
-    assert "| tagger | 100 tokens | 90.00 | 90.10 | 1.23 | 5.00 |" in card
+    assert "| tagger | 100 tokens | 90.00 | 90.10 | 1.23 [1.00, 1.49] | 1.00 | 5.00 |" in card
     assert "| keyboard | 15% | 92.00 (-3.0) |" in card
     assert "It fails on poems." in card
     assert "Not measured" not in card

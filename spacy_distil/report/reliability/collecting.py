@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ from thinc.api import Model
 
 from spacy_distil.ner.decoding import MISSING
 from spacy_distil.ner.pipe import DistilNER
+from spacy_distil.report.reliability.evidence import Answers, Choices, Entities, Evidence
+from spacy_distil.report.reliability.judged import Judged
 from spacy_distil.softmax import SMALLEST_PROBABILITY, is_softmax, log_probabilities
-from spacy_distil.trust.evidence import Answers, Choices, Entities, Evidence
 
 # A true label that the pipe lacks.
 _UNKNOWN = -2
@@ -29,11 +30,13 @@ _UNKNOWN = -2
 class Collected:
     """Predictions of the pipes for documents, beside the truth.
 
+    n_docs: number of documents.
     evidence: by name of the pipe.
     skipped: of each other trainable pipe, why it has none.
     left_out: number of annotated tokens that could not be compared, by name of the pipe.
     """
 
+    n_docs: int
     evidence: dict[str, Evidence]
     skipped: dict[str, str]
     left_out: dict[str, int]
@@ -41,32 +44,64 @@ class Collected:
 
 def collect(nlp: Language, examples: Iterable[Example], batch_size: int) -> Collected:
     """Predict documents pipe by pipe, and keep the logits beside the truth."""
-    found: dict[str, list[Any]] = {}
+    parts: dict[str, list[Evidence]] = {}
     left_out: Counter[str] = Counter()
-    readers = {name: reader for name, pipe in nlp.pipeline if (reader := _reader_of(pipe))}
-    for batch in minibatch(examples, batch_size):
-        docs = [example.predicted for example in batch]
-        for name, pipe in nlp.pipeline:
-            if name in readers:
-                own, n_left_out = readers[name](pipe, _with_predicted(batch, docs))
-                left_out[name] += n_left_out
-                if own is not None:
-                    found.setdefault(name, []).append(own)
-            docs = list(pipe.pipe(docs)) if hasattr(pipe, "pipe") else [pipe(doc) for doc in docs]
+    n_docs = 0
+    for batch in _read(nlp, examples, batch_size):
+        n_docs += batch.n_docs
+        left_out.update(batch.left_out)
+        for name, own in batch.evidence.items():
+            parts.setdefault(name, []).append(own)
     skipped = {}
     for name, pipe in nlp.pipeline:
-        if name in found or not (
+        if name in parts or not (
             getattr(pipe, "is_trainable", False) and getattr(pipe, "labels", ())
         ):
             continue
-        if name not in readers:
+        if _reader_of(pipe) is None:
             skipped[name] = "no temperature fits its kind of model"
         elif left_out[name]:
             skipped[name] = "none of its annotation can be compared with predictions"
         else:
             skipped[name] = "the documents have no annotation for it"
-    evidence = {name: _JOIN[readers[name]](parts) for name, parts in found.items()}
-    return Collected(evidence, skipped, dict(left_out))
+    evidence = {name: type(own[0]).join(own) for name, own in parts.items()}
+    return Collected(n_docs, evidence, skipped, dict(left_out))
+
+
+def judge(nlp: Language, examples: Iterable[Example], batch_size: int) -> dict[str, Judged]:
+    """Predict documents, and say which predictions are right and how probable they are.
+
+    RETURNS: by name of the pipe. Pipes without probabilities or without annotation are left out.
+    """
+    parts: dict[str, list[Judged]] = {}
+    for batch in _read(nlp, examples, batch_size):
+        for name, own in batch.evidence.items():
+            parts.setdefault(name, []).append(own.judge())
+    return {name: Judged.join(own) for name, own in parts.items()}
+
+
+@dataclass
+class _Batch:
+    n_docs: int
+    evidence: dict[str, Evidence]
+    left_out: dict[str, int]
+
+
+def _read(nlp: Language, examples: Iterable[Example], batch_size: int) -> Iterator[_Batch]:
+    readers = {name: reader for name, pipe in nlp.pipeline if (reader := _reader_of(pipe))}
+    start = 0
+    for batch in minibatch(examples, batch_size):
+        docs = [example.predicted for example in batch]
+        found = _Batch(len(batch), {}, {})
+        for name, pipe in nlp.pipeline:
+            if name in readers:
+                paired = _with_predicted(batch, docs)
+                own, found.left_out[name] = readers[name](pipe, paired, start)
+                if own is not None:
+                    found.evidence[name] = own
+            docs = list(pipe.pipe(docs)) if hasattr(pipe, "pipe") else [pipe(doc) for doc in docs]
+        yield found
+        start += len(batch)
 
 
 def _with_predicted(batch: Sequence[Example], docs: Sequence[Any]) -> list[Example]:
@@ -76,8 +111,9 @@ def _with_predicted(batch: Sequence[Example], docs: Sequence[Any]) -> list[Examp
     ]
 
 
-# Returns the parts of the evidence, None if there is none, and how many predictions are left out.
-Reader = Callable[[Any, list[Example]], tuple[Any, int]]
+# Takes the number of the first document. Returns None without evidence, and the number of annotated
+# tokens that are left out.
+Reader = Callable[[Any, list[Example], int], tuple[Evidence | None, int]]
 
 
 def _reader_of(pipe: Any) -> Reader | None:
@@ -97,8 +133,10 @@ def _reader_of(pipe: Any) -> Reader | None:
     return _read_tokens if isinstance(pipe, Tagger) else None
 
 
-def _read_tokens(pipe: Any, examples: list[Example]) -> tuple[Any, int]:
+def _read_tokens(pipe: Any, examples: list[Example], start: int) -> tuple[Evidence | None, int]:
     """Read the tokens that are tokens of the annotation, and have a label that the pipe knows."""
+    lengths = [len(example.predicted) for example in examples]
+    docs = np.repeat(np.arange(start, start + len(examples)), lengths)
     examples = [example for example in examples if len(example.predicted)]
     if not examples:
         return None, 0
@@ -110,7 +148,9 @@ def _read_tokens(pipe: Any, examples: list[Example]) -> tuple[Any, int]:
     alike = np.concatenate([_alike(example) for example in examples])
     rows = np.flatnonzero((truth >= 0) & alike)
     n_left_out = int(((truth != MISSING) & ~((truth >= 0) & alike)).sum())
-    return (logs[rows], truth[rows]) if len(rows) else None, n_left_out
+    if not len(rows):
+        return None, n_left_out
+    return Choices("tokens", logs[rows], truth[rows], docs[rows]), n_left_out
 
 
 def _labels_of(pipe: Any, example: Example) -> np.ndarray:
@@ -137,17 +177,22 @@ def _alike(example: Example) -> np.ndarray:
     return np.asarray(single & (others == 1))
 
 
-def _read_entities(pipe: DistilNER, examples: list[Example]) -> tuple[Any, int]:
+def _read_entities(
+    pipe: DistilNER, examples: list[Example], start: int
+) -> tuple[Evidence | None, int]:
     """Read the documents whose entities are all known, and possible for the pipe."""
-    annotated = [
-        example
-        for example in examples
+    numbers = [
+        i
+        for i, example in enumerate(examples)
         if len(example.predicted) and example.reference.has_annotation("ENT_IOB")
     ]
-    kept = [example for example in annotated if _is_possible(pipe, example)]
+    possible = [i for i in numbers if _is_possible(pipe, examples[i])]
+    kept = [examples[i] for i in possible]
+    n_left_out = sum(len(examples[i].predicted) for i in {*numbers} - {*possible})
     batch = pipe.read([example.predicted for example in kept], keep_entities=False)
-    parts = None if batch is None else (batch, pipe.gold_tags(kept))
-    return parts, sum(len(e.predicted) for e in annotated) - sum(len(e.predicted) for e in kept)
+    if batch is None:
+        return None, n_left_out
+    return Entities([(batch, pipe.gold_tags(kept), start + np.array(possible))]), n_left_out
 
 
 def _is_possible(pipe: DistilNER, example: Example) -> bool:
@@ -160,54 +205,36 @@ def _is_possible(pipe: DistilNER, example: Example) -> bool:
     return not any(token.is_sent_start for ent in ents for token in ent[1:])
 
 
-def _read_category(pipe: TextCategorizer, examples: list[Example]) -> tuple[Any, int]:
+def _read_category(
+    pipe: TextCategorizer, examples: list[Example], start: int
+) -> tuple[Evidence | None, int]:
     probs, truth, known = _read_cats(pipe, examples)
     rows = np.flatnonzero((truth & known).any(axis=1))
     if not len(rows):
         return None, 0
-    return (np.log(np.maximum(probs[rows], SMALLEST_PROBABILITY)), truth[rows].argmax(axis=1)), 0
+    logs = np.log(np.maximum(probs[rows], SMALLEST_PROBABILITY))
+    return Choices("documents", logs, truth[rows].argmax(axis=1), start + rows), 0
 
 
-def _read_answers(pipe: TextCategorizer, examples: list[Example]) -> tuple[Any, int]:
+def _read_answers(
+    pipe: TextCategorizer, examples: list[Example], start: int
+) -> tuple[Evidence | None, int]:
     probs, truth, known = _read_cats(pipe, examples)
     if not known.any():
         return None, 0
     probs = np.clip(probs.astype("d"), SMALLEST_PROBABILITY, 1 - 1e-16)
-    return (np.log(probs) - np.log1p(-probs), truth, known), 0
+    docs = np.arange(start, start + len(examples))
+    return Answers(np.log(probs) - np.log1p(-probs), truth, known, docs), 0
 
 
 def _read_cats(pipe: TextCategorizer, examples: list[Example]) -> tuple[np.ndarray, ...]:
     """RETURNS (probabilities, truth, known): (n_docs, n_labels) each, the last two bool."""
     docs = [example.predicted for example in examples]
-    probs = pipe.model.ops.to_numpy(pipe.model.predict(docs))
+    probs = pipe.model.ops.to_numpy(pipe.predict(docs))
     cats = [example.reference.cats for example in examples]
     known = np.array([[label in own for label in pipe.labels] for own in cats], dtype=bool)
     truth = np.array([[own.get(label, 0) >= 0.5 for label in pipe.labels] for own in cats])
     return probs, truth, known
-
-
-def _join_tokens(parts: list[Any]) -> Evidence:
-    return Choices("tokens", *map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _join_category(parts: list[Any]) -> Evidence:
-    return Choices("documents", *map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _join_answers(parts: list[Any]) -> Evidence:
-    return Answers(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _join_entities(parts: list[Any]) -> Evidence:
-    return Entities(parts)
-
-
-_JOIN: dict[Reader, Callable[[list[Any]], Evidence]] = {
-    _read_tokens: _join_tokens,
-    _read_entities: _join_entities,
-    _read_category: _join_category,
-    _read_answers: _join_answers,
-}
 
 
 def logit_layer(pipe: TextCategorizer) -> Model | None:

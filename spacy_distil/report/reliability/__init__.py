@@ -1,0 +1,1 @@
+"""Predictions beside the truth: how far the probabilities of pipes can be believed."""
