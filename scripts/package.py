@@ -1,11 +1,12 @@
 """Build a wheel of a pipeline and its model card, and say how good it is beside its rivals.
 
     python -m scripts.package PIPELINE PACKAGES --name NAME --version VERSION
-        --compare DIR --row ROW
+        --compare DIR --robustness DIR --row ROW
 
-The output of the build is shown only if it fails. DIR is the output of `spacy distil compare`, and
-ROW the pipeline's name in it. Warnings name scores of 0, rivals that score higher on the test
-documents, and scores that have too few test documents behind them.
+The output of the build is shown only if it fails. The directories are the outputs of `spacy distil
+compare` and `spacy distil robustness`, and ROW is the pipeline's name in them. Warnings name scores
+of 0, rivals that score higher on the test documents, and scores that have too few test documents
+behind them.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ import typer
 from wasabi import msg
 
 from spacy_distil.errors import ConfigError, friendly_errors
-from spacy_distil.report.comparison import STEM
-from spacy_distil.report.pipeline_card import CardRecords, write_card
+from spacy_distil.report.pipeline_card import CardRecords, read_results, write_card
 from spacy_distil.report.scores import COLUMNS
 from spacy_distil.runs.files import write_text
 
@@ -121,18 +121,15 @@ def main(
     name: Annotated[str, typer.Option(help="Name without the language")],
     version: Annotated[str, typer.Option(help="Version of the package")],
     compare: Annotated[Path, typer.Option(help="Output of `spacy distil compare`")],
-    row: Annotated[str, typer.Option(help="The pipeline's name in the comparison")],
+    robustness: Annotated[Path, typer.Option(help="Output of `spacy distil robustness`")],
+    row: Annotated[str, typer.Option(help="The pipeline's name in both")],
 ) -> None:
     """Build a wheel of a pipeline, and say how good it is beside its rivals."""
     with friendly_errors():
-        results = compare / f"{STEM}.json"
-        if not results.is_file():
-            raise ConfigError(
-                f"No such file: {results}. Run the project's 'compare' command first."
-            )
-        comparison = json.loads(results.read_text(encoding="utf8"))
+        comparison = read_results(compare, "compare")
         warnings = judge(comparison, row)
-        records = CardRecords(comparison=comparison, row=row)
+        noisy = read_results(robustness, "robustness")
+        records = CardRecords(comparison=comparison, robustness=noisy, row=row)
         wheel = build(pipeline, packages, name=name, version=version, records=records)
         msg.good(f"{wheel} ({wheel.stat().st_size / 1e6:,.1f} MB)")
         for warning in warnings:

@@ -143,7 +143,12 @@ def test_what_is_packaged_is_quantized_and_compared() -> None:
     assert quantized in COMMANDS["quantize"]["outputs"]
     (package,) = COMMANDS["package"]["script"]
     assert f"scripts.package {quantized}/best " in package
-    assert package.endswith("--compare metrics/sample/compare --row 'packaged int8'")
+    assert package.endswith(
+        "--compare metrics/sample/compare --robustness metrics/sample/robustness "
+        "--row 'packaged int8'"
+    )
+    robustness = shlex.split(COMMANDS["robustness"]["script"][0])
+    assert f"packaged int8={quantized}/best" in robustness
     assert f" {quantized} " in " ".join(COMMANDS["evaluate"]["script"])
     compare = shlex.split(COMMANDS["compare"]["script"][0])
     rows = [after for before, after in pairwise(compare) if before == "--pipeline"]

@@ -21,8 +21,10 @@ from spacy_distil.cli.options import (
     TxtDocumentsChoice,
     TxtDocumentsOption,
 )
-from spacy_distil.errors import friendly_errors
+from spacy_distil.errors import friendly_errors, require
 from spacy_distil.pipelines import import_code
+
+_FEW = "Checked on a few sentences alone: name documents of yours with --corpus."
 
 
 class Precision(str, Enum):
@@ -97,6 +99,10 @@ def quantize_cli(
     batch_size: BatchSize = 64,
     code: Code = None,
     report: ReportFile = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", help="HTML file for the tables and a plot of the layers."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Make a pipeline that runs on ONNX Runtime: several times faster on a CPU, without torch.
@@ -112,8 +118,11 @@ def quantize_cli(
         from spacy_distil.runs.files import write_text
         from spacy_distil.runs.outputs import check_file
 
-        if report is not None:
-            check_file(report)
+        for file in (report, page):
+            if file is not None:
+                check_file(file)
+        if page is not None:
+            require("matplotlib", extra="report", purpose="The page of `distil quantize`")
         from spacy_distil.export.quantize import quantize
         from spacy_distil.export.quantize_table import to_text
 
@@ -137,7 +146,14 @@ def quantize_cli(
         )
         if report is not None:
             write_text(report, json.dumps(result.to_dict(), indent=2) + "\n")
+        warnings = [] if corpus else [_FEW]
+        if page is not None:
+            from spacy_distil.export.quantize_page import make_page
+            from spacy_distil.report.page import write_page
+
+            write_page(make_page(result, pipeline=pipeline, warnings=warnings), page)
+            msg.good(f"Saved {page}")
     print(to_text(result))
-    if corpus is None:
-        msg.warn("Checked on a few sentences alone: name documents of yours with --corpus.")
+    for warning in warnings:
+        msg.warn(warning)
     msg.good(f"Saved the pipeline to {output}")

@@ -10,12 +10,16 @@ from spacy_distil.tables import Table
 
 def to_text(result: Quantization) -> str:
     """Write all tables for the terminal."""
-    tables = [_sensitivity_table(result), _pruning_table(result)]
     return join_text(
-        [table for table in tables if table.rows],
+        make_tables(result),
         agreement_table.to_text(result.agreement),
         describe(result),
     )
+
+
+def make_tables(result: Quantization) -> list[Table]:
+    """Make the tables of layers and of the vocabulary, without empty ones."""
+    return [t for t in (_sensitivity_table(result), _pruning_table(result)) if t.rows]
 
 
 def describe(result: Quantization) -> str:

@@ -322,7 +322,7 @@ def read_results(path: Path, name: str) -> Mapping[str, Any]:
         results = srsly.read_json(file)
     except (OSError, ValueError) as error:
         raise CorpusError(
-            f"{file} cannot be read as results of `distil {name}`: {error}"
+            f"{file} cannot be read as results of `distil {name}`: {error}. Run it first."
         ) from error
     key = "pipes" if name == "calibrate" else "rows"
     if not isinstance(results, dict) or key not in results:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from spacy_distil.cli import distil_cli
 from spacy_distil.cli.options import TxtDocumentsChoice
 from spacy_distil.text.plain_text import TxtDocuments
+from tests.report.markup import Markup
 from tests.util import make_examples
 
 
@@ -76,12 +77,16 @@ def test_all_options(torch_pipeline: Path, directory: Path) -> None:
         torch_pipeline, "out", "--force", "--precision", "int8", "--corpus", "texts.txt",
         "--limit", "6", "--min-agreement", "0.9", "--max-fp32-layers", "1", "--reduced-range",
         "--prune-vocab", "texts.txt", "--vocab-size", "200", "--batch-size", "4",
-        "--report", "report.json",
+        "--report", "report.json", "--page", "pages/quantize.html",
     )  # fmt: skip
     assert status == 0, output
     for title in ("Pruned vocabulary", "pieces per word", "Original and int8 candidate on texts"):
         assert title in output
     report = json.loads((directory / "report.json").read_text())
+    page = Markup((directory / "pages" / "quantize.html").read_text())
+    for title in ("Agreement of the candidate with the original", "Pruned vocabulary"):
+        assert title in page.texts
+    assert any("Original and int8 candidate on texts" in text for text in page.texts)
     assert report["reduced_range"] is True
     assert report["pruning"]["n_after"] == 200
     assert (report["agreement"]["n_docs"], report["agreement"]["batch_size"]) == (6, 4)
@@ -90,10 +95,14 @@ def test_all_options(torch_pipeline: Path, directory: Path) -> None:
 
 
 def test_without_a_corpus_it_says_what_that_means(torch_pipeline: Path, directory: Path) -> None:
-    status, output = run(torch_pipeline, "fp32", "--precision", "fp32")
+    status, output = run(torch_pipeline, "fp32", "--precision", "fp32", "--page", "page.html")
     assert status == 0
     assert "fp32 candidate on spaCy's example sentences" in output
-    assert "Checked on a few sentences alone: name documents of yours with --corpus." in output
+    warning = "Checked on a few sentences alone: name documents of yours with --corpus."
+    assert warning in output
+    page = Markup((directory / "page.html").read_text())
+    assert warning in page.texts
+    assert page.count("figure") == 0, "no layer was chosen"
 
 
 def test_errors_say_what_to_do(torch_pipeline: Path, onnx_pipeline: Path, directory: Path) -> None:

@@ -22,8 +22,11 @@ from spacy_distil.export.encoders import SourceEncoder, find_encoders
 from spacy_distil.export.fallback import Int8Plan, measure_sensitivity
 from spacy_distil.export.graph import Precision
 from spacy_distil.export.quantize import quantize
+from spacy_distil.export.quantize_page import make_page
 from spacy_distil.pipelines import count_bytes
+from spacy_distil.report.page import render
 from spacy_distil.runs.digests import SUMS
+from tests.report.markup import Markup
 from tests.util import (
     SENTENCES,
     encoder_of,
@@ -330,6 +333,12 @@ def test_the_layer_that_loses_most_stays_in_float32(
     lines: list[str] = []
     result = quantize(sensitive, output, corpus=texts, min_agreement=0.95, log=lines.append)
     assert result.fp32_layers == {"transformer": [2]}
+    page = make_page(result, pipeline=str(sensitive), warnings=["Look here."])
+    html = Markup(render(page))
+    label = "Error of the token vectors of transformer by layer"
+    assert [values["aria-label"] for tag, values in html.elements if tag == "svg"] == [label]
+    assert "Error of the token vectors with one layer in int8" in html.texts
+    assert "Look here." in html.texts
     errors = result.sensitivity["transformer"]
     assert errors[2] > 100 * max(errors[:2] + errors[3:])
     assert "Making the graph: int8, except for layers (transformer: 2)" in lines

@@ -16,6 +16,8 @@ from spacy_distil.report.aggregation import aggregate
 from spacy_distil.report.benchmark_table import make_tables, to_markdown
 from spacy_distil.report.plot import COLOURS
 from spacy_distil.report.process import PipelineSource
+from spacy_distil.report.reliability.collecting import judge
+from spacy_distil.report.reliability.measures import measure_pipes
 from spacy_distil.report.results import Benchmark
 from spacy_distil.report.scores import score_pipeline
 from tests.report.markup import Markup
@@ -30,25 +32,19 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(trained: Trained, output: Path, bare_python: str) -> Benchmark:
-    with pytest.MonkeyPatch.context() as patch:
-        # Stock pipelines need no torch.
-        patch.setattr("sys.executable", bare_python)
-        return benchmark(
-            {
-                "full": trained.full,
-                "partial": PipelineSource(str(trained.partial), bare_python),
-            },
-            trained.test,
-            output,
-            batch_sizes=[4, 1],
-            threads=[1],
-            repeats=2,
-            load_repeats=1,
-            latency_texts=5,
-            gold=trained.test,
-            title="A title",
-            command="benchmark it",
-        )
+    return benchmark(
+        {"full": trained.full, "partial": PipelineSource(str(trained.partial), bare_python)},
+        trained.test,
+        output,
+        batch_sizes=[4, 1],
+        threads=[1],
+        repeats=2,
+        load_repeats=1,
+        latency_texts=5,
+        gold=trained.test,
+        title="A title",
+        command="benchmark it",
+    )
 
 
 @pytest.mark.slow
@@ -71,6 +67,16 @@ def test_intervals_are_those_of_compare(result: Benchmark, trained: Trained) -> 
         for score in row.scores.values():
             assert score.interval is not None
             assert score.interval[0] < score.mean < score.interval[1]
+
+
+@pytest.mark.slow
+def test_reliability_of_this_environment_alone(result: Benchmark, trained: Trained) -> None:
+    full, partial = result.rows
+    nlp = spacy.load(trained.full)
+    judged = judge(nlp, list(Corpus(trained.test)(nlp)), 7)
+    assert full.reliability == measure_pipes([judged], 40)
+    assert {*full.reliability} == {"tagger", "morphologizer"}
+    assert partial.reliability == {}
 
 
 @pytest.mark.slow
@@ -121,7 +127,14 @@ def test_files(result: Benchmark, output: Path) -> None:
     assert markdown.startswith("### A title\n")
     assert "partial has an environment of its own: Python 3." in markdown
     assert "full has an environment" not in markdown
-    speed, memory, scores = make_tables(result)
+    speed, memory, scores, calibration = make_tables(result)
+    assert [row[:2] for row in calibration.rows] == [
+        ["morphologizer", "full"],
+        ["morphologizer", "partial"],
+        ["tagger", "full"],
+        ["tagger", "partial"],
+    ]
+    assert calibration.rows[1][2:] == ["\N{EN DASH}"] * 6
     assert speed.header[2:4] == ["words/s, batch 1", "words/s, batch 4"]
     assert [row[:2] for row in speed.rows] == [["full", "1"], ["partial", "1"]]
     assert memory.rows[0][-1] == f"{result.rows[0].n_bytes / 1e6:,.1f}"
@@ -132,6 +145,7 @@ def test_files(result: Benchmark, output: Path) -> None:
     assert colours_of(output / "benchmark.png") >= set(COLOURS[:2])
     page = Markup((output / "benchmark.html").read_text(encoding="utf-8"))
     assert {"A title", "Speed", "Scores", "Confusions of entities", "benchmark it"} <= {*page.texts}
+    assert {"Calibration", "Reliability of tagger"} <= {*page.texts}
 
 
 @pytest.mark.slow

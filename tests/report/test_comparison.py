@@ -95,6 +95,21 @@ def test_retention_is_student_over_teacher(comparison: Comparison, trained: Trai
 
 
 @pytest.mark.slow
+def test_reliability_is_a_mean_over_seeds(comparison: Comparison, trained: Trained) -> None:
+    teacher, student = comparison.rows
+    assert {*teacher.reliability} == {"tagger", "morphologizer"}
+    assert student.reliability == {}  # a bag of words, and a `ner` without probabilities
+    own = teacher.reliability["tagger"]
+    accuracies = [evaluate(path, trained.test)["tag_acc"] for path in (trained.full, trained.seed)]
+    assert own.accuracy == pytest.approx(accuracies[0], abs=0.02)  # which counts split tokens, too
+    for score in (own.ece, own.adaptive_ece, own.brier, own.log_loss):
+        assert len(score.seeds) == 2
+        assert score.mean == pytest.approx(mean(score.seeds))
+        assert score.interval is not None
+        assert score.interval[0] < score.mean < score.interval[1]
+
+
+@pytest.mark.slow
 def test_speed_and_size_are_of_the_first_seed(comparison: Comparison, trained: Trained) -> None:
     for row, path in zip(comparison.rows, (trained.full, trained.partial), strict=True):
         assert len(row.speed.passes) == 2
@@ -159,7 +174,9 @@ def test_page(comparison: Comparison, output: Path) -> None:
         "Scores",
         "Retention: score / score of teacher, %",
         "Speed and size",
+        "Calibration",
         "Accuracy against speed",
+        *(f"Reliability of {each}" for each in ("morphologizer", "tagger")),
         "Where teacher and student differ most",
         *(f"Confusions of {each}" for each in ("UPOS tags", "XPOS tags", "entities", "categories")),
         "How this was measured",
@@ -170,7 +187,8 @@ def test_page(comparison: Comparison, output: Path) -> None:
     assert "Of teacher, it is the first seed." in page.text
     assert set(comparison.verdicts) <= set(page.texts)
     assert [attrs["aria-label"] for tag, attrs in page.elements if tag == "svg"] == [
-        *("UPOS acc", "XPOS acc", "NER F", "textcat macro-F")
+        *("UPOS acc", "XPOS acc", "NER F", "textcat macro-F"),
+        *(f"Reliability and coverage of {each}" for each in ("morphologizer", "tagger")),
     ]
     assert 1 <= page.count("article") <= 10
     # Of the student, whose categories do not exclude each other, only the entities.

@@ -15,15 +15,12 @@ from tests.report.stock_pipelines import Trained
 
 
 @pytest.fixture
-def own(
-    trained: Trained, bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def own(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pipeline, a test set and, in own.py, the code, in the working directory."""
     shutil.copytree(trained.full, tmp_path / "own")
     shutil.copy(trained.test, tmp_path / "test.spacy")
     make_own(tmp_path / "own")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.executable", bare_python)
     return tmp_path
 
 
@@ -46,10 +43,12 @@ def test_benchmark(own: Path) -> None:
     (row,) = json.loads((own / "out" / "benchmark.json").read_text())["rows"]
     assert row["code"] == "own.py"
     assert row["scores"]["tag_acc"]["interval"] is not None
+    assert "tagger" in row["reliability"]
 
 
 @pytest.mark.slow
-def test_compare(own: Path) -> None:
+def test_compare(own: Path, bare_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", bare_python)
     status, output = run("compare", "test.spacy", "-p", "own=own", "--code", "own.py")
     assert status == 0, output
     (row,) = json.loads((own / "out" / "compare.json").read_text())["rows"]

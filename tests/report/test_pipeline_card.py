@@ -178,4 +178,4 @@ def test_results_of_real_runs(pipeline: Path) -> None:
     calibration = json.loads((results / "calibration" / "results" / "ewt.json").read_text())
     records = CardRecords(calibration=calibration["pipelines"]["taught, int8"])
     card = write_card(pipeline, records, force=True).read_text()
-    assert "| tagger | 24,653 tokens | 96.04 | 95.95 | 0.48 | 1.15 |" in card
+    assert "| tagger | 24,653 tokens | 96.04 | 95.95 | 0.48 [0.28, 0.68] | 0.27 | 1.15 |" in card

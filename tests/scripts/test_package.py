@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from scripts import package
 from spacy_distil.errors import ConfigError
-from tests.report.test_pipeline_card import COMPARISON
+from tests.report.test_pipeline_card import COMPARISON, ROBUSTNESS
 
 
 def comparison(scores: dict[str, tuple[float, tuple[float, float] | None]]) -> dict[str, Any]:
@@ -86,9 +86,12 @@ def run(pipeline: Path, tmp_path: Path, version: str = "0.1.0") -> Any:
     settings = {**COMPARISON["settings"], **found["settings"]}
     whole = {**COMPARISON, **found, "settings": settings}
     (results / "compare.json").write_text(json.dumps(whole))
+    noisy = {**ROBUSTNESS, "rows": [{**ROBUSTNESS["rows"][0], "name": ROW}]}
+    (results / "robustness.json").write_text(json.dumps(noisy))
     app = package.typer.Typer()
     app.command()(package.main)
-    options = {"--name": "quiet", "--version": version, "--compare": results, "--row": ROW}
+    options = {"--name": "quiet", "--version": version, "--row": ROW}
+    options |= {"--compare": results, "--robustness": results}
     arguments = [str(each) for option in options.items() for each in option]
     return CliRunner().invoke(app, [str(pipeline), str(tmp_path / "packages"), *arguments])
 
@@ -104,6 +107,7 @@ def test_the_build_is_quiet_unless_it_fails(tmp_path: Path) -> None:
         (card,) = [name for name in files.namelist() if name.endswith("0.1.0/README.md")]
         assert "# en_quiet" in files.read(card).decode()
         assert "| NER F | 30.0 |" in files.read(card).decode()
+        assert "| keyboard | 15% | 92.00 (-3.0) |" in files.read(card).decode()
     assert not (tmp_path / "pipeline" / "README.md").exists()
     printed = " ".join(result.output.split())
     assert "below that of student 39.0%" in printed
@@ -119,6 +123,9 @@ def test_a_comparison_must_be_there(tmp_path: Path) -> None:
     app = package.typer.Typer()
     app.command()(package.main)
     arguments = [tmp_path / "pipeline", tmp_path, "--name", "a", "--version", "1", "--row", ROW]
-    result = CliRunner().invoke(app, [*map(str, arguments), "--compare", str(tmp_path)])
+    options = ["--compare", str(tmp_path), "--robustness", str(tmp_path)]
+    result = CliRunner().invoke(app, [*map(str, arguments), *options])
     assert result.exit_code == 1
-    assert "Run the project's 'compare' command first" in " ".join(result.output.split())
+    printed = " ".join(result.output.split())
+    assert "compare.json cannot be read as results of `distil compare`" in printed
+    assert "Run it first." in printed

@@ -61,6 +61,14 @@ def test_each_seed_is_quantized_once(
         assert report["precision"] == "fp32"
         assert report["agreement"]["n_docs"] == 16
         assert report["agreement"]["lowest"]["agreement"] == 1
+        calibration = json.loads(
+            (output.with_name("reports") / f"seed-{seed}-calibration.json").read_text()
+        )
+        (tagger,) = calibration["pipes"]
+        calibrated = spacy.load(output / f"seed-{seed}" / "model-best")
+        expected = pytest.approx(tagger["temperatures"])
+        assert calibrated.meta["calibration"] == {"tagger": expected}
+        assert not (output / f"seed-{seed}" / "quantized").exists()
     assert scores[0] < scores[1]
     best = spacy.load(output / "best")
     assert best.meta["performance"]["tag_acc"] == scores[1]
@@ -87,6 +95,20 @@ def test_each_seed_is_quantized_once(
     assert stopped.value.code == 1
     assert "Traceback" not in capfd.readouterr().err
     assert not (output / "seed-0").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_without_anything_to_calibrate(
+    bert_dir: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "student" / "seed-0"
+    directory.mkdir(parents=True)
+    make_nlp(bert_dir, ["ner"]).to_disk(directory / "model-best")
+    output = run(tmp_path / "student", corpus, FP32, seeds="0")
+    assert "No pipe of" in " ".join(capsys.readouterr().out.split())
+    assert "calibration" not in spacy.load(output / "best").meta
+    assert [each.name for each in output.with_name("reports").iterdir()] == ["seed-0.json"]
 
 
 def scored(directory: Path, *scores: float) -> Path:
