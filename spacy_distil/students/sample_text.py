@@ -21,7 +21,7 @@ BLOCK_SIZE, N_BLOCKS = 128, 64
 # Blocks to count pieces in.
 N_COUNTED_BLOCKS = 2000
 # Characters to read for a block: more than a block has in any language.
-_BLOCK_CHARACTERS = 16 * BLOCK_SIZE
+BLOCK_CHARACTERS = 16 * BLOCK_SIZE
 # Characters to read for counting pieces per word.
 _COUNTED_CHARACTERS = 200_000
 
@@ -44,25 +44,33 @@ def read_blocks(
     Raises CorpusError if there is no text.
     """
     files = find_files([path], setting=setting)
-    tokenizer = teacher.tokenizer
     txt = TxtFiles(txt_documents)
     blocks: list[np.ndarray] = []
     for number, file in enumerate(files):
         # Later files make up for short ones.
         share = -(-(n_blocks - len(blocks)) // (len(files) - number))
-        packed = pack(
-            tokenize(_read_start([file], share * _BLOCK_CHARACTERS, txt), tokenizer),
-            block_size=min(BLOCK_SIZE, teacher.longest_block),
-            first=int(tokenizer.cls_token_id),
-            last=int(tokenizer.sep_token_id),
-        )
-        blocks += [np.array(block, dtype=np.int32) for block in islice(packed, share)]
+        parts = _read_start([file], share * BLOCK_CHARACTERS, txt)
+        blocks += make_blocks(parts, teacher, n_blocks=share)
         if len(blocks) >= n_blocks:
             break
     if not blocks:
         raise CorpusError(f"{setting}: no text in {path}")
     txt.tell(log)
     return blocks
+
+
+def make_blocks(
+    parts: Iterable[Part], teacher: Teacher, *, n_blocks: int = N_BLOCKS
+) -> list[np.ndarray]:
+    """Make blocks of up to 128 pieces of text: `n_blocks` of (n_pieces,) int32, or fewer."""
+    tokenizer = teacher.tokenizer
+    packed = pack(
+        tokenize(parts, tokenizer),
+        block_size=min(BLOCK_SIZE, teacher.longest_block),
+        first=int(tokenizer.cls_token_id),
+        last=int(tokenizer.sep_token_id),
+    )
+    return [np.array(block, dtype=np.int32) for block in islice(packed, n_blocks)]
 
 
 def count_pieces(blocks: Iterable[np.ndarray], n_pieces: int) -> np.ndarray:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import srsly
+import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -17,12 +18,15 @@ from spacy_distil.component.shim import EncoderShim
 from spacy_distil.engines.pretrained import save_encoder
 from spacy_distil.runs.files import atomic_directory, scratch_directory
 from spacy_distil.students.families import FAMILIES
+from spacy_distil.students.importance import importance_batches, measure_importance
 from spacy_distil.students.making import make_student
+from spacy_distil.students.sample_text import BLOCK_CHARACTERS, N_BLOCKS, make_blocks
 from spacy_distil.students.shapes import choose_shape
 from spacy_distil.students.teachers import load_teacher
 from spacy_distil.students.vocabulary import PrunedVocabulary, VocabularySettings, prune_teacher
 from spacy_distil.students.vocabulary.kinds import Text, read_kind
 from spacy_distil.students.vocabulary.settings import WHOLE
+from spacy_distil.text.plain_text import Part
 
 # Names of the pieces for masked and for unknown text, which a config does not tell.
 MASKS, UNKNOWNS = ("[MASK]", "<mask>"), ("[UNK]", "<unk>")
@@ -48,6 +52,9 @@ def save_student(
     layers: Literal["first", "even"] | Sequence[int] = "first",
     n_layers: int | None = None,
     *,
+    heads: int | None = None,
+    ffn: int | None = None,
+    width: int | None = None,
     share_layers: bool = False,
     embedding_size: int | None = None,
     texts: Iterable[Text] = (),
@@ -58,10 +65,10 @@ def save_student(
     encoder: runs on torch and is of one of the `FAMILIES`.
     directory: becomes a Hugging Face model directory with the encoder's tokenizer.
     layers, n_layers: which layers and how many. None is half of them. See `choose_layers`.
-    share_layers, embedding_size: see `choose_shape`.
+    heads, ffn, width, share_layers, embedding_size: see `choose_shape`.
     vocabulary: which pieces it has.
     texts: to count pieces in, all for the vocabulary, and N_COUNTED_TEXTS for factorized
-        embeddings.
+        embeddings. The importance of heads, neurons and dimensions is measured on the first ones.
     RETURNS: the smaller vocabulary, or None if it is whole.
     """
     with scratch_directory(directory) as scratch, atomic_directory(directory) as new:
@@ -78,6 +85,9 @@ def save_student(
             teacher.model.config,
             layers,
             n_layers,
+            heads=heads,
+            ffn=ffn,
+            width=width,
             share_layers=share_layers,
             embedding_size=embedding_size,
         )
@@ -85,7 +95,11 @@ def save_student(
             tokenizer_object=pieces, **teacher.tokenizer.special_tokens_map
         )
         teacher = replace(teacher, tokenizer=tokenizer)
-        pruned, counts = None, None
+        pruned, counts, importance = None, None, None
+        if shape.cuts:
+            first, texts = _first_texts(texts)
+            blocks = make_blocks(first, teacher)
+            importance = measure_importance(teacher, importance_batches(blocks, teacher))
         if vocabulary.is_pruned:
             teacher, pruned = prune_teacher(teacher, texts, vocabulary)
             counts = pruned.counts[pruned.kept_ids]
@@ -93,8 +107,22 @@ def save_student(
             counts = read_kind(pieces.to_str()).count([*islice(texts, N_COUNTED_TEXTS)])
             n_more = int(teacher.model.config.vocab_size) - len(counts)
             counts = np.pad(counts, (0, n_more))
-        save_encoder(make_student(teacher, shape, counts=counts), teacher.tokenizer, new)
+        torch.manual_seed(0)  # larger heads get new weights
+        student = make_student(teacher, shape, importance, counts=counts)
+        save_encoder(student, teacher.tokenizer, new)
         return pruned
+
+
+def _first_texts(texts: Iterable[Text]) -> tuple[list[Part], Iterable[Text]]:
+    """Take the first texts, in whole blocks' worth. RETURNS: them, and all texts."""
+    rest, taken, size = iter(texts), [], 0
+    for text in rest:
+        taken.append(text)
+        size += len(text) if isinstance(text, str) else sum(map(len, text))
+        if size > N_BLOCKS * BLOCK_CHARACTERS:
+            break
+    parts = [Part(text if isinstance(text, str) else " ".join(text), True) for text in taken]
+    return parts, chain(taken, rest)
 
 
 def save_pruned(

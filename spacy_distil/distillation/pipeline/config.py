@@ -37,6 +37,8 @@ class StudentSettings(Section):
     start: "teacher", from the teacher's trained layers and heads; "config", from the encoder in the
         config; "auto", from the teacher if possible.
     layers, n_layers: which of the teacher's layers, and how many.
+    heads, ffn, width: attention heads, feed-forward neurons and hidden size; None keeps the
+        teacher's.
     share_layers: whether all layers share the weights of one, as in ALBERT.
     embedding_size: width of ALBERT's factorized embeddings; None keeps them whole.
     tokenizer: "teacher", as the teacher's; "config", as the config says; "auto", as the teacher's
@@ -47,6 +49,9 @@ class StudentSettings(Section):
     start: Literal["auto", "teacher", "config"] = "auto"
     layers: Literal["first", "even"] | list[int] = "first"
     n_layers: Count | None = None
+    heads: Count | None = None
+    ffn: Count | None = None
+    width: Count | None = None
     share_layers: bool = False
     embedding_size: Count | None = None
     tokenizer: TokenizerChoice = "auto"

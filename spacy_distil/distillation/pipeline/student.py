@@ -116,6 +116,10 @@ def make_student(
 def _describe_encoder(settings: StudentSettings, encoder: EncoderShim) -> str:
     """Say what the student's encoder starts from."""
     words = f"{encoder.n_layers} of the teacher's layers"
+    parts = {"heads": settings.heads, "neurons": settings.ffn, "dimensions": settings.width}
+    cut = [f"{n:,} {name}" for name, n in parts.items() if n is not None]
+    if cut:
+        words += f", cut to {' and '.join(cut)}"
     if settings.share_layers:
         words = f"the lowest of the teacher's layers, applied {encoder.n_layers} times"
     if settings.embedding_size is not None:
@@ -135,7 +139,7 @@ def _check_start(settings: StudentSettings, teacher: Language, config: Config) -
     )
     if obstacle is None:
         return True
-    for name in ("share_layers", "embedding_size"):
+    for name in ("heads", "ffn", "width", "share_layers", "embedding_size"):
         value = getattr(settings, name)
         if value:
             raise ConfigError(
@@ -363,6 +367,9 @@ def start_from_teacher(
         directory,
         settings.layers,
         settings.n_layers,
+        heads=settings.heads,
+        ffn=settings.ffn,
+        width=settings.width,
         share_layers=settings.share_layers,
         embedding_size=settings.embedding_size,
         texts=texts,

@@ -443,6 +443,44 @@ def test_a_student_of_alberts_form(
         assert error <= 0.05 * np.linalg.norm(own.tensor)
 
 
+@pytest.mark.parametrize("cuts", [{"ffn": 20}, {"heads": 2, "ffn": 16}, {"width": 16, "heads": 2}])
+def test_a_student_with_cut_layers(
+    teacher: Language, config: Config, tmp_path: Path, cuts: dict[str, int]
+) -> None:
+    config["training"]["max_steps"] = 4
+    config["distillation"]["student"] = {"layers": [0, 1], "n_layers": None, **cuts}
+    distilled = spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+    encoder = get_encoder(spacy.load(distilled.path).get_pipe("transformer").model).loaded.config
+    found = {
+        "heads": encoder["num_attention_heads"],
+        "ffn": encoder["intermediate_size"],
+        "width": encoder["hidden_size"],
+    }
+    assert {key: found[key] for key in cuts} == cuts
+    start = json.loads((tmp_path / "out" / "distil.json").read_text())["start"]
+    assert start["transformer"].startswith("2 of the teacher's layers, cut to ")
+    same_width = "width" not in cuts
+    assert (start["tagger"] == "the teacher's") == same_width
+    # The neurons that stay are the teacher's own, the most important ones.
+    if same_width:
+        name = "encoder.layer.0.intermediate.dense.weight"
+        teacher.to_disk(tmp_path / "teacher")
+        kept, given = (
+            load((tmp_path / folder / "model.safetensors").read_bytes())[name]
+            for folder in ("out/start", "teacher/transformer")
+        )
+        assert len(kept) == cuts["ffn"] < len(given)
+        assert all((row == given).all(axis=1).any() for row in kept)
+    again = spacy_distil.distil_pipeline(teacher, config, tmp_path / "again")
+    assert same(distilled.path, again.path)
+
+
+def test_cuts_that_cannot_be(teacher: Language, config: Config, tmp_path: Path) -> None:
+    config["distillation"]["student"] = {"ffn": 10_000}
+    with pytest.raises(ConfigError, match=r"student\.ffn = 10000: must be from 1 to the teacher"):
+        spacy_distil.distil_pipeline(teacher, config, tmp_path / "out")
+
+
 def test_a_form_without_the_teachers_layers_is_refused(
     teacher: Language, tagger_config: Config, tmp_path: Path
 ) -> None:
