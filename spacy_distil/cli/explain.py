@@ -76,9 +76,10 @@ def explain_cli(
         from spacy_distil.runs.files import write_text
         from spacy_distil.runs.outputs import check_file
         from spacy_distil.text.documents import read_documents
-        from spacy_distil.trust.explanations.explain import explain
+        from spacy_distil.trust.explanations.explain import choose_method, explain
         from spacy_distil.trust.explanations.explanation import Explanation
         from spacy_distil.trust.explanations.html import to_page
+        from spacy_distil.trust.explanations.targets import find_pipe, read_request
         from spacy_distil.trust.explanations.terminal import to_text
 
         if (text is None) == (texts is None):
@@ -94,16 +95,29 @@ def explain_cli(
             docs = read_documents(
                 texts, nlp, limit=limit, txt_documents=txt_documents.value, log=msg.info
             ).docs
-        found: list[list[Explanation]] = []
-        for doc in docs:
-            one = explain(nlp, doc, target, method.value)
-            found.append([one] if isinstance(one, Explanation) else one)
+        # Mistakes that no document makes good.
+        choose_method(nlp, find_pipe(nlp, read_request(nlp, target)), method.value)
+        found: dict[str, list[Explanation]] = {}
+        for i, doc in enumerate(docs, start=1):
+            name = f"Document {i}"
+            try:
+                one = explain(nlp, doc, target, method.value)
+            except ConfigError as error:
+                if text is not None:
+                    raise
+                msg.warn(f"{name} is left out. {error}")
+                continue
+            found[name] = [one] if isinstance(one, Explanation) else one
             if output is None:
-                for each in found[-1]:
+                if texts is not None:
+                    print(f"\n{name}\n")
+                for each in found[name]:
                     print(to_text(each))
-        if output is not None:
-            write_text(output, to_page(f"Explanations of {nlp.meta['name']}", found))
-    if not any(found):
-        msg.warn("Nothing is predicted for this text, so there is nothing to explain.")
+        if output is not None and found:
+            write_text(output, to_page(f"Explanations of {nlp.meta['name']}", found.items()))
+    if not any(found.values()):
+        msg.warn("There is nothing to explain in these documents.")
+    if output is not None and not found:
+        raise typer.Exit(1)
     if output is not None:
         msg.good(f"Saved the explanations to {output}")

@@ -58,8 +58,9 @@ def robustness_cli(
 ) -> None:
     """Score pipelines on noisy text: typos, casing, OCR errors, odd spaces.
 
-    All pipelines read the same texts. The annotation stays with its words. The tables show each
-    score under each noise, and how much it lost.
+    All pipelines read the same texts, with typos of the keyboard of the first one's language. The
+    annotation stays with its words. The tables show each score under each noise, and how much it
+    lost.
     """
     with friendly_errors():
         from spacy_distil.noise import KINDS

@@ -144,13 +144,15 @@ def _rebuild(
     if len(texts):
         new = new.from_array(attrs, rows)
     new.cats = dict(doc.cats)
-    new.user_data = {key: value for key, value in doc.user_data.items() if isinstance(key, str)}
+    new.user_data = {k: value for k, value in doc.user_data.items() if not _is_of_tokens(k)}
+    # An empty span keeps its place, too.
+    begins = [*places.tolist(), len(texts)]
     for key, group in doc.spans.items():
         spans = [
             Span(
                 new,
-                int(places[span.start]),
-                int(places[span.end - 1]) + 1,
+                begins[span.start],
+                begins[span.end - 1] + 1 if span.end > span.start else begins[span.start],
                 label=span.label,
                 kb_id=span.kb_id,
                 span_id=span.id,
@@ -159,3 +161,8 @@ def _rebuild(
         ]
         new.spans[key] = SpanGroup(new, name=group.name, spans=spans, attrs=dict(group.attrs))
     return new
+
+
+def _is_of_tokens(key: Any) -> bool:
+    """Whether a key of user data belongs to an extension attribute of a span or a token."""
+    return isinstance(key, tuple) and key[0] == "._." and key[2] is not None

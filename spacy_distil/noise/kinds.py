@@ -50,6 +50,8 @@ _OCR: dict[str, tuple[str, ...]] = {
 # Letters of one script that look like letters of another.
 _LATIN, _OTHERS = "ABCEHIKMOPTXYaceiopsxyj", "АВСЕНІКМОРТХУасеіорѕхуј"  # noqa: RUF001
 _LOOKALIKES = str.maketrans(_LATIN + _OTHERS, _OTHERS + _LATIN)
+# Cyrillic letters whose diaeresis many writers leave out.
+_YO = ("е", "Е")  # noqa: RUF001
 # Instead of a single space, or after it.
 ODD_SPACES = (" ", "\N{NO-BREAK SPACE}", "\N{THIN SPACE}", "\t")
 
@@ -99,9 +101,25 @@ def ocr(word: str, rng: Random, lang: str) -> str:
 
 
 def accents(word: str, rng: Random, lang: str) -> str:
-    """Write letters without their accents."""
-    plain = (c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
-    return unicodedata.normalize("NFC", "".join(plain)) or word
+    """Write Latin and Greek letters without their accents, and е for ё.
+
+    Marks of other scripts make other letters, such as the Russian й or the vowels of Hindi.
+    """  # noqa: RUF002
+    plain: list[str] = []
+    base = ""
+    for c in unicodedata.normalize("NFD", word):
+        if not unicodedata.combining(c):
+            base = c
+        elif _is_accent(c, base):
+            continue
+        plain.append(c)
+    return unicodedata.normalize("NFC", "".join(plain))
+
+
+def _is_accent(mark: str, base: str) -> bool:
+    if base in _YO:
+        return mark == "\N{COMBINING DIAERESIS}"
+    return bool(base) and unicodedata.name(base, "").startswith(("LATIN", "GREEK"))
 
 
 def lookalikes(word: str, rng: Random, lang: str) -> str:
@@ -141,5 +159,7 @@ KINDS = (*CHANGES, SPACES)
 
 
 def is_long(word: str) -> bool:
-    """Whether a word can have a typo: letters alone, SHORTEST of them or more."""
-    return len(word) >= SHORTEST and word.isalpha()
+    """Whether a word can have a typo: letters and their marks alone, SHORTEST or more."""
+    if len(word) < SHORTEST:
+        return False
+    return word.isalpha() or all(c.isalpha() or unicodedata.category(c)[0] == "M" for c in word)

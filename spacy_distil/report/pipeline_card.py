@@ -22,13 +22,20 @@ from spacy_distil.runs.files import write_text
 from spacy_distil.tables import Table, megabytes
 from spacy_distil.text.languages import language_name
 
-README, META = "README.md", "meta.json"
+README, META, CONFIG = "README.md", "meta.json", "config.cfg"
 # Types of the hub, by `Column.counts`.
 _TASKS = {
     "pos": "token-classification",
     "tag": "token-classification",
     "ents": "token-classification",
     "cats": "text-classification",
+}
+
+# Of the results of each command: where they have their entries, and what these have.
+_NEEDED = {
+    "compare": ("rows", {"name", "scores", "speed", "n_bytes", "n_parameters"}),
+    "robustness": ("rows", {"name", "clean", "noisy"}),
+    "calibrate": ("pipes", {"pipe", "before", "after"}),
 }
 
 
@@ -65,15 +72,15 @@ def write_card(
     RETURNS: the file.
     """
     path = pipeline / README
-    if not (pipeline / META).is_file():
-        raise ConfigError(f"{pipeline} is no saved pipeline: it has no {META}.")
+    for name in (META, CONFIG):
+        if not (pipeline / name).is_file():
+            raise ConfigError(f"{pipeline} is no saved pipeline: it has no {name}.")
     if path.exists() and not force:
         raise ConfigError(f"{path} exists. Replace it with --force.")
-    meta = srsly.read_json(pipeline / META)
-    assert isinstance(meta, dict)
+    meta = _read_meta(pipeline / META)
     meta["license"] = licence or meta.get("license", "")
     meta["description"] = meta.get("description") or _describe(meta)
-    config = load_config(pipeline / "config.cfg", interpolate=True)
+    config = load_config(pipeline / CONFIG, interpolate=True)
     card = make_card(meta, config, records, use=use, limits=limits)
     write_text(path, card)
     write_text(pipeline / META, srsly.json_dumps(meta, indent=2) + "\n")
@@ -118,7 +125,13 @@ def make_card(
         card.add(card.title(2, "Robustness"))
         card.add(_table(_robustness(robust)))
         test = Path(str(records.robustness["test"])).name
-        card.add(f"Scores in % on {test}, and their change from clean text, by noise.")
+        card.add(
+            f"Scores in % on {records.robustness['n_docs']:,} documents of {test}, and their "
+            "change from clean text by noise, with its 95 % interval."
+        )
+        verdicts = records.robustness["verdicts"]
+        if verdicts:
+            card.add(card.list(verdicts))
     card.add(card.title(2, "Licence"))
     card.add(
         str(meta["license"])
@@ -145,7 +158,8 @@ def _find_row(results: Mapping[str, Any] | None, row: str, what: str) -> Mapping
         return None
     rows = {each["name"]: each for each in results["rows"]}
     if row not in rows:
-        raise ConfigError(f"The {what} has no row {row!r}, but {', '.join(rows)}. Set --row.")
+        names = ", ".join(map(repr, rows)) or "none"
+        raise ConfigError(f"The {what} has no row {row!r}. Its rows: {names}. Set --row.")
     found: Mapping[str, Any] = rows[row]
     return found
 
@@ -288,18 +302,27 @@ def _reliability(pipe: str, found: Mapping[str, Any]) -> list[str]:
 
 def _robustness(row: Mapping[str, Any]) -> Table:
     columns = [each for each in COLUMNS if each.is_task and each.key in row["clean"]]
-    rows = []
+    rows = [["none", "", *(_percent(row["clean"][c.key]["mean"], c.decimals) for c in columns)]]
     for each in row["noisy"]:
-        cells = [each["noise"]["kind"], f"{each['noise']['rate']:.0%}"]
+        cells = [each["noise"]["kind"], f"{100 * each['noise']['rate']:g}%"]
         for column in columns:
             score = each["scores"].get(column.key)
             drop = each["drops"].get(column.key)
             if score is None or drop is None:
                 cells.append("")
                 continue
-            cells.append(f"{_percent(score['mean'], column.decimals)} ({-100 * drop[0]:+.1f})")
+            change, interval = drop
+            ends = "" if interval is None else f" [{_change(interval[1])}, {_change(interval[0])}]"
+            value = _percent(score["mean"], column.decimals)
+            cells.append(f"{value} ({_change(change)}{ends})")
         rows.append(cells)
     return Table("Robustness", ["noise", "rate", *(each.title for each in columns)], rows)
+
+
+def _change(drop: float) -> str:
+    """Format a loss as a change: "-3.1", "+0.2", "0.0"."""
+    text = f"{-100 * drop:+.1f}"
+    return text if float(text) else "0.0"
 
 
 def _table(table: Table) -> str:
@@ -324,7 +347,24 @@ def read_results(path: Path, name: str) -> Mapping[str, Any]:
         raise CorpusError(
             f"{file} cannot be read as results of `distil {name}`: {error}. Run it first."
         ) from error
-    key = "pipes" if name == "calibrate" else "rows"
-    if not isinstance(results, dict) or key not in results:
-        raise CorpusError(f"{file}: expected the results of `distil {name}`, with {key!r}.")
+    key, needed = _NEEDED[name]
+    entries = results.get(key) if isinstance(results, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(each, dict) and needed <= each.keys() for each in entries
+    ):
+        raise CorpusError(
+            f"{file}: expected the results of `distil {name}`, with {key!r} that have "
+            f"{', '.join(sorted(needed))}."
+        )
+    assert isinstance(results, dict)
     return results
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = srsly.read_json(path)
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}). Save the pipeline again.") from error
+    if not isinstance(meta, dict) or not {"lang", "name", "version"} <= meta.keys():
+        raise ConfigError(f"{path} has no lang, name and version. Save the pipeline again.")
+    return meta

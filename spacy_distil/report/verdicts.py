@@ -64,7 +64,27 @@ def find_verdicts(
         for column in tasks
         if (names := [name for name, seeds in scores.items() if _is_zero(column, seeds)])
     ]
-    return [*zeros, *_describe_unclear(unclear, n_docs), *worse]
+    missing = [
+        line for name, seeds in scores.items() for line in find_missing_categories(name, seeds[0])
+    ]
+    return [*zeros, *missing, *_describe_unclear(unclear, n_docs), *worse]
+
+
+def find_missing_categories(name: str, scores: TaskScores) -> list[str]:
+    """Say how many categories of a pipeline no document has, if they spoil the macro-F.
+
+    name: of the pipeline.
+    """
+    if "cats" not in scores.counts or "cats_macro_f" not in scores.values:
+        return []
+    has_docs = scores.counts["cats"][..., [0, 2]].sum(axis=(0, 2)) > 0  # hits and misses
+    n_missing = int((~has_docs).sum())
+    if not n_missing:
+        return []
+    return [
+        f"No test document has {n_missing:,} of the {len(has_docs):,} categories of {name}. Each "
+        "counts as 0 in its macro-F. Take documents that have all."
+    ]
 
 
 def _is_zero(column: Column, seeds: Sequence[TaskScores]) -> bool:

@@ -20,11 +20,15 @@ from spacy_distil.report.layout import count
 from spacy_distil.report.machine import describe_machine
 from spacy_distil.report.results import check_results_directory
 from spacy_distil.report.scores import COLUMNS, TaskScores, score_examples
+from spacy_distil.report.verdicts import find_missing_categories
 from spacy_distil.text.documents import check_test_set, read_examples
 from spacy_distil.trust.robustness_page import write_robustness
 from spacy_distil.trust.robustness_results import Noise, NoisyScores, Robustness, RobustPipeline
 
 RATES = (0.05, 0.15, 0.3)
+# Draws that tell whether a kind of noise can change a document. One may fail: the doubled letter of
+# "aa" swapped with the other.
+_TRIES = 3
 # The tables and plots of fewer documents are mostly chance.
 FEW = 50
 
@@ -47,13 +51,14 @@ def measure_robustness(
     """Score pipelines on clean and on noisy text.
 
     All pipelines read the same noisy texts, and tokenize them by themselves. The annotation stays
-    with its words.
+    with its words. The keyboard is the one of the first pipeline's language.
 
     pipelines: path or package of each pipeline by its name in the tables.
     test: annotated documents, .spacy.
     output: directory for robustness.json, .md, .png and .html; `None` to write nothing.
     kinds: of `KINDS`.
     rates: shares of the words that change, of those that a kind can change. Casing changes all.
+        Repeated ones count once.
     seed: of the noise.
     limit: only the first N documents; 0 for all.
     batch_size: documents processed at a time.
@@ -66,56 +71,73 @@ def measure_robustness(
         check_results_directory(output, command="robustness")
     import_code(code)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    conditions = [
-        (kind, rate)
-        for kind in dict.fromkeys(kinds)
-        for rate in ([1.0] if kind in CASING else sorted(rates))
-    ]
-    rows, n_docs, n_words = [], 0, 0
+    rows: list[RobustPipeline] = []
+    n_docs = n_words = 0
+    lang, possible = "", list(dict.fromkeys(kinds))
+    lacking: list[str] = []
     for name, path in pipelines.items():
         nlp = load_pipeline(str(path))
         examples = read_examples(nlp, test, limit=limit)
+        if not rows:
+            lang = str(nlp.lang)
+            possible = [kind for kind in possible if _is_possible(kind, examples, lang)]
         log(f"{name}: clean text")
         clean = score_examples(nlp, examples, batch_size=batch_size)
+        lacking += find_missing_categories(name, clean)
         n_docs, n_words = len(examples), sum(len(each.predicted) for each in examples)
         noisy = []
-        for kind, rate in conditions:
-            noisy_examples, changed = make_noisy(nlp, examples, kind, rate, seed)
-            if not changed:
-                continue
+        for kind, rate in _conditions(possible, rates):
+            noisy_examples, changed = make_noisy(nlp, examples, kind, rate, seed, lang=lang)
             log(f"{name}: {kind}, {rate:.0%}")
             scores = score_examples(nlp, noisy_examples, batch_size=batch_size)
             noisy.append(_describe(Noise(kind, rate, changed), scores, clean))
         rows.append(RobustPipeline(name, str(path), aggregate([clean]), noisy))
-    changing = {each.noise.kind for row in rows for each in row.noisy}
     result = Robustness(
         title=title,
         n_words=n_words,
         machine=describe_machine(),
         date=date,
         command=command,
-        verdicts=_verdicts(rows, n_docs),
+        verdicts=[*_verdicts(rows, n_docs), *lacking],
         test=str(test),
         n_docs=n_docs,
         seed=seed,
         rows=rows,
-        unchanged=[kind for kind in dict.fromkeys(kinds) if kind not in changing],
+        unchanged=[kind for kind in dict.fromkeys(kinds) if kind not in possible],
     )
     if output is not None:
         write_robustness(result, output)
     return result
 
 
+def _conditions(kinds: Sequence[str], rates: Sequence[float]) -> list[tuple[str, float]]:
+    return [
+        (kind, rate) for kind in kinds for rate in ([1.0] if kind in CASING else sorted({*rates}))
+    ]
+
+
+def _is_possible(kind: str, examples: Sequence[Example], lang: str) -> bool:
+    """Whether a kind of noise can change one of the documents."""
+    return any(
+        add_noise(doc, kind, 1.0, Random(i), lang=lang).text != doc.text
+        for doc in (example.reference for example in examples)
+        for i in range(_TRIES)
+    )
+
+
 def make_noisy(
-    nlp: Language, examples: Sequence[Example], kind: str, rate: float, seed: int
+    nlp: Language, examples: Sequence[Example], kind: str, rate: float, seed: int, *, lang: str
 ) -> tuple[list[Example], float]:
-    """Make noisy examples. RETURNS: them, and the share of the tokens that differ."""
+    """Make noisy examples. lang: of the keyboard.
+
+    RETURNS: them, and the share of the tokens that differ.
+    """
     noisy, changed, total = [], 0, 0
     for i, example in enumerate(examples):
         # A text has the same noise for all pipelines.
         rng = Random(f"{seed} {kind} {rate} {i}")
         old = example.reference
-        new = add_noise(old, kind, rate, rng, lang=nlp.lang)
+        new = add_noise(old, kind, rate, rng, lang=lang)
         if len(new) == len(old):
             changed += sum(a.text != b.text for a, b in zip(old, new, strict=True))
         else:

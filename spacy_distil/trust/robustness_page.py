@@ -58,7 +58,7 @@ def make_tables(result: Robustness) -> list[Table]:
         rows = [["none", "", "", *(_clean(row, column) for row in result.rows)]]
         for i, first in enumerate(result.rows[0].noisy):
             noise = first.noise
-            rate = "all" if noise.kind in CASING else f"{noise.rate:.0%}"
+            rate = "all" if noise.kind in CASING else f"{100 * noise.rate:g}%"
             cells = [_cell(row.noisy[i], column) for row in result.rows]
             rows.append([noise.kind, rate, f"{100 * noise.changed:.1f}", *cells])
         header = ["noise", "rate", "tokens changed, %", *(row.name for row in result.rows)]

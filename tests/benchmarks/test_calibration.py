@@ -36,6 +36,7 @@ def test_a_run(bert_dir: Path, tmp_path: Path) -> None:
     assert one == two
     assert one["before"]["accuracy"] == one["after"]["accuracy"]
     markdown = (tmp_path / "out" / "calibration.md").read_text()
-    row = next(line for line in markdown.splitlines() if line.startswith("| two |"))
-    for when in ("before", "after"):
-        assert f"{100 * one[when]['ece']:.2f}" in row
+    lines = markdown.splitlines()
+    before = next(i for i, line in enumerate(lines) if line.startswith("| two | before |"))
+    for i, when in enumerate(("before", "after")):
+        assert f"{100 * one[when]['ece']['mean']:.2f} [" in lines[before + i]

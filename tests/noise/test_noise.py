@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -156,6 +157,36 @@ def test_accents_and_lookalikes() -> None:
     shaped = add_noise(doc, "lookalikes", 1.0, random.Random(0))
     assert shaped.text != doc.text
     assert add_noise(shaped, "lookalikes", 1.0, random.Random(0)).text == doc.text
+
+
+def test_marks_of_other_scripts_stay() -> None:
+    def plain(word: str) -> str:
+        return CHANGES["accents"](word, random.Random(0), "xx")
+
+    for word in ("мой", "чай", "パン", "हिन्दी", "\u0301", "שָׁלוֹם"):
+        assert plain(word) == unicodedata.normalize("NFC", word)
+    assert plain("ёлка Ёж") == "елка Еж"
+    assert plain("Ἀθῆναι Việt é e\u0301") == "Αθηναι Viet e e"
+    assert is_long("विद्यालय")
+    assert not is_long("a1b2")
+    (doc,) = spacy.blank("hi").pipe(["हिन्दी भाषा विद्यालय अध्यापक पुस्तकालय"])
+    assert add_noise(doc, "drop", 1.0, random.Random(0)).text != doc.text
+
+
+def test_empty_spans_and_extensions_of_the_document() -> None:
+    doc = make_doc()
+    n = len(doc)
+    doc.user_data["._.", "source", None, None] = "mail"
+    doc.user_data["._.", "score", 0, 4] = 0.5
+    doc.spans["empty"] = [Span(doc, 0, 0), Span(doc, 2, 2), Span(doc, n, n)]
+    for kind in ("drop", "spaces"):
+        noisy = add_noise(doc, kind, 1.0, random.Random(0))
+        starts = [span.start for span in noisy.spans["empty"]]
+        assert [span.end for span in noisy.spans["empty"]] == starts
+        assert (starts[0], starts[2]) == (0, len(noisy))
+        assert noisy[starts[1]].text == doc[2].text or kind == "drop"
+        assert noisy.user_data["._.", "source", None, None] == "mail"
+        assert ("._.", "score", 0, 4) not in noisy.user_data
 
 
 def test_keyboards() -> None:

@@ -52,6 +52,8 @@ COMPARISON: dict[str, Any] = {
 }
 ROBUSTNESS: dict[str, Any] = {
     "test": "/home/me/test.spacy",
+    "n_docs": 12,
+    "verdicts": ["12 documents tell little."],
     "rows": [
         {
             "name": "small",
@@ -61,7 +63,12 @@ ROBUSTNESS: dict[str, Any] = {
                     "noise": {"kind": "keyboard", "rate": 0.15, "changed": 0.07},
                     "scores": {"tag_acc": {"mean": 0.92}},
                     "drops": {"tag_acc": [0.03, [0.02, 0.04]]},
-                }
+                },
+                {
+                    "noise": {"kind": "swap", "rate": 0.15, "changed": 0.07},
+                    "scores": {"tag_acc": {"mean": 0.95}},
+                    "drops": {"tag_acc": [0.0, None]},
+                },
             ],
         }
     ],
@@ -118,7 +125,11 @@ def test_a_card_with_all_records(pipeline: Path) -> None:
     assert "12,346 words/s on 2 CPU threads; 12.3 MB on disk" in card
     assert "Measured on CPU of a test" in card
     assert "| tagger | 100 tokens | 90.00 | 90.10 | 1.23 [1.00, 1.49] | 1.00 | 5.00 |" in card
-    assert "| keyboard | 15% | 92.00 (-3.0) |" in card
+    assert "| none |  | 95.00 |" in card
+    assert "| keyboard | 15% | 92.00 (-3.0 [-4.0, -2.0]) |" in card
+    assert "| swap | 15% | 95.00 (0.0) |" in card
+    assert "Scores in % on 12 documents of test.spacy" in card
+    assert "12 documents tell little." in card
     assert "It fails on poems." in card
     assert "Not measured" not in card
     assert "train: train.spacy" in card
@@ -141,13 +152,28 @@ def test_mistakes(pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"README\.md exists. Replace it with --force"):
         write_card(pipeline, CardRecords())
     write_card(pipeline, CardRecords(), force=True)
-    with pytest.raises(ConfigError, match="no row 'other', but small"):
+    with pytest.raises(ConfigError, match=r"no row 'other'\. Its rows: 'small'"):
         write_card(pipeline, CardRecords(COMPARISON, row="other"), force=True)
     with pytest.raises(ConfigError, match=r"is no saved pipeline: it has no meta\.json"):
         write_card(tmp_path, CardRecords())
     (tmp_path / "compare.json").write_text("[]")
     with pytest.raises(CorpusError, match="expected the results of `distil compare`"):
         read_results(tmp_path, "compare")
+    (tmp_path / "compare.json").write_text(json.dumps(ROBUSTNESS))
+    with pytest.raises(CorpusError, match=r"expected the results of `distil compare`.* scores"):
+        read_results(tmp_path, "compare")
+    (tmp_path / "calibrate.json").write_text('{"pipes": [{"pipe": "tagger"}]}')
+    with pytest.raises(CorpusError, match="have after, before, pipe"):
+        read_results(tmp_path, "calibrate")
+    (pipeline / "meta.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"meta\.json is damaged"):
+        write_card(pipeline, CardRecords(), force=True)
+    (pipeline / "meta.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"meta\.json has no lang, name and version"):
+        write_card(pipeline, CardRecords(), force=True)
+    (pipeline / "config.cfg").unlink()
+    with pytest.raises(ConfigError, match=r"it has no config\.cfg"):
+        write_card(pipeline, CardRecords(), force=True)
     with pytest.raises(CorpusError, match="cannot be read as results of `distil robustness`"):
         read_results(tmp_path / "missing.json", "robustness")
 
@@ -174,7 +200,7 @@ def test_results_of_real_runs(pipeline: Path) -> None:
     robustness = read_results(results / "noise" / "results", "robustness")
     records = CardRecords(robustness=robustness, row="taught on noise")
     card = write_card(pipeline, records, force=True).read_text()
-    assert "| keyboard | 15% | 94.53 (-1.7) | 93.81 (-1.7) | 71.2 (-4.0) |" in card
+    assert "| keyboard | 15% | 94.53 (-1.7 [-1.9, -1.5]) | 93.81 (-1.7 [" in card
     calibration = json.loads((results / "calibration" / "results" / "ewt.json").read_text())
     records = CardRecords(calibration=calibration["pipelines"]["taught, int8"])
     card = write_card(pipeline, records, force=True).read_text()

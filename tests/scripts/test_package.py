@@ -107,7 +107,7 @@ def test_the_build_is_quiet_unless_it_fails(tmp_path: Path) -> None:
         (card,) = [name for name in files.namelist() if name.endswith("0.1.0/README.md")]
         assert "# en_quiet" in files.read(card).decode()
         assert "| NER F | 30.0 |" in files.read(card).decode()
-        assert "| keyboard | 15% | 92.00 (-3.0) |" in files.read(card).decode()
+        assert "| keyboard | 15% | 92.00 (-3.0 [-4.0, -2.0]) |" in files.read(card).decode()
     assert not (tmp_path / "pipeline" / "README.md").exists()
     printed = " ".join(result.output.split())
     assert "below that of student 39.0%" in printed

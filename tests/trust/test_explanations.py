@@ -446,6 +446,12 @@ def test_the_default_target(nlp: Any, bert_dir: Path) -> None:
             assert spacy_distil.explain(nlp, SENTENCES[0])[0].target.pipe == "tagger"
 
 
+def test_a_number_may_be_the_text_of_a_token(nlp: Any) -> None:
+    found = spacy_distil.explain(nlp, "Ann visited Rome in 2021 and 2021", "tag:2021")
+    assert (found.target.start, found.target.what) == (4, "2021")
+    assert spacy_distil.explain(nlp, "Ann 0", "tag:0").target.what == "Ann"
+
+
 # Errors
 
 
@@ -475,6 +481,8 @@ def test_other_errors(nlp: Any) -> None:
         spacy_distil.explain(nlp, "", "tag:0")
     with pytest.raises(ConfigError, match=r"has 65 targets, and at most 64 .* as in 'tag:3'"):
         spacy_distil.explain(nlp, "a " * 65, "tag")
+    with pytest.raises(ConfigError, match="text_or_doc is a list: expected one text or one Doc"):
+        spacy_distil.explain(nlp, ["a"])  # type: ignore[arg-type]
 
 
 def test_pipelines_without_such_a_pipe(bert_dir: Path) -> None:

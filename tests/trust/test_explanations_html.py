@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from spacy_distil.cli import distil_cli
 from spacy_distil.trust.explanations.explanation import Explanation, Explanations
-from spacy_distil.trust.explanations.html import AGAINST, FOR, to_page
+from spacy_distil.trust.explanations.html import AGAINST, FOR, to_page, visible
 from spacy_distil.trust.explanations.targets import Target
 from spacy_distil.trust.explanations.terminal import to_text
 
@@ -114,10 +114,14 @@ def test_no_attribution_at_all() -> None:
 
 
 def test_a_page() -> None:
-    page = to_page("Explanations of <x>", [[make(), make()], Explanations([make()])])
+    docs = [("Document 1", [make(), make()]), ("Document 2", []), ("<3>", Explanations([make()]))]
+    page = to_page("Explanations of <x>", docs)
     read = Reader(page)
     assert read.tags.count("section") == 2
     assert page.count("&lt;script&gt;") == 3
+    assert "<h2>Document 1</h2>" in page
+    assert "Document 2" not in page, "there is nothing to see"
+    assert "&lt;3&gt;" in page
     assert "<title>Explanations of &lt;x&gt;</title>" in page
     assert "prefers-color-scheme: dark" in page
     assert "width=device-width" in page
@@ -178,6 +182,29 @@ def test_the_command_writes_a_page(torch_pipeline: Path, tmp_path: Path) -> None
     DocBin(docs=[nlp.make_doc("We like Oslo .")]).to_disk(tmp_path / "docs.spacy")
     run(torch_pipeline, "--texts", tmp_path / "docs.spacy", "--output", tmp_path / "two.html")
     assert "Oslo" in (tmp_path / "two.html").read_text(encoding="utf8")
+
+
+def test_documents_that_cannot_be_explained_are_left_out(
+    torch_pipeline: Path, tmp_path: Path
+) -> None:
+    texts, page = tmp_path / "texts.txt", tmp_path / "page.html"
+    texts.write_text("Ann visited Rome .\nWe like pizza .\nWe like Rome .\n")
+    out = run(torch_pipeline, "--texts", texts, "--target", "tag:Rome", "--output", page)
+    assert "Document 2 is left out. target = 'tag:Rome': no token" in " ".join(out.split())
+    html = page.read_text(encoding="utf8")
+    assert [f"<h2>Document {i}</h2>" in html for i in (1, 2, 3)] == [True, False, True]
+    printed = run(torch_pipeline, "--texts", texts, "--target", "tag:Rome")
+    assert "Document 1\n" in printed
+    assert "Document 3\n" in printed
+    page.unlink()
+    fail(torch_pipeline, "--texts", texts, "--target", "tag:Oslo", "--output", page)
+    assert not page.exists()
+    # What is wrong with all of them is said once.
+    assert "no such label" in fail(torch_pipeline, "--texts", texts, "--target", "cats:none")
+
+
+def test_controls_are_pictures() -> None:
+    assert visible("a\x00\x1b[1m\x7f\x9b\u202eb\u2066\n") == "a␀␛[1m␡␦␦b␦\n"
 
 
 def test_mistakes_of_the_command(torch_pipeline: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from spacy_distil.errors import ConfigError
 from spacy_distil.noise import KINDS, add_noise
 from spacy_distil.trust.robustness import measure_robustness
 from spacy_distil.trust.robustness_page import make_tables, to_markdown
+from tests.report.stock_pipelines import BAG_OF_WORDS
 from tests.util import adam, add_heads, initialize_nlp, make_examples, make_nlp
 
 
@@ -76,6 +77,66 @@ def test_all_pipelines_read_the_same_texts(pipeline: Path, test_set: Path) -> No
     assert [each.noise.rate for each in one.noisy] == [0.1, 0.3]
     other = measure_robustness({"a": pipeline}, test_set, kinds=["keyboard"], rates=[0.3], seed=1)
     assert other.rows[0].noisy[0].noise.changed != one.noisy[1].noise.changed
+
+
+def test_one_keyboard_for_pipelines_of_several_languages(
+    pipeline: Path, test_set: Path, tmp_path: Path
+) -> None:
+    nlp = spacy.blank("el")
+    nlp.add_pipe(
+        "textcat",
+        config={
+            "model": {
+                "@architectures": "spacy.TextCatBOW.v3",
+                "exclusive_classes": True,
+                "no_output_layer": False,
+                **BAG_OF_WORDS,
+            }
+        },
+    )
+    nlp.initialize(lambda: make_examples(nlp, 8))
+    nlp.to_disk(tmp_path / "el")
+    kinds = ["keyboard", "swap", "upper"]
+    result = measure_robustness(
+        {"el": tmp_path / "el", "en": pipeline}, test_set, kinds=kinds, rates=[0.3, 0.3]
+    )
+    # English words have no letter of a Greek keyboard.
+    assert result.unchanged == ["keyboard"]
+    for row in result.rows:
+        assert [each.noise.kind for each in row.noisy] == ["swap", "upper"]
+    turned = measure_robustness(
+        {"en": pipeline, "el": tmp_path / "el"}, test_set, kinds=kinds, rates=[0.3]
+    )
+    changed = [[each.noise for each in row.noisy] for row in turned.rows]
+    assert changed[0] == changed[1]
+    (textcat,) = (t for t in make_tables(turned) if t.title == "textcat macro-F")
+    assert [row[0] for row in textcat.rows] == ["none", *kinds]
+    for i, each in enumerate(turned.rows[1].noisy, start=1):
+        assert textcat.rows[i][4].startswith(f"{100 * each.scores['cats_macro_f'].mean:.1f} (")
+
+
+def test_chance_may_leave_all_words_alone(pipeline: Path, test_set: Path) -> None:
+    result = measure_robustness(
+        {"a": pipeline}, test_set, kinds=["swap"], rates=[0.001, 0.0012], limit=1
+    )
+    assert result.unchanged == []
+    assert [each.noise.changed for each in result.rows[0].noisy] == [0.0, 0.0]
+    rows = make_tables(result)[0].rows
+    assert [row[1] for row in rows[1:]] == ["0.1%", "0.12%"]
+
+
+def test_categories_without_documents_are_told(
+    pipeline: Path, test_set: Path, tmp_path: Path
+) -> None:
+    vocab = spacy.blank("en").vocab
+    docs = [*DocBin().from_disk(test_set).get_docs(vocab)]
+    (best, *_) = (max(doc.cats, key=doc.cats.__getitem__) for doc in docs)
+    kept = [doc for doc in docs if doc.cats[best] == 1]
+    DocBin(docs=kept).to_disk(tmp_path / "one.spacy")
+    result = measure_robustness({"a": pipeline}, tmp_path / "one.spacy", kinds=["upper"])
+    n_labels = len(docs[0].cats)
+    told = f"No test document has {n_labels - 1} of the {n_labels} categories of a."
+    assert any(line.startswith(told) for line in result.verdicts)
 
 
 def test_noise_that_changes_nothing_is_named(pipeline: Path, test_set: Path) -> None:

@@ -56,6 +56,11 @@ def explain(
         raise ConfigError(f"method = {method!r}: expected one of {', '.join(METHODS)}.")
     if max_steps < 1:
         raise ConfigError(f"max_steps = {max_steps}: expected at least 1.")
+    if not isinstance(text_or_doc, (str, Doc)):
+        raise ConfigError(
+            f"text_or_doc is a {type(text_or_doc).__name__}: expected one text or one Doc. Explain "
+            "several one after another."
+        )
     request = read_request(nlp, target)
     name = find_pipe(nlp, request)
     made = nlp.make_doc(text_or_doc) if isinstance(text_or_doc, str) else text_or_doc
@@ -64,7 +69,7 @@ def explain(
     (doc,) = run_before(nlp, name, [same_tokens(made, nlp.vocab)])
     targets = find_targets(nlp, name, doc, request) if len(doc) else []
     encoder = find_encoder(nlp, name)
-    if _choose(name, encoder, method) == "occlusion":
+    if choose_method(nlp, name, method) == "occlusion":
         found = _occlude(nlp, doc, targets, encoder)
     else:
         assert encoder is not None
@@ -73,8 +78,9 @@ def explain(
     return found[0] if request.is_single else found
 
 
-def _choose(name: str, encoder: EncoderShim | None, method: str) -> str:
-    """Choose the method. Raises ConfigError if it is not possible."""
+def choose_method(nlp: Language, name: str, method: str) -> str:
+    """Choose the method for a pipe. Raises ConfigError if it is not possible."""
+    encoder = find_encoder(nlp, name)
     is_possible = encoder is not None and encoder.settings.engine == "torch"
     if method == "auto":
         return "integrated_gradients" if is_possible else "occlusion"
@@ -145,5 +151,5 @@ def _explain_nothing(
         )
     label = request.detail
     target = Target(name, label, f"cats:{label}" if label else "cats", 0, 0, (), ())
-    chosen = _choose(name, find_encoder(nlp, name), method)
+    chosen = choose_method(nlp, name, method)
     return Explanation(doc, target, float("nan"), np.zeros(0), chosen)

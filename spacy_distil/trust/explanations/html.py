@@ -15,35 +15,47 @@ if TYPE_CHECKING:
 # so the text keeps its own colour, in light and in dark.
 FOR, AGAINST = "45, 120, 230", "235, 120, 20"
 _STRONGEST = 0.6
+# Characters of a token or an entity in a title.
+_LONGEST = 80
 
 _STYLE = """
 :root { color-scheme: light dark; }
 body { margin: 0 auto; max-width: 60rem; padding: 1rem; color: #1a1a1a; background: #fff;
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.4rem; }
+h2 { font-size: 1rem; margin: .5rem 0 0; }
 section { border-top: 1px solid #8886; padding: .5rem 0 1rem; }
 @media (prefers-color-scheme: dark) { body { color: #e8e8e8; background: #16181c; } }
 """
 
 
 def visible(text: str) -> str:
-    """Replace control characters, which HTML and terminals do not show, by pictures of them.
+    """Replace control characters, which HTML and terminals do not show or obey, by pictures.
 
     Line breaks and tabs stay.
     """
-    return "".join(
-        chr(0x2400 + ord(c)) if c < " " and c not in "\n\r\t" else "\u2421" if c == "\x7f" else c
-        for c in text
-    )
+    return "".join(c if c in "\n\r\t" else _picture(c) for c in text)
+
+
+def _picture(c: str) -> str:
+    if c < " ":
+        return chr(0x2400 + ord(c))
+    if c == "\x7f":
+        return "\u2421"
+    # Controls of terminals, and marks that turn the direction of what follows.
+    is_control = "\x80" <= c <= "\x9f" or "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
+    return "\N{SYMBOL FOR SUBSTITUTE FORM TWO}" if is_control else c
 
 
 def describe(explanation: Explanation) -> str:
     """Say in a line what is explained: 'cats:travel (textcat): p = 0.98'."""
     target = explanation.target
-    label = "" if target.what == f"cats:{target.label}" else f" = {target.label}"
+    is_named = not target.label or target.what == f"cats:{target.label}"
+    label = "" if is_named else f" = {target.label}"
+    what = target.what if len(target.what) <= _LONGEST else f"{target.what[:_LONGEST]}…"
     score = explanation.score
     known = "no tokens" if np.isnan(score) else f"p = {explanation.probability:.3g}"
-    return f"{target.what}{label} ({target.pipe}): {known}, {explanation.method}"
+    return f"{what}{label} ({target.pipe}): {known}, {explanation.method}"
 
 
 def to_html(explanation: Explanation) -> str:
@@ -70,13 +82,17 @@ def to_html(explanation: Explanation) -> str:
     )
 
 
-def to_page(title: str, explanations: Iterable[Sequence[Explanation]]) -> str:
-    """Render the explanations of several docs as a page that needs no other file."""
+def to_page(title: str, explanations: Iterable[tuple[str, Sequence[Explanation]]]) -> str:
+    """Render the explanations of several docs as a page that needs no other file.
+
+    explanations: with the name of the doc. A doc without any is left out.
+    """
     sections = Markup("\n").join(
-        Markup("<section>{}</section>").format(
-            Markup("\n").join(Markup(to_html(each)) for each in own)
+        Markup("<section><h2>{}</h2>{}</section>").format(
+            name, Markup("\n").join(Markup(to_html(each)) for each in own)
         )
-        for own in explanations
+        for name, own in explanations
+        if own
     )
     return str(
         Markup(

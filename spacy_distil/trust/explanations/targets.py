@@ -174,12 +174,14 @@ def _find_tokens(doc: Doc, request: Request) -> list[int]:
     wanted = request.detail
     if not wanted:
         return [token.i for token in doc if not token.is_space]
+    found = [token.i for token in doc if token.text == wanted]
     if wanted.isdecimal():
         if int(wanted) < len(doc):
             return [int(wanted)]
+        if found:  # a year, for example
+            return found[:1]
         problem = f"the text has {len(doc):,} tokens, numbered from 0"
     else:
-        found = [token.i for token in doc if token.text == wanted]
         if found:
             return found
         problem = f"no token of the text is {wanted!r}. It begins with {_list(_words(doc))}"
