@@ -31,6 +31,14 @@ def pipeline_cli(
     ] = -1,
     resume: Resume = False,
     force: ForceRun = False,
+    until: Annotated[
+        int | None,
+        typer.Option(
+            "--until",
+            metavar="STEP",
+            help="Pause after the evaluation at this step. --resume goes on, with the same result.",
+        ),
+    ] = None,
     code: Code = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-V", help="Show spaCy's messages for debugging.")
@@ -72,4 +80,5 @@ def pipeline_cli(
             gpu_id=gpu_id,
             resume=resume,
             force=force,
+            until=until,
         )

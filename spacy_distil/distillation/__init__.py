@@ -63,6 +63,7 @@ def distil_pipeline(
     gpu_id: int = -1,
     resume: bool = False,
     force: bool = False,
+    until: int | None = None,
 ) -> DistilledPipeline:
     """Distil a trained pipeline into a student pipeline.
 
@@ -83,6 +84,8 @@ def distil_pipeline(
         the training corpus changes them at random, as augmenters do, [training] needs a fixed seed.
     force: replace an earlier run in `output`, and a cache of other documents or of another teacher.
         With `resume`, replace them only if the run is not the same.
+    until: pause after the evaluation at this step, or the first one after it. Continue with
+        `resume`: the result is the same as without a pause.
     RETURNS: the directory of the best student, and its score.
     """
     from spacy_distil.distillation.pipeline.run import PipelineRun
@@ -95,5 +98,6 @@ def distil_pipeline(
         gpu_id=gpu_id,
         resume=resume,
         force=force,
+        until=until,
     )
     return run.run()

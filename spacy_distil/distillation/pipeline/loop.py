@@ -78,6 +78,7 @@ class TrainingLoop:
     evaluate: returns the main score on the development documents, and all scores.
     output: receives `model-best` and `model-last`, and has the `checkpoints`.
     strings: the strings that the student is saved with, beside its labels.
+    until: pause after the evaluation at this step, or the first one after it. None: do not pause.
     """
 
     def __init__(
@@ -90,9 +91,10 @@ class TrainingLoop:
         output: Path,
         *,
         strings: frozenset[str],
+        until: int | None = None,
     ) -> None:
         self.distiller = distiller
-        self.strings = strings
+        self.strings, self.until = strings, until
         self.nlp = distiller.nlp
         self.transfer_set = transfer_set
         self.config = config
@@ -108,10 +110,20 @@ class TrainingLoop:
         self._before_to_disk = create_before_to_disk_callback(training["before_to_disk"])
         self._began = timer()
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the run stops here, to be resumed later."""
+        progress = self.progress
+        return (
+            self.until is not None
+            and progress.is_evaluated
+            and self.until <= progress.step < self.config.max_steps
+        )
+
     def run(self) -> Progress:
         """Train, and save the student after each evaluation and at the end.
 
-        RETURNS: the progress at the end.
+        RETURNS: the progress at the end, or at the pause.
         Raises `RunInterrupted` after SIGTERM.
         """
         self._restore()
@@ -120,7 +132,7 @@ class TrainingLoop:
             log, finish_log = self.training["logger"](self.nlp, sys.stdout, sys.stderr)
         try:
             with Interruption() as interruption:
-                for step, epoch, batch in self._batches():
+                for step, epoch, batch in () if self.is_paused else self._batches():
                     if step > self.progress.step:
                         if self._is_out_of_patience():
                             break
@@ -133,11 +145,15 @@ class TrainingLoop:
                         log(self._evaluate(epoch))
                     else:
                         log(None)
+                    if self.is_paused:
+                        break
         except BaseException as error:
             self._explain_stop(error)
             raise
         finally:
             finish_log()
+        if self.is_paused:
+            return self.progress
         with atomic_directory(self.last_path) as unfinished:
             self._save_student(unfinished)
         return self.progress

@@ -75,10 +75,10 @@ FEW_HELD_OUT = 20  # the user is told
 
 @dataclass(frozen=True)
 class DistilledPipeline:
-    """A finished run.
+    """A run that has finished, or pauses.
 
     path: the student that scored best on the development documents.
-    step: the step at which it did. steps: of the whole run.
+    step: the step at which it did. steps: of the whole run, or up to now.
     score: weighted as [training.score_weights] says.
     """
 
@@ -118,7 +118,11 @@ class PipelineRun:
         gpu_id: int,
         resume: bool,
         force: bool,
+        until: int | None = None,
     ) -> None:
+        if until is not None and until < 0:
+            raise ConfigError(f"until = {until}: expected the number of a step, 0 or more.")
+        self.until = until
         self.settings = load_config(config, overrides)
         self.output, self.gpu_id = output, gpu_id
         self.resume, self.force = resume, force
@@ -176,8 +180,10 @@ class PipelineRun:
         self._announce(earlier)
         distiller = self._make_distiller(transfer_set)
         self.directory.begin(self.settings.spacy, {"inputs": self.inputs}, earlier)
-        progress = self._train(distiller, transfer_set)
-        return self._finish(progress, distiller)
+        loop = self._train(distiller, transfer_set)
+        if loop.is_paused:
+            return self._pause(loop)
+        return self._finish(loop.progress, distiller)
 
     def _find_earlier(self) -> dict[str, Any] | None:
         """Return the results of the run to resume, or None if a new one starts."""
@@ -350,7 +356,7 @@ class PipelineRun:
             force=self.force,
         )
 
-    def _train(self, distiller: PipelineDistiller, transfer_set: TransferSet) -> Progress:
+    def _train(self, distiller: PipelineDistiller, transfer_set: TransferSet) -> TrainingLoop:
         _, dev, _ = self.readers
         weights = self.training["score_weights"]
         if dev is None or self.vectors is not None:  # these have what the teacher says
@@ -367,8 +373,19 @@ class PipelineRun:
             evaluate,
             self.output,
             strings=self.strings,
+            until=self.until,
         )
-        return loop.run()
+        loop.run()
+        return loop
+
+    def _pause(self, loop: TrainingLoop) -> DistilledPipeline:
+        """Leave the run as it is, for a later call to go on with."""
+        score, step = loop.progress.best()
+        msg.info(
+            f"Paused after step {loop.progress.step:,} of {self.settings.max_steps:,}. Go on with "
+            "--resume"
+        )
+        return DistilledPipeline(loop.best_path, step, loop.progress.step, score)
 
     def _finish(self, progress: Progress, distiller: PipelineDistiller) -> DistilledPipeline:
         """Write the results and remove the checkpoints."""

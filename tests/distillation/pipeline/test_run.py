@@ -243,6 +243,28 @@ def test_sigterm_makes_a_checkpoint(teacher: Language, config: Config, tmp_path:
         assert (found / "meta.json").read_bytes() == (expected / "meta.json").read_bytes()
 
 
+def test_a_run_with_pauses(
+    teacher: Language, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends with the weights of a run without."""
+    config["distillation"]["cache"] = str(tmp_path / "cache")
+    whole = spacy_distil.distil_pipeline(teacher, config, tmp_path / "whole")
+    output = tmp_path / "paused"
+    # At an evaluation; again, which trains nothing; between evaluations; beyond the end.
+    for until, reached in ((4, 4), (4, 4), (5, 8)):
+        paused = spacy_distil.distil_pipeline(teacher, config, output, resume=True, until=until)
+        assert paused.steps == reached
+        assert paused.path.is_dir()
+        assert f"Paused after step {reached} of 12" in capsys.readouterr().out
+        assert json.loads((output / "distil.json").read_text())["finished"] is False
+    ended = spacy_distil.distil_pipeline(teacher, config, output, resume=True, until=99)
+    assert replace(ended, path=whole.path) == whole
+    for name in ("model-best", "model-last"):
+        assert same(output / name, tmp_path / "whole" / name)
+    with pytest.raises(ConfigError, match="until = -1: expected the number of a step"):
+        spacy_distil.distil_pipeline(teacher, config, output, resume=True, until=-1)
+
+
 @pytest.mark.slow
 def test_a_finished_run_returns_at_once_and_another_is_refused(
     teacher: Language, tagger_config: Config, corpus: Path, tmp_path: Path
