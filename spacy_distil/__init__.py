@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from spacy_distil.distillation import distil_encoder, distil_pipeline
     from spacy_distil.export.convert import convert
     from spacy_distil.export.quantize import quantize
+    from spacy_distil.fitting.family import load
+    from spacy_distil.fitting.fit import fit
     from spacy_distil.report import benchmark, compare
     from spacy_distil.trust.calibration import calibrate
     from spacy_distil.trust.confidence import confidence
@@ -29,6 +31,8 @@ __all__ = [
     "distil_encoder",
     "distil_pipeline",
     "explain",
+    "fit",
+    "load",
     "quantize",
 ]
 
@@ -41,6 +45,8 @@ _MODULES = {
     "distil_encoder": "spacy_distil.distillation",
     "distil_pipeline": "spacy_distil.distillation",
     "explain": "spacy_distil.trust.explanations.explain",
+    "fit": "spacy_distil.fitting.fit",
+    "load": "spacy_distil.fitting.family",
     "quantize": "spacy_distil.export.quantize",
 }
 

@@ -63,8 +63,8 @@ class Prose:
 class Commands:
     """Command lines that made the results. Empty ones are left out."""
 
-    title: ClassVar[str] = "Command line"
     lines: Sequence[str]
+    title: str = "Command line"
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,13 @@ def make_score_figure(
     names: of the pipelines, in the order of their colours.
     RETURNS: a figure of matplotlib.
     """
+    return _draw_panels({column.title: p for column, p in panels.items()}, names, title=title)
+
+
+def _draw_panels(panels: Mapping[str, Sequence[Point]], names: Sequence[str], *, title: str) -> Any:
     speeds = [point.speed for points in panels.values() for point in points]
     figure, grid = make_figure(len(panels), title=title)
-    for axes, (column, points) in zip(grid, panels.items(), strict=False):
+    for axes, (heading, points) in zip(grid, panels.items(), strict=False):
         best = find_best(points)
         axes.plot(
             [point.speed.median for point in best],
@@ -183,7 +187,7 @@ def make_score_figure(
         # With room for names on the right.
         axes.set_xlim(min(one.min for one in speeds) / 1.4, max(one.max for one in speeds) * 2)
         _label_words(axes.xaxis)
-        axes.set_title(column.title, fontsize=10)
+        axes.set_title(heading, fontsize=10)
         axes.set_xlabel("words/s, CPU", fontsize=9)
         axes.set_ylabel("%", fontsize=9)
     # The names need axes that stay where they are.
@@ -192,6 +196,11 @@ def make_score_figure(
     for axes, points in zip(grid, panels.values(), strict=False):
         _label_points(axes, points, [colour_of(point.name, names) for point in points])
     return figure
+
+
+def make_trade_off_figure(points: Sequence[Point], *, y: str = "score, %") -> Any:
+    """Plot scores against words/s in one panel, as `make_score_figure` does."""
+    return _draw_panels({y: points}, [point.name for point in points], title="")
 
 
 def find_best(points: Sequence[Point]) -> list[Point]:

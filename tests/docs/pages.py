@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 COMPONENT = "docs/component.md"
 ENCODER = "docs/encoder-distillation.md"
 PIPELINE = "docs/pipeline-distillation.md"
+BUDGET = "docs/budget.md"
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",

@@ -47,13 +47,14 @@ from spacy_distil.distillation.pipeline.corpus import Texts
 from spacy_distil.distillation.pipeline.heads import PipeSettings, softmax
 from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, KINDS
 from spacy_distil.distillation.pipeline.noise import NoiseSettings
+from spacy_distil.fitting.settings import FitSettings
 from spacy_distil.runs.settings import Section
 from spacy_distil.students.families import BERT_FORM, CUTTABLE, FAMILIES
 from spacy_distil.students.flops import encoder_flops, mlm_head_flops
 from spacy_distil.students.layer_choice import choose_layers
 from spacy_distil.students.vocabulary import VocabularySettings
 from tests.docs.configs import encoder_config
-from tests.docs.pages import COMPONENT, ENCODER, PIPELINE, ROOT, in_backticks, table_after
+from tests.docs.pages import BUDGET, COMPONENT, ENCODER, PIPELINE, ROOT, in_backticks, table_after
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
@@ -137,6 +138,7 @@ def distillation_defaults() -> dict[str, Any]:
             partial(section_defaults, PipeSettings),
         ),
         (PIPELINE, "\n`spacy-distil.Texts.v1`", partial(defaults, Texts)),
+        (BUDGET, "\nSettings of the search", partial(section_defaults, FitSettings)),
     ],
 )
 def test_settings_and_defaults_are_those_of_the_code(

@@ -27,12 +27,7 @@ def check_development(
         number.
     """
     weighted = {score for score, weight in weights.items() if weight}
-    # The annotation against itself: no student can do better.
-    perfect = [Example(example.reference, example.reference) for example in examples]
-    scores = {"the tokenizer": Scorer.score_tokenization(perfect)}
-    for name, pipe in student.pipeline:
-        if hasattr(pipe, "score"):
-            scores[name] = pipe.score(perfect)
+    scores = _score_perfectly(student, examples)
     _check_numbers(scores, weights)
     possible = {score for own in scores.values() for score in weighted & own.keys() if own[score]}
     for name, own in scores.items():
@@ -57,6 +52,37 @@ def check_development(
             "annotated with. If they are held out of the text, hold out more: give "
             "distillation.held_out a smaller number."
         )
+
+
+def perfect_score(
+    student: Language, examples: Sequence[Example], weights: Mapping[str, float | None]
+) -> float:
+    """Return the weighted score of a student that makes no mistake. For the arguments see
+    `check_development`.
+    """
+    found: dict[str, Any] = {}
+    for own in _score_perfectly(student, examples).values():
+        found |= own
+    return weighted_score(found, weights)
+
+
+def weighted_score(scores: Mapping[str, Any], weights: Mapping[str, float | None]) -> float:
+    """Weight scores as `spacy train` does to choose the best model."""
+    return sum(
+        float(scores.get(name) or 0.0) * weight for name, weight in weights.items() if weight
+    )
+
+
+def _score_perfectly(
+    student: Language, examples: Sequence[Example]
+) -> dict[str, Mapping[str, Any]]:
+    """Score the annotation against itself: no student can do better. RETURNS: scores by pipe."""
+    perfect = [Example(example.reference, example.reference) for example in examples]
+    scores: dict[str, Mapping[str, Any]] = {"the tokenizer": Scorer.score_tokenization(perfect)}
+    for name, pipe in student.pipeline:
+        if hasattr(pipe, "score"):
+            scores[name] = pipe.score(perfect)
+    return scores
 
 
 def _check_numbers(

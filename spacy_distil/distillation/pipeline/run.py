@@ -152,6 +152,23 @@ class PipelineRun:
         self.pairing = Pairing({}, [], {}, [])
         self.words: frozenset[str] = frozenset()  # that reading the documents early has added
 
+    def make_start(self, scratch: Path) -> Language:
+        """Make the student before its first step. It costs what the trained one will.
+
+        scratch: directory for what it starts from. Nothing is written to the run's own.
+        """
+        self._make_student(scratch)
+        return self.student
+
+    def read_development(self, scratch: Path) -> tuple[list[Example], dict[str, float | None]]:
+        """Read the documents that the student is scored on, and the weights of its scores.
+
+        scratch: as in `make_start`.
+        """
+        self._make_student(scratch)
+        self._read_documents()
+        return self.development, self.training["score_weights"]
+
     def run(self) -> DistilledPipeline:
         """Distil the student, or finish an earlier run that did not."""
         with (

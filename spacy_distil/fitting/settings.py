@@ -1,0 +1,73 @@
+"""The section [fit] of a config: the budget, and which students are tried."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from spacy_distil.runs.settings import Count, Section
+
+SECTION = "fit"
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class FitSettings(Section):
+    """What the student may cost, and which students are tried.
+
+    words_per_second: fewest spaCy tokens per second through `nlp.pipe`.
+    latency_ms: longest time of `nlp(text)`, in milliseconds, at the percentile.
+    percentile: of the texts: 50 or 95.
+    size_mb, memory_mb: largest size on disk, and peak resident memory, in millions of bytes.
+    min_retention: lowest score, as a share of the teacher's. The student is then the one with the
+        lowest cost that reaches it.
+    minimize: the cost, with `min_retention`.
+    cores: CPU cores that the student runs on.
+    family: train all of the best trade-offs to the end, and keep them in one pipeline.
+    texts: documents to time on; None for the development documents.
+    words: most tokens of them.
+    batch_size: documents in a batch of `nlp.pipe`.
+    layers, ffn, pieces, embedding_bits: of the students that are tried: numbers of layers, shares
+        of the teacher's feed-forward neurons, sizes of the vocabulary, bits of the embeddings. None
+        chooses them.
+    cnn: widths of students with spaCy's CNN instead of an encoder.
+    most: students that are trained at first.
+    rungs: shares of the steps after which some of them are dropped.
+    keep: share of the students that goes on.
+    """
+
+    words_per_second: Positive | None = None
+    latency_ms: Positive | None = None
+    percentile: Literal[50, 95] = 50
+    size_mb: Positive | None = None
+    memory_mb: Positive | None = None
+    min_retention: Annotated[float, Field(gt=0, le=2)] | None = None
+    minimize: Literal["words_per_second", "latency_ms", "size_mb", "memory_mb"] = "words_per_second"
+    cores: Count = 1
+    family: bool = False
+    texts: str | None = None
+    words: Count = 20_000
+    batch_size: Count = 64
+    layers: list[Count] | None = None
+    ffn: list[Share] | None = None
+    pieces: list[Count | None] | None = None
+    embedding_bits: list[Literal[8, 4]] | None = None
+    cnn: list[Count] | None = None
+    most: Count = 8
+    rungs: list[Share] = Field(default_factory=lambda: [0.25, 0.5])
+    keep: Share = 0.5
+
+    @field_validator("rungs")
+    @classmethod
+    def _check_rungs(cls, rungs: list[float]) -> list[float]:
+        if sorted(rungs) != rungs:
+            raise ValueError("expected ascending shares")
+        return rungs
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits of costs that are set, by name."""
+        names = ("words_per_second", "latency_ms", "size_mb", "memory_mb")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}

@@ -1,0 +1,256 @@
+"""A search from start to end, stopped, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import spacy
+from spacy.tokens import DocBin
+from spacy.training import Corpus
+from thinc.api import Config
+from typer.testing import CliRunner
+
+import spacy_distil
+from spacy_distil.cli import distil_cli
+from spacy_distil.errors import ConfigError
+from spacy_distil.fitting import run as run_module
+from spacy_distil.fitting.costs import Costs
+from spacy_distil.fitting.report import commands, make_tables
+from spacy_distil.fitting.results import Fit, Student
+from tests.fitting.conftest import settings
+from tests.report.markup import Markup
+
+
+@pytest.fixture(scope="module")
+def found(
+    teacher: Path, corpus: Path, bert_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Fit:
+    """A search of four students, of which two are trained to the end."""
+    from tests.distillation.pipeline.util import student_config
+    from tests.fitting.conftest import PIPES
+
+    config = student_config(bert_dir, corpus, PIPES)
+    config["distillation"]["stages"] = {"soft": {"share": 1.0}}
+    config["fit"] = settings(layers=[1, 2], ffn=[1.0], embedding_bits=[8, 4], family=True)
+    lines: list[str] = []
+    output = tmp_path_factory.mktemp("fitted") / "out"
+    fit = spacy_distil.fit(teacher, config, output, command="fit it", log=lines.append)
+    (output / "lines.json").write_text(json.dumps(lines))
+    return fit
+
+
+@pytest.mark.slow
+def test_students_and_their_fates(found: Fit) -> None:
+    assert {*found.students} == {
+        *("layers-1", "layers-1-4bits", "layers-2", "layers-2-4bits", "cnn-8")
+    }
+    chosen = found.students[found.best]
+    assert chosen.fate == "chosen"
+    assert chosen.step == found.steps == 12
+    for name, student in found.students.items():
+        assert student.costs is not None
+        assert min(student.costs.to_dict().values()) > 0
+        if name.endswith("4bits"):
+            assert student.fate == f"as {name.removesuffix('-4bits')}, which fits"
+            assert not student.history
+            whole = found.students[name.removesuffix("-4bits")].known_costs()
+            assert student.known_costs().size_mb < whole.size_mb
+        elif student.step < 12:
+            assert student.fate == "dropped after step 4"
+            # Another one is better and not dearer.
+            assert any(
+                other.history
+                and other.history[4] >= student.score
+                and other.known_costs().words_per_second > 0
+                for other in found.students.values()
+            )
+    assert Student.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_spacy(found: Fit, teacher: Path, corpus: Path) -> None:
+    nlp = spacy.load(teacher)
+    scores = nlp.evaluate(list(Corpus(corpus / "dev.spacy")(nlp)))
+    expected = 0.5 * scores["tag_acc"] + 0.5 * scores["ents_f"]
+    assert found.teacher_score == pytest.approx(expected)
+    chosen = found.students[found.best]
+    place = found.output / "candidates" / chosen.candidate.training / "run" / "model-best"
+    own = spacy.load(place)
+    scores = own.evaluate(list(Corpus(corpus / "dev.spacy")(own)))
+    assert chosen.score == pytest.approx(0.5 * scores["tag_acc"] + 0.5 * scores["ents_f"])
+
+
+@pytest.mark.slow
+def test_what_is_written(found: Fit) -> None:
+    nlp = spacy.load(found.output / "best")
+    assert [token.tag_ for token in nlp("Ann visited New Rome .")]
+    report = json.loads((found.output / "fit.json").read_text())
+    assert report == json.loads(json.dumps(found.to_dict()))
+    (table,) = make_tables(found)
+    assert [row[0] for row in table.rows] == sorted(
+        found.students, key=lambda name: found.students[name].known_costs().words_per_second
+    )
+    assert (found.output / "fit.md").read_text().count("\n| layers-") == 4
+    page = Markup((found.output / "fit.html").read_text(encoding="utf8"))
+    assert {"A student for a budget", "Students", "fit it"} <= {*page.texts}
+    assert [values["aria-label"] for tag, values in page.elements if tag == "svg"] == [
+        "Score against speed"
+    ]
+    # The teacher's outputs are computed once.
+    caches = [path for path in found.output.rglob("cache") if path.is_dir()]
+    assert caches == [found.output / "cache"]
+    # Nothing is left of what was only timed.
+    assert not [path for path in found.output.iterdir() if path.name.startswith(".")]
+    lines = json.loads((found.output / "lines.json").read_text())
+    assert any(line.startswith("5 students are possible") for line in lines)
+    assert any("minutes to go" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_commands_train_others_to_the_end(found: Fit) -> None:
+    for training, command in commands(found).items():
+        words = command.split()
+        assert words[:5] == ["python", "-m", "spacy", "distil", "pipeline"]
+        result = CliRunner().invoke(distil_cli, words[4:])
+        assert result.exit_code == 0, result.output
+        run = found.output / "candidates" / training / "run"
+        assert json.loads((run / "distil.json").read_text())["steps"] == 12
+        break
+
+
+@pytest.mark.slow
+def test_a_finished_search_is_not_repeated(
+    found: Fit, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "measure_costs", None)
+    monkeypatch.setattr(run_module, "teach", None)
+    config = Config().from_disk(found.output / "distil.cfg", interpolate=False)
+    again = spacy_distil.fit(teacher, config, found.output, resume=True)
+    assert again.students == found.students
+    assert (again.best, again.path) == (found.best, found.path)
+    with pytest.raises(ConfigError, match="Go on with the run in it with --resume"):
+        spacy_distil.fit(teacher, config, found.output)
+    config["fit"]["words_per_second"] = 2.0
+    with pytest.raises(ConfigError, match=r"have changed: fit\.words_per_second"):
+        spacy_distil.fit(teacher, config, found.output, resume=True)
+
+
+def let_costs_be(monkeypatch: pytest.MonkeyPatch, **rates: float) -> None:
+    """Set words/s by name, so that a test of the search needs no minutes of timing."""
+
+    def measure(pipelines: Mapping[str, Path], *_: Any, **__: Any) -> dict[str, Costs]:
+        return {name: Costs(rates[name.replace("-", "_")], 1, 2, 10, 200) for name in pipelines}
+
+    monkeypatch.setattr(run_module, "measure_costs", measure)
+
+
+class Killed(Exception):
+    """Ends a search as a kill would."""
+
+
+@pytest.mark.slow
+def test_a_search_that_was_killed_goes_on(
+    teacher: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["fit"] = settings(layers=[1, 2], ffn=[1.0], cnn=[])
+    let_costs_be(monkeypatch, layers_1=200, layers_2=100)
+    calls: list[Any] = []
+    teach = run_module.teach
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        calls.append(options["until"])
+        if len(calls) in (2, 4):
+            raise Killed
+        return teach(*arguments, **options)
+
+    monkeypatch.setattr(run_module, "teach", train)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            spacy_distil.fit(teacher, config, tmp_path / "out", resume=True)
+    # What was measured is not measured again.
+    monkeypatch.setattr(run_module.FitRun, "_build", None)
+    fit = spacy_distil.fit(teacher, config, tmp_path / "out", resume=True)
+    assert fit.students[fit.best].step == 12
+    assert calls == [4, 4, 4, 12, 12]
+    monkeypatch.undo()
+    let_costs_be(monkeypatch, layers_1=200, layers_2=100)
+    whole = spacy_distil.fit(teacher, config, tmp_path / "whole")
+    assert [each.history for each in fit.students.values()] == [
+        each.history for each in whole.students.values()
+    ]
+
+
+@pytest.mark.slow
+def test_nothing_fits(
+    teacher: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["fit"] = settings(words_per_second=300, layers=[1, 2], ffn=[1.0], cnn=[])
+    let_costs_be(monkeypatch, layers_1=200, layers_2=100)
+    with pytest.raises(ConfigError, match=r"nearest, layers-1, has 200 words/s \(at least 300\)"):
+        spacy_distil.fit(teacher, config, tmp_path / "out")
+    # A larger budget is another search.
+    assert not (tmp_path / "out" / "best").exists()
+
+
+@pytest.mark.slow
+def test_the_cheapest_that_keeps_enough(
+    teacher: Path,
+    config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    let_costs_be(monkeypatch, layers_1=200, layers_2=100)
+    config["fit"] = {"min_retention": 0.01, "layers": [1, 2], "ffn": [1.0], "cnn": [], "rungs": []}
+    fit = spacy_distil.fit(teacher, config, tmp_path / "out")
+    assert fit.best == "layers-1"
+    assert fit.students["layers-1"].score >= 0.01 * fit.teacher_score
+    assert fit.path == tmp_path / "out" / "best"
+    assert not fit.students["layers-2"].history, "the fastest is enough"
+    config["fit"]["min_retention"] = 1.9
+    fit = spacy_distil.fit(teacher, config, tmp_path / "other")
+    assert "No student keeps 190.0% of the teacher's score" in capsys.readouterr().out
+    assert (tmp_path / "other" / "best" / "meta.json").is_file()
+
+
+def test_mistakes(teacher: Path, config: Config, tmp_path: Path) -> None:
+    config["fit"] = {}
+    with pytest.raises(ConfigError, match="There is no budget: set one limit or more"):
+        spacy_distil.fit(teacher, config, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"fit\.latency_ms = -1"):
+        spacy_distil.fit(teacher, config, tmp_path / "out", overrides={"fit.latency_ms": -1})
+    assert not (tmp_path / "out").exists()
+    result = CliRunner().invoke(distil_cli, ["fit", str(teacher), "none.cfg", "-o", "out"])
+    assert result.exit_code == 1
+    assert "none.cfg does not exist" in " ".join(result.output.split())
+
+
+@pytest.mark.slow
+def test_text_alone_and_the_command(
+    teacher: Path, config: Config, corpus: Path, tmp_path: Path
+) -> None:
+    """Without annotation, the score is agreement with the teacher."""
+    for name in ("train", "dev"):
+        config["corpora"][name]["path"] = None
+    texts = "\n".join(
+        doc.text
+        for doc in DocBin().from_disk(corpus / "train.spacy").get_docs(spacy.blank("en").vocab)
+    )
+    (tmp_path / "texts.txt").write_text(texts, encoding="utf8")
+    config["corpora"]["text"]["path"] = str(tmp_path / "texts.txt")
+    config["distillation"]["held_out"] = 2
+    config["fit"] = {"texts": str(tmp_path / "texts.txt"), "ffn": [1.0], "cnn": []}
+    config.to_disk(tmp_path / "student.cfg")
+    arguments = ["fit", teacher, tmp_path / "student.cfg", "-o", tmp_path / "out"]
+    options = ["--words-per-second", "1", "--fit.layers", "[1]"]
+    result = CliRunner().invoke(distil_cli, [*map(str, arguments), *options])
+    assert result.exit_code == 0, result.output
+    assert "Saved layers-1 to" in " ".join(result.output.split())
+    report = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert report["teacher_score"] == pytest.approx(1.0)
+    shutil.rmtree(tmp_path / "out")
