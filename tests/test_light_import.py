@@ -52,7 +52,8 @@ def test_without_torch_and_transformers(bert_dir: Path) -> None:
         import spacy_distil.component.listener, spacy_distil.component.pipe
         import spacy_distil.component.trf_data
         import spacy_distil.distillation.pipeline.corpus, spacy_distil.distillation.pipeline.run
-        import spacy_distil.encoding, spacy_distil.engines, spacy_distil.ner.pipe
+        import spacy_distil.encoding, spacy_distil.engines, spacy_distil.fitting.family
+        import spacy_distil.ner.pipe
         spacy.registry.readers.get("spacy-distil.Texts.v1")
 
         nlp = spacy.blank("en")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import spacy
@@ -26,10 +27,12 @@ from spacy.util import is_package
 
 from spacy_distil.cpu import cpu_model
 from spacy_distil.errors import ConfigError
-from spacy_distil.fitting.results import Student
 from spacy_distil.pipelines import check_pipeline, load_pipeline
 from spacy_distil.runs.files import atomic_directory, write_text
 from spacy_distil.text.documents import example_documents
+
+if TYPE_CHECKING:
+    from spacy_distil.fitting.results import Student
 
 FILE, MEMBERS = "family.json", "members"
 # Of the timing on the machine that loads: tokens in a pass, passes, texts one at a time.
@@ -247,8 +250,6 @@ def make_texts(nlp: Language, words_per_document: float) -> list[str]:
 
 
 def _threads() -> dict[str, str]:
-    import os
-
     names: Sequence[str] = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     return {name: os.environ.get(name, "") for name in names} | {"cores": str(len(cores))}
