@@ -121,7 +121,4 @@ def fit_cli(
     print(to_text(found))
     if family:
         msg.good(f"Saved the family to {found.path}")
-    misses = found.students[found.best].misses
-    for miss in misses:
-        msg.warn(f"{found.best} misses the budget: {miss}")
     msg.good(f"Saved {found.best} to {found.output / 'best'}, and the report to fit.html")

@@ -42,6 +42,10 @@ class Student:
         """The best score up to now. Raises ValueError without any training."""
         return self.history[max(self.history)]
 
+    def score_at(self, step: int) -> float:
+        """Return the best score up to a step, or up to the next one at which it was recorded."""
+        return self.history[min(each for each in self.history if each >= step)]
+
     def known_costs(self) -> Costs:
         """Return the costs of a student that has been measured."""
         assert self.costs is not None

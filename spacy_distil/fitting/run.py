@@ -42,6 +42,12 @@ from spacy_distil.students.shapes import Shape, shape_of
 from spacy_distil.text.documents import read_documents
 
 BEST, FAMILY, CACHE = "best", "family", "cache"
+# Settings that a search goes on with, if others are given: costs and trainings stay what they are.
+FREE = (
+    *("words_per_second", "latency_ms", "percentile", "size_mb", "memory_mb", "min_retention"),
+    *("minimize", "family", "most", "rungs", "keep", "layers", "ffn", "pieces"),
+    *("embedding_bits", "cnn"),
+)
 # Documents on which a quantized start is compared with the original. It has learned nothing yet.
 _CHECKED = 8
 
@@ -81,7 +87,8 @@ class FitRun:
             kind=SECTION,
             own=frozenset({CANDIDATES, BEST, FAMILY, "fit.json", "fit.md", "fit.html"}),
             kept=frozenset({CACHE}),
-            free=frozenset(),
+            # Another budget finds another student of the same candidates.
+            free=frozenset(f"{SECTION}.{name}" for name in FREE),
             finished=frozenset({"best"}),
         )
         self.directory.check(resume=resume, force=force)
@@ -102,16 +109,17 @@ class FitRun:
                 self.config, self.inputs, resume=self.resume, force=self.force
             )
             self.directory.prepare(self.config, earlier)
+            if earlier is not None:
+                self._restore(earlier)
+                is_same = earlier.get("settings") == self.settings.model_dump()
+                earlier = {**earlier, "finished": earlier.get("finished", False) and is_same}
             finished = self.directory.announce(
                 earlier, resume=self.resume, has_checkpoint=bool(earlier)
             )
-            if earlier is not None:
-                self._restore(earlier)
             if finished:
                 assert earlier is not None
                 return self._fit(earlier["best"], earlier["machine"])
-            if earlier is None:
-                self.directory.begin(self.config, {"inputs": self.inputs}, None)
+            self.directory.begin(self.config, {**(earlier or {}), "inputs": self.inputs}, earlier)
             try:
                 return self._search()
             except KeyboardInterrupt:
@@ -134,12 +142,10 @@ class FitRun:
         return fit
 
     def _propose(self) -> None:
-        """List the candidates, unless an earlier process did."""
-        if self.students:
-            return
+        """List the candidates, beside the ones of an earlier process."""
         shape, n_pieces = self._teacher_shape()
         for candidate in propose(shape, n_pieces, self.settings, has_cnn=self._has_cnn()):
-            self.students[candidate.name] = Student(candidate)
+            self.students.setdefault(candidate.name, Student(candidate))
         if not self.students:
             raise ConfigError("There is no student to try: set layers or cnn in [fit].")
         self.log(f"{len(self.students)} students are possible: {', '.join(self.students)}")
@@ -169,6 +175,9 @@ class FitRun:
 
     def _measure(self) -> None:
         """Build, quantize and time the candidates that have no costs yet, before any training."""
+        for each in self.students.values():
+            each.misses = [] if each.costs is None else find_misses(each.costs, self.settings)
+            each.fate = ""
         new = {name: each for name, each in self.students.items() if each.costs is None}
         if not new:
             return
@@ -270,7 +279,8 @@ class FitRun:
         )
         return (
             f"None of the {len(known)} students fits. The nearest, {nearest}, has {found}. "
-            "Raise the budget, or try others: layers, ffn, pieces, embedding_bits or cnn in [fit]."
+            "Raise the budget or try others (layers, ffn, pieces, embedding_bits, cnn in [fit]), and "
+            "go on with --resume."
         )
 
     def _halve(self, names: list[str]) -> list[str]:
@@ -283,7 +293,7 @@ class FitRun:
             ahead = [*rungs[i + 1 :], self.distillation.max_steps]
             for number, name in enumerate(names):
                 self._train(name, step, names[number + 1 :], ahead)
-            scores = {name: self.students[name].history[step] for name in names}
+            scores = {name: self.students[name].score_at(step) for name in names}
             kept = self._keep(scores)
             for name in names:
                 if name not in kept:
@@ -331,7 +341,7 @@ class FitRun:
             self._save()
             kept = self._retention(done.score)
             self.log(f"{name}: score {done.score:.4f}{kept}, {student.seconds / 60:.1f} minutes")
-        return student.history[step]
+        return student.score_at(step)
 
     def _time_left(self, name: str, step: int, others: Sequence[str], ahead: Sequence[int]) -> str:
         """Say how long the rest will take, in the words of a log line; empty if unknown."""
@@ -505,6 +515,7 @@ class FitRun:
         state = {
             "inputs": self.inputs,
             "finished": False,
+            "settings": self.settings.model_dump(),
             "teacher_score": self.teacher_score,
             "students": {name: each.to_dict() for name, each in self.students.items()},
             **more,

@@ -135,8 +135,8 @@ def test_a_finished_search_is_not_repeated(
     assert (again.best, again.path) == (found.best, found.path)
     with pytest.raises(ConfigError, match="Go on with the run in it with --resume"):
         spacy_distil.fit(teacher, config, found.output)
-    config["fit"]["words_per_second"] = 2.0
-    with pytest.raises(ConfigError, match=r"have changed: fit\.words_per_second"):
+    config["fit"]["batch_size"] = 2
+    with pytest.raises(ConfigError, match=r"have changed: fit\.batch_size"):
         spacy_distil.fit(teacher, config, found.output, resume=True)
 
 
@@ -193,8 +193,28 @@ def test_nothing_fits(
     let_costs_be(monkeypatch, layers_1=200, layers_2=100)
     with pytest.raises(ConfigError, match=r"nearest, layers-1, has 200 words/s \(at least 300\)"):
         spacy_distil.fit(teacher, config, tmp_path / "out")
-    # A larger budget is another search.
     assert not (tmp_path / "out" / "best").exists()
+    # A larger budget needs no more timing of the candidates.
+    monkeypatch.setattr(run_module.FitRun, "_build", None)
+    config["fit"]["words_per_second"] = 150
+    first = spacy_distil.fit(teacher, config, tmp_path / "out", resume=True)
+    assert first.best == "layers-1"
+    assert first.students["layers-2"].fate == "does not fit"
+    # And with another one, what was trained is not trained again.
+    taught: list[str] = []
+    teach = run_module.teach
+
+    def count(nlp: Any, path: Path, output: Path, **options: Any) -> Any:
+        taught.append(output.parent.name)
+        return teach(nlp, path, output, **options)
+
+    monkeypatch.setattr(run_module, "teach", count)
+    config["fit"]["words_per_second"] = 50
+    second = spacy_distil.fit(teacher, config, tmp_path / "out", resume=True)
+    assert {*taught} == {"layers-2"}
+    assert second.students["layers-1"].history == first.students["layers-1"].history
+    scores = {name: each.score for name, each in second.students.items() if each.step == 12}
+    assert second.best == max(scores, key=lambda name: scores[name])
 
 
 @pytest.mark.slow
