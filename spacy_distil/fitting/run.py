@@ -279,8 +279,8 @@ class FitRun:
         )
         return (
             f"None of the {len(known)} students fits. The nearest, {nearest}, has {found}. "
-            "Raise the budget or try others (layers, ffn, pieces, embedding_bits, cnn in [fit]), and "
-            "go on with --resume."
+            "Raise the budget or try others (layers, ffn, pieces, embedding_bits, cnn in [fit]), "
+            "and go on with --resume."
         )
 
     def _halve(self, names: list[str]) -> list[str]:
