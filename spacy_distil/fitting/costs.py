@@ -1,4 +1,4 @@
-"""What a pipeline costs, measured on the machine that it is fitted on."""
+"""The costs of a pipeline, measured on the machine that it is fitted on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Costs:
-    """What a pipeline costs.
+    """The costs of a pipeline.
 
     words_per_second: spaCy tokens per second of wall time, median of the rounds.
     p50_ms, p95_ms: milliseconds of `nlp(text)`, percentiles over texts, medians of the rounds.

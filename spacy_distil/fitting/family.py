@@ -94,7 +94,7 @@ def load(
 
     The students are timed here, the best one first, on example sentences of their language, until
     one fits: a few seconds each. The times are kept for the next call, for this CPU and these
-    versions of packages. Size and memory are those of the machine that made the family. Without a
+    versions of packages. Size and memory come from the machine that made the family. Without a
     budget, it is the best student.
 
     family: directory or package that `distil fit --family` made.

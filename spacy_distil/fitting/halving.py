@@ -2,8 +2,8 @@
 
 Successive halving trains all candidates for a part of the steps, drops the worse half, and goes on
 (Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
-Optimization", arXiv 1502.07943). All schedules are those of the whole training, so a candidate that
-goes on loses nothing.
+Optimization", arXiv 1502.07943). Schedules span the whole training, so a candidate that goes on
+loses nothing.
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ def describe(fit: Fit) -> str:
     settings = fit.settings
     teacher = f" The teacher's score is {fit.teacher_score:.4f}." if fit.teacher_score else ""
     return (
-        f"Budget: {'; '.join(budget(fit))}. Costs are those of quantized students, measured "
-        f"before they were trained, and of the chosen one again after it: medians of {ROUNDS} "
+        f"Budget: {'; '.join(budget(fit))}. Costs were measured on quantized students "
+        f"before their training, and on the chosen one again after it: medians of {ROUNDS} "
         f"interleaved rounds on {count(settings.cores, 'core')}, in batches of "
         f"{settings.batch_size} documents, "
         f"and latencies of one text at a time. Scores are weighted as [training.score_weights] "

@@ -42,12 +42,8 @@ from spacy_distil.students.shapes import Shape, shape_of
 from spacy_distil.text.documents import read_documents
 
 BEST, FAMILY, CACHE = "best", "family", "cache"
-# Settings that a search goes on with, if others are given: costs and trainings stay what they are.
-FREE = (
-    *("words_per_second", "latency_ms", "percentile", "size_mb", "memory_mb", "min_retention"),
-    *("minimize", "family", "most", "rungs", "keep", "layers", "ffn", "pieces"),
-    *("embedding_bits", "cnn"),
-)
+# Settings that costs depend on. A search goes on with other values of the rest.
+MEASURING = frozenset({"cores", "texts", "words", "batch_size"})
 # Documents on which a quantized start is compared with the original. It has learned nothing yet.
 _CHECKED = 8
 
@@ -88,7 +84,9 @@ class FitRun:
             own=frozenset({CANDIDATES, BEST, FAMILY, "fit.json", "fit.md", "fit.html"}),
             kept=frozenset({CACHE}),
             # Another budget finds another student of the same candidates.
-            free=frozenset(f"{SECTION}.{name}" for name in FREE),
+            free=frozenset(
+                f"{SECTION}.{name}" for name in FitSettings.model_fields.keys() - MEASURING
+            ),
             finished=frozenset({"best"}),
         )
         self.directory.check(resume=resume, force=force)
@@ -247,7 +245,7 @@ class FitRun:
         RETURNS: their names, the cheapest first. Of variants of one training it is the first that
             fits.
         """
-        if not any(not each.misses for each in self.students.values()):
+        if all(each.misses for each in self.students.values()):
             raise ConfigError(self._explain_nothing_fits())
         fitting: dict[str, str] = {}
         for name, each in self.students.items():
@@ -257,7 +255,7 @@ class FitRun:
                 each.fate = f"as {fitting[each.candidate.training]}, which fits"
             else:
                 fitting[each.candidate.training] = name
-        # What costs more has more room to learn.
+        # A slower student has more room to learn.
         names = sorted(fitting.values(), key=self._time_of, reverse=True)
         for name in names[self.settings.most :]:
             self.students[name].fate = f"not among the {self.settings.most} slowest that fit"
@@ -442,7 +440,7 @@ class FitRun:
             with atomic_directory(self.output / BEST) as unfinished:
                 shutil.copytree(built[best], unfinished, dirs_exist_ok=True)
 
-    # What the search needs
+    # Documents and scores
 
     def _documents(self) -> list[Doc]:
         """Read documents to time on, with about `words` tokens."""

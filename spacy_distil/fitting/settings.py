@@ -15,7 +15,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class FitSettings(Section):
-    """What the student may cost, and which students are tried.
+    """The budget of the student, and the students to try.
 
     words_per_second: fewest spaCy tokens per second through `nlp.pipe`.
     latency_ms: longest time of `nlp(text)`, in milliseconds, at the percentile.

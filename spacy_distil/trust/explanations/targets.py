@@ -175,15 +175,13 @@ def _find_tokens(doc: Doc, request: Request) -> list[int]:
     if not wanted:
         return [token.i for token in doc if not token.is_space]
     found = [token.i for token in doc if token.text == wanted]
+    if wanted.isdecimal() and int(wanted) < len(doc):
+        return [int(wanted)]
+    if found:
+        return found[:1] if request.is_single else found  # a year, for example, or a word
     if wanted.isdecimal():
-        if int(wanted) < len(doc):
-            return [int(wanted)]
-        if found:  # a year, for example
-            return found[:1]
         problem = f"the text has {len(doc):,} tokens, numbered from 0"
     else:
-        if found:
-            return found
         problem = f"no token of the text is {wanted!r}. It begins with {_list(_words(doc))}"
     raise ConfigError(f"target = '{request.kind}:{wanted}': {problem}. Name another token.")
 
