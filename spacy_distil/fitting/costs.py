@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
@@ -27,23 +27,33 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of a pipeline.
+    """The costs of a pipeline. All but the size are None if it was not timed.
 
+    size_mb: size on disk, in millions of bytes.
     words_per_second: spaCy tokens per second of wall time, median of the rounds.
     p50_ms, p95_ms: milliseconds of `nlp(text)`, percentiles over texts, medians of the rounds.
-    size_mb, memory_mb: size on disk, and peak resident memory of its process, in millions of bytes.
+    memory_mb: peak resident memory of its process, in millions of bytes.
     """
 
-    words_per_second: float
-    p50_ms: float
-    p95_ms: float
     size_mb: float
-    memory_mb: float
+    words_per_second: float | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    memory_mb: float | None = None
 
-    def get(self, name: str, percentile: int) -> float:
+    @property
+    def is_timed(self) -> bool:
+        return self.words_per_second is not None
+
+    def get(self, name: str, percentile: int) -> float | None:
         """Return a cost by the name of its limit in `FitSettings`."""
-        found: float = getattr(self, f"p{percentile}_ms" if name == "latency_ms" else name)
+        found: float | None = getattr(self, f"p{percentile}_ms" if name == "latency_ms" else name)
         return found
+
+    def seconds_per_word(self) -> float:
+        """Return the time for a word, of a pipeline that was timed."""
+        assert self.words_per_second is not None
+        return 1 / self.words_per_second
 
     def to_dict(self) -> dict[str, float]:
         """All costs for JSON."""
@@ -53,9 +63,16 @@ class Costs:
 def find_misses(costs: Costs, settings: FitSettings) -> list[str]:
     """Say which limits a pipeline misses: ["25,312 words/s (at least 30,000)"]."""
     return [
-        describe(name, costs.get(name, settings.percentile), limit)
-        for name, limit in settings.limits.items()
-        if _excess(name, costs, limit, settings) > 1
+        describe(name, value, settings.limits[name])
+        for name, value, excess in _compare(costs, settings)
+        if excess > 1
+    ]
+
+
+def find_all(costs: Costs, settings: FitSettings) -> list[str]:
+    """Say what is known of each cost that is limited, as `find_misses` does."""
+    return [
+        describe(name, value, settings.limits[name]) for name, value, _ in _compare(costs, settings)
     ]
 
 
@@ -77,22 +94,31 @@ def distance(costs: Costs, settings: FitSettings) -> float:
 
     1 or less fits.
     """
-    return max(
-        (_excess(name, costs, limit, settings) for name, limit in settings.limits.items()),
-        default=0.0,
-    )
+    return max((excess for _, _, excess in _compare(costs, settings)), default=0.0)
 
 
-def _excess(name: str, costs: Costs, limit: float, settings: FitSettings) -> float:
-    value = costs.get(name, settings.percentile)
-    if name == "words_per_second":
-        return limit / value if value else inf
-    return value / limit
+def _compare(costs: Costs, settings: FitSettings) -> Iterator[tuple[str, float, float]]:
+    """Compare the costs that are known with their limits.
+
+    YIELDS: (name, cost, factor that it misses the limit by).
+    """
+    for name, limit in settings.limits.items():
+        value = costs.get(name, settings.percentile)
+        if value is None:
+            continue
+        if name == "words_per_second":
+            yield name, value, limit / value if value else inf
+        else:
+            yield name, value, value / limit
 
 
 def order_key(costs: Costs, settings: FitSettings) -> float:
-    """Return what is minimized: the cost that `minimize` names, of which less is better."""
+    """Return what is minimized: the cost that `minimize` names, of which less is better.
+
+    costs: of a pipeline that was timed.
+    """
     value = costs.get(settings.minimize, settings.percentile)
+    assert value is not None
     return -value if settings.minimize == "words_per_second" else value
 
 

@@ -35,6 +35,19 @@ def keep_trade_offs(scores: Mapping[str, float], costs: Mapping[str, float]) -> 
     ]
 
 
+def peel(names: Sequence[str], contains: Callable[[str, str], bool]) -> list[list[str]]:
+    """Sort names into fronts: first those that no other one contains, then the same of the rest.
+
+    contains: whether the first name contains the second; a strict partial order.
+    """
+    left, fronts = list(names), []
+    while left:
+        front = [name for name in left if not any(contains(other, name) for other in left)]
+        fronts.append(front)
+        left = [name for name in left if name not in front]
+    return fronts
+
+
 def find_cheapest(
     names: Sequence[str], train: Callable[[str], float], needed: float
 ) -> tuple[str | None, list[str]]:

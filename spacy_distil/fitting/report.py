@@ -52,8 +52,10 @@ def to_text(fit: Fit) -> str:
 
 
 def make_tables(fit: Fit) -> list[Table]:
-    """Make the table of all students, the fastest last."""
-    ordered = sorted(fit.students.items(), key=lambda item: item[1].known_costs().words_per_second)
+    """Make the table of all students, the fastest last, after the ones that were not timed."""
+    ordered = sorted(
+        fit.students.items(), key=lambda item: item[1].known_costs().words_per_second or 0.0
+    )
     header = ["student", "words/s", f"p{fit.settings.percentile}, ms", "MB on disk"]
     header += ["MB of memory", "step", "score", "% of the teacher's", ""]
     return [Table("Students", header, [_row(fit, name, each) for name, each in ordered])]
@@ -67,15 +69,19 @@ def _row(fit: Fit, name: str, student: Student) -> list[str]:
         kept = f"{100 * student.score / fit.teacher_score:.1f}" if fit.teacher_score else MISSING
     return [
         name,
-        f"{costs.words_per_second:,.0f}",
-        f"{costs.get('latency_ms', fit.settings.percentile):.2f}",
-        f"{costs.size_mb:.1f}",
-        f"{costs.memory_mb:,.0f}",
+        _format(costs.words_per_second, ",.0f"),
+        _format(costs.get("latency_ms", fit.settings.percentile), ".2f"),
+        _format(costs.size_mb, ".1f"),
+        _format(costs.memory_mb, ",.0f"),
         f"{student.step:,}" if student.history else MISSING,
         score,
         kept,
         student.fate,
     ]
+
+
+def _format(value: float | None, form: str) -> str:
+    return MISSING if value is None else f"{value:{form}}"
 
 
 def budget(fit: Fit) -> list[str]:
@@ -107,7 +113,7 @@ def draw(fit: Fit) -> Any:
     points = []
     for name, student in fit.students.items():
         if student.history:
-            rate = student.known_costs().words_per_second
+            rate = 1 / student.known_costs().seconds_per_word()
             points.append(Point(name, Spread(rate, rate, rate), 100 * student.score))
     return make_trade_off_figure(points)
 

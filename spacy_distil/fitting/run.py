@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,18 +28,27 @@ from spacy_distil.distillation.pipeline.student import find_obstacle
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.quantize import quantize
 from spacy_distil.fitting import halving
-from spacy_distil.fitting.candidates import CANDIDATES, Candidate, encoder_of, propose
-from spacy_distil.fitting.costs import describe, distance, find_misses, measure_costs, order_key
+from spacy_distil.fitting.candidates import CANDIDATES, Candidate, Start, encoder_of, propose
+from spacy_distil.fitting.costs import (
+    Costs,
+    distance,
+    find_all,
+    find_misses,
+    measure_costs,
+    order_key,
+)
 from spacy_distil.fitting.family import write_family
 from spacy_distil.fitting.report import write_report
 from spacy_distil.fitting.results import Fit, Student
 from spacy_distil.fitting.settings import SECTION, FitSettings
 from spacy_distil.hugging_face import load_teacher
+from spacy_distil.hugging_face.description import read_model_config
+from spacy_distil.pipelines import count_bytes
 from spacy_distil.report.machine import describe_machine
 from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.runs.files import atomic_directory
 from spacy_distil.runs.settings import read_config, read_section
-from spacy_distil.students.shapes import Shape, shape_of
+from spacy_distil.students.shapes import shape_of
 from spacy_distil.text.documents import read_documents
 
 BEST, FAMILY, CACHE = "best", "family", "cache"
@@ -141,30 +151,49 @@ class FitRun:
 
     def _propose(self) -> None:
         """List the candidates, beside the ones of an earlier process."""
-        shape, n_pieces = self._teacher_shape()
-        for candidate in propose(shape, n_pieces, self.settings, has_cnn=self._has_cnn()):
+        start = self._find_start()
+        for candidate in propose(start, self.settings, has_cnn=self._has_cnn()):
             self.students.setdefault(candidate.name, Student(candidate))
         if not self.students:
-            raise ConfigError("There is no student to try: set layers or cnn in [fit].")
+            raise ConfigError(
+                "There is no student to try: expected one 'distil_transformer' in [components], or "
+                "widths in [fit] cnn."
+            )
         self.log(f"{len(self.students)} students are possible: {', '.join(self.students)}")
 
-    def _teacher_shape(self) -> tuple[Shape | None, int]:
-        """Return the shape of the teacher's encoder, if students can start from it."""
-        obstacle = find_obstacle(self.teacher, self.distillation.spacy)
-        if self.distillation.student.start == "config":
-            obstacle = 'start = "config" starts from another encoder'
-        if obstacle is not None:
+    def _find_start(self) -> Start | None:
+        """Find the encoder that students can start from."""
+        student = self.distillation.student
+        names = ("heads", "ffn", "width", "share_layers", "embedding_size")
+        ignored = [name for name in names if getattr(student, name)]
+        if ignored:
             msg.warn(
-                f"Students cannot start from the teacher's layers: {obstacle}. Only the encoder "
-                "that the config names and CNNs are tried."
+                f"[distillation.student] {', '.join(ignored)}: not used. [fit] says which shapes "
+                "are tried."
             )
-            return None, 0
+        name = encoder_of(self.config)
+        if name is None:
+            return None
         from transformers import AutoConfig
 
-        (pipe,) = [p for _, p in self.teacher.pipeline if isinstance(p, DistilTransformerPipe)]
-        values = dict(get_encoder(pipe.model).loaded.config)
-        config = AutoConfig.for_model(values.pop("model_type"), **values)
-        return shape_of(config), int(config.vocab_size)
+        obstacle = find_obstacle(self.teacher, self.distillation.spacy)
+        if student.start == "config":
+            obstacle = 'start = "config" starts from another encoder'
+        if obstacle is None:
+            (pipe,) = [p for _, p in self.teacher.pipeline if isinstance(p, DistilTransformerPipe)]
+            values = dict(get_encoder(pipe.model).loaded.config)
+            config = AutoConfig.for_model(values.pop("model_type"), **values)
+            return Start(shape_of(config), int(config.vocab_size))
+        model = self.config.interpolate()["components"][name].get("model", {})
+        msg.warn(
+            f"Students cannot start from the teacher's layers: {obstacle}. They start from the "
+            f"lowest layers of {model.get('name')}."
+        )
+        config = read_model_config(str(model.get("name")))
+        shape = shape_of(config)
+        if model.get("layer") is not None:
+            shape = replace(shape, layers=min(shape.layers, model["layer"]))
+        return Start(shape, int(config.vocab_size), is_teacher=False)
 
     def _has_cnn(self) -> bool:
         """Whether a CNN can learn what the config wants."""
@@ -173,16 +202,40 @@ class FitRun:
 
     def _measure(self) -> None:
         """Build, quantize and time the candidates that have no costs yet, before any training."""
-        for each in self.students.values():
-            each.misses = [] if each.costs is None else find_misses(each.costs, self.settings)
-            each.fate = ""
-        new = {name: each for name, each in self.students.items() if each.costs is None}
+        self._compare_costs()
+        new = [each for each in self.students.values() if each.costs is None or self._is_due(each)]
         if not new:
             return
         with TemporaryDirectory(dir=self.output, prefix=".starts-") as scratch:
-            built = self._build(new.values(), Path(scratch))
-            self._time(built)
+            built = self._build(new, Path(scratch))
+            for name, path in built.items():
+                self.students[name].costs = Costs(count_bytes(path) / 1e6)
+            self._compare_costs()
+            self._time({name: built[name] for name in built if self._is_due(self.students[name])})
         self._save()
+
+    def _compare_costs(self) -> None:
+        """Look which limits the students miss, as far as their costs are known."""
+        for each in self.students.values():
+            each.misses = [] if each.costs is None else find_misses(each.costs, self.settings)
+            each.fate = ""
+
+    def _is_due(self, student: Student) -> bool:
+        """Whether a student that has been built is to be timed.
+
+        Those that are too large are not. Variants of one training are as fast as each other, so it
+        is the first of them that is small enough, unless they may differ in a limited memory.
+        """
+        if student.known_costs().is_timed or student.misses:
+            return False
+        variants = [
+            each
+            for each in self.students.values()
+            if each.candidate.training == student.candidate.training
+            and each.costs is not None
+            and find_misses(Costs(each.costs.size_mb), self.settings) == []
+        ]
+        return variants[0] is student or self.settings.memory_mb is not None
 
     def _time(self, pipelines: Mapping[str, Path]) -> None:
         """Time pipelines, and look which limits they miss."""
@@ -240,45 +293,46 @@ class FitRun:
         return dict(result.agreement.candidate_scores)
 
     def _choose(self) -> list[str]:
-        """Choose the candidates that are trained: those that fit, and of these the dearest.
+        """Choose the candidates that are trained: the largest of those that fit.
 
-        RETURNS: their names, the cheapest first. Of variants of one training it is the first that
-            fits.
+        RETURNS: their names, the cheapest first.
         """
-        if all(each.misses for each in self.students.values()):
-            raise ConfigError(self._explain_nothing_fits())
         fitting: dict[str, str] = {}
         for name, each in self.students.items():
             if each.misses:
                 each.fate = "does not fit"
-            elif each.candidate.training in fitting:
-                each.fate = f"as {fitting[each.candidate.training]}, which fits"
-            else:
-                fitting[each.candidate.training] = name
-        # A slower student has more room to learn.
-        names = sorted(fitting.values(), key=self._time_of, reverse=True)
+            elif each.known_costs().is_timed:
+                fitting.setdefault(each.candidate.training, name)
+        for name, each in self.students.items():
+            first = fitting.get(each.candidate.training, "")
+            if not each.misses and name != first:
+                each.fate = f"as {first}, which fits" if first else "as its variant, does not fit"
+        if not fitting:
+            raise ConfigError(self._explain_nothing_fits())
+        # A student that contains another one has more room to learn.
+        fronts = halving.peel(
+            list(fitting.values()),
+            lambda a, b: self.students[a].candidate.contains(self.students[b].candidate),
+        )
+        names = [name for front in fronts for name in sorted(front, key=self._time_of)[::-1]]
         for name in names[self.settings.most :]:
-            self.students[name].fate = f"not among the {self.settings.most} slowest that fit"
-        chosen = names[: self.settings.most][::-1]
+            self.students[name].fate = f"not among the {self.settings.most} largest that fit"
+        chosen = sorted(names[: self.settings.most], key=self._time_of)
         self.log(f"{len(fitting)} fit the budget, {len(chosen)} are trained: {', '.join(chosen)}")
         return chosen
 
     def _time_of(self, name: str) -> float:
         """Return the time for a word, in seconds."""
-        return 1 / self.students[name].known_costs().words_per_second
+        return self.students[name].known_costs().seconds_per_word()
 
     def _explain_nothing_fits(self) -> str:
         known = {name: each.known_costs() for name, each in self.students.items()}
         nearest = min(known, key=lambda name: distance(known[name], self.settings))
-        costs = known[nearest]
-        found = ", ".join(
-            describe(name, costs.get(name, self.settings.percentile), limit)
-            for name, limit in self.settings.limits.items()
-        )
+        found = ", ".join(find_all(known[nearest], self.settings))
         return (
             f"None of the {len(known)} students fits. The nearest, {nearest}, has {found}. "
-            "Raise the budget or try others (layers, ffn, pieces, embedding_bits, cnn in [fit]), "
-            "and go on with --resume."
+            "Raise the budget or try others (layers, width, ffn, pieces, embedding_bits, cnn in "
+            "[fit]), and go on with --resume."
         )
 
     def _halve(self, names: list[str]) -> list[str]:

@@ -29,11 +29,14 @@ class FitSettings(Section):
     texts: documents to time on; None for the development documents.
     words: most tokens of them.
     batch_size: documents in a batch of `nlp.pipe`.
-    layers, ffn, pieces, embedding_bits: of the students that are tried: numbers of layers, shares
-        of the teacher's feed-forward neurons, sizes of the vocabulary, bits of the embeddings. None
-        chooses them.
+    layers: numbers of layers of the students that are tried. None chooses them, as below.
+    width, ffn: shares of the teacher's width, and of its feed-forward neurons for each dimension.
+    embedding_size: widths of factorized embeddings; None among them keeps them whole.
+    share_layers: whether all layers have the weights of one.
+    pieces: sizes of the vocabulary; None among them for all pieces.
+    embedding_bits: of the quantized students.
     cnn: widths of students with spaCy's CNN instead of an encoder.
-    most: students that are trained at first.
+    most: students that are trained at first: the largest that fit.
     rungs: shares of the steps after which some of them are dropped.
     keep: share of the students that goes on.
     """
@@ -51,7 +54,10 @@ class FitSettings(Section):
     words: Count = 20_000
     batch_size: Count = 64
     layers: list[Count] | None = None
+    width: list[Share] | None = None
     ffn: list[Share] | None = None
+    embedding_size: list[Count | None] | None = None
+    share_layers: list[bool] | None = None
     pieces: list[Count | None] | None = None
     embedding_bits: list[Literal[8, 4]] | None = None
     cnn: list[Count] | None = None
@@ -65,6 +71,11 @@ class FitSettings(Section):
         if sorted(rungs) != rungs:
             raise ValueError("expected ascending shares")
         return rungs
+
+    @property
+    def counts_size(self) -> bool:
+        """Whether the size on disk matters."""
+        return self.size_mb is not None or self.minimize == "size_mb"
 
     @property
     def limits(self) -> dict[str, float]:

@@ -157,7 +157,7 @@ def describe(name: str, lang: str | None, *, window: int | None = None) -> Descr
         )
     lang = check_language(lang)
     require_all(TRAINING, purpose="A model of transformers")
-    config = _read_config(name)
+    config = read_model_config(name)
     modules = _read_json(name, "modules.json")
     architecture = _find_architecture(name, config)
     kind = _find_kind(name, architecture, is_sentence_encoder=modules is not None)
@@ -190,7 +190,7 @@ def describe(name: str, lang: str | None, *, window: int | None = None) -> Descr
     )
 
 
-def _read_config(name: str) -> Any:
+def read_model_config(name: str) -> Any:
     """Read the config of a model. RETURNS: an object of transformers."""
     import transformers
 

@@ -41,12 +41,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def family(pipelines: dict[str, Path], tmp_path: Path) -> Path:
     students = {
-        "good": Student(
-            Candidate(2), Costs(100, 2, 3, size_mb=20, memory_mb=300), history={8: 0.9}
-        ),
-        "small": Student(
-            Candidate(1), Costs(200, 1, 2, size_mb=10, memory_mb=200), history={8: 0.8}
-        ),
+        "good": Student(Candidate(2), Costs(20, 100, 2, 3, 300), history={8: 0.9}),
+        "small": Student(Candidate(1), Costs(10, 200, 1, 2, 200), history={8: 0.8}),
     }
     write_family(tmp_path / "family", pipelines, students, words_per_document=30)
     return tmp_path / "family"

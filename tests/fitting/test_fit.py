@@ -17,12 +17,17 @@ from typer.testing import CliRunner
 
 import spacy_distil
 from spacy_distil.cli import distil_cli
+from spacy_distil.component.pipe import DistilTransformerPipe
+from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError
 from spacy_distil.fitting import run as run_module
 from spacy_distil.fitting.costs import Costs
 from spacy_distil.fitting.report import commands, make_tables
 from spacy_distil.fitting.results import Fit, Student
-from tests.fitting.conftest import settings
+from spacy_distil.pipelines import count_bytes
+from spacy_distil.report.layout import MISSING
+from tests.distillation.pipeline.util import student_config, trained_transitions
+from tests.fitting.conftest import PIPES, settings
 from tests.report.markup import Markup
 
 
@@ -31,12 +36,11 @@ def found(
     teacher: Path, corpus: Path, bert_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Fit:
     """A search of four students, of which two are trained to the end."""
-    from tests.distillation.pipeline.util import student_config
-    from tests.fitting.conftest import PIPES
-
     config = student_config(bert_dir, corpus, PIPES)
     config["distillation"]["stages"] = {"soft": {"share": 1.0}}
-    config["fit"] = settings(layers=[1, 2], ffn=[1.0], embedding_bits=[8, 4], family=True)
+    config["fit"] = settings(
+        layers=[1, 2], ffn=[1.0], width=[1.0], embedding_bits=[8, 4], family=True
+    )
     lines: list[str] = []
     output = tmp_path_factory.mktemp("fitted") / "out"
     fit = spacy_distil.fit(teacher, config, output, command="fit it", log=lines.append)
@@ -54,7 +58,8 @@ def test_students_and_their_fates(found: Fit) -> None:
     assert chosen.step == found.steps == 12
     for name, student in found.students.items():
         assert student.costs is not None
-        assert min(student.costs.to_dict().values()) > 0
+        assert student.costs.is_timed != name.endswith("4bits")
+        assert all(cost > 0 for cost in student.costs.to_dict().values() if cost is not None)
         if name.endswith("4bits"):
             assert student.fate == f"as {name.removesuffix('-4bits')}, which fits"
             assert not student.history
@@ -64,9 +69,7 @@ def test_students_and_their_fates(found: Fit) -> None:
             assert student.fate == "dropped after step 4"
             # Another one is better and not dearer.
             assert any(
-                other.history
-                and other.history[4] >= student.score
-                and other.known_costs().words_per_second > 0
+                other.history and other.history[4] >= student.score and other.known_costs().is_timed
                 for other in found.students.values()
             )
     assert Student.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
@@ -93,7 +96,7 @@ def test_what_is_written(found: Fit) -> None:
     assert report == json.loads(json.dumps(found.to_dict()))
     (table,) = make_tables(found)
     assert [row[0] for row in table.rows] == sorted(
-        found.students, key=lambda name: found.students[name].known_costs().words_per_second
+        found.students, key=lambda name: found.students[name].known_costs().words_per_second or 0
     )
     assert (found.output / "fit.md").read_text().count("\n| layers-") == 4
     page = Markup((found.output / "fit.html").read_text(encoding="utf8"))
@@ -144,7 +147,7 @@ def let_costs_be(monkeypatch: pytest.MonkeyPatch, **rates: float) -> None:
     """Set words/s by name, so that a test of the search needs no minutes of timing."""
 
     def measure(pipelines: Mapping[str, Path], *_: Any, **__: Any) -> dict[str, Costs]:
-        return {name: Costs(rates[name.replace("-", "_")], 1, 2, 10, 200) for name in pipelines}
+        return {name: Costs(10, rates[name.replace("-", "_")], 1, 2, 200) for name in pipelines}
 
     monkeypatch.setattr(run_module, "measure_costs", measure)
 
@@ -157,7 +160,7 @@ class Killed(Exception):
 def test_a_search_that_was_killed_goes_on(
     teacher: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config["fit"] = settings(layers=[1, 2], ffn=[1.0], cnn=[])
+    config["fit"] = settings(layers=[1, 2], ffn=[1.0], width=[1.0], cnn=[])
     let_costs_be(monkeypatch, layers_1=200, layers_2=100)
     calls: list[Any] = []
     teach = run_module.teach
@@ -189,7 +192,7 @@ def test_a_search_that_was_killed_goes_on(
 def test_nothing_fits(
     teacher: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config["fit"] = settings(words_per_second=300, layers=[1, 2], ffn=[1.0], cnn=[])
+    config["fit"] = settings(words_per_second=300, layers=[1, 2], ffn=[1.0], width=[1.0], cnn=[])
     let_costs_be(monkeypatch, layers_1=200, layers_2=100)
     with pytest.raises(ConfigError, match=r"nearest, layers-1, has 200 words/s \(at least 300\)"):
         spacy_distil.fit(teacher, config, tmp_path / "out")
@@ -226,7 +229,14 @@ def test_the_cheapest_that_keeps_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     let_costs_be(monkeypatch, layers_1=200, layers_2=100)
-    config["fit"] = {"min_retention": 0.01, "layers": [1, 2], "ffn": [1.0], "cnn": [], "rungs": []}
+    config["fit"] = {
+        "min_retention": 0.01,
+        "layers": [1, 2],
+        "ffn": [1.0],
+        "width": [1.0],
+        "cnn": [],
+        "rungs": [],
+    }
     fit = spacy_distil.fit(teacher, config, tmp_path / "out")
     assert fit.best == "layers-1"
     assert fit.students["layers-1"].score >= 0.01 * fit.teacher_score
@@ -264,7 +274,7 @@ def test_text_alone_and_the_command(
     (tmp_path / "texts.txt").write_text(texts, encoding="utf8")
     config["corpora"]["text"]["path"] = str(tmp_path / "texts.txt")
     config["distillation"]["held_out"] = 2
-    config["fit"] = {"texts": str(tmp_path / "texts.txt"), "ffn": [1.0], "cnn": []}
+    config["fit"] = {"texts": str(tmp_path / "texts.txt"), "ffn": [1.0], "width": [1.0], "cnn": []}
     config.to_disk(tmp_path / "student.cfg")
     arguments = ["fit", teacher, tmp_path / "student.cfg", "-o", tmp_path / "out"]
     options = ["--words-per-second", "1", "--fit.layers", "[1]"]
@@ -274,3 +284,57 @@ def test_text_alone_and_the_command(
     report = json.loads((tmp_path / "out" / "fit.json").read_text())
     assert report["teacher_score"] == pytest.approx(1.0)
     shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_teacher_of_another_kind(
+    bert_dir: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Entities alone, of a CNN that gives the student no layers: the config's encoder is cut."""
+    trained_transitions("ner").to_disk(tmp_path / "teacher")
+    config = student_config(bert_dir, corpus, ["distil_ner"])
+    config["distillation"] |= {"stages": {"soft": {"share": 1.0}}, "student": {"heads": 2}}
+    config["training"]["score_weights"] = {"ents_f": 1.0}
+    config["fit"] = settings(cnn=[], rungs=[], size_mb=0.3, pieces=[None])
+    fit = spacy_distil.fit(tmp_path / "teacher", config, tmp_path / "out")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Students cannot start from the teacher's layers" in printed
+    assert "heads: not used" in printed
+    assert {*fit.students} == {"layers-1", "layers-1-4bits", "layers-2", "layers-2-4bits"}
+    chosen = fit.students[fit.best]
+    pipe = spacy.load(fit.output / "best").get_pipe("transformer")
+    assert isinstance(pipe, DistilTransformerPipe)
+    assert get_encoder(pipe.model).n_layers == chosen.candidate.layers
+
+
+@pytest.mark.slow
+def test_a_size_is_known_without_timing(
+    teacher: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least size is looked for first. Then what is too large is not timed."""
+    timed: list[str] = []
+
+    def measure(pipelines: Mapping[str, Path], *_: Any, **__: Any) -> dict[str, Costs]:
+        timed.extend(pipelines)
+        return {
+            name: Costs(count_bytes(path) / 1e6, 9, 1, 2, 99) for name, path in pipelines.items()
+        }
+
+    monkeypatch.setattr(run_module, "measure_costs", measure)
+    config["fit"] = settings(size_mb=0.001, layers=[1, 2], ffn=[1.0], width=[1.0], cnn=[])
+    with pytest.raises(ConfigError, match=r"nearest, layers-1-4bits, has .* \(at most 0\.0\)"):
+        spacy_distil.fit(teacher, config, tmp_path / "out")
+    assert not timed
+    state = json.loads((tmp_path / "out" / "distil.json").read_text())["students"]
+    sizes = {name: each["costs"]["size_mb"] for name, each in state.items()}
+    assert sizes["layers-1-4bits"] < sizes["layers-1"] < sizes["layers-2"]
+    config["fit"]["size_mb"] = (sizes["layers-2-4bits"] + sizes["layers-2"]) / 2
+    config["fit"]["rungs"] = []
+    fit = spacy_distil.fit(teacher, config, tmp_path / "out", resume=True)
+    assert timed[:2] == ["layers-1", "layers-2-4bits"]
+    assert timed[2:] == [fit.best], "the chosen one once more"
+    assert not fit.students["layers-2"].known_costs().is_timed
+    (table,) = make_tables(fit)
+    fates = {row[0]: (row[1] == MISSING, row[-1]) for row in table.rows}
+    assert fates["layers-2"] == (True, "does not fit")
+    assert fates["layers-1-4bits"] == (True, "as layers-1, which fits")

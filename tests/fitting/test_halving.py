@@ -6,7 +6,13 @@ import random
 
 import pytest
 
-from spacy_distil.fitting.halving import find_cheapest, keep_best, keep_trade_offs, rung_steps
+from spacy_distil.fitting.halving import (
+    find_cheapest,
+    keep_best,
+    keep_trade_offs,
+    peel,
+    rung_steps,
+)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -31,6 +37,24 @@ def test_the_best_share() -> None:
     assert keep_best(scores, 0.01) == ["b"]
     assert keep_best(scores, 1.0) == [*scores]
     assert keep_best({"a": 0.0, "b": 0.0}, 0.5) == ["a"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fronts_against_the_longest_chains(seed: int) -> None:
+    """A name is in the front of the number of names in the longest chain that contains it."""
+    rng = random.Random(seed)
+    sizes = {f"n{i}": (rng.randint(0, 2), rng.randint(0, 2)) for i in range(rng.randint(1, 8))}
+
+    def contains(a: str, b: str) -> bool:
+        return sizes[a] != sizes[b] and all(x >= y for x, y in zip(sizes[a], sizes[b], strict=True))
+
+    def depth(name: str) -> int:
+        return max((1 + depth(other) for other in sizes if contains(other, name)), default=0)
+
+    fronts = peel(list(sizes), contains)
+    assert {name: i for i, front in enumerate(fronts) for name in front} == {
+        name: depth(name) for name in sizes
+    }
 
 
 @pytest.mark.parametrize("n", range(1, 10))
