@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from spacy.tokens import Doc
 from thinc.api import Model
 from thinc.types import Floats2d
 
-from spacy_distil.component.listener import no_gradient
+from spacy_distil.component.listener import DistilListener, no_gradient, reads_docs
 from spacy_distil.component.settings import EncoderSettings
 from spacy_distil.component.shim import EncoderShim, get_encoder
 from spacy_distil.encoding import PiecesFrom
-from spacy_distil.encoding.pooling import PoolingName
+from spacy_distil.encoding.pooling import DocPooling, PoolingName
 from spacy_distil.engines.files import EngineName
 
 InT = list[Doc]
@@ -27,6 +29,7 @@ def DistilTransformer(
     overlap: int = 32,
     max_batch_pieces: int | None = None,
     pooling: PoolingName = "mean",
+    doc_pooling: DocPooling | None = None,
     pieces_from: PiecesFrom = "text",
     layer: int | None = None,
     mixed_precision: bool = False,
@@ -39,7 +42,8 @@ def DistilTransformer(
     learn_rate_scale: float = 1.0,
     layer_decay: float = 1.0,
 ) -> Model[InT, OutT]:
-    """A transformer encoder as a token-to-vector layer: one (n_tokens, width) array per doc.
+    """A transformer encoder as a token-to-vector layer: one (n_tokens, width) array per doc, with
+    `doc_pooling` (n_tokens + 1, width): the last row is the vector of the doc.
 
     It is the model of a `distil_transformer` component. It also works inside any pipe that takes a
     `tok2vec`.
@@ -58,6 +62,9 @@ def DistilTransformer(
         overlap counts with its vectors in both windows. "cls": the vector of all tokens is the one
         of the special piece at the start of their window ([CLS] or <s>), for pipes that classify
         documents.
+    doc_pooling: how `distil_vectors` gets the vector of a doc: the "mean" of all of its pieces,
+        special ones included, or the "first" piece of its first window, a special one. null: there
+        is none, which is faster.
     pieces_from: the tokenizer of pieces reads the "text" of a doc, or its "tokens": each by itself,
         with the space before it, as in spacy-curated-transformers. Whitespace tokens have no pieces
         then.
@@ -89,6 +96,7 @@ def DistilTransformer(
         overlap=overlap,
         max_batch_pieces=max_batch_pieces,
         pooling=pooling,
+        doc_pooling=doc_pooling,
         pieces_from=pieces_from,
         layer=layer,
         mixed_precision=mixed_precision,
@@ -106,14 +114,34 @@ def DistilTransformer(
         forward,
         init=init,
         dims={"nO": None},
+        # Called by nlp.replace_listeners.
+        attrs={"replace_listener": _replace, "replace_listener_cfg": _replace_config}
+        if doc_pooling is not None
+        else {},
         shims=[EncoderShim(settings)],
     )
+
+
+def _replace(
+    model: Model[InT, OutT], listener: DistilListener, tok2vec: Any = None
+) -> Model[InT, OutT]:
+    """Leave out the vectors of docs in an encoder that takes the place of a listener to tokens."""
+    if not reads_docs(listener):
+        encoder = get_encoder(model)
+        encoder.settings = replace(encoder.settings, doc_pooling=None)
+        model.attrs.clear()
+    return model
+
+
+def _replace_config(config: dict[str, Any], listener: dict[str, Any]) -> dict[str, Any]:
+    """Do the same in the config of the encoder's model."""
+    return config if listener.get("docs") else {**config, "doc_pooling": None}
 
 
 def forward(model: Model[InT, OutT], docs: InT, is_train: bool) -> tuple[OutT, Callable]:
     encoder = get_encoder(model)
     if not is_train or not encoder.is_trainable:
-        return encoder.predict_docs(docs, model.ops), no_gradient
+        return encoder.predict_docs(docs, model.ops, with_docs=True), no_gradient
     tokvecs, backprop = encoder.begin_update_docs(docs, model.ops)
     return tokvecs, partial(_backprop, model, backprop)
 

@@ -62,7 +62,7 @@ def set_trf_data(docs: Iterable[Doc], batch: TransformerBatch) -> None:
 
 
 class PredictedDocs(list[Floats2d]):
-    """Token vectors of each doc, (n_tokens, width), and the data for `doc._.trf_data`."""
+    """Vectors of each doc, (n_vectors, width), and the data for `doc._.trf_data`."""
 
     def __init__(self, tokvecs: Iterable[Floats2d], batch: TransformerBatch) -> None:
         super().__init__(tokvecs)
@@ -72,8 +72,8 @@ class PredictedDocs(list[Floats2d]):
 def predict_with_pieces(
     encoder: EncoderShim, docs: Sequence[Doc | DocText], ops: Ops
 ) -> PredictedDocs:
-    """Compute token vectors as `EncoderShim.predict_docs` does, and keep all vectors of pieces."""
-    tokvecs, encoded, states = encoder.predict_pieces(docs, ops)
+    """Compute vectors as `EncoderShim.predict_docs` does, and keep all vectors of pieces."""
+    tokvecs, encoded, states = encoder.predict_pieces(docs, ops, with_docs=True)
     return PredictedDocs(tokvecs, _make_batch(encoder.loaded, encoded, states, ops))
 
 

@@ -20,8 +20,15 @@ OutT = list[Floats2d]
 WithoutEncoder = Literal["error", "zeros"]
 
 
+# In `doc.user_data`: the vector of the doc that an encoder with `doc_pooling` made.
+DOC_VECTOR = "distil_transformer.doc_vector"
+
+
 def Listener(
-    upstream: str = "*", width: int | None = None, without_encoder: WithoutEncoder = "error"
+    upstream: str = "*",
+    width: int | None = None,
+    without_encoder: WithoutEncoder = "error",
+    docs: bool = False,
 ) -> Model[InT, OutT]:
     """Return the token vectors of a shared encoder that comes earlier in the pipeline.
 
@@ -32,8 +39,9 @@ def Listener(
     width: width of the encoder's vectors; null to take it from the encoder.
     without_encoder: the prediction for docs over which no encoder has run, because it is disabled
         or missing: an "error", or a prediction from "zeros", as in spaCy.
+    docs: whether each doc has one more row, its own vector. The encoder needs a `doc_pooling`.
     """
-    return DistilListener(upstream, width, without_encoder)
+    return DistilListener(upstream, width, without_encoder, docs=docs)
 
 
 class DistilListener(Tok2VecListener):
@@ -49,12 +57,18 @@ class DistilListener(Tok2VecListener):
     pipe_name: str | None = None
     encoder_name: str | None = None
     without_encoder: WithoutEncoder = "error"
+    docs: bool = False
     # Docs that may come without vectors: in initialization, and the docs of the last update.
     _sample: Sequence[Doc] = ()
     _learned: Sequence[Doc] = ()
 
     def __init__(
-        self, upstream_name: str, width: int | None, without_encoder: WithoutEncoder
+        self,
+        upstream_name: str,
+        width: int | None,
+        without_encoder: WithoutEncoder,
+        *,
+        docs: bool = False,
     ) -> None:
         if without_encoder not in get_args(WithoutEncoder):
             raise ConfigError(
@@ -64,6 +78,7 @@ class DistilListener(Tok2VecListener):
         Model.__init__(self, self.name, forward, init=init, dims={"nO": width})
         self.upstream_name = upstream_name
         self.without_encoder = without_encoder
+        self.docs = docs
         self._batch_id = None
         self._outputs = None
         self._backprop = None
@@ -99,8 +114,15 @@ def forward(model: DistilListener, docs: InT, is_train: bool) -> tuple[OutT, Cal
         vectors: Any = doc.tensor
         if vectors is None or vectors.shape != (len(doc), width):
             vectors = _find_vectors(model, doc, vectors, is_train)
+        if model.docs:
+            vectors = model.ops.xp.vstack([vectors, _find_doc_vector(model, doc, is_train)])
         outputs.append(vectors)
     return outputs, no_gradient
+
+
+def reads_docs(listener: Tok2VecListener) -> bool:
+    """Whether a listener gets the vectors of docs, too."""
+    return isinstance(listener, DistilListener) and listener.docs
 
 
 def init(model: DistilListener, X: InT | None = None, Y: OutT | None = None) -> None:
@@ -145,6 +167,25 @@ def _find_vectors(model: DistilListener, doc: Doc, tensor: Any, is_train: bool) 
         elif model.without_encoder == "error" and not any(doc is each for each in model._sample):
             raise ConfigError(_no_encoder_message(model, doc))
     return model.ops.alloc2f(len(doc), width)
+
+
+def _find_doc_vector(model: DistilListener, doc: Doc, is_train: bool) -> Any:
+    """Return the vector of a doc, (1, width). Raises ConfigError if there is none."""
+    vector = doc.user_data.get(DOC_VECTOR)
+    width = model.get_dim("nO")
+    if vector is not None and vector.shape == (width,):
+        return vector[None]
+    if is_train:
+        raise ConfigError(_not_annotated_message(model))
+    without = model.without_encoder == "zeros" or any(doc is each for each in model._learned)
+    if not without and not any(doc is each for each in model._sample):
+        pipe, encoder = _names(model)
+        raise ConfigError(
+            f"{pipe} needs the vector of the doc that begins with {doc.text[:40]!r}, but "
+            f'{encoder} has set none. Set doc_pooling = "mean" in the encoder\'s model, and run '
+            "it over the doc."
+        )
+    return model.ops.alloc2f(1, width)
 
 
 def _names(model: DistilListener) -> tuple[str, str]:

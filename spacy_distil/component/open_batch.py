@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from spacy.tokens import Doc
 from thinc.api import Optimizer
@@ -19,7 +20,7 @@ class OpenBatch:
 
     docs: the docs of the batch.
     d_states: sum of the gradients of all hidden states that were handed out,
-        (n_tokens of all docs, width for each of the layers).
+        (n_vectors of all docs, width for each of the layers).
     last: its columns for the last layer. The listeners report their gradient.
     n_hidden: number of columns, from the first on, whose gradient does not come from listeners;
         0 for none.
@@ -27,6 +28,7 @@ class OpenBatch:
     waiting: ids of the listeners that have not reported a gradient yet, and HIDDEN_STATES if that
         gradient has not been reported.
     reported: ids of those that have reported.
+    tokens: the rows of tokens; the others are of docs.
     optimizer: takes a step after the backward pass, if one was requested.
     """
 
@@ -37,6 +39,7 @@ class OpenBatch:
     backprop: Callable[[Floats2d], None]
     waiting: set[int] = field(default_factory=set)
     reported: set[int] = field(default_factory=set)
+    tokens: Any = field(default_factory=lambda: slice(None), repr=False)
     optimizer: Optimizer | None = field(default=None, repr=False)
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from spacy.language import Language
 from spacy.pipeline.tok2vec import Tok2Vec, Tok2VecListener
 from spacy.tokens import Doc
@@ -25,17 +26,19 @@ from spacy_distil.component.interop import (
     set_trf_data,
 )
 from spacy_distil.component.listener import (
+    DOC_VECTOR,
     DistilListener,
     adopt,
     check_annotating,
     check_upstreams,
     listeners_in,
     overwritten_message,
+    reads_docs,
 )
 from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirements, warn_of_warmup
 from spacy_distil.component.open_batch import HIDDEN_STATES, OpenBatch
 from spacy_distil.component.shim import get_encoder
-from spacy_distil.encoding import DocText, read_docs, split_docs
+from spacy_distil.encoding import DocText, read_docs, split_docs, to_ops
 from spacy_distil.encoding.language import describe_foreign
 from spacy_distil.errors import ConfigError
 
@@ -100,6 +103,11 @@ class DistilTransformerPipe(Tok2Vec):
     def add_listener(self, listener: Tok2VecListener, component_name: str) -> None:
         super().add_listener(listener, component_name)
         adopt(listener)
+        if reads_docs(listener) and not get_encoder(self.model).has_docs:
+            raise ConfigError(
+                f'{component_name!r} needs vectors of whole docs. Set doc_pooling = "mean" in '
+                f"[components.{self.name}.model]."
+            )
         if isinstance(listener, DistilListener):
             listener.link(component_name, self.name)
         self._fit_width(listener, component_name)
@@ -128,7 +136,9 @@ class DistilTransformerPipe(Tok2Vec):
     # Prediction
 
     def predict(self, docs: Iterable[Doc]) -> list[Floats2d]:
-        """Compute the token vectors of each doc, (n_tokens, width) float32."""
+        """Compute the vectors of each doc, (n_vectors, width) float32: of its tokens, and with
+        `doc_pooling` its own after them.
+        """
         docs = list(docs)
         self._close_for(docs)
         return self._encode(docs)
@@ -136,10 +146,17 @@ class DistilTransformerPipe(Tok2Vec):
     def set_annotations(self, docs: Iterable[Doc], tokvecses: list[Floats2d]) -> None:
         """Write `doc.tensor`, and `doc._.trf_data` if the component sets extra annotations.
 
+        With `doc_pooling` the vector of the doc goes to `doc.user_data`, for `distil_vectors`.
+
         tokvecses: the result of `predict`.
         """
         docs = list(docs)
-        super().set_annotations(docs, tokvecses)
+        if get_encoder(self.model).has_docs:
+            for doc, vectors in zip(docs, tokvecses, strict=True):
+                doc.tensor = vectors[:-1]  # type: ignore[assignment]
+                doc.user_data[DOC_VECTOR] = vectors[-1].copy()
+        else:
+            super().set_annotations(docs, tokvecses)
         if self.set_extra_annotations is not None:
             if not isinstance(tokvecses, PredictedDocs):
                 raise ValueError(
@@ -181,7 +198,7 @@ class DistilTransformerPipe(Tok2Vec):
     def _encode(self, docs: Sequence[Doc | DocText]) -> list[Floats2d]:
         encoder, ops = get_encoder(self.model), self.model.ops
         if self.set_extra_annotations is None:
-            return encoder.predict_docs(docs, ops)
+            return encoder.predict_docs(docs, ops, with_docs=True)
         return predict_with_pieces(encoder, docs, ops)
 
     # Training
@@ -240,10 +257,10 @@ class DistilTransformerPipe(Tok2Vec):
 
         def backprop(d_hidden: Floats2d) -> None:
             self._expect(opened, HIDDEN_STATES)
-            opened.d_states[:, : opened.n_hidden] += d_hidden
+            opened.d_states[opened.tokens, : opened.n_hidden] += d_hidden
             self._has_reported(opened, HIDDEN_STATES)
 
-        return states[:, : opened.n_hidden], backprop
+        return states[opened.tokens, : opened.n_hidden], backprop
 
     def finish_update(self, sgd: Optimizer) -> None:
         """Take an optimizer step. If a batch waits for gradients, the step waits for them too."""
@@ -278,7 +295,7 @@ class DistilTransformerPipe(Tok2Vec):
         """Encode a batch, pass the last layer to the listeners, and open the batch.
 
         layers: the layers that `update_hidden` returns; None for `update`.
-        RETURNS (states, batch): (n_tokens of all docs, width for each of the layers). If only the
+        RETURNS (states, batch): (n_vectors of all docs, width for each of the layers). If only the
             listeners need the last layer, it follows those that were requested.
         """
         encoder, ops = get_encoder(self.model), self.model.ops
@@ -289,9 +306,10 @@ class DistilTransformerPipe(Tok2Vec):
             layers = [*layers] if last in layers else [*layers, last]
             place = layers.index(last)
         if encoder.is_trainable:
-            states, backprop = encoder.begin_update_packed(docs, ops, layers)
+            states, backprop = encoder.begin_update_packed(docs, ops, layers, with_docs=True)
         else:
-            states, backprop = encoder.predict_packed(docs, ops, layers), _ignore_gradient
+            states = encoder.predict_packed(docs, ops, layers, with_docs=True)
+            backprop = _ignore_gradient
         self._open = opened = OpenBatch(
             docs=docs,
             d_states=ops.alloc2f(*states.shape),
@@ -299,32 +317,50 @@ class DistilTransformerPipe(Tok2Vec):
             n_hidden=n_hidden * encoder.width,
             backprop=backprop,
             waiting={id(listener) for listener in self.listeners},
+            tokens=self._find_tokens(docs) if encoder.has_docs else slice(None),
         )
         if self.listeners:
             last_states = ops.as_contig(states[:, opened.last])
-            tokvecs = split_docs(last_states, [len(doc) for doc in docs])
+            vectors = split_docs(last_states, encoder.count_vectors(docs))
+            tokvecs = [own[: len(doc)] for doc, own in zip(docs, vectors, strict=True)]
             batch_id = Tok2VecListener.get_batch_id(docs)
             for listener in self.listeners:
-                listener.receive(batch_id, tokvecs, self._collector(opened, id(listener), losses))
+                has_docs = reads_docs(listener)
+                listener.receive(
+                    batch_id,
+                    vectors if has_docs else tokvecs,
+                    self._collector(
+                        opened, id(listener), slice(None) if has_docs else opened.tokens, losses
+                    ),
+                )
         return states, opened
 
+    def _find_tokens(self, docs: Sequence[Doc]) -> Any:
+        """List the rows of tokens among the vectors of docs: (n_tokens of all docs,)."""
+        is_token = np.ones(sum(map(len, docs)) + len(docs), dtype=bool)
+        is_token[np.cumsum([len(doc) + 1 for doc in docs], dtype=np.int64) - 1] = False
+        return to_ops(self.model.ops, np.flatnonzero(is_token))
+
     def _collector(
-        self, batch: OpenBatch, listener_id: int, losses: dict[str, float]
+        self, batch: OpenBatch, listener_id: int, rows: Any, losses: dict[str, float]
     ) -> Callable[[list[Floats2d]], list[Doc]]:
-        """Make the callback with which a listener reports its gradient."""
+        """Make the callback with which a listener reports its gradient.
+
+        rows: of the batch's vectors, that the listener has received.
+        """
 
         def collect(d_tokvecs: list[Any]) -> list[Doc]:
             self._expect(batch, listener_id)
             if d_tokvecs:
                 # In one array, because each operation on a GPU starts a kernel.
                 reported = self.model.ops.xp.concatenate(d_tokvecs)
-                expected = batch.d_states[:, batch.last]
-                if reported.shape != expected.shape:  # numpy would broadcast a single row
+                expected = batch.d_states[rows, batch.last].shape
+                if reported.shape != expected:  # numpy would broadcast a single row
                     raise ValueError(
                         f"A pipe that listens to {self.name!r} reported a gradient of shape "
-                        f"{reported.shape}, expected {expected.shape}."
+                        f"{reported.shape}, expected {expected}."
                     )
-                expected += reported
+                batch.d_states[rows, batch.last] += reported
                 losses[self.name] += float((reported**2).sum())
             self._has_reported(batch, listener_id)
             return []

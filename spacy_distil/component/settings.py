@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spacy_distil.encoding import PIECES_FROM, POOLINGS, PiecesFrom
-from spacy_distil.encoding.pooling import PoolingName
+from spacy_distil.encoding.pooling import DOC_POOLINGS, DocPooling, PoolingName
 from spacy_distil.engines.files import MODELS, EngineName
 from spacy_distil.errors import ConfigError
 
@@ -39,6 +39,7 @@ class EncoderSettings:
     overlap: int
     max_batch_pieces: int | None
     pooling: PoolingName
+    doc_pooling: DocPooling | None
     pieces_from: PiecesFrom
     layer: int | None
     mixed_precision: bool
@@ -56,6 +57,16 @@ class EncoderSettings:
             raise ConfigError(f"engine = {self.engine!r}: expected one of {', '.join(MODELS)}.")
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling = {self.pooling!r}: expected one of {', '.join(POOLINGS)}.")
+        if self.doc_pooling is not None:
+            if self.doc_pooling not in DOC_POOLINGS:
+                raise ConfigError(
+                    f"doc_pooling = {self.doc_pooling!r}: expected null or one of "
+                    f"{', '.join(DOC_POOLINGS)}."
+                )
+            if self.pooling == "max":
+                raise ConfigError(
+                    'doc_pooling does not work with pooling = "max". Set pooling = "mean".'
+                )
         if self.pieces_from not in PIECES_FROM:
             raise ConfigError(
                 f"pieces_from = {self.pieces_from!r}: expected one of {', '.join(PIECES_FROM)}."

@@ -93,6 +93,15 @@ class EncoderShim(Shim):
         return self.settings.max_batch_pieces or self.engine.batch_pieces
 
     @property
+    def has_docs(self) -> bool:
+        """Whether docs have a vector of their own, after the ones of their tokens."""
+        return self.settings.doc_pooling is not None
+
+    def count_vectors(self, docs: Sequence[Doc | DocText], *, with_docs: bool = True) -> list[int]:
+        """Count the vectors of each doc: one for each token, and the one of the doc, if any."""
+        return [len(doc) + (with_docs and self.has_docs) for doc in docs]
+
+    @property
     def is_trainable(self) -> bool:
         """Whether updates change the weights."""
         return not self.settings.frozen and self.settings.learn_rate_scale > 0
@@ -100,47 +109,60 @@ class EncoderShim(Shim):
     # Prediction
 
     def predict_docs(
-        self, docs: Sequence[Doc | DocText], ops: Ops, layers: Sequence[int] | None = None
+        self,
+        docs: Sequence[Doc | DocText],
+        ops: Ops,
+        layers: Sequence[int] | None = None,
+        *,
+        with_docs: bool = False,
     ) -> list[Floats2d]:
         """Compute the token vectors of each doc.
 
         layers: numbers of hidden states, as `TrainableEngine.predict` takes them.
-        RETURNS: an array of its own for each doc, (n_tokens, width), or with `layers`
-            (n_tokens, len(layers) * width).
+        with_docs: whether the vector of the doc follows, if there is a `doc_pooling`.
+        RETURNS: an array of its own for each doc, (n_vectors, width), or with `layers`
+            (n_vectors, len(layers) * width). See `count_vectors`.
         """
         if self._token_engine is None or layers is not None:
-            tokens = self.predict_packed(docs, ops, layers)
-            return [part.copy() for part in split_docs(tokens, [len(doc) for doc in docs])]
-        encoded = self._encode(docs)
+            tokens = self.predict_packed(docs, ops, layers, with_docs=with_docs)
+            sizes = self.count_vectors(docs, with_docs=with_docs)
+            return [part.copy() for part in split_docs(tokens, sizes)]
+        encoded = self._encode(docs, with_docs=with_docs)
         with self._explain_memory_in_prediction():
             return self._token_engine.predict_tokens(
-                self._ragged_batches(encoded), encoded.pooling, encoded.n_tokens, ops
+                self._ragged_batches(encoded), encoded.pooling, encoded.n_vectors, ops
             )
 
     def predict_packed(
-        self, docs: Sequence[Doc | DocText], ops: Ops, layers: Sequence[int] | None = None
+        self,
+        docs: Sequence[Doc | DocText],
+        ops: Ops,
+        layers: Sequence[int] | None = None,
+        *,
+        with_docs: bool = False,
     ) -> Floats2d:
         """Compute the token vectors of all docs in one array.
 
-        layers: as in `predict_docs`.
-        RETURNS: (n_tokens of all docs, width for each of the layers).
+        layers, with_docs: as in `predict_docs`.
+        RETURNS: (n_vectors of all docs, width for each of the layers).
         """
-        encoded = self._encode(docs)
+        encoded = self._encode(docs, with_docs=with_docs)
         rows = self._alloc_rows(encoded, ops, layers)
         self._fill_rows(rows, self._batches(encoded), ops, layers)
         tokens, _ = encoded.pooling.forward(ops, rows)
         return tokens
 
     def predict_pieces(
-        self, docs: Sequence[Doc | DocText], ops: Ops
+        self, docs: Sequence[Doc | DocText], ops: Ops, *, with_docs: bool = False
     ) -> tuple[list[Floats2d], EncodedDocs, Floats2d]:
         """Compute the token vectors of each doc, and return the piece vectors they are made of.
 
+        with_docs: as in `predict_docs`.
         RETURNS (tokvecs, encoded, states): tokvecs as in `predict_docs`; states are the last
             hidden states of all pieces of all windows, special ones included, (n_pieces, width). A
             doc that has tokens but no pieces has one window of special pieces.
         """
-        encoded = self._encode(docs, blank_windows=True)
+        encoded = self._encode(docs, with_docs=with_docs, blank_windows=True)
         tokenizer = self.loaded.tokenizer
         n_special = tokenizer.n_special
         n_rows = len(encoded.row_pieces) + n_special * len(encoded.windows)
@@ -150,7 +172,7 @@ class EncoderShim(Shim):
         if not encoded.special:
             rows = states[to_ops(ops, encoded.places(len(tokenizer.prefix), n_special))]
         tokens, _ = encoded.pooling.forward(ops, rows)
-        tokvecs = [part.copy() for part in split_docs(tokens, encoded.n_tokens)]
+        tokvecs = [part.copy() for part in split_docs(tokens, encoded.n_vectors)]
         return tokvecs, encoded, states
 
     def _fill_rows(
@@ -184,17 +206,22 @@ class EncoderShim(Shim):
     def begin_update_docs(
         self, docs: Sequence[Doc | DocText], ops: Ops
     ) -> tuple[list[Floats2d], Callable[[Floats2d], None]]:
-        """Do the same as `begin_update_packed`, and split the token vectors into a view per doc."""
-        tokens, backprop = self.begin_update_packed(docs, ops)
-        return split_docs(tokens, [len(doc) for doc in docs]), backprop
+        """Do the same as `begin_update_packed`, and split the vectors into a view per doc."""
+        vectors, backprop = self.begin_update_packed(docs, ops, with_docs=True)
+        return split_docs(vectors, self.count_vectors(docs)), backprop
 
     def begin_update_packed(
-        self, docs: Sequence[Doc | DocText], ops: Ops, layers: Sequence[int] | None = None
+        self,
+        docs: Sequence[Doc | DocText],
+        ops: Ops,
+        layers: Sequence[int] | None = None,
+        *,
+        with_docs: bool = False,
     ) -> tuple[Floats2d, Callable[[Floats2d], None]]:
         """Compute the token vectors of all docs, and keep the graphs of all batches for the
         backward pass.
 
-        layers: as in `predict_docs`.
+        layers, with_docs: as in `predict_docs`.
         RETURNS (tokens, backprop): tokens as in `predict_packed`. The callback takes their
             gradient, and gathers the gradient of the weights. Call it once. It also accepts the
             gradient of the first layer's columns only, see `engines.Backprop`.
@@ -207,7 +234,7 @@ class EncoderShim(Shim):
                 "the other pipes: add the encoder to [training] frozen_components and "
                 "annotating_components, or set frozen = true in its model."
             )
-        encoded = self._encode(docs)
+        encoded = self._encode(docs, with_docs=with_docs)
         rows = self._alloc_rows(encoded, ops, layers)
         backprops: list[tuple[Any, Backprop]] = []
         with self._explain_memory_in_update(docs, encoded):
@@ -357,13 +384,20 @@ class EncoderShim(Shim):
         encoded = self._encode(docs)
         return encoded, self._batches(encoded)
 
-    def _encode(self, docs: Sequence[Doc | DocText], *, blank_windows: bool = False) -> EncodedDocs:
+    def _encode(
+        self,
+        docs: Sequence[Doc | DocText],
+        *,
+        with_docs: bool = False,
+        blank_windows: bool = False,
+    ) -> EncodedDocs:
         return encode_docs(
             docs,
             self.loaded.tokenizer,
             window=self.loaded.window,
             overlap=self.settings.overlap,
             pooling=self.settings.pooling,
+            doc_pooling=self.settings.doc_pooling if with_docs else None,
             pieces_from=self.settings.pieces_from,
             blank_windows=blank_windows,
         )

@@ -12,7 +12,7 @@ from spacy.tokens import Doc
 
 from spacy_distil.encoding.alignment import align, token_offsets
 from spacy_distil.encoding.pieces import PieceTokenizer
-from spacy_distil.encoding.pooling import Pooling, PoolingName
+from spacy_distil.encoding.pooling import DocPooling, Pooling, PoolingName
 from spacy_distil.encoding.windows import split_windows
 
 # The tokenizer of pieces reads the text of a doc, or each of its tokens by itself.
@@ -64,10 +64,12 @@ class EncodedDocs:
     first, last: (n_tokens of all docs,) int64, the pieces of each token, as `align` returns them,
         but numbered across all docs. A token without pieces may point behind its doc's.
     row_pieces: (n_rows,) int64, the piece that each row of all windows encodes.
-    pooling: maps the rows of all windows, in order, to the tokens of all docs, in order.
+    pooling: maps the rows of all windows, in order, to the tokens of all docs, in order. With
+        `has_docs` the vector of each doc comes after its tokens'.
     n_tokens: number of tokens of each doc.
     special: whether special pieces have rows of the pooling, too, as in the pooling "cls". They
         have none in `row_pieces`.
+    has_docs: whether docs have a vector, too.
     """
 
     windows: list[np.ndarray]
@@ -78,6 +80,12 @@ class EncodedDocs:
     pooling: Pooling
     n_tokens: list[int]
     special: bool
+    has_docs: bool = False
+
+    @property
+    def n_vectors(self) -> list[int]:
+        """Number of vectors of each doc."""
+        return [n + self.has_docs for n in self.n_tokens]
 
     def token_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """List all rows of each token, whether the pooling uses them or not.
@@ -89,15 +97,10 @@ class EncodedDocs:
         return entries.columns, entries.lengths
 
     def places(self, n_prefix: int, n_special: int) -> np.ndarray:
-        """Compute the place of each row in a matrix that also has rows for special pieces.
-
-        n_prefix: number of special pieces before the pieces of a window.
-        n_special: number of special pieces before and after them.
-        RETURNS: (n_rows,) int64.
-        """
-        sizes = [len(window) for window in self.windows]
-        windows = np.repeat(np.arange(len(sizes)), sizes)
-        return np.arange(len(windows)) + n_prefix + n_special * windows
+        """Do the same as `special_places` for these windows."""
+        return special_places(
+            np.array([len(window) for window in self.windows], dtype=np.int64), n_prefix, n_special
+        )
 
 
 def encode_docs(
@@ -108,6 +111,7 @@ def encode_docs(
     overlap: int,
     pooling: PoolingName,
     pieces_from: PiecesFrom = "text",
+    doc_pooling: DocPooling | None = None,
     blank_windows: bool = False,
 ) -> EncodedDocs:
     """Cut docs into windows of pieces.
@@ -115,11 +119,12 @@ def encode_docs(
     window: most pieces in a window, special pieces included.
     overlap: pieces that two neighbouring windows of a long doc share.
     pieces_from: whether the tokenizer reads the "text" of a doc, or its "tokens", each by itself.
+    doc_pooling: how the vector of a doc is made; None for no such vector.
     blank_windows: whether a doc that has tokens but no pieces gets a window of special pieces. If
-        not, it has no window. With the pooling "cls" it always has one.
+        not, it has no window. With the pooling "cls", or with `doc_pooling`, it always has one.
     """
     capacity = window - tokenizer.n_special
-    special = pooling == "cls"
+    special = pooling == "cls" or doc_pooling is not None
     texts = read_docs(docs)
     n_tokens = [len(doc) for doc in texts]
     split = _split_tokens if pieces_from == "tokens" else _split_text
@@ -144,19 +149,56 @@ def encode_docs(
         token += n
         piece += n_own
     rows = np.concatenate([np.zeros(0, dtype=np.int64), *row_pieces])
+    window_sizes = np.array([len(window) for window in windows], dtype=np.int64)
     if pooling == "cls":
         counts = np.array(n_windows, dtype=np.int64)
         pools = Pooling.of_windows(
             first,
             last,
             rows,
-            window_sizes=np.array([len(window) for window in windows], dtype=np.int64),
+            window_sizes=window_sizes,
             first_windows=np.repeat(np.cumsum(counts) - counts, n_tokens),
             n_special=tokenizer.n_special,
         )
     else:
         pools = Pooling.from_alignment(pooling, first, last, rows)
-    return EncodedDocs(windows, n_windows, first, last, rows, pools, n_tokens, special)
+    if doc_pooling is not None:
+        n_prefix, n_special = len(tokenizer.prefix), tokenizer.n_special
+        docs_pooling = Pooling.of_docs(
+            doc_pooling,
+            rows,
+            window_sizes=window_sizes,
+            n_windows=n_windows,
+            n_prefix=n_prefix,
+            n_special=n_special,
+        )
+        if pooling != "cls":
+            places = special_places(window_sizes, n_prefix, n_special)
+            pools = pools.at(places, docs_pooling.n_rows)
+        pools = pools.with_docs(docs_pooling, n_tokens)
+    return EncodedDocs(
+        windows,
+        n_windows,
+        first,
+        last,
+        rows,
+        pools,
+        n_tokens,
+        special,
+        has_docs=doc_pooling is not None,
+    )
+
+
+def special_places(window_sizes: np.ndarray, n_prefix: int, n_special: int) -> np.ndarray:
+    """Compute the place of each row in a matrix that also has rows for special pieces.
+
+    window_sizes: (n_windows,) pieces of each window, without special ones.
+    n_prefix: number of special pieces before the pieces of a window.
+    n_special: number of special pieces before and after them.
+    RETURNS: (n_rows,) int64.
+    """
+    windows = np.repeat(np.arange(len(window_sizes)), window_sizes)
+    return np.arange(len(windows)) + n_prefix + n_special * windows
 
 
 def _split_text(

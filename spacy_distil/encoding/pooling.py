@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,9 @@ Reduction = Literal["mean", "first", "last", "sum", "max"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 PoolingName = Reduction | Literal["cls"]
 POOLINGS: tuple[str, ...] = (*REDUCTIONS, "cls")
+# Of all pieces of a doc, special ones included.
+DocPooling = Literal["mean", "first"]
+DOC_POOLINGS: tuple[str, ...] = get_args(DocPooling)
 
 # Takes the gradient of the token vectors, or of their first columns only, and returns the gradient
 # of the piece vectors, (n_rows, width).
@@ -107,6 +110,80 @@ class Pooling:
         columns = (np.cumsum(sizes) - sizes)[np.maximum.accumulate(windows)]
         n = len(columns)
         return cls(columns, np.ones(n, dtype="f"), np.ones(n, dtype="i"), int(sizes.sum()))
+
+    @classmethod
+    def of_docs(
+        cls,
+        kind: DocPooling,
+        row_pieces: np.ndarray,
+        *,
+        window_sizes: np.ndarray,
+        n_windows: Sequence[int],
+        n_prefix: int,
+        n_special: int,
+    ) -> Pooling:
+        """Build the pooling of whole docs, (n_docs, width). A doc without windows gets zeros.
+
+        kind: the "mean" of all pieces, special ones included, as most sentence encoders pool; or
+            the "first" piece of the first window, a special one where the family has it. In the
+            mean of several windows each piece counts once, and special pieces count as in one
+            window.
+        row_pieces: (n_rows,) the piece of each row that is not special.
+        window_sizes: (n_windows of all docs,) pieces of each window, without special ones.
+        n_windows: number of windows of each doc.
+        n_prefix, n_special: number of special pieces before, and before and after, the pieces of a
+            window. They have rows, too.
+        """
+        sizes = window_sizes + n_special
+        counts = np.array(n_windows, dtype=np.int64)
+        n_rows = int(sizes.sum())
+        doc_of_window = np.repeat(np.arange(len(counts)), counts)
+        doc_of_row = np.repeat(doc_of_window, sizes)
+        if kind == "first":
+            begins = np.append(0, np.cumsum(sizes))[np.cumsum(counts) - counts]
+            lengths = (np.bincount(doc_of_row, minlength=len(counts)) > 0).astype("i")
+            columns = begins[lengths > 0]
+            return cls(columns, np.ones(len(columns), dtype="f"), lengths, n_rows)
+        # How many rows encode the same piece, or the same special piece of a doc.
+        shares = np.repeat(counts[doc_of_window], sizes)
+        ordinary = np.arange(n_rows) - np.repeat(np.cumsum(sizes) - sizes, sizes) - n_prefix
+        is_ordinary = (ordinary >= 0) & (ordinary < np.repeat(window_sizes, sizes))
+        shares[is_ordinary] = np.bincount(row_pieces)[row_pieces] if len(row_pieces) else 0
+        totals = np.bincount(doc_of_row, weights=1 / shares, minlength=len(counts))
+        weights = (1 / (shares * totals[doc_of_row])).astype("f")
+        lengths = np.bincount(doc_of_row, minlength=len(counts)).astype("i")
+        return cls(np.arange(n_rows), weights, lengths, n_rows)
+
+    def at(self, places: np.ndarray, n_rows: int) -> Pooling:
+        """Return the pooling over a matrix with more rows.
+
+        places: (self.n_rows,) the place of each row in it.
+        """
+        return replace(self, columns=places[self.columns], n_rows=n_rows)
+
+    def with_docs(self, docs: Pooling, n_tokens: Sequence[int]) -> Pooling:
+        """Give each doc one more vector, after the vectors of its tokens.
+
+        docs: of the same rows to docs. Both have weights.
+        n_tokens: number of tokens of each doc.
+        RETURNS: of the rows to (n_tokens of all docs + n_docs) vectors.
+        """
+        assert self.weights is not None
+        assert docs.weights is not None
+        sizes = np.array(n_tokens, dtype=np.int64)
+        # The numbers are tokens first, then docs. A stable sort puts each doc behind its tokens.
+        keys = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), np.arange(len(sizes))])
+        order = np.argsort(keys, kind="stable")
+        lengths = np.concatenate([self.lengths, docs.lengths])
+        bounds = np.append(0, np.cumsum(lengths, dtype=np.int64))
+        lengths = lengths[order]
+        steps = np.arange(lengths.sum()) - np.repeat(
+            np.cumsum(lengths, dtype=np.int64) - lengths, lengths
+        )
+        entries = np.repeat(bounds[:-1][order], lengths) + steps
+        columns = np.concatenate([self.columns, docs.columns])
+        weights = np.concatenate([self.weights, docs.weights])
+        return Pooling(columns[entries], weights[entries], lengths.astype("i"), self.n_rows)
 
     def forward(self, ops: Ops, rows: Floats2d) -> tuple[Floats2d, Backprop]:
         """Pool piece vectors, (n_rows, width), to token vectors, (n_tokens, width)."""
