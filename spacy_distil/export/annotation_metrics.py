@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from spacy.language import Language
 from spacy.tokens import Doc
+from thinc.api import to_numpy
 
 from spacy_distil.report.worker import category_threshold
 
@@ -81,6 +82,21 @@ def find_metrics(nlp: Language, docs: Iterable[Doc]) -> list[AnnotationMetric]:
         if not kind.assigns & declared and any(map(kind.is_set, docs)):
             metrics += [AnnotationMetric(silent, *metric) for metric in kind.metrics(None)]
     return metrics
+
+
+def _vector_metrics(pipe: Any) -> Iterator[tuple[str, str, Compare]]:
+    """The mean cosine of the vectors of docs, which counts as their agreement."""
+
+    def compare(left: Sequence[Doc], right: Sequence[Doc]) -> MetricValue:
+        cosines, largest = [], 0.0
+        for docs in zip(left, right, strict=True):
+            one, other = (np.asarray(to_numpy(doc.vector), dtype=np.float64) for doc in docs)
+            norms = np.linalg.norm(one) * np.linalg.norm(other)
+            cosines.append(float(one @ other / norms) if norms else float((one == other).all()))
+            largest = max(largest, float(np.abs(one - other).max(initial=0)))
+        return MetricValue(len(cosines), float(np.mean(cosines)) if cosines else 1.0, largest)
+
+    yield "doc.vector", "docs", compare
 
 
 def not_compared(nlp: Language) -> list[str]:
@@ -238,6 +254,11 @@ _KINDS = (
         ],
     ),
     _token_attribute("ENT_KB_ID", annotation="token.ent_kb_id"),
+    _AnnotationKind(
+        assigns=frozenset({"doc.vector"}),
+        is_set=lambda doc: False,  # every doc with a tensor has one
+        metrics=_vector_metrics,
+    ),
     _AnnotationKind(
         assigns=frozenset({"doc.spans"}),
         is_set=lambda doc: any(map(len, doc.spans.values())),

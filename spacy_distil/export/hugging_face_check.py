@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from spacy_distil.component.shim import EncoderShim, get_encoder
 from spacy_distil.encoding import EncodedDocs, PieceTokenizer, encode_docs
 from spacy_distil.errors import CorpusError
 from spacy_distil.hugging_face.description import Description
-from spacy_distil.hugging_face.load import ENCODER, load_head_model
+from spacy_distil.hugging_face.load import ENCODER, load_head_model, read_dense
 from spacy_distil.hugging_face.tags import MISSING
 from spacy_distil.tables import Table
 from spacy_distil.text.docs import same_tokens
@@ -106,6 +107,8 @@ def check_model(
     encoder = get_encoder(nlp.get_pipe(ENCODER).model)  # type: ignore[attr-defined]
     forward, split = _load_reference(description)
     compare = {"tokens": _compare_tokens, "texts": _compare_text, "encoder": _compare_vectors}
+    if description.sentence is not None:
+        compare["encoder"] = partial(_compare_docs, dense=read_dense(description))
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     n_other = n_long = n_corrected = 0
     for each in docs:
@@ -139,7 +142,7 @@ def check_model(
         n_other_pieces=n_other,
         n_long=n_long,
         outputs="vectors" if is_encoder else "logits",
-        unit="documents" if description.kind == "texts" else "tokens",
+        unit="documents" if description.kind == "texts" or description.sentence else "tokens",
         n=len(own),
         largest=float(np.abs(reference).max(initial=0)),
         max_difference=float(np.abs(own - reference).max(initial=0)),
@@ -250,6 +253,39 @@ def _compare_vectors(nlp: Language, description: Description, case: _Case) -> _P
         ]
     width = vectors.shape[1]
     return vectors[[i for i, _ in tokens]], np.array(reference, dtype="f").reshape(-1, width)
+
+
+def _compare_docs(
+    nlp: Language,
+    description: Description,
+    case: _Case,
+    *,
+    dense: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> _Pair:
+    """Compare the vector of a document of a sentence encoder.
+
+    dense: weight and bias of its linear layers.
+    """
+    assert description.sentence is not None
+    if description.sentence.pooling == "first":
+        vector = case.outputs[0][0]
+    else:
+        # In several windows, a piece counts once, and special pieces count as in one window.
+        rows, pieces = case.rows, case.encoded.row_pieces
+        begin = len(case.encoder.loaded.tokenizer.prefix)
+        around = [
+            np.delete(output, np.s_[begin : begin + len(window)], axis=0)
+            for output, window in zip(case.outputs, case.encoded.windows, strict=True)
+        ]
+        distinct = [rows[pieces == piece].mean(axis=0) for piece in np.unique(pieces)]
+        vector = np.mean([*distinct, *np.mean(around, axis=0)], axis=0)
+    for weight, bias in dense:
+        vector = weight @ vector + bias
+        if description.sentence.activation == "tanh":
+            vector = np.tanh(vector)
+    if description.sentence.normalize:
+        vector = vector / np.linalg.norm(vector)
+    return to_numpy(case.doc.vector)[None], vector[None]
 
 
 def _columns(pipe: Any, description: Description) -> np.ndarray:

@@ -11,13 +11,17 @@ from typing import Any, Literal
 from spacy.parts_of_speech import IDS as POS_IDS  # type: ignore[import-not-found]
 from spacy.util import is_package
 
+from spacy_distil.encoding.pooling import DocPooling
 from spacy_distil.engines.files import CONFIG, longest_window
 from spacy_distil.errors import TRAINING, ConfigError, WeightsError, require_all
 from spacy_distil.hugging_face.tags import EntityTags, read_tags
 from spacy_distil.text.languages import check_language
+from spacy_distil.vectors.layers import Activation
 
 Kind = Literal["tokens", "texts", "encoder"]
-Factory = Literal["distil_ner", "tagger", "morphologizer", "textcat", "textcat_multilabel"]
+Factory = Literal[
+    "distil_ner", "tagger", "morphologizer", "textcat", "textcat_multilabel", "distil_vectors"
+]
 
 # The endings of the names of classes.
 CLASSIFIERS: dict[str, Kind] = {
@@ -52,15 +56,30 @@ TEXT_HEADS: dict[str, tuple[str | None, str, str]] = {
     "roberta": ("tanh", "classifier.dense", "classifier.out_proj"),
     "xlm-roberta": ("tanh", "classifier.dense", "classifier.out_proj"),
 }
-# Modules of a sentence encoder that leave out nothing which a pipeline could keep.
-_SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
-_SENTENCE_POOLINGS = {
+# What `distil_vectors` computes of the modules of a sentence encoder.
+_SENTENCE_POOLINGS: dict[str, DocPooling] = {
     "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
+    "pooling_mode_cls_token": "first",
 }
+_ACTIVATIONS: dict[str, Activation] = {"Tanh": "tanh", "Identity": "identity"}
 # As in the architecture.
 _OVERLAP = 32
+
+
+@dataclass(frozen=True)
+class SentenceHead:
+    """The modules of a sentence encoder behind its encoder.
+
+    pooling: of all pieces of a text.
+    dense: folders of the linear layers, with their widths.
+    activation: of these layers.
+    normalize: whether vectors are scaled to the length 1.
+    """
+
+    pooling: DocPooling
+    dense: tuple[tuple[str, int], ...]
+    activation: Activation
+    normalize: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,7 @@ class Description:
     pipe: factory of the pipe behind the encoder, and its name; `None` for an encoder.
     encoding: window, overlap and pooling of the `distil_transformer`.
     hidden: the hidden layer of a text classifier, see `TextCatHead`.
+    sentence: the head of a sentence encoder.
     """
 
     name: str
@@ -87,16 +107,26 @@ class Description:
     pipe: Factory | None
     encoding: Mapping[str, Any]
     hidden: str | None
+    sentence: SentenceHead | None = None
 
     @property
     def pipe_name(self) -> str | None:
-        """The name of the pipe: its factory, or "ner"."""
-        return "ner" if self.pipe == "distil_ner" else self.pipe
+        """The name of the pipe: its factory, or shorter for ours."""
+        return None if self.pipe is None else self.pipe.removeprefix("distil_")
 
     @property
     def model(self) -> dict[str, Any]:
         """The settings of the pipe's model."""
-        tok2vec = {"@architectures": "spacy-distil.Listener.v1"}
+        tok2vec: dict[str, Any] = {"@architectures": "spacy-distil.Listener.v1"}
+        if self.sentence is not None:
+            return {
+                "@architectures": "spacy-distil.VectorsHead.v1",
+                "pooling": "doc",
+                "dense": [width for _, width in self.sentence.dense],
+                "activation": self.sentence.activation,
+                "normalize": self.sentence.normalize,
+                "tok2vec": {**tok2vec, "docs": True},
+            }
         if self.kind == "texts":
             return {
                 "@architectures": "spacy-distil.TextCatHead.v1",
@@ -158,14 +188,17 @@ def describe(name: str, lang: str | None, *, window: int | None = None) -> Descr
     lang = check_language(lang)
     require_all(TRAINING, purpose="A model of transformers")
     config = read_model_config(name)
-    modules = _read_json(name, "modules.json")
+    modules = read_json(name, "modules.json")
     architecture = _find_architecture(name, config)
     kind = _find_kind(name, architecture, is_sentence_encoder=modules is not None)
-    encoding = {"window": window, "overlap": _OVERLAP, "pooling": "first"}
+    encoding: dict[str, Any] = {"window": window, "overlap": _OVERLAP, "pooling": "first"}
     labels: tuple[str, ...] = ()
-    tags, pipe, hidden = None, None, None
+    tags, pipe, hidden, sentence = None, None, None, None
     if kind == "encoder":
-        encoding["pooling"] = _sentence_pooling(name, modules) if modules else "mean"
+        encoding["pooling"] = "mean"
+        if modules is not None:
+            pipe, sentence = "distil_vectors", _read_sentence_head(name, modules)
+            encoding["doc_pooling"] = sentence.pooling
     else:
         labels = _read_labels(name, config)
     if kind == "tokens":
@@ -187,6 +220,7 @@ def describe(name: str, lang: str | None, *, window: int | None = None) -> Descr
         pipe=pipe,  # type: ignore[arg-type]
         encoding=_fit_window(name, config, encoding),
         hidden=hidden,
+        sentence=sentence,
     )
 
 
@@ -219,7 +253,7 @@ def read_model_config(name: str) -> Any:
         ) from error
 
 
-def _read_json(name: str, file: str) -> Any:
+def read_json(name: str, file: str) -> Any:
     """Read a JSON file of a model, or return None if it has none."""
     from transformers.utils import cached_file
 
@@ -321,17 +355,20 @@ def _find_hidden(name: str, config: Any) -> str:
     return str(hidden)
 
 
-def _sentence_pooling(name: str, modules: Any) -> str:
-    """Return the pooling of a sentence encoder."""
-    kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
-    unknown = [kind for kind in kinds if kind not in _SENTENCE_MODULES]
-    if unknown or kinds.get("Transformer"):
-        problem = f"a module {unknown[0]!r}" if unknown else "its encoder in a folder of its own"
+def _read_sentence_head(name: str, modules: Any) -> SentenceHead:
+    """Read the modules of a sentence encoder. Raises ConfigError for one that is not known."""
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    paths = [module["path"] for module in modules]
+    dense = kinds[2:]
+    has_norm = dense[-1:] == ["Normalize"]
+    dense = dense[:-1] if has_norm else dense
+    if kinds[:2] != ["Transformer", "Pooling"] or paths[0] or {*dense} - {"Dense"}:
         raise ConfigError(
-            f"{name} cannot become a pipeline: this sentence encoder has {problem}. Expected an "
-            "encoder, a pooling and at most a normalization."
+            f"{name} cannot become a pipeline: this sentence encoder has the modules "
+            f"{', '.join(kinds)}. Expected an encoder in the folder itself, a pooling, and perhaps "
+            "Dense and Normalize."
         )
-    settings = _read_json(name, f"{kinds['Pooling']}/{CONFIG}") if "Pooling" in kinds else None
+    settings = read_json(name, f"{paths[1]}/{CONFIG}")
     modes = [
         mode
         for mode, is_on in (settings or {}).items()
@@ -343,7 +380,24 @@ def _sentence_pooling(name: str, modules: Any) -> str:
             f"{', '.join(modes) or 'nothing that its folder names'}. Expected one of "
             f"{', '.join(_SENTENCE_POOLINGS)}."
         )
-    return _SENTENCE_POOLINGS[modes[0]]
+    layers = [read_json(name, f"{path}/{CONFIG}") or {} for path in paths[2 : 2 + len(dense)]]
+    activations = {
+        str(layer.get("activation_function", "")).rpartition(".")[2] for layer in layers
+    } or {"Tanh"}
+    if len(activations) > 1 or not activations <= _ACTIVATIONS.keys():
+        raise ConfigError(
+            f"{name} cannot become a pipeline: its Dense modules have the activations "
+            f"{', '.join(sorted(activations))}. Expected one of {', '.join(_ACTIVATIONS)} in all."
+        )
+    return SentenceHead(
+        pooling=_SENTENCE_POOLINGS[modes[0]],
+        dense=tuple(
+            (path, int(layer["out_features"]))
+            for path, layer in zip(paths[2:], layers, strict=False)
+        ),
+        activation=_ACTIVATIONS[activations.pop()],
+        normalize=has_norm,
+    )
 
 
 def _fit_window(name: str, config: Any, encoding: dict[str, Any]) -> dict[str, Any]:
@@ -358,8 +412,8 @@ def _fit_window(name: str, config: Any, encoding: dict[str, Any]) -> dict[str, A
     window = encoding["window"]
     if window is None:
         limits = (
-            (_read_json(name, "sentence_bert_config.json") or {}).get("max_seq_length"),
-            (_read_json(name, "tokenizer_config.json") or {}).get("model_max_length"),
+            (read_json(name, "sentence_bert_config.json") or {}).get("max_seq_length"),
+            (read_json(name, "tokenizer_config.json") or {}).get("model_max_length"),
         )
         window = next((n for n in limits if isinstance(n, int) and 8 <= n < longest), None)
     overlap = min(encoding["overlap"], (window or longest) // 4)

@@ -24,6 +24,7 @@ from spacy_distil.hugging_face.description import (
     Description,
     describe,
     is_hugging_face,
+    read_json,
 )
 from spacy_distil.hugging_face.tags import MISSING, EntityTags
 from spacy_distil.ner.schemes import Scheme
@@ -117,7 +118,10 @@ def load_model(
     tokenizer = get_encoder(encoder.model).loaded.tokenizer
     foreign = describe_foreign(tokenizer, name, description.lang)
     notes += filter(None, (foreign, describe_case(tokenizer, name)))
-    if description.pipe is not None:
+    if description.sentence is not None:
+        _add_vectors(nlp, description)
+        notes += _describe_prompts(name)
+    elif description.pipe is not None:
         head = read_head(description, load_head_model(description))
         settings: dict[str, Any] = {}
         if description.tags is not None:
@@ -259,6 +263,64 @@ def _add_pipe(
         layer = next(node for node in pipe.model.get_ref("pooled").walk() if node.has_param("W"))
         layer.set_param("W", to_ops(ops, head.hidden[0].copy()))
         layer.set_param("b", to_ops(ops, head.hidden[1].copy()))
+
+
+def _add_vectors(nlp: Language, description: Description) -> None:
+    """Add the pipe of a sentence encoder, with the weights of its linear layers."""
+    pipe: Any = nlp.add_pipe(
+        "distil_vectors", name=description.pipe_name, config={"model": description.model}
+    )
+    nlp._link_components()
+    pipe.model.initialize(X=[nlp.make_doc("a")])
+    layers = [node for node in pipe.model.get_ref("head").walk() if node.has_param("W")]
+    for layer, (weight, bias) in zip(layers, read_dense(description), strict=True):
+        layer.set_param("W", to_ops(layer.ops, weight))
+        layer.set_param("b", to_ops(layer.ops, bias))
+
+
+def read_dense(description: Description) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Read the linear layers of a sentence encoder.
+
+    RETURNS: weight and bias of each, (width, width before it) and (width,).
+    Raises WeightsError if they are missing, or of another shape.
+    """
+    from safetensors.numpy import load_file
+    from transformers.utils import cached_file
+
+    assert description.sentence is not None
+    found = []
+    for folder, width in description.sentence.dense:
+        file = f"{folder}/model.safetensors"
+        try:
+            weights = load_file(cached_file(description.name, file))
+            weight = weights["linear.weight"].astype(np.float32)
+            bias = weights.get("linear.bias", np.zeros(width)).astype(np.float32)
+        except Exception as error:  # each version of transformers raises its own
+            raise WeightsError(
+                f"{description.name}: {file} has no linear layer ({one_line(str(error))}). Weights "
+                "in pytorch_model.bin are pickles, which can run code: load the model with "
+                "sentence-transformers and save it again."
+            ) from error
+        if len(weight) != width or bias.shape != (width,):
+            raise WeightsError(
+                f"{description.name}: the layer in {file} is {weight.shape}, but its config.json "
+                f"says out_features = {width}."
+            )
+        found.append((weight, bias))
+    return found
+
+
+def _describe_prompts(name: str) -> list[str]:
+    """Say that a sentence encoder expects words before its texts."""
+    prompts = (read_json(name, "config_sentence_transformers.json") or {}).get("prompts") or {}
+    used = {key: text for key, text in prompts.items() if text}
+    if not used:
+        return []
+    shown = ", ".join(f"{key}: {text!r}" for key, text in used.items())
+    return [
+        f"{name} was trained with words before its texts ({shown}). distil_vectors does not add "
+        "them: put them into your texts"
+    ]
 
 
 def _blank(lang: str) -> Language:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import spacy
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from spacy.tokens import DocBin
 from typer.testing import CliRunner
@@ -20,7 +21,14 @@ from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.export import hugging_face_check
 from spacy_distil.export.hugging_face import convert_model, convert_model_and_quantize
 from spacy_distil.hugging_face import load_classifier
-from tests.hugging_face.models import FAMILIES, ODD, long_text, write_model, write_modules
+from tests.hugging_face.models import (
+    FAMILIES,
+    ODD,
+    long_text,
+    write_dense,
+    write_model,
+    write_modules,
+)
 from tests.test_light_import import run_python
 from tests.util import SENTENCES, encoder_of, write_encoder
 
@@ -84,16 +92,33 @@ def test_encoders(family: str, corpus: Path, tmp_path: Path) -> None:
     assert doc.tensor.shape == (3, encoder_of(nlp).width)
 
 
-@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "max_tokens"])
-def test_sentence_encoders(mode: str, corpus: Path, tmp_path: Path) -> None:
-    model = write_encoder(tmp_path / "model", "bert")
-    write_modules(model, "Transformer", "Pooling", **{f"pooling_mode_{mode}": True})
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token"])
+@pytest.mark.parametrize("modules", [(), ("Normalize",), ("Dense", "Dense", "Normalize")])
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_sentence_encoders(
+    mode: str, modules: tuple[str, ...], family: str, corpus: Path, tmp_path: Path
+) -> None:
+    model = write_encoder(tmp_path / "model", family)
+    write_modules(model, "Transformer", "Pooling", *modules, **{f"pooling_mode_{mode}": True})
+    dense = []
+    if "Dense" in modules:
+        dense = [write_dense(model, "2_Dense", 32, 48), write_dense(model, "3_Dense", 48, 8)]
     result = convert_model(model, tmp_path / "new", lang="en", corpus=corpus)
-    assert result.check.max_difference < 1e-4
-    assert result.check.n > 90
-    doc = spacy.load(tmp_path / "new")(SENTENCES[0])
-    if mode == "cls_token":
-        np.testing.assert_allclose(doc.vector, doc.tensor[0], atol=1e-6)
+    assert result.check.max_difference < 1e-5
+    assert (result.check.unit, result.check.outputs) == ("documents", "vectors")
+    # By the classes of transformers alone, for a text with no words, too.
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    reference = transformers.AutoModel.from_pretrained(model).eval()
+    nlp = spacy.load(tmp_path / "new")
+    for text in (*SENTENCES, " "):
+        with torch.inference_mode():
+            states = reference(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+            vector = states[0] if mode == "cls_token" else states.mean(dim=0)
+            for weight, bias in dense:
+                vector = torch.tanh(torch.from_numpy(weight) @ vector + torch.from_numpy(bias))
+            if "Normalize" in modules:
+                vector = torch.nn.functional.normalize(vector, dim=0)
+        np.testing.assert_allclose(nlp(text).vector, vector.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +183,14 @@ def test_the_quantized_pipeline_needs_no_torch(
     ]
 
 
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token"])
 @pytest.mark.parametrize("fused", ["0", "1"])
-def test_first_pieces_in_both_runtimes(
-    fused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_vectors_of_texts_in_both_runtimes(
+    mode: str, fused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Encoders that the compiled code takes, whose vectors of a window are all the same."""
+    """Encoders that the compiled code takes, with vectors of docs behind the ones of tokens."""
     encoder = write_encoder(tmp_path / "encoder", "bert", width=64)
-    write_modules(encoder, "Transformer", "Pooling", pooling_mode_cls_token=True)
+    write_modules(encoder, "Transformer", "Pooling", **{f"pooling_mode_{mode}": True})
     convert_model_and_quantize(encoder, tmp_path / "new", lang="en")
     original = load_classifier(encoder, "en")
     monkeypatch.setenv("SPACY_DISTIL_FUSED", fused)
@@ -172,12 +198,12 @@ def test_first_pieces_in_both_runtimes(
     engine: Any = encoder_of(nlp).engine
     is_fused = fused == "1" and library.load() is not None
     assert engine.runtime == ("fused" if is_fused else "onnxruntime")
-    for text in (*SENTENCES, *ODD, long_text()):
-        own, other = nlp(text).tensor, original(text).tensor
-        assert own.shape == other.shape
-        assert len(np.unique(own, axis=0)) == len(np.unique(other, axis=0))
-        norms = np.linalg.norm(own, axis=1) * np.linalg.norm(other, axis=1)
-        assert ((own * other).sum(axis=1) / norms).min() > 0.99
+    texts = (*SENTENCES, *ODD, long_text())
+    for text, doc in zip(texts, nlp.pipe(texts), strict=True):
+        assert doc.tensor.shape == (len(doc), 64)
+        for own, other in ((doc, original(text)), (doc, nlp(text))):
+            assert np.linalg.norm(own.vector) > 0
+            assert own.similarity(other) > 0.99
 
 
 def test_a_model_that_is_computed_otherwise_is_not_written(

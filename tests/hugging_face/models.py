@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from safetensors.numpy import save_file
 
 from tests.util import random_text, write_encoder
 
@@ -93,3 +95,21 @@ def write_modules(model: Path, *kinds: str, **modes: bool) -> Path:
     settings = {"word_embedding_dimension": 32, **modes}
     (model / "1_Pooling" / "config.json").write_text(json.dumps(settings))
     return model
+
+
+def write_dense(
+    model: Path, folder: str, n_in: int, n_out: int, activation: str = "Tanh"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write the linear layer of a sentence encoder. RETURNS: its random weight and bias."""
+    rng = np.random.default_rng(n_out)
+    weight, bias = rng.normal(size=(n_out, n_in)).astype("f"), rng.normal(size=n_out).astype("f")
+    (model / folder).mkdir()
+    settings = {
+        "in_features": n_in,
+        "out_features": n_out,
+        "bias": True,
+        "activation_function": f"torch.nn.modules.activation.{activation}",
+    }
+    (model / folder / "config.json").write_text(json.dumps(settings))
+    save_file({"linear.weight": weight, "linear.bias": bias}, model / folder / "model.safetensors")
+    return weight, bias

@@ -182,10 +182,7 @@ def test_a_tokenizer_is_needed(token_model: Path) -> None:
 # Sentence encoders
 
 
-@pytest.mark.parametrize(
-    ("mode", "pooling"),
-    [("mean_tokens", "mean"), ("cls_token", "cls"), ("max_tokens", "max")],
-)
+@pytest.mark.parametrize(("mode", "pooling"), [("mean_tokens", "mean"), ("cls_token", "first")])
 def test_poolings_of_sentence_encoders(mode: str, pooling: str, tmp_path: Path) -> None:
     model = write_encoder(tmp_path / "model", "bert")
     assert describe(str(model), "en").encoding["pooling"] == "mean"
@@ -193,21 +190,29 @@ def test_poolings_of_sentence_encoders(mode: str, pooling: str, tmp_path: Path) 
     write_modules(model, "Transformer", "Pooling", "Normalize", **modes)
     (model / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
     encoding = describe(str(model), "en").encoding
-    assert encoding == {"window": 32, "overlap": 8, "pooling": pooling}
-    assert load_classifier(model, "en").pipe_names == ["transformer"]
+    assert encoding == {"window": 32, "overlap": 8, "pooling": "mean", "doc_pooling": pooling}
+    nlp = load_classifier(model, "en")
+    assert nlp.pipe_names == ["transformer", "vectors"]
+    assert nlp("Ann visited Rome").vector_norm == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
     ("kinds", "modes", "message"),
     [
         (("Transformer", "Pooling"), {"pooling_mode_lasttoken": True}, "pooling_mode_lasttoken"),
-        (("Transformer", "Pooling", "Dense"), {"pooling_mode_mean_tokens": True}, "'Dense'"),
+        (("Transformer", "Pooling"), {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        (
+            ("Transformer", "Pooling", "Normalize", "Dense"),
+            {"pooling_mode_mean_tokens": True},
+            "Pooling, Normalize, Dense",
+        ),
         (
             ("Transformer", "Pooling"),
             {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
             "pooling_mode_mean_tokens, pooling_mode_max_tokens",
         ),
-        (("Transformer",), {}, "pools with nothing"),
+        (("Transformer",), {}, "has the modules Transformer"),
+        (("Transformer", "Pooling"), {}, "pools with nothing"),
     ],
 )
 def test_sentence_encoders_that_are_refused(
