@@ -40,6 +40,7 @@ PIPES = (
     "spancat",
     "textcat",
     "textcat_multilabel",
+    "distil_vectors",
 )
 # Pairs of them that write the same annotation.
 RIVALS = (("ner", "distil_ner"), ("textcat", "textcat_multilabel"))
@@ -179,7 +180,7 @@ def pipeline_config(
     copied = {name: factory for name, factory in rules.items() if name in names}
     settings = pipeline_settings(code, factories, encoder, "efficiency", gpu)
     if teacher:
-        settings |= teacher.encoding
+        settings |= {key: each for key, each in teacher.encoding.items() if each is not None}
         for name, shape in settings["shapes"].items():
             shape.update(teacher.transitions(name, shape))
         settings |= fit_windows(encoder, settings["window"], settings["overlap"])
@@ -190,6 +191,7 @@ def pipeline_config(
             "copied": list(copied),
             "schemes": teacher.schemes,
             "text_heads": teacher.text_heads(),
+            "vector_heads": teacher.vector_heads(),
             "tokenizer": block("nlp.tokenizer", teacher.tokenizer),
             "initialize_tokenizer": block("initialize.tokenizer", teacher.initialize_tokenizer),
             "score_weights": score_weights(list(factories.values()), copied.values()),
@@ -269,6 +271,10 @@ def pipeline_settings(
         "copied": [],
         "schemes": {},
         "text_heads": {},
+        "vector_heads": {},
+        "doc_pooling": "mean" if "distil_vectors" in factories.values() else None,
+        # Pairs of texts are no annotated documents.
+        "reads_pairs": {*factories.values()} == {"distil_vectors"},
         "from_teacher": False,
         "encoder": encoder,
         "optimize": optimize,

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 # Factories of encoders. The student has an encoder of its own instead.
 ENCODERS = ("distil_transformer", "transformer", "curated_transformer", "tok2vec")
 # Settings of an encoder of ours that decide what its token vectors are made of.
-ENCODING = ("window", "overlap", "pooling", "pieces_from")
+ENCODING = ("window", "overlap", "pooling", "doc_pooling", "pieces_from")
 # Factories of teachers' pipes, and what the student has instead.
 SIMPLER = {"beam_ner": "ner", "beam_parser": "parser"}
 PARSERS = "spacy.TransitionBasedParser."
 TEXT_HEAD = "spacy-distil.TextCatHead.v1"
+VECTORS_HEAD = "spacy-distil.VectorsHead.v1"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,15 @@ class TeacherPipes:
             name: model.get("hidden")
             for name, model in self.models.items()
             if model.get("@architectures") == TEXT_HEAD
+        }
+
+    def vector_heads(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of each `VectorsHead`, by the name of its pipe."""
+        names = ("pooling", "dense", "activation", "normalize")
+        return {
+            name: {key: model[key] for key in names if key in model}
+            for name, model in self.models.items()
+            if model.get("@architectures") == VECTORS_HEAD
         }
 
     def differences(self, components: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,8 @@ from spacy_distil.errors import CorpusError
 
 # In `doc.user_data` of a reference: {"group": ..., "role": ..., "score": ...}.
 RELATION = "distil_vectors.relation"
+# In `doc.user_data`: the vector of the doc. It survives serialization, while hooks do not.
+VECTOR = "distil_vectors.vector"
 Role = Literal["query", "document"]
 
 
@@ -81,10 +83,10 @@ def Pairs(path: str | Path | None, limit: int = 0) -> Callable[[Language], Itera
     path: .jsonl file.
     limit: only the first N pairs; 0 for all.
     """
-    if path is None:
-        raise CorpusError("There are no pairs: set the path of spacy-distil.Pairs.v1.")
 
     def read(nlp: Language) -> Iterator[Example]:
+        if path is None:
+            raise CorpusError("There are no pairs: set the path of spacy-distil.Pairs.v1.")
         for number, record in enumerate(_read_records(Path(path))):
             if limit and number >= limit:
                 break

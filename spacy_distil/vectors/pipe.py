@@ -23,7 +23,7 @@ from spacy_distil.errors import ConfigError
 from spacy_distil.runs.digests import SUMS, write_sums
 from spacy_distil.runs.files import atomic_contents
 from spacy_distil.vectors.losses import in_batch_negatives, scored_pairs
-from spacy_distil.vectors.pairs import Relation, read_relations
+from spacy_distil.vectors.pairs import VECTOR, Relation, read_relations
 
 DEFAULT_MODEL = Config().from_str(
     """
@@ -40,9 +40,6 @@ docs = true
 """
 )["model"]
 
-# In `doc.user_data`: the vector of the doc. It survives serialization, while hooks do not.
-VECTOR = "distil_vectors.vector"
-
 
 @Language.factory(
     "distil_vectors",
@@ -54,9 +51,10 @@ VECTOR = "distil_vectors.vector"
         "scorer": {"@scorers": "spacy-distil.vectors_scorer.v1"},
     },
     default_score_weights={
-        "vectors_mrr": 0.5,
+        "vectors_mrr": 1.0,
+        "vectors_spearman": 1.0,
+        "vectors_agreement": 1.0,
         "vectors_recall_at_1": None,
-        "vectors_spearman": 0.5,
     },
 )
 def make_distil_vectors(
@@ -111,6 +109,12 @@ class DistilVectors(TrainablePipe):
     def dims(self) -> list[int]:
         """Widths of shorter vectors that are good by themselves."""
         return list(self.cfg["dims"])
+
+    @property
+    def width(self) -> int:
+        """Width of the vectors."""
+        layers = [node for node in self.model.get_ref("head").walk() if node.has_dim("nO")]
+        return int((layers[-1] if layers else self.model.get_ref("tok2vec")).get_dim("nO"))
 
     # Prediction
 

@@ -9,7 +9,7 @@ import numpy as np
 from spacy.training import Example
 
 from spacy_distil.vectors.losses import unit
-from spacy_distil.vectors.pairs import read_relation, read_relations
+from spacy_distil.vectors.pairs import VECTOR, read_relation, read_relations
 
 
 def make_vectors_scorer() -> Callable[[Iterable[Example]], dict[str, Any]]:
@@ -21,14 +21,23 @@ def score_vectors(examples: Iterable[Example], **settings: Any) -> dict[str, Any
     """Score the vectors of the predicted docs against the relations of the references.
 
     RETURNS: "vectors_recall_at_1" and "vectors_mrr" of groups, "vectors_spearman" of scored pairs,
-        each from 0 (or -1) to 1. None stands for relations that there are none of. Queries look for
-        the documents of their group among all documents; if no text is a query, each text looks for
-        the others of its group among all other texts.
+        and "vectors_agreement", the mean cosine with the vectors of the references, if these were
+        annotated by a pipeline with vectors of the same width. Each is from 0 (or -1) to 1, and
+        missing if there is nothing to score. Queries look for the documents of their group among
+        all documents; if no text is a query, each text looks for the others of its group among all
+        other texts.
     """
     examples = [each for each in examples if len(each.predicted)]
     relations = read_relations(examples)
     vectors = [np.asarray(each.predicted.vector) for each in examples]
-    scores: dict[str, Any] = {"vectors_spearman": None}
+    scores: dict[str, Any] = {}
+    pairs = [
+        unit(np.stack([own, np.asarray(target)]))[0]
+        for own, each in zip(vectors, examples, strict=True)
+        if (target := each.reference.user_data.get(VECTOR)) is not None and len(target) == len(own)
+    ]
+    if pairs:
+        scores["vectors_agreement"] = float(np.mean([one @ other for one, other in pairs]))
     scored = [each for each in relations if each.score is not None]
     if len(scored) > 1:
         first = unit(np.stack([vectors[each.members[0]] for each in scored]))[0]
@@ -62,7 +71,7 @@ def _score_groups(examples: Sequence[Example], vectors: Sequence[Any]) -> dict[s
                 # A tie counts against the query.
                 ranks.append(1 + int((cosines[others & (groups != group)] >= best).sum()))
     if not ranks:
-        return {"vectors_recall_at_1": None, "vectors_mrr": None}
+        return {}
     return {
         "vectors_recall_at_1": float(np.mean([rank == 1 for rank in ranks])),
         "vectors_mrr": float(np.mean([1 / rank for rank in ranks])),

@@ -26,6 +26,8 @@ from spacy.training import Example
 
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner.pipe import DistilNER
+from spacy_distil.vectors.pairs import read_relations
+from spacy_distil.vectors.pipe import DistilVectors
 
 MAX_LISTED = 20
 
@@ -42,6 +44,7 @@ KINDS: Mapping[str, type] = {
     "distil_ner": DistilNER,
     "textcat": TextCategorizer,
     "textcat_multilabel": MultiLabel_TextCategorizer,
+    "distil_vectors": DistilVectors,
 }
 # Factories of pipes that are initialized with the names of their labels.
 _NAMED = ("tagger", "distil_ner", "textcat", "textcat_multilabel", "spancat")
@@ -188,6 +191,8 @@ def has_annotation(pipe: Any, examples: Sequence[Example]) -> bool:
     docs = [example.reference for example in examples]
     if kind is None:
         return True
+    if kind is DistilVectors:
+        return bool(read_relations(examples))
     if kind is SentenceRecognizer:
         # To spaCy a doc of one token is a sentence, annotated or not.
         return any(len(doc) > 1 and doc.has_annotation("SENT_START") for doc in docs)

@@ -28,8 +28,10 @@ from spacy_distil.distillation.pipeline.heads.silver import SilverHead
 from spacy_distil.distillation.pipeline.heads.softmax import SoftmaxHead
 from spacy_distil.distillation.pipeline.heads.textcat import TextcatHead
 from spacy_distil.distillation.pipeline.heads.transitions import TransitionHead
+from spacy_distil.distillation.pipeline.heads.vectors import VectorsHead
 from spacy_distil.distillation.pipeline.labels import kind_of
 from spacy_distil.errors import ConfigError
+from spacy_distil.vectors.pipe import DistilVectors
 
 TRANSITION_KINDS = (EntityRecognizer, DependencyParser)
 
@@ -164,4 +166,6 @@ def _head_class(target: Target, kind: type | None) -> Callable[..., Head]:
         return SilverHead
     if kind is not None and issubclass(kind, TextCategorizer):
         return TextcatHead
+    if kind is DistilVectors:
+        return VectorsHead
     return TransitionHead if kind in TRANSITION_KINDS else SoftmaxHead
