@@ -157,6 +157,10 @@ def check_paths(config: Config, *, corpus: str | None = None) -> None:
         )
 
 
+# Readers of annotated documents that a config may leave without a path.
+_READERS = ("spacy.Corpus.v1", "spacy-distil.Pairs.v1")
+
+
 def _missing_paths(config: Config) -> dict[str, str]:
     """Return the corpora of annotated documents without a path, with the option that sets it."""
     training = config.interpolate().get("training", {})
@@ -164,7 +168,7 @@ def _missing_paths(config: Config) -> dict[str, str]:
     for name in _CORPORA:
         corpus = training.get(f"{name}_corpus", f"corpora.{name}")
         block, values = (_find_block(each, corpus) for each in (config, config.interpolate()))
-        if values.get("@readers") == "spacy.Corpus.v1" and values.get("path") is None:
+        if values.get("@readers") in _READERS and values.get("path") is None:
             variable = _VARIABLE.fullmatch(str(block.get("path")))
             missing[name] = variable[1].replace(":", ".") if variable else f"{corpus}.path"
     return missing

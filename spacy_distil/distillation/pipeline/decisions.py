@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import srsly
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -32,6 +33,7 @@ from spacy_distil.distillation.pipeline.heads.base import Array, Field
 from spacy_distil.distillation.pipeline.labels import list_labels
 from spacy_distil.errors import ConfigError
 from spacy_distil.text.docs import same_tokens
+from spacy_distil.vectors.pairs import VECTOR
 
 _ANNOTATION = "annotation"
 
@@ -52,7 +54,7 @@ class Decisions:
         return self._cache.layout.n_docs
 
     def docs(self, source: str, numbers: Sequence[int], vocab: Vocab) -> list[Doc]:
-        """Return docs after a pipe, without user data and vectors.
+        """Return docs after a pipe, without user data, apart from `distil_vectors`, and tensors.
 
         numbers: of the docs.
         """
@@ -216,9 +218,14 @@ def _groups(docs: Iterable[Doc]) -> str:
 
 
 def _to_rows(doc: Doc) -> Array:
-    data = zlib.compress(doc.to_bytes(exclude=["tensor", "user_data"]))
+    kept = (doc.to_bytes(exclude=["tensor", "user_data"]), doc.user_data.get(VECTOR))
+    data = zlib.compress(srsly.msgpack_dumps(kept))
     return np.frombuffer(data, dtype=np.uint8)[:, None]
 
 
 def _to_doc(rows: Array, vocab: Vocab) -> Doc:
-    return Doc(vocab).from_bytes(zlib.decompress(np.ascontiguousarray(rows).tobytes()))
+    kept = srsly.msgpack_loads(zlib.decompress(np.ascontiguousarray(rows).tobytes()))
+    doc = Doc(vocab).from_bytes(kept[0])
+    if kept[1] is not None:
+        doc.user_data[VECTOR] = kept[1]
+    return doc

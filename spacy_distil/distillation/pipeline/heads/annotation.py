@@ -50,6 +50,8 @@ from spacy_distil.distillation.pipeline.labels import morphology_labels
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner.decoding import MISSING, OUTSIDE, B, I, L, U
 from spacy_distil.ner.pipe import DistilNER
+from spacy_distil.vectors.pairs import VECTOR
+from spacy_distil.vectors.pipe import DistilVectors
 
 Hashes = NDArray[np.uint64]
 
@@ -135,6 +137,7 @@ def annotation_of(pipe: Any, settings: PipeSettings | None = None) -> type[Annot
         (Tagger, Tags),  # the base class of the three before it
         (TextCategorizer, Cats),
         (SpanCategorizer, Spans),
+        (DistilVectors, Vectors),
     ]
     return next((each for kind, each in kinds if isinstance(pipe, kind)), None)
 
@@ -446,6 +449,38 @@ class Cats(Annotation):
 
     def is_annotated(self, doc: Doc) -> bool:
         return not doc.cats.keys().isdisjoint(self._labels)
+
+
+class Vectors(Annotation):
+    """The vector of a doc. No row if the doc has none.
+
+    No component declares it: a teacher of another kind cannot teach it.
+    """
+
+    assigns = frozenset()
+    has_labels = False
+
+    def __init__(
+        self, pipe: Any, labels: Sequence[str], strings: StringStore, settings: PipeSettings
+    ) -> None:
+        super().__init__(pipe, labels, strings, settings)
+        self.fields = {"vector": Field("item", self._pipe.width, "float32")}
+
+    def read(self, doc: Doc) -> dict[str, Array]:
+        vector = doc.user_data.get(VECTOR)
+        rows = np.zeros((0, self._pipe.width)) if vector is None else np.asarray(vector)[None]
+        return {"vector": rows.astype(np.float32)}
+
+    def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
+        doc.user_data.pop(VECTOR, None)
+        for vector in rows["vector"]:
+            doc.user_data[VECTOR] = vector
+
+    def labels_of(self, doc: Doc) -> Counter[str]:
+        return Counter()
+
+    def is_annotated(self, doc: Doc) -> bool:
+        return VECTOR in doc.user_data
 
 
 def check_probability(doc: Doc, label: str, score: float, advice: str) -> None:
