@@ -58,7 +58,7 @@ def _vector_of(doc: Doc) -> np.ndarray:
 
 def _score_perfectly(examples: Sequence[Example], relations: Sequence[Relation]) -> dict[str, Any]:
     """Score references against themselves: relations have no vectors of their own."""
-    scores = {}
+    scores: dict[str, Any] = {}
     if any(each.score is None for each in relations):
         scores |= {"vectors_recall_at_1": 1.0, "vectors_mrr": 1.0}
     if sum(each.score is not None for each in relations) > 1:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from spacy.cli.init_config import init_config
 from spacy.tokens import Doc, DocBin
 
-from tests.hugging_face.models import write_model
+from tests.hugging_face.models import write_model, write_modules
 from tests.life.corpus import make_annotated
 from tests.util import (
     adam,
@@ -39,6 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bert(path / "bert-base-uncased", transformers.BertForMaskedLM)
     minilm = path / "sentence-transformers" / "all-MiniLM-L6-v2"
     write_bert(minilm, transformers.BertModel, heads=12, width=48, neurons=1536)
+    write_modules(minilm, "Transformer", "Pooling", "Normalize", pooling_mode_mean_tokens=True)
     nlp: Any = spacy.blank("en")
     for name, n in (("train", 120), ("dev", 8), ("test", 8)):
         docs = [each.reference for each in make_annotated(nlp, n, start=1000 * n)]

@@ -12,6 +12,7 @@ COMPONENT = "docs/component.md"
 ENCODER = "docs/encoder-distillation.md"
 PIPELINE = "docs/pipeline-distillation.md"
 BUDGET = "docs/budget.md"
+VECTORS = "docs/vectors.md"
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",

@@ -53,13 +53,26 @@ from spacy_distil.students.families import BERT_FORM, CUTTABLE, FAMILIES
 from spacy_distil.students.flops import encoder_flops, mlm_head_flops
 from spacy_distil.students.layer_choice import choose_layers
 from spacy_distil.students.vocabulary import VocabularySettings
+from spacy_distil.vectors.layers import VectorsHead
 from tests.docs.configs import encoder_config
-from tests.docs.pages import BUDGET, COMPONENT, ENCODER, PIPELINE, ROOT, in_backticks, table_after
+from tests.docs.pages import (
+    BUDGET,
+    COMPONENT,
+    ENCODER,
+    PIPELINE,
+    ROOT,
+    VECTORS,
+    in_backticks,
+    table_after,
+)
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters.values()
-    return {each.name: each.default for each in parameters}
+    return {
+        each.name: list(each.default) if isinstance(each.default, tuple) else each.default
+        for each in parameters
+    }
 
 
 def factory_defaults(name: str) -> dict[str, Any]:
@@ -139,6 +152,8 @@ def distillation_defaults() -> dict[str, Any]:
         ),
         (PIPELINE, "\n`spacy-distil.Texts.v1`", partial(defaults, Texts)),
         (BUDGET, "\nSettings of the search", partial(section_defaults, FitSettings)),
+        (VECTORS, "of the factory `distil_vectors`", partial(factory_defaults, "distil_vectors")),
+        (VECTORS, "of its model, `spacy-distil.VectorsHead.v1`", partial(defaults, VectorsHead)),
     ],
 )
 def test_settings_and_defaults_are_those_of_the_code(
