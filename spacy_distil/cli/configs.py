@@ -180,7 +180,8 @@ def pipeline_config(
     copied = {name: factory for name, factory in rules.items() if name in names}
     settings = pipeline_settings(code, factories, encoder, "efficiency", gpu)
     if teacher:
-        settings |= {key: each for key, each in teacher.encoding.items() if each is not None}
+        pooling = teacher.encoding.get("doc_pooling") or settings["doc_pooling"]
+        settings |= {**teacher.encoding, "doc_pooling": pooling}
         for name, shape in settings["shapes"].items():
             shape.update(teacher.transitions(name, shape))
         settings |= fit_windows(encoder, settings["window"], settings["overlap"])
