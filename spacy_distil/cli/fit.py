@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from wasabi import msg
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import OVERRIDES, Code, ForceRun, Resume, RunOutput, parse_overrides
+from spacy_distil.cli.options import (
+    OVERRIDES,
+    Code,
+    ForceRun,
+    Resume,
+    RunOutput,
+    SpacyDevice,
+    StudentConfig,
+    Teacher,
+    parse_overrides,
+)
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import import_code
 
@@ -25,13 +34,8 @@ class Percentile(str, Enum):
 @distil_cli.command("fit", context_settings=OVERRIDES, no_args_is_help=True)
 def fit_cli(
     ctx: typer.Context,
-    teacher: Annotated[
-        str, typer.Argument(metavar="TEACHER", help="Trained pipeline: directory or package.")
-    ],
-    config_path: Annotated[
-        Path,
-        typer.Argument(metavar="CONFIG", help="Config of the student; see 'init-config pipeline'."),
-    ],
+    teacher: Teacher,
+    config_path: StudentConfig,
     output: RunOutput,
     words_per_second: Annotated[
         float | None,
@@ -68,9 +72,7 @@ def fit_cli(
             "spacy_distil.load chooses from them where it runs.",
         ),
     ] = False,
-    gpu_id: Annotated[
-        int, typer.Option("--gpu-id", "-g", help="GPU for spaCy's own layers; -1 for the CPU.")
-    ] = -1,
+    gpu_id: SpacyDevice = -1,
     resume: Resume = False,
     force: ForceRun = False,
     code: Code = None,

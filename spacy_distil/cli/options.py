@@ -52,6 +52,19 @@ Device = Annotated[
     ),
 ]
 
+# Of students that a pipeline teaches
+
+Teacher = Annotated[
+    str, typer.Argument(metavar="TEACHER", help="Trained pipeline: directory or package.")
+]
+StudentConfig = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG", help="Config of the student; see 'init-config pipeline'."),
+]
+SpacyDevice = Annotated[
+    int, typer.Option("--gpu-id", "-g", help="GPU for spaCy's own layers; -1 for the CPU.")
+]
+
 # Of pipelines that are made from others
 
 TrainedPipeline = Annotated[

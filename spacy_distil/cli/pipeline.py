@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from spacy.util import logger
 
 from spacy_distil.cli.app import distil_cli
-from spacy_distil.cli.options import OVERRIDES, Code, ForceRun, Resume, RunOutput, parse_overrides
+from spacy_distil.cli.options import (
+    OVERRIDES,
+    Code,
+    ForceRun,
+    Resume,
+    RunOutput,
+    SpacyDevice,
+    StudentConfig,
+    Teacher,
+    parse_overrides,
+)
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import import_code
 
@@ -18,17 +27,10 @@ from spacy_distil.pipelines import import_code
 @distil_cli.command("pipeline", context_settings=OVERRIDES)
 def pipeline_cli(
     ctx: typer.Context,
-    teacher: Annotated[
-        str, typer.Argument(metavar="TEACHER", help="Trained pipeline: directory or package.")
-    ],
-    config_path: Annotated[
-        Path,
-        typer.Argument(metavar="CONFIG", help="Config of the student; see 'init-config pipeline'."),
-    ],
+    teacher: Teacher,
+    config_path: StudentConfig,
     output: RunOutput,
-    gpu_id: Annotated[
-        int, typer.Option("--gpu-id", "-g", help="GPU for spaCy's own layers; -1 for the CPU.")
-    ] = -1,
+    gpu_id: SpacyDevice = -1,
     resume: Resume = False,
     force: ForceRun = False,
     until: Annotated[
