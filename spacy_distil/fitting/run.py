@@ -25,6 +25,7 @@ from spacy_distil.distillation.pipeline.evaluation import perfect_score, weighte
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_pipeline
 from spacy_distil.distillation.pipeline.run import DistilledPipeline, PipelineRun
 from spacy_distil.distillation.pipeline.student import find_obstacle
+from spacy_distil.engines.onnx import count_cores
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.quantize import quantize
 from spacy_distil.fitting import halving
@@ -54,6 +55,8 @@ from spacy_distil.text.documents import read_documents
 BEST, FAMILY, CACHE = "best", "family", "cache"
 # Settings that costs depend on. A search goes on with other values of the rest.
 MEASURING = frozenset({"cores", "texts", "words", "batch_size"})
+# Beginning of the names of directories for pipelines that are not kept.
+_SCRATCH = ".scratch-"
 # Documents on which a quantized start is compared with the original. It has learned nothing yet.
 _CHECKED = 8
 
@@ -137,6 +140,14 @@ class FitRun:
     # The search
 
     def _search(self) -> Fit:
+        for left_over in self.output.glob(f"{_SCRATCH}*"):  # by a process that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        available = count_cores()
+        if self.settings.cores > available:
+            msg.warn(
+                f"cores = {self.settings.cores}, but this process may use {available}: what is "
+                "timed here says nothing about more of them."
+            )
         self._propose()
         self._measure()
         self._score_teacher()
@@ -206,7 +217,7 @@ class FitRun:
         new = [each for each in self.students.values() if each.costs is None or self._is_due(each)]
         if not new:
             return
-        with TemporaryDirectory(dir=self.output, prefix=".starts-") as scratch:
+        with TemporaryDirectory(dir=self.output, prefix=_SCRATCH) as scratch:
             built = self._build(new, Path(scratch))
             for name, path in built.items():
                 self.students[name].costs = Costs(count_bytes(path) / 1e6)
@@ -462,7 +473,7 @@ class FitRun:
 
     def _write(self, members: Sequence[str], best: str) -> None:
         """Quantize the students, time them as they are, and write the pipelines."""
-        with TemporaryDirectory(dir=self.output, prefix=".members-") as scratch:
+        with TemporaryDirectory(dir=self.output, prefix=_SCRATCH) as scratch:
             built = {}
             for name in members:
                 student = self.students[name]
@@ -529,7 +540,7 @@ class FitRun:
         self.log("Scoring the teacher")
         first = next(iter(self.students.values())).candidate
         with (
-            TemporaryDirectory(dir=self.output, prefix=".teacher-") as scratch,
+            TemporaryDirectory(dir=self.output, prefix=_SCRATCH) as scratch,
             self._quiet("teacher"),
         ):
             run = self._pipeline_run(first, Path(scratch) / "run")
