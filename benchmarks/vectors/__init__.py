@@ -1,6 +1,7 @@
 """The commands of this benchmark:
 
     python -m benchmarks.vectors.scores    similarity, retrieval and classification by vectors
+    python -m benchmarks.vectors.speed     words/s beside sentence-transformers' int8 ONNX backend
 
-It has a --help.
+Each has a --help.
 """
