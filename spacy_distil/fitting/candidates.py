@@ -15,6 +15,7 @@ from spacy_distil.fitting.settings import SECTION, FitSettings
 from spacy_distil.students.shapes import Shape
 
 FACTORY, LISTENER = "distil_transformer", "spacy-distil.Listener.v1"
+VECTORS = "spacy-distil.VectorsHead.v1"
 # A larger vocabulary is one of many languages: most of its pieces are never used in one.
 LARGE_VOCABULARY = 60_000
 SMALL_VOCABULARY = 8_000
@@ -224,6 +225,8 @@ def _replace_encoder(config: Config, width: int) -> None:
     }
     for own in config["components"].values():
         for block in _blocks(own):
+            if block.get("@architectures") == VECTORS:
+                block["pooling"] = "tokens"  # a CNN makes no vector of the doc
             if block.get("@architectures") == LISTENER:
                 upstream = block.get("upstream", "*")
                 block.clear()

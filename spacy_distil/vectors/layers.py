@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
+from spacy.pipeline.tok2vec import Tok2VecListener
 from spacy.tokens import Doc
 from thinc.api import Linear, Model, chain
 from thinc.types import Floats2d
 
+from spacy_distil.component.listener import reads_docs
+from spacy_distil.component.shim import EncoderShim
 from spacy_distil.errors import ConfigError
 
 Pooling = Literal["doc", "tokens"]
@@ -40,6 +43,12 @@ def VectorsHead(
     if activation not in get_args(Activation):
         expected = ", ".join(get_args(Activation))
         raise ConfigError(f"activation = {activation!r}: expected one of {expected}.")
+    if pooling == "doc" and not _makes_docs(tok2vec):
+        raise ConfigError(
+            f'pooling = "doc", but the tok2vec {tok2vec.name!r} makes vectors of tokens alone. Take '
+            "spacy-distil.Listener.v1 with docs = true, or spacy-distil.DistilTransformer.v1 with "
+            'doc_pooling = "mean", or set pooling = "tokens".'
+        )
     layers: list[Model[Any, Any]] = [take_last() if pooling == "doc" else mean_tokens()]
     for width in dense:
         if width < 1:
@@ -54,6 +63,13 @@ def VectorsHead(
     model.set_ref("tok2vec", tok2vec)
     model.set_ref("head", head)
     return model
+
+
+def _makes_docs(tok2vec: Model[Any, Any]) -> bool:
+    """Whether the last row of a layer is the vector of the doc."""
+    if isinstance(tok2vec, Tok2VecListener):
+        return reads_docs(tok2vec)
+    return any(isinstance(shim, EncoderShim) and shim.has_docs for shim in tok2vec.shims)
 
 
 def take_last() -> Model[list[Floats2d], Floats2d]:

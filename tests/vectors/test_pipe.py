@@ -256,6 +256,10 @@ def test_mistakes(bert_dir: Path) -> None:
         ({"dims": [0]}, r"dims = \[0\]"),
         ({"model": {**head, "pooling": "max"}}, "'max' is not"),
         ({"model": {**head, "dense": [0]}}, r"dense = \[0\]"),
+        (
+            {"model": {**head, "tok2vec": {**LISTENER, "docs": False}}},
+            "makes vectors of tokens alone",
+        ),
     ):
         with pytest.raises((ConfigError, ConfigValidationError), match=message):
             nlp.add_pipe("distil_vectors", name="other", config=config)
