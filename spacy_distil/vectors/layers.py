@@ -45,9 +45,9 @@ def VectorsHead(
         raise ConfigError(f"activation = {activation!r}: expected one of {expected}.")
     if pooling == "doc" and not _makes_docs(tok2vec):
         raise ConfigError(
-            f'pooling = "doc", but the tok2vec {tok2vec.name!r} makes vectors of tokens alone. Take '
-            "spacy-distil.Listener.v1 with docs = true, or spacy-distil.DistilTransformer.v1 with "
-            'doc_pooling = "mean", or set pooling = "tokens".'
+            f'pooling = "doc", but the tok2vec {tok2vec.name!r} makes vectors of tokens alone. '
+            "Take spacy-distil.Listener.v1 with docs = true, or spacy-distil.DistilTransformer.v1 "
+            'with doc_pooling = "mean", or set pooling = "tokens".'
         )
     layers: list[Model[Any, Any]] = [take_last() if pooling == "doc" else mean_tokens()]
     for width in dense:
