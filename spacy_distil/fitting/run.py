@@ -432,78 +432,91 @@ class FitRun:
 
     def _finish(self, names: list[str]) -> str:
         """Train what is left to the end, and write the pipeline. RETURNS: the best student."""
-        steps = self.distillation.max_steps
-        needed = self.settings.min_retention
-        ordered = sorted(names, key=self._order_key)
-        best: str | None
+        steps, needed = self.distillation.max_steps, self.settings.min_retention
         if needed is not None and not self.settings.family:
-            best, tried = halving.find_cheapest(
-                ordered, lambda name: self._train(name, steps, [], []), needed * self.teacher_score
+            halving.find_cheapest(
+                sorted(names, key=self._order_key),
+                lambda name: self._train(name, steps, [], []),
+                needed * self.teacher_score,
             )
-            if best is None:
-                best = max(tried, key=lambda name: self.students[name].score)
-                self._warn_of_retention(best, needed)
         else:
             for i, name in enumerate(names):
                 self._train(name, steps, names[i + 1 :], [])
-            good = [
-                name
-                for name in ordered
-                if needed is None or self.students[name].score >= needed * self.teacher_score
-            ]
-            if needed is not None and good:
-                best = good[0]
-            else:
-                best = max(names, key=lambda name: self.students[name].score)
-                if needed is not None:
-                    self._warn_of_retention(best, needed)
+        trained = [name for name in names if self.students[name].step == steps]
         for name in names:
-            done = self.students[name].step == steps
-            self.students[name].fate = "trained to the end" if done else "not needed"
-        self._write(names if self.settings.family else [best], best)
+            self.students[name].fate = "trained to the end" if name in trained else "not needed"
+        ordered = self._rank(trained)
+        best = self._write(ordered)
         self.students[best].fate = "chosen"
         return best
 
-    def _warn_of_retention(self, best: str, needed: float) -> None:
-        msg.warn(
-            f"No student keeps {needed:.1%} of the teacher's score, {self.teacher_score:.4f}. The "
-            f"best, {best}, keeps {self.students[best].score / self.teacher_score:.1%}. Train for "
-            "more steps, on more text, or give a larger budget."
-        )
+    def _rank(self, names: Sequence[str]) -> list[str]:
+        """Sort students, trained to the end, the one that is wanted first."""
+        scores = {name: self.students[name].score for name in names}
+        ranked = sorted(names, key=lambda name: -scores[name])
+        needed = self.settings.min_retention
+        if needed is None:
+            return ranked
+        good = [name for name in names if scores[name] >= needed * self.teacher_score]
+        if not good:
+            msg.warn(
+                f"No student keeps {needed:.1%} of the teacher's score, {self.teacher_score:.4f}. "
+                f"The best, {ranked[0]}, keeps {scores[ranked[0]] / self.teacher_score:.1%}. Train "
+                "for more steps, on more text, or give a larger budget."
+            )
+        return [
+            *sorted(good, key=self._order_key),
+            *(name for name in ranked if name not in good),
+        ]
 
-    def _write(self, members: Sequence[str], best: str) -> None:
-        """Quantize the students, time them as they are, and write the pipelines."""
+    def _write(self, ordered: Sequence[str]) -> str:
+        """Quantize students, time them as they are now, and write the first that fits.
+
+        A start may have been faster than the trained student: it finds other entities. So the next
+        one is taken if the first misses the budget. In a family all are quantized.
+
+        ordered: their names, the one that is wanted first.
+        RETURNS: the name of the one that is written.
+        """
         with TemporaryDirectory(dir=self.output, prefix=_SCRATCH) as scratch:
-            built = {}
-            for name in members:
-                student = self.students[name]
-                source = (
-                    self.output / CANDIDATES / student.candidate.training / "run" / "model-best"
-                )
-                self.log(f"Quantizing {name}")
-                with self._quiet(student.candidate.training):
-                    student.scores = self._convert(
-                        student.candidate,
-                        source,
-                        Path(scratch) / name,
-                        limit=0,
-                        min_agreement=0.95,
-                    )
+            built: dict[str, Path] = {}
+            for name in ordered:
                 built[name] = Path(scratch) / name
-            self._time(built)
-            for miss in self.students[best].misses:
-                msg.warn(f"Timed again after its training, {best} misses the budget: {miss}")
+                self._quantize_trained(name, built[name])
+                if not self.settings.family:
+                    self._time({name: built[name]})
+                    if not self.students[name].misses:
+                        break
+                    misses = "; ".join(self.students[name].misses)
+                    self.students[name].fate = "misses the budget after its training"
+                    self.log(f"Timed again after its training, {name} has {misses}")
             if self.settings.family:
+                self._time(built)
                 docs = self._documents()
-                ordered = sorted(members, key=lambda name: -self.students[name].score)
+                by_score = sorted(ordered, key=lambda name: -self.students[name].score)
                 write_family(
                     self.output / FAMILY,
-                    {name: built[name] for name in ordered},
-                    {name: self.students[name] for name in ordered},
+                    {name: built[name] for name in by_score},
+                    {name: self.students[name] for name in by_score},
                     words_per_document=sum(map(len, docs)) / len(docs),
                 )
+            fitting = [name for name in built if not self.students[name].misses]
+            best = fitting[0] if fitting else ordered[0]
+            if not fitting:
+                misses = "; ".join(self.students[best].misses)
+                msg.warn(f"Timed again after its training, {best} misses the budget: {misses}")
             with atomic_directory(self.output / BEST) as unfinished:
                 shutil.copytree(built[best], unfinished, dirs_exist_ok=True)
+            return best
+
+    def _quantize_trained(self, name: str, output: Path) -> None:
+        student = self.students[name]
+        source = self.output / CANDIDATES / student.candidate.training / "run" / "model-best"
+        self.log(f"Quantizing {name}")
+        with self._quiet(student.candidate.training):
+            student.scores = self._convert(
+                student.candidate, source, output, limit=0, min_agreement=0.95
+            )
 
     # Documents and scores
 

@@ -17,8 +17,6 @@ from typer.testing import CliRunner
 
 import spacy_distil
 from spacy_distil.cli import distil_cli
-from spacy_distil.component.pipe import DistilTransformerPipe
-from spacy_distil.component.shim import get_encoder
 from spacy_distil.errors import ConfigError
 from spacy_distil.fitting import run as run_module
 from spacy_distil.fitting.costs import Costs
@@ -29,6 +27,7 @@ from spacy_distil.report.layout import MISSING
 from tests.distillation.pipeline.util import student_config, trained_transitions
 from tests.fitting.conftest import PIPES, settings
 from tests.report.markup import Markup
+from tests.util import encoder_of
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +188,30 @@ def test_a_search_that_was_killed_goes_on(
 
 
 @pytest.mark.slow
+def test_a_trained_student_that_misses_the_budget(
+    teacher: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next best takes its place, if there is one."""
+    config["fit"] = settings(
+        words_per_second=90, layers=[1, 2], ffn=[1.0], width=[1.0], cnn=[], rungs=[]
+    )
+    rates = {"layers-1": [200.0, 100.0, 50.0], "layers-2": [100.0, 80.0, 80.0]}
+    timed: list[str] = []
+
+    def measure(pipelines: Mapping[str, Path], *_: Any, **__: Any) -> dict[str, Costs]:
+        timed.extend(pipelines)
+        return {name: Costs(1, rates[name].pop(0), 1, 2, 99) for name in pipelines}
+
+    monkeypatch.setattr(run_module, "measure_costs", measure)
+    monkeypatch.setattr(run_module.FitRun, "_rank", lambda self, names: sorted(names, reverse=True))
+    fit = spacy_distil.fit(teacher, config, tmp_path / "out")
+    assert timed == ["layers-1", "layers-2", "layers-2", "layers-1"]
+    assert fit.best == "layers-1"
+    assert fit.students["layers-2"].fate == "misses the budget after its training"
+    assert encoder_of(spacy.load(tmp_path / "out" / "best")).n_layers == 1
+
+
+@pytest.mark.slow
 def test_nothing_fits(
     teacher: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,9 +325,7 @@ def test_a_teacher_of_another_kind(
     assert "heads: not used" in printed
     assert {*fit.students} == {"layers-1", "layers-1-4bits", "layers-2", "layers-2-4bits"}
     chosen = fit.students[fit.best]
-    pipe = spacy.load(fit.output / "best").get_pipe("transformer")
-    assert isinstance(pipe, DistilTransformerPipe)
-    assert get_encoder(pipe.model).n_layers == chosen.candidate.layers
+    assert encoder_of(spacy.load(fit.output / "best")).n_layers == chosen.candidate.layers
 
 
 @pytest.mark.slow
