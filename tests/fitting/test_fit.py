@@ -151,6 +151,20 @@ def let_costs_be(monkeypatch: pytest.MonkeyPatch, **rates: float) -> None:
     monkeypatch.setattr(run_module, "measure_costs", measure)
 
 
+def measure_sizes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Measure sizes alone. RETURNS: the pipelines that would be timed, as the search goes on."""
+    timed: list[str] = []
+
+    def measure(pipelines: Mapping[str, Path], *_: Any, **__: Any) -> dict[str, Costs]:
+        timed.extend(pipelines)
+        return {
+            name: Costs(count_bytes(path) / 1e6, 9, 1, 2, 99) for name, path in pipelines.items()
+        }
+
+    monkeypatch.setattr(run_module, "measure_costs", measure)
+    return timed
+
+
 class Killed(Exception):
     """Ends a search as a kill would."""
 
@@ -311,9 +325,14 @@ def test_text_alone_and_the_command(
 
 @pytest.mark.slow
 def test_a_teacher_of_another_kind(
-    bert_dir: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bert_dir: Path,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Entities alone, of a CNN that gives the student no layers: the config's encoder is cut."""
+    measure_sizes(monkeypatch)
     trained_transitions("ner").to_disk(tmp_path / "teacher")
     config = student_config(bert_dir, corpus, ["distil_ner"])
     config["distillation"] |= {"stages": {"soft": {"share": 1.0}}, "student": {"heads": 2}}
@@ -333,15 +352,7 @@ def test_a_size_is_known_without_timing(
     teacher: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The least size is looked for first. Then what is too large is not timed."""
-    timed: list[str] = []
-
-    def measure(pipelines: Mapping[str, Path], *_: Any, **__: Any) -> dict[str, Costs]:
-        timed.extend(pipelines)
-        return {
-            name: Costs(count_bytes(path) / 1e6, 9, 1, 2, 99) for name, path in pipelines.items()
-        }
-
-    monkeypatch.setattr(run_module, "measure_costs", measure)
+    timed = measure_sizes(monkeypatch)
     config["fit"] = settings(size_mb=0.001, layers=[1, 2], ffn=[1.0], width=[1.0], cnn=[])
     with pytest.raises(ConfigError, match=r"nearest, layers-1-4bits, has .* \(at most 0\.0\)"):
         spacy_distil.fit(teacher, config, tmp_path / "out")
