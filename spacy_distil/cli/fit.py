@@ -121,6 +121,9 @@ def fit_cli(
             log=msg.info,
         )
     print(to_text(found))
+    fate = found.students[found.best].fate
+    if fate != "chosen":
+        msg.warn(f"{found.best}: {fate}")
     if family:
         msg.good(f"Saved the family to {found.path}")
     msg.good(f"Saved {found.best} to {found.output / 'best'}, and the report to fit.html")

@@ -139,7 +139,9 @@ def propose(start: Start | None, settings: FitSettings, *, has_cnn: bool) -> lis
     if start is not None:
         bits = settings.embedding_bits or _choose_bits(settings)
         pieces = _choose_pieces(start.n_pieces, settings)
-        layers = settings.layers or _choose_layers(start.shape.layers)
+        layers = settings.layers
+        if layers is None:
+            layers = _choose_layers(start.shape.layers)
         if start.is_teacher:
             cuts = product(settings.embedding_size or [None], settings.share_layers or [False])
             found = [

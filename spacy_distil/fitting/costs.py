@@ -79,14 +79,14 @@ def find_all(costs: Costs, settings: FitSettings) -> list[str]:
 def describe(name: str, value: float, limit: float) -> str:
     """Describe a cost beside its limit."""
     form, relation = _FORMATS[name]
-    shown = form.format(limit).split(" ", 1)[0]
-    return f"{form.format(value)} ({relation} {shown})"
+    return f"{form.format(value)} ({relation} {limit:,g})"
 
 
 def describe_limit(name: str, limit: float) -> str:
     """Describe a limit: "at least 30,000 words/s"."""
     form, relation = _FORMATS[name]
-    return f"{relation} {form.format(limit)}"
+    unit = form.split(" ", 1)[1]
+    return f"{relation} {limit:,g} {unit}"
 
 
 def distance(costs: Costs, settings: FitSettings) -> float:

@@ -111,8 +111,8 @@ def load(
     limits |= {"size_mb": size_mb, "memory_mb": memory_mb}
     wanted = {name: limit for name, limit in limits.items() if limit is not None}
     for name, limit in wanted.items():
-        if limit <= 0:
-            raise ConfigError(f"{name} = {limit}: expected a number above 0.")
+        if not isinstance(limit, int | float) or not limit > 0:
+            raise ConfigError(f"{name} = {limit!r}: expected a number above 0.")
     if percentile not in (50, 95):
         raise ConfigError(f"percentile = {percentile}: expected 50 or 95.")
     timings = Timings(root, data)

@@ -27,7 +27,7 @@ def write_report(fit: Fit) -> None:
     write_text(fit.output / f"{STEM}.md", markdown)
     page = Page(
         title="A student for a budget",
-        lead=f"{fit.best}: {'; '.join(budget(fit))}.",
+        lead=f"{fit.best} ({fit.students[fit.best].fate}). Budget: {'; '.join(budget(fit))}.",
         blocks=[
             Figures(
                 "Score against speed",
@@ -54,7 +54,8 @@ def to_text(fit: Fit) -> str:
 def make_tables(fit: Fit) -> list[Table]:
     """Make the table of all students, the fastest last, after the ones that were not timed."""
     ordered = sorted(
-        fit.students.items(), key=lambda item: item[1].known_costs().words_per_second or 0.0
+        ((name, each) for name, each in fit.students.items() if each.is_tried),
+        key=lambda item: item[1].known_costs().words_per_second or 0.0,
     )
     header = ["student", "words/s", f"p{fit.settings.percentile}, ms", "MB on disk"]
     header += ["MB of memory", "step", "score", "% of the teacher's", ""]

@@ -22,6 +22,7 @@ class Student:
     seconds: of its training.
     scores: of the quantized student on the development documents, by spaCy's name.
     fate: why it was not trained, or not to the end.
+    is_tried: whether the search considers it; earlier ones in the same directory may have had more.
     """
 
     candidate: Candidate
@@ -31,6 +32,7 @@ class Student:
     seconds: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
     fate: str = ""
+    is_tried: bool = True
 
     @property
     def step(self) -> int:

@@ -148,6 +148,7 @@ class FitRun:
                 f"cores = {self.settings.cores}, but this process may use {available}: what is "
                 "timed here says nothing about more of them."
             )
+        self._documents()  # whose errors come before any work
         self._propose()
         self._measure()
         self._score_teacher()
@@ -163,14 +164,29 @@ class FitRun:
     def _propose(self) -> None:
         """List the candidates, beside the ones of an earlier process."""
         start = self._find_start()
-        for candidate in propose(start, self.settings, has_cnn=self._has_cnn()):
-            self.students.setdefault(candidate.name, Student(candidate))
-        if not self.students:
+        deepest = max(self.settings.layers or [0])
+        if start is not None and deepest > start.shape.layers:
+            raise ConfigError(
+                f"fit.layers = {self.settings.layers}: the encoder that students start from has "
+                f"{start.shape.layers} layers."
+            )
+        candidates = propose(start, self.settings, has_cnn=self._has_cnn())
+        if not candidates:
             raise ConfigError(
                 "There is no student to try: expected one 'distil_transformer' in [components], or "
-                "widths in [fit] cnn."
+                "numbers in [fit] layers or cnn."
             )
-        self.log(f"{len(self.students)} students are possible: {', '.join(self.students)}")
+        for candidate in candidates:
+            self.students.setdefault(candidate.name, Student(candidate))
+        names = {candidate.name for candidate in candidates}
+        for name, each in self.students.items():
+            each.is_tried = name in names
+        self.log(f"{len(names)} students are possible: {', '.join(self.tried)}")
+
+    @property
+    def tried(self) -> dict[str, Student]:
+        """The students of this search, without the others of earlier ones."""
+        return {name: each for name, each in self.students.items() if each.is_tried}
 
     def _find_start(self) -> Start | None:
         """Find the encoder that students can start from."""
@@ -214,7 +230,7 @@ class FitRun:
     def _measure(self) -> None:
         """Build, quantize and time the candidates that have no costs yet, before any training."""
         self._compare_costs()
-        new = [each for each in self.students.values() if each.costs is None or self._is_due(each)]
+        new = [each for each in self.tried.values() if each.costs is None or self._is_due(each)]
         if not new:
             return
         with TemporaryDirectory(dir=self.output, prefix=_SCRATCH) as scratch:
@@ -241,7 +257,7 @@ class FitRun:
             return False
         variants = [
             each
-            for each in self.students.values()
+            for each in self.tried.values()
             if each.candidate.training == student.candidate.training
             and each.costs is not None
             and find_misses(Costs(each.costs.size_mb), self.settings) == []
@@ -309,12 +325,12 @@ class FitRun:
         RETURNS: their names, the cheapest first.
         """
         fitting: dict[str, str] = {}
-        for name, each in self.students.items():
+        for name, each in self.tried.items():
             if each.misses:
                 each.fate = "does not fit"
             elif each.known_costs().is_timed:
                 fitting.setdefault(each.candidate.training, name)
-        for name, each in self.students.items():
+        for name, each in self.tried.items():
             first = fitting.get(each.candidate.training, "")
             if not each.misses and name != first:
                 each.fate = f"as {first}, which fits" if first else "as its variant, does not fit"
@@ -337,7 +353,7 @@ class FitRun:
         return self.students[name].known_costs().seconds_per_word()
 
     def _explain_nothing_fits(self) -> str:
-        known = {name: each.known_costs() for name, each in self.students.items()}
+        known = {name: each.known_costs() for name, each in self.tried.items()}
         nearest = min(known, key=lambda name: distance(known[name], self.settings))
         found = ", ".join(find_all(known[nearest], self.settings))
         return (
@@ -403,7 +419,7 @@ class FitRun:
             student.history[step] = done.score
             self._save()
             kept = self._retention(done.score)
-            self.log(f"{name}: score {done.score:.4f}{kept}, {student.seconds / 60:.1f} minutes")
+            self.log(f"{name}: score {done.score:.4f}{kept}, {_describe_time(student.seconds)}")
         return student.score_at(step)
 
     def _time_left(self, name: str, step: int, others: Sequence[str], ahead: Sequence[int]) -> str:
@@ -423,7 +439,7 @@ class FitRun:
             n = max(1, round(n * self.settings.keep))
             left += n * mean * (after - before)
             before = after
-        return f"; about {rate * left / 60:,.0f} minutes to go"
+        return f"; {_describe_time(rate * left)} to go"
 
     def _retention(self, score: float) -> str:
         if not self.teacher_score:
@@ -447,7 +463,12 @@ class FitRun:
             self.students[name].fate = "trained to the end" if name in trained else "not needed"
         ordered = self._rank(trained)
         best = self._write(ordered)
-        self.students[best].fate = "chosen"
+        chosen = self.students[best]
+        chosen.fate = "chosen"
+        if chosen.misses:
+            chosen.fate = "chosen, but misses the budget"
+        elif needed is not None and chosen.score < needed * self.teacher_score:
+            chosen.fate = "chosen, but its score is too low"
         return best
 
     def _rank(self, names: Sequence[str]) -> list[str]:
@@ -534,6 +555,8 @@ class FitRun:
             n_words += len(doc)
             if n_words >= self.settings.words:
                 break
+        if not any(doc.text.strip() for doc in docs):
+            raise ConfigError(f"The documents to time on, of {path}, have no words. Name others.")
         return docs
 
     def _corpus(self) -> str | None:
@@ -635,6 +658,11 @@ def teach(
         until=until,
     )
     return run.run()
+
+
+def _describe_time(seconds: float) -> str:
+    """Say how long something takes, roughly."""
+    return f"about {seconds / 60:,.0f} minutes" if seconds >= 90 else f"about {seconds:,.0f} s"
 
 
 def _add_section(config: Config) -> None:

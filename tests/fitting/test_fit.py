@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import spacy_distil
 from spacy_distil.cli import distil_cli
-from spacy_distil.errors import ConfigError
+from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.fitting import run as run_module
 from spacy_distil.fitting.costs import Costs
 from spacy_distil.fitting.report import commands, make_tables
@@ -110,7 +110,7 @@ def test_what_is_written(found: Fit) -> None:
     assert not [path for path in found.output.iterdir() if path.name.startswith(".")]
     lines = json.loads((found.output / "lines.json").read_text())
     assert any(line.startswith("5 students are possible") for line in lines)
-    assert any("minutes to go" in line for line in lines)
+    assert any(line.endswith(" to go") for line in lines)
 
 
 @pytest.mark.slow
@@ -282,6 +282,9 @@ def test_the_cheapest_that_keeps_enough(
     config["fit"]["min_retention"] = 1.9
     fit = spacy_distil.fit(teacher, config, tmp_path / "other")
     assert "No student keeps 190.0% of the teacher's score" in capsys.readouterr().out
+    assert fit.students[fit.best].fate == "chosen, but its score is too low"
+    page = (tmp_path / "other" / "fit.html").read_text(encoding="utf8")
+    assert "but its score is too low" in page
     assert (tmp_path / "other" / "best" / "meta.json").is_file()
 
 
@@ -289,6 +292,17 @@ def test_mistakes(teacher: Path, config: Config, tmp_path: Path) -> None:
     config["fit"] = {}
     with pytest.raises(ConfigError, match="There is no budget: set one limit or more"):
         spacy_distil.fit(teacher, config, tmp_path / "out")
+    for overrides, message in (
+        ({"fit.layers": [9]}, r"fit\.layers = \[9\].* has 2 layers"),
+        ({"fit.layers": [], "fit.cnn": []}, "There is no student to try"),
+        ({"fit.texts": str(tmp_path / "blank.txt")}, "no documents|have no words"),
+    ):
+        (tmp_path / "blank.txt").write_text(" \n\t\n", encoding="utf8")
+        with pytest.raises((ConfigError, CorpusError), match=message):
+            spacy_distil.fit(
+                teacher, config, tmp_path / "mistakes", overrides={"fit.size_mb": 9, **overrides}
+            )
+        shutil.rmtree(tmp_path / "mistakes", ignore_errors=True)
     with pytest.raises(ConfigError, match=r"fit\.latency_ms = -1"):
         spacy_distil.fit(teacher, config, tmp_path / "out", overrides={"fit.latency_ms": -1})
     assert not (tmp_path / "out").exists()
@@ -354,7 +368,7 @@ def test_a_size_is_known_without_timing(
     """The least size is looked for first. Then what is too large is not timed."""
     timed = measure_sizes(monkeypatch)
     config["fit"] = settings(size_mb=0.001, layers=[1, 2], ffn=[1.0], width=[1.0], cnn=[])
-    with pytest.raises(ConfigError, match=r"nearest, layers-1-4bits, has .* \(at most 0\.0\)"):
+    with pytest.raises(ConfigError, match=r"nearest, layers-1-4bits, has .* \(at most 0\.001\)"):
         spacy_distil.fit(teacher, config, tmp_path / "out")
     assert not timed
     state = json.loads((tmp_path / "out" / "distil.json").read_text())["students"]
