@@ -67,8 +67,7 @@ class Pooling:
         elif kind == "last":
             begins = np.maximum(begins, ends - 1)
         lengths = ends - begins
-        steps = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        columns = order[np.repeat(begins, lengths) + steps]
+        columns = order[np.repeat(begins, lengths) + _count_up(lengths)]
         weights = None
         if kind == "mean":
             # Each piece has the same weight, however many windows it is in.
@@ -146,7 +145,7 @@ class Pooling:
             return cls(columns, np.ones(len(columns), dtype="f"), lengths, n_rows)
         # How many rows encode the same piece, or the same special piece of a doc.
         shares = np.repeat(counts[doc_of_window], sizes)
-        ordinary = np.arange(n_rows) - np.repeat(np.cumsum(sizes) - sizes, sizes) - n_prefix
+        ordinary = _count_up(sizes) - n_prefix
         is_ordinary = (ordinary >= 0) & (ordinary < np.repeat(window_sizes, sizes))
         shares[is_ordinary] = np.bincount(row_pieces)[row_pieces] if len(row_pieces) else 0
         totals = np.bincount(doc_of_row, weights=1 / shares, minlength=len(counts))
@@ -177,10 +176,7 @@ class Pooling:
         lengths = np.concatenate([self.lengths, docs.lengths])
         bounds = np.append(0, np.cumsum(lengths, dtype=np.int64))
         lengths = lengths[order]
-        steps = np.arange(lengths.sum()) - np.repeat(
-            np.cumsum(lengths, dtype=np.int64) - lengths, lengths
-        )
-        entries = np.repeat(bounds[:-1][order], lengths) + steps
+        entries = np.repeat(bounds[:-1][order], lengths) + _count_up(lengths)
         columns = np.concatenate([self.columns, docs.columns])
         weights = np.concatenate([self.weights, docs.weights])
         return Pooling(columns[entries], weights[entries], lengths.astype("i"), self.n_rows)
@@ -244,6 +240,12 @@ def split_docs(tokens: Floats2d, n_tokens: Sequence[int]) -> list[Floats2d]:
 def to_ops(ops: Ops, array: np.ndarray) -> Any:
     """Convert a numpy array to an array of `ops`. thinc's stubs do not accept numpy arrays."""
     return ops.asarray(array)  # type: ignore[arg-type]
+
+
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """Number the members of each group from 0 on: (lengths.sum(),) int64."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
 
 
 def _sum_groups(ops: Ops, entries: Any, lengths: np.ndarray) -> Floats2d:

@@ -21,6 +21,7 @@ from spacy_distil.runs.digests import (
     as_parts,
     check_directory,
     check_sums,
+    write_sums,
 )
 from spacy_distil.runs.files import atomic_contents
 
@@ -119,6 +120,17 @@ def check_folder(directory: Path) -> None:
         return
     with _explain_damage(directory):
         check_directory(directory)
+
+
+@contextmanager
+def write_pipe_folder(directory: Path) -> Iterator[Path]:
+    """Replace the files of a pipe in its directory, see `atomic_contents`, and add their digests.
+
+    YIELDS: a directory for the pipe's own `to_disk`.
+    """
+    with atomic_contents(directory, own={"cfg", "model", "vocab", SUMS}, last=SUMS) as new:
+        yield new
+        write_sums(new)
 
 
 def _check_pointers(directory: Path) -> None:

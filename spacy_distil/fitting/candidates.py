@@ -11,6 +11,7 @@ from typing import Any, Literal
 from confection import Config
 
 from spacy_distil.distillation.pipeline.config import SECTION as DISTILLATION
+from spacy_distil.distillation.pipeline.config import SHAPE_SETTINGS
 from spacy_distil.fitting.settings import SECTION, FitSettings
 from spacy_distil.students.shapes import Shape
 
@@ -92,7 +93,7 @@ class Candidate:
         name = encoder_of(own)
         if self.cnn is not None or not self.from_teacher:
             student.update(start="config", n_layers=None, layers="first")
-            for setting in ("heads", "ffn", "width", "share_layers", "embedding_size"):
+            for setting in SHAPE_SETTINGS:
                 student.pop(setting, None)
         else:
             student.update(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -20,7 +21,7 @@ from wasabi import msg
 
 from spacy_distil.component.pipe import DistilTransformerPipe
 from spacy_distil.component.shim import get_encoder
-from spacy_distil.distillation.pipeline.config import load_config
+from spacy_distil.distillation.pipeline.config import SHAPE_SETTINGS, load_config
 from spacy_distil.distillation.pipeline.evaluation import perfect_score, weighted_score
 from spacy_distil.distillation.pipeline.fingerprints import fingerprint_pipeline
 from spacy_distil.distillation.pipeline.run import DistilledPipeline, PipelineRun
@@ -148,7 +149,7 @@ class FitRun:
                 f"cores = {self.settings.cores}, but this process may use {available}: what is "
                 "timed here says nothing about more of them."
             )
-        self._documents()  # whose errors come before any work
+        _ = self._documents  # whose errors come before any work
         self._propose()
         self._measure()
         self._score_teacher()
@@ -191,8 +192,7 @@ class FitRun:
     def _find_start(self) -> Start | None:
         """Find the encoder that students can start from."""
         student = self.distillation.student
-        names = ("heads", "ffn", "width", "share_layers", "embedding_size")
-        ignored = [name for name in names if getattr(student, name)]
+        ignored = [name for name in SHAPE_SETTINGS if getattr(student, name)]
         if ignored:
             msg.warn(
                 f"[distillation.student] {', '.join(ignored)}: not used. [fit] says which shapes "
@@ -266,7 +266,7 @@ class FitRun:
 
     def _time(self, pipelines: Mapping[str, Path]) -> None:
         """Time pipelines, and look which limits they miss."""
-        texts = [doc.text for doc in self._documents()]
+        texts = [doc.text for doc in self._documents]
         costs = measure_costs(pipelines, texts, self.settings, code=self.code, log=self.log)
         for name, own in costs.items():
             student = self.students[name]
@@ -513,7 +513,7 @@ class FitRun:
                     self.log(f"Timed again after its training, {name} has {misses}")
             if self.settings.family:
                 self._time(built)
-                docs = self._documents()
+                docs = self._documents
                 by_score = sorted(ordered, key=lambda name: -self.students[name].score)
                 write_family(
                     self.output / FAMILY,
@@ -541,6 +541,7 @@ class FitRun:
 
     # Documents and scores
 
+    @cached_property
     def _documents(self) -> list[Doc]:
         """Read documents to time on, with about `words` tokens."""
         path = self.settings.texts or self._corpus()

@@ -28,7 +28,7 @@ from thinc.api import Config, Model, Optimizer, set_dropout_rate
 from thinc.layers.resizable import resize_linear_weighted
 from thinc.types import Floats2d
 
-from spacy_distil.engines.files import check_folder
+from spacy_distil.engines.files import check_folder, write_pipe_folder
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.ner.batch import UNSET, Batch, is_taken
 from spacy_distil.ner.decoding import MISSING, doc_cuts, trim_edges
@@ -40,8 +40,6 @@ from spacy_distil.ner.schemes import (
     n_tags,
     tag_names,
 )
-from spacy_distil.runs.digests import SUMS, write_sums
-from spacy_distil.runs.files import atomic_contents
 from spacy_distil.softmax import predict_logits
 
 DEFAULT_MODEL = Config().from_str(
@@ -611,11 +609,9 @@ class DistilNER(TrainablePipe):
         return sorted(labels)
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Write model and labels into a directory, with digests. See `atomic_contents`."""
-        own = {"cfg", "model", "vocab", SUMS}
-        with atomic_contents(Path(path), own=own, last=SUMS) as new:
+        """Write model and labels into a directory, with digests. See `write_pipe_folder`."""
+        with write_pipe_folder(Path(path)) as new:
             super().to_disk(new, exclude=exclude)
-            write_sums(new)
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> DistilNER:
         """Read what `to_disk` wrote. Raises WeightsError if a file has changed."""

@@ -1,4 +1,4 @@
-"""The architecture `spacy-distil.VectorsHead.v1`: from the vectors of docs to those of texts."""
+"""The architecture `spacy-distil.VectorsHead.v1`: it makes vectors of texts."""
 
 from __future__ import annotations
 

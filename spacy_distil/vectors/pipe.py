@@ -18,10 +18,8 @@ from spacy.vocab import Vocab
 from thinc.api import Config, Model, Optimizer, set_dropout_rate
 from thinc.types import Floats2d
 
-from spacy_distil.engines.files import check_folder
+from spacy_distil.engines.files import check_folder, write_pipe_folder
 from spacy_distil.errors import ConfigError
-from spacy_distil.runs.digests import SUMS, write_sums
-from spacy_distil.runs.files import atomic_contents
 from spacy_distil.vectors.losses import in_batch_negatives, scored_pairs
 from spacy_distil.vectors.pairs import VECTOR, Relation, read_relations
 
@@ -168,10 +166,8 @@ class DistilVectors(TrainablePipe):
         means: list[Any] = []
         for span in spans:
             tokens: Any = span.doc.tensor[span.start : span.end]
-            means.append(tokens.mean(axis=0, keepdims=True) if len(span) else tokens[:0])
-        empty = [i for i, mean in enumerate(means) if not len(mean)]
-        for i in empty:
-            means[i] = ops.alloc2f(1, means[i].shape[1])
+            mean = tokens.mean(axis=0, keepdims=True) if len(span) else None
+            means.append(ops.alloc2f(1, tokens.shape[1]) if mean is None else mean)
         return ops.to_numpy(self.model.get_ref("head").predict(means))
 
     # Training
@@ -265,11 +261,9 @@ class DistilVectors(TrainablePipe):
         self.model.initialize(X=sample)
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Write model and settings into a directory, with digests. See `atomic_contents`."""
-        own = {"cfg", "model", "vocab", SUMS}
-        with atomic_contents(Path(path), own=own, last=SUMS) as new:
+        """Write model and settings into a directory, with digests. See `write_pipe_folder`."""
+        with write_pipe_folder(Path(path)) as new:
             super().to_disk(new, exclude=exclude)
-            write_sums(new)
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> DistilVectors:
         """Read what `to_disk` wrote. Raises WeightsError if a file has changed."""

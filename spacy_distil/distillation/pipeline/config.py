@@ -25,6 +25,8 @@ from spacy_distil.runs.stages import split_steps
 from spacy_distil.students.vocabulary.settings import WHOLE, VocabularySettings
 
 SECTION = "distillation"
+# Settings of [distillation.student] that change the teacher's layers.
+SHAPE_SETTINGS = ("heads", "ffn", "width", "share_layers", "embedding_size")
 BLOCKS = ("teacher", "student", "noise", "hidden", "stages", "pipes")
 
 

@@ -26,6 +26,7 @@ from spacy_distil.component.pipe import DistilTransformerPipe
 from spacy_distil.component.shim import EncoderShim, get_encoder
 from spacy_distil.distillation.pipeline.config import (
     SECTION,
+    SHAPE_SETTINGS,
     PipelineDistilConfig,
     StudentSettings,
     resolve_training,
@@ -139,7 +140,7 @@ def _check_start(settings: StudentSettings, teacher: Language, config: Config) -
     )
     if obstacle is None:
         return True
-    for name in ("heads", "ffn", "width", "share_layers", "embedding_size"):
+    for name in SHAPE_SETTINGS:
         value = getattr(settings, name)
         if value:
             raise ConfigError(
