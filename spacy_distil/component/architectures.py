@@ -18,6 +18,9 @@ from spacy_distil.encoding import PiecesFrom
 from spacy_distil.encoding.pooling import DocPooling, PoolingName
 from spacy_distil.engines.files import EngineName
 
+# An attribute of models that return vectors of docs, too.
+_DOCS = "docs"
+
 InT = list[Doc]
 OutT = list[Floats2d]
 
@@ -130,7 +133,8 @@ def _replace(
         encoder = get_encoder(model)
         encoder.settings = replace(encoder.settings, doc_pooling=None)
         model.attrs.clear()
-    return model
+        return model
+    return return_docs(model)
 
 
 def _replace_config(config: dict[str, Any], listener: dict[str, Any]) -> dict[str, Any]:
@@ -138,11 +142,20 @@ def _replace_config(config: dict[str, Any], listener: dict[str, Any]) -> dict[st
     return config if listener.get("docs") else {**config, "doc_pooling": None}
 
 
+def return_docs(model: Model[InT, OutT]) -> Model[InT, OutT]:
+    """Let the model of an encoder return the vectors of docs too, after the ones of their tokens. All
+    other code, such as `spacy pretrain`, expects vectors of tokens alone.
+    """
+    model.attrs[_DOCS] = True
+    return model
+
+
 def forward(model: Model[InT, OutT], docs: InT, is_train: bool) -> tuple[OutT, Callable]:
     encoder = get_encoder(model)
+    with_docs = _DOCS in model.attrs
     if not is_train or not encoder.is_trainable:
-        return encoder.predict_docs(docs, model.ops, with_docs=True), no_gradient
-    tokvecs, backprop = encoder.begin_update_docs(docs, model.ops)
+        return encoder.predict_docs(docs, model.ops, with_docs=with_docs), no_gradient
+    tokvecs, backprop = encoder.begin_update_docs(docs, model.ops, with_docs=with_docs)
     return tokvecs, partial(_backprop, model, backprop)
 
 

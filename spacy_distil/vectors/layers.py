@@ -11,6 +11,7 @@ from spacy.tokens import Doc
 from thinc.api import Linear, Model, chain
 from thinc.types import Floats2d
 
+from spacy_distil.component.architectures import return_docs
 from spacy_distil.component.listener import reads_docs
 from spacy_distil.component.shim import EncoderShim
 from spacy_distil.errors import ConfigError
@@ -59,6 +60,8 @@ def VectorsHead(
     if normalize:
         layers.append(unit_length())
     head: Model[Any, Any] = chain(*layers) if len(layers) > 1 else layers[0]
+    if pooling == "doc" and not isinstance(tok2vec, Tok2VecListener):
+        return_docs(tok2vec)
     model: Model[InT, OutT] = chain(tok2vec, head)
     model.set_ref("tok2vec", tok2vec)
     model.set_ref("head", head)
