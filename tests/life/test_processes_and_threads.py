@@ -188,12 +188,12 @@ def test_a_thread_does_not_read_the_docs_of_a_memory_zone(
     ended, found = threading.Event(), []
     predict = encoder.predict_docs
 
-    def predict_later(docs: Any, *args: Any) -> Any:
+    def predict_later(docs: Any, *args: Any, **settings: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
             assert ended.wait(timeout=10)
-            found.append(predict(docs, *args))
+            found.append(predict(docs, *args, **settings))
             return found[-1]
-        return predict(docs, *args)
+        return predict(docs, *args, **settings)
 
     with nlp.memory_zone():
         docs = [nlp.make_doc(text) for text in SENTENCES[:4]]
@@ -201,7 +201,7 @@ def test_a_thread_does_not_read_the_docs_of_a_memory_zone(
         monkeypatch.setattr(encoder, "predict_docs", predict_later)
         first = threading.Thread(target=lambda: next(stream))
         first.start()
-        while len(pipe._ahead._running) < 2:
+        while first.is_alive() and len(pipe._ahead._running) < 2:
             time.sleep(0.01)
         del docs
     ended.set()
@@ -220,12 +220,12 @@ def test_the_garbage_collector_ends_a_memory_zone_in_the_thread_of_its_stream(
     dropped, collected = threading.Event(), threading.Event()
     predict = encoder.predict_docs
 
-    def predict_later(docs: Any, *args: Any) -> Any:
+    def predict_later(docs: Any, *args: Any, **settings: Any) -> Any:
         if len(docs) == 1:  # the second batch
             assert dropped.wait(timeout=10)
             gc.collect()
             collected.set()
-        return predict(docs, *args)
+        return predict(docs, *args, **settings)
 
     def texts() -> Iterator[Any]:
         with nlp.memory_zone():
