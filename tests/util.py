@@ -189,6 +189,7 @@ def _with_special_pieces(tokenizer: Tokenizer, family: str) -> Tokenizer:
     first, last = special["cls_token"], special["sep_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=[first, "$A", last],
+        pair=[first, "$A", *([last] * (2 if first == "<s>" else 1)), "$B:1", f"{last}:1"],
         special_tokens=[(piece, tokenizer.token_to_id(piece)) for piece in (first, last)],
     )
     return tokenizer

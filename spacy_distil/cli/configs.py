@@ -41,7 +41,15 @@ PIPES = (
     "textcat",
     "textcat_multilabel",
     "distil_vectors",
+    "distil_pair",
+    "distil_qa",
 )
+# Pipes that read texts in pairs, with the reader of their own files.
+PAIR_READERS = {
+    "distil_vectors": "spacy-distil.Pairs.v1",
+    "distil_pair": "spacy-distil.LabelledPairs.v1",
+    "distil_qa": "spacy-distil.Squad.v1",
+}
 # Pairs of them that write the same annotation.
 RIVALS = (("ner", "distil_ner"), ("textcat", "textcat_multilabel"))
 # The defaults of `spacy init config`.
@@ -193,6 +201,8 @@ def pipeline_config(
             "schemes": teacher.schemes,
             "text_heads": teacher.text_heads(),
             "vector_heads": teacher.vector_heads(),
+            "pair_heads": teacher.pair_heads(),
+            "qa_pipes": teacher.qa_pipes(),
             "tokenizer": block("nlp.tokenizer", teacher.tokenizer),
             "initialize_tokenizer": block("initialize.tokenizer", teacher.initialize_tokenizer),
             "score_weights": score_weights(list(factories.values()), copied.values()),
@@ -274,8 +284,10 @@ def pipeline_settings(
         "text_heads": {},
         "vector_heads": {},
         "doc_pooling": "mean" if "distil_vectors" in factories.values() else None,
-        # Pairs of texts are no annotated documents.
-        "reads_pairs": {*factories.values()} == {"distil_vectors"},
+        # Pairs of texts are no annotated documents. For several kinds of pipes, these have all.
+        "reader": PAIR_READERS.get(*factories.values()) if len(factories) == 1 else None,
+        "pair_heads": {},
+        "qa_pipes": {},
         "from_teacher": False,
         "encoder": encoder,
         "optimize": optimize,

@@ -32,7 +32,7 @@ _PIPELINE_OPTIONS = {
     "--private-copies/--no-private-copies": "private_copies",
     "--trf-data": "trf_data",
 }
-_MODEL_OPTIONS = {"--lang": "lang", "--scheme": "scheme"}
+_MODEL_OPTIONS = {"--lang": "lang", "--scheme": "scheme", "--pairs": "pairs"}
 
 
 @distil_cli.command("convert", no_args_is_help=True)
@@ -61,6 +61,14 @@ def convert_cli(
             "IO. Default: as its labels and its predictions say.",
         ),
     ] = None,
+    pairs: Annotated[
+        bool,
+        typer.Option(
+            "--pairs",
+            help="Model of transformers: it compares two texts. Labels such as 'entailment' say "
+            "so, too.",
+        ),
+    ] = False,
     corpus: Annotated[
         Path | None,
         typer.Option(
@@ -131,8 +139,9 @@ def convert_cli(
     --corpus.
 
     A token classifier of transformers becomes a distil_ner, a tagger or a morphologizer, a text
-    classifier a textcat or textcat_multilabel, an encoder a distil_transformer alone. Name the
-    language, whose tokens the pipeline has:
+    classifier a textcat or textcat_multilabel, or a distil_pair if it compares two texts, a model
+    that answers questions a distil_qa, an encoder a distil_transformer alone. Name the language,
+    whose tokens the pipeline has:
 
     \b
       python -m spacy distil convert dslim/bert-base-NER training/ner --lang en
@@ -156,7 +165,7 @@ def convert_cli(
         }
         if is_hugging_face(pipeline):
             _refuse_options(ctx, _PIPELINE_OPTIONS, "a spaCy pipeline")
-            settings |= {"lang": lang, "scheme": scheme}
+            settings |= {"lang": lang, "scheme": scheme, "pairs": pairs}
             convert_model(pipeline, output, batch_size if quantize else None, settings)
         else:
             check_pipeline(pipeline)  # before options, which may belong to a model of that name

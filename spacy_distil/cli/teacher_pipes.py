@@ -25,6 +25,13 @@ SIMPLER = {"beam_ner": "ner", "beam_parser": "parser"}
 PARSERS = "spacy.TransitionBasedParser."
 TEXT_HEAD = "spacy-distil.TextCatHead.v1"
 VECTORS_HEAD = "spacy-distil.VectorsHead.v1"
+# Settings that teacher and student of pipes for pairs share.
+PAIR_SETTINGS = {
+    "distil_pair": ("output", "other"),
+    "distil_qa": ("max_answer_tokens", "no_answer", "threshold", "questions", "answers"),
+}
+QA = "distil_qa"
+PAIR_HEAD = "spacy-distil.PairHead.v1"
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class TeacherPipes:
     pipes: those that a student can learn from, by name, with the student's factory.
     rules: those without a model, by name, with their factory. A student gets copies.
     models: the settings of the models of `pipes`, by name.
+    settings: of pipes that read texts in pairs, by name.
     schemes: of the tags of each `distil_ner`, by name, if it is known without its weights.
     left_out: the others, by name, with the reason.
     encoding: the settings ENCODING of a `distil_transformer`; otherwise empty.
@@ -49,6 +57,7 @@ class TeacherPipes:
     pipes: dict[str, str] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     schemes: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     encoding: dict[str, Any] = field(default_factory=dict)
@@ -83,11 +92,23 @@ class TeacherPipes:
 
     def vector_heads(self) -> dict[str, dict[str, Any]]:
         """Return the settings of each `VectorsHead`, by the name of its pipe."""
-        names = ("pooling", "dense", "activation", "normalize")
+        return self._heads(VECTORS_HEAD, "pooling", "dense", "activation", "normalize")
+
+    def pair_heads(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of each `PairHead`, and its pipe's, by the name of the pipe."""
+        heads = self._heads(PAIR_HEAD, "hidden", "join")
+        return {name: {**head, **self.settings.get(name, {})} for name, head in heads.items()}
+
+    def qa_pipes(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of each `distil_qa`, by name."""
+        return {name: self.settings[name] for name, each in self.pipes.items() if each == QA}
+
+    def _heads(self, architecture: str, *names: str) -> dict[str, dict[str, Any]]:
+        """Return settings of the models with an architecture, by the name of their pipe."""
         return {
             name: {key: model[key] for key in names if key in model}
             for name, model in self.models.items()
-            if model.get("@architectures") == VECTORS_HEAD
+            if model.get("@architectures") == architecture
         }
 
     def differences(self, components: Mapping[str, Any]) -> list[str]:
@@ -163,6 +184,8 @@ def read_teacher_pipes(pipeline: str, lang: str | None = None) -> TeacherPipes:
         elif factory in KINDS:
             teacher.pipes[name] = SIMPLER.get(factory, factory)
             teacher.models[name] = settings["model"]
+            kept = PAIR_SETTINGS.get(factory, ())
+            teacher.settings[name] = {key: settings[key] for key in kept if key in settings}
             if factory == "distil_ner" and "scheme" in settings:
                 teacher.schemes[name] = settings["scheme"]
         else:
@@ -191,6 +214,7 @@ def _describe_teacher(model: Description) -> TeacherPipes:
         names=[name],
         pipes={name: model.pipe},
         models={name: registry.fill({"model": model.model})["model"]},
+        settings={name: dict(model.settings)},
         schemes={name: tags.schemes[0]} if tags and not tags.is_ambiguous else {},
         encoding=dict(model.encoding),
         tokenizer=defaults["nlp"]["tokenizer"],

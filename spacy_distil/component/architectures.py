@@ -143,8 +143,9 @@ def _replace_config(config: dict[str, Any], listener: dict[str, Any]) -> dict[st
 
 
 def return_docs(model: Model[InT, OutT]) -> Model[InT, OutT]:
-    """Let the model of an encoder return the vectors of docs too, after the ones of their tokens. All
-    other code, such as `spacy pretrain`, expects vectors of tokens alone.
+    """Let the model of an encoder return the vectors of docs too, after the ones of their tokens.
+
+    All other code, such as `spacy pretrain`, expects vectors of tokens alone.
     """
     model.attrs[_DOCS] = True
     return model

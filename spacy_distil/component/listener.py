@@ -29,6 +29,7 @@ def Listener(
     width: int | None = None,
     without_encoder: WithoutEncoder = "error",
     docs: bool = False,
+    pairs: bool = False,
 ) -> Model[InT, OutT]:
     """Return the token vectors of a shared encoder that comes earlier in the pipeline.
 
@@ -40,8 +41,10 @@ def Listener(
     without_encoder: the prediction for docs over which no encoder has run, because it is disabled
         or missing: an "error", or a prediction from "zeros", as in spaCy.
     docs: whether each doc has one more row, its own vector. The encoder needs a `doc_pooling`.
+    pairs: whether the pipe encodes pairs of texts with the encoder, as `distil_pair` and
+        `distil_qa` do. It then reads no vectors of docs.
     """
-    return DistilListener(upstream, width, without_encoder, docs=docs)
+    return DistilListener(upstream, width, without_encoder, docs=docs, pairs=pairs)
 
 
 class DistilListener(Tok2VecListener):
@@ -49,7 +52,8 @@ class DistilListener(Tok2VecListener):
 
     pipe_name, encoder_name: the pipe that listens, and the encoder that has found it; None until
         one has.
-    without_encoder: the setting.
+    without_encoder, docs, pairs: the settings.
+    encoder: the model of the encoder, for pairs of texts; None until one has found the listener.
     """
 
     # spaCy's `debug model` looks for "transformer-listener" to find the component "transformer".
@@ -58,6 +62,8 @@ class DistilListener(Tok2VecListener):
     encoder_name: str | None = None
     without_encoder: WithoutEncoder = "error"
     docs: bool = False
+    pairs: bool = False
+    encoder: Model[InT, OutT] | None = None
     # Docs that may come without vectors: in initialization, and the docs of the last update.
     _sample: Sequence[Doc] = ()
     _learned: Sequence[Doc] = ()
@@ -69,7 +75,13 @@ class DistilListener(Tok2VecListener):
         without_encoder: WithoutEncoder,
         *,
         docs: bool = False,
+        pairs: bool = False,
     ) -> None:
+        if docs and pairs:
+            raise ConfigError(
+                "docs = true and pairs = true in one listener: a pipe that reads pairs of texts "
+                "gets no vectors of docs. Leave one of them out."
+            )
         if without_encoder not in get_args(WithoutEncoder):
             raise ConfigError(
                 f"without_encoder = {without_encoder!r}: expected one of "
@@ -79,6 +91,7 @@ class DistilListener(Tok2VecListener):
         self.upstream_name = upstream_name
         self.without_encoder = without_encoder
         self.docs = docs
+        self.pairs = pairs
         self._batch_id = None
         self._outputs = None
         self._backprop = None
@@ -91,9 +104,21 @@ class DistilListener(Tok2VecListener):
         seen = dict.fromkeys(("_sample", "_learned"), ())
         return function, args, ({**attributes, **received, **seen}, slots)
 
-    def link(self, pipe_name: str, encoder_name: str) -> None:
-        """Remember the names of pipe and encoder, for errors."""
+    def link(self, pipe_name: str, encoder_name: str, encoder: Model[InT, OutT]) -> None:
+        """Remember the names of pipe and encoder, for errors, and the encoder, for pairs."""
         self.pipe_name, self.encoder_name = pipe_name, encoder_name
+        if self.pairs:
+            self.encoder = encoder
+
+    @property
+    def learns(self) -> bool:
+        """Whether a batch is open, to which the listener has not reported its gradient."""
+        return self._batch_id is not None
+
+    def report(self, d_tokvecs: OutT) -> None:
+        """Report the gradient of the open batch; an empty list for none."""
+        assert self._backprop is not None
+        self._backprop(d_tokvecs)
 
 
 def forward(model: DistilListener, docs: InT, is_train: bool) -> tuple[OutT, Callable]:
@@ -123,6 +148,11 @@ def forward(model: DistilListener, docs: InT, is_train: bool) -> tuple[OutT, Cal
 def reads_docs(listener: Tok2VecListener) -> bool:
     """Whether a listener gets the vectors of docs, too."""
     return isinstance(listener, DistilListener) and listener.docs
+
+
+def reads_pairs(listener: Tok2VecListener) -> bool:
+    """Whether a pipe encodes pairs of texts itself, and gets no vectors."""
+    return isinstance(listener, DistilListener) and listener.pairs
 
 
 def init(model: DistilListener, X: InT | None = None, Y: OutT | None = None) -> None:

@@ -34,6 +34,7 @@ from spacy_distil.component.listener import (
     listeners_in,
     overwritten_message,
     reads_docs,
+    reads_pairs,
 )
 from spacy_distil.component.nlp_config import fill_in_optimizer, set_requirements, warn_of_warmup
 from spacy_distil.component.open_batch import HIDDEN_STATES, OpenBatch
@@ -109,7 +110,7 @@ class DistilTransformerPipe(Tok2Vec):
                 f"[components.{self.name}.model]."
             )
         if isinstance(listener, DistilListener):
-            listener.link(component_name, self.name)
+            listener.link(component_name, self.name, self.model)
         self._fit_width(listener, component_name)
 
     def find_listeners(self, component: Any) -> None:
@@ -296,20 +297,24 @@ class DistilTransformerPipe(Tok2Vec):
 
         layers: the layers that `update_hidden` returns; None for `update`.
         RETURNS (states, batch): (n_vectors of all docs, width for each of the layers). If only the
-            listeners need the last layer, it follows those that were requested.
+            listeners need the last layer, it follows those that were requested. If nothing needs
+            any, there are no vectors.
         """
         encoder, ops = get_encoder(self.model), self.model.ops
+        readers = [listener for listener in self.listeners if not reads_pairs(listener)]
         n_hidden = len(layers or ())
         place = 0  # index of the last layer
-        if layers is not None and self.listeners:
+        if layers is not None and readers:
             last = encoder.n_layers
             layers = [*layers] if last in layers else [*layers, last]
             place = layers.index(last)
-        if encoder.is_trainable:
+        backprop: Callable[[Floats2d], None] = _ignore_gradient
+        if layers is None and not readers:
+            states = ops.alloc2f(0, encoder.width)
+        elif encoder.is_trainable:
             states, backprop = encoder.begin_update_packed(docs, ops, layers, with_docs=True)
         else:
             states = encoder.predict_packed(docs, ops, layers, with_docs=True)
-            backprop = _ignore_gradient
         self._open = opened = OpenBatch(
             docs=docs,
             d_states=ops.alloc2f(*states.shape),
@@ -317,14 +322,18 @@ class DistilTransformerPipe(Tok2Vec):
             n_hidden=n_hidden * encoder.width,
             backprop=backprop,
             waiting={id(listener) for listener in self.listeners},
-            tokens=self._find_tokens(docs) if encoder.has_docs else slice(None),
+            tokens=self._find_tokens(docs) if encoder.has_docs and len(states) else slice(None),
         )
-        if self.listeners:
+        batch_id = Tok2VecListener.get_batch_id(docs)
+        for listener in self.listeners:
+            if reads_pairs(listener):
+                report = self._collector(opened, id(listener), slice(None), losses)
+                listener.receive(batch_id, [], report)
+        if readers:
             last_states = ops.as_contig(states[:, opened.last])
             vectors = split_docs(last_states, encoder.count_vectors(docs))
             tokvecs = [own[: len(doc)] for doc, own in zip(docs, vectors, strict=True)]
-            batch_id = Tok2VecListener.get_batch_id(docs)
-            for listener in self.listeners:
+            for listener in readers:
                 has_docs = reads_docs(listener)
                 listener.receive(
                     batch_id,

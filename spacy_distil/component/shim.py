@@ -20,8 +20,11 @@ from spacy_distil.encoding import (
     Batch,
     DocText,
     EncodedDocs,
+    EncodedPairs,
     RaggedBatch,
+    Text,
     encode_docs,
+    encode_pairs,
     make_batches,
     make_ragged_batches,
     split_docs,
@@ -204,11 +207,11 @@ class EncoderShim(Shim):
     # Training
 
     def begin_update_docs(
-        self, docs: Sequence[Doc | DocText], ops: Ops
+        self, docs: Sequence[Doc | DocText], ops: Ops, *, with_docs: bool = False
     ) -> tuple[list[Floats2d], Callable[[Floats2d], None]]:
         """Do the same as `begin_update_packed`, and split the vectors into a view per doc."""
-        vectors, backprop = self.begin_update_packed(docs, ops, with_docs=True)
-        return split_docs(vectors, self.count_vectors(docs)), backprop
+        vectors, backprop = self.begin_update_packed(docs, ops, with_docs=with_docs)
+        return split_docs(vectors, self.count_vectors(docs, with_docs=with_docs)), backprop
 
     def begin_update_packed(
         self,
@@ -226,39 +229,59 @@ class EncoderShim(Shim):
             gradient, and gathers the gradient of the weights. Call it once. It also accepts the
             gradient of the first layer's columns only, see `engines.Backprop`.
         """
-        engine = self.engine
-        if not isinstance(engine, TrainableEngine):
+        self._check_trainable()
+        encoded = self._encode(docs, with_docs=with_docs)
+        rows = self._alloc_rows(encoded, ops, layers)
+        with self._explain_memory_in_update(docs, len(encoded.row_pieces)):
+            backprop_rows = self._begin_rows(rows, self._batches(encoded), ops, layers)
+            tokens, backprop_pooling = encoded.pooling.forward(ops, rows)
+
+        def backprop_docs(d_tokens: Floats2d) -> None:
+            with self._explain_memory_in_update(docs, len(encoded.row_pieces)):
+                backprop_rows(backprop_pooling(d_tokens))
+
+        return tokens, backprop_docs
+
+    def _begin_rows(
+        self,
+        rows: Floats2d,
+        batches: Iterator[Batch],
+        ops: Ops,
+        layers: Sequence[int] | None = None,
+    ) -> Callable[[Floats2d], None]:
+        """Write hidden states into the rows of the batches, and keep all graphs.
+
+        RETURNS: a callback that takes the gradient of the rows. Call it once.
+        """
+        engine = cast(TrainableEngine, self.engine)
+        backprops: list[tuple[Any, Backprop]] = []
+        for batch in batches:
+            index = to_ops(ops, batch.rows)
+            rows[index], backprop = engine.begin_update(batch, ops, layers)
+            backprops.append((index, backprop))
+
+        def backprop_rows(d_rows: Floats2d) -> None:
+            try:
+                while backprops:
+                    index, backprop = backprops.pop()
+                    backprop(d_rows[index])
+                    self._has_gradients = True
+            except BaseException:
+                # The gradients so far come from some of the windows only.
+                backprops.clear()
+                self._clear_gradients()
+                raise
+
+        return backprop_rows
+
+    def _check_trainable(self) -> None:
+        if not isinstance(self.engine, TrainableEngine):
             raise ConfigError(
                 f"This encoder cannot be trained: engine = {self.settings.engine!r} only predicts. "
                 "Train the original pipeline and run 'spacy distil quantize' again, or train only "
                 "the other pipes: add the encoder to [training] frozen_components and "
                 "annotating_components, or set frozen = true in its model."
             )
-        encoded = self._encode(docs, with_docs=with_docs)
-        rows = self._alloc_rows(encoded, ops, layers)
-        backprops: list[tuple[Any, Backprop]] = []
-        with self._explain_memory_in_update(docs, encoded):
-            for batch in self._batches(encoded):
-                index = to_ops(ops, batch.rows)
-                rows[index], backprop = engine.begin_update(batch, ops, layers)
-                backprops.append((index, backprop))
-
-        def backprop_docs(d_tokens: Floats2d) -> None:
-            with self._explain_memory_in_update(docs, encoded):
-                d_rows = backprop_pooling(d_tokens)
-                try:
-                    while backprops:
-                        index, backprop = backprops.pop()
-                        backprop(d_rows[index])
-                        self._has_gradients = True
-                except BaseException:
-                    # The gradients so far come from some of the docs only.
-                    backprops.clear()
-                    self._clear_gradients()
-                    raise
-
-        tokens, backprop_pooling = encoded.pooling.forward(ops, rows)
-        return tokens, backprop_docs
 
     def finish_update(self, optimizer: Optimizer) -> None:
         """Apply the gathered gradients, if any, with the current settings of `optimizer`."""
@@ -293,7 +316,7 @@ class EncoderShim(Shim):
 
     @contextmanager
     def _explain_memory_in_update(
-        self, docs: Sequence[Doc | DocText], encoded: EncodedDocs
+        self, docs: Sequence[Doc | DocText], n_pieces: int
     ) -> Iterator[None]:
         """Raise OutOfMemoryError, which names the docs and the settings, if memory runs out."""
         try:
@@ -307,12 +330,76 @@ class EncoderShim(Shim):
             )
             raise OutOfMemoryError(
                 f"{error}\nThe batch has {len(docs):,} docs, {sum(map(len, docs)):,} tokens and "
-                f"{len(encoded.row_pieces):,} pieces; its longest doc has {len(longest):,} tokens "
+                f"{n_pieces:,} pieces; its longest doc has {len(longest):,} tokens "
                 f"and begins with {longest.text[:60]!r}. Set {checkpointing}a lower size in "
                 "[training.batcher] and a higher accumulate_gradient in [training]; or a lower "
                 f"max_batch_pieces (now {self.max_batch_pieces:,}) if a single forward pass is too "
                 "much."
             ) from error
+
+    # Pairs of texts
+
+    def encode_pairs(self, pairs: Sequence[tuple[Text, Text]]) -> EncodedPairs:
+        """Cut pairs of texts into windows of pieces.
+
+        Raises ConfigError if the encoder tells two texts apart by token types, and its graph was
+        made without.
+        """
+        self._check_token_types()
+        return encode_pairs(
+            pairs,
+            self.loaded.tokenizer,
+            window=self.loaded.window,
+            overlap=self.settings.overlap,
+            pieces_from=self.settings.pieces_from,
+        )
+
+    def predict_pairs(self, encoded: EncodedPairs, ops: Ops) -> Floats2d:
+        """Compute the hidden states of all pieces of all windows, (n_rows, width)."""
+        rows = ops.alloc2f(encoded.n_rows, self.width)
+        self._fill_rows(rows, self._pair_batches(encoded), ops)
+        return rows
+
+    def begin_update_pairs(
+        self, encoded: EncodedPairs, texts: Sequence[DocText], ops: Ops
+    ) -> tuple[Floats2d, Callable[[Floats2d], None]]:
+        """Do the same as `predict_pairs`, and keep the graphs for the backward pass.
+
+        texts: of the pairs, for errors.
+        RETURNS (rows, backprop): the callback takes their gradient, and gathers the gradient of the
+            weights. Call it once.
+        """
+        self._check_trainable()
+        rows = ops.alloc2f(encoded.n_rows, self.width)
+        with self._explain_memory_in_update(texts, encoded.n_rows):
+            backprop_rows = self._begin_rows(rows, self._pair_batches(encoded), ops)
+
+        def backprop(d_rows: Floats2d) -> None:
+            with self._explain_memory_in_update(texts, encoded.n_rows):
+                backprop_rows(d_rows)
+
+        return rows, backprop
+
+    def _pair_batches(self, encoded: EncodedPairs) -> Iterator[Batch]:
+        return make_batches(
+            encoded.windows,
+            prefix=(),
+            suffix=(),
+            pad_id=self.loaded.pad_id,
+            max_batch_pieces=self.max_batch_pieces,
+            length_multiple=self.engine.length_multiple,
+            max_length=self.loaded.window,
+            seconds=encoded.seconds,
+        )
+
+    def _check_token_types(self) -> None:
+        n_types = self.loaded.config.get("type_vocab_size") or 1
+        if self.engine.n_token_types < min(n_types, 2):
+            raise ConfigError(
+                "The graph of this encoder has no types of tokens, by which it tells two texts "
+                "apart: it was made when no pipe of the pipeline read pairs of texts. Run 'spacy "
+                "distil quantize' again, on the pipeline with the pipe."
+            )
 
     # Loading and saving
 

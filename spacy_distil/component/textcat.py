@@ -56,7 +56,7 @@ def TextCatHead(
     with Model.define_operators({">>": chain}):
         pooled = tok2vec >> list2ragged() >> reduce_mean()
         if hidden is not None:
-            pooled = pooled >> _square() >> _activation(hidden)
+            pooled = pooled >> square() >> activation(hidden)
         bias = _NEW_LABEL_BIAS if exclusive_classes else 0.0
         output: Model = resizable(
             (Softmax if exclusive_classes else Linear)(nO, width),
@@ -81,7 +81,7 @@ def _resize(model: Model, n_classes: int) -> Model:
     return model
 
 
-def _square() -> Model[Floats2d, Floats2d]:
+def square() -> Model[Floats2d, Floats2d]:
     """Return a linear layer whose output is as wide as its input."""
     layer: Any = Linear()
     layer.init = partial(_init_square, layer.init)
@@ -97,7 +97,7 @@ def _init_square(
     init(model)
 
 
-def _activation(name: ActivationName) -> Model[Floats2d, Floats2d]:
+def activation(name: ActivationName) -> Model[Floats2d, Floats2d]:
     return Model(name, _activate, attrs={"function": name})
 
 

@@ -12,6 +12,7 @@ from spacy_distil.encoding.encode import (
     encode_docs,
     read_docs,
 )
+from spacy_distil.encoding.pairs import EncodedPairs, Text, encode_pairs
 from spacy_distil.encoding.pieces import PieceTokenizer
 from spacy_distil.encoding.pooling import POOLINGS, Pooling, split_docs, to_ops
 
@@ -21,11 +22,14 @@ __all__ = [
     "Batch",
     "DocText",
     "EncodedDocs",
+    "EncodedPairs",
     "PieceTokenizer",
     "PiecesFrom",
     "Pooling",
     "RaggedBatch",
+    "Text",
     "encode_docs",
+    "encode_pairs",
     "make_batches",
     "make_ragged_batches",
     "read_docs",

@@ -17,12 +17,15 @@ class Batch:
     positions: (n_rows,) int64, positions of the docs' pieces in the flattened (n_windows * length)
         grid. They include special pieces if `make_batches` got `special`, and never padding.
     rows: (n_rows,) int64, the row of each of these pieces in the packed matrix of all windows.
+    seconds: (n_windows,) int64, the place in each window at which its second text begins; None for
+        windows of one text.
     """
 
     ids: np.ndarray
     mask: np.ndarray
     positions: np.ndarray
     rows: np.ndarray
+    seconds: np.ndarray | None = None
 
 
 def make_batches(
@@ -35,6 +38,7 @@ def make_batches(
     special: bool = False,
     length_multiple: int = 1,
     max_length: int | None = None,
+    seconds: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Pack windows into batches, longest first.
 
@@ -45,6 +49,8 @@ def make_batches(
     special: whether special pieces have rows too, before and after the pieces of their window.
     length_multiple: batches are padded to a multiple of this length.
     max_length: if that would be longer than this, they are not.
+    seconds: (n_windows,) int64, the place in each window at which its second text begins, counted
+        from the first special piece of `prefix`; None for windows of one text.
     """
     if not windows:
         return
@@ -76,6 +82,7 @@ def make_batches(
             mask=mask.astype(np.int64),
             positions=np.flatnonzero(mask if special else own),
             rows=np.concatenate([np.arange(offsets[i], offsets[i] + n_rows[i]) for i in chosen]),
+            seconds=None if seconds is None else seconds[chosen],
         )
 
 
@@ -87,11 +94,14 @@ class RaggedBatch:
     lengths: (n_windows,) int32, pieces of each window.
     targets: (n_pieces,) int32, the row of each piece in the packed matrix of all windows; -1 for a
         special piece, which has none unless `make_ragged_batches` got `special`.
+    seconds: (n_windows,) int32, the place in each window at which its second text begins; None for
+        windows of one text.
     """
 
     ids: np.ndarray
     lengths: np.ndarray
     targets: np.ndarray
+    seconds: np.ndarray | None = None
 
 
 def make_ragged_batches(
@@ -101,6 +111,7 @@ def make_ragged_batches(
     suffix: Sequence[int],
     max_batch_pieces: int,
     special: bool = False,
+    seconds: np.ndarray | None = None,
 ) -> Iterator[RaggedBatch]:
     """Pack windows into ragged batches, longest first.
 
@@ -129,5 +140,6 @@ def make_ragged_batches(
             ids=np.concatenate(ids).astype(np.int32),
             lengths=lengths[begin:end].astype(np.int32),
             targets=targets.astype(np.int32),
+            seconds=None if seconds is None else seconds[chosen].astype(np.int32),
         )
         begin = end

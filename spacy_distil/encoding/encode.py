@@ -201,6 +201,47 @@ def special_places(window_sizes: np.ndarray, n_prefix: int, n_special: int) -> n
     return np.arange(len(windows)) + n_prefix + n_special * windows
 
 
+@dataclass(frozen=True)
+class SplitText:
+    """The pieces of one text.
+
+    ids: (n_pieces,) int64.
+    first, last: (n_tokens,) int64, the pieces of each token.
+    """
+
+    ids: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+    def windows(self, capacity: int, overlap: int) -> list[tuple[int, int]]:
+        """Cut the pieces into windows of at most `capacity` pieces, see `split_windows`."""
+        overlap = min(overlap, capacity // 2)
+        return split_windows(
+            len(self.ids), self.first, self.last, capacity=capacity, overlap=overlap
+        )
+
+
+def split_pieces(
+    texts: Sequence[DocText], tokenizer: PieceTokenizer, pieces_from: PiecesFrom
+) -> list[SplitText]:
+    """Split each text into pieces, all in one call, and align them with its tokens."""
+    n_tokens = [len(text) for text in texts]
+    split = _split_tokens if pieces_from == "tokens" else _split_text
+    ids, first, last, n_pieces = split(texts, n_tokens, tokenizer)
+    found, token, piece = [], 0, 0
+    for n, n_own in zip(n_tokens, n_pieces, strict=True):
+        own = slice(token, token + n)
+        found.append(
+            SplitText(
+                ids[piece : piece + n_own],
+                np.clip(first[own] - piece, 0, n_own),
+                np.clip(last[own] - piece, 0, n_own),
+            )
+        )
+        token, piece = token + n, piece + n_own
+    return found
+
+
 def _split_text(
     texts: Sequence[DocText], n_tokens: Sequence[int], tokenizer: PieceTokenizer
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:

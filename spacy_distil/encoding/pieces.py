@@ -66,6 +66,22 @@ class Pieces:
     ends: np.ndarray
 
 
+@dataclass(frozen=True)
+class PairTemplate:
+    """The special pieces around two texts in one window: prefix, first text, middle, second text,
+    suffix.
+    """
+
+    prefix: list[int]
+    middle: list[int]
+    suffix: list[int]
+
+    @property
+    def n_special(self) -> int:
+        """Number of special pieces in a window."""
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+
 class PieceTokenizer:
     """A fast tokenizer that keeps all of a text.
 
@@ -132,6 +148,26 @@ class PieceTokenizer:
     def n_special(self) -> int:
         """Number of special pieces in each window."""
         return len(self.prefix) + len(self.suffix)
+
+    @cached_property
+    def pair_template(self) -> PairTemplate:
+        """The special pieces of windows of two texts, e.g. [CLS] A [SEP] B [SEP].
+
+        Raises WeightsError if the tokenizer puts nothing around or between two texts.
+        """
+        probe = self.backend.encode("a", "a", add_special_tokens=True)
+        special = np.array(probe.special_tokens_mask, dtype=bool)
+        # Where runs of special or of other pieces begin.
+        changes = np.flatnonzero(np.diff(special)) + 1
+        if not special[:1].all() or not special[-1:].all() or len(changes) != 4:
+            raise WeightsError(
+                "The tokenizer has no special pieces around two texts, such as [CLS] A [SEP] B "
+                "[SEP], so nothing tells the encoder where the second one begins. Take an encoder "
+                "whose tokenizer.json has them."
+            )
+        parts = np.split(np.array(probe.ids, dtype=np.int64), changes)
+        prefix, _, middle, _, suffix = (part.tolist() for part in parts)
+        return PairTemplate(prefix, middle, suffix)
 
     def __call__(self, texts: Sequence[str]) -> list[Pieces]:
         """Split each text into pieces. All texts are tokenized in one call.

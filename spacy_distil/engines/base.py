@@ -30,6 +30,12 @@ class Engine(Protocol):
         """Number of weights."""
 
     @property
+    def n_token_types(self) -> int:
+        """Number of token types: 2 if the pieces of a second text have an embedding of their own,
+        otherwise 1.
+        """
+
+    @property
     def device_name(self) -> str:
         """The device that runs the encoder, for users to read."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from weakref import WeakSet
 
+import numpy as np
 from thinc.api import Ops
 from thinc.types import Floats2d
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # Names of the graph's inputs, and of its output.
 IDS, MASK, POSITIONS, ROWS = "ids", "mask", "positions", "rows"
+# An input of graphs that know a second token type.
+SECONDS = "seconds"
 # The arrays of a layer should fit into a core's cache.
 BATCH_PIECES = 512
 # The section of config.json for this engine, and the version of its format.
@@ -66,6 +69,10 @@ class FrozenEngine:
     @property
     def n_parameters(self) -> int:
         return int(self._config[SECTION]["n_parameters"])
+
+    @property
+    def n_token_types(self) -> int:
+        return int(self._config[SECTION].get("n_token_types", 1))
 
     @property
     def device_name(self) -> str:
@@ -107,7 +114,9 @@ class OnnxEngine(FrozenEngine):
         config = check_files(files)
         engine = cls(config, files[GRAPH], threads=threads)
         # Open the session now, so that a graph that cannot run is found while loading.
-        _check_graph(engine._session(), config[SECTION]["width"])
+        _check_graph(
+            engine._session(), config[SECTION]["width"], has_seconds=engine.n_token_types > 1
+        )
         forget_pages(files[GRAPH])  # the session has a copy
         return engine
 
@@ -117,6 +126,9 @@ class OnnxEngine(FrozenEngine):
 
     def predict(self, batch: Batch, ops: Ops) -> Floats2d:
         feed = {IDS: batch.ids, MASK: batch.mask, POSITIONS: batch.positions}
+        if self.n_token_types > 1:
+            n_windows, length = batch.ids.shape
+            feed[SECONDS] = np.full(n_windows, length) if batch.seconds is None else batch.seconds
         (rows,) = self._session().run([ROWS], feed)
         return cast(Floats2d, to_ops(ops, rows))
 
@@ -191,15 +203,16 @@ def check_files(files: Mapping[str, Content]) -> dict[str, Any]:
     return config
 
 
-def _check_graph(session: InferenceSession, width: int) -> None:
+def _check_graph(session: InferenceSession, width: int, *, has_seconds: bool) -> None:
     """Raise WeightsError if a graph has other inputs or outputs than the engine uses."""
     inputs = sorted(node.name for node in session.get_inputs())
     outputs = [node.name for node in session.get_outputs()]
-    if inputs != sorted((IDS, MASK, POSITIONS)) or outputs != [ROWS]:
+    expected = sorted([IDS, MASK, POSITIONS, *([SECONDS] if has_seconds else [])])
+    if inputs != expected or outputs != [ROWS]:
         raise WeightsError(
             f"{GRAPH} has the inputs {', '.join(inputs)} and the outputs {', '.join(outputs)}, "
-            f"expected {IDS}, {MASK} and {POSITIONS}, and {ROWS} alone. Make it again with 'spacy "
-            "distil quantize'."
+            f"expected {', '.join(expected)}, and {ROWS} alone. Make it again with 'spacy distil "
+            "quantize'."
         )
     made = session.get_outputs()[0].shape[-1:]
     check_width(made[0] if made else "unknown", width)

@@ -111,6 +111,11 @@ class TorchEngine:
         return int(self._model.config.num_hidden_layers)
 
     @property
+    def n_token_types(self) -> int:
+        # Some families have no such setting, and others have 0 types.
+        return max(1, getattr(self._model.config, "type_vocab_size", 1))
+
+    @property
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self._model.parameters())
 
@@ -137,7 +142,7 @@ class TorchEngine:
         # On a CPU predictions stay in float32, so that they are the same on every CPU.
         precision = self._autocast if self.device.type == "cuda" else None
         with self._explain_out_of_memory(batch, "encoding"), torch.inference_mode():
-            states = self._forward(*self._to_device(batch), precision, layers)
+            states = self._forward(precision, layers, *self._to_device(batch))
             return _to_array(_side_by_side(states), ops)
 
     def begin_update(
@@ -148,7 +153,7 @@ class TorchEngine:
             # `checkpoint` restores random numbers for the devices of its tensor arguments.
             forward = partial(checkpoint, forward, use_reentrant=False)
         with self._explain_out_of_memory(batch, "encoding"):
-            states = forward(*self._to_device(batch), self._autocast, layers)
+            states = forward(self._autocast, layers, *self._to_device(batch))
 
         def backprop(d_rows: Floats2d) -> None:
             gradients = self._gradient_to_device(d_rows).split(self.width, dim=1)
@@ -183,24 +188,23 @@ class TorchEngine:
     def to_files(self) -> dict[str, bytes]:
         return join_parts(self.to_parts())
 
-    def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Move ids, mask and positions to the device."""
+    def _to_device(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Move ids, mask and positions to the device, and token types if the batch has pairs."""
         if self.device.type == "cuda" and torch.cuda._is_in_bad_fork():
             raise ConfigError(
                 f"An encoder on {self.device} cannot be used in a forked process, which n_process "
                 'starts on Linux. Load the pipeline with device = "cpu", or leave out n_process: '
                 "a GPU is fastest with large batches of one process."
             )
-        arrays = (batch.ids, batch.mask, batch.positions)
+        arrays = [batch.ids, batch.mask, batch.positions]
+        if batch.seconds is not None and self.n_token_types > 1:
+            is_second = np.arange(batch.ids.shape[1]) >= batch.seconds[:, None]
+            arrays.append(is_second.astype(np.int64))
         if self.device.type == "cpu":
-            ids, mask, positions = map(torch.from_numpy, arrays)
-            return ids, mask, positions
+            return tuple(map(torch.from_numpy, arrays))
         joined = self._copy_to_device(np.concatenate([array.ravel() for array in arrays]))
         parts = joined.split([array.size for array in arrays])
-        ids, mask, positions = (
-            part.view(array.shape) for part, array in zip(parts, arrays, strict=True)
-        )
-        return ids, mask, positions
+        return tuple(part.view(array.shape) for part, array in zip(parts, arrays, strict=True))
 
     def _gradient_to_device(self, d_rows: Floats2d) -> torch.Tensor:
         if isinstance(d_rows, np.ndarray):
@@ -224,27 +228,31 @@ class TorchEngine:
 
     def _forward(
         self,
+        precision: torch.dtype | None,
+        layers: Sequence[int] | None,
         ids: torch.Tensor,
         mask: torch.Tensor,
         positions: torch.Tensor,
-        precision: torch.dtype | None,
-        layers: Sequence[int] | None,
+        types: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """Compute hidden states at a batch's positions.
 
         precision: dtype of matrix products; None for float32.
         layers: see `TrainableEngine.predict`.
+        types: (n_windows, length) token types; None for windows of one text.
         RETURNS: (n_rows, width) for each of the layers.
         """
         self._check_layers(layers)
-        every_layer = {} if layers is None else {"output_hidden_states": True}
+        inputs: dict[str, Any] = {} if layers is None else {"output_hidden_states": True}
+        if types is not None:
+            inputs["token_type_ids"] = types
         autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
         if precision is not None:
             autocast = torch.autocast(self.device.type, dtype=precision)
         with autocast:
             # Every encoder takes ids and mask. The defaults of other inputs, such as token types,
             # mean "one text".
-            output = self._model(input_ids=ids, attention_mask=mask, **every_layer)
+            output = self._model(input_ids=ids, attention_mask=mask, **inputs)
         if layers is None:
             return [_at(output.last_hidden_state, positions)]
         # In some families a norm follows the last layer.

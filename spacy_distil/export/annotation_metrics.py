@@ -11,6 +11,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from thinc.api import to_numpy
 
+from spacy_distil.pairs.questions import answers_of
 from spacy_distil.report.worker import category_threshold
 
 SENT_START = 1  # in Doc.to_array
@@ -226,7 +227,33 @@ def _category_metrics(pipe: Any) -> Iterator[tuple[str, str, Compare]]:
     yield "doc.cats", "docs", compare
 
 
+# Answers
+
+
+def _answer_metrics(pipe: Any) -> Iterator[tuple[str, str, Compare]]:
+    """The share of the questions that get the same answer, or none."""
+
+    def find(doc: Doc) -> list[Any]:
+        answers = answers_of(doc, pipe.cfg["answers"]) or []
+        return [[(each["start"], each["end"]) for each in own[:1]] for own in answers]
+
+    def compare(left: Sequence[Doc], right: Sequence[Doc]) -> MetricValue:
+        equal = [
+            one == other
+            for docs in zip(left, right, strict=True)
+            for one, other in zip(*map(find, docs), strict=True)
+        ]
+        return _share(np.array(equal))
+
+    yield "doc._.answers", "questions", compare
+
+
 _KINDS = (
+    _AnnotationKind(
+        assigns=frozenset({"doc._.answers"}),
+        is_set=lambda doc: False,  # only pipes that declare them set answers
+        metrics=_answer_metrics,
+    ),
     _token_attribute("TAG"),
     _token_attribute("POS"),
     _token_attribute("MORPH"),

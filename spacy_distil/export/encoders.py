@@ -21,10 +21,12 @@ from spacy_distil.engines.files import (
     parse_config,
 )
 from spacy_distil.engines.onnx import FORMAT, SECTION
+from spacy_distil.errors import ConfigError
 from spacy_distil.export.families import EncoderWeights, build_graph, read_weights
 from spacy_distil.export.families.bert import BertWeights
 from spacy_distil.export.graph import Precision
 from spacy_distil.export.weights import count_parameters
+from spacy_distil.pairs.layers import PAIR_ROWS, encoder_of
 
 Files = dict[str, bytes]
 
@@ -33,12 +35,17 @@ class SourceEncoder:
     """An encoder on the torch engine, the source of graphs.
 
     files: its files, by name; `None` takes them from the shim.
+    reads_pairs: whether a pipe encodes pairs of texts with it. The graph then knows the second type
+        of tokens, if the family has one.
     weights: the weights in these files.
     n_parameters: number of parameters.
     """
 
-    def __init__(self, shim: EncoderShim, files: Files | None = None) -> None:
+    def __init__(
+        self, shim: EncoderShim, files: Files | None = None, *, reads_pairs: bool = False
+    ) -> None:
         self.shim = shim
+        self.reads_pairs = reads_pairs
         self.files = shim.to_files() if files is None else files
         self.weights: EncoderWeights = read_weights(self.files)
         self.n_parameters = count_parameters(self.files)
@@ -60,10 +67,23 @@ class SourceEncoder:
             weights = replace(weights, positions=weights.positions[:window])
             n_parameters -= n_dropped * weights.positions.shape[1]
             config["max_position_embeddings"] = window + first_position(config)
+        n_token_types = 1
+        if isinstance(weights, BertWeights):
+            if self.reads_pairs and weights.second_type is not None:
+                n_token_types = 2
+            else:
+                weights = replace(weights, second_type=None)
+        elif self.reads_pairs and (config.get("type_vocab_size") or 1) > 1:
+            raise ConfigError(
+                f"A {config['model_type']!r} encoder with type_vocab_size = "
+                f"{config['type_vocab_size']} cannot be turned into an ONNX graph for pairs of "
+                "texts. Take one without types of tokens, or of the family of BERT."
+            )
         config[SECTION] = {
             "format": FORMAT,
             "width": weights.width,
             "n_parameters": n_parameters,
+            **({} if n_token_types == 1 else {"n_token_types": n_token_types}),
             "int8_layers": sorted(precision.layers),
             "embedding_bits": precision.embedding_bits if precision.embeddings else 32,
             "reduced_range": precision.reduced_range,
@@ -93,6 +113,18 @@ def find_encoders(nlp: Language) -> dict[str, EncoderShim]:
         name = f"{pipe} {counts[pipe]}" if counts[pipe] > 1 else pipe
         encoders[name] = cast(EncoderShim, model.shims[i])
     return encoders
+
+
+def read_pairs(nlp: Language, shim: EncoderShim) -> bool:
+    """Tell whether a pipe encodes pairs of texts with an encoder."""
+    models = (getattr(pipe, "model", None) for _, pipe in nlp.components)
+    return any(
+        encoder_of(node) is shim
+        for model in models
+        if isinstance(model, Model)
+        for node in model.walk()
+        if node.name == PAIR_ROWS
+    )
 
 
 def replace_encoders(nlp: Language, shims: dict[str, EncoderShim]) -> None:

@@ -23,7 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from spacy_distil.engines.fused import RECIPE
-from spacy_distil.engines.onnx import IDS, MASK, POSITIONS, ROWS
+from spacy_distil.engines.onnx import IDS, MASK, POSITIONS, ROWS, SECONDS
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.weights import Linear, Norm
 
@@ -150,10 +150,13 @@ class GraphBuilder(ABC):
 
     Inputs: ids and mask, (n_windows, length) int64, with windows padded on the right; positions,
     (n_rows,) int64. Output: rows, (n_rows, width) float32: the last hidden states at `positions` of
-    the flattened (n_windows * length) grid.
+    the flattened (n_windows * length) grid. With `has_seconds` there is one more input: seconds,
+    (n_windows,) int64, the place at which the second text of a window begins.
 
     Methods that add parts take and return names of values in the graph.
     """
+
+    has_seconds = False
 
     def __init__(self, weights: HasWidth, precision: Precision) -> None:
         self.weights = weights
@@ -173,13 +176,15 @@ class GraphBuilder(ABC):
         flat = self.op("Reshape", self.encode(), self.constant(np.array([-1, width])))
         self.nodes.append(helper.make_node("Gather", [flat, POSITIONS], [ROWS]))
         grid = ["n_windows", "length"]
+        inputs = {IDS: grid, MASK: grid, POSITIONS: ["n_rows"]}
+        if self.has_seconds:
+            inputs[SECONDS] = ["n_windows"]
         graph = helper.make_graph(
             self.nodes,
             "encoder",
             inputs=[
-                helper.make_tensor_value_info(IDS, TensorProto.INT64, grid),
-                helper.make_tensor_value_info(MASK, TensorProto.INT64, grid),
-                helper.make_tensor_value_info(POSITIONS, TensorProto.INT64, ["n_rows"]),
+                helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+                for name, shape in inputs.items()
             ],
             outputs=[
                 helper.make_tensor_value_info(

@@ -47,6 +47,7 @@ def convert_model(
     corpus: str | Path | None = None,
     limit: int = 0,
     window: int | None = None,
+    pairs: bool = False,
     min_agreement: float = 0.98,
     txt_documents: TxtDocuments = "auto",
     force: bool = False,
@@ -57,7 +58,8 @@ def convert_model(
         result = convert_model("dslim/bert-base-NER", "training/ner", lang="en")
         nlp = spacy.load("training/ner")
 
-    name: directory or hub name of a token classifier, a text classifier or an encoder.
+    name: directory or hub name of a classifier of tokens, texts or pairs of texts, of a model that
+        answers questions, or of an encoder.
     output: directory of the pipeline.
     lang: code of the language, whose tokens the pipeline has.
     scheme: of the tags of a named entity recognizer; `None` to find out.
@@ -66,6 +68,7 @@ def convert_model(
     limit: only the first N documents; 0 for all.
     window: most pieces encoded together, special ones included; `None` for the most that the model
         was made for.
+    pairs: whether a text classifier compares two texts; labels such as "entailment" say so, too.
     min_agreement: lowest share of tokens, or of documents, that get the same label from both.
     txt_documents: how .txt files are divided into documents, see `TxtDocuments`.
     force: whether to replace a pipeline in `output`.
@@ -93,7 +96,9 @@ def convert_model(
         return documents[0]
 
     log(f"Loading {name}")
-    loaded = load_model(name, lang, scheme, window=window, read_docs=lambda nlp: read(nlp).docs)
+    loaded = load_model(
+        name, lang, scheme, window=window, pairs=pairs, read_docs=lambda nlp: read(nlp).docs
+    )
     with atomic_directory(output) as directory:
         loaded.nlp.to_disk(directory)
         candidate = load_pipeline(directory)

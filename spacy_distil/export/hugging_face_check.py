@@ -18,6 +18,8 @@ from spacy_distil.errors import CorpusError
 from spacy_distil.hugging_face.description import Description
 from spacy_distil.hugging_face.load import ENCODER, load_head_model, read_dense
 from spacy_distil.hugging_face.tags import MISSING
+from spacy_distil.pairs.layers import encoder_of
+from spacy_distil.pairs.qa_head import IMPOSSIBLE
 from spacy_distil.tables import Table
 from spacy_distil.text.docs import same_tokens
 
@@ -104,6 +106,8 @@ def check_model(
     source: where they come from.
     Raises CorpusError if none can be compared.
     """
+    if description.reads_pairs:
+        return _check_pairs(nlp, description, docs, source=source)
     encoder = get_encoder(nlp.get_pipe(ENCODER).model)  # type: ignore[attr-defined]
     forward, split = _load_reference(description)
     compare = {"tokens": _compare_tokens, "texts": _compare_text, "encoder": _compare_vectors}
@@ -148,6 +152,75 @@ def check_model(
         max_difference=float(np.abs(own - reference).max(initial=0)),
         agreement=None if is_encoder else _same_labels(own, reference, description),
         n_corrected=n_corrected,
+    )
+
+
+def _check_pairs(
+    nlp: Language, description: Description, docs: Sequence[Doc], *, source: str
+) -> ModelCheck:
+    """Compare a pipe that reads two texts, on each document with the next one.
+
+    Pairs that do not fit into one window are left out, because transformers truncates them.
+    """
+    import torch
+
+    from spacy_distil.engines.pretrained import load_fast_tokenizer
+
+    pipe: Any = nlp.get_pipe(str(description.pipe_name))
+    encoder = encoder_of(pipe.model.get_ref("pair_rows"))
+    assert encoder is not None
+    model = load_head_model(description)
+    tokenizer = load_fast_tokenizer(description.name, setting="name")
+    own, reference, best = [], [], []
+    n_other = n_long = 0
+    texts = [same_tokens(doc, nlp.vocab) for doc in docs if len(doc)]
+    for first, second in zip(texts, [*texts[1:], *texts[:1]], strict=True):
+        encoded = encoder.encode_pairs([(first, second)])
+        if len(encoded.windows) > 1:
+            n_long += 1
+            continue
+        ids = encoded.windows[0]
+        n_other += ids.tolist() != tokenizer(first.text, second.text)["input_ids"]
+        inputs = {"input_ids": torch.from_numpy(ids)[None]}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if encoder.engine.n_token_types > 1:
+            types = np.arange(len(ids)) >= encoded.seconds[0]
+            inputs["token_type_ids"] = torch.from_numpy(types.astype(np.int64))[None]
+        with torch.inference_mode():
+            output = model(**inputs)
+        logits = to_numpy(pipe.model.predict([(first, second)])[0])
+        if description.pipe == "distil_pair":
+            expected = output.logits[0].numpy()
+        else:
+            expected = np.full_like(logits, IMPOSSIBLE)
+            for column, (rows, values) in enumerate(
+                ((encoded.begins, output.start_logits), (encoded.ends, output.end_logits))
+            ):
+                pieces = values[0].numpy()
+                expected[0, column] = pieces[0]
+                expected[1:][rows.lengths > 0, column] = pieces[rows.columns]
+        best.append(bool((logits.argmax(axis=0) == expected.argmax(axis=0)).all()))
+        own.append(logits.ravel())
+        reference.append(expected.ravel())
+    if not own:
+        raise CorpusError(
+            f"None of the documents of {source} can be compared: they have no text, or two of them "
+            "are longer than a window. Name others with --corpus."
+        )
+    logits, expected = np.concatenate(own), np.concatenate(reference)
+    possible = expected > IMPOSSIBLE
+    return ModelCheck(
+        source=source,
+        n_docs=len(own),
+        n_other_pieces=n_other,
+        n_long=n_long,
+        outputs="logits",
+        unit="pairs",
+        n=len(own),
+        largest=float(np.abs(expected[possible]).max(initial=0)),
+        max_difference=float(np.abs(logits - expected).max(initial=0)),
+        agreement=float(np.mean(best)),
+        n_corrected=0,
     )
 
 

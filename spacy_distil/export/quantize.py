@@ -18,6 +18,7 @@ from spacy_distil.encoding import PieceTokenizer, read_docs
 from spacy_distil.engines.files import TOKENIZER, parse_config
 from spacy_distil.errors import TRAINING, ConfigError, require_all
 from spacy_distil.export.agreement import Agreement, PipeMeasure, measure_agreement
+from spacy_distil.pairs.samples import give_texts
 from spacy_distil.pipelines import check_pipeline, load_pipeline
 from spacy_distil.runs.files import atomic_directory, scratch_directory
 from spacy_distil.runs.outputs import check_output
@@ -165,6 +166,11 @@ def quantize(
         documents = read_documents(
             Path(corpus), original, limit=limit, txt_documents=txt_documents, log=log
         )
+    if given := give_texts(original, documents.docs):
+        log(
+            f"The documents have no pairs of texts for {', '.join(given)}: each is compared with "
+            "the next one"
+        )
     pruning = None
     if prune_vocab is not None:
         log(f"Pruning the vocabulary to {prune_vocab}")
@@ -255,7 +261,7 @@ def quantize_converted(
 
 
 def _read_encoders(pipeline: str, nlp: Language) -> dict[str, SourceEncoder]:
-    from spacy_distil.export.encoders import SourceEncoder, find_encoders
+    from spacy_distil.export.encoders import SourceEncoder, find_encoders, read_pairs
 
     shims = find_encoders(nlp)
     if not shims:
@@ -269,7 +275,9 @@ def _read_encoders(pipeline: str, nlp: Language) -> dict[str, SourceEncoder]:
                 f"The encoder of {name!r} in {pipeline} runs on ONNX Runtime already. "
                 "Start from the pipeline that it was made from."
             )
-    return {name: SourceEncoder(shim) for name, shim in shims.items()}
+    return {
+        name: SourceEncoder(shim, reads_pairs=read_pairs(nlp, shim)) for name, shim in shims.items()
+    }
 
 
 def _prune(
@@ -311,7 +319,9 @@ def _prune(
         PieceTokenizer.from_str(old), PieceTokenizer.from_str(pruned.tokenizer_json), compared
     )
     return {
-        name: SourceEncoder(encoder.shim, prune_encoder(encoder.files, pruned))
+        name: SourceEncoder(
+            encoder.shim, prune_encoder(encoder.files, pruned), reads_pairs=encoder.reads_pairs
+        )
         for name, encoder in encoders.items()
     }, Pruning(pruned.n_before, pruned.n_kept, loss)
 

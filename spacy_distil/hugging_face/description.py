@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,29 +18,35 @@ from spacy_distil.hugging_face.tags import EntityTags, read_tags
 from spacy_distil.text.languages import check_language
 from spacy_distil.vectors.layers import Activation
 
-Kind = Literal["tokens", "texts", "encoder"]
+Kind = Literal["tokens", "texts", "questions", "encoder"]
 Factory = Literal[
-    "distil_ner", "tagger", "morphologizer", "textcat", "textcat_multilabel", "distil_vectors"
+    "distil_ner",
+    "tagger",
+    "morphologizer",
+    "textcat",
+    "textcat_multilabel",
+    "distil_vectors",
+    "distil_pair",
+    "distil_qa",
 ]
 
 # The endings of the names of classes.
 CLASSIFIERS: dict[str, Kind] = {
     "ForTokenClassification": "tokens",
     "ForSequenceClassification": "texts",
+    "ForQuestionAnswering": "questions",
 }
-_TWO_TEXTS = "it compares two texts, and a pipe of spaCy sees one at a time"
 # Other endings, and why such a model becomes no pipeline.
 REFUSED = {
     "ForMaskedLM": "it predicts pieces, not labels",
     "ForPreTraining": "it predicts pieces, not labels",
     "LMHeadModel": "it predicts pieces, not labels",
     "ForCausalLM": "it predicts pieces, not labels",
-    "ForQuestionAnswering": "it marks the answer to a question, and spaCy has no pipe for that",
     "ForMultipleChoice": "it compares several texts, and a pipe of spaCy sees one at a time",
-    "ForNextSentencePrediction": _TWO_TEXTS,
+    "ForNextSentencePrediction": "it tells whether a text follows another",
     "ForConditionalGeneration": "it has a decoder",
 }
-# Labels of models that compare two texts, such as those for zero-shot classification.
+# Labels that only models have that compare two texts.
 _PAIR_LABELS = ("entailment", "contradiction", "entail", "contradict")
 # The activation of the hidden layer in text classifiers, by family, and the names of this layer and
 # of the output layer. DeBERTa's config has an activation.
@@ -88,7 +94,7 @@ class Description:
 
     name: directory or hub name.
     lang: spaCy's code of the language.
-    kind: of the model: it classifies tokens or texts, or is an encoder alone.
+    kind: of the model: it classifies tokens or texts, answers questions, or is an encoder alone.
     architecture: name of its class.
     labels: of its classes, by number.
     tags: the labels as tags of entities; `None` if they are none.
@@ -96,6 +102,7 @@ class Description:
     encoding: window, overlap and pooling of the `distil_transformer`.
     hidden: the hidden layer of a text classifier, see `TextCatHead`.
     sentence: the head of a sentence encoder.
+    settings: of the pipe.
     """
 
     name: str
@@ -108,6 +115,12 @@ class Description:
     encoding: Mapping[str, Any]
     hidden: str | None
     sentence: SentenceHead | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the pipe reads two texts together."""
+        return self.pipe in ("distil_pair", "distil_qa")
 
     @property
     def pipe_name(self) -> str | None:
@@ -126,6 +139,17 @@ class Description:
                 "activation": self.sentence.activation,
                 "normalize": self.sentence.normalize,
                 "tok2vec": {**tok2vec, "docs": True},
+            }
+        if self.pipe == "distil_pair":
+            return {
+                "@architectures": "spacy-distil.PairHead.v1",
+                "hidden": self.hidden,
+                "tok2vec": {**tok2vec, "pairs": True},
+            }
+        if self.pipe == "distil_qa":
+            return {
+                "@architectures": "spacy-distil.QAHead.v1",
+                "tok2vec": {**tok2vec, "pairs": True},
             }
         if self.kind == "texts":
             return {
@@ -169,12 +193,15 @@ def is_hugging_face(name: str | Path) -> bool:
     )
 
 
-def describe(name: str, lang: str | None, *, window: int | None = None) -> Description:
+def describe(
+    name: str, lang: str | None, *, window: int | None = None, pairs: bool = False
+) -> Description:
     """Read the config of a model, and decide what it becomes.
 
     name: directory or hub name.
     lang: code of the language.
     window: most pieces encoded together; `None` for the most that the model takes.
+    pairs: whether a text classifier compares two texts. Labels such as "entailment" say so, too.
     Raises ConfigError for a model that becomes no pipeline.
     """
     if lang is None:
@@ -194,18 +221,30 @@ def describe(name: str, lang: str | None, *, window: int | None = None) -> Descr
     encoding: dict[str, Any] = {"window": window, "overlap": _OVERLAP, "pooling": "first"}
     labels: tuple[str, ...] = ()
     tags, pipe, hidden, sentence = None, None, None, None
+    settings: dict[str, Any] = {}
+    if pairs and kind != "texts":
+        raise ConfigError(
+            f"--pairs: {name} is a {architecture}, and only a text classifier "
+            "(…ForSequenceClassification) can compare two texts. Leave it out."
+        )
     if kind == "encoder":
         encoding["pooling"] = "mean"
         if modules is not None:
             pipe, sentence = "distil_vectors", _read_sentence_head(name, modules)
             encoding["doc_pooling"] = sentence.pooling
-    else:
+    elif kind != "questions":
         labels = _read_labels(name, config)
     if kind == "tokens":
         tags = read_tags(labels)
         pipe = "distil_ner" if tags else "tagger"
         if not tags and all(label in POS_IDS for label in labels):
             pipe = "morphologizer"
+    elif kind == "questions":
+        pipe, encoding["pooling"] = "distil_qa", "mean"
+    elif kind == "texts" and (pairs or any(each.lower() in _PAIR_LABELS for each in labels)):
+        pipe, encoding["pooling"] = "distil_pair", "mean"
+        settings["output"] = _find_output(name, config, labels)
+        hidden = _find_hidden(name, config)
     elif kind == "texts":
         encoding["pooling"] = "cls"
         pipe = _find_textcat(name, config, labels)
@@ -221,6 +260,7 @@ def describe(name: str, lang: str | None, *, window: int | None = None) -> Descr
         encoding=_fit_window(name, config, encoding),
         hidden=hidden,
         sentence=sentence,
+        settings=settings,
     )
 
 
@@ -319,21 +359,33 @@ def _read_labels(name: str, config: Any) -> tuple[str, ...]:
 
 
 def _find_textcat(name: str, config: Any, labels: tuple[str, ...]) -> Factory:
-    if pair := [label for label in labels if label.lower() in _PAIR_LABELS]:
-        raise ConfigError(
-            f"{name} cannot become a pipeline: by its label {pair[0]!r}, {_TWO_TEXTS}. (So do "
-            "zero-shot classifiers: the second text names a class.)"
-        )
     if config.problem_type == "multi_label_classification":
         return "textcat_multilabel"
     if config.problem_type == "regression" or len(labels) == 1:
         raise ConfigError(
             f"{name} cannot become a pipeline: its outputs are numbers of any size (regression), "
-            "and spaCy's text categorizers give probabilities. If it was trained to give the "
-            'probability of each label, set "problem_type" to "multi_label_classification" in '
-            "config.json."
+            "and spaCy's text categorizers give probabilities. If it compares two texts, add "
+            "--pairs. If it was trained to give the probability of each label, set "
+            '"problem_type" to "multi_label_classification" in config.json.'
         )
     return "textcat"
+
+
+def _find_output(name: str, config: Any, labels: tuple[str, ...]) -> str:
+    """Return what a classifier of two texts computes, as the setting of `distil_pair`."""
+    if config.problem_type == "multi_label_classification":
+        raise ConfigError(
+            f"{name} cannot become a pipeline: it gives two texts several labels at once, and the "
+            "classes of distil_pair exclude each other."
+        )
+    if len(labels) > 1:
+        return "classes"
+    # sentence-transformers writes the activation of a reranker into the config.
+    own = getattr(config, "sentence_transformers", None) or {}
+    activation = own.get("activation_fn") or getattr(
+        config, "sbert_ce_default_activation_function", None
+    )
+    return "probability" if str(activation).endswith("Sigmoid") else "number"
 
 
 def _find_hidden(name: str, config: Any) -> str:

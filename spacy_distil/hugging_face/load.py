@@ -59,6 +59,7 @@ def load_classifier(
     lang: str | None,
     scheme: str | None = None,
     *,
+    pairs: bool = False,
     tell: Callable[[str], Any] = msg.warn,
 ) -> Language:
     """Make a pipeline with the weights of a fine-tuned model of transformers.
@@ -68,10 +69,11 @@ def load_classifier(
     name: directory or hub name of a token classifier, a text classifier or an encoder.
     lang: code of the language, whose tokens the pipeline has.
     scheme: of the tags of a named entity recognizer; `None` to find out.
+    pairs: whether a text classifier compares two texts; labels such as "entailment" say so, too.
     tell: receives each decision that the user may want to know.
     Raises ConfigError for a model that becomes no pipeline, WeightsError for damaged weights.
     """
-    loaded = load_model(str(name), lang, scheme)
+    loaded = load_model(str(name), lang, scheme, pairs=pairs)
     for note in loaded.notes:
         tell(f"{note}.")
     return loaded.nlp
@@ -92,15 +94,17 @@ def load_model(
     scheme: str | None = None,
     *,
     window: int | None = None,
+    pairs: bool = False,
     read_docs: Callable[[Language], Sequence[Doc]] | None = None,
 ) -> LoadedModel:
     """Do the same as `load_classifier`, and tell more.
 
     window: most pieces encoded together; `None` for the most that the model was made for.
+    pairs: as in `load_classifier`.
     read_docs: reads documents for a pipeline, on which an ambiguous scheme is decided; `None` for
         spaCy's example sentences.
     """
-    description = describe(name, lang, window=window)
+    description = describe(name, lang, window=window, pairs=pairs)
     if scheme is not None and description.tags is None:
         raise ConfigError(
             f"scheme = {scheme!r}: {name} has no tags of entities, its labels are "
@@ -123,7 +127,7 @@ def load_model(
         notes += _describe_prompts(name)
     elif description.pipe is not None:
         head = read_head(description, load_head_model(description))
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = dict(description.settings)
         if description.tags is not None:
             docs = (read_docs or _example_docs)(nlp) if scheme is None else ()
             chosen, why = _choose_scheme(
@@ -175,6 +179,7 @@ def load_head_model(description: Description) -> PreTrainedModel:
     kinds: dict[str, Any] = {
         "tokens": transformers.AutoModelForTokenClassification,
         "texts": transformers.AutoModelForSequenceClassification,
+        "questions": transformers.AutoModelForQuestionAnswering,
         "encoder": transformers.AutoModel,
     }
     try:
@@ -215,7 +220,11 @@ def read_head(description: Description, model: PreTrainedModel) -> Head:
     """
     weights = {key: value.detach().numpy() for key, value in model.state_dict().items()}
     family = model.config.model_type
-    layers = TEXT_HEADS[family][1:] if description.kind == "texts" else ("classifier",)
+    layers: tuple[str, ...] = ("classifier",)
+    if description.kind == "texts":
+        layers = TEXT_HEADS[family][1:]
+    elif description.kind == "questions":
+        layers = ("qa_outputs",)
     expected = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
     own = {key for key in weights if not key.startswith(f"{model.base_model_prefix}.")}
     width = model.config.hidden_size
@@ -244,6 +253,9 @@ def _add_pipe(
         config={"model": description.model, **settings},
     )
     labels = description.label_data
+    if description.reads_pairs:
+        _fill_pair_pipe(nlp, pipe, labels, head)
+        return
     if description.pipe == "morphologizer":
         pipe.cfg["labels_morph"], pipe.cfg["labels_pos"] = labels["morph"], labels["pos"]
         for label in labels["morph"]:
@@ -263,6 +275,23 @@ def _add_pipe(
         layer = next(node for node in pipe.model.get_ref("pooled").walk() if node.has_param("W"))
         layer.set_param("W", to_ops(ops, head.hidden[0].copy()))
         layer.set_param("b", to_ops(ops, head.hidden[1].copy()))
+
+
+def _fill_pair_pipe(nlp: Language, pipe: Any, labels: Sequence[str], head: Head) -> None:
+    """Give a pipe that reads two texts its labels and the weights of the head."""
+    for label in labels:
+        pipe.add_label(label)
+    if labels:
+        pipe.model.set_dim("nO", len(labels))
+    nlp._link_components()
+    pipe.model.initialize()
+    layers = {"output_layer": (head.weight, head.bias)}
+    if head.hidden is not None:
+        layers["hidden"] = head.hidden
+    for name, (weight, bias) in layers.items():
+        layer = pipe.model.get_ref(name)
+        layer.set_param("W", to_ops(layer.ops, weight.copy()))
+        layer.set_param("b", to_ops(layer.ops, bias.copy()))
 
 
 def _add_vectors(nlp: Language, description: Description) -> None:

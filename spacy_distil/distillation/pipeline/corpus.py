@@ -36,7 +36,7 @@ from wasabi import msg
 
 from spacy_distil.errors import ConfigError, CorpusError, DistilError
 from spacy_distil.pipelines import one_line
-from spacy_distil.text.docs import same_tokens
+from spacy_distil.text.docs import further_texts, same_tokens
 from spacy_distil.text.languages import check_language
 from spacy_distil.text.plain_text import (
     PART_CHARACTERS,
@@ -158,7 +158,12 @@ def check_paths(config: Config, *, corpus: str | None = None) -> None:
 
 
 # Readers of annotated documents that a config may leave without a path.
-_READERS = ("spacy.Corpus.v1", "spacy-distil.Pairs.v1")
+_READERS = (
+    "spacy.Corpus.v1",
+    "spacy-distil.Pairs.v1",
+    "spacy-distil.LabelledPairs.v1",
+    "spacy-distil.Squad.v1",
+)
 
 
 def _missing_paths(config: Config) -> dict[str, str]:
@@ -220,6 +225,8 @@ def read_annotated(nlp: Language, reader: Reader, *, which: str, path: str) -> l
         ) from error
     if not examples:
         raise CorpusError(f"The {which} corpus has no documents in it: {look}")
+    for example in examples:  # spaCy's reader makes the predicted docs of the text alone
+        example.predicted.user_data.update(further_texts(example.reference))
     return examples
 
 
@@ -277,6 +284,8 @@ def fingerprint_annotation(examples: Iterable[Example]) -> str:
         cats = {label: float(value) for label, value in doc.cats.items()}
         links = [(ent.start, ent.kb_id_, ent.ent_id_) for ent in doc.ents]
         digest.update(json.dumps([cats, spans, links], sort_keys=True).encode())
+        if texts := further_texts(doc):
+            digest.update(json.dumps(texts, sort_keys=True).encode())
         if (original := original_of(example.predicted)) is not None:
             digest.update(json.dumps(original).encode())
     return digest.hexdigest()

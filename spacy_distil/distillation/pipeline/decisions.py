@@ -32,10 +32,13 @@ from spacy_distil.distillation.pipeline.heads.annotation import (
 from spacy_distil.distillation.pipeline.heads.base import Array, Field
 from spacy_distil.distillation.pipeline.labels import list_labels
 from spacy_distil.errors import ConfigError
-from spacy_distil.text.docs import same_tokens
+from spacy_distil.pairs.questions import ANSWERS
+from spacy_distil.text.docs import FURTHER_TEXT, same_tokens
 from spacy_distil.vectors.pairs import VECTOR
 
 _ANNOTATION = "annotation"
+# What `Decisions` keeps of the user data of docs, beside texts and answers.
+_KEPT = (VECTOR,)
 
 
 class Decisions:
@@ -54,7 +57,8 @@ class Decisions:
         return self._cache.layout.n_docs
 
     def docs(self, source: str, numbers: Sequence[int], vocab: Vocab) -> list[Doc]:
-        """Return docs after a pipe, without user data, apart from `distil_vectors`, and tensors.
+        """Return docs after a pipe, without tensors and without user data, apart from that of our
+        pipes.
 
         numbers: of the docs.
         """
@@ -218,7 +222,10 @@ def _groups(docs: Iterable[Doc]) -> str:
 
 
 def _to_rows(doc: Doc) -> Array:
-    kept = (doc.to_bytes(exclude=["tensor", "user_data"]), doc.user_data.get(VECTOR))
+    kept = (
+        doc.to_bytes(exclude=["tensor", "user_data"]),
+        {key: value for key, value in doc.user_data.items() if key in _KEPT or _is_text(key)},
+    )
     data = zlib.compress(srsly.msgpack_dumps(kept))
     return np.frombuffer(data, dtype=np.uint8)[:, None]
 
@@ -226,6 +233,10 @@ def _to_rows(doc: Doc) -> Array:
 def _to_doc(rows: Array, vocab: Vocab) -> Doc:
     kept = srsly.msgpack_loads(zlib.decompress(np.ascontiguousarray(rows).tobytes()))
     doc = Doc(vocab).from_bytes(kept[0])
-    if kept[1] is not None:
-        doc.user_data[VECTOR] = kept[1]
+    doc.user_data.update(kept[1])
     return doc
+
+
+def _is_text(key: Any) -> bool:
+    """Tell whether an entry of user data is a text or an answer of a pipe that reads pairs."""
+    return isinstance(key, str) and key.startswith((FURTHER_TEXT, ANSWERS))

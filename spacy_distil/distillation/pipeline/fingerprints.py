@@ -23,6 +23,7 @@ from spacy_distil.distillation.pipeline.corpus import original_of
 from spacy_distil.distillation.pipeline.labels import is_encoder, kind_of
 from spacy_distil.distillation.pipeline.language import tokenizer_to_bytes
 from spacy_distil.errors import ConfigError
+from spacy_distil.text.docs import further_texts
 
 DIGEST_SIZE = 16
 # Attributes that using a model changes: spaCy's transition models set dropout to 0 to predict.
@@ -64,7 +65,7 @@ def fingerprint_docs(docs: Iterable[Doc]) -> str:
     """Return a digest of the words of each doc, their norms, and the spaces between them.
 
     It changes with the tokenization of the same text, and with the docs that the words are in, and
-    covers the originals of translations.
+    covers the originals of translations, and the further texts that pipes read.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     for doc in docs:
@@ -74,6 +75,8 @@ def fingerprint_docs(docs: Iterable[Doc]) -> str:
         )
         if (original := original_of(doc)) is not None:
             _feed(digest, original)
+        if texts := further_texts(doc):
+            _feed(digest, texts)
     return digest.hexdigest()
 
 

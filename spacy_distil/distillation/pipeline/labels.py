@@ -26,6 +26,9 @@ from spacy.training import Example
 
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner.pipe import DistilNER
+from spacy_distil.pairs.other import other_of
+from spacy_distil.pairs.pair_pipe import DistilPair
+from spacy_distil.pairs.qa_pipe import DistilQA
 from spacy_distil.vectors.pairs import read_relations
 from spacy_distil.vectors.pipe import DistilVectors
 
@@ -45,9 +48,11 @@ KINDS: Mapping[str, type] = {
     "textcat": TextCategorizer,
     "textcat_multilabel": MultiLabel_TextCategorizer,
     "distil_vectors": DistilVectors,
+    "distil_pair": DistilPair,
+    "distil_qa": DistilQA,
 }
 # Factories of pipes that are initialized with the names of their labels.
-_NAMED = ("tagger", "distil_ner", "textcat", "textcat_multilabel", "spancat")
+_NAMED = ("tagger", "distil_ner", "textcat", "textcat_multilabel", "spancat", "distil_pair")
 ENTITY_KINDS = (EntityRecognizer, DistilNER)
 # The parser writes it between two labels of an arc that it has made projective.
 _DECORATION = "||"
@@ -193,6 +198,8 @@ def has_annotation(pipe: Any, examples: Sequence[Example]) -> bool:
         return True
     if kind is DistilVectors:
         return bool(read_relations(examples))
+    if kind is DistilQA:
+        return any(target is not None for e in examples for target in pipe.read_targets(e)[1])
     if kind is SentenceRecognizer:
         # To spaCy a doc of one token is a sentence, annotated or not.
         return any(len(doc) > 1 and doc.has_annotation("SENT_START") for doc in docs)
@@ -236,6 +243,10 @@ def _cats(pipe: Any, docs: Sequence[Doc]) -> set[str]:
     return {label for doc in docs for label in doc.cats}
 
 
+def _cats_of_pairs(pipe: Any, docs: Sequence[Doc]) -> set[str]:
+    return _cats(pipe, [doc for doc in docs if other_of(doc, pipe.cfg["other"]) is not None])
+
+
 _GOLD: Mapping[type, Callable[[Any, Sequence[Doc]], set[str]]] = {
     Tagger: _tags,
     Morphologizer: _morphology,
@@ -243,6 +254,7 @@ _GOLD: Mapping[type, Callable[[Any, Sequence[Doc]], set[str]]] = {
     DistilNER: _entity_types,
     TextCategorizer: _cats,
     MultiLabel_TextCategorizer: _cats,
+    DistilPair: _cats_of_pairs,
 }
 
 

@@ -47,7 +47,8 @@ struct Layer {
 // n: embedding_width, a multiple of 32.
 // pieces: (n_vocab, n) int8, or of 4 bits, (n_vocab, n / 2) uint8: the lower half of a byte is a number
 // of the left half of a row plus 8, its upper half one of the right half.
-// piece_scales: (n_vocab). positions: (n_positions, n).
+// piece_scales: (n_vocab). positions: (n_positions, n), and second_positions of a second text, the
+// same as positions if the family has one type of tokens.
 // projection: from embeddings to hidden states, packed as by `pack_columns`, aligned to 64 bytes, and
 // projection_bias: (width); null if embeddings are as wide as hidden states.
 // activation: 0 for GELU, 1 for its approximation by tanh, 2 for ReLU.
@@ -59,6 +60,7 @@ struct Encoder {
   const void* pieces;
   const float* piece_scales;
   const float* positions;
+  const float* second_positions;
   Norm embedding_norm;
   const float* projection;
   const float* projection_bias;
@@ -66,16 +68,18 @@ struct Encoder {
 };
 
 // Windows of pieces. lengths: pieces of each window. ids, targets: of the pieces of all windows, one
-// after the other. A piece goes to row `target` of the result, or nowhere if that is -1.
+// after the other. A piece goes to row `target` of the result, or nowhere if that is -1. seconds: the
+// place in each window at which its second text begins; null for windows of one text.
 struct Windows {
   int32_t n_windows;
   const int32_t* lengths;
   const int32_t* ids;
   const int32_t* targets;
+  const int32_t* seconds;
 };
 
 // Changes with the types and functions of the interface, as in `library.py`.
-EXPORT int32_t interface_version(void) { return 4; }
+EXPORT int32_t interface_version(void) { return 5; }
 
 #if defined(__GNUC__) && defined(__x86_64__)
 
@@ -275,11 +279,13 @@ INLINE void put_embedding(__m512i numbers, __m512 scale, const float* position, 
       out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(numbers), scale, _mm512_loadu_ps(position)));
 }
 
-// Embeddings of one window, before their normalization: (n, embedding_width).
-AVX512 void embed(const Encoder& encoder, const int32_t* ids, int n, float* out) {
+// Embeddings of one window, before their normalization: (n, embedding_width). second: the place at
+// which its second text begins.
+AVX512 void embed(const Encoder& encoder, const int32_t* ids, int n, int second, float* out) {
   const int width = encoder.embedding_width, half = width / 2;
-  const float* positions = encoder.positions;
-  for (int i = 0; i < n; ++i, positions += width, out += width) {
+  for (int i = 0; i < n; ++i, out += width) {
+    const float* table = i < second ? encoder.positions : encoder.second_positions;
+    const float* positions = table + (size_t)i * width;
     const __m512 scale = set(encoder.piece_scales[ids[i]]);
     if (encoder.embedding_bits == 8) {
       const int8_t* piece = (const int8_t*)encoder.pieces + (size_t)ids[i] * width;
@@ -420,7 +426,9 @@ EXPORT AVX512 void encode(const Encoder* encoder, const Windows* windows, char* 
       n += windows->lengths[last];
     }
     for (int i = 0, row = 0; i < last - first; row += lengths[i++]) {
-      embed(*encoder, ids + row, lengths[i], block.embedded + (size_t)row * embedding_width);
+      const int second = windows->seconds ? windows->seconds[first + i] : lengths[i];
+      embed(*encoder, ids + row, lengths[i], second,
+            block.embedded + (size_t)row * embedding_width);
     }
     normalize(block.embedded, n, embedding_width, encoder->embedding_norm, encoder->epsilon);
     if (encoder->projection) project(*encoder, block.embedded, n, block.hidden);

@@ -51,7 +51,7 @@ class FusedEncoder:
         layers = self._layers_of(recipe["layers"])
         self._layers = (library.Layer * len(layers))(*layers)
         pieces, scales = (tensors[name] for name in recipe["pieces"])
-        positions = tensors[recipe["positions"]]
+        positions, second_type = tensors[recipe["positions"]], recipe.get("second_type")
         self.n_pieces, (self.n_positions, embedding_width) = len(pieces), positions.shape
         self.width, n_neurons = tensors[recipe["layers"][0]["up"][0]].shape
         self._encoder = library.Encoder(
@@ -66,7 +66,10 @@ class FusedEncoder:
             epsilon=recipe["epsilon"],
             pieces=pieces.ctypes.data,  # not copied: by far the largest, and read by rows
             piece_scales=self._keep(scales, np.float32),
-            positions=self._keep(positions, np.float32),
+            positions=(first := self._keep(positions, np.float32)),
+            second_positions=first
+            if second_type is None
+            else self._keep(positions + tensors[second_type], np.float32),
             embedding_norm=self._norm(recipe["embedding_norm"]),
             **self._projection(recipe.get("projection")),
             layers=self._layers,
@@ -121,7 +124,8 @@ class FusedEncoder:
 
         def encode(begin: int, end: int) -> None:
             pieces = slice(starts[begin], starts[end])
-            self._encode(ids[pieces], lengths[begin:end], targets[pieces], rows)
+            seconds = None if batch.seconds is None else batch.seconds[begin:end]
+            self._encode(ids[pieces], lengths[begin:end], targets[pieces], seconds, rows)
 
         first, *rest = _split(lengths, threads)
         futures = []
@@ -135,7 +139,12 @@ class FusedEncoder:
             future.result()
 
     def _encode(
-        self, ids: np.ndarray, lengths: np.ndarray, targets: np.ndarray, rows: np.ndarray
+        self,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        targets: np.ndarray,
+        seconds: np.ndarray | None,
+        rows: np.ndarray,
     ) -> None:
         compiled = library.load()
         assert compiled is not None
@@ -144,6 +153,7 @@ class FusedEncoder:
             lengths=lengths.ctypes.data,
             ids=ids.ctypes.data,
             targets=targets.ctypes.data,
+            seconds=None if seconds is None else seconds.ctypes.data,
         )
         encoder, address = ctypes.byref(self._encoder), ctypes.byref(windows)
         n_bytes = compiled.scratch_size(encoder, address)
@@ -278,6 +288,8 @@ def _check_shapes(
     check(pieces, (n_pieces, embedding_width * bits // 8), np.int8 if bits == 8 else np.uint8)
     check(scales, (n_pieces, 1))
     check(recipe["positions"], (len(tensors[recipe["positions"]]), embedding_width))
+    if "second_type" in recipe:
+        check(recipe["second_type"], (embedding_width,))
     check_norm(recipe["embedding_norm"], embedding_width)
     if "projection" in recipe:
         weight, bias = recipe["projection"]

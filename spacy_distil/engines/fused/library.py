@@ -16,7 +16,7 @@ NAME = "compiled"
 # Loads of AVX-512 are fastest from multiples of this many bytes, and the products demand them.
 ALIGNMENT = 64
 # The interface that this file describes.
-VERSION = 4
+VERSION = 5
 
 
 class Linear(Structure):
@@ -59,6 +59,7 @@ class Encoder(Structure):
         ("pieces", c_void_p),
         ("piece_scales", c_void_p),
         ("positions", c_void_p),
+        ("second_positions", c_void_p),
         ("embedding_norm", Norm),
         ("projection", c_void_p),
         ("projection_bias", c_void_p),
@@ -72,6 +73,7 @@ class Windows(Structure):
         ("lengths", c_void_p),
         ("ids", c_void_p),
         ("targets", c_void_p),
+        ("seconds", c_void_p),
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spacy_distil.engines.files import first_position
-from spacy_distil.engines.onnx import IDS
+from spacy_distil.engines.onnx import IDS, SECONDS
 from spacy_distil.errors import ConfigError
 from spacy_distil.export.families.post_norm import PostNormGraph, PostNormLayer, read_layer_parts
 from spacy_distil.export.graph import (
@@ -33,7 +33,9 @@ class BertWeights:
 
     pieces: (n_vocab, n_embedding) float32.
     positions: (n_positions, n_embedding) float32, from the first piece of a window on. They include
-        the embedding of the first token type, because texts have no other.
+        the embedding of the first token type, because single texts have no other.
+    second_type: (n_embedding,) float32, what the embedding of the second token type has more than
+        the one of the first; `None` if the graph needs none, or the family has none.
     embedding_norm: of the sum of pieces and positions.
     projection: from n_embedding to the width; `None` if they are equal.
     layers: in the order in which they are applied. A shared layer is listed several times.
@@ -46,6 +48,7 @@ class BertWeights:
 
     pieces: np.ndarray
     positions: np.ndarray
+    second_type: np.ndarray | None
     embedding_norm: Norm
     projection: Linear | None
     layers: list[PostNormLayer]
@@ -83,6 +86,7 @@ def read(config: Mapping[str, Any], weights: Weights) -> BertWeights:
     return BertWeights(
         pieces=weights["embeddings.word_embeddings.weight"],
         positions=positions,
+        second_type=_second_type(weights),
         embedding_norm=norm(weights, "embeddings.LayerNorm"),
         projection=_projection(weights, family),
         layers=_layers(weights, config),
@@ -103,6 +107,13 @@ def _positions(weights: Weights, config: Mapping[str, Any]) -> np.ndarray:
     positions = weights["embeddings.position_embeddings.weight"][first_position(config) :]
     token_types = weights.get("embeddings.token_type_embeddings.weight")
     return positions if token_types is None else positions + token_types[0]
+
+
+def _second_type(weights: Weights) -> np.ndarray | None:
+    token_types = weights.get("embeddings.token_type_embeddings.weight")
+    if token_types is None or len(token_types) < 2:
+        return None
+    return token_types[1] - token_types[0]
 
 
 def _projection(weights: Weights, model_type: str) -> Linear | None:
@@ -165,6 +176,10 @@ class BertGraph(PostNormGraph):
 
     weights: BertWeights
 
+    @property
+    def has_seconds(self) -> bool:  # type: ignore[override]
+        return self.weights.second_type is not None
+
     def encode(self) -> str:
         masks = [self.lengths()]
         if self.weights.distance_bias is not None:
@@ -189,6 +204,7 @@ class BertGraph(PostNormGraph):
             "embedding_bits": precision.embedding_bits,
             "pieces": self.rounded_pieces(w.pieces),
             "positions": self.constant(w.positions),
+            **({} if w.second_type is None else {"second_type": self.constant(w.second_type)}),
             "embedding_norm": self.norm_names(w.embedding_norm),
             "layers": [self.layer_names(layer) for layer in w.layers],
         }
@@ -244,6 +260,21 @@ class BertGraph(PostNormGraph):
         zero = self.constant(np.array([0]))
         positions = self.op("Slice", self.constant(w.positions), zero, length, zero)
         hidden = self.op("Add", self.embed_pieces(w.pieces), positions)
+        if w.second_type is not None:
+            places = self.op(
+                "Range",
+                self.scalar(0, np.int64),
+                self.op("Squeeze", length),
+                self.scalar(1, np.int64),
+            )
+            seconds = self.op("Unsqueeze", SECONDS, self.constant(np.array([1])))
+            is_second = self.op("GreaterOrEqual", places, seconds)
+            is_second = self.op("Unsqueeze", is_second, self.constant(np.array([2])))
+            hidden = self.op(
+                "Add",
+                hidden,
+                self.op("Where", is_second, self.constant(w.second_type), self.scalar(0.0)),
+            )
         hidden = self.norm(hidden, w.embedding_norm, w.epsilon)
         if w.projection is not None:
             hidden = self.add_bias(self.product(hidden, w.projection), w.projection.bias)

@@ -260,8 +260,12 @@ def _with_ends(
     for piece in (begin, end, *others):
         if piece not in vocab:
             raise UnknownPieces(f"has no piece {piece!r} in its vocabulary")
+    # RoBERTa and families like it put two pieces between two texts.
+    between = [end, end] if begin == "<s>" else [end]
     tokenizer.post_processor = TemplateProcessing(
-        single=[begin, "$A", end], special_tokens=[(piece, vocab[piece]) for piece in (begin, end)]
+        single=[begin, "$A", end],
+        pair=[begin, "$A", *between, "$B:1", f"{end}:1"],
+        special_tokens=[(piece, vocab[piece]) for piece in (begin, end)],
     )
     return tokenizer
 

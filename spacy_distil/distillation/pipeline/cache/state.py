@@ -24,7 +24,7 @@ STATE = "cache.json"
 DECISIONS, DEVELOPMENT = "decisions", "development"
 DIGEST = "digest"  # its entry with the digest of all others
 FORMAT = "spacy-distil teacher cache"
-VERSION = 5  # raise it if the same inputs are cut or written differently
+VERSION = 6  # raise it if the same inputs are cut or written differently
 
 
 def make_state(layout: Layout, fingerprint: Mapping[str, str], sources: Mapping[str, str]) -> State:

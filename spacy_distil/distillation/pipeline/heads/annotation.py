@@ -50,6 +50,9 @@ from spacy_distil.distillation.pipeline.labels import morphology_labels
 from spacy_distil.errors import ConfigError
 from spacy_distil.ner.decoding import MISSING, OUTSIDE, B, I, L, U
 from spacy_distil.ner.pipe import DistilNER
+from spacy_distil.pairs.pair_pipe import DistilPair
+from spacy_distil.pairs.qa_pipe import DistilQA
+from spacy_distil.pairs.questions import answers_of, set_answers
 from spacy_distil.vectors.pairs import VECTOR
 from spacy_distil.vectors.pipe import DistilVectors
 
@@ -138,6 +141,8 @@ def annotation_of(pipe: Any, settings: PipeSettings | None = None) -> type[Annot
         (TextCategorizer, Cats),
         (SpanCategorizer, Spans),
         (DistilVectors, Vectors),
+        (DistilPair, PairCats),
+        (DistilQA, FoundAnswers),
     ]
     return next((each for kind, each in kinds if isinstance(pipe, kind)), None)
 
@@ -481,6 +486,68 @@ class Vectors(Annotation):
 
     def is_annotated(self, doc: Doc) -> bool:
         return VECTOR in doc.user_data
+
+
+class PairCats(Annotation):
+    """The categories or the score of a doc and the text that it names. NaN if the doc has none.
+
+    No component declares it: a teacher of another kind cannot teach it.
+    """
+
+    assigns = frozenset()
+
+    def __init__(
+        self, pipe: Any, labels: Sequence[str], strings: StringStore, settings: PipeSettings
+    ) -> None:
+        super().__init__(pipe, labels, strings, settings)
+        self.fields = {"scores": Field("doc", len(labels), "float32")}
+
+    def read(self, doc: Doc) -> dict[str, Array]:
+        scores = [doc.cats.get(label, np.nan) for label in self._labels]
+        return {"scores": np.array([scores], dtype=np.float32)}
+
+    def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
+        scores = zip(self._labels, rows["scores"][0].tolist(), strict=True)
+        doc.cats = {label: score for label, score in scores if not np.isnan(score)}
+
+    def labels_of(self, doc: Doc) -> Counter[str]:
+        return Counter(doc.cats.keys())
+
+    def is_annotated(self, doc: Doc) -> bool:
+        return not doc.cats.keys().isdisjoint(self._labels)
+
+
+class FoundAnswers(Annotation):
+    """The best answer to each question about a doc: rows of question, first character, and the one
+    behind the last. Both are -1 for no answer.
+
+    No component declares it: a teacher of another kind cannot teach it.
+    """
+
+    assigns = frozenset()
+    has_labels = False
+    fields: ClassVar[Mapping[str, Field]] = {"answers": Field("item", 3, "float32")}  # type: ignore[misc]
+
+    def read(self, doc: Doc) -> dict[str, Array]:
+        answers = answers_of(doc, self._pipe.cfg["answers"]) or []
+        rows = [
+            (i, own[0]["start"], own[0]["end"]) if own else (i, -1, -1)
+            for i, own in enumerate(answers)
+        ]
+        return {"answers": np.array(rows, dtype=np.float32).reshape(-1, 3)}
+
+    def write(self, doc: Doc, rows: Mapping[str, Array]) -> None:
+        found = [
+            [{"text": doc.text[start:end], "start": start, "end": end}] if start >= 0 else []
+            for _, start, end in rows["answers"].astype(int).tolist()
+        ]
+        set_answers(doc, self._pipe.cfg["answers"], found or None)
+
+    def labels_of(self, doc: Doc) -> Counter[str]:
+        return Counter()
+
+    def is_annotated(self, doc: Doc) -> bool:
+        return answers_of(doc, self._pipe.cfg["answers"]) is not None
 
 
 def check_probability(doc: Doc, label: str, score: float, advice: str) -> None:

@@ -28,9 +28,12 @@ from spacy_distil.distillation.pipeline.heads.silver import SilverHead
 from spacy_distil.distillation.pipeline.heads.softmax import SoftmaxHead
 from spacy_distil.distillation.pipeline.heads.textcat import TextcatHead
 from spacy_distil.distillation.pipeline.heads.transitions import TransitionHead
+from spacy_distil.distillation.pipeline.heads.two_texts import PairHead, QAHead
 from spacy_distil.distillation.pipeline.heads.vectors import VectorsHead
 from spacy_distil.distillation.pipeline.labels import kind_of
 from spacy_distil.errors import ConfigError
+from spacy_distil.pairs.pair_pipe import DistilPair
+from spacy_distil.pairs.qa_pipe import DistilQA
 from spacy_distil.vectors.pipe import DistilVectors
 
 TRANSITION_KINDS = (EntityRecognizer, DependencyParser)
@@ -168,4 +171,8 @@ def _head_class(target: Target, kind: type | None) -> Callable[..., Head]:
         return TextcatHead
     if kind is DistilVectors:
         return VectorsHead
+    if kind is DistilPair:
+        return PairHead
+    if kind is DistilQA:
+        return QAHead
     return TransitionHead if kind in TRANSITION_KINDS else SoftmaxHead

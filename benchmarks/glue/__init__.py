@@ -1,0 +1,1 @@
+"""The tasks of GLUE: a teacher and its students."""

@@ -1,0 +1,1 @@
+"""Question answering on SQuAD: a teacher and its students."""

@@ -1,0 +1,205 @@
+"""Pipes that read two texts together: distil_pair and distil_qa."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from spacy.pipeline import TrainablePipe
+from spacy.tokens import Doc
+from spacy.training import Example
+from thinc.api import set_dropout_rate
+
+from spacy_distil.distillation.pipeline.heads.base import (
+    Array,
+    Field,
+    Head,
+    PipeSettings,
+    Records,
+)
+from spacy_distil.distillation.pipeline.labels import match_labels
+from spacy_distil.distillation.pipeline.losses import bernoulli_kl, scores_kl
+from spacy_distil.errors import ConfigError
+from spacy_distil.pairs.other import other_of, pairs_of
+from spacy_distil.pairs.questions import questions_of
+
+
+class PairHead(Head):
+    """A distil_pair.
+
+    It records the teacher's logits of each doc that names another text, in the student's order of
+    labels; NaN for other docs, from which the student learns nothing. The loss is a sum over pairs:
+    the divergence of the probabilities, or half of the squared error of a number.
+    """
+
+    student: Any
+    teacher: Any
+
+    def __init__(
+        self, student: TrainablePipe, teacher: TrainablePipe | None, settings: PipeSettings
+    ) -> None:
+        super().__init__(student, teacher, settings)
+        if teacher is None:
+            return
+        if self.student.output != self.teacher.output:
+            raise ConfigError(
+                f"{student.name!r} has output = {self.student.output!r}, but the teacher's "
+                f"{settings.source(student.name)!r} has {self.teacher.output!r}. Set the teacher's "
+                f'in [components.{student.name}], or target = "gold" in '
+                f"[distillation.pipes.{student.name}]."
+            )
+        self._numbers = match_labels(self.name, self.student.labels, self.teacher.labels)
+        self.fields = {"logits": Field("doc", len(self.student.labels), "float32")}
+
+    @property
+    def source(self) -> str:
+        return f"{super().source}, {self.student.output}"
+
+    def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
+        recorded = np.full((len(docs), len(self._numbers)), np.nan, dtype=np.float32)
+        found = pairs_of(docs, self.teacher.cfg["other"])
+        if found:
+            model = self.teacher.model
+            logits = model.ops.to_numpy(model.predict([pair for _, pair in found]))
+            rows = np.array([i for i, _ in found])
+            recorded[rows[:, None], self._numbers] = logits
+        return {"logits": list(recorded[:, None])}
+
+    def _learn(
+        self, examples: Sequence[Example], records: Records, soft: float, gold: float, drop: float
+    ) -> float:
+        name = self.student.cfg["other"]
+        examples = list(examples)
+        taught = [
+            bool(soft) and not np.isnan(records["logits"][i]).any() for i in range(len(examples))
+        ]
+        annotated = [bool(gold) and self.student.has_gold(example) for example in examples]
+        own = [
+            i
+            for i, example in enumerate(examples)
+            if (taught[i] or annotated[i]) and other_of(example.reference, name) is not None
+        ]
+        if not own:
+            return 0.0
+        model, weight = self.student.model, self.settings.weight
+        set_dropout_rate(model, drop)
+        logits, backprop = model.begin_update(self.student.read_pairs([examples[i] for i in own]))
+        loss, d_logits = 0.0, model.ops.xp.zeros_like(logits)
+        for flags, part, learn in (
+            (taught, soft, lambda rows: self._soft_loss(logits[rows], records, own, rows)),
+            (
+                annotated,
+                gold,
+                lambda rows: self.student.get_loss(
+                    [examples[own[row]] for row in rows.tolist()], logits[rows]
+                ),
+            ),
+        ):
+            rows = np.array([row for row, i in enumerate(own) if flags[i]], dtype=np.int64)
+            if len(rows):
+                own_loss, d_own = learn(rows)
+                loss += part * own_loss
+                d_logits[rows] += (weight * part) * d_own
+        self._check_loss(loss)
+        backprop(d_logits)
+        return loss
+
+    def _soft_loss(
+        self, logits: Any, records: Records, own: Sequence[int], rows: Array
+    ) -> tuple[float, Any]:
+        """Compute the teacher's part of the loss, summed over pairs, and its gradient.
+
+        logits: the student's, (n_rows, n_labels).
+        own: the examples of all logits. rows: the ones of these.
+        """
+        targets = self.student.model.ops.asarray2f(
+            np.concatenate([records["logits"][own[row]] for row in rows])
+        )
+        temperature = self.settings.temperature
+        if self.student.output == "number":
+            difference = logits - targets
+            return 0.5 * float((difference**2).sum()), difference
+        if self.student.output == "probability":
+            return bernoulli_kl(self.student.to_scores(logits), targets, temperature)
+        return scores_kl(logits, targets, temperature)
+
+
+class QAHead(Head):
+    """A distil_qa.
+
+    It records the teacher's logits of begins and ends for each question of a doc. The student
+    learns the distributions of both over the tokens of the doc, and no answer if that is possible,
+    from questions with and without annotation. The loss is the mean divergence of the two, summed
+    over questions.
+    """
+
+    student: Any
+    teacher: Any
+
+    def __init__(
+        self, student: TrainablePipe, teacher: TrainablePipe | None, settings: PipeSettings
+    ) -> None:
+        super().__init__(student, teacher, settings)
+        if teacher is not None:
+            self.fields = {"logits": Field("item", 2, "float16")}
+
+    def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
+        questions = [questions_of(doc, self.teacher.cfg["questions"]) for doc in docs]
+        pairs = [(each, doc) for doc, own in zip(docs, questions, strict=True) for each in own]
+        logits = self.teacher.predict_pairs(pairs)
+        none = np.zeros((0, 2), dtype=np.float32)
+        return {
+            "logits": [np.concatenate([none, *(next(logits) for _ in own)]) for own in questions]
+        }
+
+    def _learn(
+        self, examples: Sequence[Example], records: Records, soft: float, gold: float, drop: float
+    ) -> float:
+        pairs: list[tuple[str, Doc]] = []
+        taught: list[Array | None] = []
+        annotated: list[tuple[int, int] | None] = []
+        for i, example in enumerate(examples):
+            questions, targets = self.student.read_targets(example)
+            rows = list(records["logits"][i]) if soft else []
+            n = 1 + len(example.predicted)
+            for place, (question, target) in enumerate(zip(questions, targets, strict=True)):
+                own = rows[place * n : (place + 1) * n]
+                if own or (gold and target is not None):
+                    pairs.append((question, example.predicted))
+                    taught.append(np.stack(own).astype("f") if own else None)
+                    annotated.append(target if gold else None)
+        if not pairs:
+            return 0.0
+        model, weight = self.student.model, self.settings.weight
+        set_dropout_rate(model, drop)
+        logits, backprop = model.begin_update(pairs)
+        gradients = [model.ops.xp.zeros_like(own) for own in logits]
+        loss = 0.0
+        for own, d_own, targets, target in zip(logits, gradients, taught, annotated, strict=True):
+            if targets is not None:
+                own_loss, d_soft = self._soft_loss(own, targets)
+                loss += soft * own_loss
+                d_own += (weight * soft) * d_soft
+            if target is not None:
+                own_loss, (d_gold,) = self.student.get_gold_loss([own], [target])
+                loss += gold * own_loss
+                d_own += (weight * gold) * d_gold
+        self._check_loss(loss)
+        backprop(gradients)
+        return loss
+
+    def _soft_loss(self, logits: Any, targets: Array) -> tuple[float, Any]:
+        """Compute the teacher's part of the loss of one question, and its gradient.
+
+        logits, targets: (1 + n_tokens, 2).
+        """
+        ops, first = self.student.model.ops, self.student.first_row
+        d_logits = ops.xp.zeros_like(logits)
+        if len(logits) == first:
+            return 0.0, d_logits
+        # A distribution in a row.
+        own = ops.as_contig(logits[first:].T)
+        loss, d_own = scores_kl(own, ops.asarray2f(targets[first:].T), self.settings.temperature)
+        d_logits[first:] = 0.5 * d_own.T
+        return 0.5 * loss, d_logits

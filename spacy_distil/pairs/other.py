@@ -1,0 +1,134 @@
+"""Pairs of texts as docs and training data: a doc, and a text that it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example
+
+from spacy_distil.errors import ConfigError, CorpusError
+from spacy_distil.text.docs import FURTHER_TEXT
+
+
+def add_extension(name: str) -> None:
+    """Add the extension `doc._.NAME`, a string that is kept with the doc.
+
+    Raises ConfigError if there is another extension of that name.
+    """
+    check_name(name, other_of)
+    if not Doc.has_extension(name):
+        Doc.set_extension(
+            name, getter=partial(other_of, name=name), setter=partial(_set, name=name)
+        )
+
+
+def check_name(name: str, getter: Callable) -> None:
+    """Raise ConfigError if doc._.NAME cannot be an extension with a getter, or is another one."""
+    if not name.isidentifier():
+        raise ConfigError(f"{name!r} cannot name an extension doc._.NAME: expected an identifier.")
+    if Doc.has_extension(name):
+        known = Doc.get_extension(name)[2]
+        if not isinstance(known, partial) or known.func is not getter:
+            raise ConfigError(
+                f"doc._.{name} is an extension of other code or another pipe. Set another name in "
+                'the pipe, such as other = "hypothesis".'
+            )
+
+
+def _set(doc: Doc, value: Any, *, name: str) -> None:
+    if value is None:
+        doc.user_data.pop(FURTHER_TEXT + name, None)
+    elif isinstance(value, (str, Doc)):
+        doc.user_data[FURTHER_TEXT + name] = value if isinstance(value, str) else value.text
+    else:
+        raise ConfigError(
+            f"doc._.{name} = {value!r:.60}: expected a string, a doc or None, the other text of "
+            "the pair."
+        )
+
+
+def other_of(doc: Doc, name: str) -> str | None:
+    """Return the text that a doc names in `doc._.NAME`, or None."""
+    other: str | None = doc.user_data.get(FURTHER_TEXT + name)
+    return other
+
+
+def pairs_of(docs: Iterable[Doc], name: str) -> list[tuple[int, tuple[Doc, str]]]:
+    """List the docs that name another text, each with its number and that text."""
+    found = ((i, doc, other_of(doc, name)) for i, doc in enumerate(docs))
+    return [(i, (doc, other)) for i, doc, other in found if other is not None]
+
+
+def LabelledPairs(
+    path: str | Path | None, other: str = "other", limit: int = 0
+) -> Callable[[Language], Iterator[Example]]:
+    """Read pairs of texts with labels for `distil_pair`, from JSON lines.
+
+        {"text": "A man plays.", "other": "Nobody plays.", "label": "contradiction"}
+        {"text": "A man plays.", "other": "Somebody plays.", "cats": {"similarity": 0.9}}
+
+    The label becomes 1.0 in `doc.cats`; the labels of the other lines are 0.0 then. A line without
+    either is a pair without annotation.
+
+    path: .jsonl file.
+    other: the extension that names the other text, as in the settings of the pipe.
+    limit: only the first N pairs; 0 for all.
+    """
+    add_extension(other)
+
+    def read(nlp: Language) -> Iterator[Example]:
+        if path is None:
+            raise CorpusError("There are no pairs: set the path of spacy-distil.LabelledPairs.v1.")
+        records = list(_read_records(Path(path), limit))
+        labels = dict.fromkeys(record["label"] for record in records if "label" in record)
+        for record in records:
+            predicted, reference = nlp.make_doc(record["text"]), nlp.make_doc(record["text"])
+            for doc in (predicted, reference):
+                doc._.set(other, record["other"])
+            if "label" in record:
+                reference.cats = {**dict.fromkeys(labels, 0.0), record["label"]: 1.0}
+            elif "cats" in record:
+                reference.cats = record["cats"]
+            yield Example(predicted, reference)
+
+    return read
+
+
+def _read_records(path: Path, limit: int) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf8").splitlines()
+    except OSError as error:
+        raise CorpusError(f"The pairs in {path} cannot be read: {error}") from error
+    n = 0
+    for number, line in enumerate(lines, start=1):
+        if limit and n >= limit:
+            return
+        if not line.strip():
+            continue
+        if (record := _parse(line)) is None:
+            raise CorpusError(
+                f"{path}, line {number}: {line[:80]!r}. Expected "
+                '{"text": "...", "other": "...", "label": "..."}, or instead of "label" numbers as '
+                'in "cats": {"similarity": 0.9}.'
+            )
+        n += 1
+        yield record
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """Parse a line. RETURNS: None if it is no pair."""
+    try:
+        record = json.loads(line)
+        strings = [record["text"], record["other"], record.get("label", "")]
+        numbers = [*record.get("cats", {}).values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = all(isinstance(each, str) for each in strings)
+    whole &= all(type(each) in (int, float) for each in numbers)
+    return record if whole else None
