@@ -11,6 +11,8 @@ from pathlib import Path
 
 from wasabi import msg
 
+ROWS = ("teacher", "copied", "taught", "int8")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,6 +63,7 @@ def make_rows(plan: Plan) -> dict[str, Path]:
         which learns the teacher's soft targets on the same texts; and "int8", the latter quantized.
     """
     root = plan.output
+    root.mkdir(parents=True, exist_ok=True)
     teacher = root / "teacher" / "model-best"
     if not teacher.exists():
         _spacy(

@@ -270,6 +270,8 @@ def pipeline_settings(
     factories: of the trained pipes, by name, in the order of the pipeline.
     """
     defaults = get_lang_class(lang).default_config
+    # Short windows are faster on a CPU. But a question should see all of its paragraph.
+    window = None if gpu or "distil_qa" in factories.values() else 192
     return {
         "lang": lang,
         "pipes": factories,
@@ -292,7 +294,7 @@ def pipeline_settings(
         "encoder": encoder,
         "optimize": optimize,
         "gpu": gpu,
-        **fit_windows(encoder, None if gpu else 192, 32 if gpu else 16),
+        **fit_windows(encoder, window, 32 if gpu else 16),
         "pooling": "mean",
         "pieces_from": "text",
         "score_weights": score_weights(list(factories.values())),

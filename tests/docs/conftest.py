@@ -18,6 +18,7 @@ from spacy.tokens import Doc, DocBin
 
 from tests.hugging_face.models import write_model, write_modules
 from tests.life.corpus import make_annotated
+from tests.pairs.conftest import write_classifier
 from tests.util import (
     adam,
     add_heads,
@@ -63,6 +64,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = ["O", *(f"{tag}-{label}" for label in ("PER", "LOC") for tag in "BI")]
     classifier = write_model(path / "scratch", "bert", "TokenClassification", labels)
     classifier.rename(path / "my-classifier")
+    relations = {0: "entailment", 1: "neutral", 2: "contradiction"}
+    bert = path / "bert-base-uncased"
+    write_classifier(
+        path / "my-pair-classifier", bert, "SequenceClassification", id2label=relations
+    )
+    write_classifier(path / "my-qa-model", bert, "QuestionAnswering")
     if importlib.util.find_spec("spacy_transformers") is not None:
         make_trf(path / "distilbert-base-uncased").to_disk(path / "my-trf-pipeline")
     return path

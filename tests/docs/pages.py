@@ -13,6 +13,8 @@ ENCODER = "docs/encoder-distillation.md"
 PIPELINE = "docs/pipeline-distillation.md"
 BUDGET = "docs/budget.md"
 VECTORS = "docs/vectors.md"
+TWO_TEXTS = "docs/pairs.md"
+ANSWERS = "docs/answers.md"
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",

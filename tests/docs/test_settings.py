@@ -48,6 +48,8 @@ from spacy_distil.distillation.pipeline.heads import PipeSettings, softmax
 from spacy_distil.distillation.pipeline.labels import ENTITY_KINDS, KINDS
 from spacy_distil.distillation.pipeline.noise import NoiseSettings
 from spacy_distil.fitting.settings import FitSettings
+from spacy_distil.pairs.pair_head import PairHead
+from spacy_distil.pairs.qa_head import QAHead
 from spacy_distil.runs.settings import Section
 from spacy_distil.students.families import BERT_FORM, CUTTABLE, FAMILIES
 from spacy_distil.students.flops import encoder_flops, mlm_head_flops
@@ -56,11 +58,13 @@ from spacy_distil.students.vocabulary import VocabularySettings
 from spacy_distil.vectors.layers import VectorsHead
 from tests.docs.configs import encoder_config
 from tests.docs.pages import (
+    ANSWERS,
     BUDGET,
     COMPONENT,
     ENCODER,
     PIPELINE,
     ROOT,
+    TWO_TEXTS,
     VECTORS,
     in_backticks,
     table_after,
@@ -154,6 +158,10 @@ def distillation_defaults() -> dict[str, Any]:
         (BUDGET, "\nSettings of the search", partial(section_defaults, FitSettings)),
         (VECTORS, "of the factory `distil_vectors`", partial(factory_defaults, "distil_vectors")),
         (VECTORS, "of its model, `spacy-distil.VectorsHead.v1`", partial(defaults, VectorsHead)),
+        (TWO_TEXTS, "of the factory `distil_pair`", partial(factory_defaults, "distil_pair")),
+        (TWO_TEXTS, "of its model, `spacy-distil.PairHead.v1`", partial(defaults, PairHead)),
+        (ANSWERS, "of the factory `distil_qa`", partial(factory_defaults, "distil_qa")),
+        (ANSWERS, "of its model, `spacy-distil.QAHead.v1`", partial(defaults, QAHead)),
     ],
 )
 def test_settings_and_defaults_are_those_of_the_code(
