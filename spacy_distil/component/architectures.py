@@ -66,8 +66,8 @@ def DistilTransformer(
         of the special piece at the start of their window ([CLS] or <s>), for pipes that classify
         documents.
     doc_pooling: how `distil_vectors` gets the vector of a doc: the "mean" of all of its pieces,
-        special ones included, or the "first" piece of its first window, a special one. null: there
-        is none, which is faster.
+        special ones included, the "first" piece of its first window, a special one, or the "max" of
+        all, number by number. null: there is none, which is faster.
     pieces_from: the tokenizer of pieces reads the "text" of a doc, or its "tokens": each by itself,
         with the space before it, as in spacy-curated-transformers. Whitespace tokens have no pieces
         then.

@@ -57,16 +57,11 @@ class EncoderSettings:
             raise ConfigError(f"engine = {self.engine!r}: expected one of {', '.join(MODELS)}.")
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling = {self.pooling!r}: expected one of {', '.join(POOLINGS)}.")
-        if self.doc_pooling is not None:
-            if self.doc_pooling not in DOC_POOLINGS:
-                raise ConfigError(
-                    f"doc_pooling = {self.doc_pooling!r}: expected null or one of "
-                    f"{', '.join(DOC_POOLINGS)}."
-                )
-            if self.pooling == "max":
-                raise ConfigError(
-                    'doc_pooling does not work with pooling = "max". Set pooling = "mean".'
-                )
+        if self.doc_pooling is not None and self.doc_pooling not in DOC_POOLINGS:
+            raise ConfigError(
+                f"doc_pooling = {self.doc_pooling!r}: expected null or one of "
+                f"{', '.join(DOC_POOLINGS)}."
+            )
         if self.pieces_from not in PIECES_FROM:
             raise ConfigError(
                 f"pieces_from = {self.pieces_from!r}: expected one of {', '.join(PIECES_FROM)}."

@@ -17,7 +17,7 @@ REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 PoolingName = Reduction | Literal["cls"]
 POOLINGS: tuple[str, ...] = (*REDUCTIONS, "cls")
 # Of all pieces of a doc, special ones included.
-DocPooling = Literal["mean", "first"]
+DocPooling = Literal["mean", "first", "max"]
 DOC_POOLINGS: tuple[str, ...] = get_args(DocPooling)
 
 # Takes the gradient of the token vectors, or of their first columns only, and returns the gradient
@@ -123,10 +123,10 @@ class Pooling:
     ) -> Pooling:
         """Build the pooling of whole docs, (n_docs, width). A doc without windows gets zeros.
 
-        kind: the "mean" of all pieces, special ones included, as most sentence encoders pool; or
-            the "first" piece of the first window, a special one where the family has it. In the
-            mean of several windows each piece counts once, and special pieces count as in one
-            window.
+        kind: the "mean" of all pieces, special ones included, as most sentence encoders pool; the
+            "first" piece of the first window, a special one where the family has it; or the "max"
+            of all pieces, number by number. In the mean of several windows each piece counts once,
+            and special pieces count as in one window.
         row_pieces: (n_rows,) the piece of each row that is not special.
         window_sizes: (n_windows of all docs,) pieces of each window, without special ones.
         n_windows: number of windows of each doc.
@@ -138,6 +138,9 @@ class Pooling:
         n_rows = int(sizes.sum())
         doc_of_window = np.repeat(np.arange(len(counts)), counts)
         doc_of_row = np.repeat(doc_of_window, sizes)
+        if kind == "max":
+            lengths = np.bincount(doc_of_row, minlength=len(counts)).astype("i")
+            return cls(np.arange(n_rows), None, lengths, n_rows)
         if kind == "first":
             begins = np.append(0, np.cumsum(sizes))[np.cumsum(counts) - counts]
             lengths = (np.bincount(doc_of_row, minlength=len(counts)) > 0).astype("i")
@@ -163,16 +166,16 @@ class Pooling:
     def with_docs(self, docs: Pooling, n_tokens: Sequence[int]) -> Pooling:
         """Give each doc one more vector, after the vectors of its tokens.
 
-        docs: of the same rows to docs. Both have weights.
+        docs: of the same rows to docs.
         n_tokens: number of tokens of each doc.
         RETURNS: of the rows to (n_tokens of all docs + n_docs) vectors.
         """
-        assert self.weights is not None
-        assert docs.weights is not None
         sizes = np.array(n_tokens, dtype=np.int64)
         # The numbers are tokens first, then docs. A stable sort puts each doc behind its tokens.
         keys = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), np.arange(len(sizes))])
         order = np.argsort(keys, kind="stable")
+        if self.weights is None or docs.weights is None:
+            return MixedPooling.join(self, docs, order)
         lengths = np.concatenate([self.lengths, docs.lengths])
         bounds = np.append(0, np.cumsum(lengths, dtype=np.int64))
         lengths = lengths[order]
@@ -229,6 +232,40 @@ class Pooling:
         """
         order = np.argsort(self.columns, kind="stable")
         return order, np.bincount(self.columns, minlength=self.n_rows).astype("i")
+
+
+@dataclass(frozen=True)
+class MixedPooling(Pooling):
+    """The vectors of two poolings of the same rows, in one order: sums and maxima, or two maxima.
+
+    columns, weights, lengths: of the vectors in this order, without weights.
+    parts: the two poolings.
+    order: (n_vectors,) int64, the number of each vector among those of the first part, and then of
+        the second one.
+    """
+
+    parts: tuple[Pooling, Pooling]
+    order: np.ndarray
+
+    @classmethod
+    def join(cls, first: Pooling, second: Pooling, order: np.ndarray) -> MixedPooling:
+        """Put two poolings into one order."""
+        lengths = np.concatenate([first.lengths, second.lengths])[order]
+        columns = np.concatenate([first.columns, second.columns])
+        return cls(columns, None, lengths, first.n_rows, (first, second), order)
+
+    def forward(self, ops: Ops, rows: Floats2d) -> tuple[Floats2d, Backprop]:
+        first, second = (part.forward(ops, rows) for part in self.parts)
+        order = to_ops(ops, self.order)
+        vectors: Any = ops.xp.concatenate([first[0], second[0]])[order]
+
+        def backprop(d_vectors: Floats2d) -> Floats2d:
+            d_parts: Any = ops.alloc2f(*d_vectors.shape)
+            d_parts[order] = d_vectors
+            n = len(self.parts[0].lengths)
+            return first[1](d_parts[:n]) + second[1](d_parts[n:])  # type: ignore[no-any-return]
+
+        return vectors, backprop
 
 
 def split_docs(tokens: Floats2d, n_tokens: Sequence[int]) -> list[Floats2d]:

@@ -342,6 +342,8 @@ def _compare_docs(
     assert description.sentence is not None
     if description.sentence.pooling == "first":
         vector = case.outputs[0][0]
+    elif description.sentence.pooling == "max":
+        vector = np.concatenate(case.outputs).max(axis=0)
     else:
         # In several windows, a piece counts once, and special pieces count as in one window.
         rows, pieces = case.rows, case.encoded.row_pieces

@@ -66,6 +66,7 @@ TEXT_HEADS: dict[str, tuple[str | None, str, str]] = {
 _SENTENCE_POOLINGS: dict[str, DocPooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "first",
+    "pooling_mode_max_tokens": "max",
 }
 _ACTIVATIONS: dict[str, Activation] = {"Tanh": "tanh", "Identity": "identity"}
 # As in the architecture.

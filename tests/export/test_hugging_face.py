@@ -92,7 +92,7 @@ def test_encoders(family: str, corpus: Path, tmp_path: Path) -> None:
     assert doc.tensor.shape == (3, encoder_of(nlp).width)
 
 
-@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token"])
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "max_tokens"])
 @pytest.mark.parametrize("modules", [(), ("Normalize",), ("Dense", "Dense", "Normalize")])
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_sentence_encoders(
@@ -113,7 +113,8 @@ def test_sentence_encoders(
     for text in (*SENTENCES, " "):
         with torch.inference_mode():
             states = reference(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
-            vector = states[0] if mode == "cls_token" else states.mean(dim=0)
+            pools = {"cls_token": states[0], "mean_tokens": states.mean(dim=0)}
+            vector = pools.get(mode, states.max(dim=0).values)
             for weight, bias in dense:
                 vector = torch.tanh(torch.from_numpy(weight) @ vector + torch.from_numpy(bias))
             if "Normalize" in modules:
@@ -183,7 +184,7 @@ def test_the_quantized_pipeline_needs_no_torch(
     ]
 
 
-@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token"])
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "max_tokens"])
 @pytest.mark.parametrize("fused", ["0", "1"])
 def test_vectors_of_texts_in_both_runtimes(
     mode: str, fused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -182,7 +182,9 @@ def test_a_tokenizer_is_needed(token_model: Path) -> None:
 # Sentence encoders
 
 
-@pytest.mark.parametrize(("mode", "pooling"), [("mean_tokens", "mean"), ("cls_token", "first")])
+@pytest.mark.parametrize(
+    ("mode", "pooling"), [("mean_tokens", "mean"), ("cls_token", "first"), ("max_tokens", "max")]
+)
 def test_poolings_of_sentence_encoders(mode: str, pooling: str, tmp_path: Path) -> None:
     model = write_encoder(tmp_path / "model", "bert")
     assert describe(str(model), "en").encoding["pooling"] == "mean"
@@ -200,7 +202,6 @@ def test_poolings_of_sentence_encoders(mode: str, pooling: str, tmp_path: Path) 
     ("kinds", "modes", "message"),
     [
         (("Transformer", "Pooling"), {"pooling_mode_lasttoken": True}, "pooling_mode_lasttoken"),
-        (("Transformer", "Pooling"), {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
         (
             ("Transformer", "Pooling", "Normalize", "Dense"),
             {"pooling_mode_mean_tokens": True},

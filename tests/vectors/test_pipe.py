@@ -24,7 +24,7 @@ from tests.util import LISTENER, SENTENCES, adam
 from tests.vectors.conftest import TEXTS, build
 
 
-@pytest.mark.parametrize("doc_pooling", ["mean", "first"])
+@pytest.mark.parametrize("doc_pooling", ["mean", "first", "max"])
 def test_vectors_are_those_of_transformers(doc_pooling: str, bert_dir: Path) -> None:
     nlp = build(bert_dir, doc_pooling=doc_pooling)
     model = transformers.AutoModel.from_pretrained(bert_dir).eval()
@@ -36,9 +36,38 @@ def test_vectors_are_those_of_transformers(doc_pooling: str, bert_dir: Path) -> 
             continue
         with torch.inference_mode():
             states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy()
-        expected = states[0] if doc_pooling == "first" else states.mean(axis=0)
+        pools = {"first": states[0], "mean": states.mean(axis=0), "max": states.max(axis=0)}
+        expected = pools[doc_pooling]
         np.testing.assert_allclose(doc.vector, expected / np.linalg.norm(expected), atol=1e-5)
         assert doc.vector_norm == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("doc_pooling", ["mean", "first", "max"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "last"])
+def test_every_pooling_of_docs_beside_every_pooling_of_tokens(
+    pooling: str, doc_pooling: str, bert_dir: Path
+) -> None:
+    """The vectors of one do not depend on the other, and gradients flow back to both."""
+    nlp = build(bert_dir, pooling=pooling, doc_pooling=doc_pooling, window=24, overlap=6)
+    tokens = build(bert_dir, pooling=pooling, window=24, overlap=6)
+    docs = build(bert_dir, doc_pooling=doc_pooling, window=24, overlap=6)
+    for own, one, other in zip(*(each.pipe(TEXTS) for each in (nlp, tokens, docs)), strict=True):
+        np.testing.assert_allclose(own.tensor, one.tensor, atol=1e-5)
+        np.testing.assert_allclose(own.vector, other.vector, atol=1e-5)
+    encoder = get_encoder(nlp.get_pipe("transformer").model)  # type: ignore[attr-defined]
+    texts = [nlp.make_doc(text) for text in TEXTS[:4]]
+    encoded = encoder._encode(texts, with_docs=True)
+    ops, generator = encoder_ops(nlp), np.random.default_rng(0)
+    rows = generator.normal(size=(encoded.pooling.n_rows, 3)).astype("f")
+    vectors, backprop = encoded.pooling.forward(ops, rows)
+    weights = generator.normal(size=vectors.shape).astype("f")
+    d_rows = backprop(weights)
+    for place in [*zip(generator.integers(0, len(rows), 20).tolist(), [0, 1, 2] * 7, strict=False)]:
+        moved = rows.copy()
+        moved[place] += 1e-3
+        other, _ = encoded.pooling.forward(ops, moved)
+        difference = ((other - vectors) * weights).sum() / 1e-3
+        assert difference == pytest.approx(d_rows[place], abs=2e-2)
 
 
 def test_windows_of_a_long_doc(bert_dir: Path) -> None:
@@ -137,8 +166,6 @@ def test_replaced_listeners(name: str, bert_dir: Path, tmp_path: Path) -> None:
 def test_the_encoder_says_what_is_missing(bert_dir: Path) -> None:
     with pytest.raises(ConfigError, match='Set doc_pooling = "mean" in'):
         build(bert_dir, doc_pooling=None)
-    with pytest.raises(ConfigError, match='does not work with pooling = "max"'):
-        build(bert_dir, pooling="max")
     with pytest.raises(ConfigValidationError, match="'all' is not"):
         build(bert_dir, doc_pooling="all")
     nlp = build(bert_dir)
