@@ -62,12 +62,10 @@ TEXT_HEADS: dict[str, tuple[str | None, str, str]] = {
     "roberta": ("tanh", "classifier.dense", "classifier.out_proj"),
     "xlm-roberta": ("tanh", "classifier.dense", "classifier.out_proj"),
 }
-# What `distil_vectors` computes of the modules of a sentence encoder.
-_SENTENCE_POOLINGS: dict[str, DocPooling] = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "first",
-    "pooling_mode_max_tokens": "max",
-}
+# What `distil_vectors` computes of the modules of a sentence encoder. Since version 5.2,
+# sentence-transformers names the pooling; before, there was a setting for each.
+_SENTENCE_POOLINGS: dict[str, DocPooling] = {"mean": "mean", "cls": "first", "max": "max"}
+_POOLING = "pooling_mode"
 _ACTIVATIONS: dict[str, Activation] = {"Tanh": "tanh", "Identity": "identity"}
 # As in the architecture.
 _OVERLAP = 32
@@ -421,12 +419,13 @@ def _read_sentence_head(name: str, modules: Any) -> SentenceHead:
             f"{', '.join(kinds)}. Expected an encoder in the folder itself, a pooling, and perhaps "
             "Dense and Normalize."
         )
-    settings = read_json(name, f"{paths[1]}/{CONFIG}")
-    modes = [
-        mode
-        for mode, is_on in (settings or {}).items()
-        if mode.startswith("pooling_mode") and is_on
+    settings = read_json(name, f"{paths[1]}/{CONFIG}") or {}
+    modes = settings.get(_POOLING) or [
+        mode.removeprefix(f"{_POOLING}_").removesuffix("_tokens").removesuffix("_token")
+        for mode, is_on in settings.items()
+        if mode.startswith(_POOLING) and is_on
     ]
+    modes = [modes] if isinstance(modes, str) else modes
     if len(modes) != 1 or modes[0] not in _SENTENCE_POOLINGS:
         raise ConfigError(
             f"{name} cannot become a pipeline: this sentence encoder pools with "

@@ -94,10 +94,47 @@ def test_the_window_is_the_one_of_the_training(token_model: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "pairs", "pipe", "output"),
+    [
+        ({"id2label": {"0": "no", "1": "Entailment"}}, False, "distil_pair", "classes"),
+        ({"id2label": {"0": "no", "1": "yes"}}, True, "distil_pair", "classes"),
+        ({"id2label": {"0": "no", "1": "yes"}}, False, "textcat", None),
+        ({"id2label": {"0": "score"}}, True, "distil_pair", "number"),
+        (
+            {
+                "id2label": {"0": "score"},
+                "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"},
+            },
+            True,
+            "distil_pair",
+            "probability",
+        ),
+        ({"architectures": ["BertForQuestionAnswering"]}, False, "distil_qa", None),
+    ],
+)
+def test_models_that_read_two_texts(
+    settings: dict[str, Any], pairs: bool, pipe: str, output: str | None, text_model: Path
+) -> None:
+    change_config(text_model, **settings)
+    description = describe(str(text_model), "en", pairs=pairs)
+    assert description.pipe == pipe
+    assert description.settings.get("output") == output
+    assert description.reads_pairs == (pipe != "textcat")
+
+
+def test_pairs_are_for_classifiers_of_texts(text_model: Path) -> None:
+    change_config(text_model, problem_type="multi_label_classification")
+    with pytest.raises(ConfigError, match="several labels at once"):
+        describe(str(text_model), "en", pairs=True)
+    change_config(text_model, architectures=["BertForTokenClassification"])
+    with pytest.raises(ConfigError, match=r"--pairs: .*and only a text classifier"):
+        describe(str(text_model), "en", pairs=True)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"architectures": ["BertForMaskedLM"]}, r"BertForMaskedLM.*pieces.*--encoder"),
-        ({"architectures": ["BertForQuestionAnswering"]}, "marks the answer"),
         ({"architectures": ["BertForMultipleChoice"]}, "several texts"),
         ({"architectures": ["BertForTime"]}, "no pipe is known"),
         ({"architectures": None}, 'names no "architectures"'),
@@ -108,7 +145,6 @@ def test_the_window_is_the_one_of_the_training(token_model: Path) -> None:
         ({"model_type": "own", "auto_map": {"AutoModel": "own.Model"}}, "code of its own"),
         ({"problem_type": "regression"}, "regression"),
         ({"id2label": {"0": "score"}}, r"regression.*multi_label_classification"),
-        ({"id2label": {"0": "no", "1": "Entailment"}}, "'Entailment', it compares two texts"),
         ({"model_type": "roberta-prelayernorm"}, "'roberta-prelayernorm' is not known"),
     ],
 )
@@ -182,13 +218,18 @@ def test_a_tokenizer_is_needed(token_model: Path) -> None:
 # Sentence encoders
 
 
+@pytest.mark.parametrize("is_new", [False, True])
 @pytest.mark.parametrize(
     ("mode", "pooling"), [("mean_tokens", "mean"), ("cls_token", "first"), ("max_tokens", "max")]
 )
-def test_poolings_of_sentence_encoders(mode: str, pooling: str, tmp_path: Path) -> None:
+def test_poolings_of_sentence_encoders(
+    mode: str, pooling: str, is_new: bool, tmp_path: Path
+) -> None:
     model = write_encoder(tmp_path / "model", "bert")
     assert describe(str(model), "en").encoding["pooling"] == "mean"
-    modes = {"pooling_mode_cls_token": False, f"pooling_mode_{mode}": True}
+    modes: dict[str, Any] = {"pooling_mode_cls_token": False, f"pooling_mode_{mode}": True}
+    if is_new:  # as version 5.2 of sentence-transformers writes it
+        modes = {"pooling_mode": mode.partition("_")[0], "include_prompt": True}
     write_modules(model, "Transformer", "Pooling", "Normalize", **modes)
     (model / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
     encoding = describe(str(model), "en").encoding
@@ -201,7 +242,7 @@ def test_poolings_of_sentence_encoders(mode: str, pooling: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("kinds", "modes", "message"),
     [
-        (("Transformer", "Pooling"), {"pooling_mode_lasttoken": True}, "pooling_mode_lasttoken"),
+        (("Transformer", "Pooling"), {"pooling_mode_lasttoken": True}, "pools with lasttoken"),
         (
             ("Transformer", "Pooling", "Normalize", "Dense"),
             {"pooling_mode_mean_tokens": True},
@@ -210,8 +251,10 @@ def test_poolings_of_sentence_encoders(mode: str, pooling: str, tmp_path: Path) 
         (
             ("Transformer", "Pooling"),
             {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
-            "pooling_mode_mean_tokens, pooling_mode_max_tokens",
+            "pools with mean, max",
         ),
+        (("Transformer", "Pooling"), {"pooling_mode": "weightedmean"}, "pools with weightedmean"),
+        (("Transformer", "Pooling"), {"pooling_mode": ["cls", "max"]}, "pools with cls, max"),
         (("Transformer",), {}, "has the modules Transformer"),
         (("Transformer", "Pooling"), {}, "pools with nothing"),
     ],
