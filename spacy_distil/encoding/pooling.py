@@ -263,7 +263,7 @@ class MixedPooling(Pooling):
             d_parts: Any = ops.alloc2f(*d_vectors.shape)
             d_parts[order] = d_vectors
             n = len(self.parts[0].lengths)
-            return first[1](d_parts[:n]) + second[1](d_parts[n:])  # type: ignore[no-any-return]
+            return first[1](d_parts[:n]) + second[1](d_parts[n:])
 
         return vectors, backprop
 
