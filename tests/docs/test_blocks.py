@@ -112,6 +112,7 @@ def shorten_configs() -> None:
 
 def run_python(block: Block, namespace: dict[str, Any]) -> None:
     code = "\n" * block.line + block.code  # so that tracebacks have the page's lines
+    code = code.replace("range(3333)", "range(40)")  # fewer texts to search in
     exec(compile(code, ROOT / block.page, "exec"), namespace)
 
 
