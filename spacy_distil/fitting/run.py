@@ -58,6 +58,10 @@ BEST, FAMILY, CACHE = "best", "family", "cache"
 MEASURING = frozenset({"cores", "texts", "words", "batch_size"})
 # Beginning of the names of directories for pipelines that are not kept.
 _SCRATCH = ".scratch-"
+# Fewer words take so little time that other work of the machine shows.
+_FEW_WORDS = 2000
+# Factories of pipes that encode texts by themselves, in pairs.
+PAIR_FACTORIES = ("distil_pair", "distil_qa")
 # Documents on which a quantized start is compared with the original. It has learned nothing yet.
 _CHECKED = 8
 
@@ -87,6 +91,23 @@ class FitRun:
             raise ConfigError(
                 "There is no budget: set one limit or more, such as --words-per-second 20000, "
                 "--size-mb 15 or --min-retention 0.99."
+            )
+        timed = self.settings.latency_ms is not None or self.settings.minimize == "latency_ms"
+        if self.settings.percentile != 50 and not timed:
+            raise ConfigError(
+                f"percentile = {self.settings.percentile} is of the latency, which no budget "
+                "limits. Add --latency-ms, or leave it out."
+            )
+        components = interpolated.get("components", {})
+        in_pairs = [n for n, each in components.items() if each.get("factory") in PAIR_FACTORIES]
+        costs = {*self.settings.limits}
+        if self.settings.min_retention is not None:
+            costs.add(self.settings.minimize)
+        if in_pairs and costs - {"size_mb"}:
+            raise ConfigError(
+                f"{in_pairs[0]!r} reads two texts together, and students are timed on single "
+                "documents: their words/s, latency and memory would be wrong. Limit --size-mb, or "
+                'set --min-retention with --fit.minimize "size_mb".'
             )
         self.distillation = load_config(_without(self.config, SECTION))
         self.teacher_path, self.output, self.gpu_id = str(teacher), output, gpu_id
@@ -556,6 +577,11 @@ class FitRun:
             n_words += len(doc)
             if n_words >= self.settings.words:
                 break
+        if n_words < _FEW_WORDS <= self.settings.words:
+            msg.warn(
+                f"The documents to time on, of {path}, have {n_words:,} words: words/s of so few "
+                "vary. Name more with --fit.texts"
+            )
         if not any(doc.text.strip() for doc in docs):
             raise ConfigError(f"The documents to time on, of {path}, have no words. Name others.")
         return docs

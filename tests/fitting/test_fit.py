@@ -303,6 +303,18 @@ def test_mistakes(teacher: Path, config: Config, tmp_path: Path) -> None:
                 teacher, config, tmp_path / "mistakes", overrides={"fit.size_mb": 9, **overrides}
             )
         shutil.rmtree(tmp_path / "mistakes", ignore_errors=True)
+    with pytest.raises(ConfigError, match="percentile = 95 is of the latency"):
+        spacy_distil.fit(
+            teacher,
+            config,
+            tmp_path / "out",
+            overrides={"fit.size_mb": 9, "fit.percentile": 95},
+        )
+    pairs = Config(config).copy()
+    pairs["components"]["pair"] = {"factory": "distil_pair"}
+    for overrides in ({"fit.words_per_second": 1}, {"fit.min_retention": 0.9, "fit.size_mb": 9}):
+        with pytest.raises(ConfigError, match="'pair' reads two texts together"):
+            spacy_distil.fit(teacher, pairs, tmp_path / "out", overrides=overrides)
     with pytest.raises(ConfigError, match=r"fit\.latency_ms = -1"):
         spacy_distil.fit(teacher, config, tmp_path / "out", overrides={"fit.latency_ms": -1})
     assert not (tmp_path / "out").exists()
