@@ -272,6 +272,7 @@ def pipeline_settings(
     defaults = get_lang_class(lang).default_config
     # Short windows are faster on a CPU. But a question should see all of its paragraph.
     window = None if gpu or "distil_qa" in factories.values() else 192
+    reader = PAIR_READERS.get(*factories.values()) if len(factories) == 1 else None
     return {
         "lang": lang,
         "pipes": factories,
@@ -287,7 +288,8 @@ def pipeline_settings(
         "vector_heads": {},
         "doc_pooling": "mean" if "distil_vectors" in factories.values() else None,
         # Pairs of texts are no annotated documents. For several kinds of pipes, these have all.
-        "reader": PAIR_READERS.get(*factories.values()) if len(factories) == 1 else None,
+        "reader": reader,
+        "suffix": {None: ".spacy", "spacy-distil.Squad.v1": ".json"}.get(reader, ".jsonl"),
         "pair_heads": {},
         "qa_pipes": {},
         "from_teacher": False,

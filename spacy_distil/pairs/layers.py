@@ -95,12 +95,9 @@ def forward(
 
 def init(model: Model[InT, OutT], X: Any = None, Y: Any = None) -> None:
     layer = model.layers[0]
-    if isinstance(layer, DistilListener):
-        encoder = _require_encoder(model)
-    else:
+    if not isinstance(layer, DistilListener):
         layer.initialize()
-        encoder = _require_encoder(model)
-    model.set_dim("nO", encoder.width, force=True)
+    model.set_dim("nO", _require_encoder(model).width, force=True)
 
 
 def _require_encoder(model: Model[InT, OutT]) -> EncoderShim:
