@@ -355,16 +355,15 @@ class DistilQA(TrainablePipe):
         examples = list(examples)
         name = self.cfg["questions"]
         missing = [
-            each.predicted
+            each
             for each in examples
             if questions_of(each.reference, name)
             and answers_of(each.predicted, self.cfg["answers"]) is None
         ]
-        for each in examples:
-            if each.predicted in missing:
-                set_questions(each.predicted, name, questions_of(each.reference, name))
-        if missing:
-            self.set_annotations(missing, self.predict(missing))
+        for each in missing:
+            set_questions(each.predicted, name, questions_of(each.reference, name))
+        docs = [each.predicted for each in missing]
+        self.set_annotations(docs, self.predict(docs))
         return self.scorer(examples, pipe=self, **settings)
 
     def tune_threshold(self, examples: Iterable[Example]) -> float:
