@@ -211,8 +211,8 @@ def _check_graph(session: InferenceSession, width: int, *, has_seconds: bool) ->
     if inputs != expected or outputs != [ROWS]:
         raise WeightsError(
             f"{GRAPH} has the inputs {', '.join(inputs)} and the outputs {', '.join(outputs)}, "
-            f"expected {', '.join(expected)}, and {ROWS} alone. Make it again with 'spacy distil "
-            "quantize'."
+            f"expected {', '.join(expected[:-1])} and {expected[-1]}, and {ROWS} alone. Make it "
+            "again with 'spacy distil quantize'."
         )
     made = session.get_outputs()[0].shape[-1:]
     check_width(made[0] if made else "unknown", width)

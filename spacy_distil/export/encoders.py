@@ -47,7 +47,7 @@ class SourceEncoder:
         self.shim = shim
         self.reads_pairs = reads_pairs
         self.files = shim.to_files() if files is None else files
-        self.weights: EncoderWeights = read_weights(self.files)
+        self.weights: EncoderWeights = read_weights(self.files, pairs=reads_pairs)
         self.n_parameters = count_parameters(self.files)
 
     @property
@@ -67,13 +67,12 @@ class SourceEncoder:
             weights = replace(weights, positions=weights.positions[:window])
             n_parameters -= n_dropped * weights.positions.shape[1]
             config["max_position_embeddings"] = window + first_position(config)
-        n_token_types = 1
-        if isinstance(weights, BertWeights):
-            if self.reads_pairs and weights.second_type is not None:
-                n_token_types = 2
-            else:
-                weights = replace(weights, second_type=None)
-        elif self.reads_pairs and (config.get("type_vocab_size") or 1) > 1:
+        has_types = isinstance(weights, BertWeights) and weights.second_type is not None
+        if (
+            not isinstance(weights, BertWeights)
+            and self.reads_pairs
+            and (config.get("type_vocab_size") or 1) > 1
+        ):
             raise ConfigError(
                 f"A {config['model_type']!r} encoder with type_vocab_size = "
                 f"{config['type_vocab_size']} cannot be turned into an ONNX graph for pairs of "
@@ -83,7 +82,7 @@ class SourceEncoder:
             "format": FORMAT,
             "width": weights.width,
             "n_parameters": n_parameters,
-            **({} if n_token_types == 1 else {"n_token_types": n_token_types}),
+            **({"n_token_types": 2} if has_types else {}),
             "int8_layers": sorted(precision.layers),
             "embedding_bits": precision.embedding_bits if precision.embeddings else 32,
             "reduced_range": precision.reduced_range,

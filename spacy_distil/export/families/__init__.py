@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,10 +46,11 @@ BUILDERS: dict[type, Callable[[Any, Precision], GraphBuilder]] = {
 }
 
 
-def read_weights(files: Mapping[str, Content]) -> EncoderWeights:
+def read_weights(files: Mapping[str, Content], *, pairs: bool = False) -> EncoderWeights:
     """Read the weights of a saved encoder. They share the memory of its file.
 
     files: `config.json` and `model.safetensors`, by name.
+    pairs: whether the graph is to know a second type of tokens, if the family has one.
     Raises ConfigError for an encoder that no graph can be built for, WeightsError for damaged
     files.
     """
@@ -60,7 +62,11 @@ def read_weights(files: Mapping[str, Content]) -> EncoderWeights:
             f"{', '.join(sorted(READERS))}."
         )
     try:
-        return READERS[model_type](config, load_weights(files))
+        read = load_weights(files)
+        weights = READERS[model_type](config, read)
+        if pairs and isinstance(weights, bert.BertWeights):
+            return replace(weights, second_type=bert.read_second_type(read))
+        return weights
     except KeyError as error:
         raise WeightsError(
             f"{WEIGHTS} and config.json of a {model_type!r} encoder do not fit: {error} is missing."

@@ -34,8 +34,6 @@ class BertWeights:
     pieces: (n_vocab, n_embedding) float32.
     positions: (n_positions, n_embedding) float32, from the first piece of a window on. They include
         the embedding of the first token type, because single texts have no other.
-    second_type: (n_embedding,) float32, what the embedding of the second token type has more than
-        the one of the first; `None` if the graph needs none, or the family has none.
     embedding_norm: of the sum of pieces and positions.
     projection: from n_embedding to the width; `None` if they are equal.
     layers: in the order in which they are applied. A shared layer is listed several times.
@@ -44,11 +42,12 @@ class BertWeights:
         distance from query to key, the most negative first. `None` in most families.
     activation: one of ACTIVATIONS.
     epsilon: of every layer normalization.
+    second_type: (n_embedding,) float32, what the embedding of the second token type has more than
+        the one of the first; `None` if the graph needs none, or the family has none.
     """
 
     pieces: np.ndarray
     positions: np.ndarray
-    second_type: np.ndarray | None
     embedding_norm: Norm
     projection: Linear | None
     layers: list[PostNormLayer]
@@ -56,6 +55,7 @@ class BertWeights:
     distance_bias: np.ndarray | None
     activation: str
     epsilon: float
+    second_type: np.ndarray | None = None
 
     @property
     def width(self) -> int:
@@ -86,7 +86,6 @@ def read(config: Mapping[str, Any], weights: Weights) -> BertWeights:
     return BertWeights(
         pieces=weights["embeddings.word_embeddings.weight"],
         positions=positions,
-        second_type=_second_type(weights),
         embedding_norm=norm(weights, "embeddings.LayerNorm"),
         projection=_projection(weights, family),
         layers=_layers(weights, config),
@@ -109,7 +108,8 @@ def _positions(weights: Weights, config: Mapping[str, Any]) -> np.ndarray:
     return positions if token_types is None else positions + token_types[0]
 
 
-def _second_type(weights: Weights) -> np.ndarray | None:
+def read_second_type(weights: Weights) -> np.ndarray | None:
+    """Read what the embedding of the second token type has more than the first one's, if any."""
     token_types = weights.get("embeddings.token_type_embeddings.weight")
     if token_types is None or len(token_types) < 2:
         return None
