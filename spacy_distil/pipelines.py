@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ _UNKNOWN = (
     (re.compile(r"\[E893\] .*? function '(?P<name>[^']+)'"), "registered function"),
     (re.compile(r"\[E048\] .*? language (?P<name>\S+)"), "language"),
 )
+# Factories of pipes that read texts in pairs.
+_PAIR_FACTORIES = ("distil_pair", "distil_qa")
 # A function of a plugin, such as "spacy-curated-transformers.RobertaTransformer.v1".
 _PLUGIN = re.compile(r"(spacy-[\w-]+)\.")
 
@@ -125,6 +127,12 @@ def pipeline_directory(pipeline: str) -> Path:
     package = get_package_path(pipeline)
     meta = load_meta(package / "meta.json")
     return package / f"{meta['lang']}_{meta['name']}-{meta['version']}"
+
+
+def pair_pipes(config: Mapping[str, Any]) -> list[str]:
+    """List the pipes of a config that read texts in pairs, and do nothing for other documents."""
+    components = config.get("components", {})
+    return [n for n, each in components.items() if each.get("factory") in _PAIR_FACTORIES]
 
 
 def read_config(pipeline: str) -> dict[str, Any]:

@@ -108,6 +108,13 @@ class DistilListener(Tok2VecListener):
         """Remember the names of pipe and encoder, for errors, and the encoder, for pairs."""
         self.pipe_name, self.encoder_name = pipe_name, encoder_name
         if self.pairs:
+            if self.encoder not in (None, encoder):
+                warnings.warn(
+                    f"{pipe_name!r} reads pairs of texts with the encoder {encoder_name!r} of "
+                    "another pipeline from now on, in its first pipeline too: both have the same "
+                    "pipe. Load the first one again to use it.",
+                    stacklevel=2,
+                )
             self.encoder = encoder
 
     @property

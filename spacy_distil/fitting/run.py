@@ -45,7 +45,7 @@ from spacy_distil.fitting.results import Fit, Student
 from spacy_distil.fitting.settings import SECTION, FitSettings
 from spacy_distil.hugging_face import load_teacher
 from spacy_distil.hugging_face.description import read_model_config
-from spacy_distil.pipelines import count_bytes
+from spacy_distil.pipelines import count_bytes, pair_pipes
 from spacy_distil.report.machine import describe_machine
 from spacy_distil.runs.directory import RunDirectory
 from spacy_distil.runs.files import atomic_directory
@@ -60,8 +60,6 @@ MEASURING = frozenset({"cores", "texts", "words", "batch_size"})
 _SCRATCH = ".scratch-"
 # Fewer words take so little time that other work of the machine shows.
 _FEW_WORDS = 2000
-# Factories of pipes that encode texts by themselves, in pairs.
-PAIR_FACTORIES = ("distil_pair", "distil_qa")
 # Documents on which a quantized start is compared with the original. It has learned nothing yet.
 _CHECKED = 8
 
@@ -98,8 +96,7 @@ class FitRun:
                 f"percentile = {self.settings.percentile} is of the latency, which no budget "
                 "limits. Add --latency-ms, or leave it out."
             )
-        components = interpolated.get("components", {})
-        in_pairs = [n for n, each in components.items() if each.get("factory") in PAIR_FACTORIES]
+        in_pairs = pair_pipes(interpolated)
         costs = {*self.settings.limits}
         if self.settings.min_retention is not None:
             costs.add(self.settings.minimize)

@@ -59,6 +59,12 @@ def other_of(doc: Doc, name: str) -> str | None:
     return other
 
 
+def other_in(example: Example, name: str) -> str | None:
+    """Return the text that an example names: in its reference, otherwise in the predicted doc."""
+    other = other_of(example.reference, name)
+    return other_of(example.predicted, name) if other is None else other
+
+
 def pairs_of(docs: Iterable[Doc], name: str) -> list[tuple[int, tuple[Doc, str]]]:
     """List the docs that name another text, each with its number and that text."""
     found = ((i, doc, other_of(doc, name)) for i, doc in enumerate(docs))
@@ -86,15 +92,15 @@ def LabelledPairs(
         if path is None:
             raise CorpusError("There are no pairs: set the path of spacy-distil.LabelledPairs.v1.")
         records = list(_read_records(Path(path), limit))
-        labels = dict.fromkeys(record["label"] for record in records if "label" in record)
+        labels = dict.fromkeys(record["label"] for record in records if record.get("label"))
         for record in records:
             predicted, reference = nlp.make_doc(record["text"]), nlp.make_doc(record["text"])
             for doc in (predicted, reference):
                 doc._.set(other, record["other"])
-            if "label" in record:
-                reference.cats = {**dict.fromkeys(labels, 0.0), record["label"]: 1.0}
-            elif "cats" in record:
-                reference.cats = record["cats"]
+            cats = dict(record.get("cats", {}))
+            if record.get("label") is not None:
+                cats |= {**dict.fromkeys(labels, 0.0), record["label"]: 1.0}
+            reference.cats = cats
             yield Example(predicted, reference)
 
     return read
@@ -102,8 +108,9 @@ def LabelledPairs(
 
 def _read_records(path: Path, limit: int) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf8").splitlines()
-    except OSError as error:
+        # Not `splitlines`: JSON strings may have other characters that end lines.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"The pairs in {path} cannot be read: {error}") from error
     n = 0
     for number, line in enumerate(lines, start=1):
@@ -125,7 +132,7 @@ def _parse(line: str) -> dict[str, Any] | None:
     """Parse a line. RETURNS: None if it is no pair."""
     try:
         record = json.loads(line)
-        strings = [record["text"], record["other"], record.get("label", "")]
+        strings = [record["text"], record["other"], record.get("label") or ""]
         numbers = [*record.get("cats", {}).values()]
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -20,7 +20,7 @@ from thinc.types import Floats2d
 from spacy_distil.encoding import Text
 from spacy_distil.engines.files import check_folder, write_pipe_folder
 from spacy_distil.errors import ConfigError
-from spacy_distil.pairs.other import add_extension, other_of, pairs_of
+from spacy_distil.pairs.other import add_extension, other_in, other_of, pairs_of
 from spacy_distil.pairs.scoring import score_pairs
 
 Output = Literal["classes", "probability", "number"]
@@ -121,7 +121,7 @@ class DistilPair(TrainablePipe):
             raise ValueError(Errors.E187)
         if label in self.labels:
             return 0
-        if self.model.maybe_get_dim("nO") is not None:
+        if self.model.get_ref("output_layer").has_param("W"):
             raise ConfigError(
                 f"{self.name!r} has outputs for the labels {', '.join(self.labels)}. For the label "
                 f"{label!r} too, add it before the pipe is initialized, and train."
@@ -129,7 +129,8 @@ class DistilPair(TrainablePipe):
         if self.output != "classes" and self.labels:
             raise ConfigError(
                 f"{self.name!r} with output = {self.output!r} has one label, {self.labels[0]!r}. "
-                f'For {label!r} too, set output = "classes", or add another pipe.'
+                f"If {label!r} is of another pipe, name the labels of each in "
+                f"[initialize.components.{self.name}] labels."
             )
         self.cfg["labels"] = [*self.labels, label]
         self.vocab.strings.add(label)
@@ -152,7 +153,8 @@ class DistilPair(TrainablePipe):
     def predict_pairs(self, pairs: Sequence[tuple[Text, Text]]) -> np.ndarray:
         """Compute probabilities or scores, (n_pairs, n_labels) float32."""
         for pair in pairs:
-            if len(pair) != 2 or not all(isinstance(text, (str, Doc)) for text in pair):
+            whole = isinstance(pair, (tuple, list)) and len(pair) == 2
+            if not whole or not all(isinstance(text, (str, Doc)) for text in pair):
                 raise ConfigError(
                     f"{pair!r:.80} is no pair of texts: expected two docs or strings."
                 )
@@ -199,7 +201,7 @@ class DistilPair(TrainablePipe):
         sgd: Optimizer | None = None,
         losses: dict[str, float] | None = None,
     ) -> dict[str, float]:
-        """Learn from the examples whose references name another text and have labels.
+        """Learn from the examples that name another text and have labels.
 
         losses: receives the loss, summed over pairs, under the component's name.
         """
@@ -220,15 +222,17 @@ class DistilPair(TrainablePipe):
         return losses
 
     def has_gold(self, example: Example) -> bool:
-        """Whether the reference of an example names another text and has a label of the pipe."""
-        cats = example.reference.cats
-        has_label = any(label in cats for label in self.labels)
-        return has_label and other_of(example.reference, self.cfg["other"]) is not None
+        """Whether an example names another text and is annotated for the pipe: with one of its
+        classes above 0, or with its score.
+        """
+        cats = [example.reference.cats[x] for x in self.labels if x in example.reference.cats]
+        has_label = sum(cats) > 0 if self.output == "classes" else bool(cats)
+        return has_label and other_in(example, self.cfg["other"]) is not None
 
     def read_pairs(self, examples: Sequence[Example]) -> list[tuple[Text, Text]]:
-        """Return the pairs of examples whose references name another text."""
+        """Return the pairs of examples that name another text."""
         name = self.cfg["other"]
-        found = [(each.predicted, other_of(each.reference, name)) for each in examples]
+        found = [(each.predicted, other_in(each, name)) for each in examples]
         return [(doc, other) for doc, other in found if other is not None]
 
     def get_loss(self, examples: Iterable[Example], logits: Any) -> tuple[float, Any]:
@@ -244,7 +248,8 @@ class DistilPair(TrainablePipe):
                 f"{self.name!r} learns from doc.cats from {float(truth.min())} to "
                 f'{float(truth.max())}: expected 0 to 1. For other numbers set output = "number".'
             )
-        difference = self.to_scores(logits) - truth
+        scores = self.to_scores(logits)
+        difference = scores - truth
         if self.output == "number":
             loss = 0.5 * float((difference**2).sum())
         elif self.output == "probability":
@@ -253,6 +258,8 @@ class DistilPair(TrainablePipe):
             largest = logits.max(axis=1, keepdims=True)
             sums = xp.log(xp.exp(logits - largest).sum(axis=1, keepdims=True)) + largest
             loss = float((truth * (sums - logits)).sum())
+            # Annotation need not sum to 1.
+            difference = truth.sum(axis=1, keepdims=True) * scores - truth
         if not np.isfinite(loss):
             raise ValueError(Errors.E910.format(name=self.name))
         return loss, difference
@@ -300,7 +307,7 @@ class DistilPair(TrainablePipe):
                 self.add_label(label)
         else:
             for example in get_examples():
-                if other_of(example.reference, self.cfg["other"]) is not None:
+                if other_in(example, self.cfg["other"]) is not None:
                     for label in example.reference.cats:
                         self.add_label(label)
         if len(self.labels) < (2 if self.output == "classes" else 1):
@@ -310,6 +317,13 @@ class DistilPair(TrainablePipe):
                 f"{'2 or more' if self.output == 'classes' else 'one'}. They come from doc.cats of "
                 f"references that name another text in {named}. 'spacy-distil.LabelledPairs.v1' "
                 "reads both from JSON lines."
+            )
+        n_outputs = self.model.maybe_get_dim("nO")
+        if n_outputs not in (None, len(self.labels)):
+            raise ConfigError(
+                f"{self.name!r} has {len(self.labels)} labels ({', '.join(self.labels)}), but its "
+                f"model nO = {n_outputs}. Leave nO out, or name the labels in "
+                f"[initialize.components.{self.name}] labels."
             )
         self.model.set_dim("nO", len(self.labels))
         self.model.initialize()

@@ -136,6 +136,10 @@ class DistilQA(TrainablePipe):
         answers: str = "answers",
         scorer: Callable | None = None,
     ) -> None:
+        if questions == answers:
+            raise ConfigError(
+                f"questions = answers = {answers!r} of {name!r}: expected two extensions."
+            )
         if max_answer_tokens < 1:
             raise ConfigError(
                 f"max_answer_tokens = {max_answer_tokens} of {name!r}: expected at least 1."
@@ -177,16 +181,20 @@ class DistilQA(TrainablePipe):
             questions = [questions]
         return self.answer_pairs([(question, doc) for question in questions], n_best)
 
-    def answer_pairs(self, pairs: Sequence[tuple[str, Doc]], n_best: int = 1) -> list[list[Answer]]:
+    def answer_pairs(self, pairs: Iterable[tuple[str, Doc]], n_best: int = 1) -> list[list[Answer]]:
         """Answer questions, each about a doc of its own.
 
         n_best, RETURNS: as in `answer`.
         """
         if n_best < 1:
             raise ConfigError(f"n_best = {n_best}: expected at least 1.")
+        pairs = list(pairs)
         for pair in pairs:
-            if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Doc):
-                raise ConfigError(f"{pair!r:.80}: expected a question, a string, and a doc.")
+            whole = isinstance(pair, (tuple, list)) and len(pair) == 2
+            if not whole or not isinstance(pair[0], str) or not isinstance(pair[1], Doc):
+                raise ConfigError(
+                    f"{pair!r:.80}: expected a pair of a question, which is a string, and a doc."
+                )
         return [
             self._to_answers(doc, spans)
             for (_, doc), spans in zip(pairs, self.find_spans(pairs, n_best), strict=True)
@@ -301,6 +309,7 @@ class DistilQA(TrainablePipe):
         Raises ConfigError if there are not as many answers as questions.
         """
         questions = questions_of(example.reference, self.cfg["questions"])
+        questions = questions or questions_of(example.predicted, self.cfg["questions"])
         answers = answers_of(example.reference, self.cfg["answers"])
         if answers is None:
             return questions, [None] * len(questions)
@@ -456,6 +465,14 @@ def score_examples(
     for example in examples:
         _, truths = pipe.read_answers(example)
         predicted = answers_of(example.predicted, pipe.cfg["answers"]) or [[] for _ in truths]
+        if not truths:
+            continue  # the doc was asked something else
+        if len(predicted) != len(truths):
+            raise ConfigError(
+                f"The doc that begins with {example.predicted.text[:40]!r} has {len(predicted)} "
+                f"answers in doc._.{pipe.cfg['answers']}, and its reference {len(truths)} "
+                f"questions. Give both the same doc._.{pipe.cfg['questions']}."
+            )
         for own, truth in zip(predicted, truths, strict=True):
             if truth is not None:
                 texts = [each["text"] for each in truth]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,11 +46,13 @@ def questions_of(doc: Doc, name: str) -> list[str]:
 
 def set_questions(doc: Doc, name: str, questions: Sequence[str] | None) -> None:
     """Set the questions about a doc; None for none."""
-    questions = [] if questions is None else questions
-    if isinstance(questions, str) or not all(isinstance(each, str) for each in questions):
-        raise ConfigError(f"doc._.{name} = {questions!r:.60}: expected a list of strings.")
-    if questions:
-        doc.user_data[FURTHER_TEXT + name] = list(questions)
+    given: Any = [] if questions is None else questions
+    is_list = isinstance(given, Iterable) and not isinstance(given, str)
+    found = list(given) if is_list else []
+    if not is_list or not all(isinstance(each, str) for each in found):
+        raise ConfigError(f"doc._.{name} = {given!r:.60}: expected a list of strings.")
+    if found:
+        doc.user_data[FURTHER_TEXT + name] = found
     else:
         doc.user_data.pop(FURTHER_TEXT + name, None)
 
@@ -67,16 +69,19 @@ def set_answers(doc: Doc, name: str, answers: Sequence[Answers] | None) -> None:
     if answers is None:
         doc.user_data.pop(ANSWERS + name, None)
         return
+    found: list[Answers] = []
     try:
-        for each in answers:
-            for answer in each:
-                start = answer["start"]
-                answer.setdefault("end", start + len(answer["text"]))
-                if not 0 <= start < answer["end"] <= len(doc.text):
+        for own in answers:
+            found.append([])
+            for answer in own:
+                start, text = answer["start"], answer["text"]
+                end = answer.get("end", start + len(text))
+                if not 0 <= start < end <= len(doc.text) or doc.text[start:end] != text:
                     raise ValueError
+                found[-1].append({**answer, "end": end})
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"doc._.{name} = {answers!r:.80}: expected a list for each question, of answers such "
-            'as {"text": "Rome", "start": 12}, where 12 is a character of the doc.'
+            'as {"text": "Rome", "start": 12}, where the doc has this text at its character 12.'
         ) from error
-    doc.user_data[ANSWERS + name] = [list(each) for each in answers]
+    doc.user_data[ANSWERS + name] = found

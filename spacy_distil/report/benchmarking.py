@@ -10,9 +10,16 @@ from shutil import which
 from typing import Any
 
 import spacy
+from wasabi import msg
 
 from spacy_distil.errors import ConfigError
-from spacy_distil.pipelines import check_pipeline, count_bytes, import_code
+from spacy_distil.pipelines import (
+    check_pipeline,
+    count_bytes,
+    import_code,
+    pair_pipes,
+    read_config,
+)
 from spacy_distil.report.aggregation import aggregate
 from spacy_distil.report.benchmark_table import to_markdown
 from spacy_distil.report.machine import PACKAGES, describe_machine
@@ -211,6 +218,11 @@ def _check(
     for source in sources.values():
         if source.python is None:
             check_pipeline(source.pipeline)
+            if in_pairs := pair_pipes(read_config(source.pipeline)):
+                msg.warn(
+                    f"{', '.join(in_pairs)} of {source.pipeline}: a pipe that reads texts in pairs "
+                    "does nothing for single documents, so its time is not part of words/s"
+                )
         elif which(source.python) is None:
             raise ConfigError(
                 f"No interpreter {source.python}: expected the python of an environment with "

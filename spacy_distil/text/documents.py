@@ -103,6 +103,8 @@ def read_examples(nlp: Language, path: Path, *, limit: int = 0) -> list[Example]
     """
     from spacy.training import Corpus
 
+    from spacy_distil.text.docs import further_texts
+
     check_test_set(path)
     try:
         examples = list(Corpus(path, limit=limit)(nlp))
@@ -111,4 +113,6 @@ def read_examples(nlp: Language, path: Path, *, limit: int = 0) -> list[Example]
         raise CorpusError(f"Cannot read {path} as .spacy: {reason}. Write it again.") from error
     if not examples:
         raise CorpusError(f"{path} has no documents with tokens in it. At least one is needed.")
+    for example in examples:  # spaCy's reader makes the predicted docs of the text alone
+        example.predicted.user_data.update(further_texts(example.reference))
     return examples

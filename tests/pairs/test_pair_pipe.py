@@ -20,6 +20,7 @@ from thinc.api import Linear
 
 from spacy_distil.component.listener import Listener
 from spacy_distil.errors import ConfigError, CorpusError, WeightsError
+from spacy_distil.export.quantize import quantize
 from spacy_distil.pairs.other import LabelledPairs
 from spacy_distil.pairs.pair_head import PairHead
 from spacy_distil.pairs.pair_pipe import DistilPair
@@ -305,15 +306,112 @@ def test_other_pipes_are_untouched(bert_dir: Path) -> None:
         assert not same.cats
 
 
+def test_pairs_of_the_predicted_doc(bert_dir: Path) -> None:
+    """As in Example.from_dict: the reference has the categories alone."""
+    nlp = build(bert_dir)
+    doc = nlp.make_doc(SENTENCES[0])
+    doc._.other = SENTENCES[1]
+    cats = {label: float(label == "neutral") for label in LABELS}
+    one = Example.from_dict(doc, {"cats": cats})
+    losses: dict[str, float] = {}
+    nlp.update([one], sgd=adam(0.001), losses=losses)
+    assert losses["pair"] > 0
+    assert "pair_acc" in nlp.evaluate([one])
+    one.reference.cats = dict.fromkeys(LABELS, 0.0)
+    losses = {}
+    nlp.update([one], sgd=adam(0.001), losses=losses)
+    assert losses["pair"] == 0, "no class is annotated"
+
+
+def test_annotation_that_does_not_sum_to_1(bert_dir: Path) -> None:
+    nlp = build(bert_dir)
+    pipe: Any = nlp.get_pipe("pair")
+    logits = np.random.default_rng(0).normal(size=(2, 3))
+    batch = examples(nlp)[:2]
+    batch[0].reference.cats = {"entailment": 1.0, "neutral": 1.0}
+    batch[1].reference.cats = {"entailment": 0.4}
+    loss, gradient = pipe.get_loss(batch, logits)
+    for place in np.ndindex(logits.shape):
+        moved = logits.copy()
+        moved[place] += 1e-4
+        difference = (pipe.get_loss(batch, moved)[0] - loss) / 1e-4
+        assert difference == pytest.approx(gradient[place], abs=1e-3)
+
+
+@pytest.mark.parametrize("n_outputs", [3, 4])
+def test_a_number_of_outputs_in_the_config(n_outputs: int, bert_dir: Path) -> None:
+    nlp = spacy.blank("en")
+    own = {"@architectures": "spacy-distil.DistilTransformer.v1", "name": str(bert_dir)}
+    nlp.add_pipe("distil_transformer", name="transformer", config={"model": own})
+    model = {"@architectures": "spacy-distil.PairHead.v1", "nO": n_outputs}
+    nlp.add_pipe("distil_pair", name="pair", config={"model": model})
+    if n_outputs == 4:
+        with pytest.raises(ConfigError, match=r"has 3 labels .* but its model nO = 4"):
+            nlp.initialize(lambda: examples(nlp))
+    else:
+        nlp.initialize(lambda: examples(nlp))
+        assert nlp.get_pipe("pair").labels == LABELS
+
+
+def test_a_sourced_pipe_says_that_its_encoder_has_changed(
+    bert_dir: Path, encoder_dirs: dict[str, Path]
+) -> None:
+    nlp = build(bert_dir)
+    new = spacy.blank("en")
+    own = {"@architectures": "spacy-distil.DistilTransformer.v1", "name": str(bert_dir)}
+    new.add_pipe("distil_transformer", name="transformer", config={"model": own})
+    new.initialize()
+    with pytest.warns(UserWarning, match="with the encoder 'transformer' of another pipeline"):
+        new.add_pipe("pair", source=nlp)
+
+
+def test_quantize_compares_the_pairs_of_its_corpus(bert_dir: Path, tmp_path: Path) -> None:
+    """And scores them: the predicted docs of spaCy's reader have the text alone."""
+    nlp = build(bert_dir)
+    nlp.to_disk(tmp_path / "pipeline")
+    docs = []
+    for text, other in TEXTS:
+        doc = nlp.make_doc(text)
+        doc._.other = other
+        (cats,) = nlp.get_pipe("pair").classify([(text, other)])  # type: ignore[attr-defined]
+        best = max(cats, key=cats.__getitem__)
+        doc.cats = {label: float(label == best) for label in LABELS}
+        docs.append(doc)
+    DocBin(docs=docs, store_user_data=True).to_disk(tmp_path / "pairs.spacy")
+    lines: list[str] = []
+    result = quantize(
+        tmp_path / "pipeline",
+        tmp_path / "fp32",
+        corpus=tmp_path / "pairs.spacy",
+        precision="fp32",
+        log=lines.append,
+    )
+    assert not any("no pairs of texts" in line for line in lines)
+    assert result.agreement.original_scores["pair_acc"] == 1.0
+    assert result.agreement.candidate_scores["pair_acc"] == 1.0
+    (measure,) = (each for each in result.agreement.measures if each.pipe == "pair")
+    assert 0 < (measure.max_difference or 0) < 1e-3
+    DocBin(docs=[nlp.make_doc(text) for text, _ in TEXTS]).to_disk(tmp_path / "plain.spacy")
+    quantize(
+        tmp_path / "pipeline",
+        tmp_path / "other",
+        corpus=tmp_path / "plain.spacy",
+        precision="fp32",
+        log=lines.append,
+    )
+    assert any("no pairs of texts for pair" in line for line in lines)
+
+
 def test_labelled_pairs(nlp: Language, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     lines: list[dict[str, Any]] = [
         {"text": "A man plays.", "other": "Nobody plays.", "label": "contradiction"},
         {"text": "A man plays.", "other": "", "cats": {"related": 0.5}},
-        {"text": "", "other": "A man plays."},
+        {"text": "", "other": "A man\u2028plays.", "label": None},
         {"text": "A man plays.", "other": "Somebody plays.", "label": "entailment"},
     ]
-    path.write_text("\n\n".join(map(json.dumps, lines)))
+    text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    path.write_text(text, encoding="utf-8-sig")
     found = list(LabelledPairs(path)(nlp))
     assert [example.predicted._.other for example in found] == [line["other"] for line in lines]
     assert found[0].reference.cats == {"contradiction": 1.0, "entailment": 0.0}
@@ -333,6 +431,9 @@ def test_labelled_pairs(nlp: Language, tmp_path: Path) -> None:
             list(LabelledPairs(path)(nlp))
     with pytest.raises(CorpusError, match="cannot be read"):
         list(LabelledPairs(tmp_path / "none.jsonl")(nlp))
+    path.write_bytes(b'{"text": "\xe9", "other": "b"}')
+    with pytest.raises(CorpusError, match="cannot be read"):
+        list(LabelledPairs(path)(nlp))
     with pytest.raises(CorpusError, match="set the path"):
         list(LabelledPairs(None)(nlp))
 
@@ -342,8 +443,9 @@ def test_errors(bert_dir: Path) -> None:
     pipe: Any = nlp.get_pipe("pair")
     with pytest.raises(ConfigError, match="is no pair of texts"):
         pipe.classify([("a", "b", "c")])
-    with pytest.raises(ConfigError, match="is no pair of texts"):
-        pipe.classify([("a", None)])
+    for wrong in (("a", None), "ab", 1):
+        with pytest.raises(ConfigError, match="is no pair of texts"):
+            pipe.classify([wrong])
     with pytest.raises(ConfigError, match="has outputs for the labels"):
         pipe.add_label("new")
     assert pipe.add_label("neutral") == 0

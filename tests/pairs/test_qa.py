@@ -185,7 +185,7 @@ def test_answers(qa: Language) -> None:
     assert pipe.answer(doc, []) == []
     with pytest.raises(ConfigError, match="n_best = 0"):
         pipe.answer(doc, "Who?", 0)
-    with pytest.raises(ConfigError, match="expected a question, a string, and a doc"):
+    with pytest.raises(ConfigError, match="expected a pair of a question"):
         pipe.answer_pairs([("Who?", "a text")])  # type: ignore[list-item]
 
 
@@ -244,10 +244,15 @@ def test_questions_of_docs_are_answered_in_a_pipeline(qa: Language) -> None:
     (loaded,) = DocBin().from_bytes(saved).get_docs(qa.vocab)
     assert loaded._.answers == one._.answers
     assert loaded._.questions == list(QUESTIONS[:2])
-    for bad in ("Who?", [3]):
+    for bad in ("Who?", [3], 5):
         with pytest.raises(ConfigError, match="expected a list of strings"):
             two._.questions = bad
-    for wrong in ([3], [[{"text": "a"}]], [[{"text": "a", "start": 999}]]):
+    for wrong in (
+        [3],
+        [[{"text": "a"}]],
+        [[{"text": "a", "start": 999}]],
+        [[{"text": "a", "start": 0}]],
+    ):
         with pytest.raises(ConfigError, match="expected a list for each question"):
             two._.answers = wrong
     two._.questions = None
@@ -430,7 +435,26 @@ def test_answers_that_do_not_belong_to_questions(qa: Language) -> None:
         qa.update([Example(qa.make_doc(doc.text), doc)])
 
 
+def test_questions_of_the_predicted_doc(bert_dir: Path) -> None:
+    """As in Example.from_dict: the reference has the answers alone."""
+    nlp = build(bert_dir, "distil_qa")
+    one = example(nlp, SENTENCES[0], ("Who?", "Ann"))
+    one.reference._.questions = None
+    losses: dict[str, float] = {}
+    nlp.update([one], sgd=adam(0.001), losses=losses)
+    assert losses["qa"] > 0
+    assert "qa_f1" in nlp.evaluate([one])
+    one.reference._.answers = None
+    assert "qa_f1" not in nlp.evaluate([one])
+    other = example(nlp, SENTENCES[0], ("Who?", "Ann"), ("When?", None))
+    other.predicted._.answers = [[]]
+    with pytest.raises(ConfigError, match=r"has 1 answers in .* and its reference 2 questions"):
+        qa_of(nlp).score([other])
+
+
 def test_errors_of_settings(qa: Language) -> None:
+    with pytest.raises(ConfigError, match="expected two extensions"):
+        DistilQA(qa.vocab, qa_of(qa).model, questions="answers")
     with pytest.raises(ConfigError, match="max_answer_tokens = 0"):
         DistilQA(qa.vocab, qa_of(qa).model, max_answer_tokens=0)
     Doc.set_extension("taken_by_others", default=None, force=True)

@@ -20,6 +20,7 @@ from spacy_distil.report.reliability.collecting import judge
 from spacy_distil.report.reliability.measures import measure_pipes
 from spacy_distil.report.results import Benchmark
 from spacy_distil.report.scores import score_pipeline
+from tests.pairs.conftest import build
 from tests.report.markup import Markup
 from tests.report.pictures import colours_of
 from tests.report.stock_pipelines import Trained
@@ -199,3 +200,15 @@ def test_what_cannot_work_is_said_at_once(trained: Trained, tmp_path: Path) -> N
         benchmark(one, texts, gold=tmp_path / "none.spacy")
     with pytest.raises(ConfigError, match="is a file: expected a directory"):
         benchmark(one, texts, texts)
+
+
+def test_pipes_that_read_pairs_are_not_part_of_the_speed(
+    bert_dir: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(bert_dir).to_disk(tmp_path / "pairs")
+    with pytest.raises(CorpusError):  # before any process starts
+        benchmark({"pairs": tmp_path / "pairs"}, tmp_path / "none.txt")
+    assert "its time is not part of words/s" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(CorpusError):
+        benchmark({"a": trained.full}, tmp_path / "none.txt")
+    assert "its time" not in capsys.readouterr().out

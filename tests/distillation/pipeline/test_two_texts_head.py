@@ -155,6 +155,9 @@ def test_other_outputs_do_not_suit(teacher_and_student: tuple[Language, Language
     student.get_pipe("pair").cfg["output"] = "number"  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="has output = 'number', but the teacher's"):
         heads(teacher, student, PairHead, "pair")
+    student.get_pipe("pair").cfg |= {"output": "classes", "other": "hyp"}  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"other = 'hyp' .* the teacher reads doc._.other"):
+        heads(teacher, student, PairHead, "pair")
 
 
 def distil(teacher: Path, tmp_path: Path, **overrides: Any) -> Any:

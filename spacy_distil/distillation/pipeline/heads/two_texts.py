@@ -21,7 +21,7 @@ from spacy_distil.distillation.pipeline.heads.base import (
 from spacy_distil.distillation.pipeline.labels import match_labels
 from spacy_distil.distillation.pipeline.losses import bernoulli_kl, scores_kl
 from spacy_distil.errors import ConfigError
-from spacy_distil.pairs.other import other_of, pairs_of
+from spacy_distil.pairs.other import other_in, pairs_of
 from spacy_distil.pairs.questions import questions_of
 
 
@@ -49,6 +49,7 @@ class PairHead(Head):
                 f'in [components.{student.name}], or target = "gold" in '
                 f"[distillation.pipes.{student.name}]."
             )
+        _check_extension(self, "other")
         self._numbers = match_labels(self.name, self.student.labels, self.teacher.labels)
         self.fields = {"logits": Field("doc", len(self.student.labels), "float32")}
 
@@ -78,7 +79,7 @@ class PairHead(Head):
         own = [
             i
             for i, example in enumerate(examples)
-            if (taught[i] or annotated[i]) and other_of(example.reference, name) is not None
+            if (taught[i] or annotated[i]) and other_in(example, name) is not None
         ]
         if not own:
             return 0.0
@@ -125,6 +126,17 @@ class PairHead(Head):
         return scores_kl(logits, targets, temperature)
 
 
+def _check_extension(head: Any, setting: str) -> None:
+    """Raise ConfigError if teacher and student read further texts from different extensions."""
+    own, theirs = head.student.cfg[setting], head.teacher.cfg[setting]
+    if own != theirs:
+        raise ConfigError(
+            f"{setting} = {own!r} of {head.name!r}, but the teacher reads doc._.{theirs}: it would "
+            f"teach nothing. Set {setting} = {theirs!r} in [components.{head.name}] and in the "
+            "readers of [corpora]."
+        )
+
+
 class QAHead(Head):
     """A distil_qa.
 
@@ -142,6 +154,7 @@ class QAHead(Head):
     ) -> None:
         super().__init__(student, teacher, settings)
         if teacher is not None:
+            _check_extension(self, "questions")
             self.fields = {"logits": Field("item", 2, "float16")}
 
     def record(self, docs: Sequence[Doc]) -> dict[str, list[Array]]:
