@@ -152,19 +152,21 @@ class DistilPair(TrainablePipe):
 
     def predict_pairs(self, pairs: Sequence[tuple[Text, Text]]) -> np.ndarray:
         """Compute probabilities or scores, (n_pairs, n_labels) float32."""
+        ops = self.model.ops
+        return ops.to_numpy(self.to_scores(ops.asarray2f(self.predict_logits(pairs))))
+
+    def predict_logits(self, pairs: Sequence[tuple[Text, Text]]) -> np.ndarray:
+        """Compute the outputs of the model, (n_pairs, n_labels) float32, a few pairs at a time."""
         for pair in pairs:
             whole = isinstance(pair, (tuple, list)) and len(pair) == 2
             if not whole or not all(isinstance(text, (str, Doc)) for text in pair):
                 raise ConfigError(
                     f"{pair!r:.80} is no pair of texts: expected two docs or strings."
                 )
-        if not pairs:
-            return np.zeros((0, len(self.labels)), dtype="f")
-        ops = self.model.ops
-        parts = [
-            ops.to_numpy(self.to_scores(self.model.predict(pairs[i : i + PAIRS_AT_ONCE])))
-            for i in range(0, len(pairs), PAIRS_AT_ONCE)
-        ]
+        parts = [np.zeros((0, len(self.labels)), dtype="f")]
+        for i in range(0, len(pairs), PAIRS_AT_ONCE):
+            logits = self.model.predict(pairs[i : i + PAIRS_AT_ONCE])
+            parts.append(self.model.ops.to_numpy(logits))
         return np.concatenate(parts)
 
     def to_scores(self, logits: Floats2d) -> Floats2d:

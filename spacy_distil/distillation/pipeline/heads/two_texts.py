@@ -61,8 +61,7 @@ class PairHead(Head):
         recorded = np.full((len(docs), len(self._numbers)), np.nan, dtype=np.float32)
         found = pairs_of(docs, self.teacher.cfg["other"])
         if found:
-            model = self.teacher.model
-            logits = model.ops.to_numpy(model.predict([pair for _, pair in found]))
+            logits = self.teacher.predict_logits([pair for _, pair in found])
             rows = np.array([i for i, _ in found])
             recorded[rows[:, None], self._numbers] = logits
         return {"logits": list(recorded[:, None])}
@@ -87,36 +86,27 @@ class PairHead(Head):
         set_dropout_rate(model, drop)
         logits, backprop = model.begin_update(self.student.read_pairs([examples[i] for i in own]))
         loss, d_logits = 0.0, model.ops.xp.zeros_like(logits)
-        for flags, part, learn in (
-            (taught, soft, lambda rows: self._soft_loss(logits[rows], records, own, rows)),
-            (
-                annotated,
-                gold,
-                lambda rows: self.student.get_loss(
-                    [examples[own[row]] for row in rows.tolist()], logits[rows]
-                ),
-            ),
-        ):
-            rows = np.array([row for row, i in enumerate(own) if flags[i]], dtype=np.int64)
-            if len(rows):
-                own_loss, d_own = learn(rows)
-                loss += part * own_loss
-                d_logits[rows] += (weight * part) * d_own
+        rows = [row for row, i in enumerate(own) if taught[i]]
+        if rows:
+            targets = np.concatenate([records["logits"][own[row]] for row in rows])
+            soft_loss, d_soft = self._soft_loss(logits[rows], model.ops.asarray2f(targets))
+            loss += soft * soft_loss
+            d_logits[rows] += (weight * soft) * d_soft
+        rows = [row for row, i in enumerate(own) if annotated[i]]
+        if rows:
+            of_rows = [examples[own[row]] for row in rows]
+            gold_loss, d_gold = self.student.get_loss(of_rows, logits[rows])
+            loss += gold * gold_loss
+            d_logits[rows] += (weight * gold) * d_gold
         self._check_loss(loss)
         backprop(d_logits)
         return loss
 
-    def _soft_loss(
-        self, logits: Any, records: Records, own: Sequence[int], rows: Array
-    ) -> tuple[float, Any]:
+    def _soft_loss(self, logits: Any, targets: Any) -> tuple[float, Any]:
         """Compute the teacher's part of the loss, summed over pairs, and its gradient.
 
-        logits: the student's, (n_rows, n_labels).
-        own: the examples of all logits. rows: the ones of these.
+        logits, targets: the student's and the teacher's, (n_pairs, n_labels).
         """
-        targets = self.student.model.ops.asarray2f(
-            np.concatenate([records["logits"][own[row]] for row in rows])
-        )
         temperature = self.settings.temperature
         if self.student.output == "number":
             difference = logits - targets
