@@ -112,7 +112,8 @@ def write_classifier(
 
 def inputs_of(model: Any, tokenizer: Any, first: str, second: str) -> dict[str, Any]:
     """Encode a pair as transformers does. An empty text is a text, too."""
-    inputs = dict(tokenizer([[first, second]], return_tensors="pt", truncation=False))
+    settings = {"return_tensors": "pt", "truncation": False, "return_token_type_ids": True}
+    inputs = dict(tokenizer([[first, second]], **settings))
     if getattr(model.config, "type_vocab_size", 1) < 2:
         inputs.pop("token_type_ids", None)
     return inputs

@@ -68,7 +68,8 @@ def test_logits_are_those_of_transformers(encoder_dir: Path, tmp_path: Path) -> 
     for question, text in zip(QUESTIONS, SENTENCES, strict=False):
         doc = nlp(text)
         (logits,) = qa_of(nlp).predict_pairs([(question, doc)])
-        inputs = tokenizer(question, text, return_tensors="pt", return_offsets_mapping=True)
+        settings = {"return_offsets_mapping": True, "return_token_type_ids": True}
+        inputs = tokenizer(question, text, return_tensors="pt", **settings)
         offsets, sequence = inputs.pop("offset_mapping")[0].tolist(), inputs.sequence_ids()
         if getattr(model.config, "type_vocab_size", 1) < 2:
             inputs.pop("token_type_ids", None)
