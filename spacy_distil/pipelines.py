@@ -24,7 +24,7 @@ _UNKNOWN = (
     (re.compile(r"\[E048\] .*? language (?P<name>\S+)"), "language"),
 )
 # Factories of pipes that read texts in pairs.
-_PAIR_FACTORIES = ("distil_pair", "distil_qa")
+PAIR_FACTORIES = ("distil_pair", "distil_qa")
 # A function of a plugin, such as "spacy-curated-transformers.RobertaTransformer.v1".
 _PLUGIN = re.compile(r"(spacy-[\w-]+)\.")
 
@@ -132,7 +132,7 @@ def pipeline_directory(pipeline: str) -> Path:
 def pair_pipes(config: Mapping[str, Any]) -> list[str]:
     """List the pipes of a config that read texts in pairs, and do nothing for other documents."""
     components = config.get("components", {})
-    return [n for n, each in components.items() if each.get("factory") in _PAIR_FACTORIES]
+    return [n for n, each in components.items() if each.get("factory") in PAIR_FACTORIES]
 
 
 def read_config(pipeline: str) -> dict[str, Any]:

@@ -16,15 +16,15 @@ ROWS = ("teacher", "copied", "taught", "int8")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained.
+    """The trainings of a benchmark.
 
     pipe: factory of the pipe.
     train, dev: files that the reader of its config reads.
     encoder: directory or hub name of the teacher's encoder.
     layers: of the student.
-    words: in a batch, as spaCy counts them: those of docs.
+    words: in a batch. spaCy counts the words of docs, and no further texts.
     teacher_steps, student_steps: of training.
-    output: directory. What it has is not made again.
+    output: directory of the pipelines. It keeps the ones that it has.
     settings: more options of the teacher's and the student's config.
     """
 

@@ -25,10 +25,10 @@ from spacy.language import Language
 from spacy.tokens import DocBin
 from wasabi import msg
 
+from benchmarks.common.intervals import cell, with_interval
 from benchmarks.common.results import report_results, timestamp
 from benchmarks.common.rows import ROWS, Plan, make_rows
 from benchmarks.glue.tasks import TASKS, Row, Task, read_rows, scorer, write_jsonl
-from benchmarks.vectors.scores import interval
 from spacy_distil.errors import ConfigError, friendly_errors
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.tables import Table
@@ -118,8 +118,7 @@ def run_task(
     for row, path in made.items():
         predicted = predict(load_pipeline(path), task, test)
         both = np.array(list(zip([each.label for each in test], predicted, strict=True)))
-        score = scorer(task)
-        scores[row] = {"score": score(both), "interval": interval(both, score)}
+        scores[row] = with_interval(both, scorer(task))
     return scores
 
 
@@ -164,11 +163,7 @@ def make_table(tasks: Sequence[Task], found: dict[str, dict[str, Any]]) -> Table
         own = [found[task.name][row] for task in tasks]
         teacher = [found[task.name]["teacher"]["score"] for task in tasks]
         mean = np.mean([each["score"] for each in own])
-        cells = [
-            f"{each['score']:.1f} [{each['interval'][0]:.1f}, {each['interval'][1]:.1f}]"
-            for each in own
-        ]
-        rows.append([row, f"{mean:.1f} ({100 * mean / np.mean(teacher):.1f} %)", *cells])
+        rows.append([row, f"{mean:.1f} ({100 * mean / np.mean(teacher):.1f} %)", *map(cell, own)])
     return Table("GLUE", ["pipeline", "mean", *(task.name for task in tasks)], rows)
 
 

@@ -11,7 +11,6 @@ the official scripts compute them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +19,10 @@ import typer
 from spacy.language import Language
 from wasabi import msg
 
+from benchmarks.common.intervals import cell, percent, with_interval
 from benchmarks.common.results import report_results, timestamp
 from benchmarks.common.rows import Plan, make_rows
-from benchmarks.vectors.scores import interval
+from benchmarks.squad.split import read_articles, write_articles
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pairs.squad import Squad, read_squad, score_answer
 from spacy_distil.pipelines import load_pipeline
@@ -80,12 +80,11 @@ def main(
 
 def split(dev: Path, output: Path) -> tuple[Path, Path]:
     """Split articles: the first tenth chooses the best step, the others are scored."""
-    articles = json.loads(dev.read_text(encoding="utf8"))["data"]
+    articles = read_articles(dev)
     n = max(1, len(articles) // 10)
-    output.mkdir(parents=True, exist_ok=True)
     paths = output / "dev-train.json", output / "dev-test.json"
     for path, own in zip(paths, (articles[:n], articles[n:]), strict=True):
-        path.write_text(json.dumps({"data": own}), encoding="utf8")
+        write_articles(own, path)
     return paths
 
 
@@ -102,19 +101,9 @@ def score(nlp: Language, path: Path) -> dict[str, Any]:
         ]
     )
     return {
-        name: {
-            "score": 100 * float(values.mean()),
-            "interval": interval(values, lambda own: 100 * float(own.mean())),
-        }
+        name: with_interval(values, percent)
         for name, values in zip(("em", "f1"), scores.T, strict=True)
     }
-
-
-def cell(own: dict[str, Any], teacher: dict[str, Any]) -> str:
-    """Write a score with its interval and its share of the teacher's."""
-    low, high = own["interval"]
-    kept = 100 * own["score"] / teacher["score"] if teacher["score"] else float("nan")
-    return f"{own['score']:.1f} [{low:.1f}, {high:.1f}] ({kept:.1f} %)"
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ import numpy as np
 import typer
 from wasabi import msg
 
+from benchmarks.common.intervals import cell, percent, with_interval
 from benchmarks.common.results import report_results, timestamp
-from benchmarks.vectors.scores import encode, interval, read_questions
+from benchmarks.vectors.scores import encode, read_questions
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import load_pipeline
 from spacy_distil.tables import Table
@@ -86,31 +87,16 @@ def score(
         for name, each in (("by vectors", order), (f"first {top} sorted again", again)):
             ranks = 1 + (each == places[:, None]).argmax(axis=1)
             results[name] = {
-                "MRR": summarize(1 / ranks),
-                "recall at 1": summarize((ranks == 1).astype(float)),
+                "MRR": with_interval(1 / ranks, percent),
+                "recall at 1": with_interval(ranks == 1, percent),
             }
-        rows = [
-            [
-                name,
-                *(
-                    f"{v['score']:.1f} [{v['interval'][0]:.1f}, {v['interval'][1]:.1f}]"
-                    for v in each.values()
-                ),
-            ]
-            for name, each in results.items()
-        ]
+        rows = [[name, *map(cell, each.values())] for name, each in results.items()]
         note = (
             f"{len(texts):,} questions look for their paragraph among {len(paragraphs):,}. In %, "
             "with 95 % bootstrap intervals over questions."
         )
         table = Table("Sorting what vectors have found", ["order", "MRR", "recall at 1"], rows)
         report_results([table, note], {"results": results}, output=output, stem=stem, date=date)
-
-
-def summarize(values: np.ndarray) -> dict[str, Any]:
-    """Return the mean in percent, and its interval."""
-    own = 100 * values
-    return {"score": float(own.mean()), "interval": interval(own, lambda v: float(v.mean()))}
 
 
 if __name__ == "__main__":

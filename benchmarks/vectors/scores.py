@@ -22,6 +22,7 @@ import typer
 from spacy.language import Language
 from wasabi import msg
 
+from benchmarks.common.intervals import cell, with_interval
 from benchmarks.common.results import report_results, timestamp
 from spacy_distil.errors import friendly_errors
 from spacy_distil.pipelines import load_pipeline
@@ -30,7 +31,6 @@ from spacy_distil.vectors.losses import unit
 from spacy_distil.vectors.scoring import spearman
 
 NEIGHBOURS = 5
-RESAMPLES = 1000
 
 
 def encode(nlp: Language, texts: Sequence[str]) -> np.ndarray:
@@ -106,14 +106,6 @@ def score_intents(nlp: Language, data: Path) -> dict[str, tuple[Any, Callable[..
     return {"BANKING77, kNN accuracy": (right, lambda own: 100 * float(own.mean()))}
 
 
-def interval(values: Any, compute: Callable[..., float]) -> tuple[float, float]:
-    """Compute a 95 % interval by resampling queries or pairs."""
-    rng = np.random.default_rng(0)
-    drawn = [compute(values[rng.integers(0, len(values), len(values))]) for _ in range(RESAMPLES)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def main(
     pipelines: Annotated[list[Path], typer.Argument(help="Pipelines, the teacher first")],
     data: Annotated[Path, typer.Option(help="Directory of the data sets")],
@@ -131,19 +123,14 @@ def main(
             for lang in langs.split(","):
                 found |= score_retrieval(nlp, data, lang)
             results[path.name] = {
-                name: {"score": compute(values), "interval": interval(values, compute)}
-                for name, (values, compute) in found.items()
+                name: with_interval(values, compute) for name, (values, compute) in found.items()
             }
             scores = [f"{each['score']:.1f}" for each in results[path.name].values()]
             msg.info(f"{path.name}: {', '.join(scores)}")
         teacher = results[pipelines[0].name]
         rows = []
         for name, own in results.items():
-            cells = []
-            for key, each in own.items():
-                low, high = each["interval"]
-                kept = 100 * each["score"] / teacher[key]["score"]
-                cells.append(f"{each['score']:.1f} [{low:.1f}, {high:.1f}] ({kept:.1f} %)")
+            cells = [cell(each, teacher[key]) for key, each in own.items()]
             rows.append([name, *cells])
         table = Table("Vectors of texts", ["pipeline", *teacher], rows)
         note = (

@@ -240,8 +240,8 @@ class MixedPooling(Pooling):
 
     columns, weights, lengths: of the vectors in this order, without weights.
     parts: the two poolings.
-    order: (n_vectors,) int64, the number of each vector among those of the first part, and then of
-        the second one.
+    order: (n_vectors,) int64, the number of each vector. The vectors of the first part have the
+        lower numbers.
     """
 
     parts: tuple[Pooling, Pooling]

@@ -6,10 +6,10 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from spacy_distil.engines.config_check import check_settings
 from spacy_distil.errors import DamagedError, WeightsError
@@ -24,6 +24,8 @@ from spacy_distil.runs.digests import (
     write_sums,
 )
 from spacy_distil.runs.files import atomic_contents
+
+T = TypeVar("T")
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -122,15 +124,23 @@ def check_folder(directory: Path) -> None:
         check_directory(directory)
 
 
-@contextmanager
-def write_pipe_folder(directory: Path) -> Iterator[Path]:
-    """Replace the files of a pipe in its directory, see `atomic_contents`, and add their digests.
-
-    YIELDS: a directory for the pipe's own `to_disk`.
+class PipeFolder:
+    """Saves a pipe whole, with digests, and checks them. It stands before `TrainablePipe` among the
+    bases of a pipe.
     """
-    with atomic_contents(directory, own={"cfg", "model", "vocab", SUMS}, last=SUMS) as new:
-        yield new
-        write_sums(new)
+
+    def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
+        """Replace the files of the pipe in a directory, see `atomic_contents`, with digests."""
+        own = {"cfg", "model", "vocab", SUMS}
+        with atomic_contents(Path(path), own=own, last=SUMS) as new:
+            super().to_disk(new, exclude=exclude)  # type: ignore[misc]
+            write_sums(new)
+
+    def from_disk(self: T, path: str | Path, *, exclude: Iterable[str] = ()) -> T:
+        """Read what `to_disk` wrote. Raises WeightsError if a file has changed."""
+        if "model" not in exclude:
+            check_folder(Path(path))
+        return super().from_disk(path, exclude=exclude)  # type: ignore[misc]
 
 
 def _check_pointers(directory: Path) -> None:

@@ -114,7 +114,7 @@ def find_encoders(nlp: Language) -> dict[str, EncoderShim]:
     return encoders
 
 
-def read_pairs(nlp: Language, shim: EncoderShim) -> bool:
+def encodes_pairs(nlp: Language, shim: EncoderShim) -> bool:
     """Tell whether a pipe encodes pairs of texts with an encoder."""
     models = (getattr(pipe, "model", None) for _, pipe in nlp.components)
     return any(

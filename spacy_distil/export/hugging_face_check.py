@@ -19,7 +19,7 @@ from spacy_distil.hugging_face.description import Description
 from spacy_distil.hugging_face.load import ENCODER, load_head_model, read_dense
 from spacy_distil.hugging_face.tags import MISSING
 from spacy_distil.pairs.layers import encoder_of
-from spacy_distil.pairs.qa_head import IMPOSSIBLE
+from spacy_distil.pairs.spans import IMPOSSIBLE
 from spacy_distil.tables import Table
 from spacy_distil.text.docs import same_tokens
 

@@ -261,7 +261,7 @@ def quantize_converted(
 
 
 def _read_encoders(pipeline: str, nlp: Language) -> dict[str, SourceEncoder]:
-    from spacy_distil.export.encoders import SourceEncoder, find_encoders, read_pairs
+    from spacy_distil.export.encoders import SourceEncoder, encodes_pairs, find_encoders
 
     shims = find_encoders(nlp)
     if not shims:
@@ -276,7 +276,8 @@ def _read_encoders(pipeline: str, nlp: Language) -> dict[str, SourceEncoder]:
                 "Start from the pipeline that it was made from."
             )
     return {
-        name: SourceEncoder(shim, reads_pairs=read_pairs(nlp, shim)) for name, shim in shims.items()
+        name: SourceEncoder(shim, reads_pairs=encodes_pairs(nlp, shim))
+        for name, shim in shims.items()
     }
 
 

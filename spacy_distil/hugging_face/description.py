@@ -15,6 +15,7 @@ from spacy_distil.encoding.pooling import DocPooling
 from spacy_distil.engines.files import CONFIG, longest_window
 from spacy_distil.errors import TRAINING, ConfigError, WeightsError, require_all
 from spacy_distil.hugging_face.tags import EntityTags, read_tags
+from spacy_distil.pipelines import PAIR_FACTORIES
 from spacy_distil.text.languages import check_language
 from spacy_distil.vectors.layers import Activation
 
@@ -119,7 +120,7 @@ class Description:
     @property
     def reads_pairs(self) -> bool:
         """Whether the pipe reads two texts together."""
-        return self.pipe in ("distil_pair", "distil_qa")
+        return self.pipe in PAIR_FACTORIES
 
     @property
     def pipe_name(self) -> str | None:

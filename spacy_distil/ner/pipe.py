@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from thinc.api import Config, Model, Optimizer, set_dropout_rate
 from thinc.layers.resizable import resize_linear_weighted
 from thinc.types import Floats2d
 
-from spacy_distil.engines.files import check_folder, write_pipe_folder
+from spacy_distil.engines.files import PipeFolder
 from spacy_distil.errors import ConfigError, DistilError
 from spacy_distil.ner.batch import UNSET, Batch, is_taken
 from spacy_distil.ner.decoding import MISSING, doc_cuts, trim_edges
@@ -164,7 +163,7 @@ def _set_extension(name: str, extension: str) -> None:
         Span.set_extension(extension, default=None)
 
 
-class DistilNER(TrainablePipe):
+class DistilNER(PipeFolder, TrainablePipe):
     """Named entity recognition by a tag per token.
 
     The model returns scores for each doc, (n_tokens, n_tags): probabilities in training, logits (or
@@ -607,17 +606,6 @@ class DistilNER(TrainablePipe):
         if n_trimmed:
             self._warn_of_spaces(n_trimmed, n_docs)
         return sorted(labels)
-
-    def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Write model and labels into a directory, with digests. See `write_pipe_folder`."""
-        with write_pipe_folder(Path(path)) as new:
-            super().to_disk(new, exclude=exclude)
-
-    def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> DistilNER:
-        """Read what `to_disk` wrote. Raises WeightsError if a file has changed."""
-        if "model" not in exclude:
-            check_folder(Path(path))
-        return super().from_disk(path, exclude=exclude)
 
 
 def _find_labels(examples: Iterable[Example]) -> list[str]:

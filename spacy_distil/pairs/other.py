@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from spacy.training import Example
 
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.text.docs import FURTHER_TEXT
+from spacy_distil.vectors.pairs import read_records
 
 
 def add_extension(name: str) -> None:
@@ -91,7 +92,12 @@ def LabelledPairs(
     def read(nlp: Language) -> Iterator[Example]:
         if path is None:
             raise CorpusError("There are no pairs: set the path of spacy-distil.LabelledPairs.v1.")
-        records = list(_read_records(Path(path), limit))
+        expected = (
+            '{"text": "...", "other": "...", "label": "..."}, or instead of "label" numbers as in '
+            '"cats": {"similarity": 0.9}'
+        )
+        found = read_records(Path(path), _is_labelled, expected)
+        records = list(islice(found, limit or None))
         labels = dict.fromkeys(record["label"] for record in records if record.get("label"))
         for record in records:
             predicted, reference = nlp.make_doc(record["text"]), nlp.make_doc(record["text"])
@@ -106,36 +112,7 @@ def LabelledPairs(
     return read
 
 
-def _read_records(path: Path, limit: int) -> Iterator[dict[str, Any]]:
-    try:
-        # Not `splitlines`: JSON strings may have other characters that end lines.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"The pairs in {path} cannot be read: {error}") from error
-    n = 0
-    for number, line in enumerate(lines, start=1):
-        if limit and n >= limit:
-            return
-        if not line.strip():
-            continue
-        if (record := _parse(line)) is None:
-            raise CorpusError(
-                f"{path}, line {number}: {line[:80]!r}. Expected "
-                '{"text": "...", "other": "...", "label": "..."}, or instead of "label" numbers as '
-                'in "cats": {"similarity": 0.9}.'
-            )
-        n += 1
-        yield record
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    """Parse a line. RETURNS: None if it is no pair."""
-    try:
-        record = json.loads(line)
-        strings = [record["text"], record["other"], record.get("label") or ""]
-        numbers = [*record.get("cats", {}).values()]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    whole = all(isinstance(each, str) for each in strings)
-    whole &= all(type(each) in (int, float) for each in numbers)
-    return record if whole else None
+def _is_labelled(record: dict[str, Any]) -> bool:
+    numbers = record.get("cats", {}).values()
+    has_label = isinstance(record.get("label") or "", str)
+    return has_label and all(type(each) in (int, float) for each in numbers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,7 +17,7 @@ from thinc.api import Config, Model, Optimizer, set_dropout_rate
 from thinc.types import Floats2d
 
 from spacy_distil.encoding import Text
-from spacy_distil.engines.files import check_folder, write_pipe_folder
+from spacy_distil.engines.files import PipeFolder
 from spacy_distil.errors import ConfigError
 from spacy_distil.pairs.other import add_extension, other_in, other_of, pairs_of
 from spacy_distil.pairs.scoring import score_pairs
@@ -75,7 +74,7 @@ def make_distil_pair(
     return DistilPair(nlp.vocab, model, name, output=output, other=other, scorer=scorer)
 
 
-class DistilPair(TrainablePipe):
+class DistilPair(PipeFolder, TrainablePipe):
     """Classes or a score of two texts, which the encoder reads together.
 
     `classify` takes pairs of docs or strings. In a pipeline, the pipe sets `doc.cats` of the docs
@@ -329,17 +328,6 @@ class DistilPair(TrainablePipe):
             )
         self.model.set_dim("nO", len(self.labels))
         self.model.initialize()
-
-    def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Write model and settings into a directory, with digests. See `write_pipe_folder`."""
-        with write_pipe_folder(Path(path)) as new:
-            super().to_disk(new, exclude=exclude)
-
-    def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> DistilPair:
-        """Read what `to_disk` wrote. Raises WeightsError if a file has changed."""
-        if "model" not in exclude:
-            check_folder(Path(path))
-        return super().from_disk(path, exclude=exclude)
 
 
 def make_pair_scorer() -> Callable[..., dict[str, Any]]:

@@ -11,10 +11,9 @@ from thinc.types import Floats2d
 
 from spacy_distil.encoding import Pooling, to_ops
 from spacy_distil.pairs.layers import InT, PairRows, pair_rows
+from spacy_distil.pairs.spans import IMPOSSIBLE
 
 OutT = list[Floats2d]
-# The logit of a token without pieces, which neither begins nor ends an answer.
-IMPOSSIBLE = -1e4
 
 
 def QAHead(tok2vec: Model[Any, Any]) -> Model[InT, OutT]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from thinc.api import Config, Model, Optimizer, set_dropout_rate
 from thinc.types import Floats2d
 
 from spacy_distil.encoding import Text
-from spacy_distil.engines.files import check_folder, write_pipe_folder
+from spacy_distil.engines.files import PipeFolder
 from spacy_distil.errors import ConfigError
 from spacy_distil.pairs.questions import (
     Answers,
@@ -116,7 +115,7 @@ def make_distil_qa(
     )
 
 
-class DistilQA(TrainablePipe):
+class DistilQA(PipeFolder, TrainablePipe):
     """Answers to questions about a doc, as spans of the doc.
 
     `answer` takes a doc and questions. In a pipeline, the pipe sets `doc._.answers` of the docs
@@ -156,10 +155,6 @@ class DistilQA(TrainablePipe):
             answers=answers,
         )
         self.scorer = scorer
-
-    @property
-    def is_trainable(self) -> bool:
-        return True
 
     @property
     def threshold(self) -> float:
@@ -424,17 +419,6 @@ class DistilQA(TrainablePipe):
         """Prepare the model."""
         validate_get_examples(get_examples, "DistilQA.initialize")
         self.model.initialize()
-
-    def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Write model and settings into a directory, with digests. See `write_pipe_folder`."""
-        with write_pipe_folder(Path(path)) as new:
-            super().to_disk(new, exclude=exclude)
-
-    def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> DistilQA:
-        """Read what `to_disk` wrote. Raises WeightsError if a file has changed."""
-        if "model" not in exclude:
-            check_folder(Path(path))
-        return super().from_disk(path, exclude=exclude)
 
 
 def _to_dict(answer: Answer) -> dict[str, Any]:

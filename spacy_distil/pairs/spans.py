@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# The logit of a token without pieces, which neither begins nor ends an answer.
+IMPOSSIBLE = -1e4
+
 
 @dataclass(frozen=True)
 class Spans:
@@ -41,7 +44,7 @@ def find_spans(logits: np.ndarray, *, n_best: int, max_tokens: int, may_be_missi
     values = np.concatenate([np.zeros(0), *tried])
     firsts = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(len(t)) for t in tried)])
     widths = np.repeat(np.arange(len(tried)) + 1, list(map(len, tried)))
-    possible = values > IMPOSSIBLE_SPAN
+    possible = values > IMPOSSIBLE / 2  # a sum with one of them is below, any other above
     values, firsts, widths = values[possible], firsts[possible], widths[possible]
     if not len(values):
         return Spans([], [], np.inf)
@@ -55,7 +58,3 @@ def find_spans(logits: np.ndarray, *, n_best: int, max_tokens: int, may_be_missi
         [float(np.exp(values[i] - total)) for i in best],
         null - float(values[best[0]]) if may_be_missing else -np.inf,
     )
-
-
-# A sum with one impossible logit is below, any other above.
-IMPOSSIBLE_SPAN = -5e3

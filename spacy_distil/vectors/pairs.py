@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,9 +88,9 @@ def Pairs(path: str | Path | None, limit: int = 0) -> Callable[[Language], Itera
     def read(nlp: Language) -> Iterator[Example]:
         if path is None:
             raise CorpusError("There are no pairs: set the path of spacy-distil.Pairs.v1.")
-        for number, record in enumerate(_read_records(Path(path))):
-            if limit and number >= limit:
-                break
+        expected = '{"text": "...", "other": "..."}, perhaps with a "score" from -1 to 1'
+        records = read_records(Path(path), _is_scored, expected)
+        for number, record in enumerate(islice(records, limit or None)):
             score = record.get("score")
             group = record["other"] if score is None else f"{number}"
             for role, key in (("query", "text"), ("document", "other")):
@@ -100,27 +101,42 @@ def Pairs(path: str | Path | None, limit: int = 0) -> Callable[[Language], Itera
     return read
 
 
-def _read_records(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf8").splitlines()
-    except OSError as error:
-        raise CorpusError(f"The pairs in {path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+def _is_scored(record: dict[str, Any]) -> bool:
+    score = record.get("score")
+    return score is None or -1 <= float(score) <= 1
+
+
+def read_records(
+    path: Path, is_right: Callable[[dict[str, Any]], bool], expected: str
+) -> Iterator[dict[str, Any]]:
+    """Read a file of JSON lines, each a pair of texts. Empty lines are ignored.
+
+    is_right: whether the other keys of a record are as they should be. An error says no, too.
+    expected: how a line looks, for the error.
+    Raises CorpusError, which names the line, for one that is no pair.
+    """
+    for number, line in _read_lines(path):
+        line = line.strip()
+        if not line:
             continue
         try:
             record = json.loads(line)
             whole = isinstance(record["text"], str) and isinstance(record["other"], str)
-            score = record.get("score")
-            whole = whole and (score is None or -1 <= float(score) <= 1)
+            whole = whole and is_right(record)
         except (ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
-            raise CorpusError(
-                f"{path}, line {number}: {line[:80]!r}. Expected "
-                '{"text": "...", "other": "..."}, perhaps with a "score" from -1 to 1.'
-            )
+            raise CorpusError(f"{path}, line {number}: {line[:80]!r}. Expected {expected}.")
         yield record
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    from spacy_distil.text.readers import read_lines  # only where a file is read
+
+    try:
+        yield from read_lines(path)
+    except (OSError, CorpusError) as error:
+        raise CorpusError(f"The pairs in {path} cannot be read: {error}") from error
 
 
 def BatchPairs(size: int = 64) -> Callable[[Iterable[Example]], Iterator[list[Example]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from spacy.vocab import Vocab
 from thinc.api import Config, Model, Optimizer, set_dropout_rate
 from thinc.types import Floats2d
 
-from spacy_distil.engines.files import check_folder, write_pipe_folder
+from spacy_distil.engines.files import PipeFolder
 from spacy_distil.errors import ConfigError
 from spacy_distil.vectors.losses import in_batch_negatives, scored_pairs
 from spacy_distil.vectors.pairs import VECTOR, Relation, read_relations
@@ -73,7 +72,7 @@ def make_distil_vectors(
     return DistilVectors(nlp.vocab, model, name, temperature=temperature, dims=dims, scorer=scorer)
 
 
-class DistilVectors(TrainablePipe):
+class DistilVectors(PipeFolder, TrainablePipe):
     """A vector of each text, by spaCy's hooks: `doc.vector`, `span.vector` and their similarity.
 
     The vector is kept in `doc.user_data`, too. Hooks are functions, which spaCy does not serialize:
@@ -98,10 +97,6 @@ class DistilVectors(TrainablePipe):
             raise ConfigError(f"dims = {[*dims]} of {name!r}: expected numbers of at least 1.")
         super().__init__(vocab, model, name, temperature=temperature, dims=[*dims])
         self.scorer = scorer
-
-    @property
-    def is_trainable(self) -> bool:
-        return True
 
     @property
     def dims(self) -> list[int]:
@@ -259,17 +254,6 @@ class DistilVectors(TrainablePipe):
         validate_get_examples(get_examples, "DistilVectors.initialize")
         sample = [example.predicted for example in islice(get_examples(), 10)]
         self.model.initialize(X=sample)
-
-    def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Write model and settings into a directory, with digests. See `write_pipe_folder`."""
-        with write_pipe_folder(Path(path)) as new:
-            super().to_disk(new, exclude=exclude)
-
-    def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> DistilVectors:
-        """Read what `to_disk` wrote. Raises WeightsError if a file has changed."""
-        if "model" not in exclude:
-            check_folder(Path(path))
-        return super().from_disk(path, exclude=exclude)
 
 
 # Hooks

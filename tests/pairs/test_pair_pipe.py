@@ -133,7 +133,7 @@ def tagged(nlp: Language) -> list[Example]:
 
 
 def gradients(nlp: Language) -> dict[str, Any]:
-    """The gradients of the encoder, with those of a batch that is still open."""
+    """The gradients of the encoder, after its open batch has been closed."""
     transformer: Any = nlp.get_pipe("transformer")
     transformer._close()
     return {

@@ -21,9 +21,8 @@ from spacy.training import Example
 
 from spacy_distil.errors import ConfigError, CorpusError
 from spacy_distil.hugging_face import load_classifier
-from spacy_distil.pairs.qa_head import IMPOSSIBLE
 from spacy_distil.pairs.qa_pipe import DistilQA
-from spacy_distil.pairs.spans import find_spans
+from spacy_distil.pairs.spans import IMPOSSIBLE, find_spans
 from spacy_distil.pairs.squad import Squad, normalize, read_squad, score_answer
 from tests.pairs.conftest import ODD, build, shim_of, write_classifier
 from tests.util import SENTENCES, adam, encoder_of

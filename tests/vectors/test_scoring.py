@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import spacy
 from scipy.stats import spearmanr
 from spacy.training import Example
 
-from spacy_distil.vectors.pairs import VECTOR, relate
+from spacy_distil.errors import CorpusError
+from spacy_distil.vectors.pairs import VECTOR, Pairs, relate
 from spacy_distil.vectors.scoring import score_vectors, spearman
 
 
@@ -85,3 +88,20 @@ def test_scored_pairs_and_reference_vectors() -> None:
         example.reference.user_data[VECTOR] = np.ones(7)
     assert "vectors_agreement" not in score_vectors(examples)
     assert score_vectors([]) == {}
+
+
+def test_files_of_pairs(tmp_path: Path) -> None:
+    """Lines end where JSON lines end, and an error names the line."""
+    nlp = spacy.blank("en")
+    path = tmp_path / "pairs.jsonl"
+    line = {"text": "One\u2028line.", "other": "Another\u0085one.", "score": 0.5}
+    path.write_text(json.dumps(line, ensure_ascii=False) + "\n\n", encoding="utf-8-sig")
+    texts = [example.text for example in Pairs(path)(nlp)]
+    assert texts == [line["text"], line["other"]]
+    path.write_text('{"text": "a", "other": "b"}\n{"text": "a", "other": "b", "score": 2}')
+    assert len(list(Pairs(path, limit=1)(nlp))) == 2
+    with pytest.raises(CorpusError, match=r"line 2: .* with a \"score\" from -1 to 1"):
+        list(Pairs(path)(nlp))
+    path.write_bytes(b'{"text": "\xe9", "other": "b"}')
+    with pytest.raises(CorpusError, match=r"cannot be read: .*line 1: byte 0xe9"):
+        list(Pairs(path)(nlp))

@@ -57,8 +57,8 @@ class Decisions:
         return self._cache.layout.n_docs
 
     def docs(self, source: str, numbers: Sequence[int], vocab: Vocab) -> list[Doc]:
-        """Return docs after a pipe, without tensors and without user data, apart from that of our
-        pipes.
+        """Return docs after a pipe, without tensors. Of their user data, they keep what our pipes
+        have set or read: vectors, texts and answers.
 
         numbers: of the docs.
         """
